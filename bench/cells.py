@@ -1,0 +1,167 @@
+"""Cells: one frozen model = one measurement. Every setting has a description, a bound and a default.
+
+A cell's identity is the sha256 of its *non-default* settings, so a new setting with a no-op default changes no old id.
+Settings that cannot matter (the block size of a run that neither prunes nor penalises) are put back to their defaults by
+`canonical`, so that equal work written differently is one cell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+ID_DIGITS = 16
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+BlockSize = Annotated[int, Field(ge=1, le=1024)]
+
+
+class Cell(BaseModel):
+    """What all cells share: strict typing, no unknown settings, no NaN or infinity, a stable identity."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    kind: ClassVar[str]
+
+    seed: Natural = Field(0, description="replicate: seeds the operands or the training run")
+    threads: Natural = Field(1, description="CPU threads the cell may use; 0 means all physical cores")
+
+    def canonical(self) -> Self:
+        """The same measurement with every setting that cannot matter put back to its default."""
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that differ from their defaults, by name."""
+        return {
+            name: value
+            for name, value in self.model_dump().items()
+            if value != type(self).model_fields[name].get_default()
+        }
+
+    @property
+    def cell_id(self) -> str:
+        """sha256 of the canonical JSON of kind and non-default settings, the first 16 hex digits."""
+        text = json.dumps({"kind": self.kind, **self.canonical().settings()}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
+
+    def reset(self, *names: str) -> Self:
+        """A copy with the named settings at their defaults."""
+        return self.model_copy(update={name: type(self).model_fields[name].get_default() for name in names})
+
+    def label(self) -> str:
+        """A few words for progress lines."""
+        return " ".join(f"{name}={value}" for name, value in self.settings().items())
+
+
+def _require_division(field: str, size: int, block_size: int) -> None:
+    if size % block_size:
+        below, above = size // block_size * block_size, -(-size // block_size) * block_size
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise ValueError(
+            f"{field}: {size} is not divisible by block_size {block_size}; nearest sizes that work: {nearest}"
+        )
+
+
+class GemmCell(Cell):
+    """One backend timed against one baseline on Y[m, n] = W[m, k] @ X[k, n] with a block-sparse W."""
+
+    kind: ClassVar[str] = "gemm"
+
+    # fmt: off
+    backend: str = Field("native", description="backend under test")
+    baseline: str = Field("dense", description="backend it is paired with; it multiplies the unpruned weight")
+    op: Literal["dsd"] = Field("dsd", description="product: dsd is dense = sparse x dense")
+    m: Count = Field(1024, description="rows of W, elements")
+    k: Count = Field(1024, description="columns of W, elements")
+    n: Count = Field(32, description="columns of X, elements (batch)")
+    block_size: BlockSize = Field(16, description="side of a square weight block, elements")
+    target_sparsity: Fraction = Field(0.8, description="share of blocks wanted empty, fraction")
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = Field("float32", description="type of values and operands")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
+    cache: Literal["hot", "cold"] = Field("hot", description="operands left in cache, or evicted before each sample")
+    # fmt: on
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        _require_division("m", self.m, self.block_size)
+        _require_division("k", self.k, self.block_size)
+        return self
+
+
+class TrainCell(Cell):
+    """One language model trained, pruned and evaluated."""
+
+    kind: ClassVar[str] = "train"
+
+    # fmt: off
+    dataset: str = Field("pydoc", description="corpus")
+    train_tokens: Natural = Field(0, description="tokens of the training text used in an epoch; 0 means all")
+    eval_tokens: Natural = Field(0, description="tokens of validation and of test text used; 0 means all")
+    model: str = Field("lstm", description="architecture")
+    embedding_size: Count = Field(64, description="width of the embedding and of the tied decoder")
+    hidden_size: Count = Field(128, description="width of every LSTM layer but the last, which has the embedding's")
+    num_layers: Count = Field(2, description="LSTM layers")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="dropout between layers, fraction")
+    optimizer: Literal["sgd", "adam", "asgd"] = Field("adam", description="torch optimizer")
+    learning_rate: Positive = Field(0.002, description="learning rate (its peak, where the rate is scheduled)")
+    lr_schedule: Literal["constant", "one_cycle"] = Field("constant", description="learning rate over the run")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="momentum of sgd")
+    weight_decay: NonNegative = Field(0.0, description="L2 penalty inside the optimizer")
+    clip: NonNegative = Field(0.25, description="gradient norm is clipped to this; 0 means never")
+    epochs: Count = Field(4, description="passes over the training tokens")
+    batch_size: Count = Field(20, description="parallel token streams")
+    bptt: Count = Field(35, description="time steps of truncated back-propagation")
+
+    block_size: BlockSize = Field(16, description="side of a square weight block, elements")
+    scope: Literal["weight_hh", "all"] = Field("all", description="weights pruned and penalised: recurrent ones, or every LSTM matrix")
+    lasso: Literal["none", "subgradient", "hinge", "proximal"] = Field("none", description="form of the block-lasso penalty")
+    lasso_strength: NonNegative = Field(1e-4, description="lambda of the block lasso")
+    lasso_budget: NonNegative = Field(0.0, description="k of the hinge: sum of block norms below which it is silent")
+    lasso_scaled: bool = Field(True, description="multiply each block's norm by sqrt(elements in the block)")
+    schedule: str = Field("none", description="pruning schedule")
+    criterion: str = Field("l2", description="score by which blocks go")
+    target_sparsity: Fraction = Field(0.0, description="share of blocks wanted empty at the end, fraction")
+    prune_begin: Fraction = Field(0.0, description="where the ramp begins (or one_shot cuts), fraction of all steps")
+    prune_end: Fraction = Field(0.8, description="where the ramp ends, fraction of all steps")
+    prune_every: Count = Field(10, description="steps between two mask updates of a ramp")
+    # fmt: on
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.prunes or self.lasso != "none":
+            _require_division("hidden_size", self.hidden_size, self.block_size)
+            _require_division("embedding_size", self.embedding_size, self.block_size)
+        if self.prune_end < self.prune_begin:
+            raise ValueError(f"prune_end: {self.prune_end} lies before prune_begin {self.prune_begin}")
+        return self
+
+    @property
+    def prunes(self) -> bool:
+        return self.schedule != "none" and self.target_sparsity > 0.0
+
+    def canonical(self) -> Self:
+        cell = self
+        if self.optimizer != "sgd":
+            cell = cell.reset("momentum")
+        if not self.prunes:
+            cell = cell.reset("schedule", "criterion", "target_sparsity", "prune_begin", "prune_end", "prune_every")
+        elif self.schedule == "pre":
+            cell = cell.reset("prune_begin", "prune_end", "prune_every")
+        elif self.schedule == "one_shot":
+            cell = cell.reset("prune_end", "prune_every")
+        if self.lasso == "none":
+            cell = cell.reset("lasso_strength", "lasso_scaled")
+        if self.lasso != "hinge":
+            cell = cell.reset("lasso_budget")
+        if not self.prunes and self.lasso == "none":
+            cell = cell.reset("block_size", "scope")
+        return cell
+
+
+KINDS: dict[str, type[Cell]] = {cell.kind: cell for cell in (GemmCell, TrainCell)}

@@ -1,0 +1,124 @@
+"""The columns of the result tables: one entry a column, with type, unit, role and meaning.
+
+Roles: `result` is deterministic (equal after a resume), `measured` differs from run to run, `provenance` says where and with
+what it was made. Settings are columns too; their types and descriptions come from `bench.cells`.
+Rows hold settings and measurements, never predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+Role = Literal["identity", "result", "measured", "provenance"]
+
+STATUSES = {
+    "ok": "measured and checked",
+    "unsupported": "this backend cannot do it here; see reason",
+    "wrong": "the output missed the float64 reference; no time is stored",
+    "diverged": "the loss became NaN or infinite; the epochs before it are kept",
+    "failed": "an exception; see reason",
+    "out_of_memory": "memory ran out",
+    "timeout": "stopped at the time limit of a cell",
+    "crashed": "the worker process died",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `unit` is empty where there is none; a null means 'does not apply or was not reached'."""
+
+    name: str
+    type: pa.DataType
+    role: Role
+    unit: str
+    doc: str
+
+
+NORM_MAP = pa.struct(
+    [
+        ("weight", pa.string()),
+        ("grid_rows", pa.int32()),
+        ("grid_cols", pa.int32()),
+        ("norms", pa.list_(pa.float32())),
+    ]
+)
+
+# fmt: off
+IDENTITY = (
+    Column("cell_id", pa.string(), "identity", "", "sha256 of the non-default settings, 16 hex digits"),
+    Column("kind", pa.string(), "identity", "", "kind of cell: the table it is in"),
+    Column("status", pa.string(), "result", "", "how the cell ended: " + ", ".join(STATUSES)),
+    Column("reason", pa.string(), "result", "", "why it is not ok, one line"),
+)
+
+GEMM = (
+    Column("kernel", pa.string(), "result", "", "what ran for the backend"),
+    Column("baseline_kernel", pa.string(), "result", "", "what ran for the baseline"),
+    Column("sparsity", pa.float64(), "result", "fraction", "achieved share of empty blocks"),
+    Column("nnzb", pa.int64(), "result", "blocks", "kept blocks"),
+    Column("num_empty", pa.int64(), "result", "blocks", "empty blocks, K"),
+    Column("weight_bytes", pa.int64(), "result", "bytes", "values of the weight as the backend stores it"),
+    Column("index_bytes", pa.int64(), "result", "bytes", "indices of the weight as the backend stores it"),
+    Column("error_ratio", pa.float64(), "measured", "", "largest |error| / componentwise bound against float64; at most 1"),
+    Column("prepare_ms", pa.float64(), "measured", "ms", "compile, convert and allocate, once"),
+    Column("time_ms", pa.float64(), "measured", "ms", "median time of one product by the backend"),
+    Column("baseline_ms", pa.float64(), "measured", "ms", "median time of one product by the baseline"),
+    Column("samples_ms", pa.list_(pa.float64()), "measured", "ms", "every sample of the backend, time per product"),
+    Column("baseline_samples_ms", pa.list_(pa.float64()), "measured", "ms", "every sample of the baseline, paired by position"),
+    Column("launches_per_sample", pa.int64(), "measured", "", "products timed together in one sample"),
+    Column("noisy", pa.bool_(), "measured", "", "middle half of the pairwise ratios spread over more than 10 % of their median"),
+    Column("timer", pa.string(), "result", "", "clock that took the samples"),
+)
+
+TRAIN = (
+    Column("epoch", pa.int64(), "result", "", "1 for the first; 0 is before training (block norms only); null where none was finished"),
+    Column("step", pa.int64(), "result", "", "optimizer steps done"),
+    Column("train_ppl", pa.float64(), "result", "", "perplexity while training this epoch, exp(mean nats per token)"),
+    Column("val_ppl", pa.float64(), "result", "", "validation perplexity after this epoch"),
+    Column("test_ppl", pa.float64(), "result", "", "test perplexity after this epoch"),
+    Column("scheduled_sparsity", pa.float64(), "result", "fraction", "what the schedule asks for at the end of this epoch"),
+    Column("sparsity", pa.float64(), "result", "fraction", "achieved share of empty blocks of the prunable weights after this epoch"),
+    Column("mean_sparsity", pa.float64(), "result", "fraction", "achieved sparsity averaged over the steps of this epoch"),
+    Column("zero_block_share", pa.float64(), "result", "fraction", "blocks that are exactly zero, pruned or driven there by the proximal step"),
+    Column("lasso_penalty", pa.float64(), "result", "nats", "block-lasso penalty after this epoch, lambda included"),
+    Column("train_tokens_seen", pa.int64(), "result", "tokens", "targets trained on in this epoch"),
+    Column("eval_tokens_seen", pa.int64(), "result", "tokens", "validation targets evaluated"),
+    Column("vocabulary", pa.int64(), "result", "types", "size of the vocabulary"),
+    Column("corpus_sha256", pa.string(), "result", "", "sha256 of the token streams, 16 hex digits"),
+    Column("parameters", pa.int64(), "result", "", "parameters, the tied embedding counted once"),
+    Column("prunable_parameters", pa.int64(), "result", "", "parameters in prunable weights"),
+    Column("block_norms", pa.list_(NORM_MAP), "result", "", "L2 norm of every block of every prunable weight, at the first (0), middle and last epoch"),
+    Column("train_seconds", pa.float64(), "measured", "s", "training part of this epoch"),
+    Column("eval_seconds", pa.float64(), "measured", "s", "evaluation part of this epoch"),
+)
+
+PROVENANCE = (
+    Column("schema_version", pa.int64(), "provenance", "", "version of these columns"),
+    Column("commit", pa.string(), "provenance", "", "git commit of the suite, empty outside a checkout"),
+    Column("dirty", pa.bool_(), "provenance", "", "the checkout had uncommitted changes"),
+    Column("source_hash", pa.string(), "provenance", "", "sha256 of the sources of kernels/ and bench/, 16 hex digits"),
+    Column("device_name", pa.string(), "provenance", "", "processor or GPU model"),
+    Column("cores", pa.int64(), "provenance", "", "logical cores"),
+    Column("threads_used", pa.int64(), "provenance", "", "threads in force, read back from torch"),
+    Column("os", pa.string(), "provenance", "", "operating system and machine"),
+    Column("driver", pa.string(), "provenance", "", "GPU driver version, empty on a CPU"),
+    Column("python", pa.string(), "provenance", "", "Python version"),
+    Column("torch", pa.string(), "provenance", "", "torch version"),
+    Column("blas", pa.string(), "provenance", "", "BLAS torch was built with"),
+    Column("workers", pa.int64(), "provenance", "", "cells that were running side by side"),
+    Column("started_at", pa.string(), "provenance", "", "UTC, ISO 8601"),
+    Column("cell_seconds", pa.float64(), "provenance", "s", "wall time of the whole cell"),
+)
+# fmt: on
+
+COLUMNS: dict[str, tuple[Column, ...]] = {"gemm": GEMM, "train": TRAIN}
+
+
+def columns(kind: str) -> tuple[Column, ...]:
+    """Every column of one table but the settings, in order."""
+    return (*IDENTITY, *COLUMNS[kind], *PROVENANCE)

@@ -1,0 +1,117 @@
+"""BlockMask: which blocks of a weight matrix are kept.
+
+With an r x c grid of blocks, K = `num_empty` and K_i = `num_empty_per_row`, sparsity is rho = K / (r c)
+(slides, "Sparsity": rho = K / n^2 for a square grid).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def nearest_multiples(size: int, block_size: int) -> str:
+    """'640 or 672': the sizes around `size` that `block_size` divides, for error messages."""
+    below, above = size // block_size * block_size, -(-size // block_size) * block_size
+    return f"{below} or {above}" if below else f"{above}"
+
+
+def grid_shape(rows: int, cols: int, block_size: int) -> tuple[int, int]:
+    """Blocks along each side of a rows x cols matrix; ValueError naming the nearest sizes where it does not divide."""
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    for side, size in (("rows", rows), ("columns", cols)):
+        if size % block_size or size < 1:
+            raise ValueError(
+                f"block_size {block_size} does not divide the weight's {size} {side}; "
+                f"nearest sizes that work: {nearest_multiples(size, block_size)}"
+            )
+    return rows // block_size, cols // block_size
+
+
+def blocks_to_empty(sparsity: float, num_blocks: int) -> int:
+    """How many of `num_blocks` blocks are empty at `sparsity` in [0, 1] (to the nearest block, halves up)."""
+    if not 0.0 <= sparsity <= 1.0:
+        raise ValueError(f"sparsity must be a fraction in [0, 1], got {sparsity}")
+    return int(sparsity * num_blocks + 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMask:
+    """A boolean grid over square blocks, True = kept.
+
+    kept: bool[grid_rows, grid_cols], on the CPU. block_size: side of a block in elements.
+    """
+
+    kept: Tensor
+    block_size: int
+
+    def __post_init__(self) -> None:
+        if self.kept.dtype != torch.bool or self.kept.ndim != 2:
+            raise ValueError(
+                f"a BlockMask needs a 2-d bool grid, got {self.kept.dtype} with shape {tuple(self.kept.shape)}"
+            )
+        if self.block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {self.block_size}")
+
+    @classmethod
+    def full(cls, rows: int, cols: int, block_size: int) -> BlockMask:
+        """Every block of a rows x cols matrix kept."""
+        return cls(torch.ones(grid_shape(rows, cols, block_size), dtype=torch.bool), block_size)
+
+    @classmethod
+    def from_scores(cls, scores: Tensor, sparsity: float, block_size: int) -> BlockMask:
+        """The lowest-scoring share `sparsity` of the blocks emptied; ties go to the lower index. scores: [grid_rows, grid_cols]."""
+        kept = torch.ones(scores.numel(), dtype=torch.bool)
+        order = torch.argsort(scores.detach().double().cpu().flatten(), stable=True)
+        kept[order[: blocks_to_empty(sparsity, scores.numel())]] = False
+        return cls(kept.view(scores.shape), block_size)
+
+    @classmethod
+    def random(cls, rows: int, cols: int, block_size: int, sparsity: float, generator: torch.Generator) -> BlockMask:
+        """Exactly `blocks_to_empty` blocks, drawn uniformly, are empty."""
+        scores = torch.rand(grid_shape(rows, cols, block_size), generator=generator, dtype=torch.float64)
+        return cls.from_scores(scores, sparsity, block_size)
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, block_size: int) -> BlockMask:
+        """Kept = any element of the block is non-zero (NaN counts as non-zero). weight: [rows, cols]."""
+        grid = grid_shape(weight.shape[0], weight.shape[1], block_size)
+        blocks = (weight.detach() != 0).view(grid[0], block_size, grid[1], block_size)
+        return cls(blocks.any(dim=3).any(dim=1).cpu(), block_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.kept.shape[0], self.kept.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) in elements."""
+        return self.grid[0] * self.block_size, self.grid[1] * self.block_size
+
+    @property
+    def nnzb(self) -> int:
+        """Number of kept blocks."""
+        return int(self.kept.sum())
+
+    @property
+    def num_empty(self) -> int:
+        """K: number of empty blocks."""
+        return self.kept.numel() - self.nnzb
+
+    @property
+    def num_empty_per_row(self) -> Tensor:
+        """K_i: int64[grid_rows]."""
+        return (~self.kept).sum(dim=1)
+
+    @property
+    def sparsity(self) -> float:
+        """Achieved rho = K / number of blocks."""
+        return self.num_empty / self.kept.numel()
+
+    def expand(self, device: torch.device | str = "cpu") -> Tensor:
+        """The element mask, bool[rows, cols]."""
+        size = self.block_size
+        return self.kept.to(device).repeat_interleave(size, dim=0).repeat_interleave(size, dim=1)

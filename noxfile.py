@@ -1,0 +1,75 @@
+"""Everything one can do here: `nox -l` lists it, `nox -s NAME` does it. All sessions share one environment in .nox/env."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "none"
+
+ROOT = Path(__file__).parent
+ENV = ROOT / ".nox" / "env"
+PYTHON = str(ENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+
+
+def run(session: nox.Session, *args: str) -> None:
+    """Run `python ARGS` in the shared environment, made anew when what it installs has changed."""
+    inputs = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
+    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in inputs) + sys.version.encode()).hexdigest()
+    stamp = ENV / "installed"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        shutil.rmtree(ENV, ignore_errors=True)
+        session.run(sys.executable, "-m", "venv", str(ENV), external=True)
+        session.run(PYTHON, "-m", "pip", "install", "-q", "-c", "constraints.txt", "-e", ".[dev]", external=True)
+        stamp.write_text(wanted)
+    session.run(PYTHON, *args, external=True)
+
+
+@nox.session
+def sweep(session: nox.Session) -> None:
+    """Run a sweep and report it: nox -s sweep [-- NAME_OR_FILE]; the default, smoke, takes about 5 minutes."""
+    run(session, "-m", "bench", "run", *(session.posargs or ["smoke"]))
+    run(session, "-m", "analysis", "report", *(session.posargs or ["smoke"])[:1])
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Make the HTML report of a finished sweep again: nox -s report [-- NAME]."""
+    run(session, "-m", "analysis", "report", *(session.posargs or ["smoke"]))
+
+
+@nox.session
+def notebooks(session: nox.Session) -> None:
+    """Execute every notebook against results/reference and keep the executed copies in results/notebooks."""
+    run(session, "-m", "analysis", "notebooks", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests (about 10 minutes on 2 cores): nox -s tests [-- PYTEST ARGS]."""
+    run(session, "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Check kernel speed with pytest-benchmark: nox -s bench [-- PYTEST ARGS]."""
+    run(session, "-m", "pytest", "tests/perf", "--benchmark-only", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    run(session, "-m", "ruff", "check", ".")
+    run(session, "-m", "ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy --strict."""
+    run(session, "-m", "mypy")
