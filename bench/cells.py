@@ -160,7 +160,7 @@ class TrainCell(Cell):
         if not self.prunes:
             cell = cell.reset("schedule", "criterion", "target_sparsity", "prune_begin", "prune_end", "prune_every")
         elif self.schedule == "pre":
-            cell = cell.reset("prune_begin", "prune_end", "prune_every")
+            cell = cell.reset("criterion", "prune_begin", "prune_end", "prune_every")
         elif self.schedule == "one_shot":
             cell = cell.reset("prune_end", "prune_every")
         if self.lasso == "none":

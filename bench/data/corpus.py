@@ -1,0 +1,112 @@
+"""Corpora: token streams over one vocabulary, how they are cut into batches, and where their files lie.
+
+torch is imported inside the functions: naming the datasets must not load it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kernels.registry import Catalogue
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DATASETS = Catalogue("dataset", "bench.data", "load", helpers=("corpus",))
+
+DATA_DIR_VARIABLE = "BENCH_DATA_DIR"
+EOS, UNK = "<eos>", "<unk>"
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Three token streams (int64, one dimension each) and the words their numbers stand for.
+
+    sha256: of the vocabulary and the three streams, so that equal numbers mean equal text.
+    """
+
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+    vocabulary: list[str]
+    sha256: str
+
+    @classmethod
+    def from_words(cls, train: list[str], valid: list[str], test: list[str], vocabulary: list[str]) -> Corpus:
+        """Number the words; a word outside the vocabulary becomes <unk>, which must then be in it."""
+        import numpy as np
+        import torch
+
+        index = {word: number for number, word in enumerate(vocabulary)}
+        unknown = index.get(UNK, -1)
+        streams = [
+            np.fromiter((index.get(word, unknown) for word in words), dtype="<i8", count=len(words))
+            for words in (train, valid, test)
+        ]
+        if any((stream < 0).any() for stream in streams):
+            raise ValueError(f"the text has words outside the vocabulary, which has no {UNK}")
+        digest = hashlib.sha256("\n".join(vocabulary).encode())
+        for stream in streams:
+            digest.update(len(stream).to_bytes(8, "little") + stream.tobytes())
+        train_stream, valid_stream, test_stream = (torch.from_numpy(stream) for stream in streams)
+        return cls(train_stream, valid_stream, test_stream, vocabulary, digest.hexdigest())
+
+
+def build_vocabulary(words: Iterable[str], at_least: int = 1) -> list[str]:
+    """The words seen `at_least` times, the most frequent first, ties in alphabetical order."""
+    counts = Counter(words)
+    return sorted((word for word in counts if counts[word] >= at_least), key=lambda word: (-counts[word], word))
+
+
+def data_dir() -> Path:
+    """The folder datasets are read from and downloaded to: $BENCH_DATA_DIR, else the user's cache folder."""
+    if chosen := os.environ.get(DATA_DIR_VARIABLE):
+        return Path(chosen).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("block-sparse-bench"))
+
+
+@functools.cache
+def load_corpus(name: str, folder: Path) -> Corpus:
+    """One dataset, read and numbered once in a process. ValueError for an unknown name or unusable files."""
+    corpus: Corpus = DATASETS[name](folder)
+    return corpus
+
+
+def batchify(tokens: Tensor, batch_size: int) -> Tensor:
+    """Parallel streams of contiguous text, the remainder dropped. tokens: [n] -> [n // batch_size, batch_size]."""
+    length = len(tokens) // batch_size
+    if length < 2:
+        raise ValueError(f"{len(tokens)} tokens are too few for {batch_size} streams: each needs at least 2")
+    return tokens[: length * batch_size].view(batch_size, length).t().contiguous()
+
+
+def count_windows(length: int, bptt: int) -> int:
+    """Number of windows that `windows` cuts from streams of `length` tokens."""
+    return -(-(length - 1) // bptt)
+
+
+def windows(streams: Tensor, bptt: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Consecutive (inputs, targets), each [time <= bptt, batch]; together every token but the first is a target once."""
+    last = streams.shape[0] - 1
+    for start in range(0, last, bptt):
+        stop = min(start + bptt, last)
+        yield streams[start:stop], streams[start + 1 : stop + 1]
+
+
+def epoch_slice(tokens: Tensor, size: int, epoch: int) -> Tensor:
+    """The tokens of one epoch (1 for the first): all where size is 0, else the next `size`, starting over at the end.
+
+    Successive slices let a short run see as much different text as it has time for. tokens: [n] -> [min(size, n)].
+    """
+    if size == 0 or size >= len(tokens):
+        return tokens
+    return tokens.roll(-((epoch - 1) * size % len(tokens)))[:size]

@@ -1,0 +1,61 @@
+"""lstm: a stack of LSTM layers between an embedding and a decoder that share one weight."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.cells import TrainCell
+
+State = tuple[Tensor, Tensor]  # hidden and cell state of one layer, [1, batch, size] each
+
+
+class LSTM(nn.Module):
+    """A word-level language model (Zaremba et al. 1409.2329, with the tied decoder of Press & Wolf 1608.05859).
+
+    Every layer has `hidden_size` units but the last, which has the embedding's width for the tied decoder's sake. Dropout
+    acts on what goes into each layer and into the decoder, never on the recurrent connection.
+    """
+
+    def __init__(self, cell: TrainCell, vocabulary: int) -> None:
+        super().__init__()
+        sizes = [cell.embedding_size, *[cell.hidden_size] * (cell.num_layers - 1), cell.embedding_size]
+        self.embedding = nn.Embedding(vocabulary, cell.embedding_size)
+        self.layers = nn.ModuleList(nn.LSTM(into, out) for into, out in pairwise(sizes))
+        self.decoder_bias = nn.Parameter(torch.zeros(vocabulary))
+        self.dropout = nn.Dropout(cell.dropout)
+        self.scope = cell.scope
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+
+    def forward(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
+        """Logits of the next word and the states to go on from. inputs: [time, batch] -> [time * batch, vocabulary]."""
+        x = self.dropout(self.embedding(inputs))  # [time, batch, embedding]
+        after = []
+        for number, layer in enumerate(self.layers):
+            x, state = layer(x, states[number] if states else None)  # [time, batch, size]
+            x = self.dropout(x)
+            after.append(state)
+        logits = F.linear(x.flatten(0, 1), self.embedding.weight, self.decoder_bias)
+        return logits, after
+
+    def prunable(self) -> dict[str, nn.Parameter]:
+        """The weights to prune, by torch's names. Each is [4 * size, ...]: the gates i, f, g, o stacked on rows.
+
+        A block row lies inside one gate where the block size divides the layer's size, as the cell has checked.
+        """
+        kinds = ("weight_hh",) if self.scope == "weight_hh" else ("weight_ih", "weight_hh")
+        return {
+            f"{kind}_l{number}": getattr(layer, f"{kind}_l0")
+            for number, layer in enumerate(self.layers)
+            for kind in kinds
+        }
+
+
+def model(cell: TrainCell, vocabulary: int) -> LSTM:
+    """A freshly initialised model, drawn from torch's global generator."""
+    if cell.prunes or cell.lasso != "none":
+        assert cell.hidden_size % cell.block_size == cell.embedding_size % cell.block_size == 0
+    return LSTM(cell, vocabulary)

@@ -1,0 +1,85 @@
+"""Pruner: empties blocks by a schedule and a criterion, and keeps them exactly zero."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from bench.cells import TrainCell
+from bench.pruning.criteria import CRITERIA
+from bench.pruning.schedules import SCHEDULES
+from kernels.blockmask import BlockMask
+
+
+class Pruner:
+    """One BlockMask per prunable weight, each ranked within its own matrix; a block once empty stays empty.
+
+    Momentum, Adam's moments and ASGD's average would revive a pruned weight, so all of them are masked with it. The random
+    patterns come from a generator of the pruner's own, seeded by the cell. A cell that does not prune has no masks.
+    """
+
+    def __init__(self, weights: dict[str, Parameter], cell: TrainCell, steps: int) -> None:
+        self.weights = weights if cell.prunes else {}
+        self.cell, self.steps = cell, steps
+        self.schedule = SCHEDULES[cell.schedule]
+        # 'pre' cuts before anything was learned: its pattern is random whatever the criterion (slides).
+        self.criterion = CRITERIA["random" if cell.schedule == "pre" else cell.criterion]
+        self.generator = torch.Generator().manual_seed(cell.seed)
+        self.masks = {
+            name: BlockMask.full(weight.shape[0], weight.shape[1], cell.block_size)
+            for name, weight in self.weights.items()
+        }
+        self._emptied: dict[str, Tensor] = {}  # bool[rows, cols], True = pruned
+        self._asked = 0.0
+        self.after_step(0)
+
+    def scheduled(self, step: int) -> float:
+        """The sparsity the schedule asks for after `step` optimizer steps."""
+        cell = self.cell
+        return self.schedule(step, self.steps, cell.target_sparsity, cell.prune_begin, cell.prune_end)
+
+    @property
+    def sparsity(self) -> float:
+        """Achieved share of empty blocks over all prunable weights (their blocks have one size)."""
+        blocks = sum(mask.kept.numel() for mask in self.masks.values())
+        return sum(mask.num_empty for mask in self.masks.values()) / blocks if blocks else 0.0
+
+    def mask_gradients(self) -> None:
+        """Zero the gradients of pruned blocks: to be done before clipping, so that they do not count in the norm."""
+        for name, emptied in self._emptied.items():
+            gradient = self.weights[name].grad
+            if gradient is not None:
+                gradient.masked_fill_(emptied, 0.0)
+
+    def after_step(self, step: int, optimizer: Optimizer | None = None) -> None:
+        """After `step` optimizer steps: empty more blocks where the schedule wants it, then zero what is pruned."""
+        wanted = self.scheduled(step)
+        due = step % self.cell.prune_every == 0 or wanted == self.cell.target_sparsity
+        if due and wanted > self._asked:
+            self._tighten(wanted)
+        self._zero(optimizer)
+
+    @torch.no_grad()
+    def _tighten(self, sparsity: float) -> None:
+        for name, weight in self.weights.items():
+            before = self.masks[name]
+            scores = self.criterion(weight.detach(), before.block_size, self.generator).cpu()
+            # Blocks that are empty already rank below all others: the mask only ever shrinks.
+            scores = scores.masked_fill(~before.kept, -torch.inf)
+            after = BlockMask.from_scores(scores, sparsity, before.block_size)
+            assert not (after.kept & ~before.kept).any(), "a pruned block came back"
+            self.masks[name] = after
+            self._emptied[name] = ~after.expand(weight.device)
+        self._asked = sparsity
+
+    @torch.no_grad()
+    def _zero(self, optimizer: Optimizer | None) -> None:
+        """Zero the pruned blocks of weights, gradients and every optimizer state of the weight's shape."""
+        for name, emptied in self._emptied.items():
+            weight = self.weights[name]
+            state = optimizer.state[weight].values() if optimizer is not None else ()
+            for tensor in (weight, weight.grad, *state):
+                if isinstance(tensor, Tensor) and tensor.shape == weight.shape:
+                    tensor.masked_fill_(emptied, 0.0)

@@ -1,0 +1,57 @@
+"""Schedules: the share of blocks wanted empty after `step` of `steps` optimizer steps.
+
+A schedule is `(step, steps, target, begin, end) -> sparsity`: non-decreasing in `step` (0 is before training) and exactly
+`target` from `end` on. `begin` and `end` are fractions of all steps.
+"""
+
+# ruff: noqa: ARG001  (all members have one signature)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kernels.registry import Registry
+
+Schedule = Callable[[int, int, float, float, float], float]
+
+SCHEDULES: Registry[Schedule] = Registry("schedule")
+
+
+def ramp_position(step: int, steps: int, begin: float, end: float) -> float:
+    """How far `step` is between begin and end: 0 up to begin, 1 from end on."""
+    if step >= end * steps:
+        return 1.0
+    if step <= begin * steps:
+        return 0.0
+    return (step - begin * steps) / ((end - begin) * steps)
+
+
+@SCHEDULES.register
+def none(step: int, steps: int, target: float, begin: float, end: float) -> float:
+    """Never prune."""
+    return 0.0
+
+
+@SCHEDULES.register
+def pre(step: int, steps: int, target: float, begin: float, end: float) -> float:
+    """Everything before the first step: a fixed random pattern whatever the criterion (slides, "Random Pre-pruning")."""
+    return target
+
+
+@SCHEDULES.register
+def one_shot(step: int, steps: int, target: float, begin: float, end: float) -> float:
+    """Everything at once at `begin`; what follows is fine-tuning."""
+    return target if step >= begin * steps else 0.0
+
+
+@SCHEDULES.register
+def linear(step: int, steps: int, target: float, begin: float, end: float) -> float:
+    """The same number of blocks at each update (slides, appendix: rho_t = a (t - 1) + b)."""
+    return target * ramp_position(step, steps, begin, end)
+
+
+@SCHEDULES.register
+def cubic(step: int, steps: int, target: float, begin: float, end: float) -> float:
+    """Fast at first, slow near the target (Zhu & Gupta, 1710.01878, equation 1, from sparsity 0)."""
+    left = 1.0 - ramp_position(step, steps, begin, end)
+    return target * (1.0 - left * left * left)
