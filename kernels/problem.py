@@ -45,6 +45,10 @@ class GemmProblem:
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
+    def missing_device(self) -> str | None:
+        """Why the operands cannot be made here, or None."""
+        return "no CUDA device" if self.device == "cuda" and not torch.cuda.is_available() else None
+
     def _generator(self, stream: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 16 + stream)
 
@@ -88,6 +92,7 @@ class Launch(Protocol):
     """A prepared problem. Calling it launches the kernel on the current stream and does nothing else."""
 
     kernel: str  # what ran, e.g. 'native avx512' or 'torch.matmul'
+    weight: Tensor  # [m, k], what is multiplied: `full_weight` for the dense baseline, `weight` for the others
     weight_bytes: int  # values of the stored weight
     index_bytes: int  # its indices
 

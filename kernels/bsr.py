@@ -1,0 +1,112 @@
+"""BSRMatrix: a block-sparse matrix that stores only its kept blocks (block compressed sparse row)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.blockmask import BlockMask, grid_shape
+
+
+class TransposedIndex(NamedTuple):
+    """The same blocks by block column: an index into `BSRMatrix.data`, which stays where it is.
+
+    Block column j holds the blocks `positions[indptr[j]:indptr[j + 1]]` of `data`, in the block rows `indices[...]`,
+    ascending. All int32.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class BSRMatrix:
+    """Kept blocks of a matrix, block row by block row, columns ascending.
+
+    data: [nnzb, b, b]; indices: int32[nnzb], block column of each block; indptr: int32[grid_rows + 1], where each block
+    row begins; shape: (rows, cols) in elements.
+    """
+
+    data: Tensor
+    indices: Tensor
+    indptr: Tensor
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 3 or self.data.shape[1] != self.data.shape[2]:
+            raise ValueError(f"data must be [nnzb, b, b] with square blocks, got {tuple(self.data.shape)}")
+        grid_rows, _ = grid_shape(*self.shape, self.block_size)
+        if self.indices.dtype != torch.int32 or self.indptr.dtype != torch.int32:
+            raise ValueError(f"indices and indptr must be int32, got {self.indices.dtype} and {self.indptr.dtype}")
+        if self.indptr.shape != (grid_rows + 1,) or self.indices.shape != (self.nnzb,):
+            raise ValueError(
+                f"{self.nnzb} blocks in {grid_rows} block rows need indices[{self.nnzb}] and indptr[{grid_rows + 1}], "
+                f"got {tuple(self.indices.shape)} and {tuple(self.indptr.shape)}"
+            )
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, mask: BlockMask) -> BSRMatrix:
+        """The blocks of `weight` that `mask` keeps, copied; what lies outside them is dropped. weight: [rows, cols]."""
+        if tuple(weight.shape) != mask.shape:
+            raise ValueError(f"the mask covers {mask.shape}, the weight is {tuple(weight.shape)}")
+        kept, size = mask.kept.to(weight.device), mask.block_size
+        rows, cols = kept.nonzero(as_tuple=True)
+        blocks = weight.reshape(kept.shape[0], size, kept.shape[1], size).permute(0, 2, 1, 3)
+        indptr = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=weight.device)
+        indptr[1:] = kept.sum(dim=1).cumsum(0)
+        return cls(blocks[rows, cols].contiguous(), cols.to(torch.int32), indptr, mask.shape)
+
+    @property
+    def block_size(self) -> int:
+        return self.data.shape[1]
+
+    @property
+    def nnzb(self) -> int:
+        """Number of stored blocks."""
+        return self.data.shape[0]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.shape[0] // self.block_size, self.shape[1] // self.block_size
+
+    @property
+    def values_nbytes(self) -> int:
+        """Bytes of the stored values."""
+        return self.data.numel() * self.data.element_size()
+
+    @property
+    def index_nbytes(self) -> int:
+        """Bytes of `indices` and `indptr`."""
+        return 4 * (self.indices.numel() + self.indptr.numel())
+
+    @cached_property
+    def row_indices(self) -> Tensor:
+        """Block row of each block: int32[nnzb]."""
+        rows = torch.arange(self.grid[0], dtype=torch.int32, device=self.indptr.device)
+        return rows.repeat_interleave(self.indptr.diff(), output_size=self.nnzb)
+
+    @property
+    def mask(self) -> BlockMask:
+        kept = torch.zeros(self.grid, dtype=torch.bool)
+        kept[self.row_indices.cpu(), self.indices.cpu()] = True
+        return BlockMask(kept, self.block_size)
+
+    def to_dense(self) -> Tensor:
+        """[rows, cols], zero outside the stored blocks; differentiable in `data`."""
+        grid_rows, grid_cols = self.grid
+        blocks = self.data.new_zeros(grid_rows, grid_cols, self.block_size, self.block_size)
+        blocks = blocks.index_put((self.row_indices.long(), self.indices.long()), self.data)
+        return blocks.permute(0, 2, 1, 3).reshape(self.shape)
+
+    @cached_property
+    def transposed_index(self) -> TransposedIndex:
+        """The blocks by block column, for products with the transpose; no value is copied."""
+        positions = torch.argsort(self.indices, stable=True)
+        indptr = torch.zeros(self.grid[1] + 1, dtype=torch.int32, device=self.indices.device)
+        indptr[1:] = torch.bincount(self.indices, minlength=self.grid[1]).cumsum(0)
+        return TransposedIndex(indptr, self.row_indices[positions], positions.to(torch.int32))
