@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 from bench.cells import Cell, GemmCell, TrainCell
 
@@ -47,7 +48,7 @@ def rough_seconds(cell: Cell) -> float:
     train = cell.train_tokens or TRAIN_TOKENS.get(text, SMALL_TEXT["train"])
     evaluated = 2 * cell.eval_tokens or EVAL_TOKENS.get(text, SMALL_TEXT["eval"])
     widths = [cell.embedding_size, *[cell.hidden_size] * (cell.num_layers - 1), cell.embedding_size]
-    lstm = sum(4 * out * (into + out) for into, out in zip(widths, widths[1:], strict=False))
+    lstm = sum(4 * out * (into + out) for into, out in pairwise(widths))
     per_token = 2 * (lstm + VOCABULARY.get(text, SMALL_TEXT["vocabulary"]) * cell.embedding_size)
     # the backward pass costs twice the forward pass
     return CHECK_SECONDS + cell.epochs * per_token * (3 * train + evaluated) / rate

@@ -102,5 +102,7 @@ def _finished(done: int, total: int, cell: Cell, status: str, reason: str, secon
 
 
 def _current(cell: Cell, told: Mapping[str, float | int | str]) -> str:
-    figures = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in told.items())
+    figures = ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in told.items()
+    )
     return f"{name_of(cell)}: {figures or 'started'}"

@@ -16,8 +16,6 @@ from typing import Any
 
 import psutil
 
-from bench.schema import SCHEMA_VERSION
-
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = (".py", ".c", ".cpp", ".h", ".hpp", ".cu", ".cuh")
 
@@ -30,7 +28,6 @@ def facts(device: str) -> dict[str, Any]:
     on_gpu = device == "cuda" and torch.cuda.is_available()
     commit, dirty = revision()
     return {
-        "schema_version": SCHEMA_VERSION,
         "commit": commit,
         "dirty": dirty,
         "source_hash": source_hash(),

@@ -57,7 +57,9 @@ class Plan:
         else:
             lines.append("to run: 0")
         if self.other:
-            lines.append(f"note: {self.other} more stored cells are not in this sweep file; they stay, outside the tables")
+            lines.append(
+                f"note: {self.other} more stored cells are not in this sweep file; they stay, outside the tables"
+            )
         if aged := sum(stored.source_hash != source_hash() for stored in self.stored.values()):
             lines.append(f"note: {aged} stored cells were measured by other sources than today's; they are kept")
         return lines

@@ -89,5 +89,5 @@ def _what_is_wrong(field: FieldInfo, value: Any) -> str:
         return f"{text} is out of bounds" if isinstance(value, int) else f"{text} is not an integer"
     if get_origin(field.annotation) is Literal and isinstance(value, str):
         return f"unknown value {text}{did_you_mean(value, list(get_args(field.annotation)))}"
-    assert field.annotation is not None
-    return f"{text} is not {NOUNS.get(field.annotation, 'a string')}"
+    noun = NOUNS[field.annotation] if isinstance(field.annotation, type) else "a string"
+    return f"{text} is not {noun}"

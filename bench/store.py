@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.cells import KINDS, Cell
-from bench.schema import COLUMNS, STATUSES, columns
+from bench.schema import COLUMNS, SCHEMA_VERSION, STATUSES, columns
 
 Row = Mapping[str, Any]
 
@@ -60,7 +60,13 @@ def arrow_schema(kind: str) -> pa.Schema:
     fields = []
     described = [(column.name, column.type, column.role, column.unit, column.doc) for column in columns(kind)]
     settings = [
-        (name, SETTING_TYPES.get(getattr(field.annotation, "__name__", ""), pa.string()), "setting", "", field.description)
+        (
+            name,
+            SETTING_TYPES.get(getattr(field.annotation, "__name__", ""), pa.string()),
+            "setting",
+            "",
+            field.description,
+        )
         for name, field in KINDS[kind].model_fields.items()
     ]
     for name, type_, role, unit, doc in [*described[:2], *settings, *described[2:]]:
@@ -85,7 +91,9 @@ class Store:
         try:
             lock.acquire()
         except filelock.Timeout:
-            raise LockedError(f"{self.folder} is in use by another run; wait for it, or choose another --results") from None
+            raise LockedError(
+                f"{self.folder} is in use by another run; wait for it, or choose another --results"
+            ) from None
         try:
             yield self._put_right()
         finally:
@@ -169,14 +177,15 @@ def _to_table(cell: Cell, rows: Sequence[Row], provenance: Row) -> pa.Table:
     if not rows:
         raise ValueError("a cell needs at least one row")
     schema = arrow_schema(cell.kind)
-    shared = {"cell_id": cell.cell_id, "kind": cell.kind, **cell.canonical().model_dump(), **provenance}
+    identity = {"cell_id": cell.cell_id, "kind": cell.kind, "schema_version": SCHEMA_VERSION}
+    shared = {**identity, **cell.canonical().model_dump(), **provenance}
     full: list[Row] = [{**shared, **row} for row in sorted(rows, key=_epoch_order)]
     for row in full:
         for name in row:
             if name not in schema.names:
                 raise ValueError(f"unknown column {name!r} in a {cell.kind} row; accepted: {', '.join(schema.names)}")
-        if row["status"] not in STATUSES:
-            raise ValueError(f"unknown status {row['status']!r}; accepted: {', '.join(STATUSES)}")
+        if row.get("status") not in STATUSES:
+            raise ValueError(f"unknown status {row.get('status')!r}; accepted: {', '.join(STATUSES)}")
     arrays = []
     for field in schema:
         try:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ def measure(cell: Cell, tell: Tell) -> list[Row]:
 
 def run_cells(
     cells: Sequence[Cell], work: Work, workers: int, timeout: float | None, watch: Callable[[dict[str, Progress]], None]
-) -> Iterator[Ending]:
+) -> Generator[Ending, None, None]:
     """Run `cells`, at most `workers` at a time, and yield each ending as it comes.
 
     work: a module-level function. timeout: seconds a cell may take. watch: called a few times a second with what each running
@@ -84,9 +84,12 @@ def run_cells(
                     if not pool.active:  # it gives up when a worker dies between two cells
                         if running:
                             break
+                        _stop(pool)
                         pool = _pool(workers)
                     cell = waiting.popleft()
-                    future = pool.schedule(_work_on, args=(work, cell, folder / cell.cell_id), timeout=timeout)
+                    future: Future[Ending] = pool.schedule(
+                        _work_on, args=(work, cell, folder / cell.cell_id), timeout=timeout
+                    )
                     running[future] = cell, time.monotonic()
                 done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -94,8 +97,7 @@ def run_cells(
                     yield _ending(future, cell, time.monotonic() - began, timeout)
                 watch({cell.cell_id: _read_progress(folder / cell.cell_id) for cell, _ in running.values()})
         finally:
-            pool.stop()
-            pool.join()
+            _stop(pool)
 
 
 def failure(cell: Cell, status: str, reason: str, seconds: float) -> Ending:
@@ -108,6 +110,11 @@ def failure(cell: Cell, status: str, reason: str, seconds: float) -> Ending:
 def _pool(workers: int) -> ProcessPool:
     context = get_context("spawn")
     return ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(os.getpid(),), context=context)
+
+
+def _stop(pool: ProcessPool) -> None:
+    pool.stop()  # type: ignore[no-untyped-call]
+    pool.join()
 
 
 def _ending(future: Future[Ending], cell: Cell, seconds: float, timeout: float | None) -> Ending:
