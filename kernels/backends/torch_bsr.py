@@ -19,7 +19,8 @@ class TorchBsrLaunch:
         bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta")
-            self.sparse = torch.sparse_bsr_tensor(bsr.indptr, bsr.indices, bsr.data, size=bsr.shape)
+            parts = (bsr.indptr, bsr.indices, bsr.data)
+            self.sparse = torch.sparse_bsr_tensor(*parts, size=bsr.shape, check_invariants=True)
         self.result = torch.empty(problem.m, problem.n, dtype=self.x.dtype, device=self.x.device)
         indices = (self.sparse.crow_indices(), self.sparse.col_indices())  # what it stores, not what it was given
         self.weight_bytes = self.sparse.values().numel() * self.sparse.values().element_size()
