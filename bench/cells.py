@@ -11,15 +11,22 @@ import hashlib
 import json
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 ID_DIGITS = 16
+LARGEST_INT = 2**31 - 1  # so that every setting fits a column, and a seed times 16 fits torch's generator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+def _without_sign(value: float) -> float:
+    return abs(value)  # -0.0 passes a bound of 0 and would be another cell
+
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0), AfterValidator(_without_sign)]
+ProperFraction = Annotated[float, Field(ge=0.0, lt=1.0), AfterValidator(_without_sign)]
 Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0.0), AfterValidator(_without_sign)]
+Count = Annotated[int, Field(ge=1, le=LARGEST_INT)]
+Natural = Annotated[int, Field(ge=0, le=LARGEST_INT)]
 BlockSize = Annotated[int, Field(ge=1, le=1024)]
 
 
@@ -64,7 +71,7 @@ def _require_division(field: str, size: int, block_size: int) -> None:
         below, above = size // block_size * block_size, -(-size // block_size) * block_size
         nearest = f"{below} or {above}" if below else f"{above}"
         raise ValueError(
-            f"{field}: {size} is not divisible by block_size {block_size}; nearest sizes that work: {nearest}"
+            f"{field}: {size} is not divisible by block_size {block_size}; accepted: {nearest} (the nearest sizes that work)"
         )
 
 
@@ -107,11 +114,11 @@ class TrainCell(Cell):
     embedding_size: Count = Field(64, description="width of the embedding and of the tied decoder")
     hidden_size: Count = Field(128, description="width of every LSTM layer but the last, which has the embedding's")
     num_layers: Count = Field(2, description="LSTM layers")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="dropout between layers, fraction")
+    dropout: ProperFraction = Field(0.0, description="dropout between layers, fraction")
     optimizer: Literal["sgd", "adam", "asgd"] = Field("adam", description="torch optimizer")
     learning_rate: Positive = Field(0.002, description="learning rate (its peak, where the rate is scheduled)")
     lr_schedule: Literal["constant", "one_cycle"] = Field("constant", description="learning rate over the run")
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="momentum of sgd")
+    momentum: ProperFraction = Field(0.0, description="momentum of sgd")
     weight_decay: NonNegative = Field(0.0, description="L2 penalty inside the optimizer")
     clip: NonNegative = Field(0.25, description="gradient norm is clipped to this; 0 means never")
     epochs: Count = Field(4, description="passes over the training tokens")
@@ -137,8 +144,9 @@ class TrainCell(Cell):
         if self.prunes or self.lasso != "none":
             _require_division("hidden_size", self.hidden_size, self.block_size)
             _require_division("embedding_size", self.embedding_size, self.block_size)
-        if self.prune_end < self.prune_begin:
-            raise ValueError(f"prune_end: {self.prune_end} lies before prune_begin {self.prune_begin}")
+        if self.prunes and self.schedule not in ("pre", "one_shot") and self.prune_end < self.prune_begin:
+            begin, end = self.prune_begin, self.prune_end
+            raise ValueError(f"prune_end: {end} lies before prune_begin {begin}; accepted: fractions from {begin} to 1")
         return self
 
     @property

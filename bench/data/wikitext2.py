@@ -94,10 +94,16 @@ def download(home: Path) -> None:
     )
 
 
+def missing(folder: Path) -> str | None:
+    """What a run would have to download, or None."""
+    absent = [file_name(part) for part in PARTS if not (folder / "wikitext-2" / file_name(part)).is_file()]
+    return f"{', '.join(absent)}; a run downloads them" if absent else None
+
+
 def load(folder: Path) -> Corpus:
     """The corpus from `folder`/wikitext-2, downloaded first where a file is missing. ValueError if a file is not right."""
     home = folder / "wikitext-2"
-    if not all((home / file_name(part)).is_file() for part in PARTS):
+    if missing(folder):
         download(home)
     words: dict[str, list[str]] = {}
     for part in PARTS:

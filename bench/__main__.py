@@ -1,0 +1,148 @@
+"""The command line: list, plan, run, show, doctor. Flags say where and how to run; what is measured stands in sweep files.
+
+Every command imports what it needs itself, so that a bad sweep file is refused before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+BAD_INPUT, ENVIRONMENT, INTERRUPTED = 2, 3, 130
+
+app = typer.Typer(
+    help="Measure block-sparse networks: a sweep file in, result tables out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Name = Annotated[str, typer.Argument(help="a sweep of bench/sweeps, or a path to a .toml file")]
+Results = Annotated[Path, typer.Option(help="folder that holds one folder a sweep")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="training cells side by side; default: as many as fit the cores")
+]
+Timeout = Annotated[float, typer.Option(min=1.0, help="seconds a cell may take")]
+Retry = Annotated[bool, typer.Option("--retry", help="also run again every stored cell that did not end ok")]
+
+HERE = Path("results")
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Expected errors become one line on standard error and an exit status."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _ending("interrupted", INTERRUPTED) from None
+    except ValueError as error:
+        from bench.sweep import SweepError
+
+        if not isinstance(error, SweepError):
+            raise
+        raise _ending(str(error), BAD_INPUT) from None
+
+
+@contextmanager
+def _environment_errors() -> Iterator[None]:
+    from bench.run import UnusableError
+    from bench.store import DamagedError, LockedError
+
+    try:
+        yield
+    except (UnusableError, LockedError, DamagedError) as error:
+        raise _ending(str(error), ENVIRONMENT) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise _ending(f"{where}{error.strerror or error}", ENVIRONMENT) from None
+
+
+def _ending(line: str, status: int) -> typer.Exit:
+    print(line, file=sys.stderr)
+    return typer.Exit(status)
+
+
+@app.command("list")
+def list_() -> None:
+    """List the sweeps that come with the suite, and the names sweep files can use."""
+    with _one_line_errors():
+        from bench.settings import REGISTRIES
+        from bench.sweep import load, names
+
+        for name in names():
+            sweep = load(name)
+            print(f"{name:<20} {len(sweep.cells):>4} cells  {sweep.description}")
+        print()
+        for noun, registry in REGISTRIES.items():
+            print(f"{noun:<20} {', '.join(registry.names())}")
+
+
+@app.command()
+def plan(name: Name, results: Results = HERE, workers: Workers = None, retry: Retry = False) -> None:
+    """Say what a sweep has to run, what is stored already and how long it will take; change nothing."""
+    with _one_line_errors():
+        from bench.sweep import load
+
+        sweep = load(name)
+        with _environment_errors():
+            from bench.run import make_plan
+
+            print("\n".join(make_plan(sweep, results, retry).lines(workers)))
+
+
+@app.command()
+def run(
+    name: Name, results: Results = HERE, workers: Workers = None, timeout: Timeout = 3600.0, retry: Retry = False
+) -> None:
+    """Run every cell of a sweep that is not stored yet; a second run goes on where the first ended."""
+    with _one_line_errors():
+        from bench.sweep import load
+
+        sweep = load(name)
+        with _environment_errors():
+            from bench.run import run_sweep
+
+            status = run_sweep(sweep, results, workers, timeout, retry)
+    raise typer.Exit(status)
+
+
+@app.command()
+def show(name: Name, results: Results = HERE) -> None:
+    """Show the stored cells of a sweep by status, with their key figures."""
+    with _one_line_errors():
+        from bench.sweep import load
+
+        sweep = load(name)
+        with _environment_errors():
+            from bench.run import make_plan
+            from bench.show import print_cells
+
+            print_cells(make_plan(sweep, results))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works on this machine: compiler, backends, GPU, data sets; and why the rest does not."""
+    from bench.doctor import findings
+
+    for what, how in findings():
+        print(f"{what:<18} {how}")
+
+
+@app.command()
+def columns(results: Results = HERE) -> None:
+    """Write README.md, the meaning of every column of the tables, into the results folder."""
+    with _environment_errors():
+        from bench.columns import documentation
+
+        results.mkdir(parents=True, exist_ok=True)
+        (results / "README.md").write_text(documentation(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,39 @@
+"""The documentation of the result tables: results/README.md is made of the columns' own descriptions."""
+
+from __future__ import annotations
+
+from bench.schema import COLUMNS, STATUSES
+from bench.store import arrow_schema
+
+INTRODUCTION = """# Results
+
+One folder a sweep. `gemm.parquet` and `train.parquet` hold the finished cells in the order of the sweep file, each with its
+checksum in a `.sha256` file beside it (`sha256sum -c` reads it). `cells/` holds one file per finished cell and is what a
+resumed run goes by; `reference/` is committed, the rest is not.
+
+Roles: an *identity* or *setting* column says what was measured; a *result* is deterministic, equal after a resume;
+*measured* differs from run to run; *provenance* says where and with what it was made. An empty value does not apply or was
+not reached. There are no predictions here: those are in `analysis/`.
+
+This page is made by `python -m bench columns`.
+"""
+
+
+def documentation() -> str:
+    """The text of results/README.md."""
+    parts = [INTRODUCTION, "## How a cell can end\n", *(f"- `{name}`: {doc}" for name, doc in STATUSES.items())]
+    for kind in COLUMNS:
+        parts += [f"\n## {kind}.parquet\n", "| column | type | role | unit | meaning |", "|---|---|---|---|---|"]
+        for field in arrow_schema(kind):
+            about = {key.decode(): value.decode().replace("|", "\\|") for key, value in field.metadata.items()}
+            parts.append(
+                f"| `{field.name}` | {_spoken(field.type)} | {about['role']} | {about['unit']} | {about['doc']} |"
+            )
+    return "\n".join(parts) + "\n"
+
+
+def _spoken(type_: object) -> str:
+    text = str(type_)
+    return (
+        "list of maps" if "struct" in text else text.replace("list<element: ", "list<").replace("list<item: ", "list<")
+    )

@@ -1,0 +1,81 @@
+"""What works on this machine, and why the rest does not."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Iterator
+
+from bench.provenance import blas, physical_cores, processor, revision, source_hash
+
+PACKAGES = ("numpy", "scipy", "pyarrow", "pydantic", "pebble", "cupy", "ziglang", "ray")
+COMPILERS = ("c++", "g++", "clang++", "cl")
+
+Finding = tuple[str, str]
+
+
+def findings() -> Iterator[Finding]:
+    """(what, how it is) line by line; nothing is downloaded."""
+    import torch
+
+    commit, dirty = revision()
+    yield "suite", f"commit {commit[:12] or 'unknown'}{' with changes' if dirty else ''}, sources {source_hash()}"
+    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield "processor", f"{processor()}, {physical_cores()} physical cores to use"
+    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads, BLAS {blas(torch.__config__.show())}"
+    yield "cuda", _cuda()
+    yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    yield "compiler", _compiler()
+    yield from _backends()
+    yield from _datasets()
+
+
+def _cuda() -> str:
+    import torch
+
+    if torch.version.cuda is None:
+        return "no: this torch is built without CUDA"
+    if not torch.cuda.is_available():
+        return f"no: torch is built for CUDA {torch.version.cuda}, but finds no usable GPU or driver"
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
+
+def _version(package: str) -> str:
+    names = [f"{package}-cuda13x", f"{package}-cuda12x"] if package == "cupy" else [package]
+    for name in names:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "missing"
+
+
+def _compiler() -> str:
+    found = next((name for name in COMPILERS if shutil.which(name)), None)
+    if found:
+        return found
+    return "zig c++ (the package ziglang)" if _version("ziglang") != "missing" else "none: install the package ziglang"
+
+
+def _backends() -> Iterator[Finding]:
+    from kernels.problem import GemmProblem
+    from kernels.registry import BACKENDS
+
+    for name in BACKENDS:
+        try:
+            reason = BACKENDS[name].unsupported(GemmProblem(m=64, k=64, n=8, block_size=16, sparsity=0.5))
+        except Exception as error:  # a broken backend is what a doctor is asked about
+            reason = f"{type(error).__name__}: {error}"
+        yield f"backend {name}", "works" if reason is None else f"unsupported: {reason}"
+
+
+def _datasets() -> Iterator[Finding]:
+    from bench.data.corpus import DATA_DIR_VARIABLE, DATASETS, data_dir
+
+    yield "data folder", f"{data_dir()} (set {DATA_DIR_VARIABLE} to change it)"
+    for name in DATASETS:
+        missing = getattr(importlib.import_module(f"bench.data.{name}"), "missing", None)  # some need no files
+        absent = missing(data_dir()) if missing else None
+        yield f"dataset {name}", f"not here: {absent}" if absent else "found"

@@ -1,0 +1,208 @@
+"""The local engine: every cell in a worker process, so that no cell can take the sweep down with it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+from bench.cells import Cell, GemmCell, TrainCell
+from bench.provenance import physical_cores
+
+Row = dict[str, Any]
+Progress = dict[str, float | int | str]
+Tell = Callable[[Progress], None]
+Work = Callable[[Cell, Tell], list[Row]]
+
+# By default glibc gives every large tensor back to the system when it is freed and gets it again, zeroed page by page, a
+# moment later. Keeping the memory nearly doubles training speed at a vocabulary of 33,278. glibc reads these when a process
+# starts. MMAP_MAX rather than MMAP_THRESHOLD: some versions refuse a threshold above 32 MB.
+WORKER_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
+
+POLL_SECONDS = 0.25  # how often progress is looked at
+TELL_SECONDS = 0.2  # how often at most a worker writes it
+PARENT_SECONDS = 1.0  # how often a worker looks whether its parent lives
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one cell ended. threads_used is None where torch was not reached."""
+
+    cell: Cell
+    rows: list[Row]
+    started_at: str
+    seconds: float
+    threads_used: int | None = None
+
+
+def measure(cell: Cell, tell: Tell) -> list[Row]:
+    """The work of a real sweep: time or train, with the cell's threads."""
+    import torch
+
+    torch.set_num_threads(cell.threads or physical_cores())
+    if isinstance(cell, GemmCell):
+        from bench.timing import time_cell
+
+        return time_cell(cell, tell)
+    assert isinstance(cell, TrainCell)
+    from bench.train import train_cell
+
+    return train_cell(cell, tell)
+
+
+def run_cells(
+    cells: Sequence[Cell], work: Work, workers: int, timeout: float | None, watch: Callable[[dict[str, Progress]], None]
+) -> Generator[Ending, None, None]:
+    """Run `cells`, at most `workers` at a time, and yield each ending as it comes.
+
+    work: a module-level function. timeout: seconds a cell may take. watch: called a few times a second with what each running
+    cell last told, by cell_id. Closing the iterator ends the workers.
+    """
+    waiting = deque(cells)
+    running: dict[Future[Ending], tuple[Cell, float]] = {}
+    with _worker_environment(), tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
+        folder, pool = Path(name), _pool(workers)
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    if not pool.active:  # it gives up when a worker dies between two cells
+                        if running:
+                            break
+                        _stop(pool)
+                        pool = _pool(workers)
+                    cell = waiting.popleft()
+                    future: Future[Ending] = pool.schedule(
+                        _work_on, args=(work, cell, folder / cell.cell_id), timeout=timeout
+                    )
+                    running[future] = cell, time.monotonic()
+                done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                for future in done:
+                    cell, began = running.pop(future)
+                    yield _ending(future, cell, time.monotonic() - began, timeout)
+                watch({cell.cell_id: _read_progress(folder / cell.cell_id) for cell, _ in running.values()})
+        finally:
+            _stop(pool)
+
+
+def failure(cell: Cell, status: str, reason: str, seconds: float) -> Ending:
+    """The ending of a cell that gave no rows: one row that says why."""
+    started = datetime.now(UTC).timestamp() - seconds
+    row = {"status": status, "reason": " ".join(reason.split())[:500]}
+    return Ending(cell, [row], datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"), seconds)
+
+
+def _pool(workers: int) -> ProcessPool:
+    context = get_context("spawn")
+    return ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(os.getpid(),), context=context)
+
+
+def _stop(pool: ProcessPool) -> None:
+    pool.stop()  # type: ignore[no-untyped-call]
+    pool.join()
+
+
+def _ending(future: Future[Ending], cell: Cell, seconds: float, timeout: float | None) -> Ending:
+    try:
+        return future.result()
+    except TimeoutError:
+        return failure(cell, "timeout", f"stopped after {timeout:g} s", seconds)
+    except ProcessExpired as error:
+        return failure(cell, "crashed", _cause_of_death(error.exitcode), seconds)
+    except Exception as error:  # the pool broke, or the result did not travel
+        return failure(cell, "crashed", f"{type(error).__name__}: {error}", seconds)
+
+
+def _cause_of_death(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        name = signal.Signals(-exitcode).name if -exitcode in set(signal.Signals) else f"signal {-exitcode}"
+        hint = " (the system may have run out of memory)" if name == "SIGKILL" else ""
+        return f"the worker was killed by {name}{hint}"
+    return f"the worker ended with exit code {exitcode}"
+
+
+def _read_progress(path: Path) -> Progress:
+    try:
+        told: Progress = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return told
+
+
+@contextmanager
+def _worker_environment() -> Iterator[None]:
+    """WORKER_ENVIRONMENT in this process's environment, which workers inherit, also those started after a crash."""
+    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+    os.environ.update(WORKER_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+# What follows runs in the workers.
+
+
+def _start_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and die with it, however it dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the thread below serves other systems
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)
+
+
+def _work_on(work: Work, cell: Cell, progress: Path) -> Ending:
+    began, last = time.monotonic(), 0.0
+
+    def tell(told: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= TELL_SECONDS:
+            temporary = progress.with_suffix(".tmp")
+            temporary.write_text(json.dumps(told))
+            temporary.replace(progress)
+            last = time.monotonic()
+
+    started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    try:
+        rows = work(cell, tell)
+    except (Exception, SystemExit) as error:
+        status = "out_of_memory" if _is_out_of_memory(error) else "failed"
+        rows = [{"status": status, "reason": " ".join(f"{type(error).__name__}: {error}".split())[:500]}]
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else None
+    return Ending(cell, rows, started_at, time.monotonic() - began, threads)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python says MemoryError, torch OutOfMemoryError on a GPU, and on a CPU a RuntimeError in words of its own."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
+    )

@@ -1,0 +1,62 @@
+"""How long cells will take: a rough count of operations, scaled by what cells of the same kind did take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+from bench.cells import Cell, GemmCell, TrainCell
+
+FLOPS_PER_SECOND = 20e9  # of one thread; only a start, corrected by the first cells that end
+PAIRS = 60  # products timed for a cell, backend and baseline together
+CHECK_SECONDS = 1.0  # operands, reference, compilation
+TRAIN_TOKENS = {"wikitext2": 2_088_628}
+EVAL_TOKENS = {"wikitext2": 463_215}  # validation and test together
+VOCABULARY = {"wikitext2": 33_278}
+SMALL_TEXT = {"train": 90_000, "eval": 22_000, "vocabulary": 5_000}
+
+
+class Pace:
+    """Seconds a rough second takes, by kind of cell; learns from every cell that ends."""
+
+    def __init__(self) -> None:
+        self.cells = 0
+        self._rough: dict[str, float] = {}
+        self._measured: dict[str, float] = {}
+
+    def learn(self, cell: Cell, seconds: float) -> None:
+        self.cells += 1
+        self._rough[cell.kind] = self._rough.get(cell.kind, 0.0) + rough_seconds(cell)
+        self._measured[cell.kind] = self._measured.get(cell.kind, 0.0) + seconds
+
+    def seconds(self, cells: Iterable[Cell], workers: int = 1) -> float:
+        """Time for `cells`: timings one after the other, training `workers` side by side."""
+        total = 0.0
+        for cell in cells:
+            factor = self._measured[cell.kind] / self._rough[cell.kind] if cell.kind in self._rough else 1.0
+            total += factor * rough_seconds(cell) / (workers if isinstance(cell, TrainCell) else 1)
+        return total
+
+
+def rough_seconds(cell: Cell) -> float:
+    """What a cell would take at FLOPS_PER_SECOND and density 1."""
+    rate = FLOPS_PER_SECOND * max(1, cell.threads)
+    if isinstance(cell, GemmCell):
+        return CHECK_SECONDS + max(0.5, PAIRS * 2 * cell.m * cell.k * cell.n / rate)
+    assert isinstance(cell, TrainCell)
+    text = cell.dataset
+    train = cell.train_tokens or TRAIN_TOKENS.get(text, SMALL_TEXT["train"])
+    evaluated = 2 * cell.eval_tokens or EVAL_TOKENS.get(text, SMALL_TEXT["eval"])
+    widths = [cell.embedding_size, *[cell.hidden_size] * (cell.num_layers - 1), cell.embedding_size]
+    lstm = sum(4 * out * (into + out) for into, out in pairwise(widths))
+    per_token = 2 * (lstm + VOCABULARY.get(text, SMALL_TEXT["vocabulary"]) * cell.embedding_size)
+    # the backward pass costs twice the forward pass
+    return CHECK_SECONDS + cell.epochs * per_token * (3 * train + evaluated) / rate
+
+
+def spoken(seconds: float) -> str:
+    """'40 s', '5 min', '2 h 10 min'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

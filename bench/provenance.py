@@ -1,0 +1,97 @@
+"""Where and with what a row was made: the provenance columns. No host names, no user names, no paths.
+
+torch is imported inside the functions: a run that has nothing to do should end at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = (".py", ".c", ".cpp", ".h", ".hpp", ".cu", ".cuh")
+
+
+@cache
+def facts(device: str) -> dict[str, Any]:
+    """The columns that are the same for every cell of a run on `device` ('cpu' or 'cuda')."""
+    import torch
+
+    on_gpu = device == "cuda" and torch.cuda.is_available()
+    commit, dirty = revision()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "source_hash": source_hash(),
+        "device_name": torch.cuda.get_device_name() if on_gpu else processor(),
+        "cores": os.cpu_count(),
+        "os": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
+        "driver": gpu_driver() if on_gpu else "",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "blas": blas(torch.__config__.show()),
+    }
+
+
+def revision() -> tuple[str, bool | None]:
+    """(commit, dirty) of the checkout the suite runs from; ('', None) where there is none."""
+    top = _output("git", "-C", str(ROOT), "rev-parse", "--show-toplevel", "HEAD").splitlines()
+    if len(top) != 2 or Path(top[0]).resolve() != ROOT:
+        return "", None
+    return top[1], bool(_output("git", "-C", str(ROOT), "status", "--porcelain"))
+
+
+@cache
+def source_hash() -> str:
+    """sha256 over the names and contents of the sources of kernels/ and bench/, 16 hex digits."""
+    digest = hashlib.sha256()
+    paths = [path for top in ("kernels", "bench") for path in (ROOT / top).rglob("*") if path.suffix in SOURCES]
+    for path in sorted(paths):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(ROOT).as_posix()}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def processor() -> str:
+    """The processor's model, as its maker calls it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use, at least 1."""
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return max(1, min(cores, allowed))
+
+
+def blas(build: str) -> str:
+    """The BLAS named in torch's description of its build, e.g. 'mkl 2024.2'."""
+    name = re.search(r"BLAS_INFO=(\w+)", build)
+    version = re.search(r"Math Kernel Library Version ([\d.]+)", build)
+    if name is None:
+        return "unknown"
+    return f"{name[1]} {version[1]}" if version and name[1] == "mkl" else name[1]
+
+
+def gpu_driver() -> str:
+    """The GPU driver's version, or nothing where nvidia-smi is not there to ask."""
+    return (_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines() or [""])[0]
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,203 @@
+"""Plan and run: every cell of a sweep that is not stored yet."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.cells import Cell, GemmCell, TrainCell
+from bench.data.corpus import data_dir, load_corpus
+from bench.engines.local import Ending, Progress, Work, failure, measure, run_cells
+from bench.estimate import Pace, spoken
+from bench.progress import Reporter, name_of, reporter
+from bench.provenance import facts, physical_cores, source_hash
+from bench.store import Store, Stored
+from bench.sweep import Sweep
+
+FINE = ("ok", "unsupported")  # a sweep of these alone ends with exit status 0
+LISTED = 20  # cells that are not ok, named at the end
+
+
+class UnusableError(RuntimeError):
+    """The environment lacks something a run needs; one line."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a sweep is stored and what is still to run. other: intact stored cells that the sweep no longer has."""
+
+    sweep: Sweep
+    stored: dict[str, Stored]
+    todo: tuple[Cell, ...]
+    other: int
+
+    def pace(self) -> Pace:
+        pace = Pace()
+        for cell in self.sweep.cells:
+            if cell.cell_id in self.stored and self.stored[cell.cell_id].status == "ok":
+                pace.learn(cell, self.stored[cell.cell_id].cell_seconds)
+        return pace
+
+    def lines(self, workers: int | None = None) -> list[str]:
+        """The plan in words."""
+        kinds = Counter(cell.kind for cell in self.sweep.cells)
+        statuses = Counter(stored.status for stored in self.stored.values())
+        lines = [f"{self.sweep.name}: {len(self.sweep.cells)} cells ({_counted(kinds)})"]
+        lines.append(f"stored: {len(self.stored)}" + (f" ({_counted(statuses)})" if statuses else ""))
+        if self.todo:
+            pace = self.pace()
+            basis = f"from {pace.cells} stored cells" if pace.cells else "a rough figure from the number of operations"
+            seconds = pace.seconds(self.todo, training_workers(self.todo, workers))
+            lines.append(f"to run: {len(self.todo)}, about {spoken(seconds)} ({basis})")
+        else:
+            lines.append("to run: 0")
+        if self.other:
+            lines.append(
+                f"note: {self.other} more stored cells are not in this sweep file; they stay, outside the tables"
+            )
+        if aged := sum(stored.source_hash != source_hash() for stored in self.stored.values()):
+            lines.append(f"note: {aged} stored cells were measured by other sources than today's; they are kept")
+        return lines
+
+
+def make_plan(sweep: Sweep, results: Path, retry: bool = False) -> Plan:
+    """Compare a sweep with what is stored; changes nothing. retry: also run again what did not end ok."""
+    finished = Store(results / sweep.name).finished()
+    ours = {cell.cell_id: finished[cell.cell_id] for cell in sweep.cells if cell.cell_id in finished}
+    todo = tuple(
+        cell for cell in sweep.cells if cell.cell_id not in ours or (retry and ours[cell.cell_id].status != "ok")
+    )
+    return Plan(sweep, ours, todo, len(finished) - len(ours))
+
+
+def training_workers(cells: Sequence[Cell], wanted: int | None) -> int:
+    """Training cells side by side: as many as fit the physical cores, unless `wanted`."""
+    threads = max((cell.threads or physical_cores() for cell in cells if isinstance(cell, TrainCell)), default=1)
+    return wanted or max(1, physical_cores() // threads)
+
+
+def run_sweep(
+    sweep: Sweep,
+    results: Path,
+    workers: int | None = None,
+    timeout: float | None = None,
+    retry: bool = False,
+    work: Work = measure,
+) -> int:
+    """Run what is not stored yet and return the exit status: 0, 1 (some cells failed) or 130 (interrupted).
+
+    timeout: seconds a cell may take. Raises OSError, LockedError or UnusableError where the environment is at fault;
+    every cell finished before that stays stored.
+    """
+    store = Store(results / sweep.name)
+    with store.lock() as repairs:
+        plan = make_plan(sweep, results, retry)
+        for line in [*repairs, *plan.lines(workers)]:
+            print(line, flush=True)
+        interrupted = False
+        if plan.todo:
+            check_datasets(plan.todo)
+            try:
+                with _terminable(), reporter(len(plan.todo)) as display:
+                    _run_phases(plan, store, training_workers(plan.todo, workers), timeout, work, display)
+            except KeyboardInterrupt:
+                interrupted = True
+        store.compact(sweep.cells)
+    plan = make_plan(sweep, results)
+    if interrupted:
+        print(f"interrupted: {len(plan.stored)} of {len(sweep.cells)} cells are stored; run again to go on")
+        return 130
+    return _summary(plan, store)
+
+
+def check_datasets(cells: Sequence[Cell]) -> None:
+    """Load every data set once (downloading it where it must be), before any worker starts. UnusableError with one line."""
+    for name in sorted({cell.dataset for cell in cells if isinstance(cell, TrainCell)}):
+        try:
+            load_corpus(name, data_dir())
+        except (OSError, ValueError, AssertionError) as error:
+            raise UnusableError(f"dataset {name}: {error}") from None
+
+
+def _run_phases(plan: Plan, store: Store, workers: int, timeout: float | None, work: Work, display: Reporter) -> None:
+    """Timings first, one at a time with nothing else running; then training, side by side."""
+    timing = [cell for cell in plan.todo if isinstance(cell, GemmCell)]
+    training = [cell for cell in plan.todo if not isinstance(cell, GemmCell)]
+    for device in {_device(cell) for cell in plan.todo}:
+        facts(device)  # imports torch: now, not while something is being timed
+    left, pace = {cell.cell_id: cell for cell in plan.todo}, plan.pace()
+
+    def watch(told: dict[str, Progress]) -> None:
+        display.running(left, told, pace.seconds(left.values(), workers))
+
+    for cells, side_by_side in ((timing, 1), (training, min(workers, len(training)))):
+        if cells:
+            with closing(run_cells(cells, work, side_by_side, timeout, watch)) as endings:
+                for ending in endings:
+                    status, reason = _publish(store, ending, side_by_side)
+                    del left[ending.cell.cell_id]
+                    pace.learn(ending.cell, ending.seconds)
+                    display.ended(ending.cell, status, reason, ending.seconds)
+
+
+def _publish(store: Store, ending: Ending, workers: int) -> tuple[str, str]:
+    """Store one ending; rows that do not fit the table are a failed cell, not the end of the sweep."""
+    provenance = {
+        **facts(_device(ending.cell)),
+        "threads_used": ending.threads_used,
+        "workers": workers,
+        "started_at": ending.started_at,
+        "cell_seconds": ending.seconds,
+    }
+    try:
+        store.put(ending.cell, ending.rows, provenance)
+    except ValueError as error:
+        ending = failure(ending.cell, "failed", f"its rows do not fit the table: {error}", ending.seconds)
+        store.put(ending.cell, ending.rows, provenance)
+    worst = next((row for row in ending.rows if row["status"] != "ok"), ending.rows[-1])
+    return str(worst["status"]), str(worst.get("reason") or "")
+
+
+def _device(cell: Cell) -> str:
+    return cell.device if isinstance(cell, GemmCell) else "cpu"
+
+
+def _summary(plan: Plan, store: Store) -> int:
+    cells = plan.sweep.cells
+    statuses = Counter(stored.status for stored in plan.stored.values())
+    fine = sum(statuses[status] for status in FINE)
+    failed = {status: count for status, count in statuses.items() if status not in FINE}
+    line = f"{statuses['ok']} of {len(cells)} cells ok"
+    line += f"; {statuses['unsupported']} unsupported here" if statuses["unsupported"] else ""
+    line += f"; {len(cells) - fine} failed: {_counted(failed)}" if failed else ""
+    print(f"{line}; results in {store.folder}")
+    not_ok = [cell for cell in cells if plan.stored[cell.cell_id].status != "ok"]
+    for cell in not_ok[:LISTED]:
+        stored = plan.stored[cell.cell_id]
+        print(f"  {stored.status}: {name_of(cell)}: {stored.reason}")
+    if len(not_ok) > LISTED:
+        print(f"  and {len(not_ok) - LISTED} more: python -m bench show {plan.sweep.name}")
+    return 1 if failed else 0
+
+
+def _counted(counts: dict[str, int] | Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: finished cells stay, workers go, tables are written."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

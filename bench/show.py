@@ -1,0 +1,51 @@
+"""Key figures of the stored cells of a sweep, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.cells import Cell, GemmCell
+from bench.progress import name_of
+from bench.run import Plan
+from bench.store import Stored
+
+
+def print_cells(plan: Plan) -> None:
+    """One line a cell, those that are not ok with their reason, then the counts."""
+    table = Table("status", "cell", "key figures", box=None, pad_edge=False)
+    for cell in sorted(plan.sweep.cells, key=lambda cell: _rank(plan.stored.get(cell.cell_id))):
+        stored = plan.stored.get(cell.cell_id)
+        status = stored.status if stored else "to run"
+        table.add_row(status, name_of(cell), key_figures(cell, stored) if stored else "")
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    for line in plan.lines():
+        console.print(line, soft_wrap=True)
+
+
+def key_figures(cell: Cell, stored: Stored) -> str:
+    """What one would ask first; the reason where a cell is not ok."""
+    if stored.status != "ok":
+        return stored.reason or ""
+    row = stored.last_row
+    if isinstance(cell, GemmCell):
+        ratio = row["baseline_ms"] / row["time_ms"] if row.get("baseline_ms") and row.get("time_ms") else None
+        speed = f", {ratio:.2f}x {cell.baseline}" if ratio else ""
+        return f"{_figure(row, 'time_ms')} ms{speed}{', noisy' if row.get('noisy') else ''}"
+    return (
+        f"val_ppl {_figure(row, 'val_ppl')}, test_ppl {_figure(row, 'test_ppl')}, "
+        f"sparsity {_figure(row, 'sparsity')}, epoch {row.get('epoch')}"
+    )
+
+
+def _figure(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _rank(stored: Stored | None) -> tuple[bool, str]:
+    return stored is None, stored.status if stored else ""

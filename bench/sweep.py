@@ -1,0 +1,202 @@
+"""Sweep files: TOML in, cells out, or one line that says what is wrong.
+
+    description = "what the sweep is for"   # optional
+    kind = "gemm"                           # gemm | train
+    [base]                                  # settings that differ from the cell's defaults
+    m = 1024
+    [axes]                                  # the product of these lists; the last one varies fastest
+    block_size = [8, 16]
+
+Several products in one file are `[[grids]]`, each with a `kind`, `[grids.base]` and `[grids.axes]` of its own laid over the
+top level: a setting named in a grid replaces the top level's, whether that was a base or an axis. Equal values, and equal
+cells of different grids, are merged. Nothing here imports torch, so that a bad file is refused at once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench.cells import KINDS, Cell
+from bench.settings import check_setting, did_you_mean, shown
+
+SWEEPS = Path(__file__).parent / "sweeps"
+LARGEST_SWEEP = 10_000  # cells; at a second each that is three hours
+SECTIONS = ("kind", "base", "axes")
+TOP_LEVEL = ("description", *SECTIONS, "grids")
+
+Table = dict[str, Any]
+
+
+class SweepError(ValueError):
+    """A sweep file that cannot be used: one line, `path: field: what is wrong; accepted: ...`."""
+
+    def __init__(self, path: Path | str, field: str, wrong: str, accepted: str) -> None:
+        line = f"{path}: {field}: {wrong}" + (f"; accepted: {accepted}" if accepted else "")
+        super().__init__("".join(char if char.isprintable() else repr(char)[1:-1] for char in line))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep: its cells are canonical, without duplicates, in file order."""
+
+    name: str
+    description: str
+    path: Path
+    cells: tuple[Cell, ...]
+
+
+def names() -> list[str]:
+    """The sweeps that come with the suite."""
+    return sorted(path.stem for path in SWEEPS.glob("*.toml"))
+
+
+def load(path_or_name: str | Path) -> Sweep:
+    """The sweep of a file, or of a bare name in bench/sweeps. SweepError, one line, where anything is wrong."""
+    path = _locate(path_or_name)
+    content = _read(path)
+    try:
+        _check_keys(content, TOP_LEVEL, "top level")
+        _check_type(content, "description", str, "a string")
+        cells = [cell for where, grid in _grids(content) for cell in _expand(where, grid)]
+        if len(cells) > LARGEST_SWEEP:
+            raise _Wrong("grids", f"{len(cells)} cells in all", f"at most {LARGEST_SWEEP}; use several sweeps")
+    except _Wrong as error:
+        raise SweepError(path, *error.args) from None
+    unique = {cell.cell_id: cell for cell in (cell.canonical() for cell in cells)}
+    return Sweep(path.stem, content.get("description", ""), path, tuple(unique.values()))
+
+
+class _Wrong(Exception):  # noqa: N818
+    """args: field, what is wrong, what is accepted."""
+
+
+def _locate(path_or_name: str | Path) -> Path:
+    path = Path(path_or_name)
+    if path.suffix or len(path.parts) != 1 or path.is_dir():
+        return path
+    if path.name not in names():
+        accepted = ", ".join([*names(), "or a path to a .toml file"])
+        raise SweepError(path.name, "sweep", f"no such sweep{did_you_mean(path.name, names())}", accepted)
+    return SWEEPS / f"{path.name}.toml"
+
+
+def _read(path: Path) -> Table:
+    try:
+        if path.exists() and not path.is_file():
+            raise SweepError(path, "file", "a folder" if path.is_dir() else "not a regular file", "a TOML file")
+        text = path.read_bytes().decode("utf-8-sig")
+        content = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise SweepError(path, f"line {line}", "not UTF-8", "a TOML file in UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        where = re.search(r" \(at (line \d+|end of document).*", str(error))
+        wrong = str(error)[: where.start()] if where else str(error)
+        accepted = "TOML, with every key and table given once"
+        raise SweepError(path, where[1] if where else "file", wrong, accepted) from None
+    except (RecursionError, ValueError) as error:
+        if isinstance(error, SweepError):
+            raise
+        raise SweepError(path, "file", f"not readable as TOML ({error})", "a TOML file") from None
+    except OSError as error:
+        raise SweepError(path, "file", (error.strerror or str(error)).lower(), "a TOML file that exists") from None
+    if re.fullmatch(r"\w[\w.-]*", path.stem) is None:
+        raise SweepError(path, "file", "its name becomes the results folder's", "letters, digits, '_', '-' and '.'")
+    return content
+
+
+def _grids(content: Table) -> list[tuple[str, Table]]:
+    """(where, {kind, base, axes}) of every product, the top level merged in."""
+    _check_sections(content, "")
+    if "grids" not in content:
+        if not {"base", "axes"} & content.keys():
+            raise _Wrong("base", "nothing to measure", "a table [base], a table [axes] or tables [[grids]]")
+        return [("", content)]
+    grids = content["grids"]
+    if not (isinstance(grids, list) and grids and all(isinstance(grid, dict) for grid in grids)):
+        raise _Wrong("grids", "not a list of tables" if grids else "empty", "one or more tables [[grids]]")
+    merged = []
+    for position, grid in enumerate(grids):
+        where = f"grids[{position}]."
+        if not grid:
+            raise _Wrong(where[:-1], "empty", "kind, [grids.base] or [grids.axes]")
+        _check_keys(grid, SECTIONS, where[:-1])
+        _check_sections(grid, where)
+        merged.append((where, _overlay(content, grid)))
+    return merged
+
+
+def _overlay(top: Table, grid: Table) -> Table:
+    base, axes = grid.get("base", {}), grid.get("axes", {})
+    return {
+        **({"kind": grid.get("kind", top.get("kind"))} if {"kind"} & (grid.keys() | top.keys()) else {}),
+        "base": {**{name: value for name, value in top.get("base", {}).items() if name not in axes}, **base},
+        "axes": {**{name: value for name, value in top.get("axes", {}).items() if name not in base}, **axes},
+    }
+
+
+def _check_sections(table: Table, where: str) -> None:
+    for section in ("base", "axes"):
+        _check_type(table, section, dict, f"a table [{section}]", where)
+    if "axes" in table and not table["axes"]:
+        raise _Wrong(f"{where}axes", "empty", "one or more settings with a list of values each")
+    for name, values in table.get("axes", {}).items():
+        field = f"{where}axes.{name}"
+        if name in table.get("base", {}):
+            raise _Wrong(field, "also in [base]", "a setting in one of [base] and [axes]")
+        if not isinstance(values, list):
+            raise _Wrong(field, f"{shown(values)} is not a list", f"a list of values, or {name} in [base]")
+        if not values:
+            raise _Wrong(field, "an empty list", "one or more values")
+
+
+def _expand(where: str, grid: Table) -> list[Cell]:
+    """The cells of one product. Single values are checked first, so that an error names the value's own place."""
+    kind = grid.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        wrong = "missing" if kind is None else f"unknown kind {shown(kind)}{did_you_mean(kind, list(KINDS))}"
+        raise _Wrong(f"{where}kind", wrong, ", ".join(KINDS))
+    model, base, axes = KINDS[kind], grid.get("base", {}), grid.get("axes", {})
+    count = math.prod(len(values) for values in axes.values())
+    if count > LARGEST_SWEEP:
+        raise _Wrong(f"{where}axes", f"{count} cells in all", f"at most {LARGEST_SWEEP}; use several sweeps")
+    for name, value in base.items():
+        check = check_setting(model, name, value)
+        if check is not None:
+            raise _Wrong(f"{where}base.{name}", *check)
+    for name, values in axes.items():
+        for position, value in enumerate(values):
+            check = check_setting(model, name, value)
+            if check is not None:
+                raise _Wrong(f"{where}axes.{name}[{position}]", *check)
+    return [_cell(where, model, {**base, **dict(zip(axes, values, strict=True))}) for values in product(*axes.values())]
+
+
+def _cell(where: str, model: type[Cell], settings: Table) -> Cell:
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:  # single values are right: what is left are rules between settings
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        field, _, rest = message.partition(": ")
+        wrong, _, accepted = rest.partition("; accepted: ")
+        raise _Wrong(f"{where}{field}", wrong, accepted) from None
+
+
+def _check_keys(table: Table, accepted: tuple[str, ...], where: str) -> None:
+    for key in table:
+        if key not in accepted:
+            hint = did_you_mean(key, list(accepted))
+            raise _Wrong(key, f"unknown key of the {where}{hint}", ", ".join(accepted))
+
+
+def _check_type(table: Table, key: str, wanted: type, accepted: str, where: str = "") -> None:
+    if key in table and not isinstance(table[key], wanted):
+        raise _Wrong(f"{where}{key}", f"{shown(table[key])} is not {accepted}", accepted)
