@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing import get_context
@@ -184,8 +184,9 @@ def _work_on(work: Work, cell: Cell, progress: Path) -> Ending:
         nonlocal last
         if time.monotonic() - last >= TELL_SECONDS:
             temporary = progress.with_suffix(".tmp")
-            temporary.write_text(json.dumps(told))
-            temporary.replace(progress)
+            with suppress(OSError):  # news may be lost (a full disk, a cleaned temporary folder), a measurement not
+                temporary.write_text(json.dumps(told))
+                temporary.replace(progress)
             last = time.monotonic()
 
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
