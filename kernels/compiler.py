@@ -85,9 +85,15 @@ def cpu_model() -> str:
 
 def _run(command: list[str], folder: Path) -> str:
     """Standard output of `command`; CompileError with the first line that mentions an error."""
-    environment = {"ZIG_GLOBAL_CACHE_DIR": str(folder / "zig"), "ZIG_LOCAL_CACHE_DIR": str(folder / "zig"), **os.environ}
+    environment = {
+        "ZIG_GLOBAL_CACHE_DIR": str(folder / "zig"),
+        "ZIG_LOCAL_CACHE_DIR": str(folder / "zig"),
+        **os.environ,
+    }
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, env=environment, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMPILE_SECONDS, env=environment, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompileError(f"{Path(command[0]).name}: {error}") from error
     if done.returncode:

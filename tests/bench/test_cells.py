@@ -58,7 +58,15 @@ def test_settings_that_matter_make_a_new_cell() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"m": True}, {"m": 16.0}, {"m": "16"}, {"m": 0}, {"m": 2**40}, {"target_sparsity": 80}, {"target_sparsity": math.nan}],
+    [
+        {"m": True},
+        {"m": 16.0},
+        {"m": "16"},
+        {"m": 0},
+        {"m": 2**40},
+        {"target_sparsity": 80},
+        {"target_sparsity": math.nan},
+    ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -38,7 +38,9 @@ BAD = {
     "broken TOML": Bad(GEMM + "[base]\nm = = 3\n", "line 3", ("accepted: TOML",)),
     "unclosed TOML": Bad(GEMM + "[axes]\nm = [1, 2", "end of document", ("accepted: TOML",)),
     "key given twice": Bad(GEMM + "[base]\nm = 512\nm = 1024\n", "line 4", ("every key and table given once",)),
-    "table given twice": Bad(GEMM + "[base]\nm = 512\n[base]\nk = 512\n", "line 4", ("every key and table given once",)),
+    "table given twice": Bad(
+        GEMM + "[base]\nm = 512\n[base]\nk = 512\n", "line 4", ("every key and table given once",)
+    ),
     "nested too deep": Bad(GEMM + "x = " + "[" * 100_000, "", ("accepted",)),
     "kind missing": Bad("[base]\nm = 512\n", "kind", ("missing", "gemm, train")),
     "kind unknown": Bad('kind = "gem"\n[base]\n', "kind", ("did you mean gemm?", "accepted: gemm, train")),
@@ -57,9 +59,13 @@ BAD = {
     "grids no list": Bad(GEMM + "[grids]\nm = 3\n", "grids", ("not a list of tables", "[[grids]]")),
     "grid empty": Bad(GEMM + "[[grids]]\n", "grids[0]", ("empty", "[grids.base]")),
     "in base and in axes": Bad(GEMM + "[base]\nm = 512\n[axes]\nm = [512]\n", "axes.m", ("also in [base]", "accepted")),
-    "unknown setting": Bad(GEMM + "[base]\nblock_sise = 8\n", "base.block_sise", ("did you mean block_size?", "accepted: ")),
+    "unknown setting": Bad(
+        GEMM + "[base]\nblock_sise = 8\n", "base.block_sise", ("did you mean block_size?", "accepted: ")
+    ),
     "unknown axis": Bad(TRAIN + "[axes]\nsparsity = [0.5]\n", "axes.sparsity", ("target_sparsity", "accepted: ")),
-    "setting of the other kind": Bad(GEMM + "[base]\nepochs = 3\n", "base.epochs", ("of a gemm cell", "accepted: seed")),
+    "setting of the other kind": Bad(
+        GEMM + "[base]\nepochs = 3\n", "base.epochs", ("of a gemm cell", "accepted: seed")
+    ),
     "string for a number": Bad(GEMM + '[base]\nm = "512"\n', "base.m", ("'512' is not an integer", ">= 1")),
     "float for an integer": Bad(GEMM + "[base]\nm = 512.0\n", "base.m", ("512.0 is not an integer", ">= 1")),
     "bool for an integer": Bad(GEMM + "[axes]\nblock_size = [8, true]\n", "axes.block_size[1]", ("true", "an integer")),
@@ -67,8 +73,12 @@ BAD = {
     "number for a bool": Bad(TRAIN + "[base]\nlasso_scaled = 1\n", "base.lasso_scaled", ("1 is not true or false",)),
     "number for a string": Bad(TRAIN + "[base]\ndataset = 2\n", "base.dataset", ("accepted: pydoc, wikitext2",)),
     "date": Bad(TRAIN + "[base]\nepochs = 2026-01-01\n", "base.epochs", ("accepted: an integer >= 1",)),
-    "NaN": Bad(GEMM + "[base]\ntarget_sparsity = nan\n", "base.target_sparsity", ("nan is not a finite", ">= 0 and <= 1")),
-    "infinity": Bad(TRAIN + "[axes]\nlearning_rate = [0.1, inf]\n", "axes.learning_rate[1]", ("inf is not a finite", "> 0")),
+    "NaN": Bad(
+        GEMM + "[base]\ntarget_sparsity = nan\n", "base.target_sparsity", ("nan is not a finite", ">= 0 and <= 1")
+    ),
+    "infinity": Bad(
+        TRAIN + "[axes]\nlearning_rate = [0.1, inf]\n", "axes.learning_rate[1]", ("inf is not a finite", "> 0")
+    ),
     "percent": Bad(GEMM + "[base]\ntarget_sparsity = 80\n", "base.target_sparsity", ("for 80 % write 0.8", "<= 1")),
     "percent in an axis": Bad(GEMM + "[axes]\ntarget_sparsity = [0.5, 90.0]\n", "[1]", ("for 90 % write 0.9", "<= 1")),
     "negative": Bad(TRAIN + "[base]\nclip = -1.0\n", "base.clip", ("-1.0 is out of bounds", ">= 0")),
@@ -76,27 +86,39 @@ BAD = {
     "huge integer": Bad(TRAIN + f"[base]\nseed = {10**30}\n", "base.seed", ("out of bounds", ">= 0")),
     "more digits than Python reads": Bad(TRAIN + f"[base]\nseed = {'9' * 5000}\n", "file", ("accepted: a TOML file",)),
     "backend": Bad(GEMM + '[base]\nbackend = "torch_bsrr"\n', "base.backend", ("did you mean torch_bsr?", "dense")),
-    "baseline": Bad(GEMM + '[axes]\nbaseline = ["dense", "x"]\n', "axes.baseline[1]", ("unknown baseline 'x'", "dense")),
+    "baseline": Bad(
+        GEMM + '[axes]\nbaseline = ["dense", "x"]\n', "axes.baseline[1]", ("unknown baseline 'x'", "dense")
+    ),
     "model": Bad(TRAIN + '[base]\nmodel = "gpt"\n', "base.model", ("unknown model 'gpt'", "accepted: lstm")),
     "dataset": Bad(TRAIN + '[base]\ndataset = "wikitext-2"\n', "base.dataset", ("did you mean wikitext2?", "pydoc")),
     "schedule": Bad(TRAIN + '[base]\nschedule = "Cubic"\n', "base.schedule", ("did you mean cubic?", "one_shot")),
     "criterion": Bad(TRAIN + '[base]\ncriterion = "L2"\n', "base.criterion", ("unknown criterion 'L2'", "random")),
-    "optimizer": Bad(TRAIN + '[base]\noptimizer = "adamw"\n', "base.optimizer", ("did you mean adam?", "sgd, adam, asgd")),
+    "optimizer": Bad(
+        TRAIN + '[base]\noptimizer = "adamw"\n', "base.optimizer", ("did you mean adam?", "sgd, adam, asgd")
+    ),
     "dtype": Bad(GEMM + '[base]\ndtype = "fp16"\n', "base.dtype", ("unknown value 'fp16'", "float16")),
-    "block size does not divide": Bad(GEMM + "[base]\nm = 1150\n", "m", ("1150 is not divisible", "accepted: 1136 or 1152")),
+    "block size does not divide": Bad(
+        GEMM + "[base]\nm = 1150\n", "m", ("1150 is not divisible", "accepted: 1136 or 1152")
+    ),
     "grid's block size does not divide": Bad(
         TRAIN + '[[grids]]\n[grids.base]\nlasso = "proximal"\n[grids.axes]\nhidden_size = [64, 100]\n',
         "grids[0].hidden_size",
         ("100 is not divisible by block_size 16", "96 or 112"),
     ),
     "ramp ends before it begins": Bad(
-        TRAIN + '[base]\nschedule = "cubic"\ntarget_sparsity = 0.5\nprune_begin = 0.9\n', "prune_end", ("from 0.9 to 1",)
+        TRAIN + '[base]\nschedule = "cubic"\ntarget_sparsity = 0.5\nprune_begin = 0.9\n',
+        "prune_end",
+        ("from 0.9 to 1",),
     ),
     "huge product": Bad(
-        GEMM + "[axes]\nseed = [" + "1," * 2000 + "]\nn = [" + "2," * 2000 + "]\n", "axes", ("4000000 cells", str(LARGEST_SWEEP))
+        GEMM + "[axes]\nseed = [" + "1," * 2000 + "]\nn = [" + "2," * 2000 + "]\n",
+        "axes",
+        ("4000000 cells", str(LARGEST_SWEEP)),
     ),
     "many large grids": Bad(
-        GEMM + ("[[grids]]\n[grids.axes]\nseed = [" + ",".join(map(str, range(4000))) + "]\n") * 3, "grids", ("12000 cells",)
+        GEMM + ("[[grids]]\n[grids.axes]\nseed = [" + ",".join(map(str, range(4000))) + "]\n") * 3,
+        "grids",
+        ("12000 cells",),
     ),
     "line break in a value": Bad(GEMM + '[base]\nbackend = "a\\nb\\u2028c"\n', "base.backend", ("accepted: dense",)),
 }

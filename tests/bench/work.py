@@ -15,7 +15,9 @@ Row = dict[str, Any]
 
 
 def row_of(cell: Cell, **more: Any) -> Row:
-    measured = {"time_ms": time.perf_counter()} if cell.kind == "gemm" else {"train_seconds": time.perf_counter(), "epoch": 1}
+    measured = (
+        {"time_ms": time.perf_counter()} if cell.kind == "gemm" else {"train_seconds": time.perf_counter(), "epoch": 1}
+    )
     return {"status": "ok", "sparsity": cell.seed / 1000, **measured, **more}
 
 
@@ -39,7 +41,9 @@ def misbehave(cell: Cell, tell: Tell) -> list[Row]:
         case 2:
             raise MemoryError
         case 3:
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte")
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"
+            )
         case 4:
             time.sleep(60)
         case 5:
