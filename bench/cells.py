@@ -108,7 +108,7 @@ class TrainCell(Cell):
 
     # fmt: off
     dataset: str = Field("pydoc", description="corpus")
-    train_tokens: Natural = Field(0, description="tokens of the training text used in an epoch; 0 means all")
+    train_tokens: Natural = Field(0, description="tokens of the training text read in an epoch, each going on where the last stopped; 0 means all")
     eval_tokens: Natural = Field(0, description="tokens of validation and of test text used; 0 means all")
     model: str = Field("lstm", description="architecture")
     embedding_size: Count = Field(64, description="width of the embedding and of the tied decoder")

@@ -206,13 +206,15 @@ def make_optimizer(cell: TrainCell, model: nn.Module, steps: int) -> Optimizer:
 
 @contextmanager
 def averaged_weights(optimizer: Optimizer) -> Iterator[None]:
-    """Inside, the parameters are ASGD's averages; with any other optimizer nothing changes.
+    """Inside, the parameters are ASGD's averages if it averages already; with any other optimizer nothing changes.
 
-    Before its averaging starts, ASGD's 'ax' is a copy of the weights as its last step left them.
+    Pruned blocks are zero in the average too. Blocks that only the proximal step zeroed need not be: they come and go,
+    and ASGD averages the weights as its own step leaves them, before that step.
     """
-    own = {parameter: parameter.data for parameter, state in optimizer.state.items() if "ax" in state}
+    averages = {parameter: state for parameter, state in optimizer.state.items() if state.get("mu", 1.0) < 1.0}
+    own = {parameter: parameter.data for parameter in averages}
     for parameter in own:
-        parameter.data = optimizer.state[parameter]["ax"]
+        parameter.data = averages[parameter]["ax"]
     try:
         yield
     finally:
