@@ -25,7 +25,10 @@ class Product(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("values", "indices", "indptr", "x", "y")),
-        *((name, ctypes.c_int64) for name in ("n", "block_size", "grid_rows", "panel_rows", "panels", "chunk", "tall", "threads")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("n", "block_size", "grid_rows", "panel_rows", "panels", "chunk", "tall", "threads")
+        ),
         *((name, ctypes.c_void_p) for name in ("starts", "next", "parallel", "thread_number")),
     )
 
