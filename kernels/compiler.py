@@ -147,4 +147,5 @@ def _compile_once(source: Path, defines: tuple[str, ...]) -> Library | str:
             return _build(command, source, defines)
         except (CompileError, OSError) as error:
             failures.append(f"{' '.join([Path(command[0]).name, *command[1:]])}: {error}")
-    return f"no C++ compiler works here ({failures[0]}); {HOW_TO_GET_ONE}".replace("\n", " ")
+    reason = f"no C++ compiler works here ({failures[0]}); {HOW_TO_GET_ONE}"
+    return reason.replace("\n", " ").replace(f"{source.parent}{os.sep}", "")

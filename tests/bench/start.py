@@ -11,6 +11,6 @@ import bench.run
 from bench.sweep import load
 
 if __name__ == "__main__":
-    bench.run.facts = lambda device: {}  # torch is not needed here, and slow to import
+    bench.run.facts = lambda _: {}  # torch is not needed here, and slow to import
     file, results, name = sys.argv[1:]
     sys.exit(bench.run.run_sweep(load(file), Path(results), work=getattr(work, name)))

@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that the workers, which get this path, can import it too
-import work  # noqa: E402
+import work
 
-from bench.cells import Cell, GemmCell, TrainCell  # noqa: E402
-from bench.engines.local import WORKER_ENVIRONMENT, Ending, Work, run_cells  # noqa: E402
+from bench.cells import Cell, GemmCell, TrainCell
+from bench.engines.local import WORKER_ENVIRONMENT, Ending, Work, run_cells
 
 
 def endings(cells: Sequence[Cell], do: Work, workers: int = 1, timeout: float = 30.0) -> dict[int, Ending]:

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-import work  # noqa: E402
+import work
 
-import bench.run  # noqa: E402
-from bench.cells import Cell, GemmCell, TrainCell  # noqa: E402
-from bench.estimate import Pace, rough_seconds, spoken  # noqa: E402
-from bench.run import UnusableError, make_plan, run_sweep, training_workers  # noqa: E402
-from bench.store import LockedError, Store  # noqa: E402
-from bench.sweep import Sweep, load  # noqa: E402
+import bench.run
+from bench.cells import Cell, GemmCell, TrainCell
+from bench.estimate import Pace, rough_seconds, spoken
+from bench.run import UnusableError, make_plan, run_sweep, training_workers
+from bench.store import LockedError, Store
+from bench.sweep import Sweep, load
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
