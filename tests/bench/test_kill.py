@@ -63,7 +63,8 @@ class Runs:
     def started(self, results: Path) -> Iterator[subprocess.Popen[str]]:
         command = [sys.executable, *(str(results) if word == "RESULTS" else word for word in self.arguments)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "BENCH_TEST_TOKEN": self.token, "OMP_NUM_THREADS": "1"}
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
             yield process
 
     def killed_after(self, seconds: float, results: Path) -> None:
@@ -90,8 +91,8 @@ class Runs:
         found = []
         for process in psutil.process_iter():
             try:
-                ours = process.environ().get("BENCH_TEST_TOKEN") == self.token
-                if ours and process.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(process.cmdline()):
+                dead = process.status() == psutil.STATUS_ZOMBIE or "resource_tracker" in " ".join(process.cmdline())
+                if not dead and process.environ().get("BENCH_TEST_TOKEN") == self.token:
                     found.append(process)
             except psutil.Error:
                 continue
