@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol, Self
 
 from rich.console import Console, Group
@@ -26,21 +26,21 @@ class Reporter(Protocol):
     def __enter__(self) -> Self: ...
     def __exit__(self, *exception: object) -> None: ...
     def line(self, text: str) -> None: ...
-    def running(self, cells: Mapping[str, Cell], told: Told, seconds_left: float) -> None: ...
+    def running(self, told: Told, seconds_left: float) -> None: ...
     def ended(self, cell: Cell, status: str, reason: str, seconds: float) -> None: ...
 
 
-def reporter(total: int) -> Reporter:
-    """The one that suits standard output. total: cells to run."""
+def reporter(labels: Mapping[str, str], total: int) -> Reporter:
+    """The one that suits standard output. labels: names of the cells, by cell_id. total: cells to run."""
     console = Console(highlight=False)
-    return Terminal(console, total) if console.is_terminal else Plain(total)
+    return Terminal(console, labels, total) if console.is_terminal else Plain(labels, total)
 
 
 class Plain:
     """One line per finished cell, and one a minute while nothing finishes."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.spoke = total, 0, time.monotonic()
+    def __init__(self, labels: Mapping[str, str], total: int) -> None:
+        self.labels, self.total, self.done, self.spoke = labels, total, 0, time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -52,21 +52,21 @@ class Plain:
         self.spoke = time.monotonic()
         print(text, flush=True)
 
-    def running(self, cells: Mapping[str, Cell], told: Told, seconds_left: float) -> None:
+    def running(self, told: Told, seconds_left: float) -> None:
         if time.monotonic() - self.spoke >= HEARTBEAT_SECONDS:
-            now = "; ".join(_current(cells[cell_id], told[cell_id]) for cell_id in told)
+            now = "; ".join(_current(self.labels[cell_id], told[cell_id]) for cell_id in told)
             self.line(f"... {self.done} of {self.total} done, about {spoken(seconds_left)} left; running: {now}")
 
     def ended(self, cell: Cell, status: str, reason: str, seconds: float) -> None:
         self.done += 1
-        self.line(_finished(self.done, self.total, cell, status, reason, seconds))
+        self.line(_finished(self.done, self.total, self.labels[cell.cell_id], status, reason, seconds))
 
 
 class Terminal:
     """A bar, the time left and the running cells, with the finished ones scrolling away above."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        self.console, self.total, self.done = console, total, 0
+    def __init__(self, console: Console, labels: Mapping[str, str], total: int) -> None:
+        self.labels, self.total, self.done = labels, total, 0
         # Twice a second: cells are being timed on the same machine.
         self.live = Live(console=console, refresh_per_second=2, transient=True)
 
@@ -80,29 +80,39 @@ class Terminal:
     def line(self, text: str) -> None:
         self.live.console.print(text, markup=False)
 
-    def running(self, cells: Mapping[str, Cell], told: Told, seconds_left: float) -> None:
+    def running(self, told: Told, seconds_left: float) -> None:
         bar = ProgressBar(total=self.total, completed=self.done, width=40)
         head = Text(f"{self.done} of {self.total} cells, about {spoken(seconds_left)} left")
-        lines = [Text(_current(cells[cell_id], told[cell_id]), overflow="ellipsis", no_wrap=True) for cell_id in told]
+        lines = [
+            Text(_current(self.labels[cell_id], told[cell_id]), overflow="ellipsis", no_wrap=True) for cell_id in told
+        ]
         self.live.update(Group(bar, head, *lines[:SHOWN]))
 
     def ended(self, cell: Cell, status: str, reason: str, seconds: float) -> None:
         self.done += 1
-        self.line(_finished(self.done, self.total, cell, status, reason, seconds))
+        self.line(_finished(self.done, self.total, self.labels[cell.cell_id], status, reason, seconds))
 
 
-def name_of(cell: Cell) -> str:
-    """The kind of a cell and what differs from the defaults."""
-    return f"{cell.kind} {cell.label()}".strip()
+def labels(cells: Iterable[Cell]) -> dict[str, str]:
+    """A few words for each cell, by cell_id: its kind, and the settings in which the cells of its kind differ."""
+    by_kind: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_kind.setdefault(cell.kind, []).append(cell)
+    words = {}
+    for kind, alike in by_kind.items():
+        names = [name for name in type(alike[0]).model_fields if len({getattr(cell, name) for cell in alike}) > 1]
+        for cell in alike:
+            words[cell.cell_id] = " ".join([kind, *(f"{name}={getattr(cell, name)}" for name in names)])
+    return words
 
 
-def _finished(done: int, total: int, cell: Cell, status: str, reason: str, seconds: float) -> str:
+def _finished(done: int, total: int, label: str, status: str, reason: str, seconds: float) -> str:
     why = f": {reason}" if reason else ""
-    return f"[{done}/{total}] {status} in {spoken(seconds)}: {name_of(cell)}{why}"
+    return f"[{done}/{total}] {status} in {spoken(seconds)}: {label}{why}"
 
 
-def _current(cell: Cell, told: Mapping[str, float | int | str]) -> str:
+def _current(label: str, told: Mapping[str, float | int | str]) -> str:
     figures = ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in told.items()
     )
-    return f"{name_of(cell)}: {figures or 'started'}"
+    return f"{figures or 'started'}: {label}"

@@ -14,7 +14,7 @@ from bench.cells import Cell, GemmCell, TrainCell
 from bench.data.corpus import data_dir, load_corpus
 from bench.engines.local import Ending, Progress, Work, failure, measure, run_cells
 from bench.estimate import Pace, spoken
-from bench.progress import Reporter, name_of, reporter
+from bench.progress import Reporter, labels, reporter
 from bench.provenance import facts, physical_cores, source_hash
 from bench.store import Store, Stored
 from bench.sweep import Sweep
@@ -103,7 +103,7 @@ def run_sweep(
         if plan.todo:
             check_datasets(plan.todo)
             try:
-                with _terminable(), reporter(len(plan.todo)) as display:
+                with _terminable(), reporter(labels(sweep.cells), len(plan.todo)) as display:
                     _run_phases(plan, store, training_workers(plan.todo, workers), timeout, work, display)
             except KeyboardInterrupt:
                 interrupted = True
@@ -133,7 +133,7 @@ def _run_phases(plan: Plan, store: Store, workers: int, timeout: float | None, w
     left, pace = {cell.cell_id: cell for cell in plan.todo}, plan.pace()
 
     def watch(told: dict[str, Progress]) -> None:
-        display.running(left, told, pace.seconds(left.values(), workers))
+        display.running(told, pace.seconds(left.values(), workers))
 
     for cells, side_by_side in ((timing, 1), (training, min(workers, len(training)))):
         if cells:
@@ -176,10 +176,11 @@ def _summary(plan: Plan, store: Store) -> int:
     line += f"; {statuses['unsupported']} unsupported here" if statuses["unsupported"] else ""
     line += f"; {len(cells) - fine} failed: {_counted(failed)}" if failed else ""
     print(f"{line}; results in {store.folder}")
+    names = labels(cells)
     not_ok = [cell for cell in cells if plan.stored[cell.cell_id].status != "ok"]
     for cell in not_ok[:LISTED]:
         stored = plan.stored[cell.cell_id]
-        print(f"  {stored.status}: {name_of(cell)}: {stored.reason}")
+        print(f"  {stored.status}: {names[cell.cell_id]}: {stored.reason}")
     if len(not_ok) > LISTED:
         print(f"  and {len(not_ok) - LISTED} more: python -m bench show {plan.sweep.name}")
     return 1 if failed else 0

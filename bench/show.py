@@ -9,18 +9,19 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.cells import Cell, GemmCell
-from bench.progress import name_of
+from bench.progress import labels
 from bench.run import Plan
 from bench.store import Stored
 
 
 def print_cells(plan: Plan) -> None:
     """One line a cell, those that are not ok with their reason, then the counts."""
+    names = labels(plan.sweep.cells)
     table = Table("status", "cell", "key figures", box=None, pad_edge=False)
     for cell in sorted(plan.sweep.cells, key=lambda cell: _rank(plan.stored.get(cell.cell_id))):
         stored = plan.stored.get(cell.cell_id)
         status = stored.status if stored else "to run"
-        table.add_row(status, name_of(cell), key_figures(cell, stored) if stored else "")
+        table.add_row(status, names[cell.cell_id], key_figures(cell, stored) if stored else "")
     console = Console(highlight=False, markup=False)
     console.print(table)
     for line in plan.lines():

@@ -49,7 +49,9 @@ def check(launch: Launch, weight: Tensor, x: Tensor) -> tuple[float, str | None]
         return float("inf"), f"output is {output.dtype} {tuple(output.shape)}, wanted {x.dtype} {wanted}"
     bad = int((~torch.isfinite(output)).sum())
     if bad:
-        return float("inf"), f"{bad} of {output.numel()} output elements are NaN or infinite (unwritten elements show as NaN)"
+        return float(
+            "inf"
+        ), f"{bad} of {output.numel()} output elements are NaN or infinite (unwritten elements show as NaN)"
     expected = weight.double() @ x.double()
     error = (output.double() - expected).abs()
     bound = error_bound(weight, x, expected)
@@ -60,4 +62,7 @@ def check(launch: Launch, weight: Tensor, x: Tensor) -> tuple[float, str | None]
         return largest, None
     row, col = divmod(worst, output.shape[1])
     got, wanted_value = float(output[row, col]), float(expected[row, col])
-    return largest, f"output[{row}, {col}] is {got:.9g}, expected {wanted_value:.9g}: {largest:.3g} times the error bound"
+    return (
+        largest,
+        f"output[{row}, {col}] is {got:.9g}, expected {wanted_value:.9g}: {largest:.3g} times the error bound",
+    )

@@ -85,9 +85,15 @@ def cpu_model() -> str:
 
 def _run(command: list[str], folder: Path) -> str:
     """Standard output of `command`; CompileError with the first line that mentions an error."""
-    environment = {"ZIG_GLOBAL_CACHE_DIR": str(folder / "zig"), "ZIG_LOCAL_CACHE_DIR": str(folder / "zig"), **os.environ}
+    environment = {
+        "ZIG_GLOBAL_CACHE_DIR": str(folder / "zig"),
+        "ZIG_LOCAL_CACHE_DIR": str(folder / "zig"),
+        **os.environ,
+    }
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, env=environment, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMPILE_SECONDS, env=environment, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompileError(f"{Path(command[0]).name}: {error}") from error
     if done.returncode:
@@ -141,4 +147,5 @@ def _compile_once(source: Path, defines: tuple[str, ...]) -> Library | str:
             return _build(command, source, defines)
         except (CompileError, OSError) as error:
             failures.append(f"{' '.join([Path(command[0]).name, *command[1:]])}: {error}")
-    return f"no C++ compiler works here ({failures[0]}); {HOW_TO_GET_ONE}".replace("\n", " ")
+    reason = f"no C++ compiler works here ({failures[0]}); {HOW_TO_GET_ONE}"
+    return reason.replace("\n", " ").replace(f"{source.parent}{os.sep}", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import signal
@@ -77,7 +78,7 @@ def run_cells(
     waiting = deque(cells)
     running: dict[Future[Ending], tuple[Cell, float]] = {}
     with _worker_environment(), tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
-        folder, pool = Path(name), _pool(workers)
+        folder, pool = Path(name), _pool(workers, work)
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
@@ -85,7 +86,7 @@ def run_cells(
                         if running:
                             break
                         _stop(pool)
-                        pool = _pool(workers)
+                        pool = _pool(workers, work)
                     cell = waiting.popleft()
                     future: Future[Ending] = pool.schedule(
                         _work_on, args=(work, cell, folder / cell.cell_id), timeout=timeout
@@ -107,9 +108,10 @@ def failure(cell: Cell, status: str, reason: str, seconds: float) -> Ending:
     return Ending(cell, [row], datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"), seconds)
 
 
-def _pool(workers: int) -> ProcessPool:
+def _pool(workers: int, work: Work) -> ProcessPool:
+    preload = ("torch",) if work is measure else ()  # so that the first cell does not pay for it
     context = get_context("spawn")
-    return ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(os.getpid(),), context=context)
+    return ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(os.getpid(), preload), context=context)
 
 
 def _stop(pool: ProcessPool) -> None:
@@ -162,13 +164,15 @@ def _worker_environment() -> Iterator[None]:
 # What follows runs in the workers.
 
 
-def _start_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and die with it, however it dies."""
+def _start_worker(parent: int, preload: Sequence[str]) -> None:
+    """Leave Ctrl-C to the parent, and die with it, however it dies; then import the modules named in `preload`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the thread below serves other systems
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    for module in preload:
+        importlib.import_module(module)
 
 
 def _die_with(parent: int) -> None:

@@ -25,7 +25,10 @@ class Product(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("values", "indices", "indptr", "x", "y")),
-        *((name, ctypes.c_int64) for name in ("n", "block_size", "grid_rows", "panel_rows", "panels", "chunk", "threads")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("n", "block_size", "grid_rows", "panel_rows", "panels", "chunk", "tall", "threads")
+        ),
         *((name, ctypes.c_void_p) for name in ("starts", "next", "parallel", "thread_number")),
     )
 
@@ -43,6 +46,15 @@ def pack(bsr: BSRMatrix, panel_rows: int) -> Tensor:
     pieces = padded.view(bsr.nnzb, panels, panel_rows, size).mT.reshape(-1, size, panel_rows)
     key = bsr.row_indices.long()[:, None] * panels + torch.arange(panels)
     return pieces[torch.argsort(key.flatten(), stable=True)].contiguous()
+
+
+def shape_of_tiles(library: Library, block_size: int, n: int) -> tuple[int, int]:
+    """(vectors of a tall tile or 0 for wide ones, rows of a panel)."""
+    answers = (library.handle.tall_vectors, library.handle.panel_rows)
+    for answer in answers:
+        answer.restype, answer.argtypes = ctypes.c_int64, (ctypes.c_int64, ctypes.c_int64)
+    tall: int = answers[0](block_size, n)
+    return tall, answers[1](block_size, tall)
 
 
 def split(costs: Tensor, parts: int) -> Tensor:
@@ -63,16 +75,17 @@ class NativeLaunch:
         bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
         size, pool = bsr.block_size, torch_pool()
         threads = torch.get_num_threads() if pool else 1
-        panel_rows: int = library.handle.panel_rows(size)
+        tall, panel_rows = shape_of_tiles(library, size, problem.n)
         panels = -(-size // panel_rows)
         widest = CHUNK_BYTES // (problem.k * self.x.element_size())
-        chunk = max(NARROWEST_CHUNK, widest // 16 * 16)
+        chunks = -(-problem.n // max(NARROWEST_CHUNK, widest))
+        chunk = -(-problem.n // chunks // 16) * 16
         costs = (bsr.indptr.diff().double() + 1).repeat_interleave(panels).repeat(-(-problem.n // chunk))
         self.starts = split(costs, threads)
         self.next = torch.zeros(threads * 8, dtype=torch.int64)
         self.values, self.indices, self.indptr = pack(bsr, panel_rows), bsr.indices, bsr.indptr
         buffers = (self.values, self.indices, self.indptr, self.x, self.result)
-        shape = (problem.n, size, bsr.grid[0], panel_rows, panels, chunk, threads)
+        shape = (problem.n, size, bsr.grid[0], panel_rows, panels, chunk, tall, threads)
         entries = (pool.parallel, pool.thread_number) if pool else (None, None)
         pointers = [buffer.data_ptr() or None for buffer in (*buffers, self.starts, self.next)]
         self.product = Product(*pointers[:5], *shape, *pointers[5:], *entries)

@@ -22,7 +22,9 @@ class ReferenceLaunch:
     def __call__(self) -> None:
         self.result.zero_()
         size = self.bsr.block_size
-        for block, row, col in zip(self.bsr.data, self.bsr.row_indices.tolist(), self.bsr.indices.tolist(), strict=True):
+        for block, row, col in zip(
+            self.bsr.data, self.bsr.row_indices.tolist(), self.bsr.indices.tolist(), strict=True
+        ):
             self.result[row * size : (row + 1) * size] += block @ self.x[col * size : (col + 1) * size]
 
     def output(self) -> Tensor:

@@ -44,7 +44,7 @@ class TorchBsrBackend:
             return "torch_bsr is measured on the CPU only"
         if problem.dtype not in ("float32", "float64"):
             return f"torch has no block-sparse CPU product in {problem.dtype}"
-        if not torch.backends.mkl.is_available():
+        if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
             return "torch's block-sparse CPU product needs a torch built with MKL"
         return None
 

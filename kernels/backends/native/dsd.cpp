@@ -2,8 +2,10 @@
 //
 // The rows of a block are cut into panels of P rows; a panel's values are stored column by column, P of them side by
 // side, one panel of a whole block row after the other. Two register tiles multiply a panel with a tile of columns:
-//   tall: one vector of P rows times C single columns (P fills a vector, or few columns are left);
-//   wide: P single rows times V vectors of columns (P is narrower than a vector).
+//   tall: R vectors of rows times C single columns;
+//   wide: P single rows times V vectors of columns, the last one stepped back so that it ends with the last column.
+// Each multiplies every broadcast element by at least two vectors where it can: with 512-bit vectors a core loads one
+// broadcast a cycle, but multiplies two vectors.
 // A work item is one panel times one chunk of columns. Each thread owns a range of items and helps with the others'.
 // No C++ library is used: zig would build its own first, for more than a minute.
 #include <stdint.h>
@@ -13,6 +15,8 @@
 #else
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
+
+#define UNROLL _Pragma("GCC unroll 32")  // sums that are indexed by a loop variable would live in memory
 
 namespace {
 
@@ -33,8 +37,10 @@ constexpr const char *isa_name = "128-bit";
 #endif
 
 constexpr int lanes = vector_bytes / static_cast<int>(sizeof(Scalar));
-constexpr int tall_columns = registers - 4;  // the rest holds the values and broadcast columns
-constexpr int wide_vectors(int rows) { return (registers - 4) / rows > 6 ? 6 : (registers - 4) / rows; }
+constexpr int broadcasts_a_cycle = vector_bytes == 64 ? 1 : 2;
+// Sums that fit in the registers beside the values and columns they are made of.
+constexpr int tall_columns(int vectors) { return (registers - vectors - 1) / vectors < 28 ? (registers - vectors - 1) / vectors : 28; }
+constexpr int wide_vectors(int rows) { return (registers - 4) / rows < 6 ? (registers - 4) / rows : 6; }
 
 template <int N> struct VectorOf {
     typedef Scalar type __attribute__((vector_size(N * sizeof(Scalar))));
@@ -55,6 +61,7 @@ struct Product {  // mirrored by native.py
     const Scalar *x;
     Scalar *y;
     int64_t n, block_size, grid_rows, panel_rows, panels, chunk;
+    int64_t tall_vectors;  // 0: wide tiles
     int64_t threads;
     const int64_t *starts;  // [threads + 1]: thread t owns the items starts[t] .. starts[t + 1]
     int64_t *next;          // [threads * 8]: the next item of each range, a cache line apart
@@ -72,83 +79,80 @@ struct Tile {  // one panel times some columns
     int64_t n, block_size, rows;  // rows <= P: the last panel of a block may be padded
 };
 
-template <int P, int C> void tall_tile(const Tile &tile) {
-    constexpr int chains = C <= 2 ? 4 : C <= 5 ? 2 : 1;  // independent sums, enough to hide the latency of an add
-    Vector<P> sums[chains][C] = {};
+template <int N, int R, int C> void tall_tile(const Tile &tile) {
+    constexpr int chains = R * C <= 2 ? 4 : R * C <= 5 ? 2 : 1;  // independent sums, to hide the latency of an addition
+    Vector<N> sums[chains][R][C] = {};
     const Scalar *values = tile.values;
     for (const int32_t *block = tile.first; block != tile.last; ++block) {
         const Scalar *x = tile.x + *block * tile.block_size * tile.n;
         int64_t column = 0;
         for (; column + chains <= tile.block_size; column += chains)
-            for (int chain = 0; chain < chains; ++chain, x += tile.n, values += P) {
-                const Vector<P> weights = load<P>(values);
-                for (int c = 0; c < C; ++c) sums[chain][c] += weights * x[c];
-            }
-        for (; column < tile.block_size; ++column, x += tile.n, values += P)
-            for (int c = 0; c < C; ++c) sums[0][c] += load<P>(values) * x[c];
+            UNROLL for (int chain = 0; chain < chains; ++chain, x += tile.n, values += R * N)
+                UNROLL for (int c = 0; c < C; ++c)
+                    UNROLL for (int r = 0; r < R; ++r) sums[chain][r][c] += load<N>(values + r * N) * x[c];
+        for (; column < tile.block_size; ++column, x += tile.n, values += R * N)
+            UNROLL for (int c = 0; c < C; ++c)
+                UNROLL for (int r = 0; r < R; ++r) sums[0][r][c] += load<N>(values + r * N) * x[c];
     }
-    Scalar turned[C][P];
-    for (int c = 0; c < C; ++c) {
-        for (int chain = 1; chain < chains; ++chain) sums[0][c] += sums[chain][c];
-        __builtin_memcpy(turned[c], &sums[0][c], sizeof turned[c]);
-    }
+    Scalar turned[C][R * N];
+    UNROLL for (int c = 0; c < C; ++c)
+        UNROLL for (int r = 0; r < R; ++r) {
+            UNROLL for (int chain = 1; chain < chains; ++chain) sums[0][r][c] += sums[chain][r][c];
+            __builtin_memcpy(turned[c] + r * N, &sums[0][r][c], sizeof(Vector<N>));
+        }
     for (int64_t r = 0; r < tile.rows; ++r)
         for (int c = 0; c < C; ++c) tile.y[r * tile.n + c] = turned[c][r];
 }
 
-template <int P, int V> void wide_tile(const Tile &tile) {
+template <int P, int V> void wide_tile(const Tile &tile, int64_t last) {
     Vector<lanes> sums[P][V] = {};
     const Scalar *values = tile.values;
     for (const int32_t *block = tile.first; block != tile.last; ++block) {
         const Scalar *x = tile.x + *block * tile.block_size * tile.n;
         for (int64_t column = 0; column < tile.block_size; ++column, x += tile.n, values += P) {
             Vector<lanes> columns[V];
-            for (int v = 0; v < V; ++v) columns[v] = load<lanes>(x + v * lanes);
-            for (int r = 0; r < P; ++r)
-                for (int v = 0; v < V; ++v) sums[r][v] += columns[v] * values[r];
+            UNROLL for (int v = 0; v < V; ++v) columns[v] = load<lanes>(x + (v < V - 1 ? v * lanes : last));
+            UNROLL for (int r = 0; r < P; ++r)
+                UNROLL for (int v = 0; v < V; ++v) sums[r][v] += columns[v] * values[r];
         }
     }
-    for (int64_t r = 0; r < tile.rows; ++r)
-        for (int v = 0; v < V; ++v) __builtin_memcpy(tile.y + r * tile.n + v * lanes, &sums[r][v], sizeof sums[r][v]);
+    UNROLL for (int r = 0; r < P; ++r)
+        if (r < tile.rows)
+            UNROLL for (int v = 0; v < V; ++v)
+                __builtin_memcpy(tile.y + r * tile.n + (v < V - 1 ? v * lanes : last), &sums[r][v], sizeof sums[r][v]);
 }
 
 // The tile of `columns` <= C columns, or `vectors` <= V vectors, as a compile-time constant.
-template <int P, int C> void run_tall(int64_t columns, const Tile &tile) {
+template <int N, int R, int C> void run_tall(int64_t columns, const Tile &tile) {
     if constexpr (C > 1)
-        if (columns < C) return run_tall<P, C - 1>(columns, tile);
-    tall_tile<P, C>(tile);
+        if (columns < C) return run_tall<N, R, C - 1>(columns, tile);
+    tall_tile<N, R, C>(tile);
 }
 
-template <int P, int V> void run_wide(int64_t vectors, const Tile &tile) {
+template <int P, int V> void run_wide(int64_t vectors, const Tile &tile, int64_t last) {
     if constexpr (V > 1)
-        if (vectors < V) return run_wide<P, V - 1>(vectors, tile);
-    wide_tile<P, V>(tile);
+        if (vectors < V) return run_wide<P, V - 1>(vectors, tile, last);
+    wide_tile<P, V>(tile, last);
 }
 
-// All columns of a panel, whose rows fill a vector.
-void full_panel(Tile tile, int64_t columns) {
-    const int64_t tiles = (columns + tall_columns - 1) / tall_columns;
-    for (int64_t t = tiles; t > 0; --t) {
-        const int64_t width = columns / t;
-        run_tall<lanes, tall_columns>(width, tile);
+template <int R> void tall_panel(Tile tile, int64_t columns) {
+    constexpr int most = tall_columns(R);
+    for (int64_t tiles = (columns + most - 1) / most; tiles > 0; --tiles) {
+        const int64_t width = columns / tiles;
+        run_tall<lanes, R, most>(width, tile);
         tile.x += width, tile.y += width, columns -= width;
     }
 }
 
-// All columns of a panel narrower than a vector.
-template <int P> void narrow_panel(Tile tile, int64_t columns) {
+template <int P> void wide_panel(Tile tile, int64_t columns) {
+    if (columns < lanes) return run_tall<P, 1, lanes - 1>(columns, tile);
     constexpr int most = wide_vectors(P);
-    const bool can_step_back = columns >= lanes;
-    while (columns >= lanes) {
-        const int64_t vectors = columns / lanes < most ? columns / lanes : most;
-        run_wide<P, most>(vectors, tile);
-        tile.x += vectors * lanes, tile.y += vectors * lanes, columns -= vectors * lanes;
-    }
-    if (columns > P && can_step_back) {  // cheaper to compute a few columns twice than many of them singly
-        tile.x -= lanes - columns, tile.y -= lanes - columns;
-        wide_tile<P, 1>(tile);
-    } else if (columns > 0) {
-        run_tall<P, lanes - 1>(columns, tile);
+    int64_t vectors = (columns + lanes - 1) / lanes;
+    for (int64_t tiles = (vectors + most - 1) / most; tiles > 0; --tiles) {
+        const int64_t width = vectors / tiles;
+        const int64_t last = width * lanes < columns ? (width - 1) * lanes : columns - lanes;
+        run_wide<P, most>(width, tile, last);
+        tile.x += width * lanes, tile.y += width * lanes, columns -= width * lanes, vectors -= width;
     }
 }
 
@@ -165,10 +169,11 @@ void run_item(const Product &product, int64_t item) {
     tile.n = n, tile.block_size = size;
     tile.rows = size - top < product.panel_rows ? size - top : product.panel_rows;
     const int64_t columns = n - column < product.chunk ? n - column : product.chunk;
-    if (product.panel_rows == lanes) return full_panel(tile, columns);
-    if constexpr (lanes > 8)
-        if (product.panel_rows == 8) return narrow_panel<8>(tile, columns);
-    if constexpr (lanes > 4) narrow_panel<4>(tile, columns);
+    if (product.tall_vectors == 2) return tall_panel<2>(tile, columns);
+    if (product.tall_vectors == 1) return tall_panel<1>(tile, columns);
+    if constexpr (registers > 16)
+        if (product.panel_rows == 8) return wide_panel<8>(tile, columns);
+    wide_panel<4>(tile, columns);
 }
 
 void work(void *argument) {
@@ -188,9 +193,18 @@ void work(void *argument) {
 
 EXPORT const char *isa() { return isa_name; }
 
-EXPORT int panel_rows(int block_size) {
-    if (block_size % lanes == 0 || lanes <= 4) return lanes;
-    return lanes > 8 && block_size % 8 == 0 ? 8 : 4;
+// R of the tall tile, or 0 for the wide one: whichever needs fewer cycles for a row of values times n columns.
+EXPORT int64_t tall_vectors(int64_t block_size, int64_t n) {
+    if (block_size % lanes) return 0;
+    const int vectors = block_size % (2 * lanes) ? 1 : 2;
+    const double tall = static_cast<double>(n) / lanes / (vectors * broadcasts_a_cycle < 2 ? 1 : 2);
+    const double wide = n <= 2 * lanes ? 1.0 : static_cast<double>((n + lanes - 1) / lanes) / 2;
+    return n < lanes || tall < wide ? vectors : 0;
+}
+
+EXPORT int64_t panel_rows(int64_t block_size, int64_t vectors) {
+    if (vectors) return vectors * lanes;
+    return registers > 16 && block_size % 8 == 0 ? 8 : 4;
 }
 
 EXPORT void dsd(Product *product) {

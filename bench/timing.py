@@ -1,0 +1,216 @@
+"""One GemmCell timed: the backend against its baseline, in one process, as interleaved pairs of samples.
+
+Order of a cell: can it run here, is the output right (else no time is stored), then samples. A sample times several
+launches together, the same number on both sides; the side that goes first alternates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, Protocol
+
+import psutil
+import torch
+
+from bench.cells import GemmCell
+from kernels.check import check
+from kernels.problem import GemmProblem, Launch
+from kernels.registry import BACKENDS
+
+Row = dict[str, Any]
+Tell = Callable[[dict[str, float | int | str]], None]
+
+MIN_PAIRS = 30
+MIN_SECONDS = 0.5
+MAX_SECONDS = 3.0  # once MIN_PAIRS are in
+SAMPLE_MS = 0.2
+WARM_UP_SECONDS = 0.05
+TELL_SECONDS = 0.5
+NOISY_SPREAD = 0.1
+FALLBACK_CACHE_BYTES = 64 * 2**20
+
+
+class Timer(Protocol):
+    """A clock for launches of one device."""
+
+    name: str
+
+    def time(self, launch: Launch, launches: int) -> float:
+        """Milliseconds of one launch, from `launches` timed together."""
+        ...
+
+
+class WallTimer:
+    """The processor's monotonic clock; launches on a GPU are waited for, so their latency is in the time."""
+
+    def __init__(self, device: str) -> None:
+        self.wait: Callable[[], None] | None = torch.cuda.synchronize if device == "cuda" else None
+        self.name = "perf_counter_ns, synchronised" if self.wait else "perf_counter_ns"
+
+    def time(self, launch: Launch, launches: int) -> float:
+        if self.wait:
+            self.wait()
+        begin = time.perf_counter_ns()
+        for _ in range(launches):
+            launch()
+        if self.wait:
+            self.wait()
+        return (time.perf_counter_ns() - begin) / launches / 1e6
+
+
+class Evictor:
+    """Pushes operands out of the caches by streaming over a buffer twice as large as the last-level cache."""
+
+    def __init__(self, device: str) -> None:
+        size = torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else last_level_cache_bytes()
+        self.buffer = torch.zeros(2 * size // 4, dtype=torch.float32, device=device)
+
+    def __call__(self) -> None:
+        self.buffer.add_(1.0)
+
+
+def last_level_cache_bytes() -> int:
+    """Size of the largest cache the system names; 64 MiB where it names none."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        if text.endswith("K") and text[:-1].isdigit():
+            sizes.append(int(text[:-1]) * 1024)
+    return max(sizes, default=FALLBACK_CACHE_BYTES)
+
+
+@contextmanager
+def pinned_threads(threads: int) -> Iterator[int]:
+    """Torch computes on `threads` threads inside (0: all physical cores), on as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or psutil.cpu_count(logical=False) or 1)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass
+class Samples:
+    """Times in ms per launch; position i of both lists is one pair."""
+
+    launches: int
+    backend: list[float] = field(default_factory=list)
+    baseline: list[float] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> list[float]:
+        """baseline / backend, pair by pair: above 1 the backend is faster."""
+        return [base / ours for ours, base in zip(self.backend, self.baseline, strict=True)]
+
+    @property
+    def noisy(self) -> bool:
+        """The middle half of the ratios spreads over more than 10 % of their median."""
+        low, middle, high = quantiles(self.ratios, n=4)
+        return (high - low) / middle > NOISY_SPREAD
+
+
+def count_launches(timer: Timer, launches: list[Launch]) -> int:
+    """How many launches make a sample of SAMPLE_MS on the faster side; warms up on the way."""
+    fastest = float("inf")
+    for launch in launches:
+        end = time.perf_counter() + WARM_UP_SECONDS
+        fastest = min(fastest, timer.time(launch, 1))
+        while time.perf_counter() < end:
+            fastest = min(fastest, timer.time(launch, 1))
+    return max(1, -int(-SAMPLE_MS // max(fastest, 1e-6)))
+
+
+def sample_pairs(
+    backend: Launch,
+    baseline: Launch,
+    timer: Timer,
+    evict: Callable[[], None] | None = None,
+    tell: Tell | None = None,
+    min_pairs: int = MIN_PAIRS,
+) -> Samples:
+    """Interleaved pairs, at least `min_pairs` and MIN_SECONDS of them.
+
+    Hot (no `evict`): each side launches once untimed before its sample, so that its own operands are in the caches and
+    not the other side's. Cold: the caches are evicted before each sample, which is a single launch.
+    """
+    samples = Samples(1 if evict else count_launches(timer, [backend, baseline]))
+    sides = [(backend, samples.backend), (baseline, samples.baseline)]
+    begin = told = time.perf_counter()
+    timed = 0.0
+    while True:
+        for launch, times in sides if len(samples.backend) % 2 == 0 else sides[::-1]:
+            evict() if evict else launch()
+            times.append(timer.time(launch, samples.launches))
+            timed += times[-1] * samples.launches / 1e3
+        pairs, now = len(samples.backend), time.perf_counter()
+        if tell and now - told > TELL_SECONDS:
+            tell({"pairs": pairs, "backend_ms": median(samples.backend), "baseline_ms": median(samples.baseline)})
+            told = now
+        if pairs >= min_pairs and (timed >= MIN_SECONDS or now - begin >= MAX_SECONDS):
+            return samples
+
+
+def prepare(name: str, problem: GemmProblem) -> tuple[Launch, float]:
+    """The launch and the milliseconds it took to prepare. The operands are drawn before the clock starts."""
+    _ = problem.weight, problem.full_weight, problem.x
+    begin = time.perf_counter_ns()
+    launch = BACKENDS[name].prepare(problem)
+    return launch, (time.perf_counter_ns() - begin) / 1e6
+
+
+def time_cell(cell: GemmCell, tell: Tell) -> list[Row]:
+    """One row: unsupported, wrong (then without times) or ok."""
+    problem = GemmProblem(
+        m=cell.m, k=cell.k, n=cell.n, block_size=cell.block_size, sparsity=cell.target_sparsity,
+        dtype=cell.dtype, device=cell.device, seed=cell.seed,
+    )  # fmt: skip
+    reason = problem.missing_device()
+    if reason:
+        return [{"status": "unsupported", "reason": reason}]
+    with pinned_threads(cell.threads):
+        for name in (cell.backend, cell.baseline):
+            reason = BACKENDS[name].unsupported(problem)
+            if reason:
+                return [{"status": "unsupported", "reason": reason if name == cell.backend else f"{name}: {reason}"}]
+        return [_measure(cell, problem, tell)]
+
+
+def _measure(cell: GemmCell, problem: GemmProblem, tell: Tell) -> Row:
+    backend, prepare_ms = prepare(cell.backend, problem)
+    baseline, _ = prepare(cell.baseline, problem)
+    row: Row = {
+        "kernel": backend.kernel,
+        "baseline_kernel": baseline.kernel,
+        "sparsity": problem.mask.sparsity,
+        "nnzb": problem.mask.nnzb,
+        "num_empty": problem.mask.num_empty,
+        "weight_bytes": backend.weight_bytes,
+        "index_bytes": backend.index_bytes,
+    }
+    row["error_ratio"], wrong = check(backend, backend.weight, problem.x)
+    if wrong is None:
+        _, wrong_baseline = check(baseline, baseline.weight, problem.x)
+        wrong = wrong_baseline and f"{cell.baseline}: {wrong_baseline}"
+    if wrong is not None:
+        return {"status": "wrong", "reason": wrong, **row}
+    timer = WallTimer(cell.device)
+    samples = sample_pairs(backend, baseline, timer, Evictor(cell.device) if cell.cache == "cold" else None, tell)
+    return {
+        "status": "ok",
+        "reason": "",
+        **row,
+        "prepare_ms": prepare_ms,
+        "time_ms": median(samples.backend),
+        "baseline_ms": median(samples.baseline),
+        "samples_ms": samples.backend,
+        "baseline_samples_ms": samples.baseline,
+        "launches_per_sample": samples.launches,
+        "noisy": samples.noisy,
+        "timer": timer.name,
+    }

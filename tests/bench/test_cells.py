@@ -1,0 +1,87 @@
+"""Cells: strict settings, and identities that stay what they are."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from bench.cells import KINDS, GemmCell, TrainCell
+from bench.schema import columns
+
+PINNED = {
+    "gemm default": (GemmCell(), "5647eae804ca6776"),
+    "gemm": (GemmCell(backend="torch_bsr", m=512, block_size=32, target_sparsity=0.9), "8a3fa424d1b430dc"),
+    "train default": (TrainCell(), "1c8392ad8a7667bf"),
+    "train cubic": (TrainCell(schedule="cubic", target_sparsity=0.8, seed=2), "4b6087194515b64d"),
+    "train lasso": (TrainCell(lasso="proximal", block_size=8), "a0e1a601eabdf14e"),
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_ids_are_pinned(name: str) -> None:
+    cell, wanted = PINNED[name]
+    assert cell.cell_id == wanted, "stored results go by these: a new setting needs a default that changes nothing"
+
+
+def test_equal_settings_written_differently_are_one_cell() -> None:
+    assert TrainCell(dropout=0).cell_id == TrainCell(dropout=0.0).cell_id == TrainCell(dropout=-0.0).cell_id
+    assert GemmCell(target_sparsity=1).cell_id == GemmCell(target_sparsity=1.0).cell_id
+    assert GemmCell(target_sparsity=-0.0).cell_id == GemmCell(target_sparsity=0.0).cell_id
+    assert GemmCell(block_size=16).cell_id == GemmCell().cell_id
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"block_size": 8}, {"block_size": 64, "hidden_size": 128}),
+        ({"momentum": 0.9}, {}),
+        ({"schedule": "cubic", "target_sparsity": 0.0}, {"schedule": "none", "target_sparsity": 0.8}),
+        ({"lasso_strength": 0.1}, {"lasso_budget": 3.0}),
+        (
+            {"schedule": "pre", "target_sparsity": 0.5, "prune_end": 0.3},
+            {"schedule": "pre", "target_sparsity": 0.5, "prune_every": 3},
+        ),
+    ],
+)
+def test_settings_that_cannot_matter_make_no_new_cell(one: dict[str, object], other: dict[str, object]) -> None:
+    assert TrainCell.model_validate(one).cell_id == TrainCell.model_validate(other).cell_id
+
+
+def test_settings_that_matter_make_a_new_cell() -> None:
+    assert TrainCell(schedule="cubic", target_sparsity=0.5, block_size=8).cell_id != TrainCell().cell_id
+    assert TrainCell(optimizer="sgd", momentum=0.9).cell_id != TrainCell(optimizer="sgd").cell_id
+    assert GemmCell(seed=1).cell_id != GemmCell().cell_id
+    assert len({kind().cell_id for kind in KINDS.values()}) == len(KINDS)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"m": True},
+        {"m": 16.0},
+        {"m": "16"},
+        {"m": 0},
+        {"m": 2**40},
+        {"target_sparsity": 80},
+        {"target_sparsity": math.nan},
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        GemmCell.model_validate(settings)
+
+
+def test_one_shot_late_in_the_run_is_a_cell() -> None:
+    cell = TrainCell(schedule="one_shot", target_sparsity=0.5, prune_begin=0.9)
+    assert TrainCell.model_validate(cell.canonical().model_dump()).cell_id == cell.cell_id
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_and_columns_have_different_names_and_all_are_documented(kind: str) -> None:
+    fields = KINDS[kind].model_fields
+    names = [*fields, *(column.name for column in columns(kind))]
+    assert len(names) == len(set(names))
+    assert all(field.description for field in fields.values())
+    assert all(column.doc for column in columns(kind))

@@ -1,0 +1,154 @@
+"""kill -9 at any moment: nothing finished is lost or done twice, nothing is left running, the results are the same."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from bench.cells import KINDS
+from bench.schema import columns
+from bench.store import Store
+from bench.sweep import load
+
+ROOT = Path(__file__).parents[2]
+START = Path(__file__).parent / "start.py"
+
+REAL = """
+[[grids]]
+kind = "gemm"
+[grids.base]
+m = 64
+k = 64
+n = 4
+[grids.axes]
+backend = ["torch_bsr", "scipy_bsr"]
+[[grids]]
+kind = "train"
+[grids.base]
+train_tokens = 3000
+eval_tokens = 1000
+embedding_size = 16
+hidden_size = 32
+num_layers = 1
+epochs = 2
+lasso = "proximal"
+schedule = "cubic"
+[grids.axes]
+block_size = [4, 8]
+target_sparsity = [0.5, 0.8]
+seed = [0, 1]
+"""
+FAST = 'kind = "train"\n[axes]\nseed = [' + ",".join(map(str, range(60))) + "]\n"
+
+
+class Runs:
+    """One sweep run, killed and run on; `arguments` start it on a results folder."""
+
+    def __init__(self, sweep_file: Path, arguments: list[str]) -> None:
+        self.sweep, self.arguments, self.token = load(sweep_file), arguments, uuid.uuid4().hex
+
+    @contextmanager
+    def started(self, results: Path) -> Iterator[subprocess.Popen[str]]:
+        command = [sys.executable, *(str(results) if word == "RESULTS" else word for word in self.arguments)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "BENCH_TEST_TOKEN": self.token, "OMP_NUM_THREADS": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+            yield process
+
+    def killed_after(self, seconds: float, results: Path) -> None:
+        with self.started(results) as process:
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+        assert process.returncode in (0, -signal.SIGKILL)
+        deadline = time.monotonic() + 5
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not self.alive(), "workers outlived their run"
+
+    def finished(self, results: Path) -> None:
+        with self.started(results) as process:
+            out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, out + err
+        assert not list((results / self.sweep.name).rglob(".*.tmp"))
+        assert not (results / self.sweep.name / "damaged").exists()
+
+    def alive(self) -> list[psutil.Process]:
+        """Processes of ours that still run, found by the token in their environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                dead = process.status() == psutil.STATUS_ZOMBIE or "resource_tracker" in " ".join(process.cmdline())
+                if not dead and process.environ().get("BENCH_TEST_TOKEN") == self.token:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def shards(self, results: Path) -> dict[str, tuple[int, int]]:
+        """Inode and time of each shard, by name."""
+        paths = (results / self.sweep.name / "cells").glob("[!.]*.parquet")
+        return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+    def deterministic(self, results: Path) -> dict[str, list[dict[str, Any]]]:
+        """The identity, setting and result columns of every table."""
+        store, tables = Store(results / self.sweep.name), {}
+        for kind in sorted({cell.kind for cell in self.sweep.cells}):
+            names = [column.name for column in columns(kind) if column.role in ("identity", "result")]
+            tables[kind] = store.read(kind).select([*names, *KINDS[kind].model_fields]).to_pylist()
+        return tables
+
+
+def kill_at_random_moments(runs: Runs, moments: list[float], folder: Path) -> int:
+    """Kill a run at each of `moments`, going on where it stood and anew once it is complete; count folders completed."""
+    reference = folder / "reference"
+    runs.finished(reference)
+    wanted, complete, kept = runs.deterministic(reference), 0, {}
+    for position, moment in enumerate([*moments, None]):
+        results = folder / f"results{complete}"
+        if moment is not None:
+            runs.killed_after(moment, results)
+        else:
+            runs.finished(results)
+        found = runs.shards(results)
+        assert kept.items() <= found.items(), f"a finished cell ran again or was lost by kill {position}"
+        kept = found
+        if len(found) == len(runs.sweep.cells):
+            runs.finished(results)
+            assert runs.shards(results) == found
+            assert runs.deterministic(results) == wanted
+            complete, kept = complete + 1, {}
+    return complete
+
+
+def moments(count: int, seed: int, longest: float) -> list[float]:
+    rng = random.Random(seed)
+    return [rng.uniform(0.2, longest) for _ in range(count)]
+
+
+def test_kills_between_fast_cells(tmp_path: Path) -> None:
+    sweep_file = tmp_path / "fast.toml"
+    sweep_file.write_text(FAST)
+    runs = Runs(sweep_file, [str(START), str(sweep_file), "RESULTS", "succeed"])
+    assert kill_at_random_moments(runs, moments(5, 0, 3.0), tmp_path) >= 1
+
+
+@pytest.mark.slow
+def test_kills_of_a_real_sweep(tmp_path: Path) -> None:
+    sweep_file = tmp_path / "real.toml"
+    sweep_file.write_text(REAL)
+    runs = Runs(sweep_file, ["-m", "bench", "run", str(sweep_file), "--results", "RESULTS", "--workers", "2"])
+    assert kill_at_random_moments(runs, moments(20, 1, 11.0), tmp_path) >= 1

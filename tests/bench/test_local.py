@@ -1,0 +1,85 @@
+"""The local engine: every way a cell can end becomes an ending, and the sweep goes on."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that the workers, which get this path, can import it too
+import work
+
+from bench.cells import Cell, GemmCell, TrainCell
+from bench.engines.local import WORKER_ENVIRONMENT, Ending, Work, run_cells
+
+
+def endings(cells: Sequence[Cell], do: Work, workers: int = 1, timeout: float = 30.0) -> dict[int, Ending]:
+    return {ending.cell.seed: ending for ending in run_cells(cells, do, workers, timeout, lambda _: None)}
+
+
+def test_every_way_to_fail_is_an_ending_with_a_reason_and_the_rest_goes_on() -> None:
+    found = endings([GemmCell(seed=seed) for seed in (*range(14), 20)], work.misbehave, timeout=3.0)
+    assert set(found) == {*range(14), 20}
+
+    def ended(seed: int) -> tuple[str, str]:
+        row = found[seed].rows[0]
+        return row["status"], row.get("reason", "")
+
+    assert ended(0) == ended(20) == ("ok", "")
+    assert ended(1) == ("failed", "ValueError: two lines")
+    assert ended(2) == ("out_of_memory", "MemoryError:")
+    assert ended(3)[0] == "out_of_memory"
+    assert ended(4) == ("timeout", "stopped after 3 s")
+    assert ended(5) == ("crashed", "the worker ended with exit code 7")
+    assert ended(6) == ("crashed", "the worker was killed by SIGKILL (the system may have run out of memory)")
+    assert ended(7) == ("crashed", "the worker was killed by SIGSEGV")
+    assert ended(8) == ("failed", "SystemExit: gone")
+    assert ended(13)[0] in ("failed", "crashed")
+    assert 3.0 <= found[4].seconds < 10.0
+    assert all(ending.started_at.startswith("20") and ending.started_at.endswith("+00:00") for ending in found.values())
+
+
+def test_workers_find_their_environment_and_this_process_gets_its_own_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_TEST_FOLDER", str(tmp_path))
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    (ending,) = endings([GemmCell()], work.look_around).values()
+    malloc = [WORKER_ENVIRONMENT[name] for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")]
+    assert ending.rows[0]["reason"] == f"alone=True malloc={malloc} ignores_interrupt=True"
+    assert os.environ["MALLOC_MMAP_MAX_"] == "65536" and "MALLOC_TRIM_THRESHOLD_" not in os.environ
+
+
+def test_workers_run_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENCH_TEST_FOLDER", str(tmp_path))
+    found = endings([TrainCell(seed=seed) for seed in range(6)], work.look_around, workers=2)
+    assert any("alone=False" in ending.rows[0]["reason"] for ending in found.values())
+
+
+def test_progress_of_running_cells_is_seen() -> None:
+    seen: list[dict[str, Any]] = []
+    cell = TrainCell()
+    list(run_cells([cell], work.linger, 1, 30.0, lambda told: seen.append(dict(told))))
+    assert {cell.cell_id: {"epoch": 1, "train_ppl": 12.5}} in seen
+
+
+def test_closing_early_ends_the_workers() -> None:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    running = run_cells([GemmCell(seed=seed) for seed in range(5)], work.linger, 2, 30.0, lambda _: None)
+    next(running)
+    running.close()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        alive = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+        alive = [child for child in alive if "resource_tracker" not in " ".join(child.cmdline())]
+        if not alive:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"still there: {alive}")

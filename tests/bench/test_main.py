@@ -1,0 +1,102 @@
+"""The command line, as a person uses it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.columns import documentation
+from bench.schema import COLUMNS, columns
+from bench.store import Store
+from kernels.registry import BACKENDS
+
+ROOT = Path(__file__).parents[2]
+
+TINY = """
+description = "two cells"
+[[grids]]
+kind = "gemm"
+[grids.base]
+backend = "torch_bsr"
+m = 64
+k = 64
+n = 4
+[[grids]]
+kind = "train"
+[grids.base]
+train_tokens = 2000
+eval_tokens = 1000
+embedding_size = 16
+hidden_size = 16
+num_layers = 1
+epochs = 1
+"""
+
+
+def bench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_without_a_command_the_help_is_shown(tmp_path: Path) -> None:
+    done = bench(cwd=tmp_path)
+    for command in ("list", "plan", "run", "show", "doctor"):
+        assert command in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_list_names_what_sweep_files_can_use(tmp_path: Path) -> None:
+    done = bench("list", cwd=tmp_path)
+    assert done.returncode == 0
+    for name in ("torch_bsr", "pydoc", "lstm", "cubic", "l2"):
+        assert name in done.stdout
+
+
+def test_a_real_sweep_from_plan_to_show(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    done = bench("plan", "tiny.toml", cwd=tmp_path)
+    assert done.returncode == 0 and "tiny: 2 cells (1 gemm, 1 train)" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
+    done = bench("run", "tiny.toml", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[1/2] ok" in done.stdout and "2 of 2 cells ok; results in results/tiny" in done.stdout
+    done = bench("show", "tiny.toml", cwd=tmp_path)
+    assert "x dense" in done.stdout and "val_ppl" in done.stdout and "to run: 0" in done.stdout
+    store = Store(tmp_path / "results" / "tiny")
+    for kind in COLUMNS:
+        row = store.read(kind).to_pylist()[-1]
+        missing = [c.name for c in columns(kind) if row[c.name] is None and c.name not in ("reason", "block_norms")]
+        assert missing == [], "every column is produced"
+        assert row["threads_used"] == 1
+    done = bench("run", "tiny.toml", cwd=tmp_path)
+    assert done.returncode == 0 and "to run: 0" in done.stdout
+
+
+def test_a_folder_in_use_is_status_3_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    with Store(tmp_path / "results" / "tiny").lock():
+        done = bench("run", "tiny.toml", cwd=tmp_path)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1 and "in use by another run" in done.stderr
+
+
+def test_doctor_says_what_works_here(tmp_path: Path) -> None:
+    done = bench("doctor", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for what in ("python", "torch", "cuda", "compiler", "dataset pydoc", *(f"backend {name}" for name in BACKENDS)):
+        assert what in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_the_documentation_has_every_column(kind: str) -> None:
+    assert all(f"| `{column.name}` |" in documentation() for column in columns(kind))
+
+
+def test_the_committed_documentation_is_current() -> None:
+    assert (ROOT / "results" / "README.md").read_text(encoding="utf-8") == documentation(), "run: python -m bench columns"

@@ -1,0 +1,267 @@
+"""Sweep files: what they expand to, and the one line that refuses a bad one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from bench.cells import GemmCell, TrainCell
+from bench.settings import REGISTRIES
+from bench.sweep import LARGEST_SWEEP, SweepError, load, names
+
+ROOT = Path(__file__).parents[2]
+
+
+class Bad(NamedTuple):
+    """content: of the file; None means there is no file. words: that the one line must hold."""
+
+    content: str | bytes | None
+    field: str
+    words: tuple[str, ...]
+
+
+GEMM = 'kind = "gemm"\n'
+TRAIN = 'kind = "train"\n'
+
+BAD = {
+    "missing file": Bad(None, "file", ("no such file", "a TOML file that exists")),
+    "folder": Bad(None, "file", ("a folder", "accepted: a TOML file")),
+    "empty file": Bad("", "base", ("nothing to measure", "[axes]", "[[grids]]")),
+    "not UTF-8": Bad(GEMM.encode() + b'description = "caf\xe9"\n[base]\n', "line 2", ("not UTF-8", "accepted")),
+    "binary": Bad(bytes(range(256)) * 20, "line 2", ("not UTF-8",)),
+    "broken TOML": Bad(GEMM + "[base]\nm = = 3\n", "line 3", ("accepted: TOML",)),
+    "unclosed TOML": Bad(GEMM + "[axes]\nm = [1, 2", "end of document", ("accepted: TOML",)),
+    "key given twice": Bad(GEMM + "[base]\nm = 512\nm = 1024\n", "line 4", ("every key and table given once",)),
+    "table given twice": Bad(
+        GEMM + "[base]\nm = 512\n[base]\nk = 512\n", "line 4", ("every key and table given once",)
+    ),
+    "nested too deep": Bad(GEMM + "x = " + "[" * 100_000, "", ("accepted",)),
+    "kind missing": Bad("[base]\nm = 512\n", "kind", ("missing", "gemm, train")),
+    "kind unknown": Bad('kind = "gem"\n[base]\n', "kind", ("did you mean gemm?", "accepted: gemm, train")),
+    "kind no string": Bad("kind = 3\n[base]\n", "kind", ("accepted: gemm, train",)),
+    "kind a list": Bad('kind = ["gemm", "train"]\n[base]\n', "kind", ("accepted: gemm, train",)),
+    "unknown top-level key": Bad(GEMM + "[axis]\nm = [1]\n", "axis", ("did you mean axes?", "base, axes, grids")),
+    "unknown grid key": Bad(GEMM + "[[grids]]\nname = 'x'\n", "name", ("grids[0]", "kind, base, axes")),
+    "base no table": Bad(GEMM + "base = 3\n", "base", ("accepted: a table [base]",)),
+    "axes no table": Bad(GEMM + "axes = [1, 2]\n", "axes", ("accepted: a table [axes]",)),
+    "description no string": Bad(GEMM + "description = 3\n[base]\n", "description", ("accepted: a string",)),
+    "axes empty": Bad(GEMM + "[axes]\n", "axes", ("empty", "accepted")),
+    "axis empty": Bad(GEMM + "[axes]\nm = []\n", "axes.m", ("an empty list", "one or more values")),
+    "axis no list": Bad(GEMM + "[axes]\nm = 512\n", "axes.m", ("512 is not a list", "m in [base]")),
+    "base a list": Bad(GEMM + "[base]\nm = [512]\n", "base.m", ("accepted: an integer >= 1",)),
+    "grids empty": Bad(GEMM + "grids = []\n", "grids", ("empty", "[[grids]]")),
+    "grids no list": Bad(GEMM + "[grids]\nm = 3\n", "grids", ("not a list of tables", "[[grids]]")),
+    "grid empty": Bad(GEMM + "[[grids]]\n", "grids[0]", ("empty", "[grids.base]")),
+    "in base and in axes": Bad(GEMM + "[base]\nm = 512\n[axes]\nm = [512]\n", "axes.m", ("also in [base]", "accepted")),
+    "unknown setting": Bad(
+        GEMM + "[base]\nblock_sise = 8\n", "base.block_sise", ("did you mean block_size?", "accepted: ")
+    ),
+    "unknown axis": Bad(TRAIN + "[axes]\nsparsity = [0.5]\n", "axes.sparsity", ("target_sparsity", "accepted: ")),
+    "setting of the other kind": Bad(
+        GEMM + "[base]\nepochs = 3\n", "base.epochs", ("of a gemm cell", "accepted: seed")
+    ),
+    "string for a number": Bad(GEMM + '[base]\nm = "512"\n', "base.m", ("'512' is not an integer", ">= 1")),
+    "float for an integer": Bad(GEMM + "[base]\nm = 512.0\n", "base.m", ("512.0 is not an integer", ">= 1")),
+    "bool for an integer": Bad(GEMM + "[axes]\nblock_size = [8, true]\n", "axes.block_size[1]", ("true", "an integer")),
+    "bool for a number": Bad(TRAIN + "[base]\ndropout = false\n", "base.dropout", ("false", "a number >= 0 and < 1")),
+    "number for a bool": Bad(TRAIN + "[base]\nlasso_scaled = 1\n", "base.lasso_scaled", ("1 is not true or false",)),
+    "number for a string": Bad(TRAIN + "[base]\ndataset = 2\n", "base.dataset", ("accepted: pydoc, wikitext2",)),
+    "date": Bad(TRAIN + "[base]\nepochs = 2026-01-01\n", "base.epochs", ("accepted: an integer >= 1",)),
+    "NaN": Bad(
+        GEMM + "[base]\ntarget_sparsity = nan\n", "base.target_sparsity", ("nan is not a finite", ">= 0 and <= 1")
+    ),
+    "infinity": Bad(
+        TRAIN + "[axes]\nlearning_rate = [0.1, inf]\n", "axes.learning_rate[1]", ("inf is not a finite", "> 0")
+    ),
+    "percent": Bad(GEMM + "[base]\ntarget_sparsity = 80\n", "base.target_sparsity", ("for 80 % write 0.8", "<= 1")),
+    "percent in an axis": Bad(GEMM + "[axes]\ntarget_sparsity = [0.5, 90.0]\n", "[1]", ("for 90 % write 0.9", "<= 1")),
+    "negative": Bad(TRAIN + "[base]\nclip = -1.0\n", "base.clip", ("-1.0 is out of bounds", ">= 0")),
+    "zero": Bad(TRAIN + "[base]\nepochs = 0\n", "base.epochs", ("0 is out of bounds", ">= 1")),
+    "huge integer": Bad(TRAIN + f"[base]\nseed = {10**30}\n", "base.seed", ("out of bounds", ">= 0")),
+    "more digits than Python reads": Bad(TRAIN + f"[base]\nseed = {'9' * 5000}\n", "file", ("accepted: a TOML file",)),
+    "backend": Bad(GEMM + '[base]\nbackend = "torch_bsrr"\n', "base.backend", ("did you mean torch_bsr?", "dense")),
+    "baseline": Bad(
+        GEMM + '[axes]\nbaseline = ["dense", "x"]\n', "axes.baseline[1]", ("unknown baseline 'x'", "dense")
+    ),
+    "model": Bad(TRAIN + '[base]\nmodel = "gpt"\n', "base.model", ("unknown model 'gpt'", "accepted: lstm")),
+    "dataset": Bad(TRAIN + '[base]\ndataset = "wikitext-2"\n', "base.dataset", ("did you mean wikitext2?", "pydoc")),
+    "schedule": Bad(TRAIN + '[base]\nschedule = "Cubic"\n', "base.schedule", ("did you mean cubic?", "one_shot")),
+    "criterion": Bad(TRAIN + '[base]\ncriterion = "L2"\n', "base.criterion", ("unknown criterion 'L2'", "random")),
+    "optimizer": Bad(
+        TRAIN + '[base]\noptimizer = "adamw"\n', "base.optimizer", ("did you mean adam?", "sgd, adam, asgd")
+    ),
+    "dtype": Bad(GEMM + '[base]\ndtype = "fp16"\n', "base.dtype", ("unknown value 'fp16'", "float16")),
+    "block size does not divide": Bad(
+        GEMM + "[base]\nm = 1150\n", "m", ("1150 is not divisible", "accepted: 1136 or 1152")
+    ),
+    "grid's block size does not divide": Bad(
+        TRAIN + '[[grids]]\n[grids.base]\nlasso = "proximal"\n[grids.axes]\nhidden_size = [64, 100]\n',
+        "grids[0].hidden_size",
+        ("100 is not divisible by block_size 16", "96 or 112"),
+    ),
+    "ramp ends before it begins": Bad(
+        TRAIN + '[base]\nschedule = "cubic"\ntarget_sparsity = 0.5\nprune_begin = 0.9\n',
+        "prune_end",
+        ("from 0.9 to 1",),
+    ),
+    "huge product": Bad(
+        GEMM + "[axes]\nseed = [" + "1," * 2000 + "]\nn = [" + "2," * 2000 + "]\n",
+        "axes",
+        ("4000000 cells", str(LARGEST_SWEEP)),
+    ),
+    "many large grids": Bad(
+        GEMM + ("[[grids]]\n[grids.axes]\nseed = [" + ",".join(map(str, range(4000))) + "]\n") * 3,
+        "grids",
+        ("12000 cells",),
+    ),
+    "line break in a value": Bad(GEMM + '[base]\nbackend = "a\\nb\\u2028c"\n', "base.backend", ("accepted: dense",)),
+}
+
+
+def write_bad(folder: Path, name: str) -> Path:
+    path = folder / "bad.toml"
+    if name == "folder":
+        path.mkdir()
+    content = BAD[name].content
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def check_line(name: str, line: str, path: Path) -> None:
+    assert line.startswith(f"{path}: "), line
+    assert BAD[name].field in line.removeprefix(str(path)), line
+    for words in BAD[name].words:
+        assert words in line, line
+    assert "accepted: " in line
+
+
+def bench(*arguments: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run `python -m bench ARGUMENTS` from `cwd` and say how many seconds it took."""
+    began = time.perf_counter()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "bench", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    return done, time.perf_counter() - began
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_ends_in_one_line_with_nothing_created(name: str, tmp_path: Path) -> None:
+    path = write_bad(tmp_path, name)
+    before = sorted(tmp_path.rglob("*"))
+    fastest = 9.0
+    for _ in range(3):  # the machine may be busy with something else
+        done, seconds = bench("run", str(path), cwd=tmp_path)
+        fastest = min(fastest, seconds)
+        if fastest < 1.0:
+            break
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.endswith("\n") and len(done.stderr.splitlines()) == 1
+    check_line(name, done.stderr, path)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert fastest < 1.0
+
+
+def test_an_unknown_sweep_name_names_the_known_ones(tmp_path: Path) -> None:
+    done, _ = bench("run", "smoky", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("smoky: sweep: no such sweep") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_torch_is_not_imported(good: bool, tmp_path: Path) -> None:
+    path = tmp_path / "file.toml"
+    path.write_text(TRAIN + '[axes]\nschedule = ["linear", "pre"]\n' if good else TRAIN + "[base]\nepochs = nan\n")
+    code = f"""
+import sys
+from bench.sweep import SweepError, load
+try:
+    load({str(path)!r})
+    assert {good}
+except SweepError:
+    assert not {good}
+assert "torch" not in sys.modules and "pyarrow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "sweep.toml"
+    path.write_text(text)
+    return path
+
+
+def test_cells_come_in_file_order_the_last_axis_fastest(tmp_path: Path) -> None:
+    sweep = load(write(tmp_path, GEMM + "[base]\nn = 8\n[axes]\nblock_size = [8, 32]\ntarget_sparsity = [0.5, 0.9]\n"))
+    wanted = [(8, 0.5), (8, 0.9), (32, 0.5), (32, 0.9)]
+    cells = [cell for cell in sweep.cells if isinstance(cell, GemmCell)]
+    assert [(cell.block_size, cell.target_sparsity) for cell in cells] == wanted
+    assert {cell.n for cell in cells} == {8}
+    assert sweep.name == "sweep" and sweep.description == ""
+
+
+def test_grids_lie_over_the_top_level(tmp_path: Path) -> None:
+    text = """
+description = "variants"
+kind = "train"
+[base]
+epochs = 2
+lasso = "proximal"
+[axes]
+block_size = [8, 16]
+seed = [0, 1]
+[[grids]]
+[grids.base]
+block_size = 32
+[[grids]]
+[grids.axes]
+epochs = [3, 4]
+[[grids]]
+kind = "gemm"
+[grids.base]
+"""
+    with pytest.raises(SweepError, match=r"grids\[2\]\.base\.epochs: unknown setting of a gemm cell"):
+        load(write(tmp_path, text))
+    sweep = load(write(tmp_path, text[: text.rindex("[[grids]]")]))
+    found = [(c.epochs, c.block_size, c.seed) for c in sweep.cells if isinstance(c, TrainCell)]
+    first = [(2, 32, 0), (2, 32, 1)]
+    assert found == first + [(epochs, size, seed) for size in (8, 16) for seed in (0, 1) for epochs in (3, 4)]
+
+
+def test_equal_cells_are_one(tmp_path: Path) -> None:
+    text = TRAIN + "[axes]\nblock_size = [8, 16, 32]\ntarget_sparsity = [0, 0.0, 0.5]\nseed = [0, 0]\n"
+    assert len(load(write(tmp_path, text)).cells) == 1, "nothing prunes, so the block size and the target do not matter"
+    assert len(load(write(tmp_path, GEMM + "[axes]\ntarget_sparsity = [0, 0.0, -0.0, 0.5]\n")).cells) == 2
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "windows.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + (GEMM + "[base]\nn = 4\n").replace("\n", "\r\n").encode())
+    assert len(load(path).cells) == 1
+
+
+def test_a_large_sweep_loads_quickly(tmp_path: Path) -> None:
+    text = GEMM + "[axes]\nseed = [" + ",".join(map(str, range(5000))) + "]\n"
+    began = time.perf_counter()
+    assert len(load(write(tmp_path, text)).cells) == 5000
+    assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_sweep_of_the_suite_loads(name: str) -> None:
+    assert load(name).cells
+    assert load(name).description
+
+
+@pytest.mark.parametrize("noun", REGISTRIES)
+def test_defaults_are_registered(noun: str) -> None:
+    defaults = [cell.model_fields[noun].get_default() for cell in (GemmCell, TrainCell) if noun in cell.model_fields]
+    assert all(default in REGISTRIES[noun].names() for default in defaults)

@@ -1,0 +1,81 @@
+"""Stand-ins for timing and training, for tests of the machinery around them: what a cell does hangs on its seed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.cells import Cell
+from bench.engines.local import Tell
+
+Row = dict[str, Any]
+
+
+def row_of(cell: Cell, **more: Any) -> Row:
+    measured = (
+        {"time_ms": time.perf_counter()} if cell.kind == "gemm" else {"train_seconds": time.perf_counter(), "epoch": 1}
+    )
+    return {"status": "ok", "sparsity": cell.seed / 1000, **measured, **more}
+
+
+def succeed(cell: Cell, tell: Tell) -> list[Row]:
+    tell({"epoch": 1, "train_ppl": 12.5})
+    time.sleep(0.02)
+    return [row_of(cell)]
+
+
+def linger(cell: Cell, tell: Tell) -> list[Row]:
+    tell({"epoch": 1, "train_ppl": 12.5})
+    time.sleep(0.7)
+    return [row_of(cell)]
+
+
+def misbehave(cell: Cell, tell: Tell) -> list[Row]:
+    """One way to fail for each seed from 1 on; 0 is well."""
+    match cell.seed:
+        case 1:
+            raise ValueError("two\nlines")
+        case 2:
+            raise MemoryError
+        case 3:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"
+            )
+        case 4:
+            time.sleep(60)
+        case 5:
+            os._exit(7)
+        case 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case 7:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case 8:
+            raise SystemExit("gone")
+        case 9:
+            return [row_of(cell, speedup=2.0)]
+        case 10:
+            return []
+        case 11:
+            return [row_of(cell), {"status": "diverged", "reason": "the loss is NaN", "epoch": None}]
+        case 12:
+            return [{"status": "unsupported", "reason": "not here"}]
+        case 13:
+            return [row_of(cell, kernel=lambda: None)]  # cannot travel back
+    return [row_of(cell)]
+
+
+def look_around(cell: Cell, tell: Tell) -> list[Row]:
+    """What a worker finds in its environment, and whether another cell is running beside it."""
+    flag = Path(os.environ["BENCH_TEST_FOLDER"]) / cell.kind
+    alone = not any(flag.parent.glob("*.running"))
+    mine = flag.with_suffix(f".{cell.seed}.running")
+    mine.touch()
+    time.sleep(0.4)
+    alone = alone and len(list(flag.parent.glob("*.running"))) == 1
+    mine.unlink()
+    settings = [os.environ.get("MALLOC_MMAP_MAX_"), os.environ.get("MALLOC_TRIM_THRESHOLD_")]
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return [row_of(cell, reason=f"alone={alone} malloc={settings} ignores_interrupt={ignored}")]

@@ -1,0 +1,53 @@
+"""BSRMatrix: there and back, the transposed index, and sizes."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> BlockMask:
+    rows, cols = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    kept = draw(st.lists(st.booleans(), min_size=rows * cols, max_size=rows * cols))
+    return BlockMask(torch.tensor(kept).view(rows, cols), draw(st.sampled_from([1, 2, 4, 7])))
+
+
+@settings(deadline=None)
+@given(mask=masks())
+def test_there_and_back(mask: BlockMask) -> None:
+    weight = torch.randn(mask.shape)
+    bsr = BSRMatrix.from_dense(weight, mask)
+    assert torch.equal(bsr.to_dense(), weight * mask.expand())
+    assert torch.equal(bsr.mask.kept, mask.kept)
+    assert bsr.values_nbytes == 4 * mask.nnzb * mask.block_size**2
+    assert bsr.index_nbytes == 4 * (mask.nnzb + mask.grid[0] + 1)
+
+
+@settings(deadline=None)
+@given(mask=masks())
+def test_transposed_index(mask: BlockMask) -> None:
+    weight = torch.randn(mask.shape)
+    bsr = BSRMatrix.from_dense(weight, mask)
+    indptr, indices, positions = bsr.transposed_index
+    turned = BSRMatrix(bsr.data[positions].mT, indices, indptr, (bsr.shape[1], bsr.shape[0]))
+    assert torch.equal(turned.to_dense(), bsr.to_dense().T)
+    expected = BSRMatrix.from_dense(bsr.to_dense().T.contiguous(), BlockMask(mask.kept.T.contiguous(), mask.block_size))
+    assert torch.equal(turned.indices, expected.indices) and torch.equal(turned.indptr, expected.indptr)
+    assert {index.dtype for index in bsr.transposed_index} == {torch.int32}
+
+
+def test_inconsistent_parts_are_refused() -> None:
+    data, indices, indptr = torch.zeros(1, 2, 2), torch.zeros(1, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    BSRMatrix(data, indices, indptr, (4, 4))
+    with pytest.raises(ValueError, match="int32"):
+        BSRMatrix(data, indices.long(), indptr, (4, 4))
+    with pytest.raises(ValueError, match="square"):
+        BSRMatrix(torch.zeros(1, 2, 3), indices, indptr, (4, 4))
+    with pytest.raises(ValueError, match="need indices"):
+        BSRMatrix(data, indices, indptr[:2], (4, 4))
+    with pytest.raises(ValueError, match="the mask covers"):
+        BSRMatrix.from_dense(torch.zeros(4, 6), BlockMask.full(4, 4, 2))

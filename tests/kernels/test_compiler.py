@@ -1,0 +1,130 @@
+"""Compiling at first use: the search, the cache, and what is said where there is no compiler."""
+
+import importlib.util
+import multiprocessing
+import shutil
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernels import compiler
+from kernels.backends.native import BACKEND, SOURCE
+from kernels.compiler import CompileError, candidates, compile_library
+from kernels.problem import GemmProblem
+
+TINY = 'extern "C" __attribute__((visibility("default"))) int answer() { return ANSWER; }\n'
+PROBLEM = GemmProblem(16, 16, 2, 4, 0.5)
+needs_compiler = pytest.mark.skipif(not candidates(), reason="no C++ compiler here")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An empty cache folder and no memory of earlier compilations, before and after."""
+    monkeypatch.setattr(compiler, "cache_folder", lambda: tmp_path)
+    compiler._compile_once.cache_clear()
+    yield tmp_path
+    compiler._compile_once.cache_clear()
+
+
+def hide_compilers(monkeypatch: pytest.MonkeyPatch, *, zig: bool) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    if zig:
+        find = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ziglang" else find(name))
+
+
+def libraries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix in (".so", ".dll"))
+
+
+def test_without_a_compiler_the_reason_says_how_to_get_one(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_compilers(monkeypatch, zig=True)
+    reason = BACKEND.unsupported(PROBLEM)
+    assert reason is not None and "no C++ compiler" in reason and "pip install ziglang" in reason and "\n" not in reason
+
+
+def test_a_broken_compiler_is_a_reason(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho 'error: out of paper' >&2\nexit 1\n")
+    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
+    hide_compilers(monkeypatch, zig=True)
+    monkeypatch.setattr(compiler, "candidates", lambda: [[str(broken)]])
+    reason = BACKEND.unsupported(PROBLEM)
+    assert reason is not None and "out of paper" in reason and "\n" not in reason and str(tmp_path) not in reason
+
+
+def test_cxx_comes_first_and_may_hold_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", f"{sys.executable} -m something")
+    assert candidates()[0] == [sys.executable, "-m", "something"]
+
+
+@needs_compiler
+def test_compiled_once_and_found_again(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "tiny.cpp"
+    source.write_text(TINY)
+    assert compile_library(source, ("ANSWER=41",)).handle.answer() == 41
+    assert compile_library(source, ("ANSWER=42",)).handle.answer() == 42
+    assert len(libraries(fresh)) == 2
+    compiler._compile_once.cache_clear()
+    before = {name: (fresh / name).stat().st_mtime_ns for name in libraries(fresh)}
+    assert compile_library(source, ("ANSWER=42",)).handle.answer() == 42
+    assert before == {name: (fresh / name).stat().st_mtime_ns for name in libraries(fresh)}
+    assert [path for path in fresh.iterdir() if path.name.startswith(".compiling")] == []
+
+
+@needs_compiler
+def test_a_damaged_library_is_compiled_again(fresh: Path, tmp_path: Path) -> None:
+    source = tmp_path / "tiny.cpp"
+    source.write_text(TINY)
+    compile_library(source, ("ANSWER=40",))
+    path = fresh / libraries(fresh)[0]
+    path.unlink()
+    path.write_bytes(b"not a library")
+    compiler._compile_once.cache_clear()
+    assert compile_library(source, ("ANSWER=40",)).handle.answer() == 40
+
+
+@needs_compiler
+def test_bad_source_is_one_line(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = candidates()[:1]
+    monkeypatch.setattr(compiler, "candidates", lambda: first)
+    source = tmp_path / "bad.cpp"
+    source.write_text("int f( {\n")
+    with pytest.raises(CompileError) as caught:
+        compile_library(source)
+    assert "bad.cpp" in str(caught.value) and "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+
+
+def _answer(folder: str, source: str) -> int:
+    compiler.cache_folder = lambda: Path(folder)  # in a process of its own
+    value: int = compile_library(Path(source), ("ANSWER=7",)).handle.answer()
+    return value
+
+
+@needs_compiler
+def test_two_processes_may_compile_at_once(tmp_path: Path) -> None:
+    source = tmp_path / "tiny.cpp"
+    source.write_text(TINY)
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        assert pool.starmap(_answer, [(str(tmp_path), str(source))] * 3) == [7, 7, 7]
+    assert len(libraries(tmp_path)) == 1
+
+
+def test_unwritable_home_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    monkeypatch.setenv("LOCALAPPDATA", str(blocked))
+    assert compiler.cache_folder().is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="the ziglang wheel is not installed")
+def test_the_ziglang_wheel_is_enough(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_compilers(monkeypatch, zig=False)
+    library = compile_library(SOURCE, ("SCALAR=float",))
+    assert library.handle.panel_rows(8, 0) in (4, 8)
+    assert [path for path in fresh.iterdir() if path.name == "zig"]

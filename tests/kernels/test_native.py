@@ -1,0 +1,131 @@
+"""Our CPU kernel, fuzzed against float64, and the compiler and thread pool it needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+
+from kernels.backends import native
+from kernels.backends.native import BACKEND, pack, split
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.check import check
+from kernels.openmp import torch_pool
+from kernels.problem import GemmProblem
+
+needs_compiler = pytest.mark.skipif(
+    BACKEND.unsupported(GemmProblem(4, 4, 1, 4, 0.0)) is not None, reason="no C++ compiler here"
+)
+
+
+@contextmanager
+def pinned_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+SIZES = st.sampled_from([4, 5, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 128])
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> GemmProblem:
+    """Any grid of at most 6 x 6 blocks, any pattern, n from 1 to past the widest tile."""
+    size, rows, cols = draw(SIZES), draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    kind = draw(st.sampled_from(["random", "empty", "full", "one"]))
+    kept = torch.full((rows, cols), kind == "full")
+    if kind == "one":
+        kept[draw(st.integers(0, rows - 1)), draw(st.integers(0, cols - 1))] = True
+    if kind == "random":
+        kept = torch.tensor(draw(st.lists(st.booleans(), min_size=rows * cols, max_size=rows * cols))).view(rows, cols)
+    n = draw(st.one_of(st.integers(1, 100), st.sampled_from([1, 15, 16, 17, 31, 33, 80, 300])))
+    dtype = draw(st.sampled_from(["float32", "float64"]))
+    mask = BlockMask(kept, size)
+    return GemmProblem(
+        rows * size, cols * size, n, size, 0.5, dtype=dtype, seed=draw(st.integers(0, 9)), given_mask=mask
+    )
+
+
+@needs_compiler
+@settings(max_examples=300, deadline=None)
+@given(problem=problems(), threads=st.sampled_from([1, 2, 5]))
+def test_fuzz(problem: GemmProblem, threads: int) -> None:
+    with pinned_threads(threads):
+        launch = BACKEND.prepare(problem)
+        for _ in range(2):
+            _, wrong = check(launch, launch.weight, problem.x)
+            assert wrong is None, wrong
+
+
+@needs_compiler
+@pytest.mark.parametrize("n", [*range(1, 36), 47, 48, 49, 95, 97, 129])
+def test_every_width(n: int) -> None:
+    for block_size in (4, 8, 16, 32):
+        problem = GemmProblem(3 * block_size, 4 * block_size, n, block_size, 0.5, seed=n)
+        launch = BACKEND.prepare(problem)
+        assert check(launch, launch.weight, problem.x)[1] is None
+
+
+@needs_compiler
+def test_several_column_chunks() -> None:
+    problem = GemmProblem(32, 4096, 970, 16, 0.9)
+    launch = BACKEND.prepare(problem)
+    assert check(launch, launch.weight, problem.x)[1] is None
+
+
+@needs_compiler
+def test_threads_change_no_bit() -> None:
+    problem = GemmProblem(256, 256, 40, 16, 0.7)
+    outputs = []
+    for threads in (1, 2, 3):
+        with pinned_threads(threads):
+            launch = BACKEND.prepare(problem)
+            launch()
+            outputs.append(launch.output().clone())
+    assert all(torch.equal(outputs[0], output) for output in outputs)
+
+
+@needs_compiler
+def test_kernel_names_the_threads_that_ran() -> None:
+    problem = GemmProblem(16, 16, 2, 4, 0.5)
+    with pinned_threads(2):
+        kernel = BACKEND.prepare(problem).kernel
+    assert ("2 threads" in kernel) == (torch_pool() is not None)
+
+
+@needs_compiler
+def test_without_a_pool_it_runs_on_one_thread_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "torch_pool", lambda: None)
+    problem = GemmProblem(64, 64, 20, 16, 0.5)
+    with pinned_threads(2):
+        launch = BACKEND.prepare(problem)
+    assert check(launch, launch.weight, problem.x)[1] is None
+    assert "1 thread" in launch.kernel and "not found" in launch.kernel
+
+
+def test_other_types_are_declined_with_a_reason() -> None:
+    assert "bfloat16" in str(BACKEND.unsupported(GemmProblem(16, 16, 2, 4, 0.5, dtype="bfloat16")))
+
+
+def test_pack_pads_and_orders_panels() -> None:
+    weight = torch.arange(1.0, 73.0).view(6, 12)
+    bsr = BSRMatrix.from_dense(weight, BlockMask.full(6, 12, 6))
+    packed = pack(bsr, 4)
+    assert packed.shape == (4, 6, 4)  # two panels of two blocks, six columns, four rows
+    assert packed[0, 0].tolist() == weight[:4, 0].tolist()
+    assert packed[1, 0].tolist() == weight[:4, 6].tolist()
+    assert packed[2, 1].tolist() == [*weight[4:, 1].tolist(), 0.0, 0.0]
+
+
+def test_split_balances_uneven_rows() -> None:
+    costs = torch.tensor([1.0] * 8 + [8.0])
+    assert split(costs, 2).tolist() == [0, 7, 9] or split(costs, 2).tolist() == [0, 8, 9]
+    assert split(torch.ones(3), 5).tolist()[0] == 0
+    boundaries = split(torch.ones(3), 5)
+    assert bool((boundaries.diff() >= 0).all()) and boundaries[-1] == 3
