@@ -13,17 +13,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RUNGS: list[list[str]] = [
-    ["kernels.registry", "kernels.blockmask"],
+    ["kernels.registry", "kernels.blockmask", "kernels.compiler", "kernels.openmp"],
     ["kernels.bsr"],
     ["kernels.problem"],
     ["kernels.backends.*"],
     ["kernels.check"],
     ["kernels.ops"],
     ["bench.cells", "bench.schema", "bench.provenance"],
-    ["bench.store", "bench.data.*", "bench.models.*", "bench.pruning.*"],
-    ["bench.sweep", "bench.train", "bench.timing"],
+    ["bench.store", "bench.estimate", "bench.data.*", "bench.models.*", "bench.pruning.*"],
+    ["bench.settings", "bench.columns"],
+    ["bench.sweep", "bench.train", "bench.timing", "bench.progress"],
     ["bench.engines.*"],
-    ["bench.run"],
+    ["bench.run", "bench.doctor"],
+    ["bench.show"],
     ["bench.__main__"],
     # the parquet wall: nothing below sees anything above
     ["analysis.load", "analysis.theory", "analysis.style"],
