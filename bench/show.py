@@ -35,7 +35,7 @@ def key_figures(cell: Cell, stored: Stored) -> str:
     row = stored.last_row
     if isinstance(cell, GemmCell):
         ratio = row["baseline_ms"] / row["time_ms"] if row.get("baseline_ms") and row.get("time_ms") else None
-        speed = f", {ratio:.2f}x {cell.baseline}" if ratio else ""
+        speed = f", {ratio:.3g}x {cell.baseline}" if ratio else ""
         return f"{_figure(row, 'time_ms')} ms{speed}{', noisy' if row.get('noisy') else ''}"
     return (
         f"val_ppl {_figure(row, 'val_ppl')}, test_ppl {_figure(row, 'test_ppl')}, "

@@ -30,6 +30,16 @@ class LSTM(nn.Module):
         self.scope = cell.scope
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
+    @torch.no_grad()
+    def start_from_frequencies(self, counts: Tensor) -> None:
+        """Set the decoder bias to the log frequency of each word (half a count added). counts: [vocabulary].
+
+        From a zero bias, Adam first teaches the recurrent state to say word frequencies: it saturates, and a short run
+        ends near the unigram perplexity.
+        """
+        smoothed = counts + 0.5
+        self.decoder_bias.copy_((smoothed / smoothed.sum()).log())
+
     def forward(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
         """Logits of the next word and the states to go on from. inputs: [time, batch] -> [time * batch, vocabulary]."""
         x = self.dropout(self.embedding(inputs))  # [time, batch, embedding]

@@ -99,4 +99,6 @@ def test_the_documentation_has_every_column(kind: str) -> None:
 
 
 def test_the_committed_documentation_is_current() -> None:
-    assert (ROOT / "results" / "README.md").read_text(encoding="utf-8") == documentation(), "run: python -m bench columns"
+    assert (ROOT / "results" / "README.md").read_text(encoding="utf-8") == documentation(), (
+        "run: python -m bench columns"
+    )
