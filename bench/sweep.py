@@ -8,7 +8,8 @@
     block_size = [8, 16]
 
 Several products in one file are `[[grids]]`, each with a `kind`, `[grids.base]` and `[grids.axes]` of its own laid over the
-top level: a setting named in a grid replaces the top level's, whether that was a base or an axis. Equal values, and equal
+top level: a setting named in a grid replaces the top level's, whether that was a base or an axis. Where the top level has a
+`kind`, grids of another kind take nothing from it. Equal values, and equal
 cells of different grids, are merged. Nothing here imports torch, so that a bad file is refused at once.
 """
 
@@ -135,6 +136,8 @@ def _grids(content: Table) -> list[tuple[str, Table]]:
 
 
 def _overlay(top: Table, grid: Table) -> Table:
+    if "kind" in grid and "kind" in top and grid["kind"] != top["kind"]:
+        return grid  # the top level speaks of another kind of cell
     base, axes = grid.get("base", {}), grid.get("axes", {})
     return {
         **({"kind": grid.get("kind", top.get("kind"))} if {"kind"} & (grid.keys() | top.keys()) else {}),

@@ -242,6 +242,16 @@ kind = "gemm"
     assert found == first + [(epochs, size, seed) for size in (8, 16) for seed in (0, 1) for epochs in (3, 4)]
 
 
+def test_grids_of_another_kind_take_nothing_from_the_top_level(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.toml"
+    path.write_text(
+        'kind = "train"\n[base]\nepochs = 2\n[[grids]]\n[grids.axes]\nseed = [0, 1]\n[[grids]]\nkind = "gemm"\n[grids.base]\nm = 64\n'
+    )
+    cells = load(path).cells
+    assert [cell.kind for cell in cells] == ["train", "train", "gemm"]
+    assert cells[2].settings() == {"m": 64}
+
+
 def test_equal_cells_are_one(tmp_path: Path) -> None:
     text = TRAIN + "[axes]\nblock_size = [8, 16, 32]\ntarget_sparsity = [0, 0.0, 0.5]\nseed = [0, 0]\n"
     assert len(load(write(tmp_path, text)).cells) == 1, "nothing prunes, so the block size and the target do not matter"
