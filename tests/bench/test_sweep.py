@@ -230,13 +230,8 @@ block_size = 32
 [[grids]]
 [grids.axes]
 epochs = [3, 4]
-[[grids]]
-kind = "gemm"
-[grids.base]
 """
-    with pytest.raises(SweepError, match=r"grids\[2\]\.base\.epochs: unknown setting of a gemm cell"):
-        load(write(tmp_path, text))
-    sweep = load(write(tmp_path, text[: text.rindex("[[grids]]")]))
+    sweep = load(write(tmp_path, text))
     found = [(c.epochs, c.block_size, c.seed) for c in sweep.cells if isinstance(c, TrainCell)]
     first = [(2, 32, 0), (2, 32, 1)]
     assert found == first + [(epochs, size, seed) for size in (8, 16) for seed in (0, 1) for epochs in (3, 4)]
