@@ -115,6 +115,7 @@ class TrainCell(Cell):
     hidden_size: Count = Field(128, description="width of every LSTM layer but the last, which has the embedding's")
     num_layers: Count = Field(2, description="LSTM layers")
     dropout: ProperFraction = Field(0.0, description="dropout between layers, fraction")
+    decoder_bias: Literal["frequencies", "zeros"] = Field("frequencies", description="start of the decoder bias: log word frequencies of the training text, or zeros")
     optimizer: Literal["sgd", "adam", "asgd"] = Field("adam", description="torch optimizer")
     learning_rate: Positive = Field(0.002, description="learning rate (its peak, where the rate is scheduled)")
     lr_schedule: Literal["constant", "one_cycle"] = Field("constant", description="learning rate over the run")

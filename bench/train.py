@@ -95,7 +95,8 @@ class Run:
     def of(cls, cell: TrainCell, tell: Tell) -> Run:
         corpus = load_corpus(cell.dataset, data_dir())
         model = MODELS[cell.model](cell, len(corpus.vocabulary))
-        model.start_from_frequencies(torch.bincount(corpus.train, minlength=len(corpus.vocabulary)))
+        if cell.decoder_bias == "frequencies":
+            model.start_from_frequencies(torch.bincount(corpus.train, minlength=len(corpus.vocabulary)))
         streams = batchify(epoch_slice(corpus.train, cell.train_tokens, 1), cell.batch_size)
         steps = cell.epochs * count_windows(len(streams), cell.bptt)
         optimizer = make_optimizer(cell, model, steps)
