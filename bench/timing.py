@@ -110,9 +110,13 @@ class Samples:
 
     @property
     def noisy(self) -> bool:
-        """The middle half of the ratios spreads over more than 10 % of their median."""
+        """The middle half of the ratios spreads over more than 10 % of their median, or a median is twice its minimum.
+
+        The second shows where both sides mostly waited for the same busy core: their ratios are then steady, near 1.
+        """
         low, middle, high = quantiles(self.ratios, n=4)
-        return (high - low) / middle > NOISY_SPREAD
+        disturbed = any(median(times) > 2 * min(times) for times in (self.backend, self.baseline))
+        return disturbed or (high - low) / middle > NOISY_SPREAD
 
 
 def count_launches(timer: Timer, launches: list[Launch]) -> int:

@@ -131,9 +131,13 @@ def test_samples_last_long_enough() -> None:
 
 
 def test_noisy_is_the_spread_of_the_ratios() -> None:
-    steady = Samples(1, backend=[1.0, 2.0, 4.0, 8.0] * 8, baseline=[2.0, 4.0, 8.0, 16.0] * 8)
+    steady = Samples(1, backend=[1.0, 1.2, 1.4, 1.8] * 8, baseline=[2.0, 2.4, 2.8, 3.6] * 8)
     assert steady.ratios == [2.0] * 32 and not steady.noisy
     assert Samples(1, backend=[1.0] * 32, baseline=[1.0, 1.2] * 16).noisy
+
+
+def test_waiting_for_a_busy_core_is_noisy_though_the_ratios_are_steady() -> None:
+    assert Samples(1, backend=[12.0] * 30 + [0.1, 0.1], baseline=[12.0] * 30 + [0.5, 0.5]).noisy
 
 
 def test_progress_is_told_a_few_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
