@@ -122,7 +122,7 @@ class TrainCell(Cell):
     momentum: ProperFraction = Field(0.0, description="momentum of sgd")
     weight_decay: NonNegative = Field(0.0, description="L2 penalty inside the optimizer")
     clip: NonNegative = Field(0.25, description="gradient norm is clipped to this; 0 means never")
-    epochs: Count = Field(4, description="passes over the training tokens")
+    epochs: Count = Field(4, description="epochs, each of train_tokens tokens")
     batch_size: Count = Field(20, description="parallel token streams")
     bptt: Count = Field(35, description="time steps of truncated back-propagation")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Protocol
 
-import psutil
 import torch
 
 from bench.cells import GemmCell
+from bench.provenance import physical_cores
 from kernels.check import check
 from kernels.problem import GemmProblem, Launch
 from kernels.registry import BACKENDS
@@ -88,7 +88,7 @@ def last_level_cache_bytes() -> int:
 def pinned_threads(threads: int) -> Iterator[int]:
     """Torch computes on `threads` threads inside (0: all physical cores), on as many as before afterwards."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or psutil.cpu_count(logical=False) or 1)
+    torch.set_num_threads(threads or physical_cores())
     try:
         yield torch.get_num_threads()
     finally:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from bench.cells import TrainCell
 from bench.data.corpus import Corpus, batchify, count_windows, data_dir, epoch_slice, load_corpus, windows
 from bench.models.registry import MODELS
+from bench.provenance import physical_cores
 from bench.pruning.lasso import Lasso, block_norms
 from bench.pruning.pruner import Pruner
 from bench.schema import TRAIN
@@ -45,7 +45,7 @@ def train_cell(cell: TrainCell, tell: Tell) -> list[Row]:
     If the loss becomes NaN or infinite, the finished epochs come back as 'diverged' (one row without epoch if there is
     none). torch's thread count is left pinned to the cell's. ValueError for unknown names and unusable data.
     """
-    torch.set_num_threads(cell.threads or psutil.cpu_count(logical=False) or 1)
+    torch.set_num_threads(cell.threads or physical_cores())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
         run = Run.of(cell.canonical(), tell)
