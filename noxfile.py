@@ -24,6 +24,7 @@ def run(session: nox.Session, *args: str) -> None:
     wanted = hashlib.sha256(b"".join(path.read_bytes() for path in inputs) + sys.version.encode()).hexdigest()
     stamp = ENV / "installed"
     if not stamp.exists() or stamp.read_text() != wanted:
+        session.log(f"setting up {ENV.relative_to(ROOT)}: a few minutes, once")
         shutil.rmtree(ENV, ignore_errors=True)
         session.run(sys.executable, "-m", "venv", str(ENV), external=True)
         session.run(PYTHON, "-m", "pip", "install", "-q", "-c", "constraints.txt", "-e", ".[dev]", external=True)
@@ -34,8 +35,11 @@ def run(session: nox.Session, *args: str) -> None:
 @nox.session
 def sweep(session: nox.Session) -> None:
     """Run a sweep and report it: nox -s sweep [-- NAME_OR_FILE]; the default, smoke, takes about 5 minutes."""
-    run(session, "-m", "bench", "run", *(session.posargs or ["smoke"]))
-    run(session, "-m", "analysis", "report", *(session.posargs or ["smoke"])[:1])
+    arguments = session.posargs or ["smoke"]
+    try:
+        run(session, "-m", "bench", "run", *arguments)
+    finally:  # some cells may have failed: the report says which, and why
+        run(session, "-m", "analysis", "report", arguments[0])
 
 
 @nox.session
