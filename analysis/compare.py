@@ -11,7 +11,18 @@ from analysis.load import UNLIKE, one_of
 from analysis.stats import median_interval
 
 SHAPE = ["m", "k", "n"]
-GEMM_SETTINGS = ("backend", "baseline", "op", *SHAPE, "block_size", "target_sparsity", "dtype", "device", "cache", "threads")
+GEMM_SETTINGS = (
+    "backend",
+    "baseline",
+    "op",
+    *SHAPE,
+    "block_size",
+    "target_sparsity",
+    "dtype",
+    "device",
+    "cache",
+    "threads",
+)
 
 
 def shape_name(shape: tuple[int, int, int]) -> str:

@@ -81,7 +81,10 @@ def _speedup_panel(ax: Axes, points: pd.DataFrame, span: tuple[float, float], li
     for block_size, line in points.groupby("block_size", sort=True):
         colour = style.block_colour(block_size)
         line = line.sort_values("sparsity")
-        spread = [(line["measured_speedup"] - line["low"]).fillna(0), (line["high"] - line["measured_speedup"]).fillna(0)]
+        spread = [
+            (line["measured_speedup"] - line["low"]).fillna(0),
+            (line["high"] - line["measured_speedup"]).fillna(0),
+        ]
         ax.errorbar(line["sparsity"], line["measured_speedup"], yerr=spread, color=colour, capsize=2, zorder=3)
         for noisy, part in line.groupby("noisy"):
             face = "white" if noisy else colour
@@ -105,7 +108,9 @@ def _block_legend(drawn: Figure, points: pd.DataFrame) -> None:
     handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1.2, label="theory 1/(1−ρ)"))
     handles.append(Line2D([], [], color=style.GREY, marker="*", linestyle="", markersize=10, label="break-even"))
     if points["noisy"].any():
-        handles.append(Line2D([], [], color=style.GREY, marker="o", markerfacecolor="white", linestyle="", label="noisy"))
+        handles.append(
+            Line2D([], [], color=style.GREY, marker="o", markerfacecolor="white", linestyle="", label="noisy")
+        )
     drawn.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
 
 
@@ -119,7 +124,9 @@ def efficiency_figure(frame: pd.DataFrame, over: str | None = None) -> Figure:
     drawn, axes = _panels(len(backends), 0.8 + 0.42 * len(sizes))
     image = None
     for ax, backend in zip(axes, backends, strict=False):
-        table = points[points["backend"] == backend].pivot_table(index="block_size", columns="target_sparsity", values="efficiency")
+        table = points[points["backend"] == backend].pivot_table(
+            index="block_size", columns="target_sparsity", values="efficiency"
+        )
         grid = table.reindex(index=sizes, columns=sparsities).to_numpy(dtype=float)
         image = ax.imshow(np.ma.masked_invalid(grid), cmap="cividis", vmin=0.0, vmax=1.0, aspect="auto")
         _annotate(ax, grid)
@@ -140,7 +147,15 @@ def efficiency_figure(frame: pd.DataFrame, over: str | None = None) -> Figure:
 def _annotate(ax: Axes, grid: np.ndarray) -> None:
     for (row, col), value in np.ndenumerate(grid):
         words = "–" if math.isnan(value) else f"{value:.0%}"
-        ax.text(col, row, words, ha="center", va="center", fontsize=9.5, color="black" if value > 0.55 or math.isnan(value) else "white")
+        ax.text(
+            col,
+            row,
+            words,
+            ha="center",
+            va="center",
+            fontsize=9.5,
+            color="black" if value > 0.55 or math.isnan(value) else "white",
+        )
 
 
 def tradeoff_figure(train: pd.DataFrame, gemm: pd.DataFrame) -> Figure:
@@ -164,7 +179,9 @@ def tradeoff_figure(train: pd.DataFrame, gemm: pd.DataFrame) -> Figure:
         ax.errorbar(row["product_speedup"], found.value, yerr=spread, color=colours[row["variant"]], marker=marker, capsize=2,
                     markersize=13 if row["dense"] else 7.5, markerfacecolor=None if row["front"] else "white", zorder=3)  # fmt: skip
     _label_front(ax, front)
-    ax.set(xlabel=f"measured speedup of one product over dense (log₂): {chosen_product(points)}", ylabel="test perplexity")
+    ax.set(
+        xlabel=f"measured speedup of one product over dense (log₂): {chosen_product(points)}", ylabel="test perplexity"
+    )
     drawn.legend(handles=_tradeoff_handles(joined, colours), loc="outside right upper")
     drawn.suptitle("What block sparsity costs and what it buys", fontsize=12)
     return drawn
@@ -173,13 +190,18 @@ def tradeoff_figure(train: pd.DataFrame, gemm: pd.DataFrame) -> Figure:
 def _label_front(ax: Axes, front: pd.DataFrame) -> None:
     for row in front.to_dict("records"):
         words = "dense" if row["dense"] else f"ρ {row['stored_sparsity']:.2g}"
-        ax.annotate(words, (row["product_speedup"], row["ppl"]), xytext=(8, -12), textcoords="offset points", fontsize=9)
+        ax.annotate(
+            words, (row["product_speedup"], row["ppl"]), xytext=(8, -12), textcoords="offset points", fontsize=9
+        )
 
 
 def _tradeoff_handles(joined: pd.DataFrame, colours: dict[str, str]) -> Sequence[Line2D]:
     sizes = sorted(joined["block_size"].dropna().unique())
     return [
         *(Line2D([], [], color=colour, linewidth=4, label=variant) for variant, colour in colours.items()),
-        *(Line2D([], [], color=style.GREY, marker=style.block_marker(size), linestyle="", label=f"block {size}") for size in sizes),
+        *(
+            Line2D([], [], color=style.GREY, marker=style.block_marker(size), linestyle="", label=f"block {size}")
+            for size in sizes
+        ),
         Line2D([], [], color=style.GREY, linewidth=5, alpha=0.25, label="front: filled, none better in both"),
     ]

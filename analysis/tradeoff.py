@@ -53,8 +53,7 @@ def on_front(speedups: pd.Series, perplexities: pd.Series) -> list[bool]:
     """Which points no other point beats in speed without losing perplexity; a NaN is never on the front."""
     pairs = list(zip(speedups, perplexities, strict=True))
     return [
-        speed == speed
-        and not any(s >= speed and p <= ppl and (s > speed or p < ppl) for s, p in pairs)
+        speed == speed and not any(s >= speed and p <= ppl and (s > speed or p < ppl) for s, p in pairs)
         for speed, ppl in pairs
     ]
 

@@ -145,7 +145,11 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
             }
         )
     found = pd.DataFrame(rows)
-    return found.sort_values(["variant", "block_size", "target_sparsity"], key=_order, ignore_index=True) if rows else found
+    return (
+        found.sort_values(["variant", "block_size", "target_sparsity"], key=_order, ignore_index=True)
+        if rows
+        else found
+    )
 
 
 def _order(column: pd.Series) -> pd.Series:

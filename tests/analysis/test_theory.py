@@ -23,7 +23,9 @@ def test_operation_counts() -> None:
     assert theory.dense_multiplications(2, 3, 4) == 24
     assert theory.sparse_operations(10, 10, 80) == 20
     assert theory.sparse_operations(8, 2, 4) == 12
-    assert theory.sparse_operations(10, 10, 0) / theory.sparse_operations(10, 10, 80) == pytest.approx(theory.speedup(0.8))
+    assert theory.sparse_operations(10, 10, 0) / theory.sparse_operations(10, 10, 80) == pytest.approx(
+        theory.speedup(0.8)
+    )
     with pytest.raises(ValueError, match="cannot have 101"):
         theory.sparse_operations(10, 10, 101)
 
