@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from analysis import theory
-from analysis.load import UNLIKE, one_of
+from analysis.load import UNLIKE, one_of, records
 from analysis.stats import median_interval
 
 SHAPE = ["m", "k", "n"]
@@ -38,7 +38,7 @@ def measured_speedup(frame: pd.DataFrame) -> pd.DataFrame:
     sparsity); efficiency is measured / predicted.
     """
     rows = []
-    for row in frame[frame["status"] == "ok"].to_dict("records"):
+    for row in records(frame[frame["status"] == "ok"]):
         pairs = zip(row["baseline_samples_ms"], row["samples_ms"], strict=True)
         found = median_interval([baseline / backend for baseline, backend in pairs])
         predicted = theory.speedup(row["sparsity"])
@@ -92,7 +92,7 @@ def breakeven_sparsity(points: pd.DataFrame) -> pd.DataFrame:
     """The sparsity where the measured speedup crosses 1x, per shape, block size and backend, with the fastest point."""
     rows = []
     for key, part in points.groupby([*SHAPE, "backend", "block_size"], sort=True):
-        best = part.loc[part["measured_speedup"].idxmax()]
+        best = part.iloc[int(part["measured_speedup"].to_numpy().argmax())]
         rows.append(
             {
                 **dict(zip([*SHAPE, "backend", "block_size"], key, strict=True)),
@@ -112,7 +112,7 @@ def block_sparse(points: pd.DataFrame) -> pd.DataFrame:
 def best_product(points: pd.DataFrame) -> pd.Series | None:
     """The fastest block-sparse point against dense, or None where none was measured."""
     candidates = block_sparse(points)
-    return None if candidates.empty else candidates.loc[candidates["measured_speedup"].idxmax()]
+    return None if candidates.empty else candidates.iloc[int(candidates["measured_speedup"].to_numpy().argmax())]
 
 
 def leading_backend(points: pd.DataFrame) -> str | None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import compare, style, theory
-from analysis.load import one_of
+from analysis.load import one_of, records
 from analysis.tradeoff import chosen_product, tradeoff
 from analysis.variants import replicates, runs
 
@@ -37,7 +37,7 @@ def _shape_of(frame: pd.DataFrame) -> str:
 
 def _not_measured(frame: pd.DataFrame, name: str) -> list[str]:
     """One line per backend, status and reason of the cells without a time."""
-    groups = compare.failure_groups(frame, name).to_dict("records")
+    groups = records(compare.failure_groups(frame, name))
     lines = [f"{row[name]}: {row['status']} ({row['cells']} cells): {row['reason']}" for row in groups]
     return ["Not measured:", *lines] if lines else []
 
@@ -172,7 +172,7 @@ def tradeoff_figure(train: pd.DataFrame, gemm: pd.DataFrame) -> Figure:
     front = joined[joined["front"]].assign(ppl=joined["test_ppl"].map(lambda found: found.value))
     front = front.sort_values("product_speedup")
     ax.plot(front["product_speedup"], front["ppl"], color=style.GREY, linewidth=5, alpha=0.25, zorder=1)
-    for row in joined.to_dict("records"):
+    for row in records(joined):
         found, size = row["test_ppl"], row["block_size"]
         spread = None if math.isnan(found.low) else [[found.value - found.low], [found.high - found.value]]
         marker = "*" if row["dense"] else style.block_marker(size)
@@ -188,7 +188,7 @@ def tradeoff_figure(train: pd.DataFrame, gemm: pd.DataFrame) -> Figure:
 
 
 def _label_front(ax: Axes, front: pd.DataFrame) -> None:
-    for row in front.to_dict("records"):
+    for row in records(front):
         words = "dense" if row["dense"] else f"ρ {row['stored_sparsity']:.2g}"
         ax.annotate(
             words, (row["product_speedup"], row["ppl"]), xytext=(8, -12), textcoords="offset points", fontsize=9

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 TABLES = ("gemm", "train")
@@ -66,11 +67,17 @@ def load(folder: Path | str, table: str) -> pd.DataFrame:
     wanted = sidecar.read_text(encoding="utf-8", errors="replace").split()
     if not wanted or hashlib.sha256(data).hexdigest() != wanted[0].lower():
         raise ValueError(f"{path}: damaged, its bytes do not match {sidecar.name}; run the sweep again to rebuild it")
-    frame: pd.DataFrame = pq.read_table(io.BytesIO(data)).to_pandas()
+    # read_table and its threads now and then abort the process at exit
+    frame: pd.DataFrame = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pandas(use_threads=False)
     versions = sorted({int(version) for version in frame["schema_version"].dropna()})
     if versions and versions != [SCHEMA_VERSION]:
         raise ValueError(f"{path}: written with schema {versions}, this analysis reads schema {SCHEMA_VERSION}")
     return frame
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame as dictionaries by column name."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
 def one_of(frame: pd.DataFrame, columns: Sequence[str], over: str | None = None) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 WIDTH = 10.0  # inches; the report shows an inch as 100 pixels
@@ -29,7 +30,7 @@ VARIANT_COLOURS = {
 }
 SPARE = (PURPLE, GREY, ORANGE, GREEN, "#8c564b", YELLOW)
 
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 10.0, "axes.titlesize": 11.0, "axes.labelsize": 10.0, "legend.fontsize": 9.5, "font.family": "DejaVu Sans",
     "xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#e2e2e2", "grid.linewidth": 0.6, "lines.linewidth": 1.6, "lines.markersize": 5.5,
@@ -42,16 +43,17 @@ def use() -> None:
     mpl.rcParams.update(RC)
 
 
-def block_colour(block_size: int) -> str:
+def block_colour(block_size: Any) -> str:
     return BLOCK_COLOURS.get(int(block_size), GREY)
 
 
-def block_marker(block_size: int) -> str:
+def block_marker(block_size: Any) -> str:
     return BLOCK_MARKERS.get(int(block_size), "X")
 
 
-def variant_colours(variants: Sequence[str]) -> dict[str, str]:
+def variant_colours(variants: Iterable[str]) -> dict[str, str]:
     """A colour for each variant: fixed for the usual ones, spare colours in order for the others."""
+    variants = list(dict.fromkeys(variants))
     spare = iter(SPARE * (1 + len(variants) // len(SPARE)))
     return {name: VARIANT_COLOURS.get(name) or next(spare) for name in variants}
 
@@ -80,7 +82,7 @@ def margin(drawn: Figure, lines: Sequence[str]) -> None:
     height = drawn.get_figheight() + extra
     drawn.set_figheight(height)
     engine = drawn.get_layout_engine()
-    assert engine is not None
+    assert isinstance(engine, ConstrainedLayoutEngine)
     engine.set(rect=(0.0, extra / height, 1.0, 1.0 - extra / height))
     drawn.text(0.01, extra / height - 0.04 / height, "\n".join(wrapped), va="top", ha="left", fontsize=9, color=GREY,
                linespacing=1.35).set_in_layout(False)  # fmt: skip

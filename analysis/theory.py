@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 def _fraction(rho: float) -> float:
@@ -76,7 +77,7 @@ def lstm_multiply_adds(embedding_size: int, hidden_size: int, num_layers: int) -
     Schmidhuber 1997 with forget gates; slides, "Block-Sparse LSTM"). One multiply-add per weight and token.
     """
     sizes = [embedding_size, *[hidden_size] * (num_layers - 1), embedding_size]
-    weight_ih = sum(4 * out * into for into, out in zip(sizes[:-1], sizes[1:], strict=True))
+    weight_ih = sum(4 * out * into for into, out in pairwise(sizes))
     return weight_ih, sum(4 * out * out for out in sizes[1:])
 
 

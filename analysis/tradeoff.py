@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.compare import SHAPE, block_sparse, leading_backend, relative_time_at, shape_name
+from analysis.load import records
 from analysis.variants import is_dense
 
 
@@ -40,7 +41,7 @@ def with_speedup(replicates: pd.DataFrame, points: pd.DataFrame, product: Produc
     here = block_sparse(points)
     if product is not None:
         here = here[(here["backend"] == product.backend) & (here[SHAPE] == list(product.shape)).all(axis=1)]
-    for row in replicates.to_dict("records"):
+    for row in records(replicates):
         if row["stored_sparsity"] == 0.0:
             speedups.append(1.0)
         else:

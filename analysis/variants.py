@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import theory
-from analysis.load import UNLIKE, one_of
+from analysis.load import UNLIKE, one_of, records
 from analysis.stats import mean_interval, ratio_interval
 
 MODEL_SETTINGS = (
@@ -60,7 +60,7 @@ def is_dense(variant: str) -> bool:
 
 def variant_names(runs: pd.DataFrame) -> list[str]:
     """`variant_name` of each run, with the settings that tell apart runs which would share one name."""
-    plain = pd.Series([variant_name(row) for row in runs.to_dict("records")], index=runs.index, dtype=object)
+    plain = pd.Series([variant_name(row) for row in records(runs)], index=runs.index, dtype=object)
     names = plain.copy()
     for _, part in runs.groupby(plain):
         for column in (*MODEL_SETTINGS, *PRUNING_SETTINGS):
@@ -97,7 +97,7 @@ def runs(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
     final["variant"] = variant_names(final)
     final["stored_sparsity"] = final["zero_block_share"].fillna(final["sparsity"]).fillna(0.0).astype(float)
     final["predicted_speedup"] = final["stored_sparsity"].map(theory.speedup)
-    final["ceiling"] = [amdahl(row) for row in final.to_dict("records")]
+    final["ceiling"] = [amdahl(row) for row in records(final)]
     epochs = frame[frame["epoch"] >= 1].sort_values("epoch").groupby("cell_id")
     sparsities = epochs["mean_sparsity"].agg(list)
     final["predicted_training"] = [
@@ -134,7 +134,7 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "variant": variant,
-                "block_size": pd.NA if is_dense(str(variant)) else int(block_size),
+                "block_size": pd.NA if is_dense(str(variant)) else block_size,
                 "target_sparsity": target,
                 "seeds": len(part),
                 **{name: part[name].mean() for name in means},

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from bench import schema
 from bench.cells import KINDS, Cell, GemmCell, TrainCell
 
