@@ -23,6 +23,11 @@ GEMM_SETTINGS = (
     "cache",
     "threads",
 )
+RESULTS = (
+    "sparsity", "measured_speedup", "low", "high", "predicted_speedup", "efficiency",
+    "time_ms", "baseline_ms", "seeds", "noisy",
+)  # fmt: skip
+POINTS = [*GEMM_SETTINGS, *RESULTS]
 
 
 def shape_name(shape: tuple[int, int, int]) -> str:
@@ -84,8 +89,7 @@ def gemm_points(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
                 "noisy": bool(part["noisy"].fillna(False).any()),
             }
         )
-    names = [*GEMM_SETTINGS, "sparsity", "measured_speedup", "low", "high", "predicted_speedup", "efficiency"]
-    return pd.DataFrame(rows, columns=[*names, "time_ms", "baseline_ms", "seeds", "noisy"])
+    return pd.DataFrame(rows, columns=POINTS)
 
 
 def breakeven_sparsity(points: pd.DataFrame) -> pd.DataFrame:
@@ -99,9 +103,11 @@ def breakeven_sparsity(points: pd.DataFrame) -> pd.DataFrame:
                 "breakeven_sparsity": theory.breakeven(part["sparsity"].tolist(), part["measured_speedup"].tolist()),
                 "fastest": best["measured_speedup"],
                 "at_sparsity": best["sparsity"],
+                "efficiency": part["efficiency"].median(),
             }
         )
-    return pd.DataFrame(rows, columns=[*SHAPE, "backend", "block_size", "breakeven_sparsity", "fastest", "at_sparsity"])
+    names = [*SHAPE, "backend", "block_size", "breakeven_sparsity", "fastest", "at_sparsity", "efficiency"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def block_sparse(points: pd.DataFrame) -> pd.DataFrame:
@@ -135,19 +141,22 @@ def failure_groups(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     return groups.reset_index(name="cells")
 
 
-def relative_time_at(points: pd.DataFrame, sparsity: float, tolerance: float = 0.02) -> float:
-    """Backend time / dense time at `sparsity`, interpolated between measured points of one backend, shape and block size.
+def speedup_at(
+    points: pd.DataFrame, sparsity: float, column: str = "measured_speedup", tolerance: float = 0.02
+) -> float:
+    """The measured speedup at `sparsity`, between the measured points of one backend, shape and block size.
 
+    Time is linear in density, so the relative time 1 / speedup is what is interpolated. column: or 'low' or 'high'.
     NaN outside the measured sparsities (beyond `tolerance`, room for rounding to whole blocks): nothing is extrapolated.
     """
     ordered = points.sort_values("sparsity")
     if ordered.empty or not ordered["sparsity"].min() - tolerance <= sparsity <= ordered["sparsity"].max() + tolerance:
         return math.nan
-    at, relative = ordered["sparsity"].tolist(), (1.0 / ordered["measured_speedup"]).tolist()
+    at, relative = ordered["sparsity"].tolist(), (1.0 / ordered[column]).tolist()
     below = [index for index, value in enumerate(at) if value <= sparsity]
     left = below[-1] if below else 0
     right = min(left + 1, len(at) - 1)
     if at[right] == at[left] or sparsity <= at[0]:
-        return float(relative[left])
+        return float(1.0 / relative[left])
     share = (sparsity - at[left]) / (at[right] - at[left])
-    return float(relative[left] + share * (relative[right] - relative[left]))
+    return float(1.0 / (relative[left] + share * (relative[right] - relative[left])))

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from analysis import compare, style, theory
 from analysis.load import one_of, records
-from analysis.tradeoff import chosen_product, tradeoff
+from analysis.tradeoff import chosen_product, recurrent_shape, tradeoff
 from analysis.variants import replicates, runs
 
 MAX_COLS = 3
@@ -158,30 +158,31 @@ def _annotate(ax: Axes, grid: np.ndarray) -> None:
         )
 
 
-def tradeoff_figure(train: pd.DataFrame, gemm: pd.DataFrame) -> Figure:
+def tradeoff_figure(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> Figure:
     """Test perplexity against the measured speedup of the product at the same block size and sparsity, front marked."""
+    if train is None or gemm is None or (final := runs(train)).empty:
+        return style.empty_figure(
+            "What block sparsity costs and what it buys", "needs finished runs and timed products"
+        )
     points = compare.gemm_points(gemm)
-    joined = tradeoff(replicates(runs(train)), points)
+    product = chosen_product(points, recurrent_shape(final))
+    joined = tradeoff(replicates(final), points, product)
     drawn, [[ax]] = style.figure(5.4)
-    colours = style.variant_colours(joined["variant"].unique())
-    high = max(2.0, joined["product_speedup"].max()) * 1.3
-    low = min(0.8, joined["product_speedup"].min() / 1.15)
+    colours = style.variant_colours(joined["variant"])
+    low, high = min(0.8, joined["speed"].min() / 1.15), max(2.0, joined["speed"].max()) * 1.3
     style.speedup_axis(ax.xaxis, low, high)
     ax.axvspan(low, 1.0, color=style.SHADE, zorder=0)
     ax.axvline(1.0, color=style.GREY, linewidth=1.0, zorder=1)
-    front = joined[joined["front"]].assign(ppl=joined["test_ppl"].map(lambda found: found.value))
-    front = front.sort_values("product_speedup")
-    ax.plot(front["product_speedup"], front["ppl"], color=style.GREY, linewidth=5, alpha=0.25, zorder=1)
+    front = joined[joined["front"]].sort_values("speed")
+    ax.plot(front["speed"], front["ppl"], color=style.GREY, linewidth=5, alpha=0.25, zorder=1)
     for row in records(joined):
-        found, size = row["test_ppl"], row["block_size"]
-        spread = None if math.isnan(found.low) else [[found.value - found.low], [found.high - found.value]]
-        marker = "*" if row["dense"] else style.block_marker(size)
-        ax.errorbar(row["product_speedup"], found.value, yerr=spread, color=colours[row["variant"]], marker=marker, capsize=2,
-                    markersize=13 if row["dense"] else 7.5, markerfacecolor=None if row["front"] else "white", zorder=3)  # fmt: skip
+        marker = "*" if row["dense"] else style.block_marker(row["block_size"])
+        ax.errorbar(row["speed"], row["ppl"], xerr=style.spread([row["product_speedup"]]), yerr=style.spread([row["test_ppl"]]),
+                    color=colours[row["variant"]], marker=marker, capsize=2, markersize=13 if row["dense"] else 7.5,
+                    markerfacecolor=None if row["front"] else "white", zorder=3)  # fmt: skip
     _label_front(ax, front)
-    ax.set(
-        xlabel=f"measured speedup of one product over dense (log₂): {chosen_product(points)}", ylabel="test perplexity"
-    )
+    what = f"measured speedup of one product over dense (log₂): {product}"
+    ax.set(xlabel=what, ylabel="test perplexity")
     drawn.legend(handles=_tradeoff_handles(joined, colours), loc="outside right upper")
     drawn.suptitle("What block sparsity costs and what it buys", fontsize=12)
     return drawn
@@ -190,9 +191,7 @@ def tradeoff_figure(train: pd.DataFrame, gemm: pd.DataFrame) -> Figure:
 def _label_front(ax: Axes, front: pd.DataFrame) -> None:
     for row in records(front):
         words = "dense" if row["dense"] else f"ρ {row['stored_sparsity']:.2g}"
-        ax.annotate(
-            words, (row["product_speedup"], row["ppl"]), xytext=(8, -12), textcoords="offset points", fontsize=9
-        )
+        ax.annotate(words, (row["speed"], row["ppl"]), xytext=(8, -12), textcoords="offset points", fontsize=9)
 
 
 def _tradeoff_handles(joined: pd.DataFrame, colours: dict[str, str]) -> Sequence[Line2D]:
@@ -203,5 +202,5 @@ def _tradeoff_handles(joined: pd.DataFrame, colours: dict[str, str]) -> Sequence
             Line2D([], [], color=style.GREY, marker=style.block_marker(size), linestyle="", label=f"block {size}")
             for size in sizes
         ),
-        Line2D([], [], color=style.GREY, linewidth=5, alpha=0.25, label="front: filled, none better in both"),
+        Line2D([], [], color=style.GREY, linewidth=5, alpha=0.25, label="front: filled,\nnone better in both"),
     ]

@@ -69,3 +69,29 @@ def words(estimate: Estimate, digits: int = 1) -> str:
     if math.isnan(estimate.low):
         return f"{value} (one seed)"
     return f"{value} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def plus_minus(estimate: Estimate, digits: int = 1) -> str:
+    """'108.1 ± 2.9 (3 seeds)', or '108.1 (1 seed)' where there is no interval."""
+    if estimate.n == 0:
+        return "–"
+    value = f"{estimate.value:.{digits}f}"
+    if estimate.n == 1:
+        return f"{value} (1 seed)"
+    return f"{value} ± {estimate.high - estimate.value:.{digits}f} ({estimate.n} seeds)"
+
+
+def change(ratio: Estimate) -> str:
+    """A ratio as a change in per cent: '+12.0 % [+10.1, +13.9] (3 seeds)'."""
+    if ratio.n == 0:
+        return "–"
+    value, low, high = (f"{100 * (part - 1):+.1f}" for part in ratio[:3])
+    return f"{value} % (1 seed)" if ratio.n == 1 else f"{value} % [{low}, {high}] ({ratio.n} seeds)"
+
+
+def times(estimate: Estimate) -> str:
+    """A speedup with its interval: '4.21× [4.10, 4.33]'."""
+    if math.isnan(estimate.value):
+        return "–"
+    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return f"{estimate.value:.2f}×{interval}"

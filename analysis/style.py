@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -63,6 +64,22 @@ def figure(height: float, rows: int = 1, cols: int = 1, **options: Any) -> tuple
     use()
     drawn = Figure(figsize=(WIDTH, height), layout="constrained")
     return drawn, drawn.subplots(rows, cols, squeeze=False, **options).tolist()
+
+
+def empty_figure(title: str, words: str) -> Figure:
+    """A small figure that says why there is nothing to draw."""
+    drawn, [[ax]] = figure(1.2)
+    ax.text(0.5, 0.5, f"Nothing to draw: {words}.", ha="center", va="center", transform=ax.transAxes, color=GREY)
+    ax.axis("off")
+    drawn.suptitle(title, fontsize=12)
+    return drawn
+
+
+def spread(found: Sequence[Any]) -> list[list[float]]:
+    """[below, above] of estimates (value, low, high) for error bars; no bar where there is no interval."""
+    low = [0.0 if math.isnan(one.low) else one.value - one.low for one in found]
+    high = [0.0 if math.isnan(one.high) else one.high - one.value for one in found]
+    return [low, high]
 
 
 def speedup_axis(axis: Any, low: float, high: float) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import pandas as pd
 
-from analysis.compare import SHAPE, block_sparse, leading_backend, relative_time_at, shape_name
+from analysis.compare import SHAPE, block_sparse, leading_backend, shape_name, speedup_at
 from analysis.load import records
+from analysis.stats import Estimate
 from analysis.variants import is_dense
 
 
@@ -21,33 +23,54 @@ class Product(NamedTuple):
         return f"{self.backend}, {shape_name(self.shape)}"
 
 
-def chosen_product(points: pd.DataFrame) -> Product | None:
-    """The leading backend on the largest weight it was measured on (the smallest batch where several tie); None without one."""
+def recurrent_shape(runs: pd.DataFrame) -> tuple[int, int, int] | None:
+    """(m, k, n) of weight_hh_l0 in one step of training, of the first run; None without runs."""
+    if runs.empty:
+        return None
+    hidden, batch = int(runs["hidden_size"].iloc[0]), int(runs["batch_size"].iloc[0])
+    return 4 * hidden, hidden, batch
+
+
+def chosen_product(points: pd.DataFrame, network: tuple[int, int, int] | None = None) -> Product | None:
+    """The leading backend on the network's own product where that was timed, else on the largest weight; None without one.
+
+    Where several batches were timed: the network's, else the smallest.
+    """
     backend = leading_backend(points)
     if backend is None:
         return None
     measured = points[points["backend"] == backend]
-    shapes = sorted(tuple(int(side) for side in shape) for shape in measured[SHAPE].drop_duplicates().to_numpy())
-    m, k, n = max(shapes, key=lambda shape: (shape[0] * shape[1], -shape[2]))
-    return Product(backend, (m, k, n))
+    shapes = [(int(m), int(k), int(n)) for m, k, n in measured[SHAPE].drop_duplicates().to_numpy()]
+    wanted = network or (0, 0, 0)
+    best = max(
+        shapes, key=lambda shape: (shape[:2] == wanted[:2], shape[0] * shape[1], shape[2] == wanted[2], -shape[2])
+    )
+    return Product(backend, best)
+
+
+def product_speedups(points: pd.DataFrame, product: Product | None, block_size: object, sparsity: float) -> Estimate:
+    """The measured speedup of `product` at one block size and sparsity with its interval; NaN where nothing was measured."""
+    if product is None:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    here = block_sparse(points)
+    here = here[(here["backend"] == product.backend) & (here["block_size"] == block_size)]
+    here = here[(here[SHAPE] == list(product.shape)).all(axis=1)]
+    value, low, high = (speedup_at(here, sparsity, column) for column in ("measured_speedup", "low", "high"))
+    return Estimate(value, low, high, 0 if math.isnan(value) else len(here))
 
 
 def with_speedup(replicates: pd.DataFrame, points: pd.DataFrame, product: Product | None) -> pd.DataFrame:
-    """`replicates` with `product_speedup`: measured at the same block size and sparsity, NaN where nothing was measured.
+    """`replicates` with `product_speedup`, an `Estimate`: measured at the same block size and sparsity.
 
-    Dense and unpruned runs multiply with the dense baseline: 1x by definition.
+    Runs that prune nothing multiply with the dense baseline: 1x by definition, without an interval.
     """
     speedups = []
-    here = block_sparse(points)
-    if product is not None:
-        here = here[(here["backend"] == product.backend) & (here[SHAPE] == list(product.shape)).all(axis=1)]
     for row in records(replicates):
-        if row["stored_sparsity"] == 0.0:
-            speedups.append(1.0)
+        if row["target_sparsity"] == 0.0:
+            speedups.append(Estimate(1.0, math.nan, math.nan, 0))
         else:
-            same = here[here["block_size"] == row["block_size"]] if product is not None else here.iloc[:0]
-            speedups.append(1.0 / relative_time_at(same, row["stored_sparsity"]))
-    return replicates.assign(product_speedup=speedups)
+            speedups.append(product_speedups(points, product, row["block_size"], row["stored_sparsity"]))
+    return replicates.assign(product_speedup=pd.Series(speedups, index=replicates.index, dtype=object))
 
 
 def on_front(speedups: pd.Series, perplexities: pd.Series) -> list[bool]:
@@ -59,9 +82,11 @@ def on_front(speedups: pd.Series, perplexities: pd.Series) -> list[bool]:
     ]
 
 
-def tradeoff(replicates: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
-    """Variants with both a perplexity and a measured product speedup, with `front`: not beaten in both by another one."""
-    joined = with_speedup(replicates, points, chosen_product(points))
-    joined = joined[joined["product_speedup"].notna()]
-    perplexity = joined["test_ppl"].map(lambda estimate: estimate.value)
-    return joined.assign(front=on_front(joined["product_speedup"], perplexity), dense=joined["variant"].map(is_dense))
+def tradeoff(replicates: pd.DataFrame, points: pd.DataFrame, product: Product | None) -> pd.DataFrame:
+    """Variants with both a perplexity and a product speedup, with `speed`, `ppl` and `front`: not beaten in both by another."""
+    joined = with_speedup(replicates, points, product)
+    joined = joined.assign(
+        speed=[found.value for found in joined["product_speedup"]], ppl=[found.value for found in joined["test_ppl"]]
+    )
+    joined = joined[joined["speed"].notna()]
+    return joined.assign(front=on_front(joined["speed"], joined["ppl"]), dense=joined["variant"].map(is_dense))

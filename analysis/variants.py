@@ -16,7 +16,7 @@ from analysis.stats import mean_interval, ratio_interval
 
 MODEL_SETTINGS = (
     "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers", "dropout",
-    "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip", "epochs", "batch_size", "bptt",
+    "decoder_bias", "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip", "epochs", "batch_size", "bptt",
 )  # fmt: skip
 PRUNING_SETTINGS = (
     "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled",
@@ -40,15 +40,15 @@ def prunes(row: dict[str, Any]) -> bool:
     return bool(row["schedule"] != "none" and row["target_sparsity"] > 0.0)
 
 
-def variant_name(row: dict[str, Any]) -> str:
-    """'block lasso + gradual (linear)' and the like, from a run's settings."""
+def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
+    """'block lasso + gradual (linear)' and the like, from a run's settings; `name_form` adds the form of the lasso."""
     parts = []
     if row["lasso"] != "none":
-        parts.append("block lasso" if row["lasso"] == "subgradient" else f"block lasso ({row['lasso']})")
+        parts.append(f"block lasso ({row['lasso']})" if name_form else "block lasso")
     if prunes(row):
         schedule, criterion = row["schedule"], row["criterion"]
         suffix = "" if criterion == "l2" else f", {criterion}"
-        names = {"pre": f"{criterion} pre-pruning", "one_shot": f"one-shot{suffix}"}
+        names = {"pre": "random pre-pruning", "one_shot": f"one-shot{suffix}"}
         parts.append(names.get(schedule, f"gradual ({schedule}{suffix})"))
     return " + ".join(parts) or "dense"
 
@@ -59,9 +59,15 @@ def is_dense(variant: str) -> bool:
 
 
 def variant_names(runs: pd.DataFrame) -> list[str]:
-    """`variant_name` of each run, with the settings that tell apart runs which would share one name."""
-    plain = pd.Series([variant_name(row) for row in records(runs)], index=runs.index, dtype=object)
+    """`variant_name` of each run, with the settings that tell apart runs which would share one name.
+
+    The form of the lasso is named only where two forms occur; the criterion of pre-pruning says nothing, its pattern is
+    random whatever the column says.
+    """
+    several = runs.loc[runs["lasso"] != "none", "lasso"].nunique() > 1
+    plain = pd.Series([variant_name(row, several) for row in records(runs)], index=runs.index, dtype=object)
     names = plain.copy()
+    runs = runs.assign(criterion=runs["criterion"].where(runs["schedule"] != "pre", "random"))
     for _, part in runs.groupby(plain):
         for column in (*MODEL_SETTINGS, *PRUNING_SETTINGS):
             if column not in ("block_size", "target_sparsity") and column in part and part[column].nunique() > 1:
@@ -75,6 +81,12 @@ def final_epochs(frame: pd.DataFrame) -> pd.DataFrame:
         return frame
     ok = frame.groupby("cell_id")["status"].transform(lambda status: (status == "ok").all())
     return frame[ok & (frame["epoch"] == frame["epochs"])].drop_duplicates("cell_id", keep="last")
+
+
+def failed_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Runs that did not finish, counted: columns status, reason, runs."""
+    bad = frame[frame["status"] != "ok"].drop_duplicates("cell_id", keep="last").fillna({"reason": "no reason stored"})
+    return bad.groupby(["status", "reason"], sort=True)["cell_id"].count().reset_index(name="runs")
 
 
 def amdahl(row: dict[str, Any]) -> float:
@@ -150,6 +162,23 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
         if rows
         else found
     )
+
+
+def common_sparsity(found: pd.DataFrame) -> float | None:
+    """The target sparsity that most pruned variants of `replicates` reached, the highest where several tie; None without one."""
+    if found.empty or not (found["target_sparsity"] > 0).any():
+        return None
+    variants = found[found["target_sparsity"] > 0].groupby("target_sparsity")["variant"].nunique()
+    return float(max(variants.index[variants == variants.max()]))
+
+
+def common_block_size(found: pd.DataFrame, target: float | None) -> int | None:
+    """The block size at which most variants of `replicates` were run at `target`, the one nearest to 16 where several tie."""
+    here = found[(found["target_sparsity"] == target) | (found["target_sparsity"] == 0)] if not found.empty else found
+    if here.empty or here["block_size"].dropna().empty:
+        return None
+    variants = here.groupby("block_size")["variant"].nunique()
+    return int(min(variants.index[variants == variants.max()], key=lambda size: (abs(math.log2(size / 16)), size)))
 
 
 def _order(column: pd.Series) -> pd.Series:

@@ -30,7 +30,7 @@ RUNGS: list[list[str]] = [
     # the parquet wall: nothing below sees anything above
     ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats"],
     ["analysis.compare", "analysis.variants"],
-    ["analysis.tradeoff"],
+    ["analysis.tradeoff", "analysis.findings"],
     ["analysis.figures", "analysis.training_figures", "analysis.tables"],
 ]
 
