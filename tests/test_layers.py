@@ -28,11 +28,10 @@ RUNGS: list[list[str]] = [
     ["bench.show"],
     ["bench.__main__"],
     # the parquet wall: nothing below sees anything above
-    ["analysis.load", "analysis.theory", "analysis.style"],
-    ["analysis.compare"],
-    ["analysis.figures", "analysis.tables"],
-    ["analysis.report"],
-    ["analysis.__main__"],
+    ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats"],
+    ["analysis.compare", "analysis.variants"],
+    ["analysis.tradeoff", "analysis.findings"],
+    ["analysis.figures", "analysis.training_figures", "analysis.tables"],
 ]
 
 PACKAGES = ("kernels", "bench", "analysis")

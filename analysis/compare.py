@@ -1,0 +1,162 @@
+"""Product timings beside theory: measured and predicted speedup, efficiency, break-even, and what was not measured."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from analysis import theory
+from analysis.load import UNLIKE, one_of, records
+from analysis.stats import median_interval
+
+SHAPE = ["m", "k", "n"]
+GEMM_SETTINGS = (
+    "backend",
+    "baseline",
+    "op",
+    *SHAPE,
+    "block_size",
+    "target_sparsity",
+    "dtype",
+    "device",
+    "cache",
+    "threads",
+)
+RESULTS = (
+    "sparsity", "measured_speedup", "low", "high", "predicted_speedup", "efficiency",
+    "time_ms", "baseline_ms", "seeds", "noisy",
+)  # fmt: skip
+POINTS = [*GEMM_SETTINGS, *RESULTS]
+
+
+def shape_name(shape: tuple[int, int, int]) -> str:
+    """'W 1024 x 1024, n = 32', from (m, k, n)."""
+    m, k, n = (int(side) for side in shape)
+    return f"W {m} × {k}, n = {n}"
+
+
+def measured_speedup(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per measured cell, with `measured_speedup`, its 95 % interval `low`..`high` and theory beside it.
+
+    measured_speedup is the median of the pairwise ratios baseline / backend; predicted_speedup is 1 / (1 - achieved
+    sparsity); efficiency is measured / predicted.
+    """
+    rows = []
+    for row in records(frame[frame["status"] == "ok"]):
+        pairs = zip(row["baseline_samples_ms"], row["samples_ms"], strict=True)
+        found = median_interval([baseline / backend for baseline, backend in pairs])
+        predicted = theory.speedup(row["sparsity"])
+        rows.append(
+            {
+                **{name: row[name] for name in (*GEMM_SETTINGS, "seed", "sparsity", "time_ms", "baseline_ms", "noisy")},
+                "measured_speedup": found.value,
+                "low": found.low,
+                "high": found.high,
+                "predicted_speedup": predicted,
+                "efficiency": found.value / predicted,
+            }
+        )
+    names = [*GEMM_SETTINGS, "seed", "sparsity", "time_ms", "baseline_ms", "noisy"]
+    names += ["measured_speedup", "low", "high", "predicted_speedup", "efficiency"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def gemm_points(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
+    """One row per product setting: the geometric mean over seeds, and the envelope of the seeds' intervals.
+
+    ValueError where rows that cannot be compared are mixed and `over` does not name the column compared.
+    """
+    one_of(frame, UNLIKE["gemm"], over)
+    cells = measured_speedup(frame)
+    rows = []
+    for key, part in cells.groupby(list(GEMM_SETTINGS), sort=True):
+        measured = math.exp(part["measured_speedup"].map(math.log).mean())
+        sparsity = part["sparsity"].mean()
+        predicted = theory.speedup(sparsity)
+        rows.append(
+            {
+                **dict(zip(GEMM_SETTINGS, key, strict=True)),
+                "sparsity": sparsity,
+                "measured_speedup": measured,
+                "low": part["low"].min(),
+                "high": part["high"].max(),
+                "predicted_speedup": predicted,
+                "efficiency": measured / predicted,
+                "time_ms": part["time_ms"].median(),
+                "baseline_ms": part["baseline_ms"].median(),
+                "seeds": len(part),
+                "noisy": bool(part["noisy"].fillna(False).any()),
+            }
+        )
+    return pd.DataFrame(rows, columns=POINTS)
+
+
+def breakeven_sparsity(points: pd.DataFrame) -> pd.DataFrame:
+    """The sparsity where the measured speedup crosses 1x, per shape, block size and backend, with the fastest point."""
+    rows = []
+    for key, part in points.groupby([*SHAPE, "backend", "block_size"], sort=True):
+        best = part.iloc[int(part["measured_speedup"].to_numpy().argmax())]
+        rows.append(
+            {
+                **dict(zip([*SHAPE, "backend", "block_size"], key, strict=True)),
+                "breakeven_sparsity": theory.breakeven(part["sparsity"].tolist(), part["measured_speedup"].tolist()),
+                "fastest": best["measured_speedup"],
+                "at_sparsity": best["sparsity"],
+                "efficiency": part["efficiency"].median(),
+            }
+        )
+    names = [*SHAPE, "backend", "block_size", "breakeven_sparsity", "fastest", "at_sparsity", "efficiency"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def block_sparse(points: pd.DataFrame) -> pd.DataFrame:
+    """The points of backends that use the sparsity: all but the baseline timed against itself."""
+    return points[points["backend"] != points["baseline"]]
+
+
+def best_product(points: pd.DataFrame) -> pd.Series | None:
+    """The fastest block-sparse point against dense, or None where none was measured."""
+    candidates = block_sparse(points)
+    return None if candidates.empty else candidates.iloc[int(candidates["measured_speedup"].to_numpy().argmax())]
+
+
+def leading_backend(points: pd.DataFrame) -> str | None:
+    """The block-sparse backend with the highest geometric-mean speedup over what was measured."""
+    candidates = block_sparse(points)
+    if candidates.empty:
+        return None
+    return str(candidates["measured_speedup"].map(math.log).groupby(candidates["backend"]).mean().idxmax())
+
+
+def failures(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every cell that is not ok, once, with its settings, status and reason (a cell with several rows: its last bad one)."""
+    return frame[frame["status"] != "ok"].drop_duplicates("cell_id", keep="last")
+
+
+def failure_groups(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Cells that are not ok counted by column `name`, status and reason: columns name, status, reason, cells."""
+    bad = failures(frame).fillna({"reason": "no reason stored"})
+    groups = bad.groupby([name, "status", "reason"], sort=True)["cell_id"].count()
+    return groups.reset_index(name="cells")
+
+
+def speedup_at(
+    points: pd.DataFrame, sparsity: float, column: str = "measured_speedup", tolerance: float = 0.02
+) -> float:
+    """The measured speedup at `sparsity`, between the measured points of one backend, shape and block size.
+
+    Time is linear in density, so the relative time 1 / speedup is what is interpolated. column: or 'low' or 'high'.
+    NaN outside the measured sparsities (beyond `tolerance`, room for rounding to whole blocks): nothing is extrapolated.
+    """
+    ordered = points.sort_values("sparsity")
+    if ordered.empty or not ordered["sparsity"].min() - tolerance <= sparsity <= ordered["sparsity"].max() + tolerance:
+        return math.nan
+    at, relative = ordered["sparsity"].tolist(), (1.0 / ordered[column]).tolist()
+    below = [index for index, value in enumerate(at) if value <= sparsity]
+    left = below[-1] if below else 0
+    right = min(left + 1, len(at) - 1)
+    if at[right] == at[left] or sparsity <= at[0]:
+        return float(1.0 / relative[left])
+    share = (sparsity - at[left]) / (at[right] - at[left])
+    return float(1.0 / (relative[left] + share * (relative[right] - relative[left])))

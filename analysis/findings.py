@@ -1,0 +1,122 @@
+"""What a sweep found, in three plain sentences computed from its tables."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis import compare
+from analysis.load import records, split
+from analysis.stats import Estimate, change, median_interval, times
+from analysis.variants import common_sparsity, is_dense, replicates, runs
+
+OURS = "native"
+
+
+def findings(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> list[str]:
+    """Three sentences: the fastest product, the cost in perplexity, and what was not measured or bought nothing."""
+    train = None if train is None or train.empty else train
+    gemm = None if gemm is None or gemm.empty else gemm
+    return [_speed(gemm), _cost(train), _limits(train, gemm)]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _points(gemm: pd.DataFrame) -> pd.DataFrame:
+    """The points of every comparable part of a table; each speedup is within its own part."""
+    return pd.concat([compare.gemm_points(part) for _, part in split(gemm, "gemm")], ignore_index=True)
+
+
+def _most_common_reason(frame: pd.DataFrame) -> str:
+    bad = frame[frame["status"] != "ok"]
+    words = bad["status"] + " (" + bad["reason"].fillna("no reason stored") + ")"
+    return str(words.value_counts().index[0])
+
+
+def _speed(gemm: pd.DataFrame | None) -> str:
+    """The fastest block-sparse product against dense and theory."""
+    if gemm is None:
+        return "Speed: this sweep timed no products."
+    points = _points(gemm)
+    best = compare.best_product(points)
+    if best is None:
+        count = _count(gemm["cell_id"].nunique(), "product cell")
+        why = _most_common_reason(gemm) if (gemm["status"] != "ok").any() else "only the dense baseline was timed"
+        return f"Speed: no block-sparse product was timed in {count}; most often: {why}."
+    found = Estimate(best["measured_speedup"], best["low"], best["high"], int(best["seeds"]))
+    shape = compare.shape_name((best["m"], best["k"], best["n"]))
+    verdict = (
+        "the fastest block-sparse product" if found.value >= 1.0 else "no block-sparse product beat dense; the nearest"
+    )
+    doubt = " (noisy)" if best["noisy"] else ""
+    where = f"{best['backend']} at block {best['block_size']} and sparsity {best['sparsity']:.2f}, {shape}"
+    sentence = f"Speed: {verdict} is {where}, at {times(found)} of dense{doubt}, where 1/(1−ρ) promises {best['predicted_speedup']:.2f}×"
+    ours = points[points["backend"] == OURS]
+    if ours.empty:
+        reasons = gemm[(gemm["backend"] == OURS) & (gemm["status"] != "ok")]
+        return sentence + (
+            f"; {OURS}, our own, was not timed: {_most_common_reason(reasons)}." if len(reasons) else "."
+        )
+    return (
+        sentence
+        + f"; {OURS} reaches {ours['efficiency'].median():.0%} of theory in the median of {_count(len(ours), 'setting')}."
+    )
+
+
+def _cost(train: pd.DataFrame | None) -> str:
+    """What sparsity cost in perplexity, the best pruned variant chosen by validation perplexity."""
+    if train is None:
+        return "Accuracy: this sweep trained no network."
+    parts = [(label, runs(part)) for label, part in split(train, "train")]
+    label, final = max(parts, key=lambda part: len(part[1]))
+    place = f" ({label})" if label else ""
+    if final.empty:
+        return f"Accuracy: none of {_count(train['cell_id'].nunique(), 'training run')} finished; most often: {_most_common_reason(train)}."
+    found = replicates(final)
+    target = common_sparsity(found)
+    dense = found[found["variant"].map(is_dense)]
+    if target is None:
+        return f"Accuracy: no pruned run has finished{place}, so the cost of sparsity is not known."
+    best = min(records(found[found["target_sparsity"] == target]), key=lambda row: float(row["val_ppl"].value))
+    sentence = (
+        f"Accuracy{place}: at {100 * target:g} % sparsity the best pruned variant, {best['variant']} at block {best['block_size']}, "
+        f"has test perplexity {best['test_ppl'].value:.1f}"
+    )
+    if dense.empty or best["ppl_ratio"].n == 0:
+        return sentence + "; no dense run with its settings and seed has finished, so the cost is not known."
+    ratio = best["ppl_ratio"]
+    cost = change(ratio).replace("(1 seed)", "(one seed, so without an interval)")
+    return sentence + f" against {min(row['test_ppl'].value for row in records(dense)):.1f} dense, a cost of {cost}."
+
+
+def _limits(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> str:
+    """What failed or was noisy, and what masks alone buy in training time."""
+    return f"Limits: {'; '.join([*_gaps(train, gemm), _masks(train)])}."
+
+
+def _gaps(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> list[str]:
+    words = []
+    for frame, noun in ((gemm, "product cell"), (train, "training run")):
+        if frame is None:
+            continue
+        cells, bad = frame["cell_id"].nunique(), frame.loc[frame["status"] != "ok", "cell_id"].nunique()
+        if bad:
+            words.append(f"{bad} of {_count(cells, noun)} gave no result, most often {_most_common_reason(frame)}")
+    if gemm is not None and (ok := int((gemm["status"] == "ok").sum())):
+        words.append(f"{int(gemm['noisy'].fillna(False).sum())} of {_count(ok, 'timing')} were noisy")
+    return words or ["nothing was measured" if train is None and gemm is None else "every cell gave a result"]
+
+
+def _masks(train: pd.DataFrame | None) -> str:
+    parts = [runs(part) for _, part in split(train, "train")] if train is not None else []
+    pruned = pd.concat([part[part["target_sparsity"] > 0.0] for part in parts]) if parts else pd.DataFrame()
+    measured = pruned["measured_training"].dropna().tolist() if len(pruned) else []
+    if not measured:
+        return "what masks alone buy in training time was not measured"
+    promised = pruned["predicted_training"]
+    return (
+        f"masks alone made training {times(median_interval(measured))} as fast as dense (median of {_count(len(measured), 'run')}), "
+        f"because this version multiplies masked weights at dense speed; skipping empty blocks would allow "
+        f"{promised.min():.2f}× to {promised.max():.2f}× in the pruned products"
+    )

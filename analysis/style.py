@@ -1,0 +1,105 @@
+"""How every figure looks: a colour-blind-safe palette (Okabe and Ito 2008), markers per block size, sizes, and axes."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+WIDTH = 10.0  # inches; the report shows an inch as 100 pixels
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+GREY, SHADE = "#666666", "#f3eeee"
+
+BLOCK_COLOURS = {4: BLACK, 8: ORANGE, 16: BLUE, 32: GREEN, 64: RED, 128: PURPLE}
+BLOCK_MARKERS = {4: "v", 8: "o", 16: "s", 32: "D", 64: "^", 128: "P"}
+VARIANT_COLOURS = {
+    "dense": BLACK,
+    "block lasso": SKY,
+    "block lasso + gradual (linear)": BLUE,
+    "block lasso + gradual (cubic)": GREEN,
+    "block lasso + random pre-pruning": RED,
+    "block lasso + one-shot": ORANGE,
+}
+SPARE = (PURPLE, GREY, ORANGE, GREEN, "#8c564b", YELLOW)
+
+RC: dict[Any, Any] = {
+    "font.size": 10.0, "axes.titlesize": 11.0, "axes.labelsize": 10.0, "legend.fontsize": 9.5, "font.family": "DejaVu Sans",
+    "xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": "#e2e2e2", "grid.linewidth": 0.6, "lines.linewidth": 1.6, "lines.markersize": 5.5,
+    "legend.frameon": False, "savefig.facecolor": "white", "figure.facecolor": "white", "svg.hashsalt": "block-sparse-bench",
+}  # fmt: skip
+
+
+def use() -> None:
+    """Apply the style to figures made from here on."""
+    mpl.rcParams.update(RC)
+
+
+def block_colour(block_size: Any) -> str:
+    return BLOCK_COLOURS.get(int(block_size), GREY)
+
+
+def block_marker(block_size: Any) -> str:
+    return BLOCK_MARKERS.get(int(block_size), "X")
+
+
+def variant_colours(variants: Iterable[str]) -> dict[str, str]:
+    """A colour for each variant: fixed for the usual ones, spare colours in order for the others."""
+    variants = list(dict.fromkeys(variants))
+    spare = iter(SPARE * (1 + len(variants) // len(SPARE)))
+    return {name: VARIANT_COLOURS.get(name) or next(spare) for name in variants}
+
+
+def figure(height: float, rows: int = 1, cols: int = 1, **options: Any) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of the common width with rows x cols panels, laid out without overlaps; not registered with pyplot."""
+    use()
+    drawn = Figure(figsize=(WIDTH, height), layout="constrained")
+    return drawn, drawn.subplots(rows, cols, squeeze=False, **options).tolist()
+
+
+def empty_figure(title: str, words: str) -> Figure:
+    """A small figure that says why there is nothing to draw."""
+    drawn, [[ax]] = figure(1.2)
+    ax.text(0.5, 0.5, f"Nothing to draw: {words}.", ha="center", va="center", transform=ax.transAxes, color=GREY)
+    ax.axis("off")
+    drawn.suptitle(title, fontsize=12)
+    return drawn
+
+
+def spread(found: Sequence[Any]) -> list[list[float]]:
+    """[below, above] of estimates (value, low, high) for error bars; no bar where there is no interval."""
+    low = [0.0 if math.isnan(one.low) else one.value - one.low for one in found]
+    high = [0.0 if math.isnan(one.high) else one.high - one.value for one in found]
+    return [low, high]
+
+
+def speedup_axis(axis: Any, low: float, high: float) -> None:
+    """A log2 axis from `low` to `high` with ticks 0.5×, 1×, 2× ..."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log", f"{axis.axis_name}lim": (low, high)})
+    axis.set_major_locator(FixedLocator([2.0**power for power in range(-12, 13) if low <= 2.0**power <= high]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+
+
+def margin(drawn: Figure, lines: Sequence[str]) -> None:
+    """Notes under the panels, wrapped; the figure grows to make room, so that nothing is covered."""
+    wrapped = [part for line in lines for part in textwrap.wrap(line, 135, subsequent_indent="    ")]
+    if not wrapped:
+        return
+    extra = 0.19 * len(wrapped) + 0.1
+    height = drawn.get_figheight() + extra
+    drawn.set_figheight(height)
+    engine = drawn.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(rect=(0.0, extra / height, 1.0, 1.0 - extra / height))
+    drawn.text(0.01, extra / height - 0.04 / height, "\n".join(wrapped), va="top", ha="left", fontsize=9, color=GREY,
+               linespacing=1.35).set_in_layout(False)  # fmt: skip

@@ -1,0 +1,143 @@
+"""Tables for reading: every cell is text. Each works where one of the two result tables is None or empty."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import Any
+
+import pandas as pd
+
+from analysis import compare
+from analysis.findings import findings
+from analysis.load import records
+from analysis.stats import change, plus_minus, times
+from analysis.theory import speedup
+from analysis.tradeoff import chosen_product, recurrent_shape, with_speedup
+from analysis.variants import PPL, SLIDES, replicates, runs
+
+__all__ = ["breakeven_table", "findings", "main_table", "slides_table", "to_html", "to_markdown"]
+
+NOTHING = "–"
+MAIN = (
+    "variant", "block size", "target sparsity", "sparsity stored", "train ppl", "val ppl", "test ppl", "cost against dense",
+    "predicted product speedup", "measured product speedup", "predicted training speedup", "measured training speedup",
+    "Amdahl ceiling",
+)  # fmt: skip
+
+
+def finished(train: pd.DataFrame | None) -> pd.DataFrame:
+    """`runs` of a table that may be missing or empty."""
+    return pd.DataFrame() if train is None or train.empty else runs(train)
+
+
+def timed(gemm: pd.DataFrame | None) -> pd.DataFrame:
+    """`gemm_points` of a table that may be missing or empty."""
+    return compare.gemm_points(gemm) if gemm is not None and not gemm.empty else pd.DataFrame(columns=compare.POINTS)
+
+
+def joined(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> pd.DataFrame:
+    """`replicates` with the product's measured speedup beside them; empty where no run finished."""
+    final, points = finished(train), timed(gemm)
+    found = replicates(final) if not final.empty else pd.DataFrame()
+    return found if found.empty else with_speedup(found, points, chosen_product(points, recurrent_shape(final)))
+
+
+def _factor(value: float) -> str:
+    return NOTHING if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.2f}×"
+
+
+def main_table(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> pd.DataFrame:
+    """Every variant, block size and sparsity: perplexities over seeds, the cost against dense, and speedups beside theory.
+
+    The cost pairs each run with the dense run of its seed. The measured product speedup is that of `chosen_product`.
+    """
+    rows = []
+    for row in records(joined(train, gemm)):
+        prunes = row["target_sparsity"] > 0.0
+        texts = [
+            row["variant"],
+            NOTHING if row["block_size"] is pd.NA else str(row["block_size"]),
+            f"{row['target_sparsity']:g}" if prunes else NOTHING,
+            f"{row['stored_sparsity']:.3f}",
+            *(plus_minus(row[name]) for name in PPL),
+            change(row["ppl_ratio"]),
+            _factor(speedup(row["stored_sparsity"])) if prunes else NOTHING,
+            times(row["product_speedup"]) if prunes else NOTHING,
+            _factor(row["predicted_training"]) if prunes else NOTHING,
+            times(row["measured_training"]),
+            _factor(row["ceiling"]) if prunes else NOTHING,
+        ]
+        rows.append(dict(zip(MAIN, texts, strict=True)))
+    return pd.DataFrame(rows, columns=list(MAIN))
+
+
+def _ours(found: pd.DataFrame, slide: dict[str, Any]) -> dict[str, Any] | None:
+    """Our runs that answer a row of the slides: the block size with the best validation perplexity."""
+    here = found[found["target_sparsity"] == slide["sparsity"]]
+    kinds = {"dense": ("dense",), "block lasso": ("block lasso",)}
+    names = kinds.get(slide["variant"], (slide["variant"], slide["variant"].replace("linear", "cubic")))
+    for name in names:
+        mine = here[here["variant"] == name]
+        if not mine.empty:
+            return min(records(mine), key=lambda row: float(row["val_ppl"].value))
+    return None
+
+
+def slides_table(train: pd.DataFrame | None, gemm: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The slides' four rows beside ours at 80 % sparsity, at the block size with the best validation perplexity."""
+    found = joined(train, gemm)
+    rows = []
+    for slide in records(SLIDES):
+        ours = _ours(found, slide) if not found.empty else None
+        rows.append(
+            {
+                "slides": slide["variant"],
+                "slides' train / val / test ppl": " / ".join(f"{slide[name]:.2f}" for name in PPL),
+                "slides' speedup": f"{slide['claimed_speedup']:.1f}×",
+                "ours": NOTHING if ours is None else _name(ours),
+                **{f"our {name[:-4]} ppl": NOTHING if ours is None else plus_minus(ours[name]) for name in PPL},
+                "our cost against dense": NOTHING if ours is None else change(ours["ppl_ratio"]),
+                "our predicted training speedup": NOTHING if ours is None else _factor(ours["predicted_training"]),
+                "our measured product speedup": NOTHING if ours is None else times(ours["product_speedup"]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _name(row: dict[str, Any]) -> str:
+    """'block lasso + gradual (cubic), block 16'."""
+    return str(row["variant"]) if row["block_size"] is pd.NA else f"{row['variant']}, block {row['block_size']}"
+
+
+def breakeven_table(gemm: pd.DataFrame | None) -> pd.DataFrame:
+    """The sparsity from which on each backend beats dense, per shape and block size, and its fastest point."""
+    names = ["product", "backend", "block size", "break-even sparsity", "fastest", "at sparsity", "median efficiency"]
+    points = compare.block_sparse(timed(gemm))
+    rows = []
+    for row in records(compare.breakeven_sparsity(points)):
+        texts = [
+            compare.shape_name((row["m"], row["k"], row["n"])),
+            row["backend"],
+            str(row["block_size"]),
+            str(row["breakeven_sparsity"]),
+            f"{row['fastest']:.2f}×",
+            f"{row['at_sparsity']:.2f}",
+            f"{row['efficiency']:.0%}",
+        ]
+        rows.append(dict(zip(names, texts, strict=True)))
+    return pd.DataFrame(rows, columns=names)
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A table as GitHub Markdown."""
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def to_html(table: pd.DataFrame) -> str:
+    """A table as an HTML <table>."""
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)
+    rows = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in table.to_numpy().tolist()]
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"

@@ -1,0 +1,168 @@
+"""What arithmetic promises: operation counts, speedups, storage and ceilings of block-sparse networks.
+
+rho is the share of empty blocks, in [0, 1]. "Slides" are "Learning Block-Sparse Neural Networks" (Mao, Li, Li, Margoliash);
+"blog" is Lei Mao's "Pruning Neural Networks". Nothing here looks at a measurement but `breakeven`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+
+def _fraction(rho: float) -> float:
+    if not 0.0 <= rho <= 1.0:
+        raise ValueError(f"sparsity must be a fraction in [0, 1], got {rho}")
+    return rho
+
+
+def speedup(rho: float) -> float:
+    """1 / (1 - rho): what a product gains when empty blocks cost nothing; infinite at rho = 1 (slides, "Training Speedup")."""
+    return math.inf if _fraction(rho) == 1.0 else 1.0 / (1.0 - rho)
+
+
+def dense_multiplications(m1: int, m2: int, m3: int) -> int:
+    """m1 m2 m3 multiplications, and as many additions, in W1[m1, m2] @ W2[m2, m3] (blog, "Tensor Multiplication")."""
+    return m1 * m2 * m3
+
+
+def sparse_operations(grid_rows: int, grid_cols: int, num_empty: int) -> int:
+    """Blocks multiplied when K of a grid are empty; n^2 - K for a square one (slides, "Sparse Matrix Multiplication")."""
+    if not 0 <= num_empty <= grid_rows * grid_cols:
+        raise ValueError(f"a grid of {grid_rows} x {grid_cols} blocks cannot have {num_empty} empty ones")
+    return grid_rows * grid_cols - num_empty
+
+
+def training_speedup(dense_epochs: float, rhos: Sequence[float]) -> float:
+    """T_D / (T_S - sum of rho_t): the gradual-pruning integral (slides, appendix).
+
+    dense_epochs: T_D, epochs of the dense run. rhos: sparsity achieved in each of the T_S epochs of the sparse run.
+    """
+    cost = len(rhos) - math.fsum(_fraction(rho) for rho in rhos)
+    return math.inf if cost <= 0.0 else dense_epochs / cost
+
+
+def linear_schedule(t: int, a: float, b: float) -> float:
+    """rho_t = a (t - 1) + b in epoch t = 1, 2, ... (slides, appendix)."""
+    return a * (t - 1) + b
+
+
+def linear_ramp(epochs: int, final: float, end_epoch: int) -> list[float]:
+    """rho_t of a linear ramp from 0 that reaches `final` in epoch `end_epoch` and is held (slides, appendix, with b = 0)."""
+    slope = final / max(end_epoch - 1, 1)
+    return [min(final, linear_schedule(t, slope, 0.0)) for t in range(1, epochs + 1)]
+
+
+def cubic_ramp(epochs: int, final: float, end_epoch: int) -> list[float]:
+    """rho_t = final (1 - (1 - (t - 1) / (end - 1))^3), then held (Zhu and Gupta 2017, arXiv 1710.01878, equation 1)."""
+    span = max(end_epoch - 1, 1)
+    return [final * (1.0 - (1.0 - min((t - 1) / span, 1.0)) ** 3) for t in range(1, epochs + 1)]
+
+
+def amdahl_ceiling(pruned: float, other: float, rho: float) -> float:
+    """Speedup of a whole forward pass when only `pruned` of its operations shrink by 1 - rho (Amdahl 1967).
+
+    pruned, other: multiply-adds per token of the pruned weights and of everything else (decoder, unpruned matrices).
+    """
+    remaining = pruned * (1.0 - _fraction(rho)) + other
+    return math.inf if remaining == 0.0 else (pruned + other) / remaining
+
+
+def lstm_multiply_adds(embedding_size: int, hidden_size: int, num_layers: int) -> tuple[int, int]:
+    """(weight_ih, weight_hh) multiply-adds per token of an LSTM stack embedding -> hidden -> ... -> embedding.
+
+    Every layer but the last has hidden_size outputs, the last embedding_size; four gates each (Hochreiter and
+    Schmidhuber 1997 with forget gates; slides, "Block-Sparse LSTM"). One multiply-add per weight and token.
+    """
+    sizes = [embedding_size, *[hidden_size] * (num_layers - 1), embedding_size]
+    weight_ih = sum(4 * out * into for into, out in pairwise(sizes))
+    return weight_ih, sum(4 * out * out for out in sizes[1:])
+
+
+def dense_bytes(rows: int, cols: int, value_bytes: int = 4) -> int:
+    """Bytes of a dense matrix (blog, "Dense Tensor Data Structure")."""
+    return rows * cols * value_bytes
+
+
+def coo_bytes(nnz: int, value_bytes: int = 4, index_bytes: int = 4) -> int:
+    """Bytes of a coordinate list: the two sides, then row, column and value of each non-zero (blog, "Sparse Tensor ...")."""
+    return 2 * index_bytes + nnz * (2 * index_bytes + value_bytes)
+
+
+def csr_bytes(rows: int, nnz: int, value_bytes: int = 4, index_bytes: int = 4) -> int:
+    """Bytes of compressed sparse rows: a value and a column for each non-zero, rows + 1 offsets (Saad 2003, section 3.4)."""
+    return nnz * (value_bytes + index_bytes) + (rows + 1) * index_bytes
+
+
+def bsr_bytes(grid_rows: int, nnzb: int, block_size: int, value_bytes: int = 4, index_bytes: int = 4) -> int:
+    """Bytes of block compressed sparse rows: block_size^2 values and one column for each kept block (Saad 2003, section 3.4)."""
+    return nnzb * (block_size**2 * value_bytes + index_bytes) + (grid_rows + 1) * index_bytes
+
+
+def storage_crossover(
+    layout: str, rows: int, cols: int, block_size: int = 1, value_bytes: int = 4, index_bytes: int = 4
+) -> float:
+    """Sparsity above which `layout` ('coo', 'csr' or 'bsr') takes fewer bytes than dense; 0 where it always does.
+
+    Bytes are linear in the number of stored items, so the crossing is exact: fixed + items (1 - rho) each = dense.
+    """
+    items, blocks = rows * cols, (rows // block_size) * (cols // block_size)
+    v, i = value_bytes, index_bytes
+    fixed, full = {
+        "coo": (coo_bytes(0, v, i), coo_bytes(items, v, i)),
+        "csr": (csr_bytes(rows, 0, v, i), csr_bytes(rows, items, v, i)),
+        "bsr": (
+            bsr_bytes(rows // block_size, 0, block_size, v, i),
+            bsr_bytes(rows // block_size, blocks, block_size, v, i),
+        ),
+    }[layout]
+    density = (dense_bytes(rows, cols, v) - fixed) / (full - fixed)
+    return min(max(1.0 - density, 0.0), 1.0)
+
+
+def roofline(peak_flops: float, bandwidth: float, intensity: float) -> float:
+    """Attainable FLOP/s: min(peak, bandwidth x intensity) (Williams, Waterman and Patterson 2009).
+
+    peak_flops: FLOP/s. bandwidth: bytes/s. intensity: FLOP per byte moved.
+    """
+    return min(peak_flops, bandwidth * intensity)
+
+
+def dsd_intensity(
+    m: int, k: int, n: int, block_size: int, nnzb: int, value_bytes: int = 4, index_bytes: int = 4
+) -> float:
+    """FLOP per byte of Y[m, n] = W[m, k] @ X[k, n] with a BSR weight, every operand moved once (compulsory traffic)."""
+    moved = bsr_bytes(m // block_size, nnzb, block_size, value_bytes, index_bytes) + (k + m) * n * value_bytes
+    return 2 * nnzb * block_size**2 * n / moved
+
+
+@dataclass(frozen=True)
+class Breakeven:
+    """Where a measured speedup crosses 1x. kind: 'crosses', 'always', 'never' or 'unknown'; sparsity only where it crosses."""
+
+    kind: str
+    sparsity: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.sparsity:.2f}" if self.sparsity is not None else self.kind
+
+
+def breakeven(sparsities: Sequence[float], speedups: Sequence[float]) -> Breakeven:
+    """The sparsity from which on every measured speedup is at least 1x, interpolated from the point below it.
+
+    'always': at least 1x at every measured sparsity. 'never': below 1x at the highest one. 'unknown': nothing measured.
+    Time is linear in density (slides, n^2 - K), so the relative time 1 / speedup is what is interpolated.
+    """
+    points = sorted(zip(sparsities, speedups, strict=True))
+    if not points:
+        return Breakeven("unknown")
+    below = [index for index, (_, value) in enumerate(points) if value < 1.0]
+    if not below:
+        return Breakeven("always")
+    if below[-1] == len(points) - 1:
+        return Breakeven("never")
+    (low, slow), (high, fast) = points[below[-1]], points[below[-1] + 1]
+    share = (1.0 / slow - 1.0) / (1.0 / slow - 1.0 / fast)
+    return Breakeven("crosses", low + share * (high - low))

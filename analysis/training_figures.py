@@ -1,0 +1,241 @@
+"""Figures of training runs: perplexity, curves, block norms, and the training-time integral beside what was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis import style
+from analysis.load import records
+from analysis.variants import common_block_size, common_sparsity, failed_runs, is_dense, replicates, runs
+
+GATES = ("input", "forget", "cell", "output")
+MAX_NORM_ROWS = 6
+
+
+def perplexity_figure(train: pd.DataFrame | None) -> Figure:
+    """Test perplexity against achieved sparsity: a colour per variant, a marker per block size, dense as a band."""
+    title = "What sparsity costs in perplexity"
+    final = runs(train) if train is not None and not train.empty else pd.DataFrame()
+    if final.empty:
+        return _nothing(title, train)
+    found = replicates(final)
+    drawn, [[ax]] = style.figure(5.2)
+    colours = style.variant_colours(found["variant"])
+    for row in records(found[found["variant"].map(is_dense)]):
+        dense = row["test_ppl"]
+        ax.axhline(dense.value, color=style.BLACK, linewidth=1.2)
+        ax.axhspan(*([dense.low, dense.high] if dense.n > 1 else [dense.value] * 2), color="#dddddd", zorder=0)
+    sparse = found[~found["variant"].map(is_dense)]
+    for position, ((variant, size), line) in enumerate(sparse.groupby(["variant", "block_size"], sort=False)):
+        values = list(line["test_ppl"])
+        at = line["stored_sparsity"] + 0.0025 * (position % 5 - 2)  # error bars side by side, not on top of each other
+        ax.errorbar(at, [one.value for one in values], yerr=style.spread(values), color=colours[str(variant)], capsize=2.5,
+                    marker=style.block_marker(size), linewidth=1.1, alpha=0.9)  # fmt: skip
+    ax.set(xlabel="sparsity ρ stored (share of empty blocks)", ylabel="test perplexity")
+    drawn.legend(handles=_handles(found, colours), loc="outside right upper")
+    drawn.suptitle(title, fontsize=12)
+    seeds = sorted({row["test_ppl"].n for row in records(found)})
+    notes = [
+        f"Bars and band: 95 % t-intervals over seeds ({' or '.join(map(str, seeds))} per point; none where there is one)."
+    ]
+    style.margin(drawn, [*notes, *_not_finished(train)])
+    return drawn
+
+
+def _handles(found: pd.DataFrame, colours: dict[str, str]) -> list[Line2D]:
+    sizes = sorted(found.loc[~found["variant"].map(is_dense), "block_size"].dropna().unique())
+    handles = [Line2D([], [], color=colour, linewidth=4, label=variant) for variant, colour in colours.items()]
+    return handles + [
+        Line2D([], [], color=style.GREY, marker=style.block_marker(size), linestyle="", label=f"block {size}")
+        for size in sizes
+    ]
+
+
+def _nothing(title: str, train: pd.DataFrame | None) -> Figure:
+    drawn = style.empty_figure(title, "no training run has finished")
+    style.margin(drawn, _not_finished(train))
+    return drawn
+
+
+def _not_finished(train: pd.DataFrame | None) -> list[str]:
+    """One line per status and reason of the runs that did not finish."""
+    if train is None or train.empty:
+        return []
+    return [f"Not finished: {row['runs']} × {row['status']}: {row['reason']}" for row in records(failed_runs(train))]
+
+
+def chosen_runs(final: pd.DataFrame) -> tuple[pd.DataFrame, int | None, float | None]:
+    """(runs, block size, target sparsity): every variant at the block size and sparsity that most of them share."""
+    found = replicates(final)
+    target = common_sparsity(found)
+    size = common_block_size(found, target)
+    at_target = (final["target_sparsity"] == 0.0) | (final["target_sparsity"] == target)
+    return final[at_target & (final["variant"].map(is_dense) | (final["block_size"] == size))], size, target
+
+
+def _place(size: int | None, target: float | None) -> str:
+    return ", ".join(
+        words
+        for words in (f"block {size}" if size else "", f"target sparsity {target:g}" if target is not None else "")
+        if words
+    )
+
+
+def curves_figure(train: pd.DataFrame | None) -> Figure:
+    """Validation perplexity and sparsity by epoch, a line per variant: the mean over seeds, and their range."""
+    title = "How the variants train"
+    final = runs(train) if train is not None and not train.empty else pd.DataFrame()
+    if train is None or final.empty:
+        return _nothing(title, train)
+    chosen, size, target = chosen_runs(final)
+    drawn, [[left, right]] = style.figure(4.4, 1, 2)
+    colours = style.variant_colours(chosen["variant"])
+    epochs = train.merge(chosen[["cell_id", "variant"]], on="cell_id")
+    for variant, colour in colours.items():
+        mine = epochs[epochs["variant"] == variant]
+        _curve(left, mine[mine["epoch"] >= 1], "val_ppl", colour)
+        _curve(right, mine, "sparsity", colour)
+    left.set(ylabel="validation perplexity (log)", yscale="log", xlabel="epoch")
+    left.yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+    left.yaxis.set_minor_formatter(mpl.ticker.ScalarFormatter())
+    right.set(ylabel="sparsity ρ at the end of the epoch", xlabel="epoch", ylim=(-0.03, 1.0))
+    for ax in (left, right):
+        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    handles = [Line2D([], [], color=colour, linewidth=3, label=variant) for variant, colour in colours.items()]
+    drawn.legend(handles=handles, loc="outside lower center", ncols=2)
+    drawn.suptitle(f"{title} ({_place(size, target)})", fontsize=12)
+    return drawn
+
+
+def _curve(ax: Axes, rows: pd.DataFrame, column: str, colour: str) -> None:
+    by_epoch = rows.groupby("epoch")[column].agg(["mean", "min", "max"])
+    ax.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], color=colour, alpha=0.15, linewidth=0)
+    ax.plot(by_epoch.index, by_epoch["mean"], color=colour, marker="o", markersize=3.5)
+
+
+def norm_maps_figure(train: pd.DataFrame | None, weight: str = "weight_hh_l0") -> Figure:
+    """The slides' heat maps: L2 norms of the blocks of one weight, a row per variant, first, middle and last epoch.
+
+    Drawn transposed, so that the four gates lie side by side. One shared log scale; empty blocks are white.
+    """
+    title = f"Block norms of {weight}"
+    final = runs(train) if train is not None and not train.empty else pd.DataFrame()
+    if train is None or final.empty:
+        return _nothing(title, train)
+    chosen, size, target = chosen_runs(final)
+    chosen = chosen.sort_values("seed").drop_duplicates("variant").sort_index()
+    maps = {row["variant"]: norm_maps(train[train["cell_id"] == row["cell_id"]], weight) for row in records(chosen)}
+    maps = {variant: grids for variant, grids in maps.items() if grids}
+    if not maps:
+        return style.empty_figure(title, f"no norms of {weight} were stored")
+    rows, cols = len(maps), max(len(grids) for grids in maps.values())
+    drawn, axes = style.figure(1.25 * rows + 1.0, rows, cols, sharex="row", sharey="row")
+    scale = _scale([grid for grids in maps.values() for grid in grids.values()])
+    image = None
+    for line, (variant, grids) in zip(axes, maps.items(), strict=True):
+        for ax in line[len(grids) :]:
+            ax.remove()
+        for ax, (epoch, grid) in zip(line, grids.items(), strict=False):
+            image = ax.imshow(np.ma.masked_less_equal(grid.T, 0.0), cmap="viridis", norm=scale, aspect="auto")
+            ax.set_title(f"epoch {epoch}", fontsize=10)
+            _gates(ax, grid.shape[0])
+        line[0].set_ylabel(variant.replace(" + ", "\n+ "), rotation=0, ha="right", va="center")
+    assert image is not None
+    drawn.colorbar(image, ax=[ax for line in axes for ax in line], label="L2 norm of a block (log)", pad=0.01)
+    drawn.suptitle(f"{title} ({_place(size, target)}; white: empty)", fontsize=12)
+    return drawn
+
+
+def norm_maps(run: pd.DataFrame, weight: str) -> dict[int, np.ndarray]:
+    """The stored norms of `weight`, [grid_rows, grid_cols], by epoch: the first, a middle and the last one stored."""
+    found = {}
+    for row in records(run.sort_values("epoch")):
+        for stored in row["block_norms"] if row["block_norms"] is not None else ():
+            if stored["weight"] == weight:
+                shape = (stored["grid_rows"], stored["grid_cols"])
+                found[int(row["epoch"])] = np.asarray(stored["norms"], dtype=float).reshape(shape)
+    kept = sorted(found)
+    return {epoch: found[epoch] for epoch in sorted({kept[0], kept[len(kept) // 2], kept[-1]})} if kept else {}
+
+
+def _scale(grids: list[np.ndarray]) -> LogNorm:
+    """One log scale for all grids; the smallest hundredth of the norms shares the darkest colour."""
+    norms = np.concatenate([grid[grid > 0.0] for grid in grids])
+    if not len(norms):
+        return LogNorm(0.1, 1.0)
+    low, high = float(np.quantile(norms, 0.01)), float(norms.max())
+    return LogNorm(min(low, high / 2), high)
+
+
+def _gates(ax: Axes, blocks: int) -> None:
+    """Name the four gates under their quarter of the block rows."""
+    quarter = blocks / 4
+    ax.set_xticks([quarter * (gate + 0.5) - 0.5 for gate in range(4)], GATES)
+    ax.set_yticks([])
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    for gate in (1, 2, 3):
+        ax.axvline(quarter * gate - 0.5, color=style.GREY, linewidth=0.6)
+
+
+def integral_figure(train: pd.DataFrame | None) -> Figure:
+    """The training-time integral: what skipping empty blocks would gain, from the sparsity achieved, beside what was measured."""
+    title = "Training time: what the integral promises and what masks alone buy"
+    final = runs(train) if train is not None and not train.empty else pd.DataFrame()
+    final = final[final["target_sparsity"] > 0.0] if not final.empty else final
+    if train is None or final.empty:
+        return style.empty_figure(title, "no pruned run has finished")
+    chosen, size, target = chosen_runs(final)
+    drawn, [[left, right]] = style.figure(4.6, 1, 2)
+    colours = style.variant_colours(final["variant"])
+    for variant in dict.fromkeys(chosen["variant"]):
+        cells = chosen.loc[chosen["variant"] == variant, "cell_id"]
+        mine = train[train["cell_id"].isin(cells) & (train["epoch"] >= 1)]
+        _curve(left, mine.assign(cost=1.0 - mine["mean_sparsity"]), "cost", colours[variant])
+    left.axhline(1.0, color=style.GREY, linewidth=1.0)
+    left.set(
+        xlabel="epoch", ylabel="share of blocks to multiply, 1 − mean ρ", ylim=(0, 1.05), title=_place(size, target)
+    )
+    left.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    _training_speedups(right, replicates(final), colours)
+    handles: list[Any] = [Line2D([], [], color=colours[name], linewidth=3, label=name) for name in colours]
+    handles.append(
+        Line2D([], [], color=style.GREY, marker="D", markerfacecolor="white", linestyle="--", label="predicted")
+    )
+    handles.append(Line2D([], [], color=style.GREY, marker="o", linestyle="", label="measured, masks alone"))
+    drawn.legend(handles=handles, loc="outside lower center", ncols=2)
+    drawn.suptitle(title, fontsize=12)
+    style.margin(drawn, [
+        "Predicted: T_D / (T_S − Σ mean ρ_t) over the pruned matrices, were empty blocks free. Measured: seconds of the dense run of the "
+        "same seed over seconds of this run. In this version training multiplies masked weights at dense speed: about 1× is what masks "
+        "alone buy."])  # fmt: skip
+    return drawn
+
+
+def _training_speedups(ax: Axes, found: pd.DataFrame, colours: dict[str, str]) -> None:
+    """Predicted (hollow) and measured (filled, with interval) training speedup, a line of the axis per setting."""
+    found = found.sort_values(["target_sparsity", "variant", "block_size"], ascending=False, ignore_index=True)
+    measured = list(found["measured_training"])
+    values = [bound for one in measured for bound in one[:3] if bound == bound] + found["predicted_training"].tolist()
+    low, high = min([0.7, *values]) / 1.1, max([2.0, *values]) * 1.15
+    style.speedup_axis(ax.xaxis, low, high)
+    ax.axvspan(low, 1.0, color=style.SHADE, zorder=0)
+    ax.axvline(1.0, color=style.GREY, linewidth=1.0, zorder=1)
+    for height, row in enumerate(records(found)):
+        colour, one = colours[row["variant"]], row["measured_training"]
+        ax.plot([1.0, row["predicted_training"]], [height] * 2, "--", color=colour, linewidth=1.0)
+        ax.plot(row["predicted_training"], height, "D", color=colour, markerfacecolor="white")
+        if one.n:
+            ax.errorbar(one.value, height, xerr=style.spread([one]), fmt="o", color=colour, capsize=2)
+    labels = [f"ρ {row['target_sparsity']:g}, block {row['block_size']}" for row in records(found)]
+    ax.set_yticks(range(len(found)), labels, fontsize=8.5)
+    ax.set_ylim(-0.7, len(found) - 0.3)
+    ax.set(xlabel="training speedup over dense (log₂)", title="every pruned setting")

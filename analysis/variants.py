@@ -1,0 +1,188 @@
+"""Training runs side by side: variants by name, final epochs, replicates over seeds, and the cost of sparsity.
+
+Selection is at final sparsity only: an earlier epoch of a gradually pruned run is a less sparse model.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from analysis import theory
+from analysis.load import UNLIKE, one_of, records
+from analysis.stats import mean_interval, ratio_interval
+
+MODEL_SETTINGS = (
+    "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers", "dropout",
+    "decoder_bias", "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip", "epochs", "batch_size", "bptt",
+)  # fmt: skip
+PRUNING_SETTINGS = (
+    "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled",
+    "schedule", "criterion", "target_sparsity", "prune_begin", "prune_end", "prune_every",
+)  # fmt: skip
+PPL = ("train_ppl", "val_ppl", "test_ppl")
+
+SLIDES = pd.DataFrame(
+    [
+        ("dense", 79.13, 86.81, 81.76, 0.0, 1.0),
+        ("block lasso", 132.52, 115.43, 108.06, 0.0, 1.0),
+        ("block lasso + gradual (linear)", 189.62, 151.05, 140.87, 0.8, 1.9),
+        ("block lasso + random pre-pruning", 201.72, 158.71, 148.37, 0.8, 5.0),
+    ],
+    columns=["variant", *PPL, "sparsity", "claimed_speedup"],
+)
+
+
+def prunes(row: dict[str, Any]) -> bool:
+    """Whether the settings of a run prune at all."""
+    return bool(row["schedule"] != "none" and row["target_sparsity"] > 0.0)
+
+
+def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
+    """'block lasso + gradual (linear)' and the like, from a run's settings; `name_form` adds the form of the lasso."""
+    parts = []
+    if row["lasso"] != "none":
+        parts.append(f"block lasso ({row['lasso']})" if name_form else "block lasso")
+    if prunes(row):
+        schedule, criterion = row["schedule"], row["criterion"]
+        suffix = "" if criterion == "l2" else f", {criterion}"
+        names = {"pre": "random pre-pruning", "one_shot": f"one-shot{suffix}"}
+        parts.append(names.get(schedule, f"gradual ({schedule}{suffix})"))
+    return " + ".join(parts) or "dense"
+
+
+def is_dense(variant: str) -> bool:
+    """Whether a variant is the unpruned, unpenalised network (of whatever size)."""
+    return variant.split(",")[0] == "dense"
+
+
+def variant_names(runs: pd.DataFrame) -> list[str]:
+    """`variant_name` of each run, with the settings that tell apart runs which would share one name.
+
+    The form of the lasso is named only where two forms occur; the criterion of pre-pruning says nothing, its pattern is
+    random whatever the column says.
+    """
+    several = runs.loc[runs["lasso"] != "none", "lasso"].nunique() > 1
+    plain = pd.Series([variant_name(row, several) for row in records(runs)], index=runs.index, dtype=object)
+    names = plain.copy()
+    runs = runs.assign(criterion=runs["criterion"].where(runs["schedule"] != "pre", "random"))
+    for _, part in runs.groupby(plain):
+        for column in (*MODEL_SETTINGS, *PRUNING_SETTINGS):
+            if column not in ("block_size", "target_sparsity") and column in part and part[column].nunique() > 1:
+                names[part.index] += part[column].map(lambda value, column=column: f", {column} {value}")
+    return names.tolist()
+
+
+def final_epochs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The last-epoch row of every run that finished: all its rows are ok and its last epoch is the one its settings name."""
+    if frame.empty:
+        return frame
+    ok = frame.groupby("cell_id")["status"].transform(lambda status: (status == "ok").all())
+    return frame[ok & (frame["epoch"] == frame["epochs"])].drop_duplicates("cell_id", keep="last")
+
+
+def failed_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Runs that did not finish, counted: columns status, reason, runs."""
+    bad = frame[frame["status"] != "ok"].drop_duplicates("cell_id", keep="last").fillna({"reason": "no reason stored"})
+    return bad.groupby(["status", "reason"], sort=True)["cell_id"].count().reset_index(name="runs")
+
+
+def amdahl(row: dict[str, Any]) -> float:
+    """Ceiling of the whole forward pass at a run's sparsity, from its LSTM and decoder multiply-adds per token."""
+    weight_ih, weight_hh = theory.lstm_multiply_adds(row["embedding_size"], row["hidden_size"], row["num_layers"])
+    decoder = row["embedding_size"] * row["vocabulary"]
+    pruned, other = (weight_hh, weight_ih) if row["scope"] == "weight_hh" else (weight_hh + weight_ih, 0)
+    return theory.amdahl_ceiling(pruned, other + decoder, row["stored_sparsity"])
+
+
+def runs(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
+    """One row per finished run: its final epoch, variant, predictions, and its ratio to the dense run of its size and seed.
+
+    Adds variant, stored_sparsity (blocks that are exactly zero), predicted_speedup (of the pruned products), ceiling
+    (of the forward pass, Amdahl), predicted_training and measured_training (speedup of the whole training run),
+    ppl_ratio and ppl_difference (test perplexity against dense; NaN for dense itself and where it has no partner).
+    """
+    one_of(frame, UNLIKE["train"], over)
+    final = final_epochs(frame).copy()
+    final["variant"] = variant_names(final)
+    final["stored_sparsity"] = final["zero_block_share"].fillna(final["sparsity"]).fillna(0.0).astype(float)
+    final["predicted_speedup"] = final["stored_sparsity"].map(theory.speedup)
+    final["ceiling"] = [amdahl(row) for row in records(final)]
+    epochs = frame[frame["epoch"] >= 1].sort_values("epoch").groupby("cell_id")
+    sparsities = epochs["mean_sparsity"].agg(list)
+    final["predicted_training"] = [
+        theory.training_speedup(len(sparsities[cell_id]), sparsities[cell_id]) for cell_id in final["cell_id"]
+    ]
+    final["train_seconds_total"] = final["cell_id"].map(epochs["train_seconds"].sum())
+    return _against_dense(final)
+
+
+def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
+    """`final` with the columns that compare each run with the dense run of the same model, data, machine and seed."""
+    same = [name for name in (*MODEL_SETTINGS, "seed", "device_name", "corpus_sha256") if name in final]
+    dense_rows = [is_dense(name) for name in final["variant"]]
+    dense = final.loc[dense_rows, [*same, "test_ppl", "train_seconds_total"]].drop_duplicates(same)
+    paired = final[same].merge(dense, on=same, how="left").set_index(final.index)
+    paired.loc[dense_rows] = math.nan
+    return final.assign(
+        ppl_ratio=final["test_ppl"] / paired["test_ppl"].astype(float),
+        ppl_difference=final["test_ppl"] - paired["test_ppl"].astype(float),
+        measured_training=paired["train_seconds_total"].astype(float) / final["train_seconds_total"],
+    )
+
+
+def replicates(final: pd.DataFrame) -> pd.DataFrame:
+    """One row per variant, block size and target sparsity of `runs`, over its seeds.
+
+    Each of train_ppl, val_ppl, test_ppl, ppl_ratio, ppl_difference and measured_training (ratios: geometric means over the
+    seeds with a dense partner) is an `Estimate`: mean, 95 % t-interval, n; one seed has no interval. The other columns
+    are means. block_size is <NA> for dense.
+    """
+    rows = []
+    for (variant, block_size, target), part in final.groupby(["variant", "block_size", "target_sparsity"], sort=False):
+        means = ("stored_sparsity", "predicted_speedup", "ceiling", "predicted_training")
+        rows.append(
+            {
+                "variant": variant,
+                "block_size": pd.NA if is_dense(str(variant)) else block_size,
+                "target_sparsity": target,
+                "seeds": len(part),
+                **{name: part[name].mean() for name in means},
+                **{name: mean_interval(part[name].tolist()) for name in PPL},
+                "ppl_ratio": ratio_interval(part["ppl_ratio"].dropna().tolist()),
+                "ppl_difference": mean_interval(part["ppl_difference"].dropna().tolist()),
+                "measured_training": ratio_interval(part["measured_training"].dropna().tolist()),
+            }
+        )
+    found = pd.DataFrame(rows)
+    return (
+        found.sort_values(["variant", "block_size", "target_sparsity"], key=_order, ignore_index=True)
+        if rows
+        else found
+    )
+
+
+def common_sparsity(found: pd.DataFrame) -> float | None:
+    """The target sparsity that most pruned variants of `replicates` reached, the highest where several tie; None without one."""
+    if found.empty or not (found["target_sparsity"] > 0).any():
+        return None
+    variants = found[found["target_sparsity"] > 0].groupby("target_sparsity")["variant"].nunique()
+    return float(max(variants.index[variants == variants.max()]))
+
+
+def common_block_size(found: pd.DataFrame, target: float | None) -> int | None:
+    """The block size at which most variants of `replicates` were run at `target`, the one nearest to 16 where several tie."""
+    here = found[(found["target_sparsity"] == target) | (found["target_sparsity"] == 0)] if not found.empty else found
+    if here.empty or here["block_size"].dropna().empty:
+        return None
+    variants = here.groupby("block_size")["variant"].nunique()
+    return int(min(variants.index[variants == variants.max()], key=lambda size: (abs(math.log2(size / 16)), size)))
+
+
+def _order(column: pd.Series) -> pd.Series:
+    """Dense first, plain block lasso next, then by name; other columns by value."""
+    if column.name != "variant":
+        return column.fillna(0).astype(float)
+    return column.map(lambda name: (not is_dense(name), "+" in name or "one-shot" in name, name))

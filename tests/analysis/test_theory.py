@@ -1,0 +1,126 @@
+"""Every formula against numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from analysis import theory
+
+
+@pytest.mark.parametrize(("rho", "expected"), [(0.0, 1.0), (0.5, 2.0), (0.8, 5.0), (0.9, 10.0), (1.0, math.inf)])
+def test_speedup(rho: float, expected: float) -> None:
+    assert theory.speedup(rho) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rho", [-0.1, 1.1, 80.0, math.nan])
+def test_speedup_refuses_what_is_no_fraction(rho: float) -> None:
+    with pytest.raises(ValueError, match="fraction"):
+        theory.speedup(rho)
+
+
+def test_operation_counts() -> None:
+    assert theory.dense_multiplications(2, 3, 4) == 24
+    assert theory.sparse_operations(10, 10, 80) == 20
+    assert theory.sparse_operations(8, 2, 4) == 12
+    assert theory.sparse_operations(10, 10, 0) / theory.sparse_operations(10, 10, 80) == pytest.approx(
+        theory.speedup(0.8)
+    )
+    with pytest.raises(ValueError, match="cannot have 101"):
+        theory.sparse_operations(10, 10, 101)
+
+
+def test_training_integral_of_hand_worked_epochs() -> None:
+    # 4 dense epochs against 4 epochs at 0, .4, .8, .8: 4 - 2 = 2 epochs of work left
+    assert theory.training_speedup(4, [0.0, 0.4, 0.8, 0.8]) == pytest.approx(2.0)
+    # the sparse run needs twice the epochs at rho = 0.5: nothing gained
+    assert theory.training_speedup(4, [0.5] * 8) == pytest.approx(1.0)
+    assert theory.training_speedup(100, [0.8] * 100) == pytest.approx(5.0)
+    assert theory.training_speedup(1, [1.0]) == math.inf
+
+
+def test_the_slides_training_speedups() -> None:
+    assert theory.training_speedup(100, theory.linear_ramp(100, 0.8, 100)) == pytest.approx(1 / 0.6)
+    # a = 0.01: epochs 1..81 sum to 0.8 x 40.5 = 32.4, then 19 x 0.8 = 15.2; 100 / 52.4 = 1.908
+    assert theory.training_speedup(100, theory.linear_ramp(100, 0.8, 81)) == pytest.approx(100 / 52.4)
+    # sum of (j/99)^3 for j = 0..99 = (99 x 100 / 2)^2 / 99^3 = 25.2525...; mean rho = 0.8 x 0.747475
+    assert theory.training_speedup(100, theory.cubic_ramp(100, 0.8, 100)) == pytest.approx(2.4874, abs=1e-4)
+    # without end it nears 1 / (1 - 0.8 x 3/4) = 2.5
+    assert theory.training_speedup(100_000, theory.cubic_ramp(100_000, 0.8, 100_000)) == pytest.approx(2.5, abs=1e-3)
+
+
+def test_schedules_begin_end_and_hold() -> None:
+    assert theory.linear_schedule(1, 0.01, 0.2) == 0.2
+    assert theory.linear_schedule(11, 0.01, 0.2) == pytest.approx(0.3)
+    assert theory.linear_ramp(5, 0.8, 3) == pytest.approx([0.0, 0.4, 0.8, 0.8, 0.8])
+    assert theory.cubic_ramp(4, 0.8, 3) == pytest.approx([0.0, 0.7, 0.8, 0.8])
+
+
+def test_amdahl_ceiling_of_the_awd_lstm() -> None:
+    weight_ih, weight_hh = theory.lstm_multiply_adds(400, 1150, 3)
+    decoder = 400 * 33_278
+    assert (weight_ih + weight_hh, weight_hh, decoder) == (20_190_000, 11_220_000, 13_311_200)
+    assert theory.amdahl_ceiling(weight_ih + weight_hh, decoder, 0.8) == pytest.approx(1.93, abs=0.005)
+    assert theory.amdahl_ceiling(weight_hh, weight_ih + decoder, 0.8) == pytest.approx(1.37, abs=0.005)
+    assert theory.amdahl_ceiling(10, 0, 0.8) == pytest.approx(5.0)
+    assert theory.amdahl_ceiling(10, 0, 1.0) == math.inf
+
+
+def test_storage_of_a_small_matrix() -> None:
+    # 8 x 8 float32, 2 x 2 blocks, 4 kept blocks = 16 non-zeros, 4-byte indices
+    assert theory.dense_bytes(8, 8) == 256
+    assert theory.coo_bytes(16) == 8 + 16 * 12
+    assert theory.csr_bytes(8, 16) == 16 * 8 + 9 * 4
+    assert theory.bsr_bytes(4, 4, 2) == 4 * 20 + 5 * 4
+    assert theory.coo_bytes(16, value_bytes=2, index_bytes=8) == 16 + 16 * 18
+
+
+@pytest.mark.parametrize(
+    ("layout", "block_size", "expected"),
+    [
+        ("coo", 1, 1 - (256 - 8) / (64 * 12)),  # about two thirds: a coordinate is twice a value
+        ("csr", 1, 1 - (256 - 36) / (64 * 8)),
+        ("bsr", 2, 1 - (256 - 20) / (16 * 20)),
+        ("bsr", 8, 1 - (256 - 8) / (1 * 260)),
+    ],
+)
+def test_storage_crossover(layout: str, block_size: int, expected: float) -> None:
+    assert theory.storage_crossover(layout, 8, 8, block_size) == pytest.approx(expected)
+
+
+def test_storage_crossover_is_where_the_bytes_agree() -> None:
+    rho = theory.storage_crossover("bsr", 1024, 1024, 16, value_bytes=2, index_bytes=4)
+    nnzb = (1 - rho) * 64 * 64
+    assert nnzb * (16**2 * 2 + 4) + 65 * 4 == pytest.approx(theory.dense_bytes(1024, 1024, 2))
+
+
+def test_roofline() -> None:
+    assert theory.roofline(100e9, 10e9, 2.0) == 20e9
+    assert theory.roofline(100e9, 10e9, 50.0) == 100e9
+    # 4 kept 2 x 2 blocks of an 8 x 8 weight, n = 3: 2 x 16 x 3 FLOP over 100 + (8 + 8) x 3 x 4 bytes
+    assert theory.dsd_intensity(8, 8, 3, 2, 4) == pytest.approx(96 / (100 + 192))
+
+
+def test_breakeven_interpolates_relative_time() -> None:
+    # relative times 2 and 0.5: 1 is reached after two thirds of the way from 0.5 to 0.9
+    found = theory.breakeven([0.9, 0.5], [2.0, 0.5])
+    assert found.kind == "crosses"
+    assert found.sparsity == pytest.approx(0.5 + 0.4 * 2 / 3)
+    assert str(found) == "0.77"
+
+
+@pytest.mark.parametrize(
+    ("speedups", "kind"),
+    [([1.0, 2.0, 4.0], "always"), ([0.2, 0.5, 0.9], "never"), ([2.0, 0.5, 0.9], "never"), ([0.5, 1.5, 2.0], "crosses")],
+)
+def test_breakeven_cases(speedups: list[float], kind: str) -> None:
+    found = theory.breakeven([0.5, 0.8, 0.9], speedups)
+    assert found.kind == kind
+    assert (found.sparsity is None) == (kind != "crosses")
+
+
+def test_breakeven_of_nothing_is_unknown_and_the_last_crossing_counts() -> None:
+    assert theory.breakeven([], []).kind == "unknown"
+    found = theory.breakeven([0.1, 0.3, 0.5, 0.7], [1.1, 0.9, 0.8, 1.6])
+    assert found.sparsity is not None and 0.5 < found.sparsity < 0.7
