@@ -72,6 +72,7 @@ GEMM = (
     Column("baseline_samples_ms", pa.list_(pa.float64()), "measured", "ms", "every sample of the baseline, paired by position"),
     Column("launches_per_sample", pa.int64(), "measured", "", "products timed together in one sample"),
     Column("noisy", pa.bool_(), "measured", "", "middle half of the pairwise ratios spread over more than 10 % of their median, or a median time was twice its minimum"),
+    Column("attempts", pa.int64(), "measured", "", "times the pairs were sampled: a noisy attempt is thrown away, at most 3 are made"),
     Column("timer", pa.string(), "result", "", "clock that took the samples"),
 )
 

@@ -32,6 +32,7 @@ SAMPLE_MS = 0.2
 WARM_UP_SECONDS = 0.05
 TELL_SECONDS = 0.5
 NOISY_SPREAD = 0.1
+ATTEMPTS = 3  # a noisy cell is sampled anew; the last attempt is kept, noisy or not
 FALLBACK_CACHE_BYTES = 64 * 2**20
 
 
@@ -204,7 +205,11 @@ def _measure(cell: GemmCell, problem: GemmProblem, tell: Tell) -> Row:
     if wrong is not None:
         return {"status": "wrong", "reason": wrong, **row}
     timer = WallTimer(cell.device)
-    samples = sample_pairs(backend, baseline, timer, Evictor(cell.device) if cell.cache == "cold" else None, tell)
+    evict = Evictor(cell.device) if cell.cache == "cold" else None
+    for attempt in range(1, ATTEMPTS + 1):
+        samples = sample_pairs(backend, baseline, timer, evict, tell)
+        if not samples.noisy:
+            break
     return {
         "status": "ok",
         "reason": "",
@@ -216,5 +221,6 @@ def _measure(cell: GemmCell, problem: GemmProblem, tell: Tell) -> Row:
         "baseline_samples_ms": samples.baseline,
         "launches_per_sample": samples.launches,
         "noisy": samples.noisy,
+        "attempts": attempt,
         "timer": timer.name,
     }

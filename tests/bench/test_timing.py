@@ -12,7 +12,7 @@ from kernels.backends.dense import DenseLaunch
 from kernels.problem import GemmProblem
 from kernels.registry import BACKENDS
 
-MEASURED = {"time_ms", "baseline_ms", "samples_ms", "baseline_samples_ms", "launches_per_sample", "noisy"}
+MEASURED = {"time_ms", "baseline_ms", "samples_ms", "baseline_samples_ms", "launches_per_sample", "noisy", "attempts"}
 TINY = {"m": 32, "k": 32, "n": 4, "block_size": 8}
 
 
@@ -145,3 +145,14 @@ def test_progress_is_told_a_few_times_a_second(monkeypatch: pytest.MonkeyPatch) 
     told: list[dict[str, float | int | str]] = []
     time_cell(GemmCell(backend="scipy_bsr", **TINY), told.append)
     assert told and set(told[0]) == {"pairs", "backend_ms", "baseline_ms"}
+
+
+def test_a_noisy_cell_is_sampled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy, quiet = Samples(1, [1.0, 3.0] * 15, [1.0] * 30), Samples(1, [1.0] * 30, [2.0] * 30)
+    cell = GemmCell(backend="torch_bsr", m=32, k=32, n=4)
+    for given, attempts in (([noisy, quiet], 2), ([noisy, noisy, noisy], 3), ([quiet], 1)):
+        left = iter(given)
+        monkeypatch.setattr(timing, "sample_pairs", lambda *_, left=left: next(left))
+        [row] = time_cell(cell, silent)
+        assert (row["attempts"], row["noisy"]) == (attempts, given[-1].noisy)
+        assert row["samples_ms"] == given[-1].backend
