@@ -206,10 +206,9 @@ def _measure(cell: GemmCell, problem: GemmProblem, tell: Tell) -> Row:
         return {"status": "wrong", "reason": wrong, **row}
     timer = WallTimer(cell.device)
     evict = Evictor(cell.device) if cell.cache == "cold" else None
-    for attempt in range(1, ATTEMPTS + 1):
-        samples = sample_pairs(backend, baseline, timer, evict, tell)
-        if not samples.noisy:
-            break
+    attempts, samples = 1, sample_pairs(backend, baseline, timer, evict, tell)
+    while samples.noisy and attempts < ATTEMPTS:
+        attempts, samples = attempts + 1, sample_pairs(backend, baseline, timer, evict, tell)
     return {
         "status": "ok",
         "reason": "",
@@ -221,6 +220,6 @@ def _measure(cell: GemmCell, problem: GemmProblem, tell: Tell) -> Row:
         "baseline_samples_ms": samples.baseline,
         "launches_per_sample": samples.launches,
         "noisy": samples.noisy,
-        "attempts": attempt,
+        "attempts": attempts,
         "timer": timer.name,
     }
