@@ -31,7 +31,9 @@ RUNGS: list[list[str]] = [
     ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats"],
     ["analysis.compare", "analysis.variants"],
     ["analysis.tradeoff", "analysis.findings"],
-    ["analysis.figures", "analysis.training_figures", "analysis.tables"],
+    ["analysis.figures", "analysis.training_figures", "analysis.theory_figures", "analysis.tables", "analysis.study"],
+    ["analysis.report", "analysis.execution"],
+    ["analysis.__main__"],
 ]
 
 PACKAGES = ("kernels", "bench", "analysis")

@@ -1,0 +1,91 @@
+"""The command line of the analysis: report, notebooks, figures. Each command imports what it needs itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FAILED, BAD_INPUT, ENVIRONMENT = 1, 2, 3
+
+app = typer.Typer(
+    help="Turn the result tables of a sweep into a report, executed notebooks, and figures.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Name = Annotated[str, typer.Argument(help="a sweep's name, its .toml file, or a folder with its tables")]
+Results = Annotated[Path | None, typer.Option(help="folder that holds one folder a sweep; default: results")]
+Out = Annotated[Path, typer.Option(help="folder the figures go to")]
+Executed = Annotated[Path | None, typer.Option(help="folder the executed copies go to; default: results/notebooks")]
+Tables = Annotated[Path | None, typer.Option(help="folder with the tables to read; default: results/reference")]
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What a user can mend becomes one line on standard error and an exit status."""
+    try:
+        yield
+    except ValueError as error:
+        raise _ending(str(error).splitlines()[0], BAD_INPUT) from None
+    except ModuleNotFoundError as error:
+        raise _ending(f"{error.name} is not installed; pip install -e '.[notebooks]' brings it", ENVIRONMENT) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise _ending(f"{where}{error.strerror or error}", ENVIRONMENT) from None
+
+
+def _ending(line: str, status: int) -> typer.Exit:
+    print(line, file=sys.stderr)
+    return typer.Exit(status)
+
+
+@app.command()
+def report(name: Name, results: Results = None) -> None:
+    """Write the HTML report of a sweep, and print what was found: speed, cost, and where the report lies."""
+    with _one_line_errors():
+        from analysis import tables
+        from analysis.load import find_folder
+        from analysis.report import write_report
+        from analysis.study import read
+
+        folder = find_folder(name, results)
+        path = write_report(folder)
+        study = read(folder).comparable()
+        speed, cost, *_ = tables.findings(study.train, study.gemm)
+        print(f"{speed}\n{cost}\nReport: {path}")
+
+
+@app.command()
+def notebooks(out: Executed = None, results: Tables = None) -> None:
+    """Execute every notebook and keep the executed copies."""
+    with _one_line_errors():
+        from analysis.execution import NotebookError, execute_all
+        from analysis.load import reference_folder, results_folder
+        from analysis.study import read
+
+        read(results or reference_folder())
+        try:
+            done = execute_all(out or results_folder() / "notebooks", results)
+        except NotebookError as error:
+            raise _ending(str(error), FAILED) from None
+        print("\n".join(str(path) for path in done))
+
+
+@app.command()
+def figures(name: Name, out: Out, results: Results = None) -> None:
+    """Write the README's pictures (speedup, perplexity, tradeoff) and table.md of a sweep."""
+    with _one_line_errors():
+        from analysis.load import find_folder
+        from analysis.report import write_figures
+
+        print("\n".join(str(path) for path in write_figures(find_folder(name, results), out)))
+
+
+if __name__ == "__main__":
+    app()

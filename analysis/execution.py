@@ -1,0 +1,65 @@
+"""Execute the notebooks with the interpreter that is running, whatever kernels are installed elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+NOTEBOOKS = Path(__file__).parent / "notebooks"
+EXPECTED = ("01_gemm_speedup.ipynb", "02_perplexity.ipynb", "03_tradeoff.ipynb")
+TIMEOUT = 300  # seconds a cell may take
+
+
+class NotebookError(Exception):
+    """A notebook is missing, unexpected, or has a cell that failed; one line."""
+
+
+def execute_all(out: Path, results: Path | None = None, notebooks: Path = NOTEBOOKS) -> list[Path]:
+    """Execute every notebook into folder `out`; `results` is what they read in place of results/reference.
+
+    NotebookError unless exactly the expected ones are there and every cell of each runs.
+    """
+    found = sorted(path.name for path in notebooks.glob("*.ipynb"))
+    if found != list(EXPECTED):
+        raise NotebookError(f"{notebooks}: expected {', '.join(EXPECTED)}; found {', '.join(found) or 'none'}")
+    environment = dict(os.environ)
+    root = str(Path(__file__).resolve().parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    if results is not None:
+        environment["BENCH_RESULTS"] = str(results.resolve())
+    out.mkdir(parents=True, exist_ok=True)
+    return [_execute(notebooks / name, out / name, environment) for name in EXPECTED]
+
+
+def _execute(source: Path, target: Path, environment: dict[str, str]) -> Path:
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    notebook = nbformat.read(source, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=TIMEOUT, km=_manager(), resources={"metadata": {"path": str(source.parent)}}
+    )
+    try:
+        client.execute(env=environment)
+    except CellExecutionError as error:
+        raise NotebookError(f"{source.name}: {error.ename}: {error.evalue}") from error
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    nbformat.write(notebook, partial)
+    partial.replace(target)
+    return target
+
+
+def _manager() -> Any:
+    """A kernel manager that always starts this interpreter; a kernel called python3 elsewhere is not asked."""
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Here(KernelSpecManager):
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            return KernelSpec(argv=command, language="python", display_name=kernel_name)
+
+    return AsyncKernelManager(kernel_spec_manager=Here())
