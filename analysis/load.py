@@ -32,24 +32,26 @@ def results_folder() -> Path:
 def reference_folder() -> Path:
     """What the notebooks read: the folder or sweep that BENCH_RESULTS names, else the committed run of wikitext2_small."""
     named = os.environ.get("BENCH_RESULTS")
-    return find_folder(named) if named else REFERENCE / "wikitext2_small"
+    if not named:
+        return REFERENCE / "wikitext2_small"
+    return Path(named) if Path(named).is_dir() else find_folder(named)
 
 
 def find_folder(name: str, results: Path | None = None) -> Path:
     """The folder of a finished sweep: a folder, a sweep's name, or its .toml file; ValueError with one line otherwise.
 
-    A folder may be given from where one is or from the checkout. A sweep is looked up in `results`, then among the
-    committed ones.
+    A folder may be named from where one is or from the checkout. A sweep is looked up in `results`; where that is not
+    given, in `results_folder` and then among the committed ones.
     """
-    results = results or results_folder()
+    parents = [results] if results else [results_folder(), REFERENCE]
     sweep = Path(name).stem if name.endswith(".toml") else name
-    for folder in (Path(name), ROOT / name, results / sweep, REFERENCE / sweep):
+    for folder in (Path(name), ROOT / name, *(parent / sweep for parent in parents)):
         if folder.is_dir() and tables_in(folder):
             return folder
-    known = sorted({path.name for parent in (results, REFERENCE) for path in parent.glob("*") if tables_in(path)})
+    known = sorted({path.name for parent in parents for path in parent.glob("*") if tables_in(path)})
     raise ValueError(
-        f"no results called {name!r}: neither it nor {results / sweep} holds {' or '.join(f'{table}.parquet' for table in TABLES)}; "
-        f"known: {', '.join(known) or 'none yet'}"
+        f"no results called {name!r}: neither it nor {parents[0] / sweep} holds "
+        f"{' or '.join(f'{table}.parquet' for table in TABLES)}; known: {', '.join(known) or 'none yet'}"
     )
 
 
