@@ -95,11 +95,14 @@ def margin(drawn: Figure, lines: Sequence[str]) -> None:
     wrapped = [part for line in lines for part in textwrap.wrap(line, 135, subsequent_indent="    ")]
     if not wrapped:
         return
-    extra = 0.19 * len(wrapped) + 0.1
+    extra = 0.19 * len(wrapped) + 0.18
     height = drawn.get_figheight() + extra
     drawn.set_figheight(height)
     engine = drawn.get_layout_engine()
     assert isinstance(engine, ConstrainedLayoutEngine)
     engine.set(rect=(0.0, extra / height, 1.0, 1.0 - extra / height))
-    drawn.text(0.01, extra / height - 0.04 / height, "\n".join(wrapped), va="top", ha="left", fontsize=9, color=GREY,
+    for legend in drawn.legends:  # one that lies outside the panels hangs on the figure's edge, where the notes go
+        low = (extra - 0.08) / height
+        legend.set_bbox_to_anchor((0.0, low, 1.0, 1.0 - low), transform=drawn.transFigure)
+    drawn.text(0.01, (extra - 0.12) / height, "\n".join(wrapped), va="top", ha="left", fontsize=9, color=GREY,
                linespacing=1.35).set_in_layout(False)  # fmt: skip
