@@ -138,7 +138,7 @@ def efficiency_figure(frame: pd.DataFrame, over: str | None = None) -> Figure:
         axes[0].text(0.5, 0.5, "no cell of this shape was measured", ha="center", transform=axes[0].transAxes)
         axes[0].axis("off")
     else:
-        drawn.colorbar(image, ax=axes, label="measured / predicted speedup", pad=0.01)
+        drawn.colorbar(image, ax=axes, label="measured / predicted", pad=0.01)
     drawn.suptitle(f"Efficiency: {_shape_of(frame)}", fontsize=12)
     style.margin(drawn, _not_measured(frame, "backend"))
     return drawn

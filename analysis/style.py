@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -95,11 +96,17 @@ def margin(drawn: Figure, lines: Sequence[str]) -> None:
     wrapped = [part for line in lines for part in textwrap.wrap(line, 135, subsequent_indent="    ")]
     if not wrapped:
         return
-    extra = 0.19 * len(wrapped) + 0.1
-    height = drawn.get_figheight() + extra
+    notes = 0.19 * len(wrapped) + 0.15
+    FigureCanvasAgg(drawn).draw()
+    below = [legend for legend in drawn.legends if getattr(legend, "_outside_loc", None) == "lower"]
+    legends = sum(legend.get_window_extent().height / drawn.dpi + 0.12 for legend in below)
+    height = drawn.get_figheight() + notes
     drawn.set_figheight(height)
     engine = drawn.get_layout_engine()
     assert isinstance(engine, ConstrainedLayoutEngine)
-    engine.set(rect=(0.0, extra / height, 1.0, 1.0 - extra / height))
-    drawn.text(0.01, extra / height - 0.04 / height, "\n".join(wrapped), va="top", ha="left", fontsize=9, color=GREY,
+    low = (notes + legends) / height  # the layout would give notes and legends the same room
+    engine.set(rect=(0.0, low, 1.0, 1.0 - low))
+    for legend in below:
+        legend.set_bbox_to_anchor((0.0, notes / height, 1.0, 1.0 - notes / height), transform=drawn.transFigure)
+    drawn.text(0.01, (notes - 0.08) / height, "\n".join(wrapped), va="top", ha="left", fontsize=9, color=GREY,
                linespacing=1.35).set_in_layout(False)  # fmt: skip

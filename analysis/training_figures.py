@@ -215,7 +215,7 @@ def integral_figure(train: pd.DataFrame | None) -> Figure:
     drawn.suptitle(title, fontsize=12)
     style.margin(drawn, [
         "Predicted: T_D / (T_S − Σ mean ρ_t) over the pruned matrices, were empty blocks free. Measured: seconds of the dense run of the "
-        "same seed over seconds of this run. In this version training multiplies masked weights at dense speed: about 1× is what masks "
+        "same seed over seconds of this run; the runs were not interleaved, so it is rough. In this version training multiplies masked weights at dense speed: about 1× is what masks "
         "alone buy."])  # fmt: skip
     return drawn
 
