@@ -23,7 +23,9 @@ Name = Annotated[str, typer.Argument(help="a sweep's name, its .toml file, or a 
 Results = Annotated[Path | None, typer.Option(help="folder that holds one folder a sweep; default: results")]
 Out = Annotated[Path, typer.Option(help="folder the figures go to")]
 Executed = Annotated[Path | None, typer.Option(help="folder the executed copies go to; default: results/notebooks")]
-Tables = Annotated[Path | None, typer.Option(help="folder with the tables to read; default: results/reference")]
+Tables = Annotated[
+    Path | None, typer.Option(help="folder with the tables to read; default: results/reference/wikitext2_small")
+]
 
 
 @contextmanager

@@ -115,9 +115,15 @@ def block_sparse(points: pd.DataFrame) -> pd.DataFrame:
     return points[points["backend"] != points["baseline"]]
 
 
+def quiet(points: pd.DataFrame) -> pd.DataFrame:
+    """The points that are not noisy, or all of them where every one is: no noisy point is quoted while a quiet one exists."""
+    still = points[~points["noisy"].astype(bool)]
+    return points if still.empty else still
+
+
 def best_product(points: pd.DataFrame) -> pd.Series | None:
-    """The fastest block-sparse point against dense, or None where none was measured."""
-    candidates = block_sparse(points)
+    """The fastest block-sparse point against dense, a noisy one only where all are; None where none was measured."""
+    candidates = quiet(block_sparse(points))
     return None if candidates.empty else candidates.iloc[int(candidates["measured_speedup"].to_numpy().argmax())]
 
 

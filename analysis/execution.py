@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from analysis.load import reference_folder
+
 NOTEBOOKS = Path(__file__).parent / "notebooks"
 EXPECTED = ("01_gemm_speedup.ipynb", "02_perplexity.ipynb", "03_tradeoff.ipynb")
 TIMEOUT = 300  # seconds a cell may take
@@ -17,7 +19,7 @@ class NotebookError(Exception):
 
 
 def execute_all(out: Path, results: Path | None = None, notebooks: Path = NOTEBOOKS) -> list[Path]:
-    """Execute every notebook into folder `out`; `results` is what they read in place of results/reference.
+    """Execute every notebook into folder `out`; `results` is what they read in place of the reference results.
 
     NotebookError unless exactly the expected ones are there and every cell of each runs.
     """
@@ -27,8 +29,7 @@ def execute_all(out: Path, results: Path | None = None, notebooks: Path = NOTEBO
     environment = dict(os.environ)
     root = str(Path(__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
-    if results is not None:
-        environment["BENCH_RESULTS"] = str(results.resolve())
+    environment["BENCH_RESULTS"] = str((results or reference_folder()).resolve())
     out.mkdir(parents=True, exist_ok=True)
     return [_execute(notebooks / name, out / name, environment) for name in EXPECTED]
 
@@ -36,7 +37,7 @@ def execute_all(out: Path, results: Path | None = None, notebooks: Path = NOTEBO
 def _execute(source: Path, target: Path, environment: dict[str, str]) -> Path:
     import nbformat
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     notebook = nbformat.read(source, as_version=4)
     client = NotebookClient(
@@ -44,8 +45,9 @@ def _execute(source: Path, target: Path, environment: dict[str, str]) -> Path:
     )
     try:
         client.execute(env=environment)
-    except CellExecutionError as error:
-        raise NotebookError(f"{source.name}: {error.ename}: {error.evalue}") from error
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        words = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
+        raise NotebookError(f"{source.name}: {words.strip().splitlines()[0]}") from error
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     nbformat.write(notebook, partial)
     partial.replace(target)
@@ -59,7 +61,7 @@ def _manager() -> Any:
 
     class Here(KernelSpecManager):
         def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+            command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
             return KernelSpec(argv=command, language="python", display_name=kernel_name)
 
     return AsyncKernelManager(kernel_spec_manager=Here())

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 TABLES = ("gemm", "train")
 SCHEMA_VERSION = 1
 ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "results" / "reference"  # one folder a sweep, committed
 
 # Rows that differ in one of these are never averaged, divided or drawn together.
 UNLIKE = {
@@ -29,21 +30,28 @@ def results_folder() -> Path:
 
 
 def reference_folder() -> Path:
-    """What the notebooks read: BENCH_RESULTS where it is set, else the committed results/reference."""
-    return Path(os.environ.get("BENCH_RESULTS") or ROOT / "results" / "reference")
+    """What the notebooks read: the folder or sweep that BENCH_RESULTS names, else the committed run of wikitext2_small."""
+    named = os.environ.get("BENCH_RESULTS")
+    if not named:
+        return REFERENCE / "wikitext2_small"
+    return Path(named) if Path(named).is_dir() else find_folder(named)
 
 
 def find_folder(name: str, results: Path | None = None) -> Path:
-    """The folder of a finished sweep: a folder, a sweep's name, or its .toml file; ValueError with one line otherwise."""
-    results = results or results_folder()
-    named = results / Path(name).stem if name.endswith(".toml") else results / name
-    for folder in (Path(name), named):
+    """The folder of a finished sweep: a folder, a sweep's name, or its .toml file; ValueError with one line otherwise.
+
+    A folder may be named from where one is or from the checkout. A sweep is looked up in `results`; where that is not
+    given, in `results_folder` and then among the committed ones.
+    """
+    parents = [results] if results else [results_folder(), REFERENCE]
+    sweep = Path(name).stem if name.endswith(".toml") else name
+    for folder in (Path(name), ROOT / name, *(parent / sweep for parent in parents)):
         if folder.is_dir() and tables_in(folder):
             return folder
-    known = sorted(path.name for path in results.glob("*") if path.is_dir() and tables_in(path))
+    known = sorted({path.name for parent in parents for path in parent.glob("*") if tables_in(path)})
     raise ValueError(
-        f"no results called {name!r}: neither it nor {named} holds {' or '.join(f'{table}.parquet' for table in TABLES)}; "
-        f"known: {', '.join(known) or 'none yet'}"
+        f"no results called {name!r}: neither it nor {parents[0] / sweep} holds "
+        f"{' or '.join(f'{table}.parquet' for table in TABLES)}; known: {', '.join(known) or 'none yet'}"
     )
 
 

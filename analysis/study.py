@@ -49,8 +49,10 @@ def main_part(frame: pd.DataFrame, table: str) -> pd.DataFrame:
     return max((part for _, part in split(frame, table)), key=lambda part: (part["status"] == "ok").sum())
 
 
-def shapes(gemm: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """(name, rows) of each product shape, in the order of its sides."""
+def shapes(gemm: pd.DataFrame | None) -> list[tuple[str, pd.DataFrame]]:
+    """(name, rows) of each product shape, in the order of its sides; none without a table."""
+    if gemm is None:
+        return []
     return [(compare.shape_name(shape), rows) for shape, rows in gemm.groupby(compare.SHAPE, sort=True)]
 
 

@@ -95,7 +95,7 @@ def _roof(peak: float, slope: float, low: float, high: float) -> tuple[np.ndarra
     return at, np.array([theory.roofline(peak, slope, intensity) for intensity in at]) / 1e9
 
 
-def amdahl_figure(train: pd.DataFrame) -> Figure:
+def amdahl_figure(train: pd.DataFrame | None) -> Figure:
     """Ceiling of a whole forward pass against sparsity: the product alone, the slides' AWD-LSTM, and the runs of a sweep."""
     drawn, [[ax]] = style.figure(4.6)
     product = [theory.speedup(rho) for rho in RHOS]
@@ -109,8 +109,9 @@ def amdahl_figure(train: pd.DataFrame) -> Figure:
         ("AWD-LSTM of the slides, weight_hh pruned", weight_hh, weight_ih + decoder, style.ORANGE),
     ):
         ax.plot(RHOS, [theory.amdahl_ceiling(pruned, other, rho) for rho in RHOS], color=colour, label=label)
-    final = runs(train)
-    ax.plot(final["stored_sparsity"], final["ceiling"], "o", color=style.GREEN, label="runs of this sweep")
+    if train is not None:
+        final = runs(train)
+        ax.plot(final["stored_sparsity"], final["ceiling"], "o", color=style.GREEN, label="runs of this sweep")
     style.speedup_axis(ax.yaxis, 0.9, 24.0)
     ax.axhline(1.0, color=style.GREY, linewidth=1.0)
     ax.set(xlabel="sparsity ρ", ylabel="speedup over dense (log₂)", xlim=(0, 1))

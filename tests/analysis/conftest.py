@@ -1,152 +1,19 @@
-"""Result tables made up from the real cells and columns, so that analysis is tested before anything was measured."""
+"""What every test of analysis shares: made-up tables at hand (`import made`), and figures without a screen."""
 
 from __future__ import annotations
 
-import hashlib
-import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import matplotlib
-import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from bench import schema
-from bench.cells import KINDS, Cell, GemmCell, TrainCell
+sys.path.insert(0, str(Path(__file__).parent))
+import made
 
 matplotlib.use("Agg")
-
-PROVENANCE = {
-    "schema_version": schema.SCHEMA_VERSION, "commit": "0123abcd", "dirty": False, "source_hash": "f" * 16,
-    "device_name": "Test CPU", "cores": 2, "threads_used": 1, "os": "Linux x86_64", "driver": "", "python": "3.11.9",
-    "torch": "2.13.0", "blas": "mkl", "workers": 1, "started_at": "2026-01-01T00:00:00Z", "cell_seconds": 1.0,
-}  # fmt: skip
-LASSO = {"lasso": "subgradient"}
-FOUR = {
-    "dense": {},
-    "block lasso": LASSO,
-    "gradual": LASSO | {"schedule": "linear"},
-    "pre": LASSO | {"schedule": "pre", "criterion": "random"},
-}
-PENALTY = {"dense": 1.0, "block lasso": 1.05, "gradual": 1.15, "pre": 1.3}
-
-
-def row(cell: Cell, status: str = "ok", reason: str | None = None, **values: Any) -> dict[str, Any]:
-    """A full row: identity, every setting, provenance, and nulls where `values` says nothing."""
-    empty = {column.name: None for column in schema.columns(cell.kind)}
-    identity = {"cell_id": cell.cell_id, "kind": cell.kind, "status": status, "reason": reason}
-    return empty | cell.canonical().model_dump() | PROVENANCE | identity | values
-
-
-def gemm_row(cell: GemmCell, overhead: float = 0.1, samples: int = 30, **values: Any) -> dict[str, Any]:
-    """A timed product whose relative time is overhead + density, with 2 % noise."""
-    rng = np.random.default_rng(abs(hash((cell.cell_id,))) % 2**32 if False else int(cell.cell_id[:8], 16))
-    blocks = cell.m * cell.k // cell.block_size**2
-    num_empty = int(cell.target_sparsity * blocks + 0.5)
-    relative = overhead + 2.0 / cell.block_size + 1.0 - num_empty / blocks
-    baseline = 0.4 * np.exp(rng.normal(0, 0.02, samples))
-    ours = 0.4 * relative * np.exp(rng.normal(0, 0.02, samples))
-    measured = {
-        "kernel": cell.backend, "baseline_kernel": "torch.matmul", "sparsity": num_empty / blocks,
-        "nnzb": blocks - num_empty, "num_empty": num_empty, "weight_bytes": 1000, "index_bytes": 10, "error_ratio": 0.1,
-        "prepare_ms": 1.0, "time_ms": float(np.median(ours)), "baseline_ms": float(np.median(baseline)),
-        "samples_ms": ours.tolist(), "baseline_samples_ms": baseline.tolist(), "launches_per_sample": 10,
-        "noisy": cell.block_size == 8, "timer": "perf_counter",
-    }  # fmt: skip
-    return row(cell, **(measured | values))
-
-
-def norm_map(cell: TrainCell, epoch: int, sparsity: float) -> list[dict[str, Any]]:
-    """Block norms of two layers' weight_hh, the smallest share `sparsity` of them zero."""
-    rng = np.random.default_rng(cell.seed + epoch)
-    maps = []
-    for layer in range(2):
-        grid = (4 * cell.hidden_size // cell.block_size, cell.hidden_size // cell.block_size)
-        norms = rng.gamma(4.0, 0.25, grid).astype(np.float32).ravel()
-        norms[np.argsort(norms)[: int(sparsity * norms.size + 0.5)]] = 0.0
-        entry = {"weight": f"weight_hh_l{layer}", "grid_rows": grid[0], "grid_cols": grid[1], "norms": norms.tolist()}
-        maps.append(entry)
-    return maps
-
-
-def train_rows(cell: TrainCell, penalty: float) -> list[dict[str, Any]]:
-    """One run: perplexity falls with the epochs and rises with the sparsity."""
-    rows = []
-    for epoch in range(cell.epochs + 1):
-        reached = 1.0 if cell.schedule == "pre" else min(epoch / (0.8 * cell.epochs), 1.0)
-        sparsity = cell.target_sparsity * reached
-        ppl = 300 * penalty * math.exp(-0.3 * epoch) * (1 + sparsity / 2) + 100 * penalty + 1.5 * cell.seed
-        values: dict[str, Any] = {
-            "epoch": epoch, "step": 100 * epoch, "sparsity": sparsity, "zero_block_share": sparsity,
-            "vocabulary": 5000, "corpus_sha256": "c" * 16, "parameters": 500_000, "prunable_parameters": 200_000,
-        }  # fmt: skip
-        if epoch:
-            values |= {
-                "train_ppl": ppl * 0.9, "val_ppl": ppl * 1.02, "test_ppl": ppl, "scheduled_sparsity": sparsity,
-                "mean_sparsity": sparsity * 0.9, "lasso_penalty": 0.1, "train_tokens_seen": 1000,
-                "eval_tokens_seen": 500, "train_seconds": 10.0 * penalty, "eval_seconds": 1.0,
-            }  # fmt: skip
-        if epoch in (0, cell.epochs // 2, cell.epochs):
-            values["block_norms"] = norm_map(cell, epoch, sparsity)
-        rows.append(row(cell, **values))
-    return rows
-
-
-def gemm_frame(backends: tuple[str, ...] = ("native", "torch_bsr", "scipy_bsr"), **settings: Any) -> pd.DataFrame:
-    """Three backends, four block sizes, four sparsities on one shape; scipy_bsr is supported nowhere."""
-    rows = []
-    for backend in backends:
-        for block_size in (8, 16, 32, 64):
-            for sparsity in (0.5, 0.8, 0.9, 0.95):
-                cell = GemmCell(
-                    **({"backend": backend, "block_size": block_size, "target_sparsity": sparsity} | settings)
-                )
-                if backend == "scipy_bsr":
-                    rows.append(row(cell, "unsupported", "scipy multiplies in one thread only; asked for 2"))
-                else:
-                    rows.append(gemm_row(cell, overhead=0.1 if backend == "native" else 0.9))
-    return pd.DataFrame(rows)
-
-
-def train_frame(seeds: int = 3, variants: tuple[str, ...] = tuple(FOUR), **settings: Any) -> pd.DataFrame:
-    """The four variants at three block sizes and three sparsities, the last one diverged in one block size."""
-    rows: list[dict[str, Any]] = []
-    for seed in range(seeds):
-        for variant in variants:
-            for block_size in (8, 16, 32) if variant != "dense" else (16,):
-                for target in (0.5, 0.8, 0.9) if variant in ("gradual", "pre") else (0.0,):
-                    choice = {"seed": seed, "block_size": block_size, "target_sparsity": target, "epochs": 6}
-                    cell = TrainCell(**(choice | FOUR[variant] | settings))
-                    rows += train_rows(cell, PENALTY[variant] * (1 + target**4 + block_size / 500))
-    bad = TrainCell(seed=9, learning_rate=5.0, epochs=6)
-    rows.append(row(bad, "diverged", "loss became NaN in epoch 1, step 12"))
-    return pd.DataFrame(rows)
-
-
-def write(folder: Path, table: str, frame: pd.DataFrame) -> Path:
-    """Store a table as the suite does: columns typed by the schema, a sha256sum beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fields = {column.name: column.type for column in schema.columns(table)}
-    assert set(frame.columns) == set(fields) | set(KINDS[table].model_fields)
-    rows = [{name: _plain(value) for name, value in record.items()} for record in frame.to_dict("records")]
-    typed = pa.Table.from_pylist(rows)
-    names = [pa.field(field.name, fields.get(field.name, field.type)) for field in typed.schema]
-    path = folder / f"{table}.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(names)), path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
-    return path
-
-
-def _plain(value: Any) -> Any:
-    """A DataFrame's NaN back to a null, and a whole float to an int where pandas had to widen (pyarrow casts back)."""
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @pytest.fixture
@@ -158,7 +25,7 @@ def sweep(tmp_path: Path) -> Callable[..., Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for table, frame in tables.items():
             if frame is not None:
-                write(folder, table, frame)
+                made.write(folder, table, frame)
         return folder
 
     return build

@@ -1,0 +1,128 @@
+"""The parquet wall: what is damaged is refused in one line, and what cannot be compared is not mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import made
+import pandas as pd
+import pytest
+
+from analysis import compare
+from analysis.load import find_folder, load, one_of, reference_folder, split, tables_in
+from analysis.variants import runs
+from bench.cells import TrainCell
+
+Sweep = Callable[..., Path]
+UNLIKE_PRODUCTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # column -> (settings, measured values)
+    "device_name": ({}, {"device_name": "Other CPU"}),
+    "device": ({"device": "cuda"}, {}),
+    "threads": ({"threads": 2}, {}),
+    "timer": ({}, {"timer": "cuda_event"}),
+    "dtype": ({"dtype": "float64"}, {}),
+    "cache": ({"cache": "cold"}, {}),
+    "baseline": ({"baseline": "torch_bsr"}, {}),
+    "schema_version": ({}, {"schema_version": 2}),
+}
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(ValueError) as caught:
+        call()
+    words = str(caught.value)
+    assert "\n" not in words
+    return words
+
+
+def test_a_stored_table_comes_back(sweep: Sweep) -> None:
+    frame = made.gemm_frame()
+    folder = sweep(gemm=frame)
+    found = load(folder, "gemm")
+    assert tables_in(folder) == ["gemm"]
+    assert found["cell_id"].tolist() == frame["cell_id"].tolist()
+    assert found["samples_ms"].iloc[0].tolist() == frame["samples_ms"].iloc[0]
+    assert set(found["status"]) == {"ok", "unsupported"}
+
+
+def test_one_flipped_bit_is_refused(sweep: Sweep) -> None:
+    path = sweep(gemm=made.gemm_frame(backends=("native",))) / "gemm.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    words = refusal(lambda: load(path.parent, "gemm"))
+    assert "damaged" in words and str(path) in words and "gemm.parquet.sha256" in words
+
+
+@pytest.mark.parametrize("sidecar", [None, "", "0" * 64 + "  gemm.parquet\n"])
+def test_a_missing_empty_or_wrong_checksum_is_refused(sweep: Sweep, sidecar: str | None) -> None:
+    folder = sweep(gemm=made.gemm_frame(backends=("native",)))
+    path = folder / "gemm.parquet.sha256"
+    path.unlink()
+    if sidecar is not None:
+        path.write_text(sidecar)
+    words = refusal(lambda: load(folder, "gemm"))
+    assert "gemm.parquet.sha256" in words
+    assert ("missing" if sidecar is None else "damaged") in words
+
+
+def test_a_missing_table_and_another_schema_are_refused(sweep: Sweep) -> None:
+    folder = sweep(gemm=made.gemm_frame(backends=("native",)).assign(schema_version=2))
+    assert "train.parquet: missing" in refusal(lambda: load(folder, "train"))
+    assert "schema [2]" in refusal(lambda: load(folder, "gemm"))
+
+
+def test_a_folder_is_found_by_path_name_or_sweep_file(sweep: Sweep, tmp_path: Path) -> None:
+    folder = sweep(gemm=made.gemm_frame(backends=("native",)))
+    for name in (str(folder), "smoke", "bench/sweeps/smoke.toml"):
+        assert find_folder(name, tmp_path / "results") == folder
+    (tmp_path / "results" / "nothing").mkdir()
+    assert "known: smoke" in refusal(lambda: find_folder("nothing", tmp_path / "results"))
+    assert "known: none yet" in refusal(lambda: find_folder("smoke", tmp_path))
+
+
+def test_notebooks_read_the_folder_they_are_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BENCH_RESULTS", str(tmp_path))
+    assert reference_folder() == tmp_path
+    monkeypatch.delenv("BENCH_RESULTS")
+    assert reference_folder().parts[-2:] == ("results", "reference")
+
+
+@pytest.mark.parametrize("column", UNLIKE_PRODUCTS)
+def test_unlike_products_are_not_mixed_unless_the_column_is_named(column: str) -> None:
+    settings, values = UNLIKE_PRODUCTS[column]
+    frame = pd.DataFrame([made.ratio_row([2.0]), made.ratio_row([8.0], settings={"seed": 1} | settings, **values)])
+    words = refusal(lambda: compare.gemm_points(frame))
+    assert f"mix {column} (" in words and f"name {column!r}" in words
+    compare.gemm_points(frame, over=column)
+    one_of(frame, [column], over=column)
+    other = "cache" if column != "cache" else "dtype"
+    assert f"mix {column} (" in refusal(lambda: compare.gemm_points(frame, over=other))
+
+
+@pytest.mark.parametrize("column", ["threads", "dataset", "train_tokens", "eval_tokens", "device_name", "corpus_sha256"])
+def test_unlike_runs_are_not_mixed_unless_the_column_is_named(column: str) -> None:
+    values = {"threads": 2, "dataset": "wikitext2", "train_tokens": 10, "eval_tokens": 10}
+    first, second = made.run_rows(TrainCell(), 100.0, [0.0]), made.run_rows(TrainCell(seed=1), 100.0, [0.0])
+    frame = pd.DataFrame([*first, *({**row, column: values.get(column, "other")} for row in second)])
+    assert f"mix {column} (" in refusal(lambda: runs(frame))
+    assert len(runs(frame, over=column)) == 2
+
+
+def test_a_null_is_no_value_of_its_own() -> None:
+    one_of(pd.DataFrame({"timer": ["perf_counter", None]}), ["timer", "absent"])
+
+
+def test_parts_are_labelled_by_what_differs_only() -> None:
+    frame = pd.concat([made.gemm_frame(), made.gemm_frame(cache="cold")], ignore_index=True)
+    parts = dict(split(frame, "gemm"))
+    assert list(parts) == ["cache cold", "cache hot"]
+    assert {len(part) for part in parts.values()} == {len(frame) // 2}
+
+
+def test_a_failed_cell_without_a_timer_stays_with_the_others() -> None:
+    frame = made.gemm_frame()
+    assert frame["timer"].isna().any()
+    [(label, part)] = split(frame, "gemm")
+    assert label == "" and len(part) == len(frame)
