@@ -94,7 +94,7 @@ def _speedup_panel(ax: Axes, points: pd.DataFrame, span: tuple[float, float], li
         crossings.append(f"{block_size}: {found}")
         if found.sparsity is not None:
             ax.plot(found.sparsity, 1.0, "*", color=colour, markersize=12, markeredgecolor="white", zorder=5)
-    ax.set_title(points["backend"].iloc[0] + "\n", fontweight="bold")
+    ax.set_title(points["backend"].iloc[0], fontweight="bold", pad=30)
     words = f"break-even ρ by block size\n{' · '.join(crossings)}"
     ax.text(0.5, 1.01, words, transform=ax.transAxes, ha="center", va="bottom", fontsize=8.5, color=style.GREY)
 

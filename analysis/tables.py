@@ -57,7 +57,7 @@ def main_table(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> pd.Data
         prunes = row["target_sparsity"] > 0.0
         texts = [
             row["variant"],
-            NOTHING if row["block_size"] is pd.NA else str(row["block_size"]),
+            NOTHING if pd.isna(row["block_size"]) else str(row["block_size"]),
             f"{row['target_sparsity']:g}" if prunes else NOTHING,
             f"{row['stored_sparsity']:.3f}",
             *(plus_minus(row[name]) for name in PPL),
@@ -107,7 +107,7 @@ def slides_table(train: pd.DataFrame | None, gemm: pd.DataFrame | None = None) -
 
 def _name(row: dict[str, Any]) -> str:
     """'block lasso + gradual (cubic), block 16'."""
-    return str(row["variant"]) if row["block_size"] is pd.NA else f"{row['variant']}, block {row['block_size']}"
+    return str(row["variant"]) if pd.isna(row["block_size"]) else f"{row['variant']}, block {row['block_size']}"
 
 
 def breakeven_table(gemm: pd.DataFrame | None) -> pd.DataFrame:

@@ -115,7 +115,7 @@ def runs(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
     final["predicted_training"] = [
         theory.training_speedup(len(sparsities[cell_id]), sparsities[cell_id]) for cell_id in final["cell_id"]
     ]
-    final["train_seconds_total"] = final["cell_id"].map(epochs["train_seconds"].sum())
+    final["train_seconds_total"] = final["cell_id"].map(epochs["train_seconds"].sum()).astype(float)
     return _against_dense(final)
 
 

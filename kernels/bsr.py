@@ -24,6 +24,17 @@ class TransposedIndex(NamedTuple):
     positions: Tensor
 
 
+class BSRIndex(NamedTuple):
+    """Where the blocks lie, by block row (`rows` beside `indices`) and by block column (a `TransposedIndex`). All int32."""
+
+    indptr: Tensor
+    indices: Tensor
+    rows: Tensor
+    column_indptr: Tensor
+    column_rows: Tensor
+    positions: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class BSRMatrix:
     """Kept blocks of a matrix, block row by block row, columns ascending.
@@ -89,6 +100,17 @@ class BSRMatrix:
         """Block row of each block: int32[nnzb]."""
         rows = torch.arange(self.grid[0], dtype=torch.int32, device=self.indptr.device)
         return rows.repeat_interleave(self.indptr.diff(), output_size=self.nnzb)
+
+    @cached_property
+    def index(self) -> BSRIndex:
+        """Everything products need to know of the pattern."""
+        return BSRIndex(self.indptr, self.indices, self.row_indices, *self.transposed_index)
+
+    def with_data(self, data: Tensor) -> BSRMatrix:
+        """The same pattern with other values, sharing what was derived from the pattern. data: [nnzb, b, b]."""
+        other = BSRMatrix(data, self.indices, self.indptr, self.shape)
+        other.__dict__.update(row_indices=self.row_indices, transposed_index=self.transposed_index, index=self.index)
+        return other
 
     @property
     def mask(self) -> BlockMask:

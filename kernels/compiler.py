@@ -1,6 +1,6 @@
 """C++ compiled once at first use into a cache folder of the user, and loaded with ctypes.
 
-A library's name is the hash of its source, flags, compiler version and CPU model, so that a changed source, a new
+A library's name is the hash of its source and headers, flags, compiler version and CPU model, so that a changed source, a new
 compiler or a home folder shared between machines never finds a wrong one. It is compiled under a name of its own and
 then renamed, so that two processes may compile at once.
 """
@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -102,11 +103,22 @@ def _run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
+def source_text(source: Path) -> str:
+    """The source and, after it, the headers of its folder that it includes, each once."""
+    texts, waiting = {}, [source]
+    while waiting:
+        path = waiting.pop()
+        if path not in texts:
+            texts[path] = path.read_text(encoding="utf-8")
+            waiting += [path.parent / name for name in re.findall(r'^#include "(.+)"', texts[path], re.MULTILINE)]
+    return "\n".join(texts.values())
+
+
 def _build(command: list[str], source: Path, defines: tuple[str, ...]) -> Library:
     folder = cache_folder()
     version = _run([*command, "--version"], folder).splitlines()[0]
     arguments = [*flags(command), *(f"-D{define}" for define in defines)]
-    parts = [source.read_text(), *command, *arguments, version, platform.platform(), cpu_model()]
+    parts = [source_text(source), *command, *arguments, version, platform.platform(), cpu_model()]
     name = f"{source.stem}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}"
     path = folder / (name + (".dll" if sys.platform == "win32" else ".so"))
     if path.exists():

@@ -1,7 +1,8 @@
 """Differentiable products with a block-sparse weight, as torch custom operators.
 
-Y = W X (dsd), dX = W^T dY (dsd with block rows and columns exchanged; no value is copied) and dW = dY X^T at the kept
-blocks only (sdd). Plain torch arithmetic: batched products of gathered blocks, added up by block row.
+Y = W X (dsd), dX = W^T dY (dsd with block rows and columns exchanged) and dW = dY X^T at the kept blocks only (sdd). Each
+is the derivative of the others. Two kernels compute them: 'native', our own on the CPU, and 'torch', plain arithmetic
+everywhere: batched products of gathered blocks, added up by block row.
 """
 
 from __future__ import annotations
@@ -11,54 +12,152 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.bsr import BSRMatrix
+from kernels.backends import native_library, native_products
+from kernels.bsr import BSRIndex, BSRMatrix
+
+KERNELS = ("auto", "native", "torch")
 
 
-def _dsd(blocks: Tensor, to_rows: Tensor, from_rows: Tensor, num_block_rows: int, x: Tensor) -> Tensor:
-    """Add blocks[p] @ x[block from_rows[p]] to output block to_rows[p]. blocks: [nnzb, b, b], x: [k, n]."""
-    size, n = blocks.shape[1], x.shape[1]
-    products = torch.bmm(blocks, x.reshape(-1, size, n)[from_rows])
+def kernel_for(kernel: str, dtype: torch.dtype, device: torch.device) -> str:
+    """'native' or 'torch': which one runs when `kernel` is asked for ('auto': native wherever it can).
+
+    ValueError where native is asked for by name and cannot run, saying why.
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"unknown kernel {kernel!r}; accepted: {', '.join(KERNELS)}")
+    reason = native_library.unsupported(dtype, device) if kernel != "torch" else None
+    if reason and kernel == "native":
+        raise ValueError(reason)
+    return "torch" if reason or kernel == "torch" else "native"
+
+
+def _torch_dsd(data: Tensor, to_rows: Tensor, from_rows: Tensor, num_block_rows: int, x: Tensor) -> Tensor:
+    """Add data[p] @ x[block from_rows[p]] to output block to_rows[p]. data: [nnzb, b, b], x: [k, n]."""
+    size, n = data.shape[1], x.shape[1]
+    products = torch.bmm(data, x.reshape(-1, size, n)[from_rows])
     return x.new_zeros(num_block_rows, size, n).index_add(0, to_rows, products).view(num_block_rows * size, n)
 
 
-def _sdd(grad: Tensor, x: Tensor, rows: Tensor, cols: Tensor, size: int) -> Tensor:
+def _torch_sdd(grad: Tensor, x: Tensor, rows: Tensor, cols: Tensor, size: int) -> Tensor:
     """The blocks (rows[p], cols[p]) of grad @ x^T, and no others: [nnzb, b, b]."""
     n = x.shape[1]
     return torch.bmm(grad.reshape(-1, size, n)[rows], x.reshape(-1, size, n)[cols].mT)
 
 
 @torch.library.custom_op("block_sparse_bench::dsd", mutates_args=())
-def dsd(data: Tensor, rows: Tensor, cols: Tensor, num_block_rows: int, x: Tensor) -> Tensor:
-    """Y[m, n] = W X, where W holds block data[p] at block row rows[p] and block column cols[p]. x: [k, n]."""
-    return _dsd(data, rows, cols, num_block_rows, x)
+def dsd(
+    data: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    rows: Tensor,
+    column_indptr: Tensor,
+    column_rows: Tensor,
+    positions: Tensor,
+    x: Tensor,
+    turned: bool,
+    kernel: str,
+) -> Tensor:
+    """Y = W X, or W^T X if `turned`, in the memory order of X. data: [nnzb, b, b]; then a `BSRIndex`."""
+    index = BSRIndex(indptr, indices, rows, column_indptr, column_rows, positions)
+    if kernel == "native":
+        return native_products.dsd(native_products.pack(data, index, x.shape[1], turned), x)
+    to_rows, from_rows = (indices, rows) if turned else (rows, indices)
+    num_block_rows = (column_indptr if turned else indptr).numel() - 1
+    product = _torch_dsd(data.mT if turned else data, to_rows, from_rows, num_block_rows, x)
+    return native_products.empty_like_order(x, product.shape[0]).copy_(product)
 
 
 @dsd.register_fake
-def _(data: Tensor, rows: Tensor, cols: Tensor, num_block_rows: int, x: Tensor) -> Tensor:  # noqa: ARG001
-    return x.new_empty(num_block_rows * data.shape[1], x.shape[1])
+def _(
+    data: Tensor,
+    indptr: Tensor,
+    indices: Tensor,  # noqa: ARG001
+    rows: Tensor,  # noqa: ARG001
+    column_indptr: Tensor,
+    column_rows: Tensor,  # noqa: ARG001
+    positions: Tensor,  # noqa: ARG001
+    x: Tensor,
+    turned: bool,
+    kernel: str,  # noqa: ARG001
+) -> Tensor:
+    return native_products.empty_like_order(x, ((column_indptr if turned else indptr).shape[0] - 1) * data.shape[1])
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    data, rows, cols, _, x = inputs
-    ctx.save_for_backward(data, rows, cols, x)
+@torch.library.custom_op("block_sparse_bench::sdd", mutates_args=())
+def sdd(
+    grad: Tensor,
+    x: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    rows: Tensor,
+    column_indptr: Tensor,
+    column_rows: Tensor,
+    positions: Tensor,
+    kernel: str,
+) -> Tensor:
+    """The kept blocks of grad @ x^T: [nnzb, b, b]. grad: [m, n], x: [k, n]; then a `BSRIndex`."""
+    size = grad.shape[0] // (indptr.numel() - 1)
+    if kernel == "native":
+        index = BSRIndex(indptr, indices, rows, column_indptr, column_rows, positions)
+        return native_products.sdd(grad, x, index, size)
+    return _torch_sdd(grad, x, rows, indices, size)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, Tensor | None]:
-    data, rows, cols, x = ctx.saved_tensors
-    size = data.shape[1]
-    grad_data = _sdd(grad, x, rows, cols, size) if ctx.needs_input_grad[0] else None
-    grad_x = _dsd(data.mT, cols, rows, x.shape[0] // size, grad) if ctx.needs_input_grad[4] else None
-    return grad_data, None, None, None, grad_x
+@sdd.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    rows: Tensor,  # noqa: ARG001
+    column_indptr: Tensor,  # noqa: ARG001
+    column_rows: Tensor,  # noqa: ARG001
+    positions: Tensor,  # noqa: ARG001
+    kernel: str,  # noqa: ARG001
+) -> Tensor:
+    size = grad.shape[0] // (indptr.shape[0] - 1)
+    return x.new_empty(indices.shape[0], size, size)
 
 
-dsd.register_autograd(_backward, setup_context=_save)
+def _save_dsd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[:8])
+    ctx.turned, ctx.kernel = inputs[8:]
 
 
-def block_sparse_matmul(weight: BSRMatrix, x: Tensor) -> Tensor:
-    """Y[m, n] = W[m, k] @ X[k, n]; differentiable in `weight.data` and `x`, so no gradient exists at empty blocks."""
+def _dsd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    data, *index, x = ctx.saved_tensors
+    left, right = (x, grad) if ctx.turned else (grad, x)
+    grad_data = sdd(left, right, *index, ctx.kernel) if ctx.needs_input_grad[0] else None
+    grad_x = dsd(data, *index, grad, not ctx.turned, ctx.kernel) if ctx.needs_input_grad[7] else None
+    return grad_data, *[None] * 6, grad_x, None, None
+
+
+def _save_sdd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[:8])
+    ctx.kernel = inputs[8]
+
+
+def _sdd_backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:
+    grad, x, *index = ctx.saved_tensors
+    grad_grad = dsd(grad_data, *index, x, False, ctx.kernel) if ctx.needs_input_grad[0] else None
+    grad_x = dsd(grad_data, *index, grad, True, ctx.kernel) if ctx.needs_input_grad[1] else None
+    return grad_grad, grad_x, *[None] * 7
+
+
+dsd.register_autograd(_dsd_backward, setup_context=_save_dsd)
+sdd.register_autograd(_sdd_backward, setup_context=_save_sdd)
+
+
+def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> Tensor:
+    """Y[m, n] = W[m, k] @ X[k, n]; differentiable in `weight.data` and `x`, so no gradient exists at empty blocks.
+
+    Y has the memory order of X: for activations [n, k], `block_sparse_matmul(weight, activations.T).T` copies nothing
+    and is contiguous. kernel: 'auto', 'native' or 'torch'; `kernel_for` says which one 'auto' is.
+    """
     if x.ndim != 2 or x.shape[0] != weight.shape[1]:
         raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(x.shape)}")
     if x.dtype != weight.data.dtype:
         raise ValueError(f"the weight is {weight.data.dtype} and x is {x.dtype}; they must be of one type")
-    result: Tensor = dsd(weight.data, weight.row_indices, weight.indices, weight.grid[0], x)
+    chosen = kernel_for(kernel, x.dtype, x.device)
+    result: Tensor = dsd(weight.data, *weight.index, x, False, chosen)
     return result

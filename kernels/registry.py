@@ -72,4 +72,6 @@ class Catalogue:
         return iter(self.names())
 
 
-BACKENDS = Catalogue("backend", "kernels.backends", "BACKEND")
+BACKENDS = Catalogue(
+    "backend", "kernels.backends", "BACKEND", helpers=("native_library", "native_lstm", "native_products")
+)

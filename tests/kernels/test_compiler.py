@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from kernels import compiler
-from kernels.backends.native import BACKEND, SOURCE
+from kernels.backends.native import BACKEND
+from kernels.backends.native_library import FOLDER
 from kernels.compiler import CompileError, candidates, compile_library
 from kernels.problem import GemmProblem
 
@@ -76,6 +77,17 @@ def test_compiled_once_and_found_again(fresh: Path, tmp_path: Path, monkeypatch:
 
 
 @needs_compiler
+def test_a_changed_header_is_compiled_again(fresh: Path, tmp_path: Path) -> None:
+    source, header = tmp_path / "tiny.cpp", tmp_path / "tiny.h"
+    source.write_text('#include "tiny.h"\n')
+    for answer in (3, 4):
+        header.write_text(TINY.replace("ANSWER", str(answer)))
+        assert compile_library(source).handle.answer() == answer
+        compiler._compile_once.cache_clear()
+    assert len(libraries(fresh)) == 2
+
+
+@needs_compiler
 def test_a_damaged_library_is_compiled_again(fresh: Path, tmp_path: Path) -> None:
     source = tmp_path / "tiny.cpp"
     source.write_text(TINY)
@@ -125,6 +137,6 @@ def test_unwritable_home_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="the ziglang wheel is not installed")
 def test_the_ziglang_wheel_is_enough(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hide_compilers(monkeypatch, zig=False)
-    library = compile_library(SOURCE, ("SCALAR=float",))
+    library = compile_library(FOLDER / "dsd.cpp", ("SCALAR=float",))
     assert library.handle.panel_rows(8, 0) in (4, 8)
     assert [path for path in fresh.iterdir() if path.name == "zig"]

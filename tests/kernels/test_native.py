@@ -8,10 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from kernels.backends import native
-from kernels.backends.native import BACKEND, pack, split
+from kernels.backends import native_library
+from kernels.backends.native import BACKEND
 from kernels.blockmask import BlockMask
-from kernels.bsr import BSRMatrix
 from kernels.check import check
 from kernels.openmp import torch_pool
 from kernels.problem import GemmProblem
@@ -110,7 +109,7 @@ def test_kernel_names_the_threads_that_ran() -> None:
 
 @needs_compiler
 def test_without_a_pool_it_runs_on_one_thread_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "torch_pool", lambda: None)
+    monkeypatch.setattr(native_library, "torch_pool", lambda: None)
     problem = GemmProblem(64, 64, 20, 16, 0.5)
     with pinned_threads(2):
         launch = BACKEND.prepare(problem)
@@ -120,21 +119,3 @@ def test_without_a_pool_it_runs_on_one_thread_and_says_so(monkeypatch: pytest.Mo
 
 def test_other_types_are_declined_with_a_reason() -> None:
     assert "bfloat16" in str(BACKEND.unsupported(GemmProblem(16, 16, 2, 4, 0.5, dtype="bfloat16")))
-
-
-def test_pack_pads_and_orders_panels() -> None:
-    weight = torch.arange(1.0, 73.0).view(6, 12)
-    bsr = BSRMatrix.from_dense(weight, BlockMask.full(6, 12, 6))
-    packed = pack(bsr, 4)
-    assert packed.shape == (4, 6, 4)  # two panels of two blocks, six columns, four rows
-    assert packed[0, 0].tolist() == weight[:4, 0].tolist()
-    assert packed[1, 0].tolist() == weight[:4, 6].tolist()
-    assert packed[2, 1].tolist() == [*weight[4:, 1].tolist(), 0.0, 0.0]
-
-
-def test_split_balances_uneven_rows() -> None:
-    costs = torch.tensor([1.0] * 8 + [8.0])
-    assert split(costs, 2).tolist() == [0, 7, 9] or split(costs, 2).tolist() == [0, 8, 9]
-    assert split(torch.ones(3), 5).tolist()[0] == 0
-    boundaries = split(torch.ones(3), 5)
-    assert bool((boundaries.diff() >= 0).all()) and boundaries[-1] == 3

@@ -1,13 +1,17 @@
-"""block_sparse_matmul: values, gradients, and no gradient at empty blocks."""
+"""block_sparse_matmul: values, gradients, and no gradient at empty blocks, with either kernel."""
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
 
+from kernels.backends import native_library
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.ops import block_sparse_matmul, dsd
+from kernels.ops import block_sparse_matmul, dsd, kernel_for, sdd
+
+NO_NATIVE = native_library.unsupported(torch.float64, torch.device("cpu"))
+KERNELS = ["torch"] if NO_NATIVE else ["native", "torch"]
 
 
 def operands(kept: torch.Tensor, size: int, n: int, seed: int = 0) -> tuple[BSRMatrix, torch.Tensor]:
@@ -23,15 +27,16 @@ def operands(kept: torch.Tensor, size: int, n: int, seed: int = 0) -> tuple[BSRM
     cols=st.integers(1, 4),
     size=st.sampled_from([1, 2, 4, 5]),
     n=st.integers(1, 5),
+    kernel=st.sampled_from(KERNELS),
     data=st.data(),
 )
-def test_fuzz_against_dense(rows: int, cols: int, size: int, n: int, data: st.DataObject) -> None:
+def test_fuzz_against_dense(rows: int, cols: int, size: int, n: int, kernel: str, data: st.DataObject) -> None:
     picked = data.draw(st.lists(st.booleans(), min_size=rows * cols, max_size=rows * cols))
     bsr, x = operands(torch.tensor(picked).view(rows, cols), size, n)
     leaf = bsr.data.clone().requires_grad_()
     sparse = BSRMatrix(leaf, bsr.indices, bsr.indptr, bsr.shape)
     x.requires_grad_()
-    output = block_sparse_matmul(sparse, x)
+    output = block_sparse_matmul(sparse, x, kernel)
     grad = torch.randn(output.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     got = torch.autograd.grad(output, (leaf, x), grad)
     expected_output = sparse.to_dense() @ x
@@ -41,30 +46,72 @@ def test_fuzz_against_dense(rows: int, cols: int, size: int, n: int, data: st.Da
     torch.testing.assert_close(got[1], expected[1])
 
 
+@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
     "kept", [torch.eye(3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.bool), torch.ones(2, 1, dtype=torch.bool)]
 )
-def test_gradcheck(kept: torch.Tensor) -> None:
+def test_gradcheck(kept: torch.Tensor, kernel: str, by_columns: bool) -> None:
     bsr, x = operands(kept, 2, 3)
-    leaf = bsr.data.clone().requires_grad_()
-    x.requires_grad_()
+    leaf, x = bsr.data.clone().requires_grad_(), (x.T.contiguous() if by_columns else x).requires_grad_()
 
     def product(data: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        return block_sparse_matmul(BSRMatrix(data, bsr.indices, bsr.indptr, bsr.shape), columns)
+        return block_sparse_matmul(bsr.with_data(data), columns.T if by_columns else columns, kernel)
 
     assert torch.autograd.gradcheck(product, (leaf, x))
+    assert torch.autograd.gradgradcheck(product, (leaf, x))
 
 
-def test_the_operator_keeps_torchs_rules() -> None:
+@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_operators_keep_torchs_rules(kernel: str, turned: bool, by_columns: bool) -> None:
     bsr, x = operands(torch.eye(2, 3, dtype=torch.bool), 2, 3)
-    arguments = (bsr.data.requires_grad_(), bsr.row_indices, bsr.indices, bsr.grid[0], x.requires_grad_())
-    torch.library.opcheck(dsd, arguments)
+    grad = torch.randn(4, 3, dtype=torch.float64)
+    if by_columns:
+        x, grad = x.T.contiguous().T, grad.T.contiguous().T
+    leaf = bsr.data.requires_grad_()
+    torch.library.opcheck(dsd, (leaf, *bsr.index, (grad if turned else x).requires_grad_(), turned, kernel))
+    torch.library.opcheck(sdd, (grad.requires_grad_(), x.requires_grad_(), *bsr.index, kernel))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_output_has_the_memory_order_of_the_input(kernel: str) -> None:
+    bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    assert block_sparse_matmul(bsr, x, kernel).is_contiguous()
+    assert block_sparse_matmul(bsr, x.T.contiguous().T, kernel).T.is_contiguous()
+
+
+def test_which_kernel_runs_can_be_asked_and_demanded() -> None:
+    cpu = torch.device("cpu")
+    assert kernel_for("auto", torch.float64, cpu) == KERNELS[0]
+    assert kernel_for("torch", torch.float64, cpu) == "torch"
+    assert kernel_for("auto", torch.bfloat16, cpu) == "torch"
+    with pytest.raises(ValueError, match="no bfloat16 kernel"):
+        kernel_for("native", torch.bfloat16, cpu)
+    with pytest.raises(ValueError, match="unknown kernel 'fast'; accepted: auto, native, torch"):
+        kernel_for("fast", torch.float32, cpu)
+
+
+def test_without_a_compiler_torch_runs_and_native_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_library, "unsupported", lambda *_: "no C++ compiler found")
+    bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    torch.testing.assert_close(block_sparse_matmul(bsr, x), bsr.to_dense() @ x)
+    with pytest.raises(ValueError, match="no C"):
+        block_sparse_matmul(bsr, x, "native")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_runs_on_torch(dtype: torch.dtype) -> None:
+    bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    output = block_sparse_matmul(bsr.with_data(bsr.data.to(dtype)), x.to(dtype))
+    torch.testing.assert_close(output.double(), bsr.to_dense() @ x, rtol=0.1, atol=0.1)
 
 
 def test_strided_operands() -> None:
     bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
-    turned = x.T.contiguous().T
-    torch.testing.assert_close(block_sparse_matmul(bsr, turned), bsr.to_dense() @ x)
+    for strided in (x.T.contiguous().T, x.repeat(1, 2)[:, ::2], x[:, :1].expand(-1, 5)):
+        torch.testing.assert_close(block_sparse_matmul(bsr, strided), bsr.to_dense() @ strided)
 
 
 def test_operands_that_do_not_fit_are_refused() -> None:
@@ -73,3 +120,9 @@ def test_operands_that_do_not_fit_are_refused() -> None:
         block_sparse_matmul(bsr, x[:8])
     with pytest.raises(ValueError, match="one type"):
         block_sparse_matmul(bsr, x.float())
+
+
+def test_with_data_shares_what_the_pattern_tells() -> None:
+    bsr, _ = operands(torch.eye(2, 3, dtype=torch.bool), 4, 5)
+    other = bsr.with_data(2 * bsr.data)
+    assert other.index is bsr.index and torch.equal(other.to_dense(), 2 * bsr.to_dense())

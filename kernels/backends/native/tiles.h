@@ -1,0 +1,156 @@
+// Register tiles that multiply a packed block-sparse matrix with columns.
+//
+// The rows of a block are cut into panels of P rows; a panel's values are stored column by column, P of them side by
+// side, one panel of a whole block row after the other. Two register tiles multiply a panel with a tile of columns:
+//   tall: R vectors of rows times C single columns;
+//   wide: P single rows times V vectors of columns, the last one stepped back so that it ends with the last column.
+// Each multiplies every broadcast element by at least two vectors where it can: with 512-bit vectors a core loads one
+// broadcast a cycle, but multiplies two vectors.
+#pragma once
+#include "vectors.h"
+
+struct Matrix {  // mirrored by native_library.py
+    const Scalar *values;
+    const int32_t *indices, *indptr;
+    int64_t block_size, grid_rows;
+    int64_t panel_rows;    // P
+    int64_t tall_vectors;  // R, or 0 for wide tiles
+};
+
+namespace {
+
+constexpr int broadcasts_a_cycle = vector_bytes == 64 ? 1 : 2;
+// Sums that fit in the registers beside the values and columns they are made of.
+constexpr int tall_columns(int vectors) { return (registers - vectors - 1) / vectors < 28 ? (registers - vectors - 1) / vectors : 28; }
+constexpr int wide_vectors(int rows) { return (registers - 4) / rows < 6 ? (registers - 4) / rows : 6; }
+
+struct Columns {  // element (k, column) of the right factor is x[k * stride + column]
+    const Scalar *x;
+    int64_t stride, count;
+};
+
+struct Output {  // element (row, column) is y[row * down + column * along]; one of the two is 1
+    Scalar *y;
+    int64_t down, along;
+};
+
+struct Tile {  // one panel times some columns
+    const Scalar *values;
+    const int32_t *first, *last;  // block columns of the kept blocks
+    const Scalar *x;
+    int64_t stride;
+    Output to;
+    int64_t block_size, rows;  // rows <= P: the last panel of a block may be padded
+};
+
+template <int N, int R, int C> void tall_tile(const Tile &tile) {
+    constexpr int chains = R * C <= 2 ? 4 : R * C <= 5 ? 2 : 1;  // independent sums, to hide the latency of an addition
+    Vector<N> sums[chains][R][C] = {};
+    const Scalar *values = tile.values;
+    for (const int32_t *block = tile.first; block != tile.last; ++block) {
+        const Scalar *x = tile.x + *block * tile.block_size * tile.stride;
+        int64_t column = 0;
+        for (; column + chains <= tile.block_size; column += chains)
+            UNROLL for (int chain = 0; chain < chains; ++chain, x += tile.stride, values += R * N)
+                UNROLL for (int c = 0; c < C; ++c)
+                    UNROLL for (int r = 0; r < R; ++r) sums[chain][r][c] += load<N>(values + r * N) * x[c];
+        for (; column < tile.block_size; ++column, x += tile.stride, values += R * N)
+            UNROLL for (int c = 0; c < C; ++c)
+                UNROLL for (int r = 0; r < R; ++r) sums[0][r][c] += load<N>(values + r * N) * x[c];
+    }
+    UNROLL for (int chain = 1; chain < chains; ++chain)
+        UNROLL for (int c = 0; c < C; ++c)
+            UNROLL for (int r = 0; r < R; ++r) sums[0][r][c] += sums[chain][r][c];
+    const Output &to = tile.to;
+    if (to.down == 1 && tile.rows == R * N) {
+        UNROLL for (int c = 0; c < C; ++c)
+            UNROLL for (int r = 0; r < R; ++r) store<N>(to.y + c * to.along + r * N, sums[0][r][c]);
+        return;
+    }
+    Scalar turned[C][R * N];
+    UNROLL for (int c = 0; c < C; ++c)
+        UNROLL for (int r = 0; r < R; ++r) store<N>(turned[c] + r * N, sums[0][r][c]);
+    for (int64_t r = 0; r < tile.rows; ++r)
+        for (int c = 0; c < C; ++c) to.y[r * to.down + c * to.along] = turned[c][r];
+}
+
+template <int P, int V> void wide_tile(const Tile &tile, int64_t last) {
+    Vector<lanes> sums[P][V] = {};
+    const Scalar *values = tile.values;
+    for (const int32_t *block = tile.first; block != tile.last; ++block) {
+        const Scalar *x = tile.x + *block * tile.block_size * tile.stride;
+        for (int64_t column = 0; column < tile.block_size; ++column, x += tile.stride, values += P) {
+            Vector<lanes> columns[V];
+            UNROLL for (int v = 0; v < V; ++v) columns[v] = load<lanes>(x + (v < V - 1 ? v * lanes : last));
+            UNROLL for (int r = 0; r < P; ++r)
+                UNROLL for (int v = 0; v < V; ++v) sums[r][v] += columns[v] * values[r];
+        }
+    }
+    const Output &to = tile.to;
+    if (to.along == 1) {
+        UNROLL for (int r = 0; r < P; ++r)
+            if (r < tile.rows)
+                UNROLL for (int v = 0; v < V; ++v)
+                    store<lanes>(to.y + r * to.down + (v < V - 1 ? v * lanes : last), sums[r][v]);
+        return;
+    }
+    UNROLL for (int v = 0; v < V; ++v) {
+        Scalar turned[P][lanes];
+        UNROLL for (int r = 0; r < P; ++r) store<lanes>(turned[r], sums[r][v]);
+        turn(turned[0], lanes, tile.rows, lanes, to.y + (v < V - 1 ? v * lanes : last) * to.along, to.along);
+    }
+}
+
+// The tile of `columns` <= C columns, or `vectors` <= V vectors, as a compile-time constant.
+template <int N, int R, int C> void run_tall(int64_t columns, const Tile &tile) {
+    if constexpr (C > 1)
+        if (columns < C) return run_tall<N, R, C - 1>(columns, tile);
+    tall_tile<N, R, C>(tile);
+}
+
+template <int P, int V> void run_wide(int64_t vectors, const Tile &tile, int64_t last) {
+    if constexpr (V > 1)
+        if (vectors < V) return run_wide<P, V - 1>(vectors, tile, last);
+    wide_tile<P, V>(tile, last);
+}
+
+template <int R> void tall_panel(Tile tile, int64_t columns) {
+    constexpr int most = tall_columns(R);
+    for (int64_t tiles = divide_up(columns, most); tiles > 0; --tiles) {
+        const int64_t width = columns / tiles;
+        run_tall<lanes, R, most>(width, tile);
+        tile.x += width, tile.to.y += width * tile.to.along, columns -= width;
+    }
+}
+
+template <int P> void wide_panel(Tile tile, int64_t columns) {
+    if (columns < lanes) return run_tall<P, 1, lanes - 1>(columns, tile);
+    constexpr int most = wide_vectors(P);
+    int64_t vectors = divide_up(columns, lanes);
+    for (int64_t tiles = divide_up(vectors, most); tiles > 0; --tiles) {
+        const int64_t width = vectors / tiles;
+        const int64_t last = width * lanes < columns ? (width - 1) * lanes : columns - lanes;
+        run_wide<P, most>(width, tile, last);
+        tile.x += width * lanes, tile.to.y += width * lanes * tile.to.along;
+        columns -= width * lanes, vectors -= width;
+    }
+}
+
+inline int64_t panels_of(const Matrix &matrix) { return divide_up(matrix.block_size, matrix.panel_rows); }
+
+// Rows of panel `panel` of block row `row`, times `columns`, into `to` (which begins with the panel's first row).
+inline void multiply(const Matrix &matrix, int64_t row, int64_t panel, const Columns &columns, const Output &to) {
+    const int64_t begin = matrix.indptr[row], count = matrix.indptr[row + 1] - begin, size = matrix.block_size;
+    Tile tile;
+    tile.values = matrix.values + (begin * panels_of(matrix) + panel * count) * size * matrix.panel_rows;
+    tile.first = matrix.indices + begin, tile.last = tile.first + count;
+    tile.x = columns.x, tile.stride = columns.stride, tile.to = to, tile.block_size = size;
+    tile.rows = smaller(size - panel * matrix.panel_rows, matrix.panel_rows);
+    if (matrix.tall_vectors == 2) return tall_panel<2>(tile, columns.count);
+    if (matrix.tall_vectors == 1) return tall_panel<1>(tile, columns.count);
+    if constexpr (registers > 16)
+        if (matrix.panel_rows == 8) return wide_panel<8>(tile, columns.count);
+    wide_panel<4>(tile, columns.count);
+}
+
+}  // namespace

@@ -1,0 +1,103 @@
+"""What all our CPU kernels share: compiled libraries, the structures of their arguments, and the thread pool."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernels.compiler import CompileError, Library, compile_library
+from kernels.openmp import torch_pool
+
+FOLDER = Path(__file__).parent / "native"
+SCALARS = {torch.float32: "float", torch.float64: "double"}
+MOST_THREADS = 128  # of pool.h
+
+empty: Callable[..., Tensor] = torch.empty  # every buffer that a kernel writes comes from here; tests put guards around
+
+
+def structure(name: str, pointers: str, sizes: str = "", **parts: type[ctypes.Structure]) -> type[ctypes.Structure]:
+    """A C structure: a matrix if there is one, pointers, int64 sizes, then the other structures inside it."""
+    first = {part: kind for part, kind in parts.items() if part == "matrix"}
+    fields: list[tuple[str, type]] = [
+        *first.items(),
+        *((pointer, ctypes.c_void_p) for pointer in pointers.split()),
+        *((size, ctypes.c_int64) for size in sizes.split()),
+        *((part, kind) for part, kind in parts.items() if part not in first),
+    ]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+class Pool(ctypes.Structure):
+    """Torch's threads; mirrors `struct Pool` in pool.h."""
+
+    _fields_ = (("threads", ctypes.c_int64), ("parallel", ctypes.c_void_p), ("thread_number", ctypes.c_void_p))
+
+
+class Matrix(ctypes.Structure):
+    """A packed matrix; mirrors `struct Matrix` in tiles.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("values", "indices", "indptr")),
+        *((name, ctypes.c_int64) for name in ("block_size", "grid_rows", "panel_rows", "tall_vectors")),
+    )
+
+
+def threads_now() -> int:
+    """How many threads a kernel runs on: torch's number, or 1 where its pool was not found."""
+    return min(torch.get_num_threads(), MOST_THREADS) if torch_pool() else 1
+
+
+def pool_now() -> Pool:
+    """Torch's pool with the number of threads it has now."""
+    pool = torch_pool()
+    return Pool(threads_now(), pool.parallel, pool.thread_number) if pool else Pool(1, None, None)
+
+
+def library(source: str, dtype: torch.dtype) -> Library:
+    """native/`source`.cpp compiled for `dtype`; CompileError where it cannot be had."""
+    return compile_library(FOLDER / f"{source}.cpp", (f"SCALAR={SCALARS[dtype]}",))
+
+
+@functools.cache
+def entry(source: str, dtype: torch.dtype, name: str, *sizes: str) -> Callable[..., int]:
+    """A function of a library: of one structure, or of int64 `sizes` with an int64 answer."""
+    function = getattr(library(source, dtype).handle, name)
+    function.restype = ctypes.c_int64 if sizes else None
+    function.argtypes = (ctypes.c_int64,) * len(sizes) if sizes else (ctypes.c_void_p,)
+    found: Callable[..., int] = function
+    return found
+
+
+def launch(source: str, dtype: torch.dtype, name: str, arguments: ctypes.Structure) -> None:
+    """Call `name` of native/`source`.cpp with `arguments`."""
+    entry(source, dtype, name)(ctypes.byref(arguments))
+
+
+def unsupported(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the CPU kernels cannot run, or None. Compiles dsd at the first call."""
+    if device.type != "cpu":
+        return "native runs on the CPU only"
+    if dtype not in SCALARS:
+        wanted = " and ".join(str(scalar).removeprefix("torch.") for scalar in SCALARS)
+        return f"native has no {str(dtype).removeprefix('torch.')} kernel, only {wanted}"
+    try:
+        library("dsd", dtype)
+    except CompileError as error:
+        return str(error)
+    return None
+
+
+def describe(compiled: Library) -> str:
+    """'native avx512, g++ 12.2.0, 2 threads'."""
+    compiled.handle.isa.restype = ctypes.c_char_p
+    isa = compiled.handle.isa().decode()
+    version = re.search(r"\d+\.\d+(\.\d+)?", compiled.compiler)
+    compiler = f"{compiled.compiler.split()[0]} {version.group() if version else ''}".strip()
+    pool = "1 thread" if threads_now() == 1 else f"{threads_now()} threads"
+    return f"native {isa}, {compiler}, {pool}" + ("" if torch_pool() else " (torch's OpenMP pool was not found)")

@@ -1,0 +1,90 @@
+"""Every figure can be read: no text is cut off at the figure's edge, and no text covers another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+
+import pytest
+from made import gemm_frame, train_frame
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from analysis import compare, figures, study, theory_figures, training_figures
+
+SLACK = 2.0  # pixels
+
+
+def undrawn_ticks(figure: Figure) -> set[Text]:
+    """Tick labels beyond the ends of their axis: they exist, but are not drawn."""
+    hidden: set[Text] = set()
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+            if not low - 1e-9 <= tick.get_loc() <= high + 1e-9:
+                hidden |= {tick.label1, tick.label2}
+    return hidden
+
+
+def faults(figure: Figure) -> list[str]:
+    """One line for every text that is cut off or covers another."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    hidden, boxes = undrawn_ticks(figure), []
+    for text in figure.findobj(Text):
+        words = text.get_text().strip()
+        if words and text.get_visible() and text not in hidden:
+            boxes.append((words, text.get_window_extent(canvas.get_renderer())))
+    found = [
+        f"cut off: {words!r}"
+        for words, box in boxes
+        if min(box.x0, box.y0) < -SLACK or box.x1 > figure.bbox.width + SLACK or box.y1 > figure.bbox.height + SLACK
+    ]
+    for (words, one), (others, other) in combinations(boxes, 2):
+        across = min(one.x1, other.x1) - max(one.x0, other.x0)
+        down = min(one.y1, other.y1) - max(one.y0, other.y0)
+        if across > SLACK and down > SLACK:
+            found.append(f"{words!r} covers {others!r}")
+    return found
+
+
+def one_shape(**settings: object) -> object:
+    frame = gemm_frame(**settings)
+    return study.shapes(frame)[0][1]
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "speedup": lambda: figures.speedup_figure(one_shape()),
+    "efficiency": lambda: figures.efficiency_figure(one_shape()),
+    "roofline": lambda: theory_figures.roofline_figure(one_shape()),
+    "storage": lambda: theory_figures.storage_figure(1024, 256),
+    "perplexity": lambda: training_figures.perplexity_figure(train_frame()),
+    "curves": lambda: training_figures.curves_figure(train_frame()),
+    "norm maps": lambda: training_figures.norm_maps_figure(train_frame()),
+    "integral": lambda: training_figures.integral_figure(train_frame()),
+    "amdahl": lambda: theory_figures.amdahl_figure(train_frame()),
+    "tradeoff": lambda: figures.tradeoff_figure(train_frame(), gemm_frame()),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_is_cut_off_or_covered(name: str) -> None:
+    assert faults(FIGURES[name]()) == []
+
+
+def test_failures_in_the_margin_do_not_cover_the_legend() -> None:
+    frame = gemm_frame()
+    native = frame["backend"] == "native"
+    frame.loc[native, "status"] = "unsupported"
+    frame.loc[native, "reason"] = "no C++ compiler found; install g++ or clang++, set CXX, or pip install ziglang"
+    rows = frame[(frame[compare.SHAPE] == frame[compare.SHAPE].iloc[0]).all(axis=1)]
+    assert faults(figures.speedup_figure(rows)) == []
+
+
+def test_the_check_sees_a_cut_and_a_cover() -> None:
+    figure = Figure()
+    figure.text(0.5, 0.5, "one")
+    figure.text(0.5, 0.5, "two")
+    figure.text(0.99, 0.9, "over the edge")
+    assert len(faults(figure)) == 2

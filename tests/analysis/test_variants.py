@@ -1,0 +1,152 @@
+"""Training runs side by side: names, replicates over seeds, and costs, against numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import made
+import pandas as pd
+import pytest
+
+from analysis import variants
+from bench.cells import TrainCell
+
+LINEAR = {"lasso": "subgradient", "schedule": "linear", "target_sparsity": 0.8}
+PRE = {"lasso": "subgradient", "schedule": "pre", "target_sparsity": 0.8}
+
+
+def frame(*runs: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame([row for run in runs for row in run])
+
+
+def run(ppl: float, seed: int = 0, rhos: tuple[float, ...] = (0.0, 0.0), seconds: float = 10.0, **settings: Any):
+    return made.run_rows(TrainCell(seed=seed, **settings), ppl, rhos, seconds)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "dense"),
+        ({"schedule": "linear", "target_sparsity": 0.0}, "dense"),
+        ({"lasso": "hinge"}, "block lasso"),
+        (LINEAR, "block lasso + gradual (linear)"),
+        (LINEAR | {"schedule": "cubic", "lasso": "none"}, "gradual (cubic)"),
+        (LINEAR | {"criterion": "random"}, "block lasso + gradual (linear, random)"),
+        (LINEAR | {"schedule": "one_shot"}, "block lasso + one-shot"),
+        (PRE, "block lasso + random pre-pruning"),
+        (PRE | {"criterion": "random"}, "block lasso + random pre-pruning"),
+        (PRE | {"criterion": "l1"}, "block lasso + random pre-pruning"),
+    ],
+)
+def test_variant_names(settings: dict[str, Any], name: str) -> None:
+    assert variants.variant_name(TrainCell(**settings).model_dump()) == name
+
+
+def test_the_slides_variants_are_named_as_ours() -> None:
+    cells = [TrainCell(), TrainCell(lasso="proximal"), TrainCell(**LINEAR), TrainCell(**PRE)]
+    assert [variants.variant_name(cell.model_dump()) for cell in cells] == variants.SLIDES["variant"].tolist()
+
+
+def test_only_what_tells_runs_apart_is_added_to_their_names() -> None:
+    cells = [TrainCell(), TrainCell(hidden_size=64), TrainCell(**LINEAR), TrainCell(**LINEAR | {"block_size": 8})]
+    names = variants.variant_names(pd.DataFrame([cell.model_dump() for cell in cells]))
+    assert names == ["dense, hidden_size 128", "dense, hidden_size 64", *["block lasso + gradual (linear)"] * 2]
+    assert variants.is_dense(names[1]) and not variants.is_dense(names[2])
+
+
+def test_pre_pruning_keeps_one_name_whatever_its_criterion_says_and_forms_of_lasso_are_told_apart() -> None:
+    cells = [TrainCell(**PRE), TrainCell(**PRE | {"criterion": "random", "seed": 1}), TrainCell(lasso="proximal")]
+    names = variants.variant_names(pd.DataFrame([cell.model_dump() for cell in cells]))
+    assert names == [*["block lasso (subgradient) + random pre-pruning"] * 2, "block lasso (proximal)"]
+
+
+def test_only_the_last_epoch_of_finished_runs_is_selected() -> None:
+    done, short, bad = run(100.0), run(90.0, seed=1)[:1], run(80.0, seed=2)
+    bad[0] = bad[0] | {"status": "diverged", "reason": made.DIVERGED}
+    table = frame(done, short, bad, [made.diverged_row()])
+    final = variants.final_epochs(table)
+    assert final[["epoch", "test_ppl"]].to_numpy().tolist() == [[2, 100.0]]
+    assert variants.failed_runs(table).to_numpy().tolist() == [["diverged", made.DIVERGED, 2]]
+
+
+def test_mean_and_interval_over_three_seeds() -> None:
+    table = frame(run(100.0, 0), run(104.0, 1), run(108.0, 2))
+    [found] = variants.replicates(variants.runs(table)).to_dict("records")
+    # mean 104, standard deviation 4, t(2, 97.5 %) = 4.302653: half width 4.302653 x 4 / sqrt(3) = 9.936551
+    assert found["test_ppl"].value == pytest.approx(104.0)
+    assert found["test_ppl"].high - 104.0 == pytest.approx(9.936551, abs=1e-5)
+    assert 104.0 - found["test_ppl"].low == pytest.approx(9.936551, abs=1e-5)
+    assert (found["seeds"], found["test_ppl"].n) == (3, 3)
+    assert pd.isna(found["block_size"])
+
+
+def test_one_seed_has_no_interval() -> None:
+    [found] = variants.replicates(variants.runs(frame(run(100.0)))).to_dict("records")
+    assert found["test_ppl"].value == 100.0 and math.isnan(found["test_ppl"].low) and math.isnan(found["test_ppl"].high)
+    assert found["ppl_ratio"].n == 0  # dense has no cost against itself
+
+
+def test_the_cost_pairs_each_run_with_the_dense_run_of_its_seed() -> None:
+    dense = [run(100.0, 0), run(200.0, 1)]
+    sparse = [run(ppl, seed, (0.8, 0.8), **LINEAR) for seed, ppl in enumerate((110.0, 220.0, 999.0))]
+    final = variants.runs(frame(*dense, *sparse))
+    found = variants.replicates(final).set_index("variant").loc["block lasso + gradual (linear)"]
+    # +10 % in both seeds, so the interval is a point; seed 2 has no dense partner and does not count
+    assert found["ppl_ratio"] == pytest.approx((1.1, 1.1, 1.1, 2))
+    assert found["ppl_difference"].value == pytest.approx(15.0)
+    assert (found["ppl_difference"].n, found["test_ppl"].n) == (2, 3)
+
+
+def test_ratios_are_averaged_geometrically() -> None:
+    sparse = [run(ppl, seed, (0.8, 0.8), **LINEAR) for seed, ppl in enumerate((100.0, 121.0))]
+    final = variants.runs(frame(run(100.0, 0), run(100.0, 1), *sparse))
+    found = variants.replicates(final).set_index("variant").loc["block lasso + gradual (linear)"]
+    # logarithms 0 and ln 1.21: mean ln 1.1, half width t(1, 97.5 %) x sd / sqrt(2) = 12.706205 x ln(1.21) / 2
+    assert found["ppl_ratio"].value == pytest.approx(1.1)
+    assert found["ppl_ratio"].high == pytest.approx(1.1 * math.exp(12.706205 * math.log(1.21) / 2))
+
+
+@pytest.mark.parametrize("other", [{"learning_rate": 0.01}, {"hidden_size": 64}, {"dropout": 0.1}])
+def test_a_dense_run_of_another_model_is_no_partner(other: dict[str, Any]) -> None:
+    final = variants.runs(frame(run(100.0, **other), run(120.0, rhos=(0.8, 0.8), **LINEAR)))
+    assert final["ppl_ratio"].isna().all()
+
+
+def test_training_integral_and_measured_training_speedup() -> None:
+    dense = run(100.0, rhos=(0.0,) * 4, seconds=10.0)
+    sparse = run(110.0, rhos=(0.0, 0.4, 0.8, 0.8), seconds=12.5, **LINEAR)
+    final = variants.runs(frame(dense, sparse)).set_index("variant").loc["block lasso + gradual (linear)"]
+    assert final["predicted_training"] == pytest.approx(2.0)  # 4 epochs against 4 - 2.0
+    assert final["measured_training"] == pytest.approx(0.8)  # 40 s against 50 s
+
+
+def test_predictions_follow_the_blocks_that_are_exactly_zero() -> None:
+    [row] = run(100.0, rhos=(0.5,), **LINEAR)
+    final = variants.runs(pd.DataFrame([row | {"zero_block_share": 0.75}]))
+    assert final["stored_sparsity"].tolist() == [0.75]
+    assert final["predicted_speedup"].tolist() == [4.0]
+
+
+@pytest.mark.parametrize(("scope", "ceiling"), [("all", 4600 / 1720), ("weight_hh", 4600 / 3000)])
+def test_amdahl_ceiling_of_a_run(scope: str, ceiling: float) -> None:
+    # per token: weight_ih 4 (20 x 10 + 10 x 20) = 1600, weight_hh 4 (400 + 100) = 2000, decoder 10 x 100 = 1000
+    row = {"embedding_size": 10, "hidden_size": 20, "num_layers": 2, "vocabulary": 100, "stored_sparsity": 0.8}
+    assert variants.amdahl(row | {"scope": scope}) == pytest.approx(ceiling)
+
+
+def test_the_sparsity_and_block_size_that_most_variants_share() -> None:
+    pruned = [run(100.0, rhos=(rho, rho), **LINEAR | {"target_sparsity": rho, "block_size": 8}) for rho in (0.8, 0.9)]
+    pre = [run(100.0, rhos=(0.8, 0.8), **PRE | {"block_size": size}) for size in (8, 32)]
+    found = variants.replicates(variants.runs(frame(run(90.0), *pruned, *pre)))
+    assert variants.common_sparsity(found) == 0.8
+    assert variants.common_block_size(found, 0.8) == 8
+    dense = variants.replicates(variants.runs(frame(run(90.0))))
+    assert variants.common_sparsity(dense) is None and variants.common_block_size(dense, None) is None
+
+
+def test_dense_comes_first_and_no_run_gives_no_row() -> None:
+    found = variants.replicates(variants.runs(made.train_frame(seeds=1)))
+    assert found["variant"].iloc[0] == "dense" and found["variant"].iloc[1] == "block lasso"
+    nothing = variants.runs(pd.DataFrame([made.diverged_row()]))
+    assert nothing.empty and variants.replicates(nothing).empty
