@@ -78,6 +78,7 @@ def write_report(folder: Path) -> Path:
 def write_figures(folder: Path, out: Path) -> list[Path]:
     """Write the pictures of a README (speedup, perplexity, tradeoff) and table.md into `out`: what the sweep has of them."""
     _, train, gemm = study.read(folder).comparable()
+    out.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, Figure] = {}
     if gemm is not None:
         drawn["speedup"] = figures.speedup_figure(study.main_shape(gemm))
@@ -85,7 +86,6 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
         drawn["perplexity"] = training_figures.perplexity_figure(train)
     if train is not None and gemm is not None:
         drawn["tradeoff"] = figures.tradeoff_figure(train, gemm)
-    out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, figure in drawn.items():
         written.append(out / f"{name}.png")

@@ -12,7 +12,7 @@ import made
 import pandas as pd
 import pytest
 
-from analysis import execution, report
+from analysis import execution
 from analysis.__main__ import BAD_INPUT, ENVIRONMENT, FAILED, app
 
 ROOT = Path(__file__).parents[2]
@@ -21,9 +21,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """run(*arguments) -> (exit status, standard output, standard error), with pictures that are quick to draw."""
-    monkeypatch.setattr(report, "DOTS_PER_INCH", 20)
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, blank_pictures: None) -> Run:
+    """run(*arguments) -> (exit status, standard output, standard error); no picture is drawn."""
     monkeypatch.delenv("BENCH_RESULTS", raising=False)
 
     def call(*arguments: object) -> tuple[int, str, str]:
@@ -97,7 +96,7 @@ def test_figures_writes_pictures_and_a_table(run: Run, folder: Path, tmp_path: P
     assert (status, err) == (0, "")
     written = [Path(line) for line in out.splitlines()]
     assert [path.name for path in written] == ["speedup.png", "perplexity.png", "tradeoff.png", "table.md"]
-    assert all(path.stat().st_size > 500 for path in written)
+    assert all(path.stat().st_size > 0 for path in written)
     assert written[-1].read_text(encoding="utf-8").startswith("| variant | block size |")
 
 

@@ -35,7 +35,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The executed copies by name, all made in one go."""
     folder = tmp_path_factory.mktemp("made up")
     made.write(folder, "gemm", made.gemm_frame())
-    made.write(folder, "train", made.train_frame())
+    made.write(folder, "train", made.train_frame(seeds=1))
     return {path.name: path for path in execute_all(folder / "executed", folder)}
 
 

@@ -16,14 +16,14 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from analysis import report, style
+from analysis import style
 from analysis.report import write_report
 
 Sweep = Callable[..., Path]
-CHROMIUM = (
-    "chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1200,6000"
-).split()
+CHROMIUM = [
+    "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--window-size=1200,6000",
+]  # fmt: skip
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
@@ -83,12 +83,6 @@ def assert_self_contained(page: Page) -> None:
         assert image["src"].startswith("data:image/png;base64,")
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures that are quick to draw, where nobody looks at them."""
-    monkeypatch.setattr(report, "DOTS_PER_INCH", 20)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a sweep with both tables, drawn as for a reader."""
@@ -124,7 +118,7 @@ def test_every_failed_cell_is_listed_with_its_reason(whole: Path) -> None:
             assert f"block_size {block_size}, target_sparsity {sparsity}" in listed
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("blank_pictures")
 def test_products_alone_without_a_compiler(sweep: Sweep) -> None:
     frame = made.gemm_frame(unsupported={"native": made.NO_COMPILER}, backends=("torch_bsr",))
     page = Page(write_report(sweep(gemm=frame)))
@@ -136,7 +130,7 @@ def test_products_alone_without_a_compiler(sweep: Sweep) -> None:
     assert page.words.count(f"\n{made.NO_COMPILER}\n") == 6
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("blank_pictures")
 def test_training_runs_alone_with_one_seed(sweep: Sweep) -> None:
     page = Page(write_report(sweep(train=made.train_frame(seeds=1, variants=("dense", "gradual")))))
     assert_self_contained(page)
@@ -146,7 +140,7 @@ def test_training_runs_alone_with_one_seed(sweep: Sweep) -> None:
     assert not re.search(r"\bnan\b", page.words)
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("blank_pictures")
 def test_all_cells_of_both_kinds_failed(sweep: Sweep) -> None:
     markup = '<script src="https://example.org/x.js">alert("&")</script>'  # what a reason says is text, never markup
     nothing = made.gemm_frame(unsupported={"native": markup, "scipy_bsr": made.NO_SCIPY}, backends=())
