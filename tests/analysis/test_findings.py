@@ -77,9 +77,7 @@ def test_without_a_compiler_the_reason_is_given() -> None:
 
 def test_the_cost_of_the_best_pruned_variant_by_validation_perplexity() -> None:
     dense = [made.run_rows(TrainCell(seed=seed), ppl, [0.0, 0.0]) for seed, ppl in enumerate((100.0, 200.0))]
-    sparse = [
-        made.run_rows(TrainCell(seed=seed, **LINEAR), ppl, [0.8, 0.8]) for seed, ppl in enumerate((110.0, 220.0))
-    ]
+    sparse = [made.run_rows(TrainCell(seed=seed, **LINEAR), ppl, [0.8, 0.8]) for seed, ppl in enumerate((110.0, 220.0))]
     worse = made.run_rows(TrainCell(**LINEAR | {"schedule": "pre"}), 90.0, [0.8, 0.8], val_ppl=500.0)
     said = cost(*dense, *sparse, worse)
     assert "at 80 % sparsity the best pruned variant, block lasso + gradual (linear) at block 16" in said

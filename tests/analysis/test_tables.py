@@ -49,7 +49,10 @@ def test_slides_table_sets_our_runs_beside_the_four() -> None:
     ]  # fmt: skip
     assert found["slides' speedup"].tolist() == ["1.0×", "1.0×", "1.9×", "5.0×"]
     assert found["slides' train / val / test ppl"].iloc[0] == "79.13 / 86.81 / 81.76"
-    assert found["our test ppl"].iloc[3] == "130.0 (1 seed)" and found["our cost against dense"].iloc[3] == "+30.0 % (1 seed)"
+    assert (
+        found["our test ppl"].iloc[3] == "130.0 (1 seed)"
+        and found["our cost against dense"].iloc[3] == "+30.0 % (1 seed)"
+    )
     assert found["our predicted training speedup"].iloc[2:].tolist() == ["2.00×", "5.00×"]
 
 
