@@ -82,8 +82,8 @@ def _speedup_panel(ax: Axes, points: pd.DataFrame, span: tuple[float, float], li
         colour = style.block_colour(block_size)
         line = line.sort_values("sparsity")
         spread = [
-            (line["measured_speedup"] - line["low"]).fillna(0),
-            (line["high"] - line["measured_speedup"]).fillna(0),
+            (line["measured_speedup"] - line["low"]).fillna(0).clip(lower=0),  # rounding can put a mean past its bound
+            (line["high"] - line["measured_speedup"]).fillna(0).clip(lower=0),
         ]
         ax.errorbar(line["sparsity"], line["measured_speedup"], yerr=spread, color=colour, capsize=2, zorder=3)
         for noisy, part in line.groupby("noisy"):
@@ -160,7 +160,7 @@ def _annotate(ax: Axes, grid: np.ndarray) -> None:
 
 def tradeoff_figure(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> Figure:
     """Test perplexity against the measured speedup of the product at the same block size and sparsity, front marked."""
-    if train is None or gemm is None or (final := runs(train)).empty:
+    if train is None or train.empty or gemm is None or gemm.empty or (final := runs(train)).empty:
         return style.empty_figure(
             "What block sparsity costs and what it buys", "needs finished runs and timed products"
         )

@@ -111,7 +111,12 @@ def test_the_baseline_is_neither_the_best_product_nor_the_leading_backend() -> N
 
 
 def test_the_leading_backend_has_the_highest_geometric_mean() -> None:
-    rows = [point(1.0, 0.5), point(9.0, 0.9), point(2.0, 0.5, backend="torch_bsr"), point(4.0, 0.9, backend="torch_bsr")]
+    rows = [
+        point(1.0, 0.5),
+        point(9.0, 0.9),
+        point(2.0, 0.5, backend="torch_bsr"),
+        point(4.0, 0.9, backend="torch_bsr"),
+    ]
     assert compare.leading_backend(points(*rows)) == "native"  # 3 against sqrt(8)
 
 
