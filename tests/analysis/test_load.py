@@ -85,7 +85,7 @@ def test_notebooks_read_the_folder_they_are_given(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("BENCH_RESULTS", str(tmp_path))
     assert reference_folder() == tmp_path
     monkeypatch.delenv("BENCH_RESULTS")
-    assert reference_folder().parts[-2:] == ("results", "reference")
+    assert reference_folder().parts[-3:] == ("results", "reference", "wikitext2_small")
 
 
 @pytest.mark.parametrize("column", UNLIKE_PRODUCTS)

@@ -1,0 +1,132 @@
+"""The command line of the analysis: three lines on success, one line and an exit status for what a user can mend."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import made
+import pandas as pd
+import pytest
+
+from analysis import execution, report
+from analysis.__main__ import BAD_INPUT, ENVIRONMENT, FAILED, app
+
+ROOT = Path(__file__).parents[2]
+Sweep = Callable[..., Path]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """run(*arguments) -> (exit status, standard output, standard error), with pictures that are quick to draw."""
+    monkeypatch.setattr(report, "DOTS_PER_INCH", 20)
+    monkeypatch.delenv("BENCH_RESULTS", raising=False)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            app([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def folder(sweep: Sweep) -> Path:
+    """A stored sweep called smoke, small enough to be drawn at once."""
+    train = pd.DataFrame(made.train_frame(seeds=1, variants=("dense", "gradual")))
+    return sweep(gemm=made.gemm_frame(backends=("native",)), train=train)
+
+
+def assert_refused(ended: tuple[int, str, str], status: int, *words: str) -> None:
+    """One line on standard error, nothing on standard output."""
+    code, out, err = ended
+    assert code == status
+    assert out == "" and len(err.splitlines()) == 1
+    assert all(word in err for word in words), err
+
+
+def test_report_prints_three_lines(run: Run, folder: Path) -> None:
+    status, out, err = run("report", "smoke", "--results", folder.parent)
+    assert (status, err) == (0, "")
+    speed, cost, place = out.splitlines()
+    assert speed.startswith("Speed: the fastest") and "×" in speed
+    assert cost.startswith("Accuracy: at 80 % sparsity")
+    assert place == f"Report: {folder / 'report.html'}"
+    assert (folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize("arguments", [("report",), ("figures", "--out", "drawn")], ids=lambda value: value[0])
+def test_an_unknown_sweep_is_one_line_and_status_2(run: Run, folder: Path, arguments: tuple[str, ...]) -> None:
+    command, *options = arguments
+    ended = run(command, "nothing", *options, "--results", folder.parent)
+    assert_refused(ended, BAD_INPUT, "'nothing'", "gemm.parquet or train.parquet", "known: smoke")
+    assert not Path("drawn").exists()
+
+
+def test_the_process_ends_with_that_status() -> None:
+    command = [sys.executable, "-m", "analysis", "report", "no such sweep"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert_refused((done.returncode, done.stdout, done.stderr), BAD_INPUT, "'no such sweep'")
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut short", "no checksum"])
+@pytest.mark.parametrize("command", ["report", "figures", "notebooks"])
+def test_a_damaged_table_is_refused(run: Run, folder: Path, tmp_path: Path, command: str, damage: str) -> None:
+    table = folder / "gemm.parquet"
+    data = bytearray(table.read_bytes())
+    if damage == "flipped bit":
+        data[len(data) // 2] ^= 1
+        table.write_bytes(data)
+    elif damage == "cut short":
+        table.write_bytes(data[:-9])
+    else:
+        table.with_name("gemm.parquet.sha256").unlink()
+    out = ("--out", tmp_path / "out") if command != "report" else ()
+    which = ("--results", folder) if command == "notebooks" else (folder,)
+    assert_refused(run(command, *which, *out), BAD_INPUT, "gemm.parquet", "run the sweep again")
+    assert not (folder / "report.html").exists() and not (tmp_path / "out").exists()
+
+
+def test_figures_writes_pictures_and_a_table(run: Run, folder: Path, tmp_path: Path) -> None:
+    status, out, err = run("figures", folder, "--out", tmp_path / "out")
+    assert (status, err) == (0, "")
+    written = [Path(line) for line in out.splitlines()]
+    assert [path.name for path in written] == ["speedup.png", "perplexity.png", "tradeoff.png", "table.md"]
+    assert all(path.stat().st_size > 500 for path in written)
+    assert written[-1].read_text(encoding="utf-8").startswith("| variant | block size |")
+
+
+def test_what_the_system_refuses_is_status_3(run: Run, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    assert_refused(run("figures", folder, "--out", tmp_path / "taken"), ENVIRONMENT, "taken")
+
+
+def test_notebooks_prints_what_it_wrote(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(execution, "execute_all", lambda *arguments: asked.extend(arguments) or [Path("one"), Path("two")])
+    assert run("notebooks", "--results", folder, "--out", "copies") == (0, "one\ntwo\n", "")
+    assert asked == [Path("copies"), folder]
+
+
+def test_a_failing_notebook_is_status_1(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise execution.NotebookError("02_perplexity.ipynb: KeyError: 'variant'")
+
+    monkeypatch.setattr(execution, "execute_all", fail)
+    assert_refused(run("notebooks", "--results", folder), FAILED, "02_perplexity.ipynb: KeyError: 'variant'")
+
+
+def test_notebooks_without_jupyter_say_what_brings_it(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nbclient", None)
+    monkeypatch.setitem(sys.modules, "nbformat", None)
+    ended = run("notebooks", "--results", folder, "--out", folder / "out")
+    assert_refused(ended, ENVIRONMENT, "is not installed; pip install -e '.[notebooks]' brings it")
+
+
+def test_notebooks_refuse_a_folder_without_tables(run: Run, tmp_path: Path) -> None:
+    assert_refused(run("notebooks", "--results", tmp_path), BAD_INPUT, "holds neither", "run the sweep first")

@@ -1,0 +1,113 @@
+"""The notebooks: exactly three, committed clean and without logic, each running to its end against made-up results."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import made
+import nbformat
+import pytest
+
+from analysis.execution import EXPECTED, NOTEBOOKS, NotebookError, execute_all
+
+COMMITTED = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
+LONGEST_CELL = 12  # lines
+SHOWN = {"image/png", "text/html", "text/markdown"}
+
+notebook = pytest.mark.parametrize("name", COMMITTED)
+
+
+def cells(path: Path) -> list[nbformat.NotebookNode]:
+    read = nbformat.read(path, as_version=4)
+    nbformat.validate(read)
+    return list(read.cells)
+
+
+def code(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in cells(path) if cell.cell_type == "code"]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The executed copies by name, all made in one go."""
+    folder = tmp_path_factory.mktemp("made up")
+    made.write(folder, "gemm", made.gemm_frame())
+    made.write(folder, "train", made.train_frame())
+    return {path.name: path for path in execute_all(folder / "executed", folder)}
+
+
+def test_three_are_collected() -> None:
+    assert len(COMMITTED) == 3
+    assert tuple(COMMITTED) == EXPECTED
+
+
+@notebook
+def test_it_runs_and_every_cell_shows_something(name: str, executed: dict[str, Path]) -> None:
+    setup, *others = code(executed[name])
+    assert [output.text for output in setup.outputs] == ["Results of the sweep made up0\n"]
+    for cell in others:
+        assert cell.execution_count is not None
+        assert cell.outputs, f"{cell.id} shows nothing"
+        for output in cell.outputs:
+            assert output.output_type in ("display_data", "execute_result"), f"{cell.id}: {output}"
+            assert SHOWN & set(output.data), f"{cell.id} shows only {output.data}"
+
+
+@notebook
+def test_it_is_committed_without_results(name: str) -> None:
+    for cell in code(NOTEBOOKS / name):
+        assert cell.outputs == [] and cell.execution_count is None, f"{cell.id}: clear the outputs before committing"
+
+
+@notebook
+def test_its_cells_are_short_and_without_logic(name: str) -> None:
+    for cell in code(NOTEBOOKS / name):
+        assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.id
+        assert not re.search(r"^\s*(def|class|if|while|try)\b|\blambda\b", cell.source, re.MULTILINE), cell.id
+
+
+@notebook
+def test_a_text_comes_before_every_code_cell_and_says_what_to_conclude(name: str) -> None:
+    kinds = [cell.cell_type for cell in cells(NOTEBOOKS / name)]
+    assert kinds[::2] == ["markdown"] * (len(kinds) // 2) and kinds[1::2] == ["code"] * (len(kinds) // 2)
+    first, *others, last = [cell.source for cell in cells(NOTEBOOKS / name) if cell.cell_type == "markdown"]
+    assert first.startswith("# ") and last.startswith("## ")
+    assert all(text.startswith("## ") and "**What to conclude.**" in text for text in others)
+
+
+def test_ids_are_unique_and_chosen() -> None:
+    ids = [cell.id for name in COMMITTED for cell in cells(NOTEBOOKS / name)]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"(gemm|perplexity|tradeoff)(-[a-z]+)+", one) for one in ids)
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> Iterator[Path]:
+    shutil.copytree(NOTEBOOKS, tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    yield tmp_path / "notebooks"
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_missing_notebook_fails_loudly(copies: Path, tmp_path: Path) -> None:
+    (copies / EXPECTED[1]).unlink()
+    with pytest.raises(NotebookError, match=r"expected 01_.*, 02_.*, 03_.*; found 01_\w+\.ipynb, 03_\w+\.ipynb$"):
+        execute_all(tmp_path / "out", tmp_path, copies)
+
+
+def test_an_extra_notebook_fails_loudly(copies: Path, tmp_path: Path) -> None:
+    shutil.copy(copies / EXPECTED[1], copies / "04_more.ipynb")
+    with pytest.raises(NotebookError, match=r"found .*04_more\.ipynb$"):
+        execute_all(tmp_path / "out", tmp_path, copies)
+
+
+def test_a_failing_cell_is_one_line_that_names_the_notebook(copies: Path, tmp_path: Path) -> None:
+    first = copies / EXPECTED[0]
+    read = nbformat.read(first, as_version=4)
+    read.cells = [nbformat.v4.new_code_cell("raise ValueError('first line\\nsecond line')")]
+    nbformat.write(read, first)
+    with pytest.raises(NotebookError) as raised:
+        execute_all(tmp_path / "out", tmp_path, copies)
+    assert str(raised.value) == f"{EXPECTED[0]}: ValueError: first line"

@@ -1,0 +1,196 @@
+"""The HTML report: one file that asks for nothing, says what is missing, and shows in a real browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import made
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+
+from analysis import report, style
+from analysis.report import write_report
+
+Sweep = Callable[..., Path]
+CHROMIUM = (
+    "chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1200,6000"
+).split()
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """What a page holds: every element with its attributes, its words, and whether its elements nest."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.words = ""
+        self.style = ""
+        self._open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open[-1:] == ["style"]:
+            self.style += data
+        else:
+            self.words += " ".join(data.split()) + "\n" if data.strip() else ""
+
+    def all(self, name: str) -> list[dict[str, str]]:
+        return [attributes for tag, attributes in self.elements if tag == name]
+
+    def headings(self) -> list[str]:
+        return [line for line in self.words.splitlines() if line in HEADINGS]
+
+
+SPEED, COST, TRADEOFF, EPOCHS = (
+    "Speed of the products", "What sparsity costs", "Accuracy against speed", "Training, epoch by epoch",
+)  # fmt: skip
+HEADINGS = (SPEED, COST, TRADEOFF, EPOCHS)
+
+
+def assert_self_contained(page: Page) -> None:
+    """Every address is inside the file, and nothing else can ask for one."""
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    for tag, attributes in page.elements:
+        assert tag not in ("script", "iframe", "object", "embed", "base", "form")
+        assert not {"srcset", "background", "poster", "action"} & set(attributes)
+        assert not [name for name in attributes if name.startswith("on")]
+        for address in (attributes[name] for name in ("src", "href") if name in attributes):
+            assert address.startswith("data:") or (address[0] == "#" and address[1:] in ids), address[:80]
+    assert "url(" not in page.style and "@import" not in page.style
+    for image in page.all("img"):
+        assert len(image["alt"]) > 30 and int(image["width"]) > 100 and int(image["height"]) > 100
+        assert image["src"].startswith("data:image/png;base64,")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures that are quick to draw, where nobody looks at them."""
+    monkeypatch.setattr(report, "DOTS_PER_INCH", 20)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a sweep with both tables, drawn as for a reader."""
+    folder = tmp_path_factory.mktemp("whole")
+    made.write(folder, "gemm", made.gemm_frame())
+    made.write(folder, "train", made.train_frame())
+    return write_report(folder)
+
+
+def test_the_report_asks_for_nothing(whole: Path) -> None:
+    page = Page(whole)
+    assert_self_contained(page)
+    assert page.headings()[:4] == list(HEADINGS)  # in the contents
+    assert page.headings()[4:] == list(HEADINGS)  # and as sections
+    assert len(page.all("img")) == 2 + 1 + 1 + 3
+    assert [path.name for path in whole.parent.glob(".*")] == []
+
+
+def test_the_report_says_where_its_numbers_come_from(whole: Path) -> None:
+    words = Page(whole).words
+    for value in ("Test CPU", "0123abcd", "mkl", "2026-01-01", "12 of 18 product timings and 22 of 23 training runs"):
+        assert value in words.replace("\n", " "), value
+
+
+def test_every_failed_cell_is_listed_with_its_reason(whole: Path) -> None:
+    page = Page(whole)
+    listed = page.words[page.words.index("Every cell that did not end ok") :]
+    assert "7 in all" in listed
+    assert listed.count(f"\nunsupported\n{made.NO_SCIPY}\n") == 6
+    assert listed.count(f"\ndiverged\n{made.DIVERGED}\n") == 1
+    for block_size in (8, 16):
+        for sparsity in (0.5, 0.8, 0.95):
+            assert f"block_size {block_size}, target_sparsity {sparsity}" in listed
+
+
+@pytest.mark.usefixtures("small")
+def test_products_alone(sweep: Sweep) -> None:
+    page = Page(write_report(sweep(gemm=made.gemm_frame())))
+    assert_self_contained(page)
+    assert page.headings() == [SPEED] * 2
+    assert "This sweep has no training runs: nothing is said about cost." in page.words
+    assert "Accuracy: this sweep trained no network." in page.words
+
+
+@pytest.mark.usefixtures("small")
+def test_training_runs_alone_with_one_seed(sweep: Sweep) -> None:
+    page = Page(write_report(sweep(train=made.train_frame(seeds=1))))
+    assert_self_contained(page)
+    assert page.headings() == [COST, EPOCHS] * 2
+    assert "This sweep has no product timings: nothing is said about speed." in page.words
+    assert "(one seed, so without an interval)" in page.words
+    assert "± nan" not in page.words and "[nan" not in page.words
+
+
+@pytest.mark.usefixtures("small")
+def test_all_cells_of_both_kinds_failed(sweep: Sweep) -> None:
+    nothing = made.gemm_frame(unsupported={"native": "no", "scipy_bsr": made.NO_SCIPY}, backends=())
+    page = Page(write_report(sweep(gemm=nothing, train=pd.DataFrame([made.diverged_row()]))))
+    assert_self_contained(page)
+    assert "0 of 12 product timings and 0 of 1 training runs ended ok" in page.words
+    assert "no block-sparse product was timed" in page.words and "none of 1 training run finished" in page.words
+    assert page.words.count(f"\n{made.NO_SCIPY}\n") == 6 and page.words.count(f"\n{made.DIVERGED}\n") == 1
+
+
+@pytest.mark.usefixtures("small")
+def test_without_a_compiler_the_rivals_are_reported(sweep: Sweep) -> None:
+    frame = made.gemm_frame(unsupported={"native": made.NO_COMPILER}, backends=("torch_bsr",))
+    page = Page(write_report(sweep(gemm=frame)))
+    assert_self_contained(page)
+    assert f"native, our own, was not timed: unsupported ({made.NO_COMPILER})." in page.words
+    assert page.words.count(f"\n{made.NO_COMPILER}\n") == 6
+
+
+@pytest.mark.usefixtures("small")
+def test_a_reason_is_text_and_never_markup(sweep: Sweep) -> None:
+    reason = '<script src="https://example.org/x.js">alert("&")</script>'
+    page = Page(write_report(sweep(gemm=made.gemm_frame(unsupported={"scipy_bsr": reason}))))
+    assert_self_contained(page)
+    assert page.words.count(reason) == 6
+
+
+def test_without_a_table_one_line_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds neither gemm\.parquet nor train\.parquet; run the sweep first$"):
+        write_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium on PATH")
+def test_a_browser_shows_the_pictures(whole: Path, tmp_path: Path) -> None:
+    shot = tmp_path / "shot.png"
+    command = [*CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", whole.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert shot.is_file(), done.stderr[-2000:]
+    pixels = matplotlib.image.imread(shot)[..., :3]
+    assert pixels.shape[:2] == (6000, 1200)
+    for part in np.array_split(pixels[:3600], 3):  # the findings, the products, the perplexities
+        assert part.std() > 0.05, "blank"
+    orange = np.abs(pixels - np.array(to_rgb(style.block_colour(8)))).max(axis=-1) < 0.06
+    assert orange.sum() > 300, "no figure is painted: the line of block size 8 is nowhere to be seen"
+
+
+def test_captions_and_alternative_texts_differ(whole: Path) -> None:
+    images = Page(whole).all("img")
+    captions = re.findall(r"<figcaption>(.+?)</figcaption>", whole.read_text(encoding="utf-8"), re.DOTALL)
+    assert len({image["alt"] for image in images}) == len(images) == len(set(captions))
