@@ -97,7 +97,7 @@ def margin(drawn: Figure, lines: Sequence[str]) -> None:
     if not wrapped:
         return
     notes = 0.19 * len(wrapped) + 0.15
-    FigureCanvasAgg(drawn).draw()
+    FigureCanvasAgg(drawn).draw()  # type: ignore[no-untyped-call]
     below = [legend for legend in drawn.legends if getattr(legend, "_outside_loc", None) == "lower"]
     legends = sum(legend.get_window_extent().height / drawn.dpi + 0.12 for legend in below)
     height = drawn.get_figheight() + notes

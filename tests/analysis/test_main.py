@@ -108,7 +108,9 @@ def test_what_the_system_refuses_is_status_3(run: Run, folder: Path, tmp_path: P
 
 def test_notebooks_prints_what_it_wrote(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    monkeypatch.setattr(execution, "execute_all", lambda *arguments: asked.extend(arguments) or [Path("one"), Path("two")])
+    monkeypatch.setattr(
+        execution, "execute_all", lambda *arguments: asked.extend(arguments) or [Path("one"), Path("two")]
+    )
     assert run("notebooks", "--results", folder, "--out", "copies") == (0, "one\ntwo\n", "")
     assert asked == [Path("copies"), folder]
 

@@ -20,10 +20,18 @@ from analysis import report, style
 from analysis.report import write_report
 
 Sweep = Callable[..., Path]
-CHROMIUM = (
-    "chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1200,6000"
-).split()
+CHROMIUM = [
+    "chromium",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1200,6000",
+]
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
