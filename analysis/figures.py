@@ -42,13 +42,13 @@ def _not_measured(frame: pd.DataFrame, name: str) -> list[str]:
     return ["Not measured:", *lines] if lines else []
 
 
-def speedup_figure(frame: pd.DataFrame, over: str | None = None) -> Figure:
+def speedup_figure(frame: pd.DataFrame) -> Figure:
     """Measured speedup against sparsity for one shape: a panel per backend, a line per block size, theory dashed.
 
     frame: rows of the gemm table, failed cells included (they are listed under the panels).
     """
     one_of(frame, compare.SHAPE)
-    points = compare.gemm_points(frame, over)
+    points = compare.gemm_points(frame)
     backends = sorted(points["backend"].unique(), key=lambda name: (name != "native", name))
     drawn, axes = _panels(len(backends), 3.7, sharey=True)
     if not backends:
@@ -114,10 +114,10 @@ def _block_legend(drawn: Figure, points: pd.DataFrame) -> None:
     drawn.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
 
 
-def efficiency_figure(frame: pd.DataFrame, over: str | None = None) -> Figure:
+def efficiency_figure(frame: pd.DataFrame) -> Figure:
     """Measured over predicted speedup for one shape: a heat map of block size x sparsity for each backend."""
     one_of(frame, compare.SHAPE)
-    points = compare.gemm_points(frame, over)
+    points = compare.gemm_points(frame)
     backends = sorted(points["backend"].unique(), key=lambda name: (name != "native", name))
     sizes = sorted(frame["block_size"].unique())
     sparsities = sorted(frame["target_sparsity"].unique())

@@ -252,7 +252,7 @@ def failed_cells(found: Study) -> list[dict[str, str]]:
         for row in records(compare.failures(frame)):
             variant = [variants.variant_name(row)] if name == "train" else []
             words = ", ".join([*variant, *(f"{column} {row[column]}" for column in differing)])
-            reason = str(row["reason"] or "no reason stored")
+            reason = "no reason stored" if pd.isna(row["reason"]) else str(row["reason"])
             listed.append({"table": name, "cell": words or row["cell_id"], "status": row["status"], "reason": reason})
     return listed
 
