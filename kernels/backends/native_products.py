@@ -25,7 +25,7 @@ Turning = structure("Turning", "source to", "n k chunk", pool=Pool)
 Sampled = structure(
     "Sampled",
     "grad x blocks columns panels indices indptr",
-    "grad_down grad_along x_down x_along n chunk block_size width grid_rows grid_cols add",
+    "grad_down grad_along x_down x_along n chunk block_size width grid_rows grid_cols",
     pool=Pool,
 )
 
@@ -122,17 +122,17 @@ def dsd(packed: Packed, x: Tensor) -> Tensor:
     return out
 
 
-def sdd(grad: Tensor, x: Tensor, index: BSRIndex, size: int, add_to: Tensor | None = None) -> Tensor:
-    """The kept blocks of grad @ x^T, [nnzb, b, b], added to `add_to` in place where given. grad: [m, n], x: [k, n]."""
+def sdd(grad: Tensor, x: Tensor, index: BSRIndex, size: int) -> Tensor:
+    """The kept blocks of grad @ x^T, [nnzb, b, b]. grad: [m, n], x: [k, n]."""
     grad, x, threads = plain(grad), plain(x), threads_now()
     n = x.shape[1]
-    blocks = native_library.empty((index.indices.numel(), size, size), dtype=x.dtype) if add_to is None else add_to
+    blocks = native_library.empty((index.indices.numel(), size, size), dtype=x.dtype)
     width = entry("sdd", x.dtype, "sampled_width", "block_size")(size)
     grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
     chunk = min(n, max(16, CHUNK_BYTES // (grid_cols * width * x.element_size())))
     columns = native_library.empty((grid_cols, chunk, width), dtype=x.dtype)
     panels = native_library.empty((threads, size + 8, chunk), dtype=x.dtype)
     pointers = [pointer(each) for each in (grad, x, blocks, columns, panels, index.indices, index.indptr)]
-    sizes = (*strides(grad), *strides(x), n, chunk, size, width, grid_rows, grid_cols, int(add_to is not None))
+    sizes = (*strides(grad), *strides(x), n, chunk, size, width, grid_rows, grid_cols)
     launch("sdd", x.dtype, "sdd", Sampled(*pointers, *sizes, pool_now()))
     return blocks

@@ -52,7 +52,7 @@ def assert_within_bound(output: Tensor, left: Tensor, right: Tensor, mask: Block
     assert bool(((output.double() - expected).abs() <= bound).all())
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     size=SIZES,
@@ -85,13 +85,11 @@ def test_fuzz(
             product = dsd(pack(bsr.data, bsr.index, n), x).clone()
             transposed = dsd(pack(bsr.data, bsr.index, n, turned=True), grad).clone()
             blocks = sdd(grad, x, bsr.index, size).clone()
-            twice = sdd(grad, x, bsr.index, size, add_to=blocks.clone())
     finally:
         torch.set_num_threads(before)
     assert_within_bound(product, dense, x)
     assert_within_bound(transposed, dense.T, grad)
     assert_within_bound(blocks, grad, x.T, bsr.mask)
-    torch.testing.assert_close(twice, 2 * blocks, rtol=1e-3 if dtype == torch.float32 else 1e-10, atol=1e-3)
 
 
 @pytest.mark.parametrize("by_columns", [False, True])
