@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.backends import native_library, native_products
-from kernels.backends.native_library import Matrix, Pool, launch, pool_now, structure, threads_now
+from kernels.backends.native_library import Matrix, Pool, launch, pool_for, structure
 from kernels.backends.native_products import pointer
 from kernels.bsr import BSRIndex
 
@@ -49,19 +49,26 @@ def chunk_of(batch: int) -> int:
     return -(-batch // -(-batch // WIDEST_CHUNK))
 
 
+def work_of_a_step(data: Tensor, batch: int) -> int:
+    """Multiplications, each gate counted as about a dozen."""
+    return data.numel() * batch + data.shape[1] * batch * 50
+
+
 def forward(
     projected: Tensor, bias: Tensor, h0: Tensor, c0: Tensor, data: Tensor, index: BSRIndex
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, cells, gates) of all steps: [steps, batch, hidden], the same, [steps, batch, 4 hidden]."""
     projected, bias, h0, c0 = (each.contiguous() for each in (projected, bias, h0, c0))
     steps, batch, hidden, dtype = *projected.shape[:2], h0.shape[1], h0.dtype
-    packed, chunk = native_products.pack(data, index, min(batch, chunk_of(batch))), chunk_of(batch)
+    chunk = chunk_of(batch)
+    packed = native_products.pack(data, index, chunk)
+    pool = pool_for(work_of_a_step(data, batch))
     y, cells = (native_library.empty((steps, batch, hidden), dtype=dtype) for _ in range(2))
     gates = native_library.empty((steps, batch, 4 * hidden), dtype=dtype)
     columns = native_library.empty((2, hidden, batch), dtype=dtype)
-    scratch = native_library.empty((threads_now(), 4, chunk, SPAN), dtype=dtype)
+    scratch = native_library.empty((pool.threads, 4, chunk, SPAN), dtype=dtype)
     buffers = [pointer(each) for each in (projected, bias, h0, c0, y, cells, gates, columns, scratch)]
-    launch("lstm", dtype, "lstm_forward", Forward(packed.matrix, *buffers, steps, batch, hidden, chunk, pool_now()))
+    launch("lstm", dtype, "lstm_forward", Forward(packed.matrix, *buffers, steps, batch, hidden, chunk, pool))
     return y, cells, gates
 
 
@@ -78,14 +85,15 @@ def backward(
     given = [None if each is None else each.contiguous() for each in (grad_y, grad_h, grad_c)]
     (steps, batch, hidden), dtype, chunk = y.shape, y.dtype, chunk_of(y.shape[1])
     packed = native_products.pack(data, index, chunk, turned=True)
+    pool = pool_for(work_of_a_step(data, batch))
     grad_gates = native_library.empty((steps, batch, 4 * hidden), dtype=dtype)
     grad_h0, grad_c0 = (native_library.empty((batch, hidden), dtype=dtype) for _ in range(2))
     grad_bias = native_library.empty((-(-batch // chunk), 4 * hidden), dtype=dtype)
     columns = native_library.empty((2, 4 * hidden, batch), dtype=dtype)
-    scratch = native_library.empty((threads_now(), 4, chunk, SPAN), dtype=dtype)
+    scratch = native_library.empty((pool.threads, 4, chunk, SPAN), dtype=dtype)
     made = (grad_gates, grad_h0, grad_c0, grad_bias, columns, scratch)
     buffers = [each if each is None else pointer(each) for each in (*given, gates, cells, c0, *made)]
-    launch("lstm", dtype, "lstm_backward", Backward(packed.matrix, *buffers, steps, batch, hidden, chunk, pool_now()))
+    launch("lstm", dtype, "lstm_backward", Backward(packed.matrix, *buffers, steps, batch, hidden, chunk, pool))
     previous = torch.cat([h0[None], y[:-1]]).flatten(0, 1)
     grad_data = native_products.sdd(grad_gates.flatten(0, 1).T, previous.T, index, data.shape[1])
     return Gradients(grad_gates, grad_bias.sum(dim=0), grad_h0, grad_c0, grad_data)

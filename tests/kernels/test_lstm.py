@@ -15,6 +15,7 @@ from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm
 
 Guards = Callable[[], AbstractContextManager[None]]
+Threads = Callable[[int], AbstractContextManager[None]]
 NO_NATIVE = native_library.unsupported(torch.float64, torch.device("cpu"))
 KERNELS = ["torch"] if NO_NATIVE else ["native", "torch"]
 needs_native = pytest.mark.skipif(NO_NATIVE is not None, reason="no C++ compiler here")
@@ -167,12 +168,12 @@ def test_gradients_of_one_output_alone(wanted: int) -> None:
 
 
 @needs_native
-def test_repeats_and_threads_change_no_bit() -> None:
-    case, before, results = Case(8, 6, 3, 4, 20, dtype=torch.float32), torch.get_num_threads(), []
+def test_repeats_and_threads_change_no_bit(pinned_threads: Threads) -> None:
+    case, results = Case(8, 6, 3, 4, 120, dtype=torch.float32), []
     for threads in (1, 1, 2, 3, 3):
-        torch.set_num_threads(threads)
-        results.append(case.computed("native"))
-    torch.set_num_threads(before)
+        with pinned_threads(threads):
+            results.append(case.computed("native"))
+    assert_equal_within_rounding(results[0], case.expected())
     for other in results[1:]:
         assert all(torch.equal(got, wanted) for got, wanted in zip(other, results[0], strict=True))
 
