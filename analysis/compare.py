@@ -36,12 +36,13 @@ def shape_name(shape: tuple[int, int, int]) -> str:
     return f"W {m} × {k}, n = {n}"
 
 
-def measured_speedup(frame: pd.DataFrame) -> pd.DataFrame:
+def measured_speedup(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
     """One row per measured cell, with `measured_speedup`, its 95 % interval `low`..`high` and theory beside it.
 
     measured_speedup is the median of the pairwise ratios baseline / backend; predicted_speedup is 1 / (1 - achieved
-    sparsity); efficiency is measured / predicted.
+    sparsity); efficiency is measured / predicted. `over` is one more column to keep.
     """
+    kept = [*_keys(over), "seed", "sparsity", "time_ms", "baseline_ms", "noisy"]
     rows = []
     for row in records(frame[frame["status"] == "ok"]):
         pairs = zip(row["baseline_samples_ms"], row["samples_ms"], strict=True)
@@ -49,7 +50,7 @@ def measured_speedup(frame: pd.DataFrame) -> pd.DataFrame:
         predicted = theory.speedup(row["sparsity"])
         rows.append(
             {
-                **{name: row[name] for name in (*GEMM_SETTINGS, "seed", "sparsity", "time_ms", "baseline_ms", "noisy")},
+                **{name: row[name] for name in kept},
                 "measured_speedup": found.value,
                 "low": found.low,
                 "high": found.high,
@@ -57,26 +58,31 @@ def measured_speedup(frame: pd.DataFrame) -> pd.DataFrame:
                 "efficiency": found.value / predicted,
             }
         )
-    names = [*GEMM_SETTINGS, "seed", "sparsity", "time_ms", "baseline_ms", "noisy"]
-    names += ["measured_speedup", "low", "high", "predicted_speedup", "efficiency"]
+    names = [*kept, "measured_speedup", "low", "high", "predicted_speedup", "efficiency"]
     return pd.DataFrame(rows, columns=names)
+
+
+def _keys(over: str | None) -> list[str]:
+    """The columns that tell points apart: every setting, and the column compared over."""
+    return [*GEMM_SETTINGS, *([over] if over and over not in GEMM_SETTINGS else [])]
 
 
 def gemm_points(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
     """One row per product setting: the geometric mean over seeds, and the envelope of the seeds' intervals.
 
-    ValueError where rows that cannot be compared are mixed and `over` does not name the column compared.
+    ValueError where rows that cannot be compared are mixed and `over` does not name the column compared; its values then
+    have points of their own.
     """
     one_of(frame, UNLIKE["gemm"], over)
-    cells = measured_speedup(frame)
+    cells, keys = measured_speedup(frame, over), _keys(over)
     rows = []
-    for key, part in cells.groupby(list(GEMM_SETTINGS), sort=True):
+    for key, part in cells.groupby(keys, sort=True):
         measured = math.exp(part["measured_speedup"].map(math.log).mean())
         sparsity = part["sparsity"].mean()
         predicted = theory.speedup(sparsity)
         rows.append(
             {
-                **dict(zip(GEMM_SETTINGS, key, strict=True)),
+                **dict(zip(keys, key, strict=True)),
                 "sparsity": sparsity,
                 "measured_speedup": measured,
                 "low": part["low"].min(),
@@ -89,21 +95,22 @@ def gemm_points(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
                 "noisy": bool(part["noisy"].fillna(False).any()),
             }
         )
-    return pd.DataFrame(rows, columns=POINTS)
+    return pd.DataFrame(rows, columns=[*keys, *RESULTS])
 
 
 def breakeven_sparsity(points: pd.DataFrame) -> pd.DataFrame:
     """The sparsity where the measured speedup crosses 1x, per shape, block size and backend, with the fastest point."""
     rows = []
     for key, part in points.groupby([*SHAPE, "backend", "block_size"], sort=True):
-        best = part.iloc[int(part["measured_speedup"].to_numpy().argmax())]
+        candidates = quiet(part)
+        best = candidates.iloc[int(candidates["measured_speedup"].to_numpy().argmax())]
         rows.append(
             {
                 **dict(zip([*SHAPE, "backend", "block_size"], key, strict=True)),
                 "breakeven_sparsity": theory.breakeven(part["sparsity"].tolist(), part["measured_speedup"].tolist()),
                 "fastest": best["measured_speedup"],
                 "at_sparsity": best["sparsity"],
-                "efficiency": part["efficiency"].median(),
+                "efficiency": candidates["efficiency"].median(),
             }
         )
     names = [*SHAPE, "backend", "block_size", "breakeven_sparsity", "fastest", "at_sparsity", "efficiency"]

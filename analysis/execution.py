@@ -39,7 +39,7 @@ def _execute(source: Path, target: Path, environment: dict[str, str]) -> Path:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    notebook = nbformat.read(source, as_version=4)
+    notebook = nbformat.read(source, as_version=4)  # type: ignore[no-untyped-call]
     client = NotebookClient(
         notebook, timeout=TIMEOUT, km=_manager(), resources={"metadata": {"path": str(source.parent)}}
     )
@@ -49,7 +49,7 @@ def _execute(source: Path, target: Path, environment: dict[str, str]) -> Path:
         words = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
         raise NotebookError(f"{source.name}: {words.strip().splitlines()[0]}") from error
     partial = target.with_name(f".{target.name}.{os.getpid()}")
-    nbformat.write(notebook, partial)
+    nbformat.write(notebook, partial)  # type: ignore[no-untyped-call]
     partial.replace(target)
     return target
 

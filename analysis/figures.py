@@ -42,13 +42,13 @@ def _not_measured(frame: pd.DataFrame, name: str) -> list[str]:
     return ["Not measured:", *lines] if lines else []
 
 
-def speedup_figure(frame: pd.DataFrame, over: str | None = None) -> Figure:
+def speedup_figure(frame: pd.DataFrame) -> Figure:
     """Measured speedup against sparsity for one shape: a panel per backend, a line per block size, theory dashed.
 
     frame: rows of the gemm table, failed cells included (they are listed under the panels).
     """
     one_of(frame, compare.SHAPE)
-    points = compare.gemm_points(frame, over)
+    points = compare.gemm_points(frame)
     backends = sorted(points["backend"].unique(), key=lambda name: (name != "native", name))
     drawn, axes = _panels(len(backends), 3.7, sharey=True)
     if not backends:
@@ -82,8 +82,8 @@ def _speedup_panel(ax: Axes, points: pd.DataFrame, span: tuple[float, float], li
         colour = style.block_colour(block_size)
         line = line.sort_values("sparsity")
         spread = [
-            (line["measured_speedup"] - line["low"]).fillna(0),
-            (line["high"] - line["measured_speedup"]).fillna(0),
+            (line["measured_speedup"] - line["low"]).fillna(0).clip(lower=0),  # rounding can put a mean past its bound
+            (line["high"] - line["measured_speedup"]).fillna(0).clip(lower=0),
         ]
         ax.errorbar(line["sparsity"], line["measured_speedup"], yerr=spread, color=colour, capsize=2, zorder=3)
         for noisy, part in line.groupby("noisy"):
@@ -114,10 +114,10 @@ def _block_legend(drawn: Figure, points: pd.DataFrame) -> None:
     drawn.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
 
 
-def efficiency_figure(frame: pd.DataFrame, over: str | None = None) -> Figure:
+def efficiency_figure(frame: pd.DataFrame) -> Figure:
     """Measured over predicted speedup for one shape: a heat map of block size x sparsity for each backend."""
     one_of(frame, compare.SHAPE)
-    points = compare.gemm_points(frame, over)
+    points = compare.gemm_points(frame)
     backends = sorted(points["backend"].unique(), key=lambda name: (name != "native", name))
     sizes = sorted(frame["block_size"].unique())
     sparsities = sorted(frame["target_sparsity"].unique())
@@ -160,7 +160,7 @@ def _annotate(ax: Axes, grid: np.ndarray) -> None:
 
 def tradeoff_figure(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> Figure:
     """Test perplexity against the measured speedup of the product at the same block size and sparsity, front marked."""
-    if train is None or gemm is None or (final := runs(train)).empty:
+    if train is None or train.empty or gemm is None or gemm.empty or (final := runs(train)).empty:
         return style.empty_figure(
             "What block sparsity costs and what it buys", "needs finished runs and timed products"
         )

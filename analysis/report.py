@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from analysis import compare, figures, study, tables, training_figures, variants
-from analysis.load import split
+from analysis.load import records, split
 from analysis.study import Study
 
 DOTS_PER_INCH = 150  # sharp on paper and on dense screens
@@ -249,10 +249,10 @@ def failed_cells(found: Study) -> list[dict[str, str]]:
     for name, frame in found.tables.items():
         settings = ("seed", *(compare.GEMM_SETTINGS if name == "gemm" else _TRAIN_SETTINGS))
         differing = [column for column in settings if column in frame and frame[column].nunique(dropna=False) > 1]
-        for row in compare.failures(frame).to_dict("records"):
+        for row in records(compare.failures(frame)):
             variant = [variants.variant_name(row)] if name == "train" else []
             words = ", ".join([*variant, *(f"{column} {row[column]}" for column in differing)])
-            reason = str(row["reason"] or "no reason stored")
+            reason = "no reason stored" if pd.isna(row["reason"]) else str(row["reason"])
             listed.append({"table": name, "cell": words or row["cell_id"], "status": row["status"], "reason": reason})
     return listed
 
@@ -276,7 +276,7 @@ def caveats(found: Study) -> list[str]:
     runs = [] if train is None else [variants.runs(part) for _, part in split(train, "train")]
     ceilings = pd.concat([part[["ceiling", "stored_sparsity"]] for part in runs]) if runs else pd.DataFrame()
     if len(ceilings):
-        top = ceilings.loc[ceilings["ceiling"].idxmax()]
+        top = max(records(ceilings), key=lambda row: float(row["ceiling"]))
         amdahl += f": at most {top['ceiling']:.2f}× for a forward pass here, at ρ = {top['stored_sparsity']:.2f}"
     lines.append(amdahl + ".")
     if gemm is not None:
@@ -292,7 +292,8 @@ def caveats(found: Study) -> list[str]:
 def provenance(found: Study) -> list[tuple[str, str, str]]:
     """(column, product timings, training runs): with what and where the cells were measured."""
     names = [*PROVENANCE, "dirty", "source_hash", "cell_seconds"]
-    return [(name, *(_origin(found.tables.get(table), name) for table in ("gemm", "train"))) for name in names]
+    gemm, train = found.tables.get("gemm"), found.tables.get("train")
+    return [(name, _origin(gemm, name), _origin(train, name)) for name in names]
 
 
 def _origin(frame: pd.DataFrame | None, name: str) -> str:

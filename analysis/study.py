@@ -53,7 +53,8 @@ def shapes(gemm: pd.DataFrame | None) -> list[tuple[str, pd.DataFrame]]:
     """(name, rows) of each product shape, in the order of its sides; none without a table."""
     if gemm is None:
         return []
-    return [(compare.shape_name(shape), rows) for shape, rows in gemm.groupby(compare.SHAPE, sort=True)]
+    parts = [rows for _, rows in gemm.groupby(compare.SHAPE, sort=True)]
+    return [(compare.shape_name(tuple(rows[compare.SHAPE].iloc[0])), rows) for rows in parts]
 
 
 def main_shape(gemm: pd.DataFrame) -> pd.DataFrame:

@@ -78,8 +78,8 @@ def empty_figure(title: str, words: str) -> Figure:
 
 def spread(found: Sequence[Any]) -> list[list[float]]:
     """[below, above] of estimates (value, low, high) for error bars; no bar where there is no interval."""
-    low = [0.0 if math.isnan(one.low) else one.value - one.low for one in found]
-    high = [0.0 if math.isnan(one.high) else one.high - one.value for one in found]
+    low = [0.0 if math.isnan(one.low) else max(one.value - one.low, 0.0) for one in found]
+    high = [0.0 if math.isnan(one.high) else max(one.high - one.value, 0.0) for one in found]
     return [low, high]
 
 
@@ -97,7 +97,7 @@ def margin(drawn: Figure, lines: Sequence[str]) -> None:
     if not wrapped:
         return
     notes = 0.19 * len(wrapped) + 0.15
-    FigureCanvasAgg(drawn).draw()
+    FigureCanvasAgg(drawn).draw()  # type: ignore[no-untyped-call]
     below = [legend for legend in drawn.legends if getattr(legend, "_outside_loc", None) == "lower"]
     legends = sum(legend.get_window_extent().height / drawn.dpi + 0.12 for legend in below)
     height = drawn.get_figheight() + notes

@@ -140,6 +140,7 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
     seeds with a dense partner) is an `Estimate`: mean, 95 % t-interval, n; one seed has no interval. The other columns
     are means. block_size is <NA> for dense.
     """
+    one_of(final, UNLIKE["train"])
     rows = []
     for (variant, block_size, target), part in final.groupby(["variant", "block_size", "target_sparsity"], sort=False):
         means = ("stored_sparsity", "predicted_speedup", "ceiling", "predicted_training")

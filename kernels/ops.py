@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from kernels.backends import native_library, native_products
+from kernels.backends.native_lstm import lstm
 from kernels.bsr import BSRIndex, BSRMatrix
 
 KERNELS = ("auto", "native", "torch")
@@ -161,3 +163,62 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     chosen = kernel_for(kernel, x.dtype, x.device)
     result: Tensor = dsd(weight.data, *weight.index, x, False, chosen)
     return result
+
+
+def _loop(projected: Tensor, h: Tensor, c: Tensor, weight: BSRMatrix) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, h, c) of the layer in plain torch, one step after the other."""
+    outputs = []
+    for step in projected:
+        i, f, g, o = (step + block_sparse_matmul(weight, h.T, "torch").T).chunk(4, dim=1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        outputs.append(h)
+    return torch.stack(outputs), h, c
+
+
+def _check_shapes(x: Tensor, state: tuple[Tensor, Tensor], rows: int, into: int, weight_hh: BSRMatrix) -> None:
+    hidden = weight_hh.shape[1]
+    if weight_hh.shape[0] != 4 * hidden or rows != 4 * hidden:
+        raise ValueError(f"the weights must have 4 x {hidden} rows, got {rows} and {weight_hh.shape[0]}")
+    if x.ndim != 3 or x.shape[0] < 1 or x.shape[1] < 1 or x.shape[2] != into:
+        raise ValueError(f"x must be [steps, batch, {into}], got {tuple(x.shape)}")
+    for name, each in zip(("h0", "c0"), state, strict=True):
+        if each.shape != (1, x.shape[1], hidden):
+            raise ValueError(f"{name} must be {(1, x.shape[1], hidden)}, got {tuple(each.shape)}")
+        if each.dtype != x.dtype or weight_hh.data.dtype != x.dtype:
+            raise ValueError(f"x is {x.dtype}, {name} {each.dtype} and the weight {weight_hh.data.dtype}: not one type")
+
+
+def block_sparse_lstm(
+    x: Tensor,
+    state: tuple[Tensor, Tensor] | None,
+    weight_ih: Tensor | BSRMatrix,
+    weight_hh: BSRMatrix,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    kernel: str = "auto",
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """One layer of `torch.nn.LSTM` (gates i, f, g, o) with block-sparse weights: (y, (h, c)).
+
+    x: [steps, batch, in]; state: h0 and c0, [1, batch, hidden] each, or None for zeros; weight_ih: [4 hidden, in];
+    weight_hh: [4 hidden, hidden]; y: [steps, batch, hidden]. Differentiable once in x, the state, the kept values and
+    the biases. kernel: as in `block_sparse_matmul`; `kernel_for` says which one 'auto' is.
+    """
+    if state is None:
+        zeros = x.new_zeros(1, x.shape[1], weight_hh.shape[1])
+        state = zeros, zeros
+    rows, into = weight_ih.shape
+    _check_shapes(x, state, rows, into, weight_hh)
+    chosen = kernel_for(kernel, x.dtype, x.device)
+    if isinstance(weight_ih, BSRMatrix):
+        projected = block_sparse_matmul(weight_ih, x.flatten(0, 1).T, chosen).T.view(*x.shape[:2], -1)
+    else:
+        projected = F.linear(x, weight_ih)
+    biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]
+    bias = sum(biases[1:], biases[0]) if biases else x.new_zeros(weight_hh.shape[0])
+    h0, c0 = (each.squeeze(0) for each in state)
+    if chosen == "native":
+        y, h, c, _, _ = lstm(projected, bias, h0, c0, weight_hh.data, *weight_hh.index)
+    else:
+        y, h, c = _loop(projected + bias, h0, c0, weight_hh)
+    return y, (h[None], c[None])

@@ -14,16 +14,17 @@ from kernels.problem import GemmProblem, Launch
 
 
 class NativeLaunch:
-    """One product, prepared for the number of threads torch has now."""
+    """One product, prepared for the number of threads torch has now (or fewer: as many as it is worth)."""
 
     def __init__(self, problem: GemmProblem) -> None:
         self.weight, self.x = problem.weight, problem.x
         self.result = torch.empty(problem.m, problem.n, dtype=problem.torch_dtype)
         bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
         self.packed = pack(bsr.data, bsr.index, problem.n)
-        self.argument = ctypes.byref(product(self.packed, self.x, self.result))
+        arguments = product(self.packed, self.x, self.result)
+        self.argument = ctypes.byref(arguments)
         self.run = entry("dsd", problem.torch_dtype, "dsd")
-        self.kernel = describe(library("dsd", problem.torch_dtype))
+        self.kernel = describe(library("dsd", problem.torch_dtype), arguments.pool.threads)
         self.weight_bytes = self.packed.values.numel() * self.packed.values.element_size()
         self.index_bytes = bsr.index_nbytes
 

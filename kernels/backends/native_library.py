@@ -17,6 +17,7 @@ from kernels.openmp import torch_pool
 FOLDER = Path(__file__).parent / "native"
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 MOST_THREADS = 128  # of pool.h
+WORK_OF_A_THREAD = 1 << 16  # multiplications, about what waking it costs
 
 empty: Callable[..., Tensor] = torch.empty  # every buffer that a kernel writes comes from here; tests put guards around
 
@@ -48,15 +49,13 @@ class Matrix(ctypes.Structure):
     )
 
 
-def threads_now() -> int:
-    """How many threads a kernel runs on: torch's number, or 1 where its pool was not found."""
-    return min(torch.get_num_threads(), MOST_THREADS) if torch_pool() else 1
-
-
-def pool_now() -> Pool:
-    """Torch's pool with the number of threads it has now."""
+def pool_for(work: int) -> Pool:
+    """Torch's pool, with as many of its threads as `work` multiplications are worth; one where it was not found."""
     pool = torch_pool()
-    return Pool(threads_now(), pool.parallel, pool.thread_number) if pool else Pool(1, None, None)
+    if pool is None:
+        return Pool(1, None, None)
+    threads = min(torch.get_num_threads(), MOST_THREADS, 1 + work // WORK_OF_A_THREAD)
+    return Pool(threads, pool.parallel, pool.thread_number)
 
 
 def library(source: str, dtype: torch.dtype) -> Library:
@@ -93,11 +92,11 @@ def unsupported(dtype: torch.dtype, device: torch.device) -> str | None:
     return None
 
 
-def describe(compiled: Library) -> str:
+def describe(compiled: Library, threads: int) -> str:
     """'native avx512, g++ 12.2.0, 2 threads'."""
     compiled.handle.isa.restype = ctypes.c_char_p
     isa = compiled.handle.isa().decode()
     version = re.search(r"\d+\.\d+(\.\d+)?", compiled.compiler)
     compiler = f"{compiled.compiler.split()[0]} {version.group() if version else ''}".strip()
-    pool = "1 thread" if threads_now() == 1 else f"{threads_now()} threads"
+    pool = "1 thread" if threads == 1 else f"{threads} threads"
     return f"native {isa}, {compiler}, {pool}" + ("" if torch_pool() else " (torch's OpenMP pool was not found)")

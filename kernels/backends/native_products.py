@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.backends import native_library
-from kernels.backends.native_library import Matrix, Pool, entry, launch, pool_now, structure, threads_now
+from kernels.backends.native_library import Matrix, Pool, entry, launch, pool_for, structure
 from kernels.bsr import BSRIndex
 
 CHUNK_BYTES = 512 * 1024  # of X beside one chunk of columns: about half a core's second-level cache
@@ -25,7 +25,7 @@ Turning = structure("Turning", "source to", "n k chunk", pool=Pool)
 Sampled = structure(
     "Sampled",
     "grad x blocks columns panels indices indptr",
-    "grad_down grad_along x_down x_along n chunk block_size width grid_rows grid_cols add",
+    "grad_down grad_along x_down x_along n chunk block_size width grid_rows grid_cols",
     pool=Pool,
 )
 
@@ -83,7 +83,7 @@ def pack(data: Tensor, index: BSRIndex, n: int, turned: bool = False) -> Packed:
     grid_rows = indptr.numel() - 1
     positions = pointer(index.positions) if turned else None
     pointers = (pointer(data), pointer(indptr), positions, pointer(values))
-    launch("dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, panel_rows, pool_now()))
+    launch("dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, panel_rows, pool_for(values.numel())))
     matrix = Matrix(pointer(values), pointer(indices), pointer(indptr), size, grid_rows, panel_rows, tall)
     return Packed(matrix, values, (indices, indptr))
 
@@ -98,7 +98,7 @@ def turn_columns(x: Tensor, chunk: int) -> Tensor:
     """[k, n] column by column -> [chunks, k, chunk] row by row, the last chunk padded."""
     k, n = x.shape
     turned = native_library.empty((-(-n // chunk), k, chunk), dtype=x.dtype)
-    launch("dsd", x.dtype, "turn_columns", Turning(pointer(x), pointer(turned), n, k, chunk, pool_now()))
+    launch("dsd", x.dtype, "turn_columns", Turning(pointer(x), pointer(turned), n, k, chunk, pool_for(k * n)))
     return turned
 
 
@@ -107,7 +107,7 @@ def product(packed: Packed, x: Tensor, out: Tensor) -> ctypes.Structure:
     k, n = x.shape
     chunk = chunk_of(k, n, x.element_size())
     pointers = (packed.matrix, pointer(x), pointer(out))
-    return Product(*pointers, n, chunk, n, chunk, *strides(out), pool_now())
+    return Product(*pointers, n, chunk, n, chunk, *strides(out), pool_for(packed.values.numel() * n))
 
 
 def dsd(packed: Packed, x: Tensor) -> Tensor:
@@ -122,17 +122,17 @@ def dsd(packed: Packed, x: Tensor) -> Tensor:
     return out
 
 
-def sdd(grad: Tensor, x: Tensor, index: BSRIndex, size: int, add_to: Tensor | None = None) -> Tensor:
-    """The kept blocks of grad @ x^T, [nnzb, b, b], added to `add_to` in place where given. grad: [m, n], x: [k, n]."""
-    grad, x, threads = plain(grad), plain(x), threads_now()
-    n = x.shape[1]
-    blocks = native_library.empty((index.indices.numel(), size, size), dtype=x.dtype) if add_to is None else add_to
+def sdd(grad: Tensor, x: Tensor, index: BSRIndex, size: int) -> Tensor:
+    """The kept blocks of grad @ x^T, [nnzb, b, b]. grad: [m, n], x: [k, n]."""
+    grad, x = plain(grad), plain(x)
+    n, pool = x.shape[1], pool_for(index.indices.numel() * size**2 * x.shape[1])
+    blocks = native_library.empty((index.indices.numel(), size, size), dtype=x.dtype)
     width = entry("sdd", x.dtype, "sampled_width", "block_size")(size)
     grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
     chunk = min(n, max(16, CHUNK_BYTES // (grid_cols * width * x.element_size())))
     columns = native_library.empty((grid_cols, chunk, width), dtype=x.dtype)
-    panels = native_library.empty((threads, size + 8, chunk), dtype=x.dtype)
+    panels = native_library.empty((pool.threads, size + 8, chunk), dtype=x.dtype)
     pointers = [pointer(each) for each in (grad, x, blocks, columns, panels, index.indices, index.indptr)]
-    sizes = (*strides(grad), *strides(x), n, chunk, size, width, grid_rows, grid_cols, int(add_to is not None))
-    launch("sdd", x.dtype, "sdd", Sampled(*pointers, *sizes, pool_now()))
+    sizes = (*strides(grad), *strides(x), n, chunk, size, width, grid_rows, grid_cols)
+    launch("sdd", x.dtype, "sdd", Sampled(*pointers, *sizes, pool))
     return blocks

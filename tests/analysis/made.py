@@ -41,7 +41,9 @@ def row(cell: Cell, status: str = "ok", reason: str | None = None, **values: Any
     return empty | cell.canonical().model_dump() | PROVENANCE | identity | values
 
 
-def ratio_row(ratios: Sequence[float], sparsity: float = 0.8, settings: dict[str, Any] | None = None, **values: Any):
+def ratio_row(
+    ratios: Sequence[float], sparsity: float = 0.8, settings: dict[str, Any] | None = None, **values: Any
+) -> dict[str, Any]:
     """A timed product whose pairwise ratios baseline / backend are `ratios`, and whose sparsity is exactly that asked for."""
     cell = GemmCell(**({"target_sparsity": sparsity} | (settings or {})))
     measured = {
@@ -87,7 +89,9 @@ def gemm_frame(
     return pd.DataFrame(rows)
 
 
-def run_rows(cell: TrainCell, test_ppl: float, rhos: Sequence[float], seconds: float = 10.0, **values: Any):
+def run_rows(
+    cell: TrainCell, test_ppl: float, rhos: Sequence[float], seconds: float = 10.0, **values: Any
+) -> list[dict[str, Any]]:
     """A finished run: an epoch for each mean sparsity in `rhos`, `seconds` each, ending at `test_ppl`."""
     cell = cell.model_copy(update={"epochs": len(rhos)})
     measured = {

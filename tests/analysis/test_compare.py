@@ -125,3 +125,12 @@ def test_without_a_point_every_answer_is_empty() -> None:
     assert none.empty and list(none.columns) == compare.POINTS
     assert compare.quiet(none).empty and compare.best_product(none) is None and compare.leading_backend(none) is None
     assert compare.breakeven_sparsity(none).empty
+
+
+def test_a_column_compared_over_is_never_averaged() -> None:
+    here, there = made.gemm_frame(), made.gemm_frame()
+    there["device_name"] = "Other CPU"
+    frame = pd.concat([here, there], ignore_index=True)
+    points = compare.gemm_points(frame, over="device_name")
+    assert len(points) == 2 * len(compare.gemm_points(here))
+    assert set(points["device_name"]) == {"Test CPU", "Other CPU"}

@@ -20,7 +20,9 @@ def frame(*runs: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame([row for run in runs for row in run])
 
 
-def run(ppl: float, seed: int = 0, rhos: tuple[float, ...] = (0.0, 0.0), seconds: float = 10.0, **settings: Any):
+def run(
+    ppl: float, seed: int = 0, rhos: tuple[float, ...] = (0.0, 0.0), seconds: float = 10.0, **settings: Any
+) -> list[dict[str, Any]]:
     return made.run_rows(TrainCell(seed=seed, **settings), ppl, rhos, seconds)
 
 

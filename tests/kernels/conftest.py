@@ -1,4 +1,4 @@
-"""Guards around every buffer that a CPU kernel writes."""
+"""Guards around every buffer that a CPU kernel writes, and a fixed number of threads."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -28,6 +28,25 @@ def _guards() -> Iterator[None]:
     finally:
         native_library.empty = real
     assert held and all(bool(each[:GUARD].isnan().all() and each[-GUARD:].isnan().all()) for each in held)
+
+
+@contextmanager
+def _pinned_threads(threads: int) -> Iterator[None]:
+    """That many threads, however small the work."""
+    before, worth = torch.get_num_threads(), native_library.WORK_OF_A_THREAD
+    torch.set_num_threads(threads)
+    native_library.WORK_OF_A_THREAD = 1
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        native_library.WORK_OF_A_THREAD = worth
+
+
+@pytest.fixture(scope="session")
+def pinned_threads() -> Callable[[int], AbstractContextManager[None]]:
+    """`with pinned_threads(3):` runs kernels on three threads, however small their work."""
+    return _pinned_threads
 
 
 @pytest.fixture(scope="session")

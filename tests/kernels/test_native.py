@@ -1,7 +1,7 @@
 """Our CPU kernel, fuzzed against float64, and the compiler and thread pool it needs."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import hypothesis.strategies as st
 import pytest
@@ -20,16 +20,7 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-@contextmanager
-def pinned_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
+Threads = Callable[[int], AbstractContextManager[None]]
 SIZES = st.sampled_from([4, 5, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 128])
 
 
@@ -54,7 +45,7 @@ def problems(draw: st.DrawFn) -> GemmProblem:
 @needs_compiler
 @settings(max_examples=300, deadline=None)
 @given(problem=problems())
-def test_fuzz(problem: GemmProblem) -> None:
+def test_fuzz(pinned_threads: Threads, problem: GemmProblem) -> None:
     with pinned_threads(1):
         launch = BACKEND.prepare(problem)
         for _ in range(2):
@@ -65,7 +56,7 @@ def test_fuzz(problem: GemmProblem) -> None:
 @needs_compiler
 @settings(max_examples=20, deadline=None)  # few: waiting threads take turns where the cores are busy
 @given(problem=problems(), threads=st.sampled_from([2, 5]))
-def test_fuzz_threads(problem: GemmProblem, threads: int) -> None:
+def test_fuzz_threads(pinned_threads: Threads, problem: GemmProblem, threads: int) -> None:
     with pinned_threads(threads):
         launch = BACKEND.prepare(problem)
         assert check(launch, launch.weight, problem.x)[1] is None
@@ -88,7 +79,7 @@ def test_several_column_chunks() -> None:
 
 
 @needs_compiler
-def test_threads_change_no_bit() -> None:
+def test_threads_change_no_bit(pinned_threads: Threads) -> None:
     problem = GemmProblem(256, 256, 40, 16, 0.7)
     outputs = []
     for threads in (1, 2, 3):
@@ -100,15 +91,25 @@ def test_threads_change_no_bit() -> None:
 
 
 @needs_compiler
-def test_kernel_names_the_threads_that_ran() -> None:
-    problem = GemmProblem(16, 16, 2, 4, 0.5)
+def test_kernel_names_the_threads_that_ran(pinned_threads: Threads) -> None:
     with pinned_threads(2):
-        kernel = BACKEND.prepare(problem).kernel
+        kernel = BACKEND.prepare(GemmProblem(16, 16, 2, 4, 0.5)).kernel
     assert ("2 threads" in kernel) == (torch_pool() is not None)
 
 
 @needs_compiler
-def test_without_a_pool_it_runs_on_one_thread_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_work_stays_on_one_thread() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    kernels = [BACKEND.prepare(GemmProblem(m, m, 20, 16, 0.5)).kernel for m in (16, 256)]
+    torch.set_num_threads(before)
+    assert "1 thread" in kernels[0] and ("2 threads" in kernels[1]) == (torch_pool() is not None)
+
+
+@needs_compiler
+def test_without_a_pool_it_runs_on_one_thread_and_says_so(
+    pinned_threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(native_library, "torch_pool", lambda: None)
     problem = GemmProblem(64, 64, 20, 16, 0.5)
     with pinned_threads(2):

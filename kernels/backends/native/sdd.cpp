@@ -14,7 +14,6 @@ struct Sampled {  // mirrored by native_products.py
     const int32_t *indices, *indptr;
     int64_t grad_down, grad_along, x_down, x_along;  // strides; one of each two is 1
     int64_t n, chunk, block_size, width, grid_rows, grid_cols;
-    int64_t add;  // 1: to what `blocks` holds
     Pool pool;
 };
 
@@ -30,13 +29,12 @@ struct Group {  // up to V vectors of columns
 
 struct Chunk {
     int64_t begin, steps;
-    bool add;
 };
 
 template <int N, int P, int V>
 void sampled_tile(const Sampled &job, const Chunk &chunk, const Group &group, const Scalar *panel, int64_t rows) {
     Vector<N> sums[P][V] = {};
-    if (chunk.add)
+    if (chunk.begin > 0)
         UNROLL for (int v = 0; v < V; ++v)
             UNROLL for (int r = 0; r < P; ++r)
                 if (r < rows) sums[r][v] = load_some<N>(group.to[v] + r * job.block_size, group.used[v]);
@@ -108,7 +106,7 @@ template <int N> void sample(const Sampled &job) {
     const auto cost = [&](int64_t row) { return job.indptr[row + 1] - job.indptr[row] + 1; };
     Ranges ranges(job.pool.threads, 1, job.grid_rows, 1, cost);
     for (int64_t begin = 0; begin < job.n; begin += job.chunk) {
-        const Chunk chunk{begin, smaller(job.chunk, job.n - begin), begin > 0 || job.add != 0};
+        const Chunk chunk{begin, smaller(job.chunk, job.n - begin)};
         share(job.pool, job.grid_cols, [&](int64_t col, int64_t) { pack_columns(job, chunk, col); });
         share(job.pool, ranges, [&](int64_t row, int64_t thread) {
             if (job.indptr[row] == job.indptr[row + 1]) return;

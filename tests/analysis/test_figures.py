@@ -1,0 +1,264 @@
+"""Every figure is drawn from made-up tables, whatever failed or is missing, and says what it does not show."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import made
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis import figures, style, theory_figures, training_figures
+from analysis.stats import Estimate
+from bench.cells import GemmCell, TrainCell
+
+TRAINING = {
+    "perplexity": training_figures.perplexity_figure,
+    "curves": training_figures.curves_figure,
+    "norms": training_figures.norm_maps_figure,
+    "integral": training_figures.integral_figure,
+}
+PRODUCTS = {
+    "speedup": figures.speedup_figure,
+    "efficiency": figures.efficiency_figure,
+    "roofline": theory_figures.roofline_figure,
+}
+ONE_SEED = made.train_frame(seeds=1)
+TWO_SEEDS = made.train_frame(seeds=2)
+GEMM = made.gemm_frame(backends=("native",))
+NO_COMPILER = made.gemm_frame(unsupported={"native": made.NO_COMPILER})
+NOTHING_TIMED = made.gemm_frame(unsupported={"native": made.NO_COMPILER, "torch_bsr": "needs CUDA"})
+ALL_DIVERGED = pd.DataFrame([made.diverged_row()])
+
+
+def draw(figure: Figure) -> None:
+    """Draw `figure` small: what cannot be laid out or rendered raises."""
+    figure.savefig(io.BytesIO(), format="png", dpi=30)
+
+
+def texts(figure: Figure) -> str:
+    """The words of a figure outside its tick labels, line breaks as spaces."""
+    return " ".join(" ".join(found.get_text().split()) for found in figure.findobj(mpl.text.Text))
+
+
+def panels(figure: Figure) -> dict[str, Axes]:
+    """The panels of a figure by the first line of their title."""
+    return {ax.get_title().strip(): ax for ax in figure.axes}
+
+
+def has_line_at_one(ax: Axes, which: str) -> bool:
+    """Whether a straight line marks 1× on the axis `which`."""
+    lines = [np.asarray(line.get_ydata() if which == "y" else line.get_xdata(), dtype=float) for line in ax.lines]
+    return any(len(line) == 2 and (line == 1.0).all() for line in lines)
+
+
+def assert_speedup_axis(ax: Axes, which: str) -> None:
+    """A log axis whose ticks are powers of two, 1× among them, with a line at 1×."""
+    axis = ax.yaxis if which == "y" else ax.xaxis
+    ticks = axis.get_majorticklocs()
+    assert axis.get_scale() == "log"
+    assert np.array_equal(np.log2(ticks), np.round(np.log2(ticks)))
+    low, high = axis.get_view_interval()
+    assert 1.0 in ticks and low < 1.0 < high
+    assert axis.get_major_formatter()(1.0, 0) == "1×"
+    assert has_line_at_one(ax, which)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize(
+    "frame", [GEMM, NO_COMPILER, NOTHING_TIMED], ids=["one unsupported", "no compiler", "nothing timed"]
+)
+def test_product_figures_are_drawn(name: str, frame: pd.DataFrame) -> None:
+    draw(PRODUCTS[name](frame))
+
+
+@pytest.mark.parametrize("figure", [figures.speedup_figure, figures.efficiency_figure])
+def test_product_figures_list_what_was_not_measured(figure: Callable[[pd.DataFrame], Figure]) -> None:
+    assert f"Not measured: scipy_bsr: unsupported (6 cells): {made.NO_SCIPY}" in texts(figure(GEMM))
+    missing = texts(figure(NO_COMPILER))
+    assert f"native: unsupported (6 cells): {made.NO_COMPILER}" in missing
+    assert "native" not in panels(figure(NO_COMPILER))
+    words = texts(figure(NOTHING_TIMED))
+    assert "no cell of this shape was measured" in words and "torch_bsr: unsupported (6 cells): needs CUDA" in words
+    assert "Not measured" not in texts(figure(made.gemm_frame(unsupported={})))
+
+
+def test_speedup_axes_have_a_tick_and_a_line_at_1x_however_fast_or_slow_all_are() -> None:
+    slow = pd.DataFrame([made.ratio_row([0.01] * 3, rho) for rho in (0.5, 0.9)])
+    fast = pd.DataFrame([made.ratio_row([80.0] * 3, rho) for rho in (0.9, 0.99)])
+    for frame in (GEMM, slow, fast):
+        for ax in figures.speedup_figure(frame).axes:
+            assert_speedup_axis(ax, "y")
+    [ax] = figures.tradeoff_figure(ONE_SEED, GEMM).axes
+    assert_speedup_axis(ax, "x")
+    assert_speedup_axis(training_figures.integral_figure(ONE_SEED).axes[1], "x")
+    [ax] = theory_figures.amdahl_figure(ONE_SEED).axes
+    assert_speedup_axis(ax, "y")
+
+
+def test_speedup_panels_put_ours_first_and_say_where_each_block_size_breaks_even() -> None:
+    speeds = {8: (0.5, 0.8), 16: (0.5, 2.0), 32: (1.5, 3.0)}
+    rows = [
+        made.ratio_row([speed] * 3, rho, {"block_size": size, "backend": backend})
+        for backend in ("native", "another")
+        for size, two in speeds.items()
+        for rho, speed in zip((0.5, 0.9), two, strict=True)
+    ]
+    found = panels(figures.speedup_figure(pd.DataFrame(rows)))
+    assert list(found) == ["native", "another"]
+    assert "8: never · 16: 0.77 · 32: always" in found["native"].texts[0].get_text()
+
+
+def test_noisy_points_are_hollow_and_in_the_legend() -> None:
+    noisy = figures.speedup_figure(pd.DataFrame([made.ratio_row([2.0] * 3, 0.8, noisy=True)]))
+    quiet = figures.speedup_figure(pd.DataFrame([made.ratio_row([2.0] * 3, 0.8)]))
+    assert "noisy" in texts(noisy).split() and "noisy" not in texts(quiet).split()
+    faces = [line.get_markerfacecolor() for line in noisy.axes[0].lines if line.get_marker() == "s"]
+    assert "white" in faces
+
+
+def test_a_seed_mean_that_rounds_past_its_interval_is_drawn() -> None:
+    # exp(log 3) is a little more than 3, the upper bound of three equal ratios
+    figures.speedup_figure(pd.DataFrame([made.ratio_row([3.0] * 3, 0.8)]))
+    assert style.spread([Estimate(2.9, 3.0, 3.0, 3), Estimate(3.1, 3.0, 3.0, 3)]) == [[0.0, pytest.approx(0.1)],
+                                                                                      [pytest.approx(0.1), 0.0]]  # fmt: skip
+
+
+def test_full_sparsity_and_one_pair_are_drawn() -> None:
+    draw(figures.speedup_figure(pd.DataFrame([made.ratio_row([3.0], 1.0), made.ratio_row([2.0], 0.8)])))
+
+
+@pytest.mark.parametrize("figure", PRODUCTS.values())
+def test_product_figures_refuse_unlike_rows_in_one_line(figure: Callable[[pd.DataFrame], Figure]) -> None:
+    for other in ({"cache": "cold"}, {"n": 64}):
+        frame = pd.DataFrame([made.ratio_row([2.0] * 3), made.ratio_row([2.0] * 3, settings=other)])
+        with pytest.raises(ValueError, match=f"mix {next(iter(other))} "):
+            figure(frame)
+
+
+@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("frame", [ONE_SEED, ALL_DIVERGED], ids=["one seed", "all diverged"])
+def test_training_figures_are_drawn(name: str, frame: pd.DataFrame) -> None:
+    draw(TRAINING[name](frame))
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_training_figures_of_no_table_or_an_empty_one_say_so(name: str) -> None:
+    for nothing in (None, pd.DataFrame()):
+        assert "Nothing to draw: no" in texts(TRAINING[name](nothing))
+
+
+@pytest.mark.parametrize("name", ["perplexity", "curves", "norms"])
+def test_training_figures_without_a_finished_run_say_why(name: str) -> None:
+    words = texts(TRAINING[name](ALL_DIVERGED))
+    assert "no training run has finished" in words
+    assert f"Not finished: 1 × diverged: {made.DIVERGED}" in words
+
+
+def test_the_perplexity_figure_lists_failed_runs_variants_and_seeds() -> None:
+    words = texts(training_figures.perplexity_figure(TWO_SEEDS))
+    assert f"Not finished: 1 × diverged: {made.DIVERGED}" in words
+    assert "block lasso + random pre-pruning" in words and "95 % t-intervals over seeds (2 per point" in words
+
+
+def test_a_long_reason_is_wrapped_and_gets_room() -> None:
+    frame = pd.DataFrame([*ONE_SEED.to_dict("records"), made.diverged_row() | {"cell_id": "x", "reason": "long " * 80}])
+    short, tall = training_figures.perplexity_figure(ONE_SEED), training_figures.perplexity_figure(frame)
+    assert tall.get_figheight() > short.get_figheight()
+    assert max(map(len, tall.texts[-1].get_text().splitlines())) <= 135
+
+
+@pytest.mark.parametrize("variants", [("dense",), ("pre",), ("dense", "block lasso")])
+def test_training_figures_are_made_of_few_variants(variants: tuple[str, ...]) -> None:
+    frame = made.train_frame(1, variants)
+    for figure in TRAINING.values():
+        assert figure(frame).axes
+
+
+def test_norm_maps_show_three_epochs_and_leave_empty_blocks_white() -> None:
+    figure = training_figures.norm_maps_figure(ONE_SEED)
+    shown = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_title() for ax in shown] == ["epoch 0", "epoch 2", "epoch 4"] * 4
+    assert [label.get_text() for label in shown[0].get_xticklabels()] == list(training_figures.GATES)
+    last = shown[-1].images[0].get_array()
+    assert np.ma.getmaskarray(last).mean() == pytest.approx(0.8, abs=0.01)
+    assert "no norms of nothing_l9 were stored" in texts(training_figures.norm_maps_figure(ONE_SEED, "nothing_l9"))
+
+
+def test_the_integral_figure_shows_prediction_and_measurement() -> None:
+    linear = {"lasso": "subgradient", "schedule": "linear", "target_sparsity": 0.8}
+    dense = made.run_rows(TrainCell(), 100.0, [0.0] * 4, seconds=10.0)
+    sparse = made.run_rows(TrainCell(**linear), 110.0, [0.0, 0.4, 0.8, 0.8], seconds=12.5)
+    left, right = training_figures.integral_figure(pd.DataFrame([*dense, *sparse])).axes
+    shares = [line.get_ydata().tolist() for line in left.lines if len(line.get_ydata()) == 4]
+    assert shares == [pytest.approx([1.0, 0.6, 0.2, 0.2])]
+    shown = {line.get_marker(): float(line.get_xdata()[0]) for line in right.lines if line.get_marker() in ("D", "o")}
+    assert shown == pytest.approx({"D": 2.0, "o": 0.8})
+
+
+@pytest.mark.parametrize(
+    ("train", "gemm"),
+    [(TWO_SEEDS, GEMM), (ONE_SEED, NOTHING_TIMED), (ALL_DIVERGED, GEMM)],
+    ids=["two seeds", "nothing timed", "all diverged"],
+)  # fmt: skip
+def test_tradeoff_figure_is_drawn(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> None:
+    draw(figures.tradeoff_figure(train, gemm))
+
+
+@pytest.mark.parametrize(
+    ("train", "gemm"), [(None, GEMM), (ONE_SEED, None), (pd.DataFrame(), GEMM), (ONE_SEED, pd.DataFrame())]
+)
+def test_tradeoff_figure_without_a_table_says_what_it_needs(
+    train: pd.DataFrame | None, gemm: pd.DataFrame | None
+) -> None:
+    assert "needs finished runs and timed products" in texts(figures.tradeoff_figure(train, gemm))
+
+
+def test_tradeoff_axis_names_the_product_it_is_about() -> None:
+    [ax] = figures.tradeoff_figure(ONE_SEED, NO_COMPILER).axes
+    assert "torch_bsr, W 512 × 128, n = 20" in ax.get_xlabel()
+
+
+@pytest.mark.parametrize("train", [ONE_SEED, ALL_DIVERGED], ids=["one seed", "all diverged"])
+def test_amdahl_figure_is_drawn(train: pd.DataFrame) -> None:
+    draw(theory_figures.amdahl_figure(train))
+
+
+def test_storage_figure_marks_the_crossing_of_each_layout() -> None:
+    figure = theory_figures.storage_figure(8, 8, (2,))
+    draw(figure)
+    # 8 x 8 float32 are 256 bytes; COO 8 + 12 a value, CSR 36 + 8 a value, BSR 20 + 20 a block of four
+    words = texts(figure)
+    for label, crossing in (("COO", 1 - 248 / 768), ("CSR", 1 - 220 / 512), ("BSR, block 2", 1 - 236 / 320)):
+        assert f"{label}: smaller from ρ = {crossing:.3f}" in words
+
+
+def test_roofline_is_made_of_the_best_that_was_reached() -> None:
+    # a dense product of 8 x 8 by 8 x 8 is 1024 FLOP over 256 + 512 bytes; in 1 ms that is 1.024 MFLOP/s
+    cell = {"m": 8, "k": 8, "n": 8, "block_size": 2}
+    row = made.ratio_row([1.0] * 3, 0.5, cell, time_ms=1.0, baseline_ms=1.0)
+    [ax] = theory_figures.roofline_figure(pd.DataFrame([row])).axes
+    points = {line.get_label(): line for line in ax.lines}
+    dense = points["dense (baseline)"]
+    assert float(dense.get_xdata()[0]) == pytest.approx(1024 / 768)
+    assert float(dense.get_ydata()[0]) == pytest.approx(1.024e-3)
+    assert float(points["native, block 2"].get_ydata()[0]) == pytest.approx(0.512e-3)
+    assert max(points["best of this sweep"].get_ydata()) == pytest.approx(1.024e-3)
+
+
+def test_every_colour_of_a_variant_is_its_own() -> None:
+    names: list[Any] = [*style.VARIANT_COLOURS, "gradual (cubic)", "one-shot"]
+    colours = style.variant_colours(names)
+    assert list(colours) == names
+    assert style.block_marker(7) == "X" and style.block_colour(7) == style.GREY
+
+
+def test_one_failed_cell_alone_gives_a_figure_with_its_reason() -> None:
+    frame = pd.DataFrame([made.row(GemmCell(), "wrong", "error 3.1 times the bound")])
+    assert "native: wrong (1 cells): error 3.1 times the bound" in texts(figures.speedup_figure(frame))

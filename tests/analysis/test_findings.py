@@ -1,0 +1,118 @@
+"""The three sentences: what they quote, what they leave out, and what they say where nothing was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import made
+import pandas as pd
+import pytest
+
+from analysis.findings import findings
+from bench.cells import GemmCell, TrainCell
+
+LINEAR = {"lasso": "subgradient", "schedule": "linear", "target_sparsity": 0.8}
+
+
+def point(speedup: float, sparsity: float = 0.9, noisy: bool = False, **settings: Any) -> dict[str, Any]:
+    return made.ratio_row([speedup] * 3, sparsity, settings, noisy=noisy)
+
+
+def speed(*rows: dict[str, Any]) -> str:
+    return findings(None, pd.DataFrame(rows))[0]
+
+
+def cost(*runs: list[dict[str, Any]]) -> str:
+    return findings(pd.DataFrame([row for run in runs for row in run]), None)[1]
+
+
+def limits(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> str:
+    return findings(train, gemm)[2]
+
+
+def test_the_fastest_product_is_quoted_beside_theory() -> None:
+    said = speed(point(4.0), point(2.0, 0.5), point(1.0, backend="dense"))
+    assert "the fastest block-sparse product is native at block 16 and sparsity 0.90, W 1024 × 1024, n = 32" in said
+    assert "at 4.00× [4.00, 4.00] of dense, where 1/(1−ρ) promises 10.00×" in said
+    assert said.endswith("native reaches 70% of theory in the median of 2 settings.")  # between 4 / 10 and 2 / 2
+    assert "noisy" not in said
+
+
+def test_a_noisy_timing_is_not_quoted_while_a_quiet_one_exists() -> None:
+    said = speed(point(85.74, noisy=True, block_size=8), point(3.0))
+    assert "85.74" not in said and "noisy" not in said
+    assert "the fastest quietly timed block-sparse product is native at block 16" in said
+    assert "at 3.00× [3.00, 3.00] of dense" in said
+    assert said.endswith("native reaches 30% of theory in the median of 1 quietly timed setting.")
+
+
+def test_where_every_timing_was_noisy_the_sentence_says_so_twice() -> None:
+    said = speed(point(85.74, noisy=True, block_size=8), point(3.0, noisy=True))
+    assert "at 85.74× [85.74, 85.74] of dense (noisy)" in said
+    assert said.endswith("of theory in the median of 2 settings (noisy).")
+
+
+def test_a_noisy_win_does_not_turn_a_quiet_defeat_into_one_for_all() -> None:
+    said = speed(point(2.0, noisy=True, block_size=8), point(0.7))
+    assert "no quietly timed block-sparse product beat dense; the nearest is native at block 16" in said
+
+
+def test_a_rival_that_is_quiet_leaves_ours_noisy() -> None:
+    said = speed(point(9.0, noisy=True), point(2.0, backend="torch_bsr"))
+    assert "the fastest quietly timed block-sparse product is torch_bsr" in said
+    assert said.endswith("native reaches 90% of theory in the median of 1 setting (noisy).")
+
+
+def test_without_a_compiler_the_reason_is_given() -> None:
+    missing = [made.row(GemmCell(target_sparsity=rho), "unsupported", made.NO_COMPILER) for rho in (0.5, 0.9)]
+    assert f"native, our own, was not timed: unsupported ({made.NO_COMPILER})." in speed(
+        *missing, point(2.0, backend="torch_bsr")
+    )
+    assert speed(*missing) == (
+        f"Speed: no block-sparse product was timed in 2 product cells; most often: unsupported ({made.NO_COMPILER})."
+    )
+    only_dense = speed(point(1.0, backend="dense"))
+    assert only_dense.endswith("in 1 product cell; most often: only the dense baseline was timed.")
+
+
+def test_the_cost_of_the_best_pruned_variant_by_validation_perplexity() -> None:
+    dense = [made.run_rows(TrainCell(seed=seed), ppl, [0.0, 0.0]) for seed, ppl in enumerate((100.0, 200.0))]
+    sparse = [made.run_rows(TrainCell(seed=seed, **LINEAR), ppl, [0.8, 0.8]) for seed, ppl in enumerate((110.0, 220.0))]
+    worse = made.run_rows(TrainCell(**LINEAR | {"schedule": "pre"}), 90.0, [0.8, 0.8], val_ppl=500.0)
+    said = cost(*dense, *sparse, worse)
+    assert "at 80 % sparsity the best pruned variant, block lasso + gradual (linear) at block 16" in said
+    assert "test perplexity 165.0 against 150.0 dense, a cost of +10.0 % [+10.0, +10.0] (2 seeds)." in said
+
+
+def test_one_seed_and_no_partner_are_told() -> None:
+    dense, sparse = made.run_rows(TrainCell(), 100.0, [0.0]), made.run_rows(TrainCell(**LINEAR), 112.0, [0.8])
+    assert "+12.0 % (one seed, so without an interval)" in cost(dense, sparse)
+    assert "no dense run with its settings and seed has finished" in cost(sparse)
+    assert "no pruned run has finished" in cost(dense)
+    assert f"none of 1 training run finished; most often: diverged ({made.DIVERGED})" in cost([made.diverged_row()])
+
+
+def test_masks_and_gaps_are_limits() -> None:
+    dense = made.run_rows(TrainCell(), 100.0, [0.0] * 4, seconds=10.0)
+    sparse = made.run_rows(TrainCell(**LINEAR), 110.0, [0.0, 0.4, 0.8, 0.8], seconds=12.5)
+    train = pd.DataFrame([*dense, *sparse, made.diverged_row()])
+    gemm = pd.DataFrame([point(2.0), point(2.0, 0.5, noisy=True)])
+    said = limits(train, gemm)
+    assert "1 of 3 training runs gave no result, most often diverged" in said
+    assert "1 of 2 timings were noisy" in said
+    assert "masks alone made training 0.80× as fast as dense (median of 1 run)" in said
+    assert "would allow 2.00× to 2.00×" in said
+
+
+@pytest.mark.parametrize("empty", [None, pd.DataFrame()])
+def test_missing_and_empty_tables_are_said_to_be(empty: pd.DataFrame | None) -> None:
+    assert findings(empty, empty) == [
+        "Speed: this sweep timed no products.",
+        "Accuracy: this sweep trained no network.",
+        "Limits: nothing was measured; what masks alone buy in training time was not measured.",
+    ]
+
+
+def test_parts_that_cannot_be_compared_are_kept_apart() -> None:
+    said = speed(point(2.0), point(3.0, cache="cold"), point(4.0, threads=2))
+    assert "at 4.00×" in said and "median of 3 settings" in said

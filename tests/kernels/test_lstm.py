@@ -1,0 +1,230 @@
+"""block_sparse_lstm against torch.nn.LSTM with the masked dense weights: outputs and every gradient."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from kernels.backends import native_library, native_lstm
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.ops import block_sparse_lstm
+
+Guards = Callable[[], AbstractContextManager[None]]
+Threads = Callable[[int], AbstractContextManager[None]]
+NO_NATIVE = native_library.unsupported(torch.float64, torch.device("cpu"))
+KERNELS = ["torch"] if NO_NATIVE else ["native", "torch"]
+needs_native = pytest.mark.skipif(NO_NATIVE is not None, reason="no C++ compiler here")
+TOLERANCE = {torch.float64: 2e-13, torch.float32: 1e-4}
+
+
+class Case:
+    """A layer with random block-sparse weights, its operands, and the gradients of its outputs."""
+
+    def __init__(
+        self,
+        size: int,
+        units: int,
+        inputs: int,
+        steps: int,
+        batch: int,
+        density: float = 0.5,
+        dtype: torch.dtype = torch.float64,
+        seed: int = 0,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        hidden, into = size * units, size * inputs
+        masks = [
+            BlockMask(torch.rand(4 * units, side, generator=generator) < density, size) for side in (inputs, units)
+        ]
+        self.weights = [BSRMatrix.from_dense(normal(*mask.shape) / hidden**0.5, mask) for mask in masks]
+        self.x, self.biases = normal(steps, batch, into), [normal(4 * hidden) for _ in range(2)]
+        self.states = [normal(1, batch, hidden) for _ in range(2)]
+        self.grads = [normal(steps, batch, hidden), *(normal(1, batch, hidden) for _ in range(2))]
+
+    def expected(self) -> list[Tensor]:
+        """y, h, c, then gradients of x, h0, c0, the kept values of both weights, and the biases; by torch.nn.LSTM."""
+        dense = [weight.to_dense() for weight in self.weights]
+        layer = torch.nn.LSTM(dense[0].shape[1], dense[1].shape[1], dtype=self.x.dtype)
+        weights = list(layer.parameters())  # weight_ih, weight_hh, bias_ih, bias_hh
+        for parameter, value in zip(weights, [*dense, *self.biases], strict=True):
+            parameter.data.copy_(value)
+        leaves = [each.clone().requires_grad_() for each in (self.x, *self.states)]
+        y, (h, c) = layer(leaves[0], (leaves[1], leaves[2]))
+        grads = list(torch.autograd.grad([y, h, c], [*leaves, *weights], self.grads))
+        for place, weight in zip((3, 4), self.weights, strict=True):
+            grads[place] = BSRMatrix.from_dense(grads[place], weight.mask).data
+        return [y, h, c, *grads]
+
+    def computed(self, kernel: str, dense_input: bool = False) -> list[Tensor]:
+        """The same by block_sparse_lstm; the input weight dense or block-sparse."""
+        data = [weight.data.clone().requires_grad_() for weight in self.weights]
+        dense = self.weights[0].to_dense().requires_grad_()
+        leaves = [each.clone().requires_grad_() for each in (self.x, *self.states)]
+        biases = [bias.clone().requires_grad_() for bias in self.biases]
+        into = dense if dense_input else self.weights[0].with_data(data[0])
+        recurrent = self.weights[1].with_data(data[1])
+        y, (h, c) = block_sparse_lstm(leaves[0], (leaves[1], leaves[2]), into, recurrent, *biases, kernel)
+        wanted = [*leaves, dense if dense_input else data[0], data[1], *biases]
+        grads = list(torch.autograd.grad([y, h, c], wanted, self.grads))
+        if dense_input:
+            grads[3] = BSRMatrix.from_dense(grads[3], self.weights[0].mask).data
+        return [y, h, c, *grads]
+
+
+def assert_equal_within_rounding(computed: list[Tensor], expected: list[Tensor]) -> None:
+    for got, wanted in zip(computed, expected, strict=True):
+        assert got.shape == wanted.shape and got.dtype == wanted.dtype
+        scale = float(wanted.detach().abs().max()) if wanted.numel() else 0.0
+        torch.testing.assert_close(got, wanted, rtol=0.0, atol=TOLERANCE[wanted.dtype] * max(scale, 1e-30))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.sampled_from([1, 2, 4, 5, 8, 12, 16, 32, 40]),
+    units=st.integers(1, 3),
+    inputs=st.integers(1, 3),
+    steps=st.one_of(st.integers(1, 6), st.sampled_from([35, 70])),
+    batch=st.one_of(st.integers(1, 80), st.sampled_from([1, 15, 16, 17, 20, 80, 100])),
+    density=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    dense_input=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_fuzz_against_torchs_lstm(
+    guards: Guards,
+    kernel: str,
+    size: int,
+    units: int,
+    inputs: int,
+    steps: int,
+    batch: int,
+    density: float,
+    dtype: torch.dtype,
+    dense_input: bool,
+    seed: int,
+) -> None:
+    if size > 12 and steps > 6:
+        steps = 7
+    case = Case(size, units, inputs, steps, batch, density, dtype, seed)
+    if kernel == "torch":
+        computed = case.computed(kernel, dense_input)
+    else:
+        with guards():
+            computed = case.computed(kernel, dense_input)
+    assert_equal_within_rounding(computed, case.expected())
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_many_steps(kernel: str) -> None:
+    case = Case(16, 4, 2, 70, 20)
+    assert_equal_within_rounding(case.computed(kernel), case.expected())
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradcheck(kernel: str) -> None:
+    case = Case(2, 2, 1, 3, 2)
+    x, h0, c0, *biases = (each.requires_grad_() for each in (case.x, *case.states, *case.biases))
+    data = [weight.data.requires_grad_() for weight in case.weights]
+
+    def layer(
+        x: Tensor, h0: Tensor, c0: Tensor, into: Tensor, recurrent: Tensor, *biases: Tensor
+    ) -> tuple[Tensor, ...]:
+        weights = [weight.with_data(values) for weight, values in zip(case.weights, (into, recurrent), strict=True)]
+        y, (h, c) = block_sparse_lstm(x, (h0, c0), weights[0], weights[1], *biases, kernel=kernel)
+        return y, h, c
+
+    assert torch.autograd.gradcheck(layer, (x, h0, c0, *data, *biases))
+
+
+@needs_native
+def test_the_operator_keeps_torchs_rules() -> None:
+    case = Case(2, 2, 1, 3, 2)
+    projected = torch.randn(3, 2, 16, dtype=torch.float64).requires_grad_()
+    states = [state[0].requires_grad_() for state in case.states]
+    weight = case.weights[1]
+    arguments = (projected, case.biases[0].requires_grad_(), *states, weight.data.requires_grad_(), *weight.index)
+    torch.library.opcheck(native_lstm.lstm, arguments)
+
+
+@needs_native
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+def test_gradients_of_one_output_alone(wanted: int) -> None:
+    case = Case(4, 2, 1, 3, 5)
+    case.grads = [grad if place == wanted else torch.zeros_like(grad) for place, grad in enumerate(case.grads)]
+    x = case.x.clone().requires_grad_()
+    y, (h, c) = block_sparse_lstm(x, (case.states[0], case.states[1]), *case.weights, *case.biases)
+    (grad,) = torch.autograd.grad((y, h, c)[wanted], x, case.grads[wanted])
+    assert_equal_within_rounding([grad], [case.expected()[3]])
+
+
+@needs_native
+def test_repeats_and_threads_change_no_bit(pinned_threads: Threads) -> None:
+    case, results = Case(8, 6, 3, 4, 120, dtype=torch.float32), []
+    for threads in (1, 1, 2, 3, 3):
+        with pinned_threads(threads):
+            results.append(case.computed("native"))
+    assert_equal_within_rounding(results[0], case.expected())
+    for other in results[1:]:
+        assert all(torch.equal(got, wanted) for got, wanted in zip(other, results[0], strict=True))
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gates_are_accurate_everywhere(dtype: torch.dtype) -> None:
+    """Without weights, y = sigmoid(o) tanh(sigmoid(i) tanh(g)): tiny, moderate and saturated sums."""
+    hidden = 4096
+    exponents = torch.linspace(-30, 2.5, hidden // 2, dtype=torch.float64)
+    sums = torch.cat([-(10**exponents), 10**exponents]).to(dtype)
+    bias = torch.stack([torch.full_like(sums, 40.0), sums, sums, sums.flip(0)]).flatten()  # i is open
+    weight = BSRMatrix.from_dense(
+        torch.zeros(4 * hidden, hidden, dtype=dtype), BlockMask(torch.zeros(4, 1) > 0, hidden)
+    )
+    y, (_, c) = block_sparse_lstm(
+        torch.zeros(1, 1, 1, dtype=dtype), None, torch.zeros(4 * hidden, 1, dtype=dtype), weight, bias
+    )
+    cell = sums.double().tanh()
+    expected = sums.flip(0).double().sigmoid() * cell.tanh()
+    few_ulps = 8 * torch.finfo(dtype).eps
+    tiny = torch.finfo(dtype).tiny
+    torch.testing.assert_close(c.flatten().double(), cell, rtol=few_ulps, atol=tiny)
+    torch.testing.assert_close(y.flatten().double(), expected, rtol=few_ulps, atol=4 * tiny)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nan_spreads_and_infinity_saturates(kernel: str) -> None:
+    case = Case(4, 1, 1, 2, 3)
+    case.x[0, 1, 0] = float("nan")
+    case.biases[0][:] = float("inf")
+    y, _ = block_sparse_lstm(case.x, None, case.weights[0].to_dense() * 0 + 1, case.weights[1], *case.biases, kernel)
+    assert bool(y[:, 1].isnan().all()) and bool(y[:, [0, 2]].isfinite().all())
+
+
+def test_states_and_biases_may_be_missing() -> None:
+    case = Case(4, 2, 1, 3, 5)
+    zeros = torch.zeros(1, 5, 8, dtype=torch.float64)
+    y, _ = block_sparse_lstm(case.x, None, *case.weights)
+    same, _ = block_sparse_lstm(case.x, (zeros, zeros), *case.weights, torch.zeros(32, dtype=torch.float64))
+    assert torch.equal(y, same)
+
+
+def test_operands_that_do_not_fit_are_refused() -> None:
+    case = Case(4, 2, 1, 3, 5)
+    states = (case.states[0], case.states[1])
+    with pytest.raises(ValueError, match=r"x must be \[steps, batch, 4\]"):
+        block_sparse_lstm(case.x[..., :3], states, *case.weights)
+    with pytest.raises(ValueError, match=r"h0 must be \(1, 5, 8\)"):
+        block_sparse_lstm(case.x, (states[0][0], states[1]), *case.weights)
+    with pytest.raises(ValueError, match="4 x 8 rows"):
+        block_sparse_lstm(case.x, states, case.weights[0].to_dense()[:-1], case.weights[1])
+    with pytest.raises(ValueError, match="not one type"):
+        block_sparse_lstm(case.x.float(), states, *case.weights)
