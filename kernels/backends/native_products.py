@@ -127,11 +127,11 @@ def sdd(grad: Tensor, x: Tensor, index: BSRIndex, size: int) -> Tensor:
     grad, x = plain(grad), plain(x)
     n, pool = x.shape[1], pool_for(index.indices.numel() * size**2 * x.shape[1])
     blocks = native_library.empty((index.indices.numel(), size, size), dtype=x.dtype)
-    width = entry("sdd", x.dtype, "sampled_width", "block_size")(size)
+    width, rows = (entry("sdd", x.dtype, name, "block_size")(size) for name in ("sampled_width", "panel_rows_together"))
     grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
     chunk = min(n, max(16, CHUNK_BYTES // (grid_cols * width * x.element_size())))
     columns = native_library.empty((grid_cols, chunk, width), dtype=x.dtype)
-    panels = native_library.empty((pool.threads, size + 8, chunk), dtype=x.dtype)
+    panels = native_library.empty((pool.threads, rows, chunk), dtype=x.dtype)
     pointers = [pointer(each) for each in (grad, x, blocks, columns, panels, index.indices, index.indptr)]
     sizes = (*strides(grad), *strides(x), n, chunk, size, width, grid_rows, grid_cols)
     launch("sdd", x.dtype, "sdd", Sampled(*pointers, *sizes, pool))

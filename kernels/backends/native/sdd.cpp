@@ -10,7 +10,7 @@ struct Sampled {  // mirrored by native_products.py
     const Scalar *grad, *x;
     Scalar *blocks;   // [nnzb, b, b]
     Scalar *columns;  // [grid_cols, chunk, width]
-    Scalar *panels;   // [threads, b + 8, chunk]
+    Scalar *panels;   // [threads, panel_rows_together(b), chunk]
     const int32_t *indices, *indptr;
     int64_t grad_down, grad_along, x_down, x_along;  // strides; one of each two is 1
     int64_t n, chunk, block_size, width, grid_rows, grid_cols;
@@ -20,6 +20,7 @@ struct Sampled {  // mirrored by native_products.py
 namespace {
 
 constexpr int most_rows = registers > 16 ? 8 : 4, most_vectors = 3;
+constexpr int rows_together = 64;
 
 struct Group {  // up to V vectors of columns
     const Scalar *x[most_vectors];
@@ -31,24 +32,31 @@ struct Chunk {
     int64_t begin, steps;
 };
 
+// The last rows of a panel may be padding.
 template <int N, int P, int V>
 void sampled_tile(const Sampled &job, const Chunk &chunk, const Group &group, const Scalar *panel, int64_t rows) {
     Vector<N> sums[P][V] = {};
-    if (chunk.begin > 0)
-        UNROLL for (int v = 0; v < V; ++v)
-            UNROLL for (int r = 0; r < P; ++r)
-                if (r < rows) sums[r][v] = load_some<N>(group.to[v] + r * job.block_size, group.used[v]);
     const Scalar *x[V];
-    UNROLL for (int v = 0; v < V; ++v) x[v] = group.x[v];
+    UNROLL for (int v = 0; v < V; ++v) {
+        x[v] = group.x[v];
+        for (int64_t r = 0; r < rows; ++r) __builtin_prefetch(group.to[v] + r * job.block_size, 1);
+    }
     for (int64_t step = 0, offset = 0; step < chunk.steps; ++step, panel += P, offset += job.width) {
         Vector<N> columns[V];
         UNROLL for (int v = 0; v < V; ++v) columns[v] = load<N>(x[v] + offset);
         UNROLL for (int r = 0; r < P; ++r)
             UNROLL for (int v = 0; v < V; ++v) sums[r][v] += columns[v] * panel[r];
     }
-    UNROLL for (int v = 0; v < V; ++v)
-        UNROLL for (int r = 0; r < P; ++r)
-            if (r < rows) store_some<N>(group.to[v] + r * job.block_size, sums[r][v], group.used[v]);
+    Scalar found[P][V][N];
+    UNROLL for (int r = 0; r < P; ++r)
+        UNROLL for (int v = 0; v < V; ++v) store<N>(found[r][v], sums[r][v]);
+    for (int64_t r = 0; r < rows; ++r)
+        for (int v = 0; v < V; ++v) {
+            Scalar *to = group.to[v] + r * job.block_size;
+            Vector<N> sum = load<N>(found[r][v]);
+            if (chunk.begin > 0) sum += load_some<N>(to, group.used[v]);
+            store_some<N>(to, sum, group.used[v]);
+        }
 }
 
 template <int N, int P, int V>
@@ -58,37 +66,44 @@ void run_tile(const Sampled &job, const Chunk &chunk, const Group &group, int he
     sampled_tile<N, P, V>(job, chunk, group, panel, rows);
 }
 
-// All kept blocks of one block row times one panel of its rows.
-template <int N, int P>
-void sample_panel(const Sampled &job, const Chunk &chunk, int64_t row, int64_t top, const Scalar *panel) {
-    const int64_t size = job.block_size, last = job.indptr[row + 1], rows = smaller(P, size - top);
+// All kept blocks of one block row, a group of vectors after the other: a group's columns stay in the first-level cache.
+template <int N, int P> void sample_row(const Sampled &job, const Chunk &chunk, int64_t row, const Scalar *panels) {
+    const int64_t size = job.block_size, last = job.indptr[row + 1];
     Group group;
     int held = 0;
     for (int64_t block = job.indptr[row]; block < last; ++block)
         for (int64_t left = 0; left < size; left += N) {
             group.x[held] = job.columns + job.indices[block] * chunk.steps * job.width + left;
-            group.to[held] = job.blocks + (block * size + top) * size + left;
+            group.to[held] = job.blocks + block * size * size + left;
             group.used[held] = smaller(N, size - left);
             if (++held < most_vectors && (block + 1 < last || left + N < size)) continue;
-            run_tile<N, P, most_vectors>(job, chunk, group, held, panel, rows);
+            for (int64_t top = 0; top < size; top += P) {
+                run_tile<N, P, most_vectors>(job, chunk, group, held, panels + top * chunk.steps, smaller(P, size - top));
+                for (int vector = 0; vector < held; ++vector) group.to[vector] += P * size;
+            }
             held = 0;
         }
 }
 
-// The rows of block row `row` of G, panel by panel.
-template <int P> void pack_panels(const Sampled &job, const Chunk &chunk, int64_t row, Scalar *panels) {
-    const int64_t size = job.block_size, even = size / P * P;
-    const Scalar *from = job.grad + row * size * job.grad_down + chunk.begin * job.grad_along;
-    if (even < size) __builtin_memset(panels + even * chunk.steps, 0, sizeof(Scalar) * P * static_cast<unsigned long long>(chunk.steps));
+// The rows of `count` block rows of G, panel by panel. Column by column, G is read in long pieces: hence several rows.
+template <int P> void pack_panels(const Sampled &job, const Chunk &chunk, int64_t first, int64_t count, Scalar *panels) {
+    const int64_t size = job.block_size, even = size / P * P, padded = divide_up(size, P) * P * chunk.steps;
+    const Scalar *from = job.grad + first * size * job.grad_down + chunk.begin * job.grad_along;
+    if (even < size) __builtin_memset(panels, 0, sizeof(Scalar) * static_cast<unsigned long long>(count * padded));
     if (job.grad_along == 1) {
-        for (int64_t top = 0; top < size; top += P)
-            turn(from + top * job.grad_down, job.grad_down, smaller(P, size - top), chunk.steps, panels + top * chunk.steps, P);
+        for (int64_t row = 0; row < count; ++row)
+            for (int64_t top = 0; top < size; top += P)
+                turn(from + (row * size + top) * job.grad_down, job.grad_down, smaller(P, size - top), chunk.steps,
+                     panels + row * padded + top * chunk.steps, P);
         return;
     }
-    for (int64_t step = 0; step < chunk.steps; ++step, from += job.grad_along) {
-        for (int64_t top = 0; top < even; top += P) store<P>(panels + top * chunk.steps + step * P, load<P>(from + top));
-        copy_row(from + even, size - even, panels + even * chunk.steps + step * P);
-    }
+    for (int64_t step = 0; step < chunk.steps; ++step)
+        for (int64_t row = 0; row < count; ++row) {
+            const Scalar *piece = from + step * job.grad_along + row * size;
+            Scalar *to = panels + row * padded + step * P;
+            for (int64_t top = 0; top < even; top += P) store<P>(to + top * chunk.steps, load<P>(piece + top));
+            copy_row(piece + even, size - even, to + even * chunk.steps);
+        }
 }
 
 // Block column `col` of the chunk of X.
@@ -103,17 +118,19 @@ void pack_columns(const Sampled &job, const Chunk &chunk, int64_t col) {
 
 template <int N> void sample(const Sampled &job) {
     constexpr int P = most_rows;
-    const auto cost = [&](int64_t row) { return job.indptr[row + 1] - job.indptr[row] + 1; };
-    Ranges ranges(job.pool.threads, 1, job.grid_rows, 1, cost);
+    const int64_t together = divide_up(rows_together, job.block_size), groups = divide_up(job.grid_rows, together);
+    const int64_t padded = divide_up(job.block_size, P) * P;
+    const auto end = [&](int64_t group) { return smaller((group + 1) * together, job.grid_rows); };
+    Ranges ranges(job.pool.threads, 1, groups, 1,
+                  [&](int64_t group) { return job.indptr[end(group)] - job.indptr[group * together] + 1; });
     for (int64_t begin = 0; begin < job.n; begin += job.chunk) {
         const Chunk chunk{begin, smaller(job.chunk, job.n - begin)};
         share(job.pool, job.grid_cols, [&](int64_t col, int64_t) { pack_columns(job, chunk, col); });
-        share(job.pool, ranges, [&](int64_t row, int64_t thread) {
-            if (job.indptr[row] == job.indptr[row + 1]) return;
-            Scalar *panels = job.panels + thread * (job.block_size + 8) * job.chunk;
-            pack_panels<P>(job, chunk, row, panels);
-            for (int64_t top = 0; top < job.block_size; top += P)
-                sample_panel<N, P>(job, chunk, row, top, panels + top * chunk.steps);
+        share(job.pool, ranges, [&](int64_t group, int64_t thread) {
+            const int64_t first = group * together, count = end(group) - first;
+            Scalar *panels = job.panels + thread * together * padded * job.chunk;
+            pack_panels<P>(job, chunk, first, count, panels);
+            for (int64_t row = 0; row < count; ++row) sample_row<N, P>(job, chunk, first + row, panels + row * padded * chunk.steps);
         });
     }
 }
@@ -133,5 +150,9 @@ template <int N> int64_t width_for(int64_t block_size) {
 }  // namespace
 
 EXPORT int64_t sampled_width(int64_t block_size) { return width_for<lanes>(block_size); }
+
+EXPORT int64_t panel_rows_together(int64_t block_size) {
+    return divide_up(rows_together, block_size) * divide_up(block_size, most_rows) * most_rows;
+}
 
 EXPORT void sdd(const Sampled *job) { sample_with<lanes>(*job); }
