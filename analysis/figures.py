@@ -173,18 +173,24 @@ def tradeoff_figure(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> Fi
     style.speedup_axis(ax.xaxis, low, high)
     ax.axvspan(low, 1.0, color=style.SHADE, zorder=0)
     ax.axvline(1.0, color=style.GREY, linewidth=1.0, zorder=1)
-    front = joined[joined["front"]].sort_values("speed")
+    top = style.ceiling(joined["ppl"].tolist())
+    front = joined[joined["front"] & (joined["ppl"] <= top)].sort_values("speed")
     ax.plot(front["speed"], front["ppl"], color=style.GREY, linewidth=5, alpha=0.25, zorder=1)
     for row in records(joined):
         marker = "*" if row["dense"] else style.block_marker(row["block_size"])
-        ax.errorbar(row["speed"], row["ppl"], xerr=style.spread([row["product_speedup"]]), yerr=style.spread([row["test_ppl"]]),
+        within = row["ppl"] <= top
+        ax.errorbar(row["speed"], row["ppl"] if within else 0.99 * top, xerr=style.spread([row["product_speedup"]]),
+                    yerr=style.spread([row["test_ppl"]]) if within else None,
                     color=colours[row["variant"]], marker=marker, capsize=2, markersize=13 if row["dense"] else 7.5,
                     markerfacecolor=None if row["front"] else "white", zorder=3)  # fmt: skip
     _label_front(ax, front)
     what = f"measured speedup of one product over dense (log₂): {product}"
     ax.set(xlabel=what, ylabel="test perplexity")
+    if top < math.inf:
+        ax.set_ylim(top=top)
     drawn.legend(handles=_tradeoff_handles(joined, colours), loc="outside right upper")
     drawn.suptitle("What block sparsity costs and what it buys", fontsize=12)
+    style.margin(drawn, style.beyond(joined["variant"].tolist(), joined["ppl"].tolist()))
     return drawn
 
 

@@ -91,6 +91,29 @@ def speedup_axis(axis: Any, low: float, high: float) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
 
 
+def ceiling(perplexities: Sequence[float]) -> float:
+    """Where a perplexity axis ends: at 1.5 times the lowest where some run is above twice that, else nowhere.
+
+    A run that collapsed would squeeze all others into a line; it is drawn at the upper edge and named in the margin.
+    """
+    lowest, highest = min(perplexities), max(perplexities)
+    return 1.5 * lowest if highest > 2.0 * lowest else math.inf
+
+
+def beyond(names: Sequence[str], perplexities: Sequence[float]) -> list[str]:
+    """One line for the margin that names what lies beyond `ceiling`, with its perplexities; none where nothing does."""
+    top = ceiling(perplexities)
+    found: dict[str, list[float]] = {}
+    for name, value in zip(names, perplexities, strict=True):
+        if value > top:
+            found.setdefault(name, []).append(value)
+    words = [
+        f"{name}: {min(values):.0f}" + (f" to {max(values):.0f}" if len(values) > 1 else "")
+        for name, values in found.items()
+    ]
+    return [f"At the upper edge, beyond the scale: {'; '.join(words)}."] if words else []
+
+
 def margin(drawn: Figure, lines: Sequence[str]) -> None:
     """Notes under the panels, wrapped; the figure grows to make room, so that nothing is covered."""
     wrapped = [part for line in lines for part in textwrap.wrap(line, 135, subsequent_indent="    ")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import matplotlib as mpl
@@ -34,18 +35,26 @@ def perplexity_figure(train: pd.DataFrame | None) -> Figure:
         ax.axhline(dense.value, color=style.BLACK, linewidth=1.2)
         ax.axhspan(*([dense.low, dense.high] if dense.n > 1 else [dense.value] * 2), color="#dddddd", zorder=0)
     sparse = found[~found["variant"].map(is_dense)]
+    perplexities = [one.value for one in found["test_ppl"]]
+    top = style.ceiling(perplexities)
     for position, ((variant, size), line) in enumerate(sparse.groupby(["variant", "block_size"], sort=False)):
-        values = list(line["test_ppl"])
+        values = [
+            one if one.value <= top else one._replace(value=0.99 * top, low=math.nan, high=math.nan)
+            for one in line["test_ppl"]
+        ]
         at = line["stored_sparsity"] + 0.0025 * (position % 5 - 2)  # error bars side by side, not on top of each other
         ax.errorbar(at, [one.value for one in values], yerr=style.spread(values), color=colours[str(variant)], capsize=2.5,
                     marker=style.block_marker(size), linewidth=1.1, alpha=0.9)  # fmt: skip
     ax.set(xlabel="sparsity ρ stored (share of empty blocks)", ylabel="test perplexity")
+    if top < math.inf:
+        ax.set_ylim(top=top)
     drawn.legend(handles=_handles(found, colours), loc="outside right upper")
     drawn.suptitle(title, fontsize=12)
     seeds = sorted({row["test_ppl"].n for row in records(found)})
     notes = [
         f"Bars and band: 95 % t-intervals over seeds ({' or '.join(map(str, seeds))} per point; none where there is one)."
     ]
+    notes += style.beyond(found["variant"].tolist(), perplexities)
     style.margin(drawn, [*notes, *_not_finished(train)])
     return drawn
 
