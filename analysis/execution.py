@@ -43,6 +43,7 @@ def _execute(source: Path, target: Path, environment: dict[str, str]) -> Path:
     client = NotebookClient(
         notebook, timeout=TIMEOUT, km=_manager(), resources={"metadata": {"path": str(source.parent)}}
     )
+    client.owns_km = True  # it ends the kernel it was given, too
     try:
         client.execute(env=environment)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
