@@ -9,6 +9,7 @@ from pathlib import Path
 
 import made
 import nbformat
+import psutil
 import pytest
 
 from analysis.execution import EXPECTED, NOTEBOOKS, NotebookError, execute_all
@@ -82,6 +83,12 @@ def test_ids_are_unique_and_chosen() -> None:
     ids = [cell.id for name in COMMITTED for cell in cells(NOTEBOOKS / name)]
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"(gemm|perplexity|tradeoff)(-[a-z]+)+", one) for one in ids)
+
+
+@pytest.mark.usefixtures("executed")
+def test_no_kernel_is_left_behind() -> None:
+    commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    assert not [command for command in commands if "ipykernel_launcher" in command]
 
 
 @pytest.fixture
