@@ -21,7 +21,7 @@ class NativeLaunch:
         self.result = torch.empty(problem.m, problem.n, dtype=problem.torch_dtype)
         bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
         self.packed = pack(bsr.data, bsr.index, problem.n)
-        arguments = product(self.packed, self.x, self.result)
+        arguments, self.scratch = product(self.packed, self.x, self.result)
         self.argument = ctypes.byref(arguments)
         self.run = entry("dsd", problem.torch_dtype, "dsd")
         self.kernel = describe(library("dsd", problem.torch_dtype), arguments.pool.threads)

@@ -17,11 +17,10 @@ from kernels.backends.native_library import Matrix, Pool, entry, launch, pool_fo
 from kernels.bsr import BSRIndex
 
 CHUNK_BYTES = 512 * 1024  # of X beside one chunk of columns: about half a core's second-level cache
-NARROWEST_CHUNK = 96
+TILE_COLUMNS = 48
 
-Product = structure("Product", "x y", "n chunk x_stride x_chunk down along", matrix=Matrix, pool=Pool)
+Product = structure("Product", "x y packed", "k n chunk x_down x_along down along", matrix=Matrix, pool=Pool)
 Packing = structure("Packing", "data indptr positions values", "block_size grid_rows panel_rows", pool=Pool)
-Turning = structure("Turning", "source to", "n k chunk", pool=Pool)
 Sampled = structure(
     "Sampled",
     "grad x blocks columns panels indices indptr",
@@ -89,35 +88,26 @@ def pack(data: Tensor, index: BSRIndex, n: int, turned: bool = False) -> Packed:
 
 
 def chunk_of(k: int, n: int, itemsize: int) -> int:
-    """Columns that are multiplied at a time."""
-    chunks = -(-n // max(NARROWEST_CHUNK, CHUNK_BYTES // (k * itemsize)))
-    return -(-n // chunks // 16) * 16
+    """Columns that are multiplied at a time: about half a core's second-level cache, in whole register tiles."""
+    widest = max(1, CHUNK_BYTES // (k * itemsize * TILE_COLUMNS)) * TILE_COLUMNS
+    return n if n <= 2 * widest else widest
 
 
-def turn_columns(x: Tensor, chunk: int) -> Tensor:
-    """[k, n] column by column -> [chunks, k, chunk] row by row, the last chunk padded."""
-    k, n = x.shape
-    turned = native_library.empty((-(-n // chunk), k, chunk), dtype=x.dtype)
-    launch("dsd", x.dtype, "turn_columns", Turning(pointer(x), pointer(turned), n, k, chunk, pool_for(k * n)))
-    return turned
-
-
-def product(packed: Packed, x: Tensor, out: Tensor) -> ctypes.Structure:
-    """The arguments of `out` = matrix @ `x`, for `x` row by row; `out` in either order."""
+def product(packed: Packed, x: Tensor, out: Tensor) -> tuple[ctypes.Structure, tuple[Tensor, ...]]:
+    """The arguments of `out` = matrix @ `x`, and the buffers that they need. Each of x and out in either order."""
     k, n = x.shape
     chunk = chunk_of(k, n, x.element_size())
-    pointers = (packed.matrix, pointer(x), pointer(out))
-    return Product(*pointers, n, chunk, n, chunk, *strides(out), pool_for(packed.values.numel() * n))
+    scratch = () if by_rows(x) and chunk == n else (native_library.empty((k, chunk), dtype=x.dtype),)
+    pointers = (packed.matrix, pointer(x), pointer(out), pointer(scratch[0]) if scratch else None)
+    pool = pool_for(packed.values.numel() * n)
+    return Product(*pointers, k, n, chunk, *strides(x), *strides(out), pool), scratch
 
 
 def dsd(packed: Packed, x: Tensor) -> Tensor:
     """matrix @ x: [m, n] in the memory order of `x`: [k, n]."""
     x = plain(x)
     out = empty_like_order(x, packed.matrix.grid_rows * packed.matrix.block_size)
-    arguments = product(packed, x, out)
-    if not by_rows(x):
-        turned = turn_columns(x, arguments.chunk)
-        arguments.x, arguments.x_stride, arguments.x_chunk = pointer(turned), arguments.chunk, turned[0].numel()
+    arguments, _scratch = product(packed, x, out)
     launch("dsd", x.dtype, "dsd", arguments)
     return out
 

@@ -4,10 +4,10 @@
 
 struct Product {  // mirrored by native_products.py
     Matrix matrix;
-    const Scalar *x;  // chunk q of the columns begins at x + q * x_chunk; its rows are x_stride apart
+    const Scalar *x;
     Scalar *y;
-    int64_t n, chunk, x_stride, x_chunk;
-    int64_t down, along;  // strides of y
+    Scalar *packed;  // [k, chunk]: a chunk of the columns of X; null: they are multiplied where they lie
+    int64_t k, n, chunk, x_down, x_along, down, along;  // strides of x and y; one of each two is 1
     Pool pool;
 };
 
@@ -17,13 +17,6 @@ struct Packing {  // mirrored by native_products.py
     const int32_t *positions;  // which block of `data` comes next; null: in their order, else each block transposed
     Scalar *values;
     int64_t block_size, grid_rows, panel_rows;
-    Pool pool;
-};
-
-struct Turning {  // mirrored by native_products.py
-    const Scalar *from;  // [n, k]
-    Scalar *to;          // one [k, chunk] after the other
-    int64_t n, k, chunk;
     Pool pool;
 };
 
@@ -38,6 +31,18 @@ void pack_panel(const Scalar *block, bool turned, int64_t size, int64_t top, int
         copy_row(block + column * size + top, rows, to + column * panel_rows);
 }
 
+// Copy the chunk of X that begins at `column` to product.packed.
+void pack_columns(const Product &product, int64_t column, int64_t columns) {
+    constexpr int64_t strip = 64;
+    share(product.pool, divide_up(product.k, strip), [&](int64_t item, int64_t) {
+        const int64_t top = item * strip, rows = smaller(strip, product.k - top);
+        const Scalar *from = product.x + top * product.x_down + column * product.x_along;
+        Scalar *to = product.packed + top * product.chunk;
+        if (product.x_down == 1) return turn(from, product.x_along, columns, rows, to, product.chunk);
+        for (int64_t row = 0; row < rows; ++row) copy_row(from + row * product.x_down, columns, to + row * product.chunk);
+    });
+}
+
 }  // namespace
 
 EXPORT const char *isa() { return isa_name; }
@@ -47,7 +52,8 @@ EXPORT int64_t tall_vectors(int64_t block_size, int64_t n) {
     if (block_size % lanes) return 0;
     const int vectors = block_size % (2 * lanes) ? 1 : 2;
     const double tall = static_cast<double>(n) / lanes / (vectors * broadcasts_a_cycle < 2 ? 1 : 2);
-    const double wide = n <= 2 * lanes ? 1.0 : static_cast<double>(divide_up(n, lanes)) / 2;
+    // With one or two vectors, the wide tile waits for its broadcasts; 1.3 is measured.
+    const double wide = n <= lanes ? 1.0 : n <= 2 * lanes ? 1.3 : static_cast<double>(divide_up(n, lanes)) / 2;
     return n < lanes || tall < wide ? vectors : 0;
 }
 
@@ -73,29 +79,22 @@ EXPORT void pack(const Packing *given) {
     });
 }
 
-// [n, k] -> one [k, chunk] after the other, the last one padded.
-EXPORT void turn_columns(const Turning *given) {
-    const Turning &turning = *given;
-    constexpr int64_t strip = 64;
-    const int64_t strips = divide_up(turning.k, strip), chunks = divide_up(turning.n, turning.chunk);
-    share(turning.pool, chunks * strips, [&](int64_t item, int64_t) {
-        const int64_t chunk = item / strips, top = item % strips * strip, column = chunk * turning.chunk;
-        turn(turning.from + column * turning.k + top, turning.k, smaller(turning.chunk, turning.n - column),
-             smaller(strip, turning.k - top), turning.to + (chunk * turning.k + top) * turning.chunk, turning.chunk);
-    });
-}
-
 EXPORT void dsd(const Product *given) {
     const Product &product = *given;
     const Matrix &matrix = product.matrix;
-    const int64_t panels = panels_of(matrix), rows = matrix.grid_rows, chunks = divide_up(product.n, product.chunk);
-    const auto cost = [&](int64_t row) { return matrix.indptr[row + 1] - matrix.indptr[row] + 1; };
-    Ranges ranges(product.pool.threads, chunks, rows, panels, cost);
-    share(product.pool, ranges, [&](int64_t item, int64_t) {
-        const int64_t panel = item % panels, row = item / panels % rows, chunk = item / (panels * rows);
-        const int64_t top = row * matrix.block_size + panel * matrix.panel_rows, column = chunk * product.chunk;
-        const Columns columns{product.x + chunk * product.x_chunk, product.x_stride, smaller(product.chunk, product.n - column)};
-        const Output to{product.y + top * product.down + column * product.along, product.down, product.along};
-        multiply(matrix, row, panel, columns, to);
-    });
+    const int64_t panels = panels_of(matrix);
+    Ranges ranges(product.pool.threads, 1, matrix.grid_rows, panels,
+                  [&](int64_t row) { return matrix.indptr[row + 1] - matrix.indptr[row] + 1; });
+    for (int64_t column = 0; column < product.n; column += product.chunk) {
+        const int64_t count = smaller(product.chunk, product.n - column);
+        if (product.packed) pack_columns(product, column, count);
+        const Columns columns{product.packed ? product.packed : product.x + column,
+                              product.packed ? product.chunk : product.x_down, count};
+        share(product.pool, ranges, [&](int64_t item, int64_t) {
+            const int64_t panel = item % panels, row = item / panels;
+            const int64_t top = row * matrix.block_size + panel * matrix.panel_rows;
+            const Output to{product.y + top * product.down + column * product.along, product.down, product.along};
+            multiply(matrix, row, panel, columns, to);
+        });
+    }
 }

@@ -43,6 +43,12 @@ struct Tile {  // one panel times some columns
     int64_t block_size, rows;  // rows <= P: the last panel of a block may be padded
 };
 
+// Values come from beyond the second-level cache in pieces too short for the hardware to run ahead of.
+template <int count> inline void prefetch(const Scalar *values) {
+    constexpr int ahead = 2048 / sizeof(Scalar), line = 64 / sizeof(Scalar);
+    UNROLL for (int i = 0; i < count; i += line) __builtin_prefetch(values + ahead + i);
+}
+
 template <int N, int R, int C> void tall_tile(const Tile &tile) {
     constexpr int chains = R * C <= 2 ? 4 : R * C <= 5 ? 2 : 1;  // independent sums, to hide the latency of an addition
     Vector<N> sums[chains][R][C] = {};
@@ -51,9 +57,11 @@ template <int N, int R, int C> void tall_tile(const Tile &tile) {
         const Scalar *x = tile.x + *block * tile.block_size * tile.stride;
         int64_t column = 0;
         for (; column + chains <= tile.block_size; column += chains)
-            UNROLL for (int chain = 0; chain < chains; ++chain, x += tile.stride, values += R * N)
+            UNROLL for (int chain = 0; chain < chains; ++chain, x += tile.stride, values += R * N) {
+                prefetch<R * N>(values);
                 UNROLL for (int c = 0; c < C; ++c)
                     UNROLL for (int r = 0; r < R; ++r) sums[chain][r][c] += load<N>(values + r * N) * x[c];
+            }
         for (; column < tile.block_size; ++column, x += tile.stride, values += R * N)
             UNROLL for (int c = 0; c < C; ++c)
                 UNROLL for (int r = 0; r < R; ++r) sums[0][r][c] += load<N>(values + r * N) * x[c];
@@ -80,6 +88,7 @@ template <int P, int V> void wide_tile(const Tile &tile, int64_t last) {
     for (const int32_t *block = tile.first; block != tile.last; ++block) {
         const Scalar *x = tile.x + *block * tile.block_size * tile.stride;
         for (int64_t column = 0; column < tile.block_size; ++column, x += tile.stride, values += P) {
+            prefetch<P>(values);
             Vector<lanes> columns[V];
             UNROLL for (int v = 0; v < V; ++v) columns[v] = load<lanes>(x + (v < V - 1 ? v * lanes : last));
             UNROLL for (int r = 0; r < P; ++r)
