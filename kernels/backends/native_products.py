@@ -112,11 +112,11 @@ def dsd(packed: Packed, x: Tensor) -> Tensor:
     return out
 
 
-def sdd(grad: Tensor, x: Tensor, index: BSRIndex, size: int) -> Tensor:
-    """The kept blocks of grad @ x^T, [nnzb, b, b]. grad: [m, n], x: [k, n]."""
-    grad, x = plain(grad), plain(x)
+def sampled(
+    grad: Tensor, x: Tensor, index: BSRIndex, size: int, blocks: Tensor
+) -> tuple[ctypes.Structure, tuple[Tensor, ...]]:
+    """The arguments of `blocks` [nnzb, b, b] = the kept blocks of `grad` @ `x`^T, and the buffers that they need."""
     n, pool = x.shape[1], pool_for(index.indices.numel() * size**2 * x.shape[1])
-    blocks = native_library.empty((index.indices.numel(), size, size), dtype=x.dtype)
     width, rows = (entry("sdd", x.dtype, name, "block_size")(size) for name in ("sampled_width", "panel_rows_together"))
     grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
     chunk = min(n, max(16, CHUNK_BYTES // (grid_cols * width * x.element_size())))
@@ -124,5 +124,13 @@ def sdd(grad: Tensor, x: Tensor, index: BSRIndex, size: int) -> Tensor:
     panels = native_library.empty((pool.threads, rows, chunk), dtype=x.dtype)
     pointers = [pointer(each) for each in (grad, x, blocks, columns, panels, index.indices, index.indptr)]
     sizes = (*strides(grad), *strides(x), n, chunk, size, width, grid_rows, grid_cols)
-    launch("sdd", x.dtype, "sdd", Sampled(*pointers, *sizes, pool))
+    return Sampled(*pointers, *sizes, pool), (columns, panels)
+
+
+def sdd(grad: Tensor, x: Tensor, index: BSRIndex, size: int) -> Tensor:
+    """The kept blocks of grad @ x^T, [nnzb, b, b]. grad: [m, n], x: [k, n]."""
+    grad, x = plain(grad), plain(x)
+    blocks = native_library.empty((index.indices.numel(), size, size), dtype=x.dtype)
+    arguments, _scratch = sampled(grad, x, index, size, blocks)
+    launch("sdd", x.dtype, "sdd", arguments)
     return blocks

@@ -32,38 +32,36 @@ struct Chunk {
     int64_t begin, steps;
 };
 
-// The last rows of a panel may be padding.
-template <int N, int P, int V>
+// `whole`: every row of the panel and every element of the vectors belongs to the blocks.
+template <int N, int P, int V, bool whole>
 void sampled_tile(const Sampled &job, const Chunk &chunk, const Group &group, const Scalar *panel, int64_t rows) {
     Vector<N> sums[P][V] = {};
     const Scalar *x[V];
-    UNROLL for (int v = 0; v < V; ++v) {
-        x[v] = group.x[v];
-        for (int64_t r = 0; r < rows; ++r) __builtin_prefetch(group.to[v] + r * job.block_size, 1);
-    }
+    UNROLL for (int v = 0; v < V; ++v) x[v] = group.x[v];
     for (int64_t step = 0, offset = 0; step < chunk.steps; ++step, panel += P, offset += job.width) {
         Vector<N> columns[V];
         UNROLL for (int v = 0; v < V; ++v) columns[v] = load<N>(x[v] + offset);
         UNROLL for (int r = 0; r < P; ++r)
             UNROLL for (int v = 0; v < V; ++v) sums[r][v] += columns[v] * panel[r];
     }
-    Scalar found[P][V][N];
-    UNROLL for (int r = 0; r < P; ++r)
-        UNROLL for (int v = 0; v < V; ++v) store<N>(found[r][v], sums[r][v]);
-    for (int64_t r = 0; r < rows; ++r)
-        for (int v = 0; v < V; ++v) {
+    UNROLL for (int r = 0; r < P; ++r) {
+        if (!whole && r >= rows) return;
+        UNROLL for (int v = 0; v < V; ++v) {
             Scalar *to = group.to[v] + r * job.block_size;
-            Vector<N> sum = load<N>(found[r][v]);
-            if (chunk.begin > 0) sum += load_some<N>(to, group.used[v]);
-            store_some<N>(to, sum, group.used[v]);
+            const int64_t used = whole ? N : group.used[v];
+            store_some<N>(to, chunk.begin > 0 ? sums[r][v] + load_some<N>(to, used) : sums[r][v], used);
         }
+    }
 }
 
 template <int N, int P, int V>
 void run_tile(const Sampled &job, const Chunk &chunk, const Group &group, int held, const Scalar *panel, int64_t rows) {
     if constexpr (V > 1)
         if (held < V) return run_tile<N, P, V - 1>(job, chunk, group, held, panel, rows);
-    sampled_tile<N, P, V>(job, chunk, group, panel, rows);
+    bool whole = rows == P;
+    UNROLL for (int v = 0; v < V; ++v) whole = whole && group.used[v] == N;
+    if (whole) return sampled_tile<N, P, V, true>(job, chunk, group, panel, rows);
+    sampled_tile<N, P, V, false>(job, chunk, group, panel, rows);
 }
 
 // All kept blocks of one block row, a group of vectors after the other: a group's columns stay in the first-level cache.
