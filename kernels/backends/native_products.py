@@ -18,13 +18,14 @@ from kernels.bsr import BSRIndex
 
 CHUNK_BYTES = 512 * 1024  # of X beside one chunk of columns: about half a core's second-level cache
 TILE_COLUMNS = 48
+WIDEST_SUM = 256  # products that sdd sums before it goes back to memory
 
 Product = structure("Product", "x y packed", "k n chunk x_down x_along down along", matrix=Matrix, pool=Pool)
 Packing = structure("Packing", "data indptr positions values", "block_size grid_rows panel_rows", pool=Pool)
 Sampled = structure(
     "Sampled",
     "grad x blocks columns panels indices indptr",
-    "grad_down grad_along x_down x_along n chunk block_size width grid_rows grid_cols",
+    "grad_down grad_along x_down x_along n chunk stretch block_size grid_rows grid_cols",
     pool=Pool,
 )
 
@@ -117,13 +118,14 @@ def sampled(
 ) -> tuple[ctypes.Structure, tuple[Tensor, ...]]:
     """The arguments of `blocks` [nnzb, b, b] = the kept blocks of `grad` @ `x`^T, and the buffers that they need."""
     n, pool = x.shape[1], pool_for(index.indices.numel() * size**2 * x.shape[1])
-    width, rows = (entry("sdd", x.dtype, name, "block_size")(size) for name in ("sampled_width", "panel_rows_together"))
+    width, height = (entry("sdd", x.dtype, name, "block_size")(size) for name in ("sampled_width", "sampled_height"))
     grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
-    chunk = min(n, max(16, CHUNK_BYTES // (grid_cols * width * x.element_size())))
-    columns = native_library.empty((grid_cols, chunk, width), dtype=x.dtype)
-    panels = native_library.empty((pool.threads, rows, chunk), dtype=x.dtype)
+    chunk = -(-n // -(-n // WIDEST_SUM))
+    stretch = max(1, min(grid_cols, CHUNK_BYTES // (width * chunk * x.element_size())))
+    columns = native_library.empty((grid_cols * width, chunk), dtype=x.dtype)
+    panels = native_library.empty((grid_rows * height, chunk), dtype=x.dtype)
     pointers = [pointer(each) for each in (grad, x, blocks, columns, panels, index.indices, index.indptr)]
-    sizes = (*strides(grad), *strides(x), n, chunk, size, width, grid_rows, grid_cols)
+    sizes = (*strides(grad), *strides(x), n, chunk, stretch, size, grid_rows, grid_cols)
     return Sampled(*pointers, *sizes, pool), (columns, panels)
 
 
