@@ -1,25 +1,28 @@
 // sdd on a CPU: the blocks of G X^T at the kept places of a pattern and no others; G: [m, n], X: [k, n].
 //
 // The n products of each element are summed chunk by chunk. A chunk of X is packed vector by vector, [chunk, N] each, and
-// a chunk of G panel by panel, [chunk, P] each, both padded to whole vectors and panels. The register tile holds the sums
+// a chunk of G panel by panel, [chunk, P] each (or all of G came that way, [n, P] each), both padded to whole vectors and
+// panels. The register tile holds the sums
 // of P rows times V vectors, which may belong to different blocks of one block row. A work item is some block rows times
 // a stretch of block columns whose packed vectors stay in the second-level cache from item to item.
 #include "pool.h"
 
 struct Sampled {  // mirrored by native_products.py
-    const Scalar *grad, *x;
-    Scalar *blocks;   // [nnzb, b, b]
-    Scalar *columns;  // [grid_cols * vectors, chunk, N]
-    Scalar *panels;   // [grid_rows * panels, chunk, P]
+    const Scalar *grad;     // null where `panels` holds it already, [grid_rows * panels, n, P]
+    const Scalar *x;
+    const Scalar *x_first;  // the first columns of X, as `x` column by column; the others are in `x`
+    Scalar *blocks;         // [nnzb, b, b]
+    Scalar *columns;        // [grid_cols * vectors, chunk, N]
+    Scalar *panels;         // [grid_rows * panels, chunk, P]
     const int32_t *indices, *indptr;
     int64_t grad_down, grad_along, x_down, x_along;  // strides; one of each two is 1
-    int64_t n, chunk, stretch, block_size, grid_rows, grid_cols;
+    int64_t n, first, chunk, stretch, block_size, grid_rows, grid_cols;  // first: columns in `x_first`
     Pool pool;
 };
 
 namespace {
 
-constexpr int P = registers > 16 ? 8 : 4, most_vectors = 3;
+constexpr int P = sampled_rows, most_vectors = 3;
 constexpr int rows_together = 64;
 
 struct Chunk {
@@ -64,10 +67,12 @@ void run_tile(const Sampled &job, const Chunk &chunk, const Group &group, int he
     sampled_tile<N, V, false>(job, chunk, group, panel, rows);
 }
 
+int64_t steps_of_a_panel(const Sampled &job, const Chunk &chunk) { return job.grad ? chunk.steps : job.n; }
+
 // The kept blocks `first` .. `last` of a block row, a group of vectors after the other: its columns stay in the first-level
 // cache while the panels pass.
 template <int N> void sample_blocks(const Sampled &job, const Chunk &chunk, int64_t first, int64_t last, const Scalar *panels) {
-    const int64_t size = job.block_size, vectors = divide_up(size, N);
+    const int64_t size = job.block_size, vectors = divide_up(size, N), steps = steps_of_a_panel(job, chunk);
     Group group;
     int held = 0;
     for (int64_t block = first; block < last; ++block)
@@ -77,7 +82,7 @@ template <int N> void sample_blocks(const Sampled &job, const Chunk &chunk, int6
             group.used[held] = smaller(N, size - vector * N);
             if (++held < most_vectors && (block + 1 < last || vector + 1 < vectors)) continue;
             for (int64_t top = 0; top < size; top += P) {
-                run_tile<N, most_vectors>(job, chunk, group, held, panels + top * chunk.steps, smaller(P, size - top));
+                run_tile<N, most_vectors>(job, chunk, group, held, panels + top * steps, smaller(P, size - top));
                 for (int each = 0; each < held; ++each) group.to[each] += P * size;
             }
             held = 0;
@@ -123,14 +128,18 @@ void pack_panels(const Sampled &job, const Chunk &chunk, int64_t first, int64_t 
 template <int N> void pack_vectors(const Sampled &job, const Chunk &chunk, int64_t col) {
     const int64_t size = job.block_size, vectors = divide_up(size, N);
     for (int64_t vector = 0; vector < vectors; ++vector) {
-        const int64_t used = smaller(N, size - vector * N);
-        const Scalar *from = job.x + (col * size + vector * N) * job.x_down + chunk.begin * job.x_along;
+        const int64_t used = smaller(N, size - vector * N), top = col * size + vector * N;
         Scalar *to = job.columns + (col * vectors + vector) * chunk.steps * N;
         if (used < N) __builtin_memset(to, 0, sizeof(Scalar) * static_cast<unsigned long long>(chunk.steps * N));
-        if (job.x_along == 1) turn(from, job.x_down, used, chunk.steps, to, N);
-        else
-            for (int64_t step = 0; step < chunk.steps; ++step)
-                store_some<N>(to + step * N, load_some<N>(from + step * job.x_along, used), used);
+        if (job.x_down != 1) {
+            turn(job.x + top * job.x_down + chunk.begin, job.x_down, used, chunk.steps, to, N);
+            continue;
+        }
+        for (int64_t step = 0; step < chunk.steps; ++step) {
+            const int64_t column = chunk.begin + step;
+            const Scalar *from = column < job.first ? job.x_first + column * job.x_along : job.x + (column - job.first) * job.x_along;
+            store_some<N>(to + step * N, load_some<N>(from + top, used), used);
+        }
     }
 }
 
@@ -142,7 +151,7 @@ template <int N> void sample(const Sampled &job) {
                   [&](int64_t group) { return job.indptr[end(group)] - job.indptr[group * together] + 1; });
     for (int64_t begin = 0; begin < job.n; begin += job.chunk) {
         const Chunk chunk{begin, smaller(job.chunk, job.n - begin)};
-        share(job.pool, job.grid_cols + groups, [&](int64_t item, int64_t) {
+        share(job.pool, job.grid_cols + (job.grad ? groups : 0), [&](int64_t item, int64_t) {
             const int64_t group = item - job.grid_cols;
             if (group < 0) pack_vectors<N>(job, chunk, item);
             else pack_panels(job, chunk, group * together, end(group) - group * together);
@@ -151,7 +160,7 @@ template <int N> void sample(const Sampled &job) {
             const int64_t group = item % groups, left = item / groups * job.stretch;
             for (int64_t row = group * together; row < end(group); ++row)
                 sample_blocks<N>(job, chunk, first_from(job, row, left), first_from(job, row, left + job.stretch),
-                                 job.panels + row * padded * chunk.steps);
+                                 job.panels + row * padded * steps_of_a_panel(job, chunk) + (job.grad ? 0 : begin * P));
         });
     }
 }
