@@ -143,7 +143,9 @@ def sampled(
     columns = native_library.empty((grid_cols * width, chunk), dtype=x.dtype)
     panels = empty_panels(grid_rows * size, chunk, size, x.dtype) if isinstance(grad, Tensor) else grad
     taken = (grad, strides(grad)) if isinstance(grad, Tensor) else (None, (0, 0))
-    pointers = [pointer(each) for each in (taken[0], x, first, blocks, columns, panels.values, index.indices, index.indptr)]
+    pointers = [
+        pointer(each) for each in (taken[0], x, first, blocks, columns, panels.values, index.indices, index.indptr)
+    ]
     x_strides = strides(x) if first is None else (1, x.shape[0])
     sizes = (*taken[1], *x_strides, n, head, chunk, stretch, size, grid_rows, grid_cols)
     return Sampled(*pointers, *sizes, pool), (columns, panels.values)
