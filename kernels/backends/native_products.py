@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.backends import native_library
 from kernels.backends.native_library import Matrix, Pool, entry, launch, pool_for, structure
-from kernels.bsr import BSRIndex
+from kernels.bsr import BSRIndex, BSRMatrix
 
 PACKED_BYTES = 4 * 1024 * 1024  # of X that are packed at a time
 CHUNK_BYTES = 512 * 1024  # of X beside one chunk of columns: about half a core's second-level cache
@@ -87,6 +87,19 @@ def pack(data: Tensor, index: BSRIndex, n: int, turned: bool = False) -> Packed:
     launch("dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, panel_rows, pool_for(values.numel())))
     matrix = Matrix(pointer(values), pointer(indices), pointer(indptr), size, grid_rows, panel_rows, tall)
     return Packed(matrix, values, (indices, indptr))
+
+
+def packed(weight: BSRMatrix, n: int, turned: bool = False) -> Packed:
+    """As `pack`, once for a weight whose values do not change: kept beside them for the next product."""
+    if weight.data.is_inference():  # torch does not say when the values of such a tensor change
+        return pack(weight.data, weight.index, n, turned)
+    kept: dict[tuple[int, int, bool], tuple[int, Packed]] = weight.__dict__.setdefault("packed", {})
+    key = (*tiles_for(weight.data.dtype, weight.block_size, n), turned)
+    version, found = kept.get(key, (None, None))
+    if found is None or version != weight.data._version:
+        found = pack(weight.data, weight.index, n, turned)
+        kept[key] = weight.data._version, found
+    return found
 
 
 def chunk_of(k: int, n: int, itemsize: int) -> int:
