@@ -94,12 +94,12 @@ def packed(weight: BSRMatrix, n: int, turned: bool = False) -> Packed:
     if weight.data.is_inference():  # torch does not say when the values of such a tensor change
         return pack(weight.data, weight.index, n, turned)
     kept: dict[tuple[int, int, bool], tuple[int, Packed]] = weight.__dict__.setdefault("packed", {})
-    key = (*tiles_for(weight.data.dtype, weight.block_size, n), turned)
-    version, found = kept.get(key, (None, None))
-    if found is None or version != weight.data._version:
-        found = pack(weight.data, weight.index, n, turned)
-        kept[key] = weight.data._version, found
-    return found
+    tall, panel_rows = tiles_for(weight.data.dtype, weight.block_size, n)
+    found = kept.get((tall, panel_rows, turned))
+    if found is None or found[0] != weight.data._version:
+        found = weight.data._version, pack(weight.data, weight.index, n, turned)
+        kept[tall, panel_rows, turned] = found
+    return found[1]
 
 
 def chunk_of(k: int, n: int, itemsize: int) -> int:
