@@ -114,7 +114,7 @@ def product(packed: Packed, x: Tensor, out: Tensor) -> tuple[ctypes.Structure, t
     chunk = chunk_of(k, n, x.element_size())
     chunks = max(1, min(-(-n // chunk), PACKED_BYTES // (k * chunk * x.element_size())))
     in_place = by_rows(x) and chunk == n
-    scratch = () if in_place else (native_library.empty((chunks, k, chunk), dtype=x.dtype),)
+    scratch: tuple[Tensor, ...] = () if in_place else (native_library.empty((chunks, k, chunk), dtype=x.dtype),)
     pointers = (packed.matrix, pointer(x), pointer(out), None if in_place else pointer(scratch[0]))
     pool = pool_for(packed.values.numel() * n)
     return Product(*pointers, k, n, chunk, chunks, *strides(x), *strides(out), pool), scratch
