@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import train
+from bench import probes, train
 from bench.breakeven import NEVER
 from bench.cells import TrainCell
 from bench.models.layers import LSTMLayer
@@ -43,6 +43,13 @@ def silent(news: dict[str, Any]) -> None:
     pass
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No probes where a test does not ask for them, and few samples."""
+    monkeypatch.setattr(train, "PROBES_AN_EPOCH", 0)
+    monkeypatch.setattr(probes, "INFERENCE_PAIRS", 3)
+
+
 @pytest.fixture
 def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The loss of every training step from now on."""
@@ -66,25 +73,26 @@ def run(settings: dict[str, Any], losses: list[float]) -> tuple[list[dict], list
 @pytest.mark.parametrize("lasso", ["none", "subgradient", "proximal"])
 @pytest.mark.parametrize("scope", ["weight_hh", "all"])
 def test_masked_and_sparse_training_agree_step_by_step(scope: str, lasso: str, losses: list[float]):
-    """The paths add up in other orders, so each step differs by a few units in the last place, which later steps carry on.
+    """The paths add up in other orders, so every step rounds differently, which later steps carry on.
 
-    Allowed: 16 units (2^-23 of the loss) a step so far. A run with another pattern or seed is a thousand times as far away.
+    Allowed: one unit of float32 (2^-23 of the loss) for the loss itself and one more for each step done; at most 1.5 units
+    in all were seen over 40 steps. A run to 75 % instead of 80 % is more than ten times as far away as is allowed.
     """
-    settings = {"scope": scope, "lasso": lasso, "lasso_strength": 1e-3, "epochs": 4}
+    settings = {**OPTIMIZERS["sgd"], "scope": scope, "lasso": lasso, "epochs": 4}
     masked_rows, masked = run(settings, losses)
     sparse_rows, sparse = run({**settings, "path": "sparse"}, losses)
-    assert len(masked) == len(sparse) == 40 and masked != sparse
-    for step, (one, other) in enumerate(zip(masked, sparse, strict=True), start=1):
-        assert abs(one - other) <= 16 * step * 2**-23 * one, f"step {step}: {one} and {other}"
+    assert len(masked) == len(sparse) == 40
+    for step, (one, other) in enumerate(zip(masked, sparse, strict=True)):
+        assert abs(one - other) <= (1 + step) * 2**-23 * one, f"step {step}: {one} and {other}"
     for one, other in zip(masked_rows[1:], sparse_rows[1:], strict=True):
         assert one["sparsity"] == other["sparsity"] and one["zero_block_share"] == other["zero_block_share"]
         for name in ("train_ppl", "val_ppl", "test_ppl"):
-            assert one[name] == pytest.approx(other[name], rel=1e-3)
+            assert one[name] == pytest.approx(other[name], rel=1e-4)
     assert masked_rows[-1]["sparsity"] == pytest.approx(0.8, abs=0.01)
     assert [row["sparse_share"] for row in masked_rows[1:]] == [0.0] * 4
     assert [row["sparse_share"] for row in sparse_rows[1:]] == [1.0] * 4
-    _, foreign = run({**settings, "path": "sparse", "seed": 1}, losses)
-    assert max(abs(one - other) for one, other in zip(masked, foreign, strict=True)) > 1000 * 16 * 2**-23
+    _, foreign = run({**settings, "path": "sparse", "target_sparsity": 0.75}, losses)
+    assert max(abs(one - other) / one for one, other in zip(masked, foreign, strict=True)) > 10 * 40 * 2**-23
 
 
 @pytest.mark.parametrize("lasso", ["none", "subgradient", "proximal"])
@@ -140,9 +148,9 @@ def test_equal_sparse_cells_give_bit_equal_results():
 def test_probes_change_nothing(path: str, optimizer: str, losses: list[float], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("bench.paths.breakeven", lambda shape: 0.5 if shape.hidden == 32 else NEVER)
     settings = {**OPTIMIZERS[optimizer], "path": path, "lasso": "subgradient"}
-    probed_rows, probed = run(settings, losses)
-    monkeypatch.setattr(train, "PROBES_AN_EPOCH", 0)
     silent_rows, unprobed = run(settings, losses)
+    monkeypatch.setattr(train, "PROBES_AN_EPOCH", 5)
+    probed_rows, probed = run(settings, losses)
     assert probed == unprobed and results(probed_rows) == results(silent_rows)
     assert [len(row["probes"]) for row in probed_rows[1:]] == [5, 5]
     assert [len(row["probes"]) for row in silent_rows[1:]] == [0, 0]
@@ -151,6 +159,7 @@ def test_probes_change_nothing(path: str, optimizer: str, losses: list[float], m
 
 def test_a_probe_says_when_and_what_it_timed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("bench.paths.breakeven", lambda shape: 0.5 if shape.hidden == 32 else NEVER)
+    monkeypatch.setattr(train, "PROBES_AN_EPOCH", 5)
     rows = train_cell(cell(path="auto"), silent)
     probes = [probe for row in rows[1:] for probe in row["probes"]]
     assert [probe["step"] for probe in probes] == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
@@ -168,6 +177,7 @@ def test_a_probe_says_when_and_what_it_timed(monkeypatch: pytest.MonkeyPatch):
 def test_probing_is_not_in_the_measured_times(monkeypatch: pytest.MonkeyPatch):
     import time
 
+    monkeypatch.setattr(train, "PROBES_AN_EPOCH", 5)
     monkeypatch.setattr(train, "probe_layers", lambda *_: time.sleep(0.4) or {"sparse_layers": 0})
     began = time.perf_counter()
     rows = train_cell(cell(path="sparse", epochs=1), silent)
@@ -195,7 +205,7 @@ def test_the_last_row_has_the_finalised_model(scope: str, optimizer: str, tmp_pa
     assert last["final_bytes"] < 0.3 * last["dense_bytes"]
     assert last["inference_kernel"] == last["lstm_kernel"] and last["lstm_kernel"].startswith("native")
     for name in (name for name in FINAL if name.endswith("_ms")):
-        assert len(last[name]) == 15 and all(math.isfinite(ms) and ms > 0 for ms in last[name])
+        assert len(last[name]) == 3 and all(math.isfinite(ms) and ms > 0 for ms in last[name])
     assert FinalModel.load(path).nbytes == last["final_bytes"]
 
 
