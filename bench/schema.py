@@ -63,7 +63,7 @@ IDENTITY = (
     Column("cell_id", pa.string(), "identity", "", "sha256 of the non-default settings, 16 hex digits"),
     Column("kind", pa.string(), "identity", "", "kind of cell: the table it is in"),
     Column("status", pa.string(), "result", "", "how the cell ended: " + ", ".join(STATUSES)),
-    Column("reason", pa.string(), "result", "", "why it is not ok, one line"),
+    Column("reason", pa.string(), "result", "", "why it is not ok, one line; of a training run that is ok: why path = auto has no sparse path here"),
 )
 
 GEMM = (
