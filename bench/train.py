@@ -56,6 +56,10 @@ def train_cell(cell: TrainCell, tell: Tell, export: Path | None = None) -> list[
     none). torch's thread count is left pinned to the cell's. ValueError for unknown names and unusable data.
     """
     torch.set_num_threads(cell.threads or physical_cores())
+    if export is not None and (cell.canonical().path == "dense" or not export.parent.is_dir()):
+        raise ValueError(
+            f"export: {export}: accepted: a path in a folder that exists, of a cell that prunes on another path than dense"
+        )
     if cell.canonical().path == "sparse" and (missing := missing_kernel()):
         return [{"status": "unsupported", "reason": f"path = sparse: {missing}"}]
     with torch.random.fork_rng(devices=[]):

@@ -209,6 +209,12 @@ def test_the_last_row_has_the_finalised_model(scope: str, optimizer: str, tmp_pa
     assert FinalModel.load(path).nbytes == last["final_bytes"]
 
 
+@pytest.mark.parametrize(("settings", "name"), [({}, "model.pt"), ({"path": "sparse"}, "absent/model.pt")])
+def test_an_export_that_cannot_be_is_refused_before_training(settings: dict[str, Any], name: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"export: .*model\.pt"):
+        train_cell(cell(**settings, train_tokens=0, epochs=1000), silent, export=tmp_path / name)
+
+
 def test_a_dense_cell_has_neither_probes_nor_a_finalised_model():
     last = train_cell(cell(), silent)[-1]
     assert last["probes"] is None and all(last[name] is None for name in FINAL)
