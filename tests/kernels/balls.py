@@ -26,7 +26,9 @@ class Ball:
     @classmethod
     def exact(cls, value: Tensor) -> Ball:
         """An operand of the kernel."""
-        return cls(value.double(), torch.zeros_like(value, dtype=torch.float64), torch.finfo(value.dtype).eps / 2 + 2**-53)
+        return cls(
+            value.double(), torch.zeros_like(value, dtype=torch.float64), torch.finfo(value.dtype).eps / 2 + 2**-53
+        )
 
     @property
     def largest(self) -> Tensor:

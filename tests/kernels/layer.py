@@ -86,7 +86,12 @@ class Case:
             steps.append((before, (i, f, g, o), squashed))
             y.append(h)
         grads = self._grads_of_sums(recurrent, steps)
-        return [join(y), join([h]), join([c]), *self._gradients(into, grads, join([before[0] for before, _, _ in steps]))]
+        return [
+            join(y),
+            join([h]),
+            join([c]),
+            *self._gradients(into, grads, join([before[0] for before, _, _ in steps])),
+        ]
 
     def _grads_of_sums(self, recurrent: Ball, steps: list[Step]) -> tuple[Ball, Ball, Ball]:
         """Gradients of what goes into the gates, [steps, batch, 4 hidden], of h0 and of c0."""
@@ -96,14 +101,18 @@ class Case:
             grad_h = total(grad_h, grad_y.pop())
             grad_c = total(grad_c, grad_h * o * complement(squashed * squashed))
             logistic = (grad_c * g, grad_c * c, grad_h * squashed)
-            first, second, last = (grad * gate * complement(gate) for grad, gate in zip(logistic, (i, f, o), strict=True))
+            first, second, last = (
+                grad * gate * complement(gate) for grad, gate in zip(logistic, (i, f, o), strict=True)
+            )
             found.append(join([first, second, grad_c * i * complement(g * g), last], torch.cat))
             grad_h, grad_c = found[-1] @ recurrent, grad_c * f
         return join(found[::-1]), join([grad_h]), join([grad_c])
 
     def _gradients(self, into: Ball, grads: tuple[Ball, Ball, Ball], before: Ball) -> list[Ball]:
         """Gradients of x, h0, c0, both weights at their kept blocks, and both biases. before: h of the steps before."""
-        of_sums, inputs, h = (each.map(lambda part: part.flatten(0, 1)) for each in (grads[0], Ball.exact(self.x), before))
+        of_sums, inputs, h = (
+            each.map(lambda part: part.flatten(0, 1)) for each in (grads[0], Ball.exact(self.x), before)
+        )
         products = (of_sums.T @ right for right in (inputs, h))
         weights = [
             product.map(lambda each, mask=weight.mask: BSRMatrix.from_dense(each, mask).data)

@@ -11,7 +11,18 @@ from kernels.backends import native_library
 
 Guards = Callable[[], AbstractContextManager[None]]
 Threads = Callable[[int], AbstractContextManager[None]]
-NAMES = ("y", "h", "c", "grad x", "grad h0", "grad c0", "grad weight_ih", "grad weight_hh", "grad bias_ih", "grad bias_hh")
+NAMES = (
+    "y",
+    "h",
+    "c",
+    "grad x",
+    "grad h0",
+    "grad c0",
+    "grad weight_ih",
+    "grad weight_hh",
+    "grad bias_ih",
+    "grad bias_hh",
+)
 pytestmark = pytest.mark.skipif(
     native_library.unsupported(torch.float32, torch.device("cpu")) is not None, reason="no C++ compiler here"
 )
@@ -37,7 +48,8 @@ def test_a_bound_that_is_missed_is_noticed() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("batch", [1, 7, 33, 100])
 @pytest.mark.parametrize(
-    ("size", "units", "steps"), [(1, 1, 1), (1, 5, 2), (3, 4, 2), (5, 1, 3), (8, 3, 1), (12, 2, 3), (16, 3, 2), (20, 1, 1), (33, 2, 2), (64, 1, 2)]
+    ("size", "units", "steps"),
+    [(1, 1, 1), (1, 5, 2), (3, 4, 2), (5, 1, 3), (8, 3, 1), (12, 2, 3), (16, 3, 2), (20, 1, 1), (33, 2, 2), (64, 1, 2)],
 )
 def test_every_element(
     guards: Guards, pinned_threads: Threads, dtype: torch.dtype, batch: int, size: int, units: int, steps: int
