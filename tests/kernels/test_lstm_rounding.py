@@ -45,7 +45,7 @@ def test_a_bound_that_is_missed_is_noticed() -> None:
     assert not ball.contains(torch.full_like(computed, float("nan")))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("batch", [1, 7, 33, 100])
 @pytest.mark.parametrize(
     ("size", "units", "steps"),

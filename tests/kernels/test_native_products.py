@@ -34,7 +34,7 @@ def test_these_are_the_kernels_that_were_asked_for() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("size", SIZES)
 def test_every_pattern(guards: Guards, pinned_threads: Threads, size: int, dtype: torch.dtype) -> None:
     places = list(PLACES.values())
@@ -48,7 +48,7 @@ def test_every_pattern(guards: Guards, pinned_threads: Threads, size: int, dtype
 
 
 @needs_native
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("n", [*WIDTHS, 256])
 def test_every_width_and_place(guards: Guards, pinned_threads: Threads, n: int, dtype: torch.dtype) -> None:
     for number, place in enumerate(PLACES.values()):
