@@ -22,6 +22,7 @@ FLAGS = {
 }
 ISAS = {"avx2": "avx", "128-bit": "128-bit"}  # as the kernels name them
 ISA_VARIABLE = "BENCH_EXPECTED_ISA"
+PATIENT = {"OMP_WAIT_POLICY": "passive"}  # a thread that waits leaves its core to others: these run beside much else
 # The runtime of clang first: it would find that of g++ too.
 RUNTIMES = ((f"libclang_rt.asan-{platform.machine()}.so", "-shared-libasan"), ("libasan.so", ""))
 
@@ -38,6 +39,7 @@ def _sanitized() -> dict[str, str] | str:
             found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
             if Path(found).is_absolute() and Path(found).exists():
                 return {
+                    **PATIENT,
                     "CXX": shlex.join(command),
                     FLAGS_VARIABLE: f"{FLAGS['sanitized']} {flag}".strip(),
                     "LD_PRELOAD": str(Path(found).resolve()),
@@ -63,7 +65,7 @@ def environment(build: str) -> dict[str, str] | str:
         return f"{build} is for x86-64 CPUs"
     if build == "avx2" and not {"avx2", "fma"} <= set(cpu_model().split()):
         return "this CPU has no AVX2"
-    return {FLAGS_VARIABLE: FLAGS[build], ISA_VARIABLE: ISAS[build]}
+    return {**PATIENT, FLAGS_VARIABLE: FLAGS[build], ISA_VARIABLE: ISAS[build]}
 
 
 def main(build: str, *arguments: str) -> int | str:
