@@ -103,7 +103,14 @@ class BSRMatrix:
 
     @cached_property
     def index(self) -> BSRIndex:
-        """Everything products need to know of the pattern."""
+        """Everything products need to know of the pattern; ValueError where it points outside the matrix or `data`."""
+        ends, cols = self.indptr[[0, -1]].tolist(), self.grid[1]
+        if ends != [0, self.nnzb] or bool((self.indptr.diff() < 0).any()):
+            raise ValueError(
+                f"indptr must rise from 0 to the {self.nnzb} blocks of data, got {self.indptr.tolist()[:9]}"
+            )
+        if bool(((self.indices < 0) | (self.indices >= cols)).any()):
+            raise ValueError(f"indices must lie in [0, {cols}), got {self.indices.tolist()[:9]}")
         return BSRIndex(self.indptr, self.indices, self.row_indices, *self.transposed_index)
 
     def with_data(self, data: Tensor) -> BSRMatrix:

@@ -160,6 +160,8 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
         raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(x.shape)}")
     if x.dtype != weight.data.dtype:
         raise ValueError(f"the weight is {weight.data.dtype} and x is {x.dtype}; they must be of one type")
+    if x.device != weight.data.device:
+        raise ValueError(f"the weight is on {weight.data.device} and x on {x.device}; they must be on one device")
     chosen = kernel_for(kernel, x.dtype, x.device)
     result: Tensor = dsd(weight.data, *weight.index, x, False, chosen)
     return result
@@ -189,6 +191,12 @@ def _check_shapes(x: Tensor, state: tuple[Tensor, Tensor], rows: int, into: int,
             raise ValueError(f"x is {x.dtype}, {name} {each.dtype} and the weight {weight_hh.data.dtype}: not one type")
 
 
+def _check_biases(biases: list[Tensor], x: Tensor, rows: int) -> None:
+    for each in biases:
+        if each.shape != (rows,) or each.dtype != x.dtype:
+            raise ValueError(f"biases must be {x.dtype} [{rows}], got {each.dtype} {list(each.shape)}")
+
+
 def block_sparse_lstm(
     x: Tensor,
     state: tuple[Tensor, Tensor] | None,
@@ -215,6 +223,7 @@ def block_sparse_lstm(
     else:
         projected = F.linear(x, weight_ih)
     biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]
+    _check_biases(biases, x, rows)
     bias = sum(biases[1:], biases[0]) if biases else x.new_zeros(weight_hh.shape[0])
     h0, c0 = (each.squeeze(0) for each in state)
     if chosen == "native":

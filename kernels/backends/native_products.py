@@ -117,6 +117,8 @@ def sdd(grad: Tensor, x: Tensor, index: BSRIndex, size: int) -> Tensor:
     grad, x = plain(grad), plain(x)
     n, pool = x.shape[1], pool_for(index.indices.numel() * size**2 * x.shape[1])
     blocks = native_library.empty((index.indices.numel(), size, size), dtype=x.dtype)
+    if n == 0:
+        return blocks.zero_()
     width, rows = (entry("sdd", x.dtype, name, "block_size")(size) for name in ("sampled_width", "panel_rows_together"))
     grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
     chunk = min(n, max(16, CHUNK_BYTES // (grid_cols * width * x.element_size())))

@@ -171,3 +171,7 @@ def test_operands_that_do_not_fit_are_refused() -> None:
         block_sparse_lstm(case.x, states, case.weights[0].to_dense()[:-1], case.weights[1])
     with pytest.raises(ValueError, match="not one type"):
         block_sparse_lstm(case.x.float(), states, *case.weights)
+    short, wide = torch.zeros(3, dtype=torch.float64), torch.zeros(32, dtype=torch.float32)
+    for bias in (short, short[:1], wide):
+        with pytest.raises(ValueError, match=r"biases must be torch.float64 \[32\]"):
+            block_sparse_lstm(case.x, states, *case.weights, bias)
