@@ -218,16 +218,19 @@ def block_sparse_lstm(
     rows, into = weight_ih.shape
     _check_shapes(x, state, rows, into, weight_hh)
     chosen = kernel_for(kernel, x.dtype, x.device)
-    if isinstance(weight_ih, BSRMatrix):
-        projected = block_sparse_matmul(weight_ih, x.flatten(0, 1).T, chosen).T.view(*x.shape[:2], -1)
-    else:
-        projected = F.linear(x, weight_ih)
     biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]
     _check_biases(biases, x, rows)
     bias = sum(biases[1:], biases[0]) if biases else x.new_zeros(weight_hh.shape[0])
     h0, c0 = (each.squeeze(0) for each in state)
+    if chosen == "native" and isinstance(weight_ih, BSRMatrix) and weight_ih.block_size == weight_hh.block_size:
+        y, h, c, _ = lstm(x, bias, h0, c0, [weight_hh.data, *weight_hh.index], [weight_ih.data, *weight_ih.index])
+        return y, (h[None], c[None])
+    if isinstance(weight_ih, BSRMatrix):
+        projected = block_sparse_matmul(weight_ih, x.flatten(0, 1).T, chosen).T.view(*x.shape[:2], -1)
+    else:
+        projected = F.linear(x, weight_ih)
     if chosen == "native":
-        y, h, c, _, _ = lstm(projected, bias, h0, c0, weight_hh.data, *weight_hh.index)
+        y, h, c, _ = lstm(projected, bias, h0, c0, [weight_hh.data, *weight_hh.index], [])
     else:
         y, h, c = _loop(projected + bias, h0, c0, weight_hh)
     return y, (h[None], c[None])

@@ -1,10 +1,13 @@
 """One LSTM layer over all time steps by our CPU kernel (native/lstm.cpp), as a differentiable torch operator.
 
-The gates lie as torch's: i, f, g, o, stacked on the rows of the weight.
+The gates lie as torch's: i, f, g, o, stacked on the rows of the weights. A weight goes in and out of the operators as a list:
+its kept values [nnzb, b, b] and the six tensors of its `BSRIndex`; an input weight that is not block-sparse, or has other
+blocks than the recurrent one, is no part of the operators: they get the weighted inputs then, and an empty list.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,122 +15,180 @@ from torch import Tensor
 
 from kernels.backends import native_library, native_products
 from kernels.backends.native_library import Matrix, Pool, launch, pool_for, structure
-from kernels.backends.native_products import pointer
+from kernels.backends.native_products import Packed, Panels, pointer
 from kernels.bsr import BSRIndex
 
 WIDEST_CHUNK = 96  # of the batch
-SPAN = 32  # of lstm.cpp
+SPAN = 32  # of parts.h
+KEPT = 5  # of parts.h
+STEPS_TOGETHER = 96  # samples of whole steps whose inputs are weighted together
 
+SIZES = "steps batch hidden into chunk together"
 Forward = structure(
     "Forward",
-    "projected bias h0 c0 y cells gates columns scratch",
-    "steps batch hidden chunk",
+    "x projected bias h0 c0 y last_cell saved states inputs scratch",
+    f"{SIZES} slots",
     matrix=Matrix,
+    input_matrix=Matrix,
     pool=Pool,
 )
 Backward = structure(
     "Backward",
-    "grad_y grad_h grad_c gates cells c0 grad_gates grad_h0 grad_c0 grad_bias columns scratch",
-    "steps batch hidden chunk",
+    "grad_y grad_h grad_c saved c0 grad_x grad_projected panels grad_h0 grad_c0 grad_bias columns scratch",
+    SIZES,
     matrix=Matrix,
+    input_matrix=Matrix,
     pool=Pool,
 )
 
 
-class Gradients(NamedTuple):
-    """With respect to the operands of `lstm` that have one."""
+class Sizes(NamedTuple):
+    """Shape of the layer's work; `chunk` samples are computed at a time, the inputs of `together` steps are weighted at a time."""
 
-    projected: Tensor
-    bias: Tensor
-    h0: Tensor
-    c0: Tensor
-    data: Tensor
+    steps: int
+    batch: int
+    hidden: int
+    into: int
+    chunk: int
+    together: int
+
+    @classmethod
+    def of(cls, inputs: Tensor, hidden: int) -> Sizes:
+        steps, batch, into = inputs.shape
+        chunk = -(-batch // -(-batch // WIDEST_CHUNK))
+        return cls(steps, batch, hidden, into, chunk, min(steps, max(1, STEPS_TOGETHER // batch)))
+
+    def pool(self, data: Tensor) -> Pool:
+        """Threads worth a step of this many multiplications, each gate counted as about a dozen."""
+        return pool_for(data.numel() * self.batch + self.hidden * self.batch * 50)
+
+    def scratch(self, threads: int, dtype: torch.dtype) -> Tensor:
+        return native_library.empty((threads, 4, self.chunk, SPAN), dtype=dtype)
 
 
-def chunk_of(batch: int) -> int:
-    """Samples that an item computes at a time."""
-    return -(-batch // -(-batch // WIDEST_CHUNK))
-
-
-def work_of_a_step(data: Tensor, batch: int) -> int:
-    """Multiplications, each gate counted as about a dozen."""
-    return data.numel() * batch + data.shape[1] * batch * 50
+def packed_for(weight: Sequence[Tensor], chunk: int, turned: bool = False) -> Packed:
+    data, *index = weight
+    return native_products.pack(data, BSRIndex(*index), chunk, turned)
 
 
 def forward(
-    projected: Tensor, bias: Tensor, h0: Tensor, c0: Tensor, data: Tensor, index: BSRIndex
+    inputs: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    recurrent: Packed,
+    into: Packed | None,
+    pool_data: Tensor,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, cells, gates) of all steps: [steps, batch, hidden], the same, [steps, batch, 4 hidden]."""
-    projected, bias, h0, c0 = (each.contiguous() for each in (projected, bias, h0, c0))
-    steps, batch, hidden, dtype = *projected.shape[:2], h0.shape[1], h0.dtype
-    chunk = chunk_of(batch)
-    packed = native_products.pack(data, index, chunk)
-    pool = pool_for(work_of_a_step(data, batch))
-    y, cells = (native_library.empty((steps, batch, hidden), dtype=dtype) for _ in range(2))
-    gates = native_library.empty((steps, batch, 4 * hidden), dtype=dtype)
-    columns = native_library.empty((2, hidden, batch), dtype=dtype)
-    scratch = native_library.empty((pool.threads, 4, chunk, SPAN), dtype=dtype)
-    buffers = [pointer(each) for each in (projected, bias, h0, c0, y, cells, gates, columns, scratch)]
-    launch("lstm", dtype, "lstm_forward", Forward(packed.matrix, *buffers, steps, batch, hidden, chunk, pool))
-    return y, cells, gates
+    """(y, last cell state, saved): [steps, batch, hidden], [batch, hidden], and what the backward pass needs if `keep`.
+
+    inputs: [steps, batch, into] where the input weight is given, else already weighted, [steps, batch, 4 hidden].
+    """
+    inputs, bias, h0, c0 = (each.contiguous() for each in (inputs, bias, h0, c0))
+    hidden, dtype = h0.shape[1], h0.dtype
+    sizes = Sizes.of(inputs, hidden)
+    pool = sizes.pool(pool_data)
+    slots = sizes.steps if keep else min(sizes.steps, 2 * sizes.together if into else 2)
+    y = native_library.empty((sizes.steps, sizes.batch, hidden), dtype=dtype)
+    last_cell = native_library.empty((sizes.batch, hidden), dtype=dtype)
+    saved = native_library.empty((slots, sizes.batch * hidden * KEPT), dtype=dtype)
+    states = native_library.empty((2, hidden, sizes.batch), dtype=dtype)
+    turned = native_library.empty((sizes.into, sizes.together * sizes.batch), dtype=dtype) if into else None
+    scratch = sizes.scratch(pool.threads, dtype)
+    given = (inputs, None) if into else (None, inputs)
+    buffers = [pointer(each) for each in (*given, bias, h0, c0, y, last_cell, saved, states, turned, scratch)]
+    matrices = recurrent.matrix, into.matrix if into else Matrix()
+    launch("lstm", dtype, "lstm_forward", Forward(matrices[0], *buffers, *sizes, slots, matrices[1], pool))
+    return y, last_cell, saved
+
+
+class Gradients(NamedTuple):
+    """With respect to the operands of `lstm` that have one; None where it was not wanted."""
+
+    inputs: Tensor | None
+    bias: Tensor
+    h0: Tensor
+    c0: Tensor
+    recurrent: Tensor | None
+    into: Tensor | None
+
+
+class Wanted(NamedTuple):
+    """Which gradients are to be computed, besides those that cost nothing."""
+
+    inputs: bool
+    recurrent: bool
+    into: bool
 
 
 def backward(
-    grad_y: Tensor | None,
-    grad_h: Tensor | None,
-    grad_c: Tensor | None,
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
     states: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-    data: Tensor,
-    index: BSRIndex,
+    weight: Sequence[Tensor],
+    into: Sequence[Tensor],
+    wanted: Wanted,
 ) -> Gradients:
-    """Gradients from those of all outputs and of the last states. states: y, cells, gates, h0, c0."""
-    y, cells, gates, h0, c0 = (each.contiguous() for each in states)
-    given = [None if each is None else each.contiguous() for each in (grad_y, grad_h, grad_c)]
-    (steps, batch, hidden), dtype, chunk = y.shape, y.dtype, chunk_of(y.shape[1])
-    packed = native_products.pack(data, index, chunk, turned=True)
-    pool = pool_for(work_of_a_step(data, batch))
-    grad_gates = native_library.empty((steps, batch, 4 * hidden), dtype=dtype)
+    """Gradients from those of all outputs and of the last states. states: inputs, y, saved, h0, c0."""
+    inputs, y, saved, h0, c0 = (each.contiguous() for each in states)
+    given = [None if each is None else each.contiguous() for each in grads]
+    dtype, data = y.dtype, weight[0]
+    sizes = Sizes.of(inputs, y.shape[2])
+    steps, batch, hidden = sizes[:3]
+    pool = sizes.pool(data)
+    grad_inputs = native_library.empty(inputs.shape, dtype=dtype) if wanted.inputs else None
+    panels = None
+    if wanted.recurrent or wanted.into:
+        panels = native_products.empty_panels(4 * hidden, steps * batch, data.shape[1], dtype)
     grad_h0, grad_c0 = (native_library.empty((batch, hidden), dtype=dtype) for _ in range(2))
-    grad_bias = native_library.empty((-(-batch // chunk), 4 * hidden), dtype=dtype)
-    columns = native_library.empty((2, 4 * hidden, batch), dtype=dtype)
-    scratch = native_library.empty((pool.threads, 4, chunk, SPAN), dtype=dtype)
-    made = (grad_gates, grad_h0, grad_c0, grad_bias, columns, scratch)
-    buffers = [each if each is None else pointer(each) for each in (*given, gates, cells, c0, *made)]
-    launch("lstm", dtype, "lstm_backward", Backward(packed.matrix, *buffers, steps, batch, hidden, chunk, pool))
-    previous = torch.cat([h0[None], y[:-1]]).flatten(0, 1)
-    grad_data = native_products.sdd(grad_gates.flatten(0, 1).T, previous.T, index, data.shape[1])
-    return Gradients(grad_gates, grad_bias.sum(dim=0), grad_h0, grad_c0, grad_data)
+    grad_bias = native_library.empty((-(-batch // sizes.chunk), 4 * hidden), dtype=dtype)
+    columns = native_library.empty((2, 4 * hidden, sizes.together * batch), dtype=dtype)
+    made = (grad_inputs, None) if into else (None, grad_inputs)
+    places = (*made, panels and panels.values, grad_h0, grad_c0, grad_bias, columns, sizes.scratch(pool.threads, dtype))
+    recurrent = packed_for(weight, sizes.chunk, turned=True)
+    across = packed_for(into, sizes.chunk, turned=True) if into and wanted.inputs else None
+    buffers = [pointer(each) for each in (*given, saved, c0, *places)]
+    matrices = recurrent.matrix, across.matrix if across else Matrix()
+    launch("lstm", dtype, "lstm_backward", Backward(matrices[0], *buffers, *sizes, matrices[1], pool))
+    grad_recurrent = sampled(panels, y, h0, weight) if panels and wanted.recurrent else None
+    grad_into = sampled(panels, inputs, None, into) if panels and wanted.into else None
+    return Gradients(grad_inputs, grad_bias.sum(dim=0), grad_h0, grad_c0, grad_recurrent, grad_into)
+
+
+def sampled(panels: Panels, x: Tensor, first: Tensor | None, weight: Sequence[Tensor]) -> Tensor:
+    """Gradient of a weight's kept values. x: [steps, batch, features]; first: [batch, features] that come before them."""
+    head = None if first is None else first.T
+    return native_products.sdd(panels, x.flatten(0, 1).T, BSRIndex(*weight[1:]), weight[0].shape[1], head)
 
 
 @torch.library.custom_op("block_sparse_bench::lstm", mutates_args=())
 def lstm(
-    projected: Tensor,
-    bias: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    data: Tensor,
-    indptr: Tensor,
-    indices: Tensor,
-    rows: Tensor,
-    column_indptr: Tensor,
-    column_rows: Tensor,
-    positions: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(y, h, c, cells, gates): outputs, last states, and what the backward pass needs.
+    inputs: Tensor, bias: Tensor, h0: Tensor, c0: Tensor, weight: Sequence[Tensor], into: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y, h, c, saved): outputs, last states, and what the backward pass needs.
 
-    projected: [steps, batch, 4 hidden], the weighted inputs; h0, c0: [batch, hidden]; data: [nnzb, b, b] and a `BSRIndex`
-    of the recurrent weight.
+    inputs: [steps, batch, in], or weighted already, [steps, batch, 4 hidden], if `into` is empty; h0, c0: [batch, hidden];
+    weight, into: recurrent and input weight.
     """
-    index = BSRIndex(indptr, indices, rows, column_indptr, column_rows, positions)
-    y, cells, gates = forward(projected, bias, h0, c0, data, index)
-    return y, y[-1].clone(), cells[-1].clone(), cells, gates
+    chunk = Sizes.of(inputs, h0.shape[1]).chunk
+    packed = packed_for(weight, chunk), packed_for(into, chunk) if into else None
+    y, cell, saved = forward(inputs, bias, h0, c0, *packed, weight[0], keep=True)
+    return y, y[-1].clone(), cell, saved
 
 
 @lstm.register_fake
-def _(projected: Tensor, bias: Tensor, h0: Tensor, *_: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG001
-    shape = (*projected.shape[:2], h0.shape[1])
-    made = [h0.new_empty(each) for each in (shape, h0.shape, h0.shape, shape, projected.shape)]
-    return tuple(made)
+def _(
+    inputs: Tensor,
+    bias: Tensor,  # noqa: ARG001
+    h0: Tensor,
+    c0: Tensor,  # noqa: ARG001
+    weight: Sequence[Tensor],  # noqa: ARG001
+    into: Sequence[Tensor],  # noqa: ARG001
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (steps, batch), hidden = inputs.shape[:2], h0.shape[1]
+    shapes = (steps, batch, hidden), h0.shape, h0.shape, (steps, batch * hidden * KEPT)
+    y, h, c, saved = (h0.new_empty(shape) for shape in shapes)
+    return y, h, c, saved
 
 
 @torch.library.custom_op("block_sparse_bench::lstm_backward", mutates_args=())
@@ -135,22 +196,15 @@ def lstm_backward(
     grad_y: Tensor | None,
     grad_h: Tensor | None,
     grad_c: Tensor | None,
-    y: Tensor,
-    cells: Tensor,
-    gates: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    data: Tensor,
-    indptr: Tensor,
-    indices: Tensor,
-    rows: Tensor,
-    column_indptr: Tensor,
-    column_rows: Tensor,
-    positions: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of projected, bias, h0, c0 and data."""
-    index = BSRIndex(indptr, indices, rows, column_indptr, column_rows, positions)
-    return backward(grad_y, grad_h, grad_c, (y, cells, gates, h0, c0), data, index)
+    states: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    into: Sequence[Tensor],
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of inputs, bias, h0, c0, the kept values of the recurrent and of the input weight, none for those not wanted."""
+    inputs, y, saved, h0, c0 = states
+    found = backward((grad_y, grad_h, grad_c), (inputs, y, saved, h0, c0), weight, into, Wanted(*wanted))
+    return [each for each in found if each is not None]
 
 
 @lstm_backward.register_fake
@@ -158,29 +212,38 @@ def _(
     grad_y: Tensor | None,  # noqa: ARG001
     grad_h: Tensor | None,  # noqa: ARG001
     grad_c: Tensor | None,  # noqa: ARG001
-    y: Tensor,  # noqa: ARG001
-    cells: Tensor,  # noqa: ARG001
-    gates: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    data: Tensor,
-    *_: Tensor,
-) -> tuple[Tensor, ...]:
-    shapes = (gates.shape, gates.shape[2:], h0.shape, c0.shape, data.shape)
-    return tuple(gates.new_empty(shape) for shape in shapes)
+    states: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    into: Sequence[Tensor],
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    inputs, _, _, h0, c0 = states
+    bias = h0.new_empty(4 * h0.shape[1])
+    values = [(wanted[1], weight), (wanted[2], into)]
+    shaped = ([inputs] if wanted[0] else []) + [bias, h0, c0, *(each[0] for want, each in values if want)]
+    return [torch.empty_like(each, memory_format=torch.contiguous_format) for each in shaped]
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    _, _, h0, c0, data, *index = inputs
-    y, _, _, cells, gates = output
-    ctx.mark_non_differentiable(cells, gates)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    given, _, h0, c0, weight, into = inputs
+    y, _, _, saved = output
+    ctx.mark_non_differentiable(saved)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(y, cells, gates, h0, c0, data, *index)
+    ctx.parts = len(weight), len(into)
+    ctx.save_for_backward(given, y, saved, h0, c0, *weight, *into)
 
 
-def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    projected, bias, h0, c0, data = lstm_backward(*grads[:3], *ctx.saved_tensors)
-    return projected, bias, h0, c0, data, *[None] * 6
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    states, weights = list(ctx.saved_tensors[:5]), list(ctx.saved_tensors[5:])
+    weight, into = weights[: ctx.parts[0]], weights[ctx.parts[0] :]
+    needs = ctx.needs_input_grad
+    wanted = [bool(needs[0]), bool(needs[4][0]), bool(into) and bool(needs[5][0])]
+    found = iter(lstm_backward(*grads[:3], states, weight, into, wanted))
+    inputs = next(found) if wanted[0] else None
+    bias, h0, c0 = next(found), next(found), next(found)
+    values = [next(found) if want else None for want in wanted[1:]]
+    lists = [[value, *[None] * 6] if each else [] for value, each in zip(values, (weight, into), strict=True)]
+    return inputs, bias, h0, c0, *lists
 
 
 lstm.register_autograd(_backward, setup_context=_save)

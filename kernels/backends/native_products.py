@@ -18,13 +18,14 @@ from kernels.bsr import BSRIndex
 
 CHUNK_BYTES = 512 * 1024  # of X beside one chunk of columns: about half a core's second-level cache
 TILE_COLUMNS = 48
+WIDEST_SUM = 256  # products that sdd sums before it goes back to memory
 
 Product = structure("Product", "x y packed", "k n chunk x_down x_along down along", matrix=Matrix, pool=Pool)
 Packing = structure("Packing", "data indptr positions values", "block_size grid_rows panel_rows", pool=Pool)
 Sampled = structure(
     "Sampled",
-    "grad x blocks columns panels indices indptr",
-    "grad_down grad_along x_down x_along n chunk block_size width grid_rows grid_cols",
+    "grad x x_first blocks columns panels indices indptr",
+    "grad_down grad_along x_down x_along n first chunk stretch block_size grid_rows grid_cols",
     pool=Pool,
 )
 
@@ -37,9 +38,9 @@ class Packed(NamedTuple):
     keeps: tuple[Tensor, ...]
 
 
-def pointer(tensor: Tensor) -> int | None:
+def pointer(tensor: Tensor | None) -> int | None:
     """Address of the elements, None where there are none."""
-    return tensor.data_ptr() or None
+    return None if tensor is None else tensor.data_ptr() or None
 
 
 def by_rows(x: Tensor) -> bool:
@@ -112,19 +113,50 @@ def dsd(packed: Packed, x: Tensor) -> Tensor:
     return out
 
 
-def sdd(grad: Tensor, x: Tensor, index: BSRIndex, size: int) -> Tensor:
-    """The kept blocks of grad @ x^T, [nnzb, b, b]. grad: [m, n], x: [k, n]."""
-    grad, x = plain(grad), plain(x)
-    n, pool = x.shape[1], pool_for(index.indices.numel() * size**2 * x.shape[1])
-    blocks = native_library.empty((index.indices.numel(), size, size), dtype=x.dtype)
-    if n == 0:
-        return blocks.zero_()
-    width, rows = (entry("sdd", x.dtype, name, "block_size")(size) for name in ("sampled_width", "panel_rows_together"))
+class Panels(NamedTuple):
+    """A gradient [m, n] as sdd reads it: `values` [m / b * padded b, n], made by `empty_panels` and filled by a kernel."""
+
+    values: Tensor
+    n: int
+
+
+def empty_panels(rows: int, n: int, size: int, dtype: torch.dtype) -> Panels:
+    """Room for a gradient of `rows` rows in block rows of `size`."""
+    height = entry("sdd", dtype, "sampled_height", "block_size")(size)
+    return Panels(native_library.empty((rows // size * height, n), dtype=dtype), n)
+
+
+def sampled(
+    grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, blocks: Tensor, first: Tensor | None = None
+) -> tuple[ctypes.Structure, tuple[Tensor, ...]]:
+    """The arguments of `blocks` [nnzb, b, b] = the kept blocks of `grad` @ [`first`, `x`]^T, and the buffers they need.
+
+    `first` and `x` lie column by column where `first` is given.
+    """
+    head = 0 if first is None else first.shape[1]
+    n = x.shape[1] if isinstance(grad, Tensor) else grad.n
+    pool = pool_for(index.indices.numel() * size**2 * n)
+    width = entry("sdd", x.dtype, "sampled_width", "block_size")(size)
     grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
-    chunk = min(n, max(16, CHUNK_BYTES // (grid_cols * width * x.element_size())))
-    columns = native_library.empty((grid_cols, chunk, width), dtype=x.dtype)
-    panels = native_library.empty((pool.threads, rows, chunk), dtype=x.dtype)
-    pointers = [pointer(each) for each in (grad, x, blocks, columns, panels, index.indices, index.indptr)]
-    sizes = (*strides(grad), *strides(x), n, chunk, size, width, grid_rows, grid_cols)
-    launch("sdd", x.dtype, "sdd", Sampled(*pointers, *sizes, pool))
+    chunk = -(-n // -(-n // WIDEST_SUM))
+    stretch = max(1, min(grid_cols, CHUNK_BYTES // (width * chunk * x.element_size())))
+    columns = native_library.empty((grid_cols * width, chunk), dtype=x.dtype)
+    panels = empty_panels(grid_rows * size, chunk, size, x.dtype) if isinstance(grad, Tensor) else grad
+    taken = (grad, strides(grad)) if isinstance(grad, Tensor) else (None, (0, 0))
+    pointers = [
+        pointer(each) for each in (taken[0], x, first, blocks, columns, panels.values, index.indices, index.indptr)
+    ]
+    x_strides = strides(x) if first is None else (1, x.shape[0])
+    sizes = (*taken[1], *x_strides, n, head, chunk, stretch, size, grid_rows, grid_cols)
+    return Sampled(*pointers, *sizes, pool), (columns, panels.values)
+
+
+def sdd(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, first: Tensor | None = None) -> Tensor:
+    """The kept blocks of grad @ x^T, [nnzb, b, b]. grad: [m, n], x: [k, n]; or its columns in `first`, the rest in `x`."""
+    grad, x = plain(grad) if isinstance(grad, Tensor) else grad, plain(x)
+    blocks = native_library.empty((index.indices.numel(), size, size), dtype=x.dtype)
+    if x.shape[1] == 0 and first is None:
+        return blocks.zero_()
+    arguments, _scratch = sampled(grad, x, index, size, blocks, first)
+    launch("sdd", x.dtype, "sdd", arguments)
     return blocks

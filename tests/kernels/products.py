@@ -13,7 +13,7 @@ from kernels.bsr import BSRMatrix
 from kernels.check import error_bound
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16, 20, 24, 31, 32, 33, 48, 64, 100, 128)
-WIDTHS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 47, 48, 49, 97, 130)
+WIDTHS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 47, 48, 49, 97, 130, 300)
 
 
 def kept_blocks(pattern: str, rows: int, cols: int, seed: int = 0) -> Tensor:

@@ -59,9 +59,11 @@ def test_inconsistent_parts_are_refused() -> None:
     [
         ([0, 3], [0, 1, 2], r"indices must lie in \[0, 3\)"),
         ([-1, 0], [0, 1, 2], r"indices must lie in \[0, 3\)"),
-        ([0, 1], [5, 6, 7], "indptr must rise from 0 to the 2 blocks"),
+        ([0, 1], [5, 6, 7], "indptr must rise from 0 to 2"),
         ([0, 1], [0, 3, 2], "indptr must rise"),
         ([0, 1], [0, 1, 1], "indptr must rise"),
+        ([2, 0], [0, 2, 2], "indices must ascend"),
+        ([1, 1], [0, 2, 2], "indices must ascend"),
     ],
 )
 def test_a_pattern_that_points_outside_reaches_no_kernel(indices: list[int], indptr: list[int], message: str) -> None:

@@ -94,9 +94,10 @@ def test_the_operator_keeps_torchs_rules() -> None:
     case = Case(2, 2, 1, 3, 2)
     projected = torch.randn(3, 2, 16, dtype=torch.float64).requires_grad_()
     states = [state[0].requires_grad_() for state in case.states]
-    weight = case.weights[1]
-    arguments = (projected, case.biases[0].requires_grad_(), *states, weight.data.requires_grad_(), *weight.index)
-    torch.library.opcheck(native_lstm.lstm, arguments)
+    bias = case.biases[0].requires_grad_()
+    into, recurrent = ([weight.data.requires_grad_(), *weight.index] for weight in case.weights)
+    torch.library.opcheck(native_lstm.lstm, (projected, bias, *states, recurrent, []))
+    torch.library.opcheck(native_lstm.lstm, (case.x.requires_grad_(), bias, *states, recurrent, into))
 
 
 @needs_native

@@ -1,100 +1,104 @@
-// One LSTM layer over all time steps on a CPU, with a block-sparse recurrent weight; gates in torch's order i, f, g, o.
+// One LSTM layer over all time steps on a CPU, with block-sparse weights; gates in torch's order i, f, g, o.
 //
 // Outside, everything lies as torch has it: [steps, batch, features]. The columns that a step multiplies are kept turned,
-// [features, batch], in two buffers that take turns. A work item is some rows of one block row for a chunk of the batch,
-// in all four gates: it multiplies into a scratch buffer, computes the gates there, and turns what the next step needs.
+// [features, batch]. The inputs of several steps are weighted together, as many as make wide products. A work item is some
+// hidden units for a chunk of the batch, in all four gates: it multiplies into a scratch buffer, computes the gates there,
+// and turns what the next step needs.
 #include "gates.h"
-#include "pool.h"
-#include "tiles.h"
+#include "parts.h"
 
 struct Forward {  // mirrored by native_lstm.py
-    Matrix matrix;  // [4 hidden, hidden]
-    const Scalar *projected;  // [steps, batch, 4 hidden]: the weighted inputs
+    Matrix recurrent;         // [4 hidden, hidden]
+    const Scalar *x;          // [steps, batch, into]
+    const Scalar *projected;  // [steps, batch, 4 hidden]: the weighted inputs, or null
     const Scalar *bias;       // [4 hidden]
     const Scalar *h0, *c0;    // [batch, hidden]
-    Scalar *y, *cells;        // [steps, batch, hidden]
-    Scalar *gates;            // [steps, batch, 4 hidden], after their nonlinearities
-    Scalar *columns;          // [2, hidden, batch]
+    Scalar *y;                // [steps, batch, hidden]
+    Scalar *last_cell;        // [batch, hidden]
+    Scalar *saved;            // [slots, batch * hidden * kept]: step s in slot s % slots
+    Scalar *states;           // [2, hidden, batch]
+    Scalar *inputs;           // [into, together * batch]
     Scalar *scratch;          // [threads, 4, chunk, span]
-    int64_t steps, batch, hidden, chunk;
+    int64_t steps, batch, hidden, into, chunk, together, slots;
+    Matrix input;  // [4 hidden, into]; none where `projected` is given
     Pool pool;
 };
 
 struct Backward {  // mirrored by native_lstm.py
-    Matrix matrix;  // [hidden, 4 hidden]: the transpose
-    const Scalar *grad_y;            // [steps, batch, hidden], or null
-    const Scalar *grad_h, *grad_c;   // [batch, hidden], of the last states, or null
-    const Scalar *gates, *cells, *c0;
-    Scalar *grad_gates;              // [steps, batch, 4 hidden], before the nonlinearities
-    Scalar *grad_h0, *grad_c0;       // [batch, hidden]
-    Scalar *grad_bias;               // [chunks, 4 hidden]
-    Scalar *columns;                 // [2, 4 hidden, batch]
-    Scalar *scratch;                 // [threads, 4, chunk, span]
-    int64_t steps, batch, hidden, chunk;
+    Matrix recurrent;               // the transpose: [hidden, 4 hidden]
+    const Scalar *grad_y;           // [steps, batch, hidden], or null
+    const Scalar *grad_h, *grad_c;  // [batch, hidden], of the last states, or null
+    const Scalar *saved, *c0;
+    Scalar *grad_x;                 // [steps, batch, into], or null
+    Scalar *grad_projected;         // [steps, batch, 4 hidden], or null
+    Scalar *panels;                 // [4 hidden, padded by block row, / P, steps * batch, P]: what sdd reads; or null
+    Scalar *grad_h0, *grad_c0;      // [batch, hidden]
+    Scalar *grad_bias;              // [chunks, 4 hidden]
+    Scalar *columns;                // [2, 4 hidden, together * batch]
+    Scalar *scratch;                // [threads, 4, chunk, span]
+    int64_t steps, batch, hidden, into, chunk, together;
+    Matrix input;  // the transpose: [into, 4 hidden]; none where `grad_x` is not wanted
     Pool pool;
 };
 
 namespace {
 
-constexpr int64_t span = 32;  // rows of an item, at most; native_lstm.py allocates as many
-static_assert(span % lanes == 0 && span >= 2 * lanes, "a panel of tall tiles fits");
+template <class Layer> Scalar *scratch_of(const Layer &layer, int64_t thread) {
+    return layer.scratch + thread * 4 * layer.chunk * span;
+}
 
-struct Part {  // what one item computes
-    int64_t block_row, panel, panels;
-    int64_t row, rows;        // hidden units
-    int64_t column, columns;  // of the batch
-};
+// The inputs of the steps from `first` on, turned.
+void turn_inputs(const Forward &layer, int64_t first, int64_t steps) {
+    constexpr int64_t strip = 64;
+    const int64_t samples = steps * layer.batch, stride = layer.together * layer.batch;
+    share(layer.pool, divide_up(layer.into, strip), [&](int64_t item, int64_t) {
+        const int64_t left = item * strip;
+        turn(layer.x + first * layer.batch * layer.into + left, layer.into, samples, smaller(strip, layer.into - left),
+             layer.inputs + left * stride, stride);
+    });
+}
 
-struct Items {
-    int64_t panels, per_item, groups, grid, chunks;
-
-    template <class Layer> explicit Items(const Layer &layer)
-        : panels(panels_of(layer.matrix)), per_item(smaller(panels, span / layer.matrix.panel_rows)),
-          groups(divide_up(panels, per_item)), grid(layer.hidden / layer.matrix.block_size),
-          chunks(divide_up(layer.batch, layer.chunk)) {}
-
-    template <class Layer> Part part(const Layer &layer, int64_t item) const {
-        const int64_t group = item % groups, row = item / groups % grid, column = item / (groups * grid) * layer.chunk;
-        const int64_t panel = group * per_item, top = panel * layer.matrix.panel_rows;
-        return {row, panel, smaller(per_item, panels - panel), row * layer.matrix.block_size + top,
-                smaller(per_item * layer.matrix.panel_rows, layer.matrix.block_size - top),
-                column, smaller(layer.chunk, layer.batch - column)};
-    }
-};
-
-// Some rows of `block_row` of the matrix times `columns`, into to[column][row].
-void multiply_rows(const Matrix &matrix, int64_t block_row, const Part &part, const Columns &columns, Scalar *to, int64_t along) {
-    for (int64_t panel = 0; panel < part.panels; ++panel)
-        multiply(matrix, block_row, part.panel + panel, columns, {to + panel * matrix.panel_rows, 1, along});
+// The weighted inputs of the steps from `first` on, where the gates of those steps will be.
+void weight_inputs(const Forward &layer, const Part &part, int64_t grid, int64_t first, int64_t steps) {
+    const int64_t batch = layer.batch;
+    for (int64_t gate = 0; gate < 4; ++gate)
+        for (int64_t step = 0; step < steps; ++step) {
+            const Kept own(layer.saved, (first + step) % layer.slots, layer.hidden, batch, part);
+            const Columns columns{layer.inputs + step * batch + part.column, layer.together * batch, part.columns};
+            multiply_part(layer.input, gate * grid, part, columns, own.at(0, gate), kept * part.rows);
+        }
 }
 
 void forward_item(const Forward &layer, const Part &part, int64_t step, int64_t grid, Scalar *scratch) {
     const int64_t batch = layer.batch, hidden = layer.hidden, plane = layer.chunk * span;
-    const Scalar *before = layer.columns + step % 2 * hidden * batch + part.column;
+    const Scalar *state = layer.states + step % 2 * hidden * batch + part.column;
     for (int64_t gate = 0; gate < 4; ++gate)
-        multiply_rows(layer.matrix, gate * grid + part.block_row, part, {before, batch, part.columns}, scratch + gate * plane, span);
+        multiply_part(layer.recurrent, gate * grid, part, {state, batch, part.columns}, scratch + gate * plane, span);
+    const Kept own(layer.saved, step % layer.slots, hidden, batch, part);
+    const Kept before(layer.saved, (step + layer.slots - 1) % layer.slots, hidden, batch, part);
     for (int64_t c = 0; c < part.columns; ++c) {
-        const int64_t at = step * batch + part.column + c;
-        const Scalar *cell = step ? layer.cells + (at - batch) * hidden : layer.c0 + at * hidden;
+        const int64_t sample = part.column + c, at = step * batch + sample;
+        const Scalar *old_cell = step ? before.at(c, cell) : layer.c0 + sample * hidden + part.row;
         for (int64_t r = 0; r < part.rows; r += lanes) {
             const int64_t used = smaller(lanes, part.rows - r), unit = part.row + r;
-            Scalar *own = scratch + c * span + r, *saved = layer.gates + at * 4 * hidden + unit;
+            Scalar *sums = scratch + c * span + r;
             Vector<lanes> gates[4];
             UNROLL for (int gate = 0; gate < 4; ++gate) {
-                const Vector<lanes> sum = load_some<lanes>(own + gate * plane, used) +
-                                          load_some<lanes>(layer.projected + (at * 4 + gate) * hidden + unit, used) +
+                const Scalar *weighted = layer.projected ? layer.projected + (at * 4 + gate) * hidden + unit : own.at(c, gate) + r;
+                const Vector<lanes> sum = load<lanes>(sums + gate * plane) + load_some<lanes>(weighted, used) +
                                           load_some<lanes>(layer.bias + gate * hidden + unit, used);
                 gates[gate] = gate == 2 ? tangent(sum) : sigmoid(sum);
-                store_some<lanes>(saved + gate * hidden, gates[gate], used);
+                store_some<lanes>(own.at(c, gate) + r, gates[gate], used);
             }
-            const Vector<lanes> next = gates[1] * load_some<lanes>(cell + unit, used) + gates[0] * gates[2];
+            const Vector<lanes> next = gates[1] * load_some<lanes>(old_cell + r, used) + gates[0] * gates[2];
             const Vector<lanes> output = gates[3] * tangent(next);
-            store_some<lanes>(layer.cells + at * hidden + unit, next, used);
+            store_some<lanes>(own.at(c, cell) + r, next, used);
             store_some<lanes>(layer.y + at * hidden + unit, output, used);
-            store_some<lanes>(own, output, used);
+            if (step + 1 == layer.steps) store_some<lanes>(layer.last_cell + sample * hidden + unit, next, used);
+            store<lanes>(sums, output);
         }
     }
-    Scalar *after = layer.columns + (step + 1) % 2 * hidden * batch;
+    Scalar *after = layer.states + (step + 1) % 2 * hidden * batch;
     turn(scratch, span, part.columns, part.rows, after + part.row * batch + part.column, batch);
 }
 
@@ -103,83 +107,114 @@ void backward_units(const Backward &layer, const Part &part, int64_t step, int64
     const int64_t batch = layer.batch, hidden = layer.hidden, plane = layer.chunk * span;
     const int64_t used = smaller(lanes, part.rows - r), unit = part.row + r;
     const bool last = step + 1 == layer.steps;
+    const Kept own(const_cast<Scalar *>(layer.saved), step, hidden, batch, part);
+    const Kept before(const_cast<Scalar *>(layer.saved), step ? step - 1 : 0, hidden, batch, part);
     Vector<lanes> sums[4];
     UNROLL for (int gate = 0; gate < 4; ++gate)
         sums[gate] = last ? Vector<lanes>{} : load_some<lanes>(grad_bias + gate * hidden + unit, used);
     for (int64_t c = 0; c < part.columns; ++c) {
-        const int64_t at = step * batch + part.column + c, state = (part.column + c) * hidden + unit;
-        Scalar *own = scratch + c * span + r;
+        const int64_t sample = part.column + c, at = step * batch + sample, state = sample * hidden + unit;
+        Scalar *place = scratch + c * span + r;
         Vector<lanes> grad_h = {}, grad_c = {}, gates[4], grads[4];
-        if (!last) grad_h = load_some<lanes>(own, used), grad_c = load_some<lanes>(layer.grad_c0 + state, used);
+        if (!last) grad_h = load<lanes>(place), grad_c = load_some<lanes>(layer.grad_c0 + state, used);
         if (last && layer.grad_h) grad_h = load_some<lanes>(layer.grad_h + state, used);
         if (last && layer.grad_c) grad_c = load_some<lanes>(layer.grad_c + state, used);
         if (layer.grad_y) grad_h += load_some<lanes>(layer.grad_y + at * hidden + unit, used);
-        UNROLL for (int gate = 0; gate < 4; ++gate)
-            gates[gate] = load_some<lanes>(layer.gates + (at * 4 + gate) * hidden + unit, used);
-        const Vector<lanes> squashed = tangent(load_some<lanes>(layer.cells + at * hidden + unit, used));
-        const Scalar *before = step ? layer.cells + (at - batch) * hidden + unit : layer.c0 + state;
+        UNROLL for (int gate = 0; gate < 4; ++gate) gates[gate] = load_some<lanes>(own.at(c, gate) + r, used);
+        const Vector<lanes> squashed = tangent(load_some<lanes>(own.at(c, cell) + r, used));
+        const Scalar *old_cell = step ? before.at(c, cell) + r : layer.c0 + state;
         grad_c += grad_h * gates[3] * (one - squashed * squashed);
         grads[0] = grad_c * gates[2] * gates[0] * (one - gates[0]);
-        grads[1] = grad_c * load_some<lanes>(before, used) * gates[1] * (one - gates[1]);
+        grads[1] = grad_c * load_some<lanes>(old_cell, used) * gates[1] * (one - gates[1]);
         grads[2] = grad_c * gates[0] * (one - gates[2] * gates[2]);
         grads[3] = grad_h * squashed * gates[3] * (one - gates[3]);
         store_some<lanes>(layer.grad_c0 + state, grad_c * gates[1], used);
         UNROLL for (int gate = 0; gate < 4; ++gate) {
             sums[gate] += grads[gate];
-            store_some<lanes>(layer.grad_gates + (at * 4 + gate) * hidden + unit, grads[gate], used);
-            store_some<lanes>(own + gate * plane, grads[gate], used);
+            store<lanes>(place + gate * plane, grads[gate]);
+            if (layer.grad_projected) store_some<lanes>(layer.grad_projected + (at * 4 + gate) * hidden + unit, grads[gate], used);
         }
     }
     UNROLL for (int gate = 0; gate < 4; ++gate) store_some<lanes>(grad_bias + gate * hidden + unit, sums[gate], used);
 }
 
-void backward_item(const Backward &layer, const Part &part, int64_t step, Scalar *scratch) {
-    const int64_t batch = layer.batch, hidden = layer.hidden, plane = layer.chunk * span;
-    const Scalar *after = layer.columns + (step + 1) % 2 * 4 * hidden * batch + part.column;
-    if (step + 1 < layer.steps) multiply_rows(layer.matrix, part.block_row, part, {after, batch, part.columns}, scratch, span);
-    Scalar *grad_bias = layer.grad_bias + part.column / layer.chunk * 4 * hidden;
-    for (int64_t r = 0; r < part.rows; r += lanes) backward_units(layer, part, step, r, scratch, grad_bias);
-    Scalar *turned = layer.columns + step % 2 * 4 * hidden * batch + part.row * batch + part.column;
-    for (int64_t gate = 0; gate < 4; ++gate)
-        turn(scratch + gate * plane, span, part.columns, part.rows, turned + gate * hidden * batch, batch);
+// The gradients of one gate of an item, in the panels that sdd reads. Each block row begins a panel.
+void fill_panels(const Backward &layer, const Split &split, const Part &part, int64_t gate, int64_t step, const Scalar *grads) {
+    constexpr int64_t P = sampled_rows;
+    const int64_t heights = divide_up(split.size, P), places = layer.steps * layer.batch;
+    for (int64_t row = 0; row < part.rows;) {
+        const int64_t block_row = (part.row + row) / split.size, inside = (part.row + row) % split.size;
+        const int64_t rows = smaller(smaller(P, split.size - inside), part.rows - row);
+        Scalar *to = layer.panels + (((gate * split.grid + block_row) * heights + inside / P) * places + step * layer.batch + part.column) * P;
+        for (int64_t c = 0; c < part.columns; ++c) store_some<P>(to + c * P, load_some<P>(grads + c * span + row, rows), rows);
+        row += rows;
+    }
 }
 
-template <class Layer> Scalar *scratch_of(const Layer &layer, int64_t thread) {
-    return layer.scratch + thread * 4 * layer.chunk * span;
+void backward_item(const Backward &layer, const Split &split, const Part &part, int64_t step, Scalar *scratch) {
+    const int64_t batch = layer.batch, hidden = layer.hidden, plane = layer.chunk * span, stride = layer.together * batch;
+    const auto columns_of = [&](int64_t each) {
+        return layer.columns + each / layer.together % 2 * 4 * hidden * stride + each % layer.together * batch + part.column;
+    };
+    if (step + 1 < layer.steps)
+        multiply_part(layer.recurrent, 0, part, {columns_of(step + 1), stride, part.columns}, scratch, span);
+    Scalar *grad_bias = layer.grad_bias + part.column / layer.chunk * 4 * hidden;
+    for (int64_t r = 0; r < part.rows; r += lanes) backward_units(layer, part, step, r, scratch, grad_bias);
+    for (int64_t gate = 0; gate < 4; ++gate) {
+        const Scalar *grads = scratch + gate * plane;
+        turn(grads, span, part.columns, part.rows, columns_of(step) + (gate * hidden + part.row) * stride, stride);
+        if (layer.panels) fill_panels(layer, split, part, gate, step, grads);
+    }
+}
+
+// Gradients of the inputs of the steps from `first` on.
+void weight_gradients(const Backward &layer, const Part &part, int64_t first, int64_t steps) {
+    const int64_t batch = layer.batch, stride = layer.together * batch;
+    const Scalar *columns = layer.columns + first / layer.together % 2 * 4 * layer.hidden * stride + part.column;
+    for (int64_t step = 0; step < steps; ++step)
+        multiply_part(layer.input, 0, part, {columns + step * batch, stride, part.columns},
+                      layer.grad_x + ((first + step) * batch + part.column) * layer.into + part.row, layer.into);
 }
 
 }  // namespace
 
 EXPORT void lstm_forward(const Forward *given) {
     const Forward &layer = *given;
-    const Items items(layer);
-    const int32_t *indptr = layer.matrix.indptr;
-    const auto cost = [&](int64_t row) {
-        int64_t blocks = 1;
-        for (int64_t gate = 0; gate < 4; ++gate) blocks += indptr[gate * items.grid + row + 1] - indptr[gate * items.grid + row];
-        return blocks;
-    };
-    Ranges ranges(layer.pool.threads, items.chunks, items.grid, items.groups, cost);
-    turn(layer.h0, layer.hidden, layer.batch, layer.hidden, layer.columns, layer.batch);
-    for (int64_t step = 0; step < layer.steps; ++step)
-        share(layer.pool, ranges, [&](int64_t item, int64_t thread) {
-            forward_item(layer, items.part(layer, item), step, items.grid, scratch_of(layer, thread));
+    const int64_t grid = layer.hidden / layer.recurrent.block_size;
+    const Split split(layer.recurrent, grid, layer.batch, layer.chunk);
+    Ranges steps = split.ranges(layer.pool, layer.recurrent.indptr, 4);
+    Ranges inputs = split.ranges(layer.pool, layer.projected ? layer.recurrent.indptr : layer.input.indptr, 4);
+    turn(layer.h0, layer.hidden, layer.batch, layer.hidden, layer.states, layer.batch);
+    for (int64_t step = 0; step < layer.steps; ++step) {
+        if (!layer.projected && step % layer.together == 0) {
+            const int64_t count = smaller(layer.together, layer.steps - step);
+            turn_inputs(layer, step, count);
+            share(layer.pool, inputs, [&](int64_t item, int64_t) { weight_inputs(layer, split.part(item), grid, step, count); });
+        }
+        share(layer.pool, steps, [&](int64_t item, int64_t thread) {
+            forward_item(layer, split.part(item), step, grid, scratch_of(layer, thread));
         });
+    }
 }
 
 EXPORT void lstm_backward(const Backward *given) {
     const Backward &layer = *given;
-    const Items items(layer);
-    const int32_t *indptr = layer.matrix.indptr;
-    Ranges ranges(layer.pool.threads, items.chunks, items.grid, items.groups,
-                  [&](int64_t row) { return indptr[row + 1] - indptr[row] + 1; });
-    for (int64_t step = layer.steps - 1; step >= 0; --step)
-        share(layer.pool, ranges, [&](int64_t item, int64_t thread) {
-            backward_item(layer, items.part(layer, item), step, scratch_of(layer, thread));
+    const Split split(layer.recurrent, layer.hidden / layer.recurrent.block_size, layer.batch, layer.chunk);
+    Ranges steps = split.ranges(layer.pool, layer.recurrent.indptr, 1);
+    for (int64_t step = layer.steps - 1; step >= 0; --step) {
+        share(layer.pool, steps, [&](int64_t item, int64_t thread) {
+            backward_item(layer, split, split.part(item), step, scratch_of(layer, thread));
         });
-    share(layer.pool, ranges, [&](int64_t item, int64_t) {
-        const Part part = items.part(layer, item);
+        if (!layer.grad_x || step % layer.together) continue;
+        const Split across(layer.input, layer.into / layer.input.block_size, layer.batch, layer.chunk);
+        Ranges inputs = across.ranges(layer.pool, layer.input.indptr, 1);
+        const int64_t count = smaller(layer.together, layer.steps - step);
+        share(layer.pool, inputs, [&](int64_t item, int64_t) { weight_gradients(layer, across.part(item), step, count); });
+    }
+    share(layer.pool, steps, [&](int64_t item, int64_t) {
+        const Part part = split.part(item);
         Scalar *to = layer.grad_h0 + part.column * layer.hidden + part.row;
-        multiply_rows(layer.matrix, part.block_row, part, {layer.columns + part.column, layer.batch, part.columns}, to, layer.hidden);
+        const int64_t stride = layer.together * layer.batch;
+        multiply_part(layer.recurrent, 0, part, {layer.columns + part.column, stride, part.columns}, to, layer.hidden);
     });
 }

@@ -1,26 +1,33 @@
 // sdd on a CPU: the blocks of G X^T at the kept places of a pattern and no others; G: [m, n], X: [k, n].
 //
-// The n products of each element are summed chunk by chunk, so that a chunk of X stays in the second-level cache. The
-// chunk of X is packed block column by block column, [chunk, b] each with b padded to whole vectors; a block row of G
-// is packed panel by panel, [chunk, P] each. The register tile holds the sums of P rows times V vectors, which may
-// belong to different blocks of one block row.
+// The n products of each element are summed chunk by chunk. A chunk of X is packed vector by vector, [chunk, N] each, and
+// a chunk of G panel by panel, [chunk, P] each (or all of G came that way, [n, P] each), both padded to whole vectors and
+// panels. The register tile holds the sums
+// of P rows times V vectors, which may belong to different blocks of one block row. A work item is some block rows times
+// a stretch of block columns whose packed vectors stay in the second-level cache from item to item.
 #include "pool.h"
 
 struct Sampled {  // mirrored by native_products.py
-    const Scalar *grad, *x;
-    Scalar *blocks;   // [nnzb, b, b]
-    Scalar *columns;  // [grid_cols, chunk, width]
-    Scalar *panels;   // [threads, panel_rows_together(b), chunk]
+    const Scalar *grad;     // null where `panels` holds it already, [grid_rows * panels, n, P]
+    const Scalar *x;
+    const Scalar *x_first;  // the first columns of X, as `x` column by column; the others are in `x`
+    Scalar *blocks;         // [nnzb, b, b]
+    Scalar *columns;        // [grid_cols * vectors, chunk, N]
+    Scalar *panels;         // [grid_rows * panels, chunk, P]
     const int32_t *indices, *indptr;
     int64_t grad_down, grad_along, x_down, x_along;  // strides; one of each two is 1
-    int64_t n, chunk, block_size, width, grid_rows, grid_cols;
+    int64_t n, first, chunk, stretch, block_size, grid_rows, grid_cols;  // first: columns in `x_first`
     Pool pool;
 };
 
 namespace {
 
-constexpr int most_rows = registers > 16 ? 8 : 4, most_vectors = 3;
+constexpr int P = sampled_rows, most_vectors = 3;
 constexpr int rows_together = 64;
+
+struct Chunk {
+    int64_t begin, steps;
+};
 
 struct Group {  // up to V vectors of columns
     const Scalar *x[most_vectors];
@@ -28,67 +35,78 @@ struct Group {  // up to V vectors of columns
     int64_t used[most_vectors];  // elements of the vector that are columns of the block
 };
 
-struct Chunk {
-    int64_t begin, steps;
-};
-
-// The last rows of a panel may be padding.
-template <int N, int P, int V>
+// `whole`: every row of the panel and every element of the vectors belongs to the blocks.
+template <int N, int V, bool whole>
 void sampled_tile(const Sampled &job, const Chunk &chunk, const Group &group, const Scalar *panel, int64_t rows) {
     Vector<N> sums[P][V] = {};
     const Scalar *x[V];
-    UNROLL for (int v = 0; v < V; ++v) {
-        x[v] = group.x[v];
-        for (int64_t r = 0; r < rows; ++r) __builtin_prefetch(group.to[v] + r * job.block_size, 1);
-    }
-    for (int64_t step = 0, offset = 0; step < chunk.steps; ++step, panel += P, offset += job.width) {
+    UNROLL for (int v = 0; v < V; ++v) x[v] = group.x[v];
+    for (int64_t step = 0; step < chunk.steps; ++step, panel += P) {
         Vector<N> columns[V];
-        UNROLL for (int v = 0; v < V; ++v) columns[v] = load<N>(x[v] + offset);
+        UNROLL for (int v = 0; v < V; ++v) columns[v] = load<N>(x[v] + step * N);
         UNROLL for (int r = 0; r < P; ++r)
             UNROLL for (int v = 0; v < V; ++v) sums[r][v] += columns[v] * panel[r];
     }
-    Scalar found[P][V][N];
-    UNROLL for (int r = 0; r < P; ++r)
-        UNROLL for (int v = 0; v < V; ++v) store<N>(found[r][v], sums[r][v]);
-    for (int64_t r = 0; r < rows; ++r)
-        for (int v = 0; v < V; ++v) {
+    UNROLL for (int r = 0; r < P; ++r) {
+        if (!whole && r >= rows) return;
+        UNROLL for (int v = 0; v < V; ++v) {
             Scalar *to = group.to[v] + r * job.block_size;
-            Vector<N> sum = load<N>(found[r][v]);
-            if (chunk.begin > 0) sum += load_some<N>(to, group.used[v]);
-            store_some<N>(to, sum, group.used[v]);
+            const int64_t used = whole ? N : group.used[v];
+            store_some<N>(to, chunk.begin > 0 ? sums[r][v] + load_some<N>(to, used) : sums[r][v], used);
         }
+    }
 }
 
-template <int N, int P, int V>
+template <int N, int V>
 void run_tile(const Sampled &job, const Chunk &chunk, const Group &group, int held, const Scalar *panel, int64_t rows) {
     if constexpr (V > 1)
-        if (held < V) return run_tile<N, P, V - 1>(job, chunk, group, held, panel, rows);
-    sampled_tile<N, P, V>(job, chunk, group, panel, rows);
+        if (held < V) return run_tile<N, V - 1>(job, chunk, group, held, panel, rows);
+    bool whole = rows == P;
+    UNROLL for (int v = 0; v < V; ++v) whole = whole && group.used[v] == N;
+    if (whole) return sampled_tile<N, V, true>(job, chunk, group, panel, rows);
+    sampled_tile<N, V, false>(job, chunk, group, panel, rows);
 }
 
-// All kept blocks of one block row, a group of vectors after the other: a group's columns stay in the first-level cache.
-template <int N, int P> void sample_row(const Sampled &job, const Chunk &chunk, int64_t row, const Scalar *panels) {
-    const int64_t size = job.block_size, last = job.indptr[row + 1];
+int64_t steps_of_a_panel(const Sampled &job, const Chunk &chunk) { return job.grad ? chunk.steps : job.n; }
+
+// The kept blocks `first` .. `last` of a block row, a group of vectors after the other: its columns stay in the first-level
+// cache while the panels pass.
+template <int N> void sample_blocks(const Sampled &job, const Chunk &chunk, int64_t first, int64_t last, const Scalar *panels) {
+    const int64_t size = job.block_size, vectors = divide_up(size, N), steps = steps_of_a_panel(job, chunk);
     Group group;
     int held = 0;
-    for (int64_t block = job.indptr[row]; block < last; ++block)
-        for (int64_t left = 0; left < size; left += N) {
-            group.x[held] = job.columns + job.indices[block] * chunk.steps * job.width + left;
-            group.to[held] = job.blocks + block * size * size + left;
-            group.used[held] = smaller(N, size - left);
-            if (++held < most_vectors && (block + 1 < last || left + N < size)) continue;
+    for (int64_t block = first; block < last; ++block)
+        for (int64_t vector = 0; vector < vectors; ++vector) {
+            group.x[held] = job.columns + (job.indices[block] * vectors + vector) * chunk.steps * N;
+            group.to[held] = job.blocks + block * size * size + vector * N;
+            group.used[held] = smaller(N, size - vector * N);
+            if (++held < most_vectors && (block + 1 < last || vector + 1 < vectors)) continue;
             for (int64_t top = 0; top < size; top += P) {
-                run_tile<N, P, most_vectors>(job, chunk, group, held, panels + top * chunk.steps, smaller(P, size - top));
-                for (int vector = 0; vector < held; ++vector) group.to[vector] += P * size;
+                run_tile<N, most_vectors>(job, chunk, group, held, panels + top * steps, smaller(P, size - top));
+                for (int each = 0; each < held; ++each) group.to[each] += P * size;
             }
             held = 0;
         }
 }
 
+// The first kept block of `row` at or right of block column `col`.
+int64_t first_from(const Sampled &job, int64_t row, int64_t col) {
+    int64_t low = job.indptr[row], high = job.indptr[row + 1];
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (job.indices[middle] < col) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+int64_t padded_rows(int64_t size) { return divide_up(size, P) * P; }
+
 // The rows of `count` block rows of G, panel by panel. Column by column, G is read in long pieces: hence several rows.
-template <int P> void pack_panels(const Sampled &job, const Chunk &chunk, int64_t first, int64_t count, Scalar *panels) {
-    const int64_t size = job.block_size, even = size / P * P, padded = divide_up(size, P) * P * chunk.steps;
+void pack_panels(const Sampled &job, const Chunk &chunk, int64_t first, int64_t count) {
+    const int64_t size = job.block_size, even = size / P * P, padded = padded_rows(size) * chunk.steps;
     const Scalar *from = job.grad + first * size * job.grad_down + chunk.begin * job.grad_along;
+    Scalar *panels = job.panels + first * padded;
     if (even < size) __builtin_memset(panels, 0, sizeof(Scalar) * static_cast<unsigned long long>(count * padded));
     if (job.grad_along == 1) {
         for (int64_t row = 0; row < count; ++row)
@@ -106,31 +124,43 @@ template <int P> void pack_panels(const Sampled &job, const Chunk &chunk, int64_
         }
 }
 
-// Block column `col` of the chunk of X.
-void pack_columns(const Sampled &job, const Chunk &chunk, int64_t col) {
-    const int64_t size = job.block_size;
-    const Scalar *from = job.x + col * size * job.x_down + chunk.begin * job.x_along;
-    Scalar *to = job.columns + col * chunk.steps * job.width;
-    if (size < job.width) __builtin_memset(to, 0, sizeof(Scalar) * static_cast<unsigned long long>(chunk.steps * job.width));
-    if (job.x_along == 1) return turn(from, job.x_down, size, chunk.steps, to, job.width);
-    for (int64_t step = 0; step < chunk.steps; ++step) copy_row(from + step * job.x_along, size, to + step * job.width);
+// Block column `col` of the chunk of X, vector by vector.
+template <int N> void pack_vectors(const Sampled &job, const Chunk &chunk, int64_t col) {
+    const int64_t size = job.block_size, vectors = divide_up(size, N);
+    for (int64_t vector = 0; vector < vectors; ++vector) {
+        const int64_t used = smaller(N, size - vector * N), top = col * size + vector * N;
+        Scalar *to = job.columns + (col * vectors + vector) * chunk.steps * N;
+        if (used < N) __builtin_memset(to, 0, sizeof(Scalar) * static_cast<unsigned long long>(chunk.steps * N));
+        if (job.x_down != 1) {
+            turn(job.x + top * job.x_down + chunk.begin, job.x_down, used, chunk.steps, to, N);
+            continue;
+        }
+        for (int64_t step = 0; step < chunk.steps; ++step) {
+            const int64_t column = chunk.begin + step;
+            const Scalar *from = column < job.first ? job.x_first + column * job.x_along : job.x + (column - job.first) * job.x_along;
+            store_some<N>(to + step * N, load_some<N>(from + top, used), used);
+        }
+    }
 }
 
 template <int N> void sample(const Sampled &job) {
-    constexpr int P = most_rows;
     const int64_t together = divide_up(rows_together, job.block_size), groups = divide_up(job.grid_rows, together);
-    const int64_t padded = divide_up(job.block_size, P) * P;
+    const int64_t stretches = divide_up(job.grid_cols, job.stretch), padded = padded_rows(job.block_size);
     const auto end = [&](int64_t group) { return smaller((group + 1) * together, job.grid_rows); };
-    Ranges ranges(job.pool.threads, 1, groups, 1,
+    Ranges ranges(job.pool.threads, stretches, groups, 1,
                   [&](int64_t group) { return job.indptr[end(group)] - job.indptr[group * together] + 1; });
     for (int64_t begin = 0; begin < job.n; begin += job.chunk) {
         const Chunk chunk{begin, smaller(job.chunk, job.n - begin)};
-        share(job.pool, job.grid_cols, [&](int64_t col, int64_t) { pack_columns(job, chunk, col); });
-        share(job.pool, ranges, [&](int64_t group, int64_t thread) {
-            const int64_t first = group * together, count = end(group) - first;
-            Scalar *panels = job.panels + thread * together * padded * job.chunk;
-            pack_panels<P>(job, chunk, first, count, panels);
-            for (int64_t row = 0; row < count; ++row) sample_row<N, P>(job, chunk, first + row, panels + row * padded * chunk.steps);
+        share(job.pool, job.grid_cols + (job.grad ? groups : 0), [&](int64_t item, int64_t) {
+            const int64_t group = item - job.grid_cols;
+            if (group < 0) pack_vectors<N>(job, chunk, item);
+            else pack_panels(job, chunk, group * together, end(group) - group * together);
+        });
+        share(job.pool, ranges, [&](int64_t item, int64_t) {
+            const int64_t group = item % groups, left = item / groups * job.stretch;
+            for (int64_t row = group * together; row < end(group); ++row)
+                sample_blocks<N>(job, chunk, first_from(job, row, left), first_from(job, row, left + job.stretch),
+                                 job.panels + row * padded * steps_of_a_panel(job, chunk) + (job.grad ? 0 : begin * P));
         });
     }
 }
@@ -149,10 +179,9 @@ template <int N> int64_t width_for(int64_t block_size) {
 
 }  // namespace
 
+// A block's columns and rows, padded to whole vectors and panels.
 EXPORT int64_t sampled_width(int64_t block_size) { return width_for<lanes>(block_size); }
 
-EXPORT int64_t panel_rows_together(int64_t block_size) {
-    return divide_up(rows_together, block_size) * divide_up(block_size, most_rows) * most_rows;
-}
+EXPORT int64_t sampled_height(int64_t block_size) { return padded_rows(block_size); }
 
 EXPORT void sdd(const Sampled *job) { sample_with<lanes>(*job); }

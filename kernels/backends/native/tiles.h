@@ -104,9 +104,16 @@ template <int P, int V> void wide_tile(const Tile &tile, int64_t last) {
         return;
     }
     UNROLL for (int v = 0; v < V; ++v) {
+        Vector<lanes> rows[P];
+        UNROLL for (int r = 0; r < P; ++r) rows[r] = sums[r][v];
+        Scalar *first = to.y + (v < V - 1 ? v * lanes : last) * to.along;
+        if (tile.rows == P) {
+            store_exchanged<P, lanes>(rows, first, to.along);
+            continue;
+        }
         Scalar turned[P][lanes];
-        UNROLL for (int r = 0; r < P; ++r) store<lanes>(turned[r], sums[r][v]);
-        turn(turned[0], lanes, tile.rows, lanes, to.y + (v < V - 1 ? v * lanes : last) * to.along, to.along);
+        UNROLL for (int r = 0; r < P; ++r) store<lanes>(turned[r], rows[r]);
+        turn(turned[0], lanes, tile.rows, lanes, first, to.along);
     }
 }
 

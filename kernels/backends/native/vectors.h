@@ -59,28 +59,54 @@ template <int N> inline void store_some(Scalar *to, const Vector<N> &vector, int
 }
 
 // The elements of two vectors in turns; half 0: their first halves, half 1: their second.
-template <int half> inline Vector<8> interleave(const Vector<8> &first, const Vector<8> &second) {
-    constexpr int o = half * 4;
+template <int N, int half> inline Vector<N> interleave(const Vector<N> &first, const Vector<N> &second) {
+    constexpr int o = half * N / 2;
 #if defined(__clang__)
-    return __builtin_shufflevector(first, second, o, o + 8, o + 1, o + 9, o + 2, o + 10, o + 3, o + 11);
+    if constexpr (N == 2) return __builtin_shufflevector(first, second, o, o + 2);
+    if constexpr (N == 4) return __builtin_shufflevector(first, second, o, o + 4, o + 1, o + 5);
+    if constexpr (N == 8) return __builtin_shufflevector(first, second, o, o + 8, o + 1, o + 9, o + 2, o + 10, o + 3, o + 11);
+    if constexpr (N == 16)
+        return __builtin_shufflevector(first, second, o, o + 16, o + 1, o + 17, o + 2, o + 18, o + 3, o + 19,
+                                       o + 4, o + 20, o + 5, o + 21, o + 6, o + 22, o + 7, o + 23);
 #else
-    using Index = decltype(first < second);
-    return __builtin_shuffle(first, second, (Index){o, o + 8, o + 1, o + 9, o + 2, o + 10, o + 3, o + 11});
+    decltype(first < second) order;
+    UNROLL for (int i = 0; i < N; ++i) order[i] = o + i / 2 + i % 2 * N;
+    return __builtin_shuffle(first, second, order);
 #endif
 }
 
-// to[c][r] = from[r][c] for 8 x 8 elements. An element's place is six bits, three of its row and three of its column;
-// interleaving row i with row i + 4 rotates them by one, so that three rounds exchange rows and columns.
-inline void turn8(const Scalar *from, int64_t from_stride, Scalar *to, int64_t to_stride) {
-    Vector<8> rows[2][8];
-    UNROLL for (int r = 0; r < 8; ++r) rows[0][r] = load<8>(from + r * from_stride);
-    UNROLL for (int round = 0; round < 3; ++round)
-        UNROLL for (int r = 0; r < 4; ++r) {
-            const Vector<8> &first = rows[round % 2][r], &second = rows[round % 2][r + 4];
-            rows[(round + 1) % 2][2 * r] = interleave<0>(first, second);
-            rows[(round + 1) % 2][2 * r + 1] = interleave<1>(first, second);
+// P rows of N columns, exchanged: element (row, column) goes to place column * P + row of the P vectors, end to end. A place
+// is log2(P) bits of its row and then log2(N) of its column; interleaving row i with row i + P / 2 rotates them by one.
+template <int P, int N> inline void exchange(Vector<N> (&rows)[P]) {
+    Vector<N> others[P];
+    UNROLL for (int left = P; left > 1; left /= 2) {
+        UNROLL for (int r = 0; r < P / 2; ++r) {
+            others[2 * r] = interleave<N, 0>(rows[r], rows[r + P / 2]);
+            others[2 * r + 1] = interleave<N, 1>(rows[r], rows[r + P / 2]);
         }
-    UNROLL for (int r = 0; r < 8; ++r) store<8>(to + r * to_stride, rows[1][r]);
+        UNROLL for (int r = 0; r < P; ++r) rows[r] = others[r];
+    }
+}
+
+// to[c][r] = from[r][c] for 8 x 8 elements.
+inline void turn8(const Scalar *from, int64_t from_stride, Scalar *to, int64_t to_stride) {
+    Vector<8> rows[8];
+    UNROLL for (int r = 0; r < 8; ++r) rows[r] = load<8>(from + r * from_stride);
+    exchange<8, 8>(rows);
+    UNROLL for (int r = 0; r < 8; ++r) store<8>(to + r * to_stride, rows[r]);
+}
+
+// to[c * stride + r] = rows[r][c].
+template <int P, int N> inline void store_exchanged(Vector<N> (&rows)[P], Scalar *to, int64_t stride) {
+    exchange<P, N>(rows);
+    UNROLL for (int c = 0; c < N; ++c) {
+        constexpr int piece = P < N ? P : N;
+        UNROLL for (int r = 0; r < P; r += piece) {
+            Vector<piece> part;
+            __builtin_memcpy(&part, reinterpret_cast<const char *>(rows + (c * P + r) / N) + (c * P + r) % N * sizeof(Scalar), sizeof part);
+            store<piece>(to + c * stride + r, part);
+        }
+    }
 }
 
 // to[c][r] = from[r][c] for rows x cols elements.
@@ -99,6 +125,8 @@ __attribute__((noinline, unused)) void turn(const Scalar *from, int64_t from_str
 inline void copy_row(const Scalar *from, int64_t count, Scalar *to) {
     __builtin_memcpy(to, from, static_cast<unsigned long long>(count) * sizeof(Scalar));
 }
+
+constexpr int sampled_rows = registers > 16 ? 8 : 4;  // rows of a panel of gradients, as sdd reads them
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

@@ -1,0 +1,73 @@
+// How the rows of an LSTM layer are cut into work items, and where an item's share of the saved state lies.
+#pragma once
+#include "pool.h"
+#include "tiles.h"
+
+namespace {
+
+constexpr int64_t span = 32;  // rows of an item, at most; native_lstm.py allocates as many
+static_assert(span % lanes == 0 && span >= 2 * lanes, "a panel of tall tiles fits");
+
+struct Part {  // what one item computes
+    int64_t block_row, block_rows;  // several whole block rows, or
+    int64_t panel, panels;          // some panels of one
+    int64_t row, rows;              // the same in elements
+    int64_t column, columns;        // of the batch
+};
+
+// Block rows of `matrix` (or of each of its gates) in items of at most `span` rows, times chunks of the batch.
+struct Split {
+    int64_t size, panel_rows, panels, grid, together, per_row, parts, chunk, batch, chunks;
+
+    Split(const Matrix &matrix, int64_t grid_rows, int64_t samples, int64_t samples_together)
+        : size(matrix.block_size), panel_rows(matrix.panel_rows), panels(panels_of(matrix)), grid(grid_rows),
+          together(size < span ? smaller(span / size, grid_rows) : 1),
+          per_row(together > 1 ? 1 : divide_up(panels, span / panel_rows)), parts(divide_up(grid, together) * per_row),
+          chunk(samples_together), batch(samples), chunks(divide_up(samples, samples_together)) {}
+
+    Part part(int64_t item) const {
+        const int64_t place = item % parts, column = item / parts * chunk;
+        const int64_t block_row = place / per_row * together, panel = place % per_row * (span / panel_rows);
+        const int64_t panels_here = per_row > 1 ? smaller(span / panel_rows, panels - panel) : panels;
+        const int64_t block_rows = smaller(together, grid - block_row), top = panel * panel_rows;
+        const int64_t rows = per_row > 1 ? smaller(panels_here * panel_rows, size - top) : block_rows * size;
+        return {block_row, block_rows, panel, panels_here, block_row * size + top, rows, column, smaller(chunk, batch - column)};
+    }
+
+    // Items of about equal cost for each thread; a part is as dear as its blocks in each of the `gates` of the matrix.
+    Ranges ranges(const Pool &pool, const int32_t *indptr, int64_t gates) const {
+        return Ranges(pool.threads, chunks, parts, 1, [&](int64_t item) {
+            const Part here = part(item);
+            int64_t blocks = 1;
+            for (int64_t gate = 0; gate < gates; ++gate) {
+                const int32_t *first = indptr + gate * grid + here.block_row;
+                blocks += first[here.block_rows] - first[0];
+            }
+            return blocks;
+        });
+    }
+};
+
+// The rows of `part`, in block rows shifted by `shift`, times `columns`, into to[column * along + row].
+inline void multiply_part(const Matrix &matrix, int64_t shift, const Part &part, const Columns &columns, Scalar *to, int64_t along) {
+    for (int64_t row = 0; row < part.block_rows; ++row)
+        for (int64_t panel = 0; panel < part.panels; ++panel)
+            multiply(matrix, shift + part.block_row + row, part.panel + panel, columns,
+                     {to + row * matrix.block_size + panel * matrix.panel_rows, 1, along});
+}
+
+// For every step, sample and unit, the forward pass keeps the four gates after their nonlinearities and the cell. What an
+// item computes lies together, sample by sample, `rows` of each in turn, so that memory is read and written in order.
+constexpr int64_t kept = 5, cell = 4;
+
+struct Kept {
+    Scalar *first;  // of the item in this step
+    int64_t rows;
+
+    Kept(Scalar *all, int64_t slot, int64_t hidden, int64_t batch, const Part &part)
+        : first(all + (slot * batch * hidden + part.column * hidden + part.row * part.columns) * kept), rows(part.rows) {}
+
+    Scalar *at(int64_t column, int64_t plane) const { return first + (column * kept + plane) * rows; }
+};
+
+}  // namespace
