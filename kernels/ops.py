@@ -36,14 +36,14 @@ def kernel_for(kernel: str, dtype: torch.dtype, device: torch.device) -> str:
 def _torch_dsd(data: Tensor, to_rows: Tensor, from_rows: Tensor, num_block_rows: int, x: Tensor) -> Tensor:
     """Add data[p] @ x[block from_rows[p]] to output block to_rows[p]. data: [nnzb, b, b], x: [k, n]."""
     size, n = data.shape[1], x.shape[1]
-    products = torch.bmm(data, x.reshape(-1, size, n)[from_rows])
+    products = torch.bmm(data, x.reshape(x.shape[0] // size, size, n)[from_rows])
     return x.new_zeros(num_block_rows, size, n).index_add(0, to_rows, products).view(num_block_rows * size, n)
 
 
 def _torch_sdd(grad: Tensor, x: Tensor, rows: Tensor, cols: Tensor, size: int) -> Tensor:
     """The blocks (rows[p], cols[p]) of grad @ x^T, and no others: [nnzb, b, b]."""
-    n = x.shape[1]
-    return torch.bmm(grad.reshape(-1, size, n)[rows], x.reshape(-1, size, n)[cols].mT)
+    left, right = (each.reshape(each.shape[0] // size, size, each.shape[1]) for each in (grad, x))
+    return torch.bmm(left[rows], right[cols].mT)
 
 
 @torch.library.custom_op("block_sparse_bench::dsd", mutates_args=())
