@@ -32,17 +32,25 @@ def is_sanitized() -> bool:
     return "-fsanitize" in os.environ.get(FLAGS_VARIABLE, "")
 
 
+def _library(command: list[str], name: str) -> str | None:
+    """Path of one of the compiler's own libraries, None where it has no such."""
+    asked = [*command, f"-print-file-name={name}"]
+    found = Path(subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip())
+    return str(found.resolve()) if found.is_absolute() and found.exists() else None
+
+
 def _sanitized() -> dict[str, str] | str:
     for command in candidates():
-        for runtime, flag in RUNTIMES if "ziglang" not in command else ():
-            asked = [*command, f"-print-file-name={runtime}"]
-            found = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-            if Path(found).is_absolute() and Path(found).exists():
+        for name, flag in RUNTIMES if "ziglang" not in command else ():
+            runtime = _library(command, name)
+            if runtime:
+                # Without the C++ library beside it, the runtime would stop at torch's first exception.
+                preloaded = [runtime, _library(command, "libstdc++.so.6")]
                 return {
                     **PATIENT,
                     "CXX": shlex.join(command),
                     FLAGS_VARIABLE: f"{FLAGS['sanitized']} {flag}".strip(),
-                    "LD_PRELOAD": str(Path(found).resolve()),
+                    "LD_PRELOAD": ":".join(filter(None, preloaded)),
                     "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps much to its end
                     "UBSAN_OPTIONS": "print_stacktrace=1",
                     "PYTHONMALLOC": "malloc",  # the structures of arguments lie in Python's memory
@@ -76,7 +84,7 @@ def main(build: str, *arguments: str) -> int | str:
     if isinstance(made, str):
         return made
     # Sanitizers write to the real standard error and end the process: not captured, below the name of the test.
-    command = [sys.executable, "-m", "pytest", "-v", "--capture=sys", *arguments]
+    command = [sys.executable, "-m", "pytest", "-vv", "--capture=sys", *arguments]
     return subprocess.run(command, env={**os.environ, **made}, check=False).returncode
 
 

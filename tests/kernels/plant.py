@@ -82,7 +82,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "wrong: dsd, X too short": lambda: dsd(pack(BSR.data, BSR.index, 7), short((15, 7), torch.float32)),
     "wrong: sdd, output too short": lambda: with_short((6, 5, 5), lambda: products(BSR, X, GRAD)),
     "wrong: lstm, outputs too short": lambda: with_short((3, 7, 10), lambda: CASE.computed("native")),
-    "wrong: lstm, gradient of h0 too short": lambda: with_short((7, 10), lambda: CASE.computed("native")),
+    "wrong: lstm, gradient of the biases too short": lambda: with_short((1, 40), lambda: CASE.computed("native")),
 }
 
 
