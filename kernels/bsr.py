@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +59,10 @@ class BSRMatrix:
                 f"{self.nnzb} blocks in {grid_rows} block rows need indices[{self.nnzb}] and indptr[{grid_rows + 1}], "
                 f"got {tuple(self.indices.shape)} and {tuple(self.indptr.shape)}"
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: the fields, not what was derived from them or packed by a kernel."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @classmethod
     def from_dense(cls, weight: Tensor, mask: BlockMask) -> BSRMatrix:

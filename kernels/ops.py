@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.backends import native_library, native_products
-from kernels.backends.native_lstm import lstm
+from kernels.backends import native_library, native_lstm, native_products
 from kernels.bsr import BSRIndex, BSRMatrix
 
 KERNELS = ("auto", "native", "torch")
@@ -150,9 +149,16 @@ dsd.register_autograd(_dsd_backward, setup_context=_save_dsd)
 sdd.register_autograd(_sdd_backward, setup_context=_save_sdd)
 
 
+def is_inference(*tensors: Tensor) -> bool:
+    """Whether no gradient can be asked for: the kernels are called directly then, and a weight's packed values are kept."""
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return not wanted and not torch.compiler.is_compiling()
+
+
 def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> Tensor:
     """Y[m, n] = W[m, k] @ X[k, n]; differentiable in `weight.data` and `x`, so no gradient exists at empty blocks.
 
+    Where no gradient is wanted, the values are packed at the first call and kept with `weight` until they change.
     Y has the memory order of X: for activations [n, k], `block_sparse_matmul(weight, activations.T).T` copies nothing
     and is contiguous. kernel: 'auto', 'native' or 'torch'; `kernel_for` says which one 'auto' is.
     """
@@ -163,6 +169,8 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     if x.device != weight.data.device:
         raise ValueError(f"the weight is on {weight.data.device} and x on {x.device}; they must be on one device")
     chosen = kernel_for(kernel, x.dtype, x.device)
+    if chosen == "native" and is_inference(weight.data, x):
+        return native_products.dsd(native_products.packed(weight, x.shape[1]), x)
     result: Tensor = dsd(weight.data, *weight.index, x, False, chosen)
     return result
 
@@ -178,8 +186,8 @@ def _loop(projected: Tensor, h: Tensor, c: Tensor, weight: BSRMatrix) -> tuple[T
     return torch.stack(outputs), h, c
 
 
-def _check_shapes(x: Tensor, state: tuple[Tensor, Tensor], rows: int, into: int, weight_hh: BSRMatrix) -> None:
-    hidden = weight_hh.shape[1]
+def _check_shapes(x: Tensor, state: tuple[Tensor, Tensor], shape: tuple[int, int], weight_hh: BSRMatrix) -> None:
+    (rows, into), hidden = shape, weight_hh.shape[1]
     if weight_hh.shape[0] != 4 * hidden or rows != 4 * hidden:
         raise ValueError(f"the weights must have 4 x {hidden} rows, got {rows} and {weight_hh.shape[0]}")
     if x.ndim != 3 or x.shape[0] < 1 or x.shape[1] < 1 or x.shape[2] != into:
@@ -210,27 +218,33 @@ def block_sparse_lstm(
 
     x: [steps, batch, in]; state: h0 and c0, [1, batch, hidden] each, or None for zeros; weight_ih: [4 hidden, in];
     weight_hh: [4 hidden, hidden]; y: [steps, batch, hidden]. Differentiable once in x, the state, the kept values and
-    the biases. kernel: as in `block_sparse_matmul`; `kernel_for` says which one 'auto' is.
+    the biases. Packed values are kept as in `block_sparse_matmul`. kernel: as there; `kernel_for` says which one 'auto' is.
     """
     if state is None:
         zeros = x.new_zeros(1, x.shape[1], weight_hh.shape[1])
         state = zeros, zeros
-    rows, into = weight_ih.shape
-    _check_shapes(x, state, rows, into, weight_hh)
+    _check_shapes(x, state, (weight_ih.shape[0], weight_ih.shape[1]), weight_hh)
     chosen = kernel_for(kernel, x.dtype, x.device)
     biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]
     _check_biases(biases, x, rows)
     bias = sum(biases[1:], biases[0]) if biases else x.new_zeros(weight_hh.shape[0])
     h0, c0 = (each.squeeze(0) for each in state)
-    if chosen == "native" and isinstance(weight_ih, BSRMatrix) and weight_ih.block_size == weight_hh.block_size:
-        y, h, c, _ = lstm(x, bias, h0, c0, [weight_hh.data, *weight_hh.index], [weight_ih.data, *weight_ih.index])
-        return y, (h[None], c[None])
-    if isinstance(weight_ih, BSRMatrix):
-        projected = block_sparse_matmul(weight_ih, x.flatten(0, 1).T, chosen).T.view(*x.shape[:2], -1)
+    same_blocks = isinstance(weight_ih, BSRMatrix) and weight_ih.block_size == weight_hh.block_size
+    into = weight_ih if isinstance(weight_ih, BSRMatrix) and same_blocks and chosen == "native" else None
+    inputs = x if into else _weighted(x, weight_ih, chosen)
+    if chosen != "native":
+        y, h, c = _loop(inputs + bias, h0, c0, weight_hh)
+    elif is_inference(inputs, bias, h0, c0, weight_hh.data, *([into.data] if into else [])):
+        y, c = native_lstm.infer(inputs, bias, h0, c0, weight_hh, into)
+        h = y[-1].clone()
     else:
-        projected = F.linear(x, weight_ih)
-    if chosen == "native":
-        y, h, c, _ = lstm(projected, bias, h0, c0, [weight_hh.data, *weight_hh.index], [])
-    else:
-        y, h, c = _loop(projected + bias, h0, c0, weight_hh)
+        listed = [into.data, *into.index] if into else []
+        y, h, c, _ = native_lstm.lstm(inputs, bias, h0, c0, [weight_hh.data, *weight_hh.index], listed)
     return y, (h[None], c[None])
+
+
+def _weighted(x: Tensor, weight: Tensor | BSRMatrix, kernel: str) -> Tensor:
+    """x W^T: [steps, batch, rows of W]."""
+    if isinstance(weight, BSRMatrix):
+        return block_sparse_matmul(weight, x.flatten(0, 1).T, kernel).T.view(*x.shape[:2], -1)
+    return F.linear(x, weight)

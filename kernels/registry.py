@@ -73,5 +73,5 @@ class Catalogue:
 
 
 BACKENDS = Catalogue(
-    "backend", "kernels.backends", "BACKEND", helpers=("native_library", "native_lstm", "native_products")
+    "backend", "kernels.backends", "BACKEND", helpers=("buffers", "native_library", "native_lstm", "native_products")
 )

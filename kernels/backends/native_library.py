@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kernels.backends.buffers import POOL
 from kernels.compiler import CompileError, Library, compile_library
 from kernels.openmp import torch_pool
 
@@ -19,7 +20,7 @@ SCALARS = {torch.float32: "float", torch.float64: "double"}
 MOST_THREADS = 128  # of pool.h
 WORK_OF_A_THREAD = 1 << 16  # multiplications, about what waking it costs
 
-empty: Callable[..., Tensor] = torch.empty  # every buffer that a kernel writes comes from here; tests put guards around
+empty: Callable[..., Tensor] = POOL.empty  # every buffer that a kernel writes comes from here; tests put guards around
 
 
 def structure(name: str, pointers: str, sizes: str = "", **parts: type[ctypes.Structure]) -> type[ctypes.Structure]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels.backends import native_library, native_products
 from kernels.backends.native_library import Matrix, Pool, launch, pool_for, structure
 from kernels.backends.native_products import Packed, Panels, pointer
-from kernels.bsr import BSRIndex
+from kernels.bsr import BSRIndex, BSRMatrix
 
 WIDEST_CHUNK = 96  # of the batch
 SPAN = 32  # of parts.h
@@ -101,6 +101,17 @@ def forward(
     matrices = recurrent.matrix, into.matrix if into else Matrix()
     launch("lstm", dtype, "lstm_forward", Forward(matrices[0], *buffers, *sizes, slots, matrices[1], pool))
     return y, last_cell, saved
+
+
+def infer(
+    inputs: Tensor, bias: Tensor, h0: Tensor, c0: Tensor, weight: BSRMatrix, into: BSRMatrix | None
+) -> tuple[Tensor, Tensor]:
+    """(y, last cell state) without what a backward pass needs; the weights' packed values are kept for the next call."""
+    chunk = Sizes.of(inputs, h0.shape[1]).chunk
+    recurrent = native_products.packed(weight, chunk)
+    across = native_products.packed(into, chunk) if into else None
+    y, cell, _ = forward(inputs, bias, h0, c0, recurrent, across, weight.data, keep=False)
+    return y, cell
 
 
 class Gradients(NamedTuple):

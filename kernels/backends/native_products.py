@@ -14,13 +14,14 @@ from torch import Tensor
 
 from kernels.backends import native_library
 from kernels.backends.native_library import Matrix, Pool, entry, launch, pool_for, structure
-from kernels.bsr import BSRIndex
+from kernels.bsr import BSRIndex, BSRMatrix
 
+PACKED_BYTES = 4 * 1024 * 1024  # of X that are packed at a time
 CHUNK_BYTES = 512 * 1024  # of X beside one chunk of columns: about half a core's second-level cache
 TILE_COLUMNS = 48
 WIDEST_SUM = 256  # products that sdd sums before it goes back to memory
 
-Product = structure("Product", "x y packed", "k n chunk x_down x_along down along", matrix=Matrix, pool=Pool)
+Product = structure("Product", "x y packed", "k n chunk chunks x_down x_along down along", matrix=Matrix, pool=Pool)
 Packing = structure("Packing", "data indptr positions values", "block_size grid_rows panel_rows", pool=Pool)
 Sampled = structure(
     "Sampled",
@@ -88,6 +89,19 @@ def pack(data: Tensor, index: BSRIndex, n: int, turned: bool = False) -> Packed:
     return Packed(matrix, values, (indices, indptr))
 
 
+def packed(weight: BSRMatrix, n: int, turned: bool = False) -> Packed:
+    """As `pack`, once for a weight whose values do not change: kept beside them for the next product."""
+    if weight.data.is_inference():  # torch does not say when the values of such a tensor change
+        return pack(weight.data, weight.index, n, turned)
+    kept: dict[tuple[int, int, bool], tuple[int, Packed]] = weight.__dict__.setdefault("packed", {})
+    tall, panel_rows = tiles_for(weight.data.dtype, weight.block_size, n)
+    found = kept.get((tall, panel_rows, turned))
+    if found is None or found[0] != weight.data._version:
+        found = weight.data._version, pack(weight.data, weight.index, n, turned)
+        kept[tall, panel_rows, turned] = found
+    return found[1]
+
+
 def chunk_of(k: int, n: int, itemsize: int) -> int:
     """Columns that are multiplied at a time: about half a core's second-level cache, in whole register tiles."""
     widest = max(1, CHUNK_BYTES // (k * itemsize * TILE_COLUMNS)) * TILE_COLUMNS
@@ -98,10 +112,12 @@ def product(packed: Packed, x: Tensor, out: Tensor) -> tuple[ctypes.Structure, t
     """The arguments of `out` = matrix @ `x`, and the buffers that they need. Each of x and out in either order."""
     k, n = x.shape
     chunk = chunk_of(k, n, x.element_size())
-    scratch = () if by_rows(x) and chunk == n else (native_library.empty((k, chunk), dtype=x.dtype),)
-    pointers = (packed.matrix, pointer(x), pointer(out), pointer(scratch[0]) if scratch else None)
+    chunks = max(1, min(-(-n // chunk), PACKED_BYTES // (k * chunk * x.element_size())))
+    in_place = by_rows(x) and chunk == n
+    scratch: tuple[Tensor, ...] = () if in_place else (native_library.empty((chunks, k, chunk), dtype=x.dtype),)
+    pointers = (packed.matrix, pointer(x), pointer(out), None if in_place else pointer(scratch[0]))
     pool = pool_for(packed.values.numel() * n)
-    return Product(*pointers, k, n, chunk, *strides(x), *strides(out), pool), scratch
+    return Product(*pointers, k, n, chunk, chunks, *strides(x), *strides(out), pool), scratch
 
 
 def dsd(packed: Packed, x: Tensor) -> Tensor:

@@ -1,17 +1,20 @@
 """block_sparse_matmul: values, gradients, and no gradient at empty blocks, with either kernel."""
 
+import copy
+
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
 
-from kernels.backends import native_library
+from kernels.backends import native_library, native_products
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.ops import block_sparse_matmul, dsd, kernel_for, sdd
+from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, kernel_for, sdd
 
 NO_NATIVE = native_library.unsupported(torch.float64, torch.device("cpu"))
 KERNELS = ["torch"] if NO_NATIVE else ["native", "torch"]
+needs_native = pytest.mark.skipif(NO_NATIVE is not None, reason="no C++ compiler here")
 
 
 def operands(kept: torch.Tensor, size: int, n: int, seed: int = 0) -> tuple[BSRMatrix, torch.Tensor]:
@@ -138,3 +141,41 @@ def test_with_data_shares_what_the_pattern_tells() -> None:
     bsr, _ = operands(torch.eye(2, 3, dtype=torch.bool), 4, 5)
     other = bsr.with_data(2 * bsr.data)
     assert other.index is bsr.index and torch.equal(other.to_dense(), 2 * bsr.to_dense())
+
+
+@needs_native
+def test_packed_values_are_kept_until_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    packs, pack = [], native_products.pack
+    monkeypatch.setattr(native_products, "pack", lambda *given: packs.append(given) or pack(*given))
+    weight = BSRMatrix.from_dense(
+        torch.randn(32, 48), BlockMask.random(32, 48, 8, 0.5, torch.Generator().manual_seed(0))
+    )
+    x = torch.randn(48, 20)
+    for expected_packs in (1, 1):
+        torch.testing.assert_close(block_sparse_matmul(weight, x), weight.to_dense() @ x)
+        assert len(packs) == expected_packs
+    weight.data.mul_(2.0)
+    torch.testing.assert_close(block_sparse_matmul(weight, x), weight.to_dense() @ x)
+    assert len(packs) == 2
+    with torch.inference_mode():
+        torch.testing.assert_close(block_sparse_matmul(weight, x), weight.to_dense() @ x)
+    assert len(packs) == 2
+    again = copy.deepcopy(weight)
+    torch.testing.assert_close(block_sparse_matmul(again, x), weight.to_dense() @ x)
+    assert len(packs) == 3
+
+
+@needs_native
+def test_an_lstm_without_gradients_gives_the_same_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = [
+        BSRMatrix.from_dense(torch.randn(4 * 48, into), BlockMask.random(4 * 48, into, 8, 0.5, generator))
+        for into in (32, 48)
+    ]
+    for steps, batch in ((1, 1), (9, 5), (200, 1), (3, 130)):
+        x = torch.randn(steps, batch, 32)
+        with torch.no_grad():
+            y, (h, c) = block_sparse_lstm(x, None, *weights)
+        trained = block_sparse_lstm(x.requires_grad_(), None, *weights)
+        for got, wanted in zip((y, h, c), (trained[0], *trained[1]), strict=True):
+            assert torch.equal(got, wanted)

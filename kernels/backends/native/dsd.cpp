@@ -6,8 +6,8 @@ struct Product {  // mirrored by native_products.py
     Matrix matrix;
     const Scalar *x;
     Scalar *y;
-    Scalar *packed;  // [k, chunk]: a chunk of the columns of X; null: they are multiplied where they lie
-    int64_t k, n, chunk, x_down, x_along, down, along;  // strides of x and y; one of each two is 1
+    Scalar *packed;  // [chunks, k, chunk]: several chunks of the columns of X; null: they are multiplied where they lie
+    int64_t k, n, chunk, chunks, x_down, x_along, down, along;  // strides of x and y; one of each two is 1
     Pool pool;
 };
 
@@ -31,15 +31,27 @@ void pack_panel(const Scalar *block, bool turned, int64_t size, int64_t top, int
         copy_row(block + column * size + top, rows, to + column * panel_rows);
 }
 
-// Copy the chunk of X that begins at `column` to product.packed.
-void pack_columns(const Product &product, int64_t column, int64_t columns) {
+// Copy the chunks of X that begin at `first` to product.packed: a strip of rows of all of them at a time, since a row of
+// one chunk alone is too short a piece for the hardware to run ahead of.
+void pack_chunks(const Product &product, int64_t first, int64_t columns) {
     constexpr int64_t strip = 64;
-    share(product.pool, divide_up(product.k, strip), [&](int64_t item, int64_t) {
-        const int64_t top = item * strip, rows = smaller(strip, product.k - top);
-        const Scalar *from = product.x + top * product.x_down + column * product.x_along;
-        Scalar *to = product.packed + top * product.chunk;
-        if (product.x_down == 1) return turn(from, product.x_along, columns, rows, to, product.chunk);
-        for (int64_t row = 0; row < rows; ++row) copy_row(from + row * product.x_down, columns, to + row * product.chunk);
+    const int64_t chunk = product.chunk, k = product.k;
+    share(product.pool, divide_up(k, strip), [&](int64_t item, int64_t) {
+        const int64_t top = item * strip, rows = smaller(strip, k - top);
+        const Scalar *from = product.x + top * product.x_down + first * product.x_along;
+        Scalar *to = product.packed + top * chunk;
+        if (product.x_down == 1) {
+            for (int64_t column = 0; column < columns; column += chunk)
+                turn(from + column * product.x_along, product.x_along, smaller(chunk, columns - column), rows, to + column * k, chunk);
+            return;
+        }
+        for (int64_t row = 0; row < rows; ++row)
+            for (int64_t column = 0; column < columns; column += chunk) {
+                const Scalar *piece = from + row * product.x_down + column;
+                const int64_t count = smaller(chunk, columns - column);
+                for (int64_t c = 0; c < count; c += 64 / sizeof(Scalar)) __builtin_prefetch(piece + 4 * product.x_down + c);
+                copy_row(piece, count, to + column * k + row * chunk);
+            }
     });
 }
 
@@ -83,19 +95,20 @@ EXPORT void pack(const Packing *given) {
 EXPORT void dsd(const Product *given) {
     const Product &product = *given;
     const Matrix &matrix = product.matrix;
-    const int64_t panels = panels_of(matrix);
-    Ranges ranges(product.pool.threads, 1, matrix.grid_rows, panels,
-                  [&](int64_t row) { return matrix.indptr[row + 1] - matrix.indptr[row] + 1; });
-    for (int64_t column = 0; column < product.n; column += product.chunk) {
-        const int64_t count = smaller(product.chunk, product.n - column);
-        if (product.packed) pack_columns(product, column, count);
-        const Columns columns{product.packed ? product.packed : product.x + column,
-                              product.packed ? product.chunk : product.x_down, count};
+    const int64_t panels = panels_of(matrix), chunk = product.chunk, together = chunk * product.chunks;
+    const auto cost = [&](int64_t row) { return matrix.indptr[row + 1] - matrix.indptr[row] + 1; };
+    for (int64_t first = 0; first < product.n; first += together) {
+        const int64_t columns = smaller(together, product.n - first);
+        if (product.packed) pack_chunks(product, first, columns);
+        Ranges ranges(product.pool.threads, divide_up(columns, chunk), matrix.grid_rows, panels, cost);
         share(product.pool, ranges, [&](int64_t item, int64_t) {
-            const int64_t panel = item % panels, row = item / panels;
+            const int64_t panel = item % panels, row = item / panels % matrix.grid_rows;
+            const int64_t left = item / (panels * matrix.grid_rows) * chunk, count = smaller(chunk, columns - left);
             const int64_t top = row * matrix.block_size + panel * matrix.panel_rows;
-            const Output to{product.y + top * product.down + column * product.along, product.down, product.along};
-            multiply(matrix, row, panel, columns, to);
+            const Columns factor = product.packed ? Columns{product.packed + left * product.k, chunk, count}
+                                                  : Columns{product.x + first + left, product.x_down, count};
+            const Output to{product.y + top * product.down + (first + left) * product.along, product.down, product.along};
+            multiply(matrix, row, panel, factor, to);
         });
     }
 }

@@ -23,7 +23,7 @@ struct Sampled {  // mirrored by native_products.py
 namespace {
 
 constexpr int P = sampled_rows, most_vectors = 3;
-constexpr int rows_together = 64;
+constexpr int rows_together = 64;  // or columns, that are packed at a time
 
 struct Chunk {
     int64_t begin, steps;
@@ -102,6 +102,11 @@ int64_t first_from(const Sampled &job, int64_t row, int64_t col) {
 
 int64_t padded_rows(int64_t size) { return divide_up(size, P) * P; }
 
+// Pieces of memory that are far apart: the hardware does not run ahead of them by itself.
+inline void ahead(const Scalar *piece, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / sizeof(Scalar)) __builtin_prefetch(piece + i);
+}
+
 // The rows of `count` block rows of G, panel by panel. Column by column, G is read in long pieces: hence several rows.
 void pack_panels(const Sampled &job, const Chunk &chunk, int64_t first, int64_t count) {
     const int64_t size = job.block_size, even = size / P * P, padded = padded_rows(size) * chunk.steps;
@@ -119,41 +124,48 @@ void pack_panels(const Sampled &job, const Chunk &chunk, int64_t first, int64_t 
         for (int64_t row = 0; row < count; ++row) {
             const Scalar *piece = from + step * job.grad_along + row * size;
             Scalar *to = panels + row * padded + step * P;
+            ahead(piece + 4 * job.grad_along, size);
             for (int64_t top = 0; top < even; top += P) store<P>(to + top * chunk.steps, load<P>(piece + top));
             copy_row(piece + even, size - even, to + even * chunk.steps);
         }
 }
 
-// Block column `col` of the chunk of X, vector by vector.
-template <int N> void pack_vectors(const Sampled &job, const Chunk &chunk, int64_t col) {
-    const int64_t size = job.block_size, vectors = divide_up(size, N);
-    for (int64_t vector = 0; vector < vectors; ++vector) {
-        const int64_t used = smaller(N, size - vector * N), top = col * size + vector * N;
-        Scalar *to = job.columns + (col * vectors + vector) * chunk.steps * N;
-        if (used < N) __builtin_memset(to, 0, sizeof(Scalar) * static_cast<unsigned long long>(chunk.steps * N));
-        if (job.x_down != 1) {
-            turn(job.x + top * job.x_down + chunk.begin, job.x_down, used, chunk.steps, to, N);
-            continue;
-        }
-        for (int64_t step = 0; step < chunk.steps; ++step) {
-            const int64_t column = chunk.begin + step;
-            const Scalar *from = column < job.first ? job.x_first + column * job.x_along : job.x + (column - job.first) * job.x_along;
-            store_some<N>(to + step * N, load_some<N>(from + top, used), used);
-        }
+// Block columns `first` .. `last` of the chunk of X, vector by vector.
+template <int N> void pack_vectors(const Sampled &job, const Chunk &chunk, int64_t first, int64_t last) {
+    const int64_t size = job.block_size, vectors = divide_up(size, N), length = chunk.steps * N;
+    if (size % N) __builtin_memset(job.columns + first * vectors * length, 0, sizeof(Scalar) * static_cast<unsigned long long>((last - first) * vectors * length));
+    if (job.x_down != 1) {
+        for (int64_t col = first; col < last; ++col)
+            for (int64_t vector = 0; vector < vectors; ++vector)
+                turn(job.x + (col * size + vector * N) * job.x_down + chunk.begin, job.x_down, smaller(N, size - vector * N),
+                     chunk.steps, job.columns + (col * vectors + vector) * length, N);
+        return;
+    }
+    for (int64_t step = 0; step < chunk.steps; ++step) {
+        const int64_t column = chunk.begin + step;
+        const Scalar *from = column < job.first ? job.x_first + column * job.x_along : job.x + (column - job.first) * job.x_along;
+        ahead(from + 4 * job.x_along + first * size, (last - first) * size);
+        for (int64_t col = first; col < last; ++col)
+            for (int64_t vector = 0; vector < vectors; ++vector) {
+                const int64_t used = smaller(N, size - vector * N);
+                store_some<N>(job.columns + (col * vectors + vector) * length + step * N,
+                              load_some<N>(from + col * size + vector * N, used), used);
+            }
     }
 }
 
 template <int N> void sample(const Sampled &job) {
     const int64_t together = divide_up(rows_together, job.block_size), groups = divide_up(job.grid_rows, together);
     const int64_t stretches = divide_up(job.grid_cols, job.stretch), padded = padded_rows(job.block_size);
+    const int64_t column_groups = divide_up(job.grid_cols, together);
     const auto end = [&](int64_t group) { return smaller((group + 1) * together, job.grid_rows); };
     Ranges ranges(job.pool.threads, stretches, groups, 1,
                   [&](int64_t group) { return job.indptr[end(group)] - job.indptr[group * together] + 1; });
     for (int64_t begin = 0; begin < job.n; begin += job.chunk) {
         const Chunk chunk{begin, smaller(job.chunk, job.n - begin)};
-        share(job.pool, job.grid_cols + (job.grad ? groups : 0), [&](int64_t item, int64_t) {
-            const int64_t group = item - job.grid_cols;
-            if (group < 0) pack_vectors<N>(job, chunk, item);
+        share(job.pool, column_groups + (job.grad ? groups : 0), [&](int64_t item, int64_t) {
+            const int64_t group = item - column_groups;
+            if (group < 0) pack_vectors<N>(job, chunk, item * together, smaller((item + 1) * together, job.grid_cols));
             else pack_panels(job, chunk, group * together, end(group) - group * together);
         });
         share(job.pool, ranges, [&](int64_t item, int64_t) {

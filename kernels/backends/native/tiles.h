@@ -84,6 +84,9 @@ template <int N, int R, int C> void tall_tile(const Tile &tile) {
 
 template <int P, int V> void wide_tile(const Tile &tile, int64_t last) {
     Vector<lanes> sums[P][V] = {};
+    if (tile.to.along == 1)  // else the next item's atomic counter would wait until these stores have found their lines
+        UNROLL for (int r = 0; r < P; ++r)
+            UNROLL for (int v = 0; v < V; ++v) __builtin_prefetch(tile.to.y + r * tile.to.down + v * lanes, 1);
     const Scalar *values = tile.values;
     for (const int32_t *block = tile.first; block != tile.last; ++block) {
         const Scalar *x = tile.x + *block * tile.block_size * tile.stride;
