@@ -61,6 +61,12 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def sanitize(session: nox.Session) -> None:
+    """Run the kernels' tests with AddressSanitizer and UBSan (about 5 minutes): nox -s sanitize [-- PYTEST ARGS]."""
+    run(session, "tests/kernels/builds.py", "sanitized", "tests/kernels", "-m", "not slow", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Check kernel speed with pytest-benchmark: nox -s bench [-- PYTEST ARGS]."""
     run(session, "-m", "pytest", "tests/perf", "--benchmark-only", *session.posargs)

@@ -99,6 +99,15 @@ class BSRMatrix:
         """Bytes of `indices` and `indptr`."""
         return 4 * (self.indices.numel() + self.indptr.numel())
 
+    def _check_pattern(self) -> None:
+        """Kernels neither look where `indptr` and `indices` point nor sort them."""
+        if self.indptr[[0, -1]].tolist() != [0, self.nnzb] or bool((self.indptr.diff() < 0).any()):
+            raise ValueError(f"indptr must rise from 0 to {self.nnzb}, the number of blocks in data")
+        if bool(((self.indices < 0) | (self.indices >= self.grid[1])).any()):
+            raise ValueError(f"indices must lie in [0, {self.grid[1]}), the number of block columns")
+        if bool((self.indices.diff() <= 0)[self.row_indices.diff() == 0].any()):
+            raise ValueError("indices must ascend within each block row")
+
     @cached_property
     def row_indices(self) -> Tensor:
         """Block row of each block: int32[nnzb]."""
@@ -107,7 +116,8 @@ class BSRMatrix:
 
     @cached_property
     def index(self) -> BSRIndex:
-        """Everything products need to know of the pattern."""
+        """Everything products need to know of the pattern; ValueError where it points outside the matrix or `data`."""
+        self._check_pattern()
         return BSRIndex(self.indptr, self.indices, self.row_indices, *self.transposed_index)
 
     def with_data(self, data: Tensor) -> BSRMatrix:

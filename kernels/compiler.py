@@ -3,6 +3,9 @@
 A library's name is the hash of its source and headers, flags, compiler version and CPU model, so that a changed source, a new
 compiler or a home folder shared between machines never finds a wrong one. It is compiled under a name of its own and
 then renamed, so that two processes may compile at once.
+
+The environment variable BENCH_KERNEL_FLAGS adds flags after ours, for all kernels of a process: sanitizers
+('-fsanitize=address'), or another CPU ('-march=x86-64'). Its builds have names of their own in the cache.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from pathlib import Path
 
 HOW_TO_GET_ONE = "install g++ or clang++, set CXX, or pip install ziglang"
 COMPILE_SECONDS = 300
+FLAGS_VARIABLE = "BENCH_KERNEL_FLAGS"
 
 
 class CompileError(Exception):
@@ -32,10 +36,11 @@ class CompileError(Exception):
 
 @dataclass(frozen=True)
 class Library:
-    """A loaded library and the first line of its compiler's version."""
+    """A loaded library, the first line of its compiler's version, and the flags that BENCH_KERNEL_FLAGS added."""
 
     handle: ctypes.CDLL
     compiler: str
+    added_flags: tuple[str, ...] = ()
 
 
 def cache_folder() -> Path:
@@ -62,12 +67,22 @@ def candidates() -> list[list[str]]:
     return commands
 
 
+def added_flags() -> tuple[str, ...]:
+    """What BENCH_KERNEL_FLAGS holds, as a shell would split it; CompileError where it cannot be split."""
+    text = os.environ.get(FLAGS_VARIABLE, "")
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise CompileError(f"{FLAGS_VARIABLE} is {text!r}: {error}") from error
+
+
 def flags(command: list[str]) -> list[str]:
-    """Optimise for the CPU at hand and link nothing beyond C."""
+    """Optimise for the CPU at hand and link nothing beyond C; flags of the user's come last, and so win."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     march = "-march=native" if x86 and "ziglang" not in command else "-mcpu=native"
     wide = ["-mprefer-vector-width=512"] if x86 else []
-    return ["-std=c++17", "-O3", march, *wide, "-fPIC", "-shared", "-fvisibility=hidden", *_zig_flags(command)]
+    ours = ["-std=c++17", "-O3", march, *wide, "-fPIC", "-shared", "-fvisibility=hidden", *_zig_flags(command)]
+    return [*ours, *added_flags()]
 
 
 def _zig_flags(command: list[str]) -> list[str]:
@@ -123,7 +138,7 @@ def _build(command: list[str], source: Path, defines: tuple[str, ...]) -> Librar
     path = folder / (name + (".dll" if sys.platform == "win32" else ".so"))
     if path.exists():
         try:
-            return Library(ctypes.CDLL(str(path)), version)
+            return Library(ctypes.CDLL(str(path)), version, added_flags())
         except OSError:
             path.unlink(missing_ok=True)  # damaged: compiled again below
     with tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as temporary:
@@ -131,7 +146,7 @@ def _build(command: list[str], source: Path, defines: tuple[str, ...]) -> Librar
         _run([*command, *arguments, str(source), "-o", str(fresh)], folder)
         fresh.replace(path)
     try:
-        return Library(ctypes.CDLL(str(path)), version)
+        return Library(ctypes.CDLL(str(path)), version, added_flags())
     except OSError as error:
         raise CompileError(f"the compiled library does not load: {error}") from error
 
@@ -159,5 +174,7 @@ def _compile_once(source: Path, defines: tuple[str, ...]) -> Library | str:
             return _build(command, source, defines)
         except (CompileError, OSError) as error:
             failures.append(f"{' '.join([Path(command[0]).name, *command[1:]])}: {error}")
-    reason = f"no C++ compiler works here ({failures[0]}); {HOW_TO_GET_ONE}"
+    added = os.environ.get(FLAGS_VARIABLE)
+    remedy = f"{FLAGS_VARIABLE} adds {added!r}" if added else HOW_TO_GET_ONE
+    reason = f"no C++ compiler works here ({failures[0]}); {remedy}"
     return reason.replace("\n", " ").replace(f"{source.parent}{os.sep}", "")

@@ -35,14 +35,14 @@ def kernel_for(kernel: str, dtype: torch.dtype, device: torch.device) -> str:
 def _torch_dsd(data: Tensor, to_rows: Tensor, from_rows: Tensor, num_block_rows: int, x: Tensor) -> Tensor:
     """Add data[p] @ x[block from_rows[p]] to output block to_rows[p]. data: [nnzb, b, b], x: [k, n]."""
     size, n = data.shape[1], x.shape[1]
-    products = torch.bmm(data, x.reshape(-1, size, n)[from_rows])
+    products = torch.bmm(data, x.reshape(x.shape[0] // size, size, n)[from_rows])
     return x.new_zeros(num_block_rows, size, n).index_add(0, to_rows, products).view(num_block_rows * size, n)
 
 
 def _torch_sdd(grad: Tensor, x: Tensor, rows: Tensor, cols: Tensor, size: int) -> Tensor:
     """The blocks (rows[p], cols[p]) of grad @ x^T, and no others: [nnzb, b, b]."""
-    n = x.shape[1]
-    return torch.bmm(grad.reshape(-1, size, n)[rows], x.reshape(-1, size, n)[cols].mT)
+    left, right = (each.reshape(each.shape[0] // size, size, each.shape[1]) for each in (grad, x))
+    return torch.bmm(left[rows], right[cols].mT)
 
 
 @torch.library.custom_op("block_sparse_bench::dsd", mutates_args=())
@@ -166,6 +166,8 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
         raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(x.shape)}")
     if x.dtype != weight.data.dtype:
         raise ValueError(f"the weight is {weight.data.dtype} and x is {x.dtype}; they must be of one type")
+    if x.device != weight.data.device:
+        raise ValueError(f"the weight is on {weight.data.device} and x on {x.device}; they must be on one device")
     chosen = kernel_for(kernel, x.dtype, x.device)
     if chosen == "native" and is_inference(weight.data, x):
         return native_products.dsd(native_products.packed(weight, x.shape[1]), x)
@@ -197,6 +199,12 @@ def _check_shapes(x: Tensor, state: tuple[Tensor, Tensor], shape: tuple[int, int
             raise ValueError(f"x is {x.dtype}, {name} {each.dtype} and the weight {weight_hh.data.dtype}: not one type")
 
 
+def _check_biases(biases: list[Tensor], x: Tensor, rows: int) -> None:
+    for each in biases:
+        if each.shape != (rows,) or each.dtype != x.dtype:
+            raise ValueError(f"biases must be {x.dtype} [{rows}], got {each.dtype} {list(each.shape)}")
+
+
 def block_sparse_lstm(
     x: Tensor,
     state: tuple[Tensor, Tensor] | None,
@@ -218,6 +226,7 @@ def block_sparse_lstm(
     _check_shapes(x, state, (weight_ih.shape[0], weight_ih.shape[1]), weight_hh)
     chosen = kernel_for(kernel, x.dtype, x.device)
     biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]
+    _check_biases(biases, x, rows)
     bias = sum(biases[1:], biases[0]) if biases else x.new_zeros(weight_hh.shape[0])
     h0, c0 = (each.squeeze(0) for each in state)
     same_blocks = isinstance(weight_ih, BSRMatrix) and weight_ih.block_size == weight_hh.block_size

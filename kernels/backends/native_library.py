@@ -94,10 +94,11 @@ def unsupported(dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 def describe(compiled: Library, threads: int) -> str:
-    """'native avx512, g++ 12.2.0, 2 threads'."""
+    """'native avx512, g++ 12.2.0, 2 threads', and the flags that were added to ours."""
     compiled.handle.isa.restype = ctypes.c_char_p
     isa = compiled.handle.isa().decode()
     version = re.search(r"\d+\.\d+(\.\d+)?", compiled.compiler)
     compiler = f"{compiled.compiler.split()[0]} {version.group() if version else ''}".strip()
     pool = "1 thread" if threads == 1 else f"{threads} threads"
-    return f"native {isa}, {compiler}, {pool}" + ("" if torch_pool() else " (torch's OpenMP pool was not found)")
+    added = "".join(f" {flag}" for flag in compiled.added_flags)
+    return f"native {isa}, {compiler}{added}, {pool}" + ("" if torch_pool() else " (torch's OpenMP pool was not found)")

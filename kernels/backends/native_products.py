@@ -171,6 +171,8 @@ def sdd(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, first: Ten
     """The kept blocks of grad @ x^T, [nnzb, b, b]. grad: [m, n], x: [k, n]; or its columns in `first`, the rest in `x`."""
     grad, x = plain(grad) if isinstance(grad, Tensor) else grad, plain(x)
     blocks = native_library.empty((index.indices.numel(), size, size), dtype=x.dtype)
+    if x.shape[1] == 0 and first is None:
+        return blocks.zero_()
     arguments, _scratch = sampled(grad, x, index, size, blocks, first)
     launch("sdd", x.dtype, "sdd", arguments)
     return blocks

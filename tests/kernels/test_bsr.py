@@ -7,6 +7,7 @@ from hypothesis import given, settings
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.ops import block_sparse_matmul
 
 
 @st.composite
@@ -51,3 +52,22 @@ def test_inconsistent_parts_are_refused() -> None:
         BSRMatrix(data, indices, indptr[:2], (4, 4))
     with pytest.raises(ValueError, match="the mask covers"):
         BSRMatrix.from_dense(torch.zeros(4, 6), BlockMask.full(4, 4, 2))
+
+
+@pytest.mark.parametrize(
+    ("indices", "indptr", "message"),
+    [
+        ([0, 3], [0, 1, 2], r"indices must lie in \[0, 3\)"),
+        ([-1, 0], [0, 1, 2], r"indices must lie in \[0, 3\)"),
+        ([0, 1], [5, 6, 7], "indptr must rise from 0 to 2"),
+        ([0, 1], [0, 3, 2], "indptr must rise"),
+        ([0, 1], [0, 1, 1], "indptr must rise"),
+        ([2, 0], [0, 2, 2], "indices must ascend"),
+        ([1, 1], [0, 2, 2], "indices must ascend"),
+    ],
+)
+def test_a_pattern_that_points_outside_reaches_no_kernel(indices: list[int], indptr: list[int], message: str) -> None:
+    parts = (torch.tensor(part, dtype=torch.int32) for part in (indices, indptr))
+    matrix = BSRMatrix(torch.zeros(2, 4, 4), *parts, (8, 12))
+    with pytest.raises(ValueError, match=message):
+        block_sparse_matmul(matrix, torch.zeros(12, 1))

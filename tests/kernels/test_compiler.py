@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from kernels import compiler
+from kernels.backends import native_library
 from kernels.backends.native import BACKEND
 from kernels.backends.native_library import FOLDER
-from kernels.compiler import CompileError, candidates, compile_library
+from kernels.compiler import CompileError, Library, added_flags, candidates, compile_library
 from kernels.problem import GemmProblem
 
 TINY = 'extern "C" __attribute__((visibility("default"))) int answer() { return ANSWER; }\n'
@@ -108,6 +110,43 @@ def test_bad_source_is_one_line(fresh: Path, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(CompileError) as caught:
         compile_library(source)
     assert "bad.cpp" in str(caught.value) and "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+
+
+@needs_compiler
+def test_added_flags_win_and_have_a_build_of_their_own(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "tiny.cpp"
+    source.write_text(TINY)
+    assert compile_library(source, ("ANSWER=1",)).added_flags == added_flags()
+    before = len(libraries(fresh))
+    compiler._compile_once.cache_clear()
+    monkeypatch.setenv("BENCH_KERNEL_FLAGS", "-UANSWER '-DANSWER=1 + 1'")
+    library = compile_library(source)
+    assert library.handle.answer() == 2 and library.added_flags == ("-UANSWER", "-DANSWER=1 + 1")
+    assert len(libraries(fresh)) == before + 1
+
+
+@needs_compiler
+@pytest.mark.parametrize("flags", ["-fno-such-flag", "'unbalanced"])
+def test_bad_added_flags_are_one_line_that_names_them(
+    fresh: Path, flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = candidates()[:1]
+    monkeypatch.setattr(compiler, "candidates", lambda: first)
+    source = tmp_path / "tiny.cpp"
+    source.write_text(TINY)
+    monkeypatch.setenv("BENCH_KERNEL_FLAGS", flags)
+    with pytest.raises(CompileError) as caught:
+        compile_library(source, ("ANSWER=1",))
+    assert "BENCH_KERNEL_FLAGS" in str(caught.value) and flags in str(caught.value) and "\n" not in str(caught.value)
+
+
+@needs_compiler
+def test_the_kernels_name_says_which_flags_were_added() -> None:
+    compiled = native_library.library("dsd", torch.float32)
+    name = native_library.describe(Library(compiled.handle, "g++ (Debian) 12.2.0", ("-march=x86-64", "-g1")), 1)
+    assert "g++ 12.2.0 -march=x86-64 -g1, 1 thread" in name
 
 
 def _answer(folder: str, source: str) -> int:

@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from layer import Case
 from torch import Tensor
 
 from kernels.backends import native_library, native_lstm
@@ -20,64 +21,6 @@ NO_NATIVE = native_library.unsupported(torch.float64, torch.device("cpu"))
 KERNELS = ["torch"] if NO_NATIVE else ["native", "torch"]
 needs_native = pytest.mark.skipif(NO_NATIVE is not None, reason="no C++ compiler here")
 TOLERANCE = {torch.float64: 2e-13, torch.float32: 1e-4}
-
-
-class Case:
-    """A layer with random block-sparse weights, its operands, and the gradients of its outputs."""
-
-    def __init__(
-        self,
-        size: int,
-        units: int,
-        inputs: int,
-        steps: int,
-        batch: int,
-        density: float = 0.5,
-        dtype: torch.dtype = torch.float64,
-        seed: int = 0,
-    ) -> None:
-        generator = torch.Generator().manual_seed(seed)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-        hidden, into = size * units, size * inputs
-        masks = [
-            BlockMask(torch.rand(4 * units, side, generator=generator) < density, size) for side in (inputs, units)
-        ]
-        self.weights = [BSRMatrix.from_dense(normal(*mask.shape) / hidden**0.5, mask) for mask in masks]
-        self.x, self.biases = normal(steps, batch, into), [normal(4 * hidden) for _ in range(2)]
-        self.states = [normal(1, batch, hidden) for _ in range(2)]
-        self.grads = [normal(steps, batch, hidden), *(normal(1, batch, hidden) for _ in range(2))]
-
-    def expected(self) -> list[Tensor]:
-        """y, h, c, then gradients of x, h0, c0, the kept values of both weights, and the biases; by torch.nn.LSTM."""
-        dense = [weight.to_dense() for weight in self.weights]
-        layer = torch.nn.LSTM(dense[0].shape[1], dense[1].shape[1], dtype=self.x.dtype)
-        weights = list(layer.parameters())  # weight_ih, weight_hh, bias_ih, bias_hh
-        for parameter, value in zip(weights, [*dense, *self.biases], strict=True):
-            parameter.data.copy_(value)
-        leaves = [each.clone().requires_grad_() for each in (self.x, *self.states)]
-        y, (h, c) = layer(leaves[0], (leaves[1], leaves[2]))
-        grads = list(torch.autograd.grad([y, h, c], [*leaves, *weights], self.grads))
-        for place, weight in zip((3, 4), self.weights, strict=True):
-            grads[place] = BSRMatrix.from_dense(grads[place], weight.mask).data
-        return [y, h, c, *grads]
-
-    def computed(self, kernel: str, dense_input: bool = False) -> list[Tensor]:
-        """The same by block_sparse_lstm; the input weight dense or block-sparse."""
-        data = [weight.data.clone().requires_grad_() for weight in self.weights]
-        dense = self.weights[0].to_dense().requires_grad_()
-        leaves = [each.clone().requires_grad_() for each in (self.x, *self.states)]
-        biases = [bias.clone().requires_grad_() for bias in self.biases]
-        into = dense if dense_input else self.weights[0].with_data(data[0])
-        recurrent = self.weights[1].with_data(data[1])
-        y, (h, c) = block_sparse_lstm(leaves[0], (leaves[1], leaves[2]), into, recurrent, *biases, kernel)
-        wanted = [*leaves, dense if dense_input else data[0], data[1], *biases]
-        grads = list(torch.autograd.grad([y, h, c], wanted, self.grads))
-        if dense_input:
-            grads[3] = BSRMatrix.from_dense(grads[3], self.weights[0].mask).data
-        return [y, h, c, *grads]
 
 
 def assert_equal_within_rounding(computed: list[Tensor], expected: list[Tensor]) -> None:
@@ -229,3 +172,7 @@ def test_operands_that_do_not_fit_are_refused() -> None:
         block_sparse_lstm(case.x, states, case.weights[0].to_dense()[:-1], case.weights[1])
     with pytest.raises(ValueError, match="not one type"):
         block_sparse_lstm(case.x.float(), states, *case.weights)
+    short, wide = torch.zeros(3, dtype=torch.float64), torch.zeros(32, dtype=torch.float32)
+    for bias in (short, short[:1], wide):
+        with pytest.raises(ValueError, match=r"biases must be torch.float64 \[32\]"):
+            block_sparse_lstm(case.x, states, *case.weights, bias)

@@ -1,116 +1,137 @@
-"""The transposed product and sdd on the CPU, fuzzed against float64, with guards around every buffer."""
+"""Products on the CPU at the edges, each element against its own bound, with guards around every buffer.
 
+`test_builds.py` runs this file with kernels built for narrower vectors and with sanitizers.
+"""
+
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
+import builds
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from torch import Tensor
+from products import PATTERNS, PLACES, SIZES, WIDTHS, assert_right, kept_blocks, operands, products
 
 from kernels.backends import native_library
-from kernels.backends.native_products import by_rows, dsd, pack, sdd
+from kernels.backends.native_products import by_rows, pack
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.check import error_bound
 
-pytestmark = pytest.mark.skipif(
-    native_library.unsupported(torch.float32, torch.device("cpu")) is not None, reason="no C++ compiler here"
-)
 Guards = Callable[[], AbstractContextManager[None]]
 Threads = Callable[[int], AbstractContextManager[None]]
-
-SIZES = st.one_of(st.integers(1, 20), st.sampled_from([1, 2, 4, 8, 16, 24, 31, 32, 40, 48, 64, 100, 128]))
-WIDTHS = st.one_of(st.integers(1, 100), st.sampled_from([1, 15, 16, 17, 31, 33, 80, 300]))
-
-
-def operands(
-    grid: tuple[int, int], size: int, n: int, density: float, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> tuple[BSRMatrix, Tensor, Tensor]:
-    """(W, X for W X, X for W^T X)."""
-    generator = torch.Generator().manual_seed(seed)
-    mask = BlockMask(torch.rand(grid, generator=generator) < density, size)
-    weight, x, grad = (
-        torch.randn(shape, generator=generator, dtype=dtype)
-        for shape in (mask.shape, (mask.shape[1], n), (mask.shape[0], n))
-    )
-    return BSRMatrix.from_dense(weight, mask), x, grad
+needs_native = pytest.mark.skipif(
+    native_library.unsupported(torch.float32, torch.device("cpu")) is not None, reason="no C++ compiler here"
+)
 
 
-def turned(x: Tensor) -> Tensor:
-    """The same elements in the other memory order."""
-    return x.T.contiguous().T
+@pytest.mark.skipif(builds.ISA_VARIABLE not in os.environ, reason="any vectors will do")
+def test_these_are_the_kernels_that_were_asked_for() -> None:
+    compiled = native_library.library("dsd", torch.float32)
+    assert f"native {os.environ[builds.ISA_VARIABLE]}," in native_library.describe(compiled, 1)
 
 
-def assert_within_bound(output: Tensor, left: Tensor, right: Tensor, mask: BlockMask | None = None) -> None:
-    """`output` is left @ right within the componentwise bound, at the blocks of `mask` where given."""
-    expected = left.double() @ right.double()
-    bound = error_bound(left, right, expected)
-    if mask is not None:
-        expected, bound = (BSRMatrix.from_dense(each, mask).data for each in (expected, bound))
-    assert output.shape == expected.shape and output.dtype == left.dtype
-    assert bool(((output.double() - expected).abs() <= bound).all())
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_pattern(guards: Guards, pinned_threads: Threads, size: int, dtype: torch.dtype) -> None:
+    places = list(PLACES.values())
+    for number, pattern in enumerate(PATTERNS):
+        n = WIDTHS[(SIZES.index(size) * 3 + number * 5) % len(WIDTHS)]
+        bsr, x, grad = operands(kept_blocks(pattern, 3, 4), size, n, dtype)
+        place = places[(number + SIZES.index(size)) % len(places)]
+        with guards(), pinned_threads(2 if pattern == "chequered" else 1):
+            found = products(bsr.with_data(place(bsr.data)), place(x), place(grad))
+        assert_right(found, bsr, x, grad)
 
 
-@settings(max_examples=150, deadline=None)
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [*WIDTHS, 256])
+def test_every_width_and_place(guards: Guards, pinned_threads: Threads, n: int, dtype: torch.dtype) -> None:
+    for number, place in enumerate(PLACES.values()):
+        size = (4, 16, 12, 32, 5, 8)[number]
+        bsr, x, grad = operands(kept_blocks("chequered", 3, 4), size, n, dtype)
+        with guards(), pinned_threads(1):
+            found = products(bsr.with_data(place(bsr.data)), place(x), place(grad))
+        assert_right(found, bsr, x, grad)
+
+
+@needs_native
+@settings(max_examples=200, deadline=None)
 @given(
-    grid=st.tuples(st.integers(1, 6), st.integers(1, 6)),
-    size=SIZES,
-    n=WIDTHS,
-    density=st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]),
+    rows=st.integers(1, 5),
+    cols=st.integers(1, 5),
+    pattern=st.sampled_from(PATTERNS),
+    size=st.one_of(st.sampled_from(SIZES), st.integers(1, 40)),
+    n=st.one_of(st.sampled_from(WIDTHS), st.integers(1, 60)),
     dtype=st.sampled_from([torch.float32, torch.float64]),
-    by_columns=st.booleans(),
-    threads=st.sampled_from([1] * 9 + [3]),
+    places=st.tuples(*(st.sampled_from(list(PLACES)) for _ in range(3))),
     seed=st.integers(0, 99),
 )
 def test_fuzz(
     guards: Guards,
     pinned_threads: Threads,
-    grid: tuple[int, int],
+    rows: int,
+    cols: int,
+    pattern: str,
     size: int,
     n: int,
-    density: float,
     dtype: torch.dtype,
-    by_columns: bool,
-    threads: int,
+    places: tuple[str, ...],
     seed: int,
 ) -> None:
-    bsr, x, grad = operands(grid, size, n, density, dtype, seed)
-    if by_columns:
-        x, grad = turned(x), turned(grad)
-    dense = bsr.to_dense()
-    with pinned_threads(threads), guards():
-        product = dsd(pack(bsr.data, bsr.index, n), x)
-        transposed = dsd(pack(bsr.data, bsr.index, n, turned=True), grad)
-        blocks = sdd(grad, x, bsr.index, size)
-    assert_within_bound(product, dense, x)
-    assert_within_bound(transposed, dense.T, grad)
-    assert_within_bound(blocks, grad, x.T, bsr.mask)
+    bsr, x, grad = operands(kept_blocks(pattern, rows, cols, seed), size, n, dtype, seed)
+    data, there, back = (PLACES[place](each) for place, each in zip(places, (bsr.data, x, grad), strict=True))
+    with guards(), pinned_threads(1):
+        found = products(bsr.with_data(data), there, back)
+    assert_right(found, bsr, x, grad)
 
 
-@pytest.mark.parametrize("by_columns", [False, True])
-def test_several_chunks(guards: Guards, by_columns: bool) -> None:
-    bsr, x, grad = operands((2, 64), 16, 900, 0.2)
-    if by_columns:
-        x, grad = turned(x), turned(grad)
+@needs_native
+@pytest.mark.parametrize("place", ["by rows", "by columns"])
+def test_several_chunks(guards: Guards, place: str) -> None:
+    bsr, x, grad = operands(kept_blocks("random", 2, 64), 16, 900, torch.float32)
     with guards():
-        product, blocks = dsd(pack(bsr.data, bsr.index, 900), x), sdd(grad, x, bsr.index, 16)
-    assert by_rows(product) != by_columns
-    assert_within_bound(product, bsr.to_dense(), x)
-    assert_within_bound(blocks, grad, x.T, bsr.mask)
+        found = products(bsr, PLACES[place](x), PLACES[place](grad))
+    assert by_rows(found[0]) == (place == "by rows")
+    assert_right(found, bsr, x, grad)
 
 
-def test_threads_and_repeats_change_no_bit(pinned_threads: Threads) -> None:
-    bsr, x, grad = operands((12, 9), 16, 40, 0.4)
-    outputs = []
-    for threads in (1, 1, 2, 3, 3):
+@needs_native
+@settings(max_examples=8, deadline=None)  # few: waiting threads take turns where the cores are busy
+@given(
+    size=st.sampled_from([3, 8, 16, 20]),
+    n=st.sampled_from([1, 20, 97]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    place=st.sampled_from(["by rows", "by columns"]),
+    seed=st.integers(0, 99),
+)
+def test_repeats_and_threads_change_no_bit(
+    pinned_threads: Threads, size: int, n: int, dtype: torch.dtype, place: str, seed: int
+) -> None:
+    bsr, x, grad = operands(kept_blocks("random", 9, 7, seed), size, n, dtype, seed)
+    results = []
+    for threads in (1, 1, 2, 2):
         with pinned_threads(threads):
-            outputs.append((dsd(pack(bsr.data, bsr.index, 40, turned=True), grad), sdd(grad, x, bsr.index, 16)))
-    for transposed, blocks in outputs[1:]:
-        assert torch.equal(transposed, outputs[0][0]) and torch.equal(blocks, outputs[0][1])
+            results.append(products(bsr, PLACES[place](x), PLACES[place](grad)))
+    for other in results[1:]:
+        assert all(torch.equal(got, wanted) for got, wanted in zip(other, results[0], strict=True))
 
 
+@needs_native
+def test_calls_from_several_threads_at_once() -> None:
+    bsr, x, grad = operands(kept_blocks("chequered", 8, 8), 16, 40, torch.float32)
+    expected = products(bsr, x, grad)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: products(bsr, x, grad), range(40)))
+    for result in results:
+        assert all(torch.equal(got, wanted) for got, wanted in zip(result, expected, strict=True))
+
+
+@needs_native
 def test_pack_pads_and_orders_panels() -> None:
     weight = torch.arange(1.0, 73.0).view(6, 12)
     bsr = BSRMatrix.from_dense(weight, BlockMask.full(6, 12, 6))

@@ -123,6 +123,18 @@ def test_operands_that_do_not_fit_are_refused() -> None:
         block_sparse_matmul(bsr, x[:8])
     with pytest.raises(ValueError, match="one type"):
         block_sparse_matmul(bsr, x.float())
+    with pytest.raises(ValueError, match="on one device"):
+        block_sparse_matmul(bsr, x.to("meta"))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_columns_leave_no_gradient(kernel: str) -> None:
+    bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 0)
+    leaf = bsr.data.clone().requires_grad_()
+    output = block_sparse_matmul(bsr.with_data(leaf), x, kernel)
+    assert output.shape == (8, 0)
+    torch.full((bsr.data.numel(),), torch.nan, dtype=torch.float64)  # what uninitialised memory may hold
+    assert torch.equal(torch.autograd.grad(output.sum(), leaf)[0], torch.zeros_like(leaf))
 
 
 def test_with_data_shares_what_the_pattern_tells() -> None:

@@ -1,0 +1,92 @@
+"""The kernels built for narrower vectors, for another CPU, and with sanitizers, which must catch what is planted."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import builds
+import pytest
+
+from kernels.backends.native_library import FOLDER
+
+HERE = Path(__file__).parent
+EDGES = [str(HERE / name) for name in ("test_native_products.py", "test_lstm_rounding.py")]
+
+
+def made(build: str) -> dict[str, str]:
+    """The environment of a process with that build; skips where there is none."""
+    environment = builds.environment(build)
+    if isinstance(environment, str):
+        pytest.skip(environment)
+    return {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def test_sanitizers_stop_what_is_planted() -> None:
+    done = subprocess.run(
+        [sys.executable, str(HERE / "plant.py")], env=made("sanitized"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    statuses = dict(line.rsplit(": ", 1) for line in done.stdout.splitlines())
+    assert len(statuses) == 12
+    for name, status in statuses.items():
+        assert (status == "0") == name.startswith("right"), f"{name}: exit status {status}"
+    reports = re.findall(r"ERROR: AddressSanitizer: (\S+)|runtime error: ([a-z ]+)", done.stderr)
+    assert [first or second.strip() for first, second in reports] == [
+        *["heap-buffer-overflow"] * 2,
+        "signed integer overflow",
+        "load of misaligned address",
+        "shift exponent",
+        *["heap-buffer-overflow"] * 5,
+    ]
+
+
+def assert_edges_pass(build: str, *arguments: str) -> None:
+    """The edges under that build: all pass, and many do."""
+    command = [sys.executable, "-m", "pytest", "--capture=sys", "-p", "no:cacheprovider", *EDGES, *arguments]
+    done = subprocess.run(command, env=made(build), cwd=HERE.parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed and int(passed.group(1)) > 40, done.stdout[-1000:]
+
+
+@pytest.mark.slow
+def test_the_sanitizers_find_nothing_in_float32() -> None:
+    assert_edges_pass("sanitized", "-k", "float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", list(builds.ISAS))
+def test_narrower_vectors(build: str) -> None:
+    assert_edges_pass(build, "-k", "not fuzz")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="the ziglang wheel is not installed")
+@pytest.mark.parametrize("source", sorted(path.name for path in FOLDER.glob("*.cpp")))
+def test_neon_compiles(source: str, tmp_path: Path) -> None:
+    """Only compiled: nothing here runs it."""
+    command = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu", "-std=c++17", "-O0", "-fPIC"]
+    for scalar in ("float", "double"):
+        made = tmp_path / f"{scalar}.o"
+        done = subprocess.run(
+            [*command, "-c", f"-DSCALAR={scalar}", str(FOLDER / source), "-o", str(made)],
+            env={
+                **os.environ,
+                "ZIG_LOCAL_CACHE_DIR": str(tmp_path / "zig"),
+                "ZIG_GLOBAL_CACHE_DIR": str(tmp_path / "zig"),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert source != "dsd.cpp" or b"neon" in made.read_bytes()
+
+
+def test_without_sanitizers_or_with_an_unknown_build_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builds, "candidates", list)
+    assert builds.main("sanitized") == "no C++ compiler with sanitizers found; install g++ or clang++"
+    assert builds.main("fast") == "unknown build 'fast'; accepted: sanitized, avx2, 128-bit"
