@@ -111,7 +111,7 @@ def chunk_of(k: int, n: int, itemsize: int) -> int:
 def product(packed: Packed, x: Tensor, out: Tensor) -> tuple[ctypes.Structure, tuple[Tensor, ...]]:
     """The arguments of `out` = matrix @ `x`, and the buffers that they need. Each of x and out in either order."""
     k, n = x.shape
-    chunk = chunk_of(k, n, x.element_size())
+    chunk = max(1, chunk_of(k, n, x.element_size()))
     chunks = max(1, min(-(-n // chunk), PACKED_BYTES // (k * chunk * x.element_size())))
     in_place = by_rows(x) and chunk == n
     scratch: tuple[Tensor, ...] = () if in_place else (native_library.empty((chunks, k, chunk), dtype=x.dtype),)
