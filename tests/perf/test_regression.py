@@ -5,6 +5,7 @@ times the samples decide, and only `slow` fails. Where a median time is twice it
 others kept busy, and nothing is decided. Run by `nox -s bench`; other sessions skip it.
 """
 
+import ctypes
 import random
 import tomllib
 from pathlib import Path
@@ -15,7 +16,6 @@ import pytest
 from torch import Tensor
 
 from bench.timing import Samples, WallTimer, pinned_threads, sample_pairs
-from kernels.backends.native_lstm import chunk_of
 from kernels.backends.native_products import pack
 from kernels.bsr import BSRMatrix
 from kernels.check import check
@@ -25,6 +25,7 @@ from kernels.registry import BACKENDS
 
 FLOORS = Path(__file__).with_name("floors.toml")
 PAIRS = 40
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 THREADS = 2
 
 # The recurrent step of AWD-LSTM at batch 20 and 80, and a layer of it in training
@@ -38,6 +39,14 @@ PROBLEMS: dict[str, Problem] = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def memory_is_kept() -> None:
+    """As in the workers of a sweep: glibc would give large tensors back, and get them again zeroed page by page."""
+    if hasattr(ctypes.CDLL(None), "mallopt"):
+        ctypes.CDLL(None).mallopt(M_MMAP_MAX, 0)
+        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 class Packing:
     """What a step of training packs: both weights, as such for the forward pass and turned for the backward pass."""
 
@@ -45,7 +54,7 @@ class Packing:
 
     def __init__(self, problem: LstmProblem) -> None:
         self.weights = [BSRMatrix.from_dense(problem.weights[name], mask) for name, mask in problem.masks.items()]
-        columns = {"weight_ih": problem.steps * problem.batch_size, "weight_hh": chunk_of(problem.batch_size)}
+        columns = {"weight_ih": problem.steps * problem.batch_size, "weight_hh": problem.batch_size}
         self.columns = [columns[name] for name in problem.masks]
 
     def __call__(self) -> None:
