@@ -45,9 +45,8 @@ def rough_seconds(cell: Cell) -> float:
     rate = FLOPS_PER_SECOND * (cell.threads or physical_cores())
     if isinstance(cell, TimedCell):
         dense = _dense_flops(cell) / rate
-        return (
-            CHECK_SECONDS + 4 * dense + min(max(0.5, LAUNCHES * dense), LONGEST_TIMING)
-        )  # 4: the reference, in float64
+        reference = 4 * dense  # of both sides, in float64
+        return CHECK_SECONDS + reference + min(max(0.5, LAUNCHES * dense), LONGEST_TIMING)
     assert isinstance(cell, TrainCell)
     text = cell.dataset
     train = cell.train_tokens or TRAIN_TOKENS.get(text, SMALL_TEXT["train"])
