@@ -64,12 +64,15 @@ def _compiler() -> str:
 
 
 def _backends() -> Iterator[Finding]:
+    from kernels.lstm_problem import LstmProblem
     from kernels.problem import GemmProblem
     from kernels.registry import BACKENDS
 
+    problems = GemmProblem(64, 64, 8, 16, 0.5), LstmProblem(64, 64, 2, 3, 16, 0.5)
     for name in BACKENDS:
         try:
-            reason = BACKENDS[name].unsupported(GemmProblem(m=64, k=64, n=8, block_size=16, sparsity=0.5))
+            reasons = [BACKENDS[name].unsupported(problem) for problem in problems]
+            reason = None if None in reasons else "; ".join(dict.fromkeys(filter(None, reasons)))
         except Exception as error:  # a broken backend is what a doctor is asked about
             reason = f"{type(error).__name__}: {error}"
         yield f"backend {name}", "works" if reason is None else f"unsupported: {reason}"

@@ -13,12 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RUNGS: list[list[str]] = [
-    ["kernels.registry", "kernels.blockmask", "kernels.compiler", "kernels.openmp"],
+    ["kernels.registry", "kernels.blockmask", "kernels.compiler", "kernels.openmp", "kernels.backends.buffers"],
     ["kernels.bsr"],
-    ["kernels.problem"],
+    ["kernels.problem", "kernels.backends.native_library"],
+    ["kernels.lstm_problem", "kernels.backends.native_products"],
+    ["kernels.backends.native_lstm"],
+    ["kernels.ops"],
     ["kernels.backends.*"],
     ["kernels.check"],
-    ["kernels.ops"],
     ["bench.cells", "bench.schema", "bench.provenance", "bench.pairs"],
     ["bench.store", "bench.estimate", "bench.data.*", "bench.models.*", "bench.pruning.*"],
     ["bench.settings", "bench.columns", "bench.breakeven", "bench.optimizer"],

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import work
 
 import bench.run
-from bench.cells import Cell, GemmCell, TrainCell
+from bench.cells import Cell, GemmCell, LstmCell, TrainCell
 from bench.estimate import Pace, rough_seconds, spoken
 from bench.run import UnusableError, make_plan, run_sweep, training_workers
 from bench.store import LockedError, Store
@@ -124,11 +124,11 @@ def test_a_damaged_shard_is_named_and_its_cell_runs_again(tmp_path: Path, capsys
 
 def test_timings_run_alone_and_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENCH_TEST_FOLDER", str(tmp_path))
-    sweep = sweep_of(TrainCell(), TrainCell(seed=1), GemmCell(), GemmCell(seed=1))
+    sweep = sweep_of(TrainCell(), TrainCell(seed=1), GemmCell(), LstmCell(), GemmCell(seed=1))
     run_sweep(sweep, tmp_path / "results", workers=2, work=work.look_around)
     store = Store(tmp_path / "results" / "sweep")
     gemm, train = store.read("gemm"), store.read("train")
-    assert all("alone=True" in reason for reason in gemm["reason"].to_pylist())
+    assert all("alone=True" in reason for kind in ("gemm", "lstm") for reason in store.read(kind)["reason"].to_pylist())
     assert max(gemm["started_at"].to_pylist()) < min(train["started_at"].to_pylist())
     assert gemm["workers"].to_pylist() == [1, 1] and train["workers"].to_pylist() == [2, 2]
 
@@ -232,6 +232,8 @@ def test_training_takes_as_many_workers_as_fit(monkeypatch: pytest.MonkeyPatch) 
 def test_estimates_scale_with_work() -> None:
     assert rough_seconds(TrainCell(epochs=8)) > 1.5 * rough_seconds(TrainCell(epochs=4))
     assert rough_seconds(TrainCell(dataset="wikitext2")) > 10 * rough_seconds(TrainCell())
+    assert rough_seconds(LstmCell(hidden_size=2048, input_size=2048)) > 2 * rough_seconds(LstmCell())
+    assert rough_seconds(LstmCell(passes="forward")) < rough_seconds(LstmCell())
     pace = Pace()
     pace.learn(GemmCell(), 7 * rough_seconds(GemmCell()))
     assert pace.seconds([GemmCell(), GemmCell()]) == pytest.approx(14 * rough_seconds(GemmCell()))

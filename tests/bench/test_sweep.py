@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from bench.cells import GemmCell, TrainCell
+from bench.cells import KINDS, GemmCell, TrainCell
 from bench.settings import REGISTRIES
 from bench.sweep import LARGEST_SWEEP, SweepError, load, names
 
@@ -42,10 +42,10 @@ BAD = {
         GEMM + "[base]\nm = 512\n[base]\nk = 512\n", "line 4", ("every key and table given once",)
     ),
     "nested too deep": Bad(GEMM + "x = " + "[" * 100_000, "", ("accepted",)),
-    "kind missing": Bad("[base]\nm = 512\n", "kind", ("missing", "gemm, train")),
-    "kind unknown": Bad('kind = "gem"\n[base]\n', "kind", ("did you mean gemm?", "accepted: gemm, train")),
-    "kind no string": Bad("kind = 3\n[base]\n", "kind", ("accepted: gemm, train",)),
-    "kind a list": Bad('kind = ["gemm", "train"]\n[base]\n', "kind", ("accepted: gemm, train",)),
+    "kind missing": Bad("[base]\nm = 512\n", "kind", ("missing", "gemm, lstm, train")),
+    "kind unknown": Bad('kind = "gem"\n[base]\n', "kind", ("did you mean gemm?", "accepted: gemm, lstm, train")),
+    "kind no string": Bad("kind = 3\n[base]\n", "kind", ("accepted: gemm, lstm, train",)),
+    "kind a list": Bad('kind = ["gemm", "train"]\n[base]\n', "kind", ("accepted: gemm, lstm, train",)),
     "unknown top-level key": Bad(GEMM + "[axis]\nm = [1]\n", "axis", ("did you mean axes?", "base, axes, grids")),
     "unknown grid key": Bad(GEMM + "[[grids]]\nname = 'x'\n", "name", ("grids[0]", "kind, base, axes")),
     "base no table": Bad(GEMM + "base = 3\n", "base", ("accepted: a table [base]",)),
@@ -95,6 +95,12 @@ BAD = {
     "criterion": Bad(TRAIN + '[base]\ncriterion = "L2"\n', "base.criterion", ("unknown criterion 'L2'", "random")),
     "optimizer": Bad(
         TRAIN + '[base]\noptimizer = "adamw"\n', "base.optimizer", ("did you mean adam?", "sgd, adam, asgd")
+    ),
+    "type no layer is timed in": Bad(
+        'kind = "lstm"\n[base]\ndtype = "bfloat16"\n', "base.dtype", ("unknown value 'bfloat16'", "float32, float64")
+    ),
+    "layer's block size does not divide": Bad(
+        'kind = "lstm"\n[base]\nhidden_size = 1150\n', "hidden_size", ("1150 is not divisible", "1136 or 1152")
     ),
     "dtype": Bad(GEMM + '[base]\ndtype = "fp16"\n', "base.dtype", ("unknown value 'fp16'", "float16")),
     "block size does not divide": Bad(
@@ -274,5 +280,5 @@ def test_every_sweep_of_the_suite_loads(name: str) -> None:
 
 @pytest.mark.parametrize("noun", REGISTRIES)
 def test_defaults_are_registered(noun: str) -> None:
-    defaults = [cell.model_fields[noun].get_default() for cell in (GemmCell, TrainCell) if noun in cell.model_fields]
+    defaults = [cell.model_fields[noun].get_default() for cell in KINDS.values() if noun in cell.model_fields]
     assert all(default in REGISTRIES[noun].names() for default in defaults)
