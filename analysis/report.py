@@ -77,7 +77,7 @@ def write_report(folder: Path) -> Path:
 
 def write_figures(folder: Path, out: Path) -> list[Path]:
     """Write the pictures of a README (speedup, perplexity, tradeoff) and table.md into `out`: what the sweep has of them."""
-    _, train, gemm = study.read(folder).comparable()
+    _, train, gemm, _ = study.read(folder).comparable()
     out.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, Figure] = {}
     if gemm is not None:

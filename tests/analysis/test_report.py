@@ -153,7 +153,9 @@ def test_all_cells_of_both_kinds_failed(sweep: Sweep) -> None:
 
 
 def test_without_a_table_one_line_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds neither gemm\.parquet nor train\.parquet; run the sweep first$"):
+    with pytest.raises(
+        ValueError, match=r"holds neither gemm\.parquet nor train\.parquet nor lstm\.parquet; run the sweep first$"
+    ):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
