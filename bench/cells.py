@@ -160,7 +160,9 @@ class TrainCell(Cell):
         if self.optimizer != "sgd":
             cell = cell.reset("momentum")
         if not self.prunes:
-            cell = cell.reset("schedule", "criterion", "target_sparsity", "prune_begin", "prune_end", "prune_every", "path")
+            cell = cell.reset(
+                "schedule", "criterion", "target_sparsity", "prune_begin", "prune_end", "prune_every", "path"
+            )
         elif self.schedule == "pre":
             cell = cell.reset("criterion", "prune_begin", "prune_end", "prune_every")
         elif self.schedule == "one_shot":

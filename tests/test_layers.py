@@ -30,7 +30,8 @@ RUNGS: list[list[str]] = [
     # the parquet wall: nothing below sees anything above
     ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats"],
     ["analysis.compare", "analysis.variants"],
-    ["analysis.tradeoff", "analysis.findings"],
+    ["analysis.realised", "analysis.tradeoff"],
+    ["analysis.findings", "analysis.panels"],
     ["analysis.figures", "analysis.training_figures", "analysis.theory_figures", "analysis.tables", "analysis.study"],
     ["analysis.report", "analysis.execution"],
     ["analysis.__main__"],
