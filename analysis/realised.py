@@ -23,7 +23,7 @@ COLUMNS = (
     "cell_id", "variant", "block_size", "target_sparsity", "seed", "path", "lstm_kernel", "mean_sparsity", "final_sparsity",
     "sparse_share", "predicted", "predicted_at_probes", "measured", "efficiency", "steps", "sparse_seconds", "masked_seconds",
     "dense_seconds", "lstm_share", "ceiling", "allowed", "against_masked", "against_dense", "inference_kernel", "inference",
-    "inference_lstm", "inference_share", "dense_bytes", "final_bytes", "test_ppl", "masked_ppl", "final_ppl",
+    "inference_lstm", "inference_promise", "inference_ceiling", "dense_bytes", "final_bytes", "test_ppl", "masked_ppl", "final_ppl",
 )  # fmt: skip
 
 
@@ -61,7 +61,8 @@ def realised(train: pd.DataFrame | None) -> pd.DataFrame:
     by the probes' quadrature, which shows its error. measured, efficiency: `Estimate`s from the probes. masked: the run
     with the same settings and seed on the dense path; dense: the unpruned one. lstm_share: of the masked run's training
     time (of the dense run's without one, else of this run's with its LSTM time exchanged for the dense one). ceiling,
-    allowed: Amdahl's with that share at the predicted and at the measured speedup. inference: pairs of the whole model.
+    allowed: Amdahl's with that share at the predicted and at the measured speedup. inference, inference_lstm: pairs of
+    the whole finished model and of its LSTM layers; inference_promise, inference_ceiling: theory and Amdahl's ceiling of those.
     """
     if train is None or train.empty or "path" not in train:
         return pd.DataFrame(columns=list(COLUMNS))
@@ -94,8 +95,10 @@ def _row(row: dict[str, Any], epochs: pd.DataFrame, final: pd.DataFrame) -> dict
         "steps": row["step"],
         "inference": _pairs(row["inference_dense_ms"], row["inference_ms"]),
         "inference_lstm": _pairs(row["inference_lstm_dense_ms"], row["inference_lstm_ms"]),
-        "inference_share": _share(row["inference_lstm_dense_ms"], row["inference_dense_ms"]),
+        "inference_promise": layers_speedup(row, row["sparsity"]),
     }
+    share = _share(row["inference_lstm_dense_ms"], row["inference_dense_ms"])
+    found["inference_ceiling"] = amdahl(share, found["inference_promise"])
     found["against_masked"] = found["masked_seconds"] / found["sparse_seconds"]
     found["against_dense"] = found["dense_seconds"] / found["sparse_seconds"]
     return found | _integral(row, epochs, found)

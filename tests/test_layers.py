@@ -32,7 +32,15 @@ RUNGS: list[list[str]] = [
     ["analysis.compare", "analysis.variants"],
     ["analysis.realised", "analysis.tradeoff"],
     ["analysis.findings", "analysis.panels"],
-    ["analysis.figures", "analysis.training_figures", "analysis.theory_figures", "analysis.tables", "analysis.study"],
+    [
+        "analysis.figures",
+        "analysis.training_figures",
+        "analysis.theory_figures",
+        "analysis.measured_figures",
+        "analysis.realised_figures",
+        "analysis.tables",
+        "analysis.study",
+    ],
     ["analysis.report", "analysis.execution"],
     ["analysis.__main__"],
 ]
