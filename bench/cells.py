@@ -76,14 +76,18 @@ def _require_division(field: str, size: int, block_size: int) -> None:
 
 
 class GemmCell(Cell):
-    """One backend timed against one baseline on Y[m, n] = W[m, k] @ X[k, n] with a block-sparse W."""
+    """One backend timed against one baseline on a product with a block-sparse W[m, k]: of it, of its transpose, or for it.
+
+    dsd: Y[m, n] = W X[k, n]. dsd_t: Y[k, n] = W^T G[m, n], the gradient of X. sdd: the kept blocks of G[m, n] X[k, n]^T,
+    the gradient of W.
+    """
 
     kind: ClassVar[str] = "gemm"
 
     # fmt: off
     backend: str = Field("native", description="backend under test")
     baseline: str = Field("dense", description="backend it is paired with; it multiplies the unpruned weight")
-    op: Literal["dsd"] = Field("dsd", description="product: dsd is dense = sparse x dense")
+    op: Literal["dsd", "dsd_t", "sdd"] = Field("dsd", description="product: dsd is dense = sparse x dense, dsd_t the same with the transpose, sdd the kept blocks of dense x dense")
     m: Count = Field(1024, description="rows of W, elements")
     k: Count = Field(1024, description="columns of W, elements")
     n: Count = Field(32, description="columns of X, elements (batch)")
@@ -98,6 +102,34 @@ class GemmCell(Cell):
     def _divides(self) -> Self:
         _require_division("m", self.m, self.block_size)
         _require_division("k", self.k, self.block_size)
+        return self
+
+
+class LstmCell(Cell):
+    """One backend timed against one baseline on an LSTM layer over all time steps, with block-sparse weights."""
+
+    kind: ClassVar[str] = "lstm"
+
+    # fmt: off
+    backend: str = Field("native", description="backend under test")
+    baseline: str = Field("torch_lstm", description="backend it is paired with, its weights unpruned: torch_lstm is torch's own layer, loop_lstm the same step loop with dense products")
+    passes: Literal["forward", "forward_backward"] = Field("forward_backward", description="forward: as in inference; forward_backward: as in training, with the gradients of x, the weights and the biases")
+    input_size: Count = Field(512, description="features of x, elements")
+    hidden_size: Count = Field(512, description="hidden units; the weights have 4 rows for each")
+    batch_size: Count = Field(20, description="sequences side by side")
+    bptt: Count = Field(35, description="time steps")
+    block_size: BlockSize = Field(16, description="side of a square weight block, elements")
+    target_sparsity: Fraction = Field(0.8, description="share of blocks wanted empty, fraction")
+    scope: Literal["all", "weight_hh"] = Field("all", description="weights that are block-sparse: both, or the recurrent one")
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = Field("float32", description="type of values and operands")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
+    # fmt: on
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        _require_division("hidden_size", self.hidden_size, self.block_size)
+        if self.scope == "all":
+            _require_division("input_size", self.input_size, self.block_size)
         return self
 
 
@@ -176,4 +208,6 @@ class TrainCell(Cell):
         return cell
 
 
-KINDS: dict[str, type[Cell]] = {cell.kind: cell for cell in (GemmCell, TrainCell)}
+TimedCell = GemmCell | LstmCell
+
+KINDS: dict[str, type[Cell]] = {cell.kind: cell for cell in (GemmCell, LstmCell, TrainCell)}

@@ -7,7 +7,7 @@ from bench.store import arrow_schema
 
 INTRODUCTION = """# Results
 
-One folder a sweep. `gemm.parquet` and `train.parquet` hold the finished cells in the order of the sweep file, each with its
+One folder a sweep. `gemm.parquet`, `lstm.parquet` and `train.parquet` hold the finished cells in the order of the sweep file, each with its
 checksum in a `.sha256` file beside it (`sha256sum -c` reads it). `cells/` holds one file per finished cell and is what a
 resumed run goes by; `reference/` is committed, the rest is not.
 

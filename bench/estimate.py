@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from bench.cells import Cell, GemmCell, TrainCell
+from bench.cells import Cell, GemmCell, LstmCell, TimedCell, TrainCell
+from bench.provenance import physical_cores
 
 FLOPS_PER_SECOND = 20e9  # of one thread; only a start, corrected by the first cells that end
-PAIRS = 60  # products timed for a cell, backend and baseline together
+LAUNCHES = 60  # timed for a cell, backend and baseline together
+LONGEST_TIMING = 20.0  # seconds; launches that take long are timed fewer times
 CHECK_SECONDS = 1.0  # operands, reference, compilation
 TRAIN_TOKENS = {"wikitext2": 2_088_628}
 EVAL_TOKENS = {"wikitext2": 463_215}  # validation and test together
@@ -40,9 +42,12 @@ class Pace:
 
 def rough_seconds(cell: Cell) -> float:
     """What a cell would take at FLOPS_PER_SECOND and density 1."""
-    rate = FLOPS_PER_SECOND * max(1, cell.threads)
-    if isinstance(cell, GemmCell):
-        return CHECK_SECONDS + max(0.5, PAIRS * 2 * cell.m * cell.k * cell.n / rate)
+    rate = FLOPS_PER_SECOND * (cell.threads or physical_cores())
+    if isinstance(cell, TimedCell):
+        dense = _dense_flops(cell) / rate
+        return (
+            CHECK_SECONDS + 4 * dense + min(max(0.5, LAUNCHES * dense), LONGEST_TIMING)
+        )  # 4: the reference, in float64
     assert isinstance(cell, TrainCell)
     text = cell.dataset
     train = cell.train_tokens or TRAIN_TOKENS.get(text, SMALL_TEXT["train"])
@@ -52,6 +57,16 @@ def rough_seconds(cell: Cell) -> float:
     per_token = 2 * (lstm + VOCABULARY.get(text, SMALL_TEXT["vocabulary"]) * cell.embedding_size)
     # the backward pass costs twice the forward pass
     return CHECK_SECONDS + cell.epochs * per_token * (3 * train + evaluated) / rate
+
+
+def _dense_flops(cell: TimedCell) -> float:
+    """Operations of one dense launch."""
+    if isinstance(cell, GemmCell):
+        return 2.0 * cell.m * cell.k * cell.n
+    assert isinstance(cell, LstmCell)
+    weights = 4 * cell.hidden_size * (cell.input_size + cell.hidden_size)
+    # the backward pass costs twice the forward pass
+    return (3 if cell.passes == "forward_backward" else 1) * 2.0 * weights * cell.batch_size * cell.bptt
 
 
 def spoken(seconds: float) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.cells import Cell, GemmCell, TrainCell
+from bench.cells import Cell, TimedCell, TrainCell
 from bench.data.corpus import data_dir, load_corpus
 from bench.engines.local import Ending, Progress, Work, failure, measure, run_cells
 from bench.estimate import Pace, spoken
@@ -126,8 +126,8 @@ def check_datasets(cells: Sequence[Cell]) -> None:
 
 def _run_phases(plan: Plan, store: Store, workers: int, timeout: float | None, work: Work, display: Reporter) -> None:
     """Timings first, one at a time with nothing else running; then training, side by side."""
-    timing = [cell for cell in plan.todo if isinstance(cell, GemmCell)]
-    training = [cell for cell in plan.todo if not isinstance(cell, GemmCell)]
+    timing = [cell for cell in plan.todo if isinstance(cell, TimedCell)]
+    training = [cell for cell in plan.todo if not isinstance(cell, TimedCell)]
     for device in {_device(cell) for cell in plan.todo}:
         facts(device)  # imports torch: now, not while something is being timed
     left, pace = {cell.cell_id: cell for cell in plan.todo}, plan.pace()
@@ -164,7 +164,7 @@ def _publish(store: Store, ending: Ending, workers: int) -> tuple[str, str]:
 
 
 def _device(cell: Cell) -> str:
-    return cell.device if isinstance(cell, GemmCell) else "cpu"
+    return cell.device if isinstance(cell, TimedCell) else "cpu"
 
 
 def _summary(plan: Plan, store: Store) -> int:

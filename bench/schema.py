@@ -58,7 +58,31 @@ PROBE = pa.struct(
     ]
 )
 
+
 # fmt: off
+def _timed(what: str, error: str) -> tuple[Column, ...]:
+    """Columns of a table of paired timings; what: the thing that one launch computes."""
+    return (
+        Column("kernel", pa.string(), "measured", "", "what ran for the backend"),
+        Column("baseline_kernel", pa.string(), "measured", "", "what ran for the baseline"),
+        Column("sparsity", pa.float64(), "result", "fraction", "achieved share of empty blocks"),
+        Column("nnzb", pa.int64(), "result", "blocks", "kept blocks"),
+        Column("num_empty", pa.int64(), "result", "blocks", "empty blocks, K"),
+        Column("weight_bytes", pa.int64(), "result", "bytes", "values of the sparse weights as the backend stores them"),
+        Column("index_bytes", pa.int64(), "result", "bytes", "indices of the sparse weights as the backend stores them"),
+        Column("error_ratio", pa.float64(), "measured", "", f"largest |error| / {error} bound against float64; at most 1"),
+        Column("prepare_ms", pa.float64(), "measured", "ms", "compile, convert and allocate, once"),
+        Column("time_ms", pa.float64(), "measured", "ms", f"median time of one {what} by the backend"),
+        Column("baseline_ms", pa.float64(), "measured", "ms", f"median time of one {what} by the baseline"),
+        Column("samples_ms", pa.list_(pa.float64()), "measured", "ms", f"every sample of the backend, time per {what}"),
+        Column("baseline_samples_ms", pa.list_(pa.float64()), "measured", "ms", "every sample of the baseline, paired by position"),
+        Column("launches_per_sample", pa.int64(), "measured", "", f"{what}s timed together in one sample"),
+        Column("noisy", pa.bool_(), "measured", "", "middle half of the pairwise ratios spread over more than 10 % of their median, or a median time was twice its minimum"),
+        Column("attempts", pa.int64(), "measured", "", "times the pairs were sampled: a noisy attempt is thrown away, at most 3 are made"),
+        Column("timer", pa.string(), "result", "", "clock that took the samples"),
+    )
+
+
 IDENTITY = (
     Column("cell_id", pa.string(), "identity", "", "sha256 of the non-default settings, 16 hex digits"),
     Column("kind", pa.string(), "identity", "", "kind of cell: the table it is in"),
@@ -66,25 +90,8 @@ IDENTITY = (
     Column("reason", pa.string(), "result", "", "why it is not ok, one line"),
 )
 
-GEMM = (
-    Column("kernel", pa.string(), "result", "", "what ran for the backend"),
-    Column("baseline_kernel", pa.string(), "result", "", "what ran for the baseline"),
-    Column("sparsity", pa.float64(), "result", "fraction", "achieved share of empty blocks"),
-    Column("nnzb", pa.int64(), "result", "blocks", "kept blocks"),
-    Column("num_empty", pa.int64(), "result", "blocks", "empty blocks, K"),
-    Column("weight_bytes", pa.int64(), "result", "bytes", "values of the weight as the backend stores it"),
-    Column("index_bytes", pa.int64(), "result", "bytes", "indices of the weight as the backend stores it"),
-    Column("error_ratio", pa.float64(), "measured", "", "largest |error| / componentwise bound against float64; at most 1"),
-    Column("prepare_ms", pa.float64(), "measured", "ms", "compile, convert and allocate, once"),
-    Column("time_ms", pa.float64(), "measured", "ms", "median time of one product by the backend"),
-    Column("baseline_ms", pa.float64(), "measured", "ms", "median time of one product by the baseline"),
-    Column("samples_ms", pa.list_(pa.float64()), "measured", "ms", "every sample of the backend, time per product"),
-    Column("baseline_samples_ms", pa.list_(pa.float64()), "measured", "ms", "every sample of the baseline, paired by position"),
-    Column("launches_per_sample", pa.int64(), "measured", "", "products timed together in one sample"),
-    Column("noisy", pa.bool_(), "measured", "", "middle half of the pairwise ratios spread over more than 10 % of their median, or a median time was twice its minimum"),
-    Column("attempts", pa.int64(), "measured", "", "times the pairs were sampled: a noisy attempt is thrown away, at most 3 are made"),
-    Column("timer", pa.string(), "result", "", "clock that took the samples"),
-)
+GEMM = _timed("product", "componentwise")
+LSTM = _timed("layer", "normwise")
 
 TRAIN = (
     Column("epoch", pa.int64(), "result", "", "1 for the first; 0 is before training (block norms only); null where none was finished"),
@@ -139,7 +146,7 @@ PROVENANCE = (
 )
 # fmt: on
 
-COLUMNS: dict[str, tuple[Column, ...]] = {"gemm": GEMM, "train": TRAIN}
+COLUMNS: dict[str, tuple[Column, ...]] = {"gemm": GEMM, "lstm": LSTM, "train": TRAIN}
 
 
 def columns(kind: str) -> tuple[Column, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.cells import Cell, GemmCell
+from bench.cells import Cell, TimedCell
 from bench.progress import labels
 from bench.run import Plan
 from bench.store import Stored
@@ -33,7 +33,7 @@ def key_figures(cell: Cell, stored: Stored) -> str:
     if stored.status != "ok":
         return stored.reason or ""
     row = stored.last_row
-    if isinstance(cell, GemmCell):
+    if isinstance(cell, TimedCell):
         ratio = row["baseline_ms"] / row["time_ms"] if row.get("baseline_ms") and row.get("time_ms") else None
         speed = f", {ratio:.3g}x {cell.baseline}" if ratio else ""
         return f"{_figure(row, 'time_ms')} ms{speed}{', noisy' if row.get('noisy') else ''}"

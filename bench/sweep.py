@@ -1,7 +1,7 @@
 """Sweep files: TOML in, cells out, or one line that says what is wrong.
 
     description = "what the sweep is for"   # optional
-    kind = "gemm"                           # gemm | train
+    kind = "gemm"                           # gemm | lstm | train
     [base]                                  # settings that differ from the cell's defaults
     m = 1024
     [axes]                                  # the product of these lists; the last one varies fastest

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from bench.cells import GemmCell
+from bench.cells import GemmCell, TimedCell
 from bench.provenance import physical_cores
 from kernels.check import check
 from kernels.problem import GemmProblem, Launch
@@ -169,8 +169,9 @@ def prepare(name: str, problem: GemmProblem) -> tuple[Launch, float]:
     return launch, (time.perf_counter_ns() - begin) / 1e6
 
 
-def time_cell(cell: GemmCell, tell: Tell) -> list[Row]:
+def time_cell(cell: TimedCell, tell: Tell) -> list[Row]:
     """One row: unsupported, wrong (then without times) or ok."""
+    assert isinstance(cell, GemmCell)
     problem = GemmProblem(
         m=cell.m, k=cell.k, n=cell.n, block_size=cell.block_size, sparsity=cell.target_sparsity,
         dtype=cell.dtype, device=cell.device, seed=cell.seed,

@@ -23,7 +23,7 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from bench.cells import Cell, GemmCell, TrainCell
+from bench.cells import Cell, TimedCell, TrainCell
 from bench.provenance import physical_cores
 
 Row = dict[str, Any]
@@ -57,7 +57,7 @@ def measure(cell: Cell, tell: Tell) -> list[Row]:
     import torch
 
     torch.set_num_threads(cell.threads or physical_cores())
-    if isinstance(cell, GemmCell):
+    if isinstance(cell, TimedCell):
         from bench.timing import time_cell
 
         return time_cell(cell, tell)

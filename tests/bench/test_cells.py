@@ -7,12 +7,15 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from bench.cells import KINDS, GemmCell, TrainCell
+from bench.cells import KINDS, GemmCell, LstmCell, TrainCell
 from bench.schema import columns
 
 PINNED = {
     "gemm default": (GemmCell(), "5647eae804ca6776"),
     "gemm": (GemmCell(backend="torch_bsr", m=512, block_size=32, target_sparsity=0.9), "8a3fa424d1b430dc"),
+    "gemm transposed": (GemmCell(op="dsd_t"), "703d765e94563037"),
+    "lstm default": (LstmCell(), "3937b50c93b91d95"),
+    "lstm": (LstmCell(passes="forward", hidden_size=1152, scope="weight_hh", baseline="loop_lstm"), "c3f1bd4bdaee13d1"),
     "train default": (TrainCell(), "1c8392ad8a7667bf"),
     "train cubic": (TrainCell(schedule="cubic", target_sparsity=0.8, seed=2), "4b6087194515b64d"),
     "train lasso": (TrainCell(lasso="proximal", block_size=8), "a0e1a601eabdf14e"),
@@ -85,3 +88,11 @@ def test_settings_and_columns_have_different_names_and_all_are_documented(kind: 
     assert len(names) == len(set(names))
     assert all(field.description for field in fields.values())
     assert all(column.doc for column in columns(kind))
+
+
+def test_gates_never_share_a_block_row() -> None:
+    with pytest.raises(ValidationError, match="hidden_size: 24 is not divisible by block_size 16; accepted: 16 or 32"):
+        LstmCell(hidden_size=24)
+    with pytest.raises(ValidationError, match="input_size: 24"):
+        LstmCell(input_size=24)
+    assert LstmCell(input_size=24, scope="weight_hh").input_size == 24
