@@ -13,7 +13,8 @@ from analysis.load import UNLIKE, one_of, records
 from analysis.stats import median_interval
 
 SHAPE = ["m", "k", "n"]
-LAYER = ["input_size", "hidden_size", "batch_size", "bptt"]
+LAYER_SIDES = ["input_size", "hidden_size", "bptt"]
+LAYER = [*LAYER_SIDES, "batch_size"]
 GEMM_SETTINGS = (
     "backend",
     "baseline",
@@ -53,9 +54,9 @@ def shape_name(shape: tuple[int, int, int]) -> str:
 
 
 def layer_name(layer: Sequence[int]) -> str:
-    """'LSTM 1152 → 1152, batch 20, 35 steps', from the columns LAYER."""
-    into, out, batch, steps = (int(side) for side in layer)
-    return f"LSTM {into} → {out}, batch {batch}, {steps} steps"
+    """'LSTM 1152 → 1152, 35 steps', from input and hidden size and time steps."""
+    into, out, steps = (int(side) for side in layer)
+    return f"LSTM {into} → {out}, {steps} steps"
 
 
 def predicted_speedup(row: Mapping[str, Any], table: str, sparsity: float) -> float:

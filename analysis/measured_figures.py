@@ -15,7 +15,6 @@ from analysis.panels import block_legend, limits, not_measured, panels, speedup_
 
 OPS = {"dsd": "dsd: Y = W X", "dsd_t": "dsd_t: dX = Wᵀ dY", "sdd": "sdd: dW = dY Xᵀ"}
 BASELINES = {"torch_lstm": "torch.nn.LSTM, fused", "loop_lstm": "step loop, dense products"}
-SAME_LAYER = ["input_size", "hidden_size", "bptt"]
 SPEEDUP = "speedup over dense (log₂)"
 
 
@@ -53,7 +52,7 @@ def layer_figure(lstm: pd.DataFrame | None, backend: str = "native") -> Figure:
     title = "LSTM layer: measured against theory"
     if lstm is None or lstm.empty:
         return style.empty_figure(title, "no sweep timed LSTM layers: not run")
-    one_of(lstm, SAME_LAYER)
+    one_of(lstm, compare.LAYER_SIDES)
     points = compare.lstm_points(lstm, over="baseline")
     points = points[points["backend"] == backend]
     if points.empty:
@@ -72,7 +71,9 @@ def layer_figure(lstm: pd.DataFrame | None, backend: str = "native") -> Figure:
             ax.set_ylabel(f"speedup (log₂) over\n{BASELINES.get(baseline, baseline)}")
     block_legend(drawn, points, "theory 1/(1−ρ)" if scope == "all" else "theory: Amdahl, weight_hh sparse")
     passes = str(first["passes"]).replace("_", " + ")
-    drawn.suptitle(f"LSTM {into} → {out}, {int(first['bptt'])} steps, {passes}, {_sparse(scope)}", fontsize=12)
+    drawn.suptitle(
+        f"{compare.layer_name(first[compare.LAYER_SIDES].tolist())}, {passes}, {_sparse(scope)}", fontsize=12
+    )
     style.margin(drawn, not_measured(lstm, "baseline"))
     return drawn
 

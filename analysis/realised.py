@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis import theory
 from analysis.load import UNLIKE, one_of, records
-from analysis.stats import Estimate, integral_ratio, median_interval, scaled, step_weights
+from analysis.stats import Estimate, integral_ratio, median_interval, ratio_interval, scaled, step_weights
 from analysis.variants import MODEL_SETTINGS, PRUNING_SETTINGS, final_epochs, prunes, variant_name
 
 NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
@@ -134,6 +134,13 @@ def amdahl(share: float, speedup: float) -> float:
     if not 0.0 <= share <= 1.0:  # NaN, or seconds of two runs that do not fit together
         return math.nan
     return 1.0 / (1.0 - share + share / speedup)
+
+
+def over_seeds(found: pd.Series) -> Estimate:
+    """Geometric mean over seeds of estimates or plain ratios; of a single seed its own interval. NaNs are left out."""
+    every = [one if isinstance(one, Estimate) else Estimate(float(one), math.nan, math.nan, 1) for one in found]
+    kept = [one for one in every if not math.isnan(one.value)]
+    return kept[0] if len(kept) == 1 else ratio_interval([one.value for one in kept])
 
 
 def _partner(final: pd.DataFrame, row: dict[str, Any], pruning: Sequence[str]) -> pd.DataFrame:

@@ -15,8 +15,8 @@ from matplotlib.patches import Patch
 from analysis import style
 from analysis.load import records
 from analysis.panels import panels
-from analysis.realised import layers_speedup, probes, realised
-from analysis.stats import Estimate, ratio_interval, times
+from analysis.realised import layers_speedup, over_seeds, probes, realised
+from analysis.stats import Estimate, times
 
 MAX_RUNS = 3
 NOT_RUN = "no finished run on the sparse path: not run"
@@ -112,14 +112,6 @@ def end_to_end_figure(train: pd.DataFrame | None) -> Figure:
     return drawn
 
 
-def over_seeds(found: list[Estimate] | list[float]) -> Estimate:
-    """Geometric mean over seeds; the interval of the only one where there is one."""
-    kept = [one for one in found if not math.isnan(one.value if isinstance(one, Estimate) else one)]
-    if len(kept) == 1 and isinstance(kept[0], Estimate):
-        return kept[0]
-    return ratio_interval([one.value if isinstance(one, Estimate) else one for one in kept])
-
-
 def _bars(ax: Axes, groups: list[pd.DataFrame], training: bool) -> float:
     """Draw the three bars and the ceiling of every group; the highest value drawn."""
     highest = 1.0
@@ -153,8 +145,8 @@ def training_bars(part: pd.DataFrame) -> tuple[list[Estimate], float]:
     whole = part["against_masked"].where(part["against_masked"].notna(), part["against_dense"])
     bars = [
         Estimate(part["predicted"].mean(), math.nan, math.nan, len(part)),
-        over_seeds(part["measured"].tolist()),
-        over_seeds(whole.tolist()),
+        over_seeds(part["measured"]),
+        over_seeds(whole),
     ]
     return bars, float(part["ceiling"].mean())
 
@@ -163,7 +155,7 @@ def inference_bars(part: pd.DataFrame) -> tuple[list[Estimate], float]:
     """The same of one setting's finished models, theory and ceiling at their final sparsity."""
     bars = [
         Estimate(part["inference_promise"].mean(), math.nan, math.nan, len(part)),
-        over_seeds(part["inference_lstm"].tolist()),
-        over_seeds(part["inference"].tolist()),
+        over_seeds(part["inference_lstm"]),
+        over_seeds(part["inference"]),
     ]
     return bars, float(part["inference_ceiling"].mean())

@@ -185,7 +185,7 @@ def _over_time(label: str, train: pd.DataFrame) -> Section:
             training_figures.integral_figure(train),
             "Predicted and measured speedup of whole training runs, with the sparsity over the epochs.",
             "The gradual-pruning integral T_D / (T_S − Σρ_t) says what training could save if empty blocks cost nothing. "
-            "Training here multiplies with dense weights, so nothing of it is realised yet.",
+            "The dense path multiplies masked weights at dense speed and realises nothing of it.",
         ),
         (
             training_figures.norm_maps_figure(train),

@@ -93,3 +93,17 @@ def main_shape(gemm: pd.DataFrame) -> pd.DataFrame:
     if product is not None:
         return gemm[(gemm[compare.SHAPE] == list(product.shape)).all(axis=1)]
     return max((rows for _, rows in shapes(gemm)), key=lambda rows: rows["m"].iloc[0] * rows["k"].iloc[0])
+
+
+def layers(lstm: pd.DataFrame | None) -> list[tuple[str, pd.DataFrame]]:
+    """(name, rows) of each LSTM layer (input, hidden, steps), in the order of its sides; none without a table."""
+    if lstm is None:
+        return []
+    parts = [rows for _, rows in lstm.groupby(compare.LAYER_SIDES, sort=True)]
+    return [(compare.layer_name(rows[compare.LAYER_SIDES].iloc[0].tolist()), rows) for rows in parts]
+
+
+def main_layer(lstm: pd.DataFrame | None) -> pd.DataFrame | None:
+    """The rows of the layer with the most measured cells, the largest of equal ones; None without a table."""
+    parts = [rows for _, rows in layers(lstm)]
+    return max(parts, key=lambda rows: ((rows["status"] == "ok").sum(), rows["hidden_size"].iloc[0]), default=None)

@@ -39,8 +39,10 @@ RUNGS: list[list[str]] = [
         "analysis.measured_figures",
         "analysis.realised_figures",
         "analysis.tables",
+        "analysis.realised_tables",
         "analysis.study",
     ],
+    ["analysis.goals"],
     ["analysis.report", "analysis.execution"],
     ["analysis.__main__"],
 ]

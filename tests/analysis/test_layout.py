@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import combinations
 
+import pandas as pd
 import pytest
-from made import gemm_frame, train_frame
+from made import gemm_frame, lstm_frame, sparse_frame, train_frame
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis import compare, figures, study, theory_figures, training_figures
+from analysis import compare, figures, measured_figures, realised_figures, study, theory_figures, training_figures
 
 SLACK = 2.0  # pixels
 
@@ -54,6 +55,11 @@ def one_shape(**settings: object) -> object:
     return study.shapes(frame)[0][1]
 
 
+def every_op() -> pd.DataFrame:
+    frames = [gemm_frame(backends=("native",), op=op) for op in ("dsd", "dsd_t", "sdd")]
+    return study.shapes(pd.concat(frames, ignore_index=True))[0][1]
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "speedup": lambda: figures.speedup_figure(one_shape()),
     "efficiency": lambda: figures.efficiency_figure(one_shape()),
@@ -65,6 +71,14 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "integral": lambda: training_figures.integral_figure(train_frame()),
     "amdahl": lambda: theory_figures.amdahl_figure(train_frame()),
     "tradeoff": lambda: figures.tradeoff_figure(train_frame(), gemm_frame()),
+    "ops": lambda: measured_figures.op_figure(every_op()),
+    "layer": lambda: measured_figures.layer_figure(study.main_layer(lstm_frame())),
+    "layer, weight_hh": lambda: measured_figures.layer_figure(study.main_layer(lstm_frame(scope="weight_hh"))),
+    "layer efficiency": lambda: measured_figures.layer_efficiency_figure(lstm_frame((256, 512, 1152, 2048))),
+    "integral by step": lambda: realised_figures.integral_steps_figure(sparse_frame()),
+    "end to end": lambda: realised_figures.end_to_end_figure(sparse_frame()),
+    "end to end, one seed": lambda: realised_figures.end_to_end_figure(sparse_frame(1, lasso="proximal")),
+    "nothing run": lambda: measured_figures.layer_figure(None),
 }
 
 
