@@ -12,11 +12,16 @@ from analysis.variants import common_sparsity, is_dense, replicates, runs, witho
 OURS = "native"
 
 
-def findings(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> list[str]:
-    """Three sentences: the fastest product, the cost in perplexity, and what was not measured or bought nothing."""
-    train = None if train is None or train.empty else train
-    gemm = None if gemm is None or gemm.empty else gemm
-    return [_speed(gemm), _cost(train), _limits(train, gemm)]
+def findings(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None = None) -> list[str]:
+    """Three sentences: the fastest product, the cost in perplexity, and what was not measured or bought nothing.
+
+    Where LSTM layers were timed, a fourth about the fastest of them; without products it comes first instead.
+    """
+    train, gemm, lstm = (None if frame is None or frame.empty else frame for frame in (train, gemm, lstm))
+    others = [_cost(train), _limits(train, gemm, lstm)]
+    if lstm is None:
+        return [_speed(gemm), *others]
+    return [_layer(lstm), *others] if gemm is None else [_speed(gemm), *others, _layer(lstm)]
 
 
 def _count(number: int, noun: str) -> str:
@@ -60,6 +65,24 @@ def _speed(gemm: pd.DataFrame | None) -> str:
     return f"{sentence}; {OURS} {_efficiency(ours)}."
 
 
+def _layer(lstm: pd.DataFrame) -> str:
+    """The fastest block-sparse LSTM layer against its baseline and theory."""
+    parts = [compare.lstm_points(part) for _, part in split(lstm, "lstm")]
+    points = pd.concat(parts, ignore_index=True)
+    best = compare.best_product(points)
+    if best is None:
+        return f"Layer: no block-sparse LSTM layer was timed; most often: {_most_common_reason(lstm)}."
+    found = Estimate(best["measured_speedup"], best["low"], best["high"], int(best["seeds"]))
+    name = compare.layer_name([best[side] for side in compare.LAYER_SIDES])
+    passes = best["passes"].replace("_", " + ")
+    doubt = " (noisy)" if best["noisy"] else ""
+    return (
+        f"Layer: the fastest {_quietly(compare.block_sparse(points))}block-sparse LSTM layer is {best['backend']} at block "
+        f"{best['block_size']} and sparsity {best['sparsity']:.2f}, {name}, batch {best['batch_size']}, {passes}, at "
+        f"{times(found)} of {best['baseline']}{doubt}, where theory promises {best['predicted_speedup']:.2f}×."
+    )
+
+
 def _quietly(points: pd.DataFrame) -> str:
     """What to call points where only the quiet ones are spoken of; empty where none is left out."""
     return "" if len(compare.quiet(points)) == len(points) else "quietly timed "
@@ -99,22 +122,24 @@ def _cost(train: pd.DataFrame | None) -> str:
     return sentence + f" against {min(row['test_ppl'].value for row in records(dense)):.1f} dense, a cost of {cost}."
 
 
-def _limits(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> str:
+def _limits(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None) -> str:
     """What failed or was noisy, and what masks alone buy in training time."""
-    return f"Limits: {'; '.join([*_gaps(train, gemm), _masks(train)])}."
+    return f"Limits: {'; '.join([*_gaps(train, gemm, lstm), _masks(train)])}."
 
 
-def _gaps(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> list[str]:
+def _gaps(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None) -> list[str]:
     words = []
-    for frame, noun in ((gemm, "product cell"), (train, "training run")):
+    for frame, noun in ((gemm, "product cell"), (lstm, "layer cell"), (train, "training run")):
         if frame is None:
             continue
         cells, bad = frame["cell_id"].nunique(), frame.loc[frame["status"] != "ok", "cell_id"].nunique()
         if bad:
             words.append(f"{bad} of {_count(cells, noun)} gave no result, most often {_most_common_reason(frame)}")
-    if gemm is not None and (ok := int((gemm["status"] == "ok").sum())):
-        words.append(f"{int(gemm['noisy'].fillna(False).sum())} of {_count(ok, 'timing')} were noisy")
-    return words or ["nothing was measured" if train is None and gemm is None else "every cell gave a result"]
+    timed = [frame for frame in (gemm, lstm) if frame is not None]
+    if ok := sum(int((frame["status"] == "ok").sum()) for frame in timed):
+        noisy = sum(int(frame["noisy"].fillna(False).sum()) for frame in timed)
+        words.append(f"{noisy} of {_count(ok, 'timing')} were noisy")
+    return words or ["nothing was measured" if train is None and not timed else "every cell gave a result"]
 
 
 def _masks(train: pd.DataFrame | None) -> str:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from analysis import compare, style, theory
 from analysis.load import one_of
-from analysis.panels import block_legend, limits, not_measured, panels, speedup_panel
+from analysis.panels import MAX_COLS, block_legend, limits, not_measured, panels, speedup_panel
 
 OPS = {"dsd": "dsd: Y = W X", "dsd_t": "dsd_t: dX = Wᵀ dY", "sdd": "sdd: dW = dY Xᵀ"}
 BASELINES = {"torch_lstm": "torch.nn.LSTM, fused", "loop_lstm": "step loop, dense products"}
@@ -19,24 +19,27 @@ SPEEDUP = "speedup over dense (log₂)"
 
 
 def op_figure(gemm: pd.DataFrame | None, backend: str = "native") -> Figure:
-    """Measured against theoretical speedup of one backend on one product shape: a panel per op, a line per block size.
+    """Measured against theoretical speedup of one backend: a panel per product shape and op, a line per block size.
 
-    gemm: rows of one shape that differ in op at most otherwise (`study.widest(..., over="op")`); failed cells are listed.
+    gemm: rows that differ in op at most where rows are unlike (`study.widest(..., over="op")`); failed cells are listed.
     """
-    title = "Products for training: measured against theory"
+    title = f"Products of the {backend} backend against dense, measured and in theory"
     if gemm is None or gemm.empty:
         return style.empty_figure(title, "no sweep timed products: not run")
-    one_of(gemm, compare.SHAPE)
     points = compare.gemm_points(gemm, over="op")
     points = points[points["backend"] == backend]
-    title = f"{backend} against dense: {compare.shape_name(tuple(gemm[compare.SHAPE].iloc[0]))}"
     if points.empty:
-        return style.empty_figure(title, "no cell was measured")
-    ops = [op for op in OPS if op in set(points["op"])]
-    drawn, axes = panels(len(ops), 3.7, sharey=True)
-    for ax, op in zip(axes, ops, strict=True):
-        speedup_panel(ax, points[points["op"] == op], limits(points), OPS[op])
-    axes[0].set_ylabel(SPEEDUP)
+        return style.empty_figure(title, f"no product of {backend} was measured")
+    parts = [part for _, part in points.groupby([*compare.SHAPE, "op"], sort=True)]
+    columns = points["op"].nunique() if points["op"].nunique() > 1 else MAX_COLS
+    drawn, axes = panels(len(parts), 3.9, columns, sharey=True)
+    for ax, part in zip(axes, parts, strict=True):
+        first = part.iloc[0]
+        speedup_panel(
+            ax, part, limits(points), f"{OPS[first['op']]}\n{compare.shape_name(tuple(first[compare.SHAPE]))}"
+        )
+    for ax in axes[::columns]:
+        ax.set_ylabel(SPEEDUP)
     block_legend(drawn, points)
     drawn.suptitle(title, fontsize=12)
     style.margin(drawn, not_measured(gemm[gemm["backend"] == backend], "op"))

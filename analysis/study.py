@@ -67,7 +67,7 @@ def widest(studies: Sequence[Study], table: str, over: str | None = None) -> pd.
     `over` names a column whose values stay together. Of training tables, one with probes comes before any without.
     """
     parts = [main_part(study.tables[table], table, over) for study in studies if table in study.tables]
-    return max(parts, key=lambda part: (_probed(part), (part["status"] == "ok").sum())) if parts else None
+    return max(parts, key=lambda part: (_probed(part), _weight(part))) if parts else None
 
 
 def _probed(part: pd.DataFrame) -> bool:
@@ -75,8 +75,13 @@ def _probed(part: pd.DataFrame) -> bool:
 
 
 def main_part(frame: pd.DataFrame, table: str, over: str | None = None) -> pd.DataFrame:
-    """The comparable part of a table with the most measured rows (of equal ones, the first)."""
-    return max((part for _, part in split(frame, table, over)), key=lambda part: (part["status"] == "ok").sum())
+    """The comparable part of a table with the most measured rows (of equal ones, that with backward passes, or the first)."""
+    return max((part for _, part in split(frame, table, over)), key=_weight)
+
+
+def _weight(part: pd.DataFrame) -> tuple[int, bool]:
+    trains = "passes" in part and bool((part["passes"] == "forward_backward").all())
+    return int((part["status"] == "ok").sum()), trains
 
 
 def shapes(gemm: pd.DataFrame | None) -> list[tuple[str, pd.DataFrame]]:

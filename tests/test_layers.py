@@ -42,7 +42,7 @@ RUNGS: list[list[str]] = [
         "analysis.realised_tables",
         "analysis.study",
     ],
-    ["analysis.goals"],
+    ["analysis.goals", "analysis.sections"],
     ["analysis.report", "analysis.execution"],
     ["analysis.__main__"],
 ]

@@ -56,8 +56,8 @@ def one_shape(**settings: object) -> object:
 
 
 def every_op() -> pd.DataFrame:
-    frames = [gemm_frame(backends=("native",), op=op) for op in ("dsd", "dsd_t", "sdd")]
-    return study.shapes(pd.concat(frames, ignore_index=True))[0][1]
+    ops = [gemm_frame(backends=("native",), op=op, n=n) for op in ("dsd", "dsd_t", "sdd") for n in (20, 80)]
+    return pd.concat(ops, ignore_index=True)
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
@@ -72,6 +72,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "amdahl": lambda: theory_figures.amdahl_figure(train_frame()),
     "tradeoff": lambda: figures.tradeoff_figure(train_frame(), gemm_frame()),
     "ops": lambda: measured_figures.op_figure(every_op()),
+    "shapes of one op": lambda: measured_figures.op_figure(pd.concat([gemm_frame(n=n) for n in (5, 10, 20, 80)])),
     "layer": lambda: measured_figures.layer_figure(study.main_layer(lstm_frame())),
     "layer, weight_hh": lambda: measured_figures.layer_figure(study.main_layer(lstm_frame(scope="weight_hh"))),
     "layer efficiency": lambda: measured_figures.layer_efficiency_figure(lstm_frame((256, 512, 1152, 2048))),
