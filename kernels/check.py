@@ -1,16 +1,28 @@
-"""The self-check of a prepared launch against the float64 reference, on the launch's own operands.
+"""The self-check of a prepared launch against float64, on the launch's own operands.
 
-Any order of summing k products, with or without fused multiply-adds, is within gamma_k |w| |x| of the exact value, where
-gamma_k = k u / (1 - k u) and u is the unit roundoff of the accumulation (Higham, Accuracy and Stability of Numerical
-Algorithms, section 3.1). k is counted row by row: only non-zero weights round.
+Products: any order of summing k terms, with or without fused multiply-adds, is within gamma_k |A| |B| of the exact A B,
+element by element, where gamma_k = k u / (1 - k u) and u is the unit roundoff of the accumulation (Higham, Accuracy and
+Stability of Numerical Algorithms, section 3.1). k is counted row by row: only non-zero weights round.
+
+LSTM layers: the rigorous bound grows exponentially with the steps, so errors are compared with the largest element of
+each output, and with what rounding errors are expected to reach. Summing k terms errs by about sqrt(k) u (Higham and
+Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019); the operations of the gates add GATE_ERRORS u. At the
+weights of a problem, of scale 1 / sqrt(hidden), a step passes on the error of the one before it undamped at most, so that
+`steps` such errors add up; the backward pass doubles them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import sqrt
+
 import torch
 from torch import Tensor
 
-from kernels.problem import Launch
+from kernels.backends.reference import lstm_reference
+from kernels.lstm_problem import LstmProblem
+from kernels.problem import GemmProblem, Launch, Problem
 
 ACCUMULATION_ROUNDOFF = {
     torch.float64: 2.0**-53,
@@ -19,6 +31,9 @@ ACCUMULATION_ROUNDOFF = {
     torch.float16: 2.0**-24,
 }
 OUTPUT_ROUNDOFF = {torch.float64: 0.0, torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+GATE_ERRORS = 16
+
+Expected = dict[str, tuple[Tensor, Tensor]]  # by name: the float64 result, and the largest error of each element
 
 
 def gamma(terms: Tensor, roundoff: float) -> Tensor:
@@ -26,43 +41,86 @@ def gamma(terms: Tensor, roundoff: float) -> Tensor:
     return terms * roundoff / (1 - terms * roundoff)
 
 
-def error_bound(weight: Tensor, x: Tensor, expected: Tensor) -> Tensor:
-    """Largest error of each output element a correct kernel can make: float64[m, n]. Zero where a row has no weights."""
-    dtype = x.dtype
-    terms = (weight != 0).sum(dim=1, keepdim=True).double()
+def error_bound(left: Tensor, right: Tensor, expected: Tensor) -> Tensor:
+    """Largest error of each element of left @ right that a correct kernel can make: float64[rows, cols].
+
+    Zero where a row of `left` is empty.
+    """
+    dtype = right.dtype
+    terms = (left != 0).sum(dim=1, keepdim=True).double()
     sums = gamma(terms, ACCUMULATION_ROUNDOFF[dtype]) + gamma(terms, 2.0**-53)  # the reference itself rounds in float64
     underflow = terms * torch.finfo(dtype).tiny
-    bound = sums * (weight.double().abs() @ x.double().abs()) + underflow
+    bound = sums * (left.double().abs() @ right.double().abs()) + underflow
     return bound + OUTPUT_ROUNDOFF[dtype] * (expected.abs() + bound)
 
 
-def check(launch: Launch, weight: Tensor, x: Tensor) -> tuple[float, str | None]:
-    """Run `launch` into a NaN-filled output: (largest |error| / bound, None or one line saying what is wrong).
+def lstm_tolerance(problem: LstmProblem) -> float:
+    """Largest error of an LSTM layer's outputs and gradients, relative to the largest element of each."""
+    samples = problem.batch_size * problem.steps  # summed by the gradients of weights and biases
+    terms = max(problem.input_size + problem.hidden_size, 4 * problem.hidden_size, samples)
+    return 2 * problem.steps * (sqrt(terms) + GATE_ERRORS) * ACCUMULATION_ROUNDOFF[problem.torch_dtype]
 
-    weight: [m, k], what the launch multiplies; x: [k, n]. The ratio is infinite where the output is unusable.
+
+def expected_outputs(problem: Problem, dense: bool) -> Expected:
+    """What a right launch gives, and how far from it it may be."""
+    if isinstance(problem, LstmProblem):
+        results = lstm_reference(problem, dense)
+        tolerance = lstm_tolerance(problem)
+        largest = {name: result.abs().max() if result.numel() else result.sum() for name, result in results.items()}
+        return {name: (result, tolerance * largest[name].expand_as(result)) for name, result in results.items()}
+    assert isinstance(problem, GemmProblem)
+    left, right = problem.factors(dense)
+    product = left.double() @ right.double()
+    return {"output": (problem.wanted(product), problem.wanted(error_bound(left, right, product)))}
+
+
+def check(launch: Launch, problem: Problem) -> tuple[float, str | None]:
+    """Run `launch` into NaN-filled outputs: (largest |error| / bound, None or one line saying what is wrong).
+
+    The ratio is infinite where an output is unusable.
     """
-    launch.poison()
-    launch()
-    output = launch.output()
-    if output.shape != (weight.shape[0], x.shape[1]) or output.dtype != x.dtype:
-        wanted = (weight.shape[0], x.shape[1])
-        return float("inf"), f"output is {output.dtype} {tuple(output.shape)}, wanted {x.dtype} {wanted}"
+    with _nan_filled_memory():
+        launch.poison()
+        launch()
+        outputs = launch.outputs()
+    expected, largest = expected_outputs(problem, launch.dense), 0.0
+    if outputs.keys() != expected.keys():
+        return float("inf"), f"outputs are {', '.join(outputs)}, wanted {', '.join(expected)}"
+    for name, (wanted, bound) in expected.items():
+        ratio, wrong = _compare(name, outputs[name], problem.torch_dtype, wanted, bound)
+        largest = max(largest, ratio)
+        if wrong is not None:
+            return ratio, wrong
+    return largest, None
+
+
+def _compare(name: str, output: Tensor, dtype: torch.dtype, wanted: Tensor, bound: Tensor) -> tuple[float, str | None]:
+    if output.shape != wanted.shape or output.dtype != dtype:
+        got = f"{name} is {output.dtype} {tuple(output.shape)}"
+        return float("inf"), f"{got}, wanted {dtype} {tuple(wanted.shape)}"
     bad = int((~torch.isfinite(output)).sum())
     if bad:
-        return float(
-            "inf"
-        ), f"{bad} of {output.numel()} output elements are NaN or infinite (unwritten elements show as NaN)"
-    expected = weight.double() @ x.double()
-    error = (output.double() - expected).abs()
-    bound = error_bound(weight, x, expected)
+        share = f"{bad} of {output.numel()} {name} elements"
+        return float("inf"), f"{share} are NaN or infinite (unwritten elements show as NaN)"
+    if not output.numel():
+        return 0.0, None
+    error = (output.double() - wanted).abs()
     ratio = torch.where(error == 0, 0.0, error / bound)
-    worst = int(ratio.argmax())
-    largest = float(ratio.flatten()[worst])
+    place = torch.unravel_index(ratio.argmax(), ratio.shape)
+    largest = float(ratio[place])
     if largest <= 1.0:
         return largest, None
-    row, col = divmod(worst, output.shape[1])
-    got, wanted_value = float(output[row, col]), float(expected[row, col])
-    return (
-        largest,
-        f"output[{row}, {col}] is {got:.9g}, expected {wanted_value:.9g}: {largest:.3g} times the error bound",
-    )
+    where = f"{name}[{', '.join(str(int(index)) for index in place)}]"
+    values = f"{float(output[place]):.9g}, expected {float(wanted[place]):.9g}"
+    return largest, f"{where} is {values}: {largest:.3g} times the error bound"
+
+
+@contextmanager
+def _nan_filled_memory() -> Iterator[None]:
+    """Torch fills uninitialised tensors with NaN inside, so that what a launch allocates and leaves unwritten shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -10,36 +11,35 @@ import torch
 from torch import Tensor
 
 from kernels.blockmask import BlockMask, grid_shape
+from kernels.bsr import BSRMatrix
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OPS = ("dsd", "dsd_t", "sdd")
 
 
-@dataclass(frozen=True)
-class GemmProblem:
-    """dsd: Y[m, n] = W[m, k] @ X[k, n] with a block-sparse W; every operand is drawn from a normal distribution.
+def require(noun: str, name: str, accepted: Sequence[str]) -> None:
+    """ValueError where `name` is not accepted."""
+    if name not in accepted:
+        raise ValueError(f"unknown {noun} {name!r}; accepted: {', '.join(accepted)}")
 
-    sparsity: share of empty blocks wanted, in [0, 1]. dtype: a key of `DTYPES`. device: 'cpu' or 'cuda'.
-    mask: a given pattern instead of a random one (then `sparsity` is only a label).
-    """
 
-    m: int
-    k: int
-    n: int
+class Problem:
+    """What all problems share: settings, and operands that are made at their first use, from a normal distribution."""
+
     block_size: int
-    sparsity: float
-    dtype: str = "float32"
-    device: str = "cpu"
-    seed: int = 0
-    given_mask: BlockMask | None = field(default=None, compare=False)
+    sparsity: float  # share of empty blocks wanted, in [0, 1]
+    dtype: str  # a key of DTYPES
+    device: str  # 'cpu' or 'cuda'
+    seed: int
 
-    def __post_init__(self) -> None:
-        grid_shape(self.m, self.k, self.block_size)
-        if self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"unknown dtype {self.dtype!r}; accepted: {', '.join(DTYPES)}")
-        if self.given_mask is not None and self.given_mask.shape != (self.m, self.k):
-            raise ValueError(f"the mask covers {self.given_mask.shape}, the weight is {(self.m, self.k)}")
+    @property
+    def masks(self) -> Mapping[str, BlockMask]:
+        """The pattern of every block-sparse weight, by name."""
+        raise NotImplementedError
+
+    def draw(self) -> None:
+        """Make every operand now."""
+        raise NotImplementedError
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -52,11 +52,53 @@ class GemmProblem:
     def _generator(self, stream: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 16 + stream)
 
+    def _random_mask(self, stream: int, rows: int, cols: int) -> BlockMask:
+        return BlockMask.random(rows, cols, self.block_size, self.sparsity, self._generator(stream))
+
+    def _normal(self, stream: int, *shape: int, scale: float = 1.0) -> Tensor:
+        drawn = torch.randn(shape, generator=self._generator(stream), dtype=torch.float32) * scale
+        return drawn.to(device=self.device, dtype=self.torch_dtype).contiguous()
+
+    def _pruned(self, weight: Tensor, mask: BlockMask) -> Tensor:
+        return torch.where(mask.expand(self.device), weight, weight.new_zeros(()))
+
+
+@dataclass(frozen=True)
+class GemmProblem(Problem):
+    """A product with a block-sparse W[m, k], and what training needs of it.
+
+    op 'dsd': Y[m, n] = W X[k, n]; 'dsd_t': Y[k, n] = W^T G[m, n] (the gradient of X); 'sdd': the kept blocks of
+    G[m, n] X[k, n]^T (the gradient of W), [nnzb, b, b]. given_mask: a pattern instead of a random one (then `sparsity`
+    is only a label).
+    """
+
+    m: int
+    k: int
+    n: int
+    block_size: int
+    sparsity: float
+    dtype: str = "float32"
+    device: str = "cpu"
+    seed: int = 0
+    given_mask: BlockMask | None = field(default=None, compare=False)
+    op: str = "dsd"
+
+    def __post_init__(self) -> None:
+        grid_shape(self.m, self.k, self.block_size)
+        if self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}")
+        require("dtype", self.dtype, list(DTYPES))
+        require("op", self.op, OPS)
+        if self.given_mask is not None and self.given_mask.shape != (self.m, self.k):
+            raise ValueError(f"the mask covers {self.given_mask.shape}, the weight is {(self.m, self.k)}")
+
     @cached_property
     def mask(self) -> BlockMask:
-        if self.given_mask is not None:
-            return self.given_mask
-        return BlockMask.random(self.m, self.k, self.block_size, self.sparsity, self._generator(0))
+        return self._random_mask(0, self.m, self.k) if self.given_mask is None else self.given_mask
+
+    @property
+    def masks(self) -> Mapping[str, BlockMask]:
+        return {"weight": self.mask}
 
     @cached_property
     def full_weight(self) -> Tensor:
@@ -66,16 +108,29 @@ class GemmProblem:
     @cached_property
     def weight(self) -> Tensor:
         """[m, k], zero outside the kept blocks."""
-        return torch.where(self.mask.expand(self.device), self.full_weight, self.full_weight.new_zeros(()))
+        return self._pruned(self.full_weight, self.mask)
 
     @cached_property
     def x(self) -> Tensor:
         """[k, n]."""
         return self._normal(2, self.k, self.n)
 
-    def _normal(self, stream: int, rows: int, cols: int) -> Tensor:
-        drawn = torch.randn(rows, cols, generator=self._generator(stream), dtype=torch.float32)
-        return drawn.to(device=self.device, dtype=self.torch_dtype).contiguous()
+    @cached_property
+    def grad(self) -> Tensor:
+        """G, the gradient of Y = W X: [m, n]."""
+        return self._normal(3, self.m, self.n)
+
+    def draw(self) -> None:
+        _ = self.factors(dense=True), self.factors(dense=False)
+
+    def factors(self, dense: bool) -> tuple[Tensor, Tensor]:
+        """The two matrices that are multiplied; dense: with the full weight."""
+        weight = self.full_weight if dense else self.weight
+        return {"dsd": (weight, self.x), "dsd_t": (weight.T, self.grad), "sdd": (self.grad, self.x.T)}[self.op]
+
+    def wanted(self, product: Tensor) -> Tensor:
+        """What of the whole product is asked for: of sdd the kept blocks, else everything."""
+        return BSRMatrix.from_dense(product, self.mask).data if self.op == "sdd" else product
 
     @property
     def dense_flops(self) -> int:
@@ -91,29 +146,29 @@ class GemmProblem:
 class Launch(Protocol):
     """A prepared problem. Calling it launches the kernel on the current stream and does nothing else."""
 
-    kernel: str  # what ran, e.g. 'native avx512' or 'torch.matmul'
-    weight: Tensor  # [m, k], what is multiplied: `full_weight` for the dense baseline, `weight` for the others
-    weight_bytes: int  # values of the stored weight
-    index_bytes: int  # its indices
+    kernel: str  # what ran, e.g. 'native avx512' or 'torch.mm'
+    dense: bool  # whether the weights are those with no block emptied, as the baselines' are
+    weight_bytes: int  # values of the stored block-sparse weights
+    index_bytes: int  # their indices
 
     def __call__(self) -> None: ...
 
-    def output(self) -> Tensor:
-        """The result of the last launch, untimed. [m, n]."""
+    def outputs(self) -> dict[str, Tensor]:
+        """The results of the last launch by name, untimed: of a product 'output', of an LSTM layer y, h, c, grad_x ..."""
         ...
 
     def poison(self) -> None:
-        """Fill the output buffer with NaN where the backend owns one, so that unwritten elements show."""
+        """Fill the output buffers with NaN where the backend owns any, so that unwritten elements show."""
         ...
 
 
 class Backend(Protocol):
-    """One implementation of the problems."""
+    """One implementation of the problems, or of some of them."""
 
-    def unsupported(self, problem: GemmProblem) -> str | None:
+    def unsupported(self, problem: Problem) -> str | None:
         """Why this backend cannot solve `problem` here, or None. Never raises."""
         ...
 
-    def prepare(self, problem: GemmProblem) -> Launch:
-        """Compile, convert and allocate; untimed."""
+    def prepare(self, problem: Problem) -> Launch:
+        """Compile, convert, allocate, choose; untimed. Only for a problem that is supported."""
         ...

@@ -72,6 +72,5 @@ class Catalogue:
         return iter(self.names())
 
 
-BACKENDS = Catalogue(
-    "backend", "kernels.backends", "BACKEND", helpers=("native_library", "native_lstm", "native_products")
-)
+HELPERS = ("fastest", "lstm_launch", "native_library", "native_lstm", "native_products")
+BACKENDS = Catalogue("backend", "kernels.backends", "BACKEND", helpers=HELPERS)

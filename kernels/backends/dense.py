@@ -1,42 +1,87 @@
-"""The baseline: torch's dense product (the CPU's BLAS, cuBLAS on a GPU) of the weight with no block emptied.
+"""The baseline: torch's dense product (the CPU's BLAS, cuBLAS on a GPU) with the weight that has no block emptied.
 
-Normal data everywhere, since GEMM libraries are faster on zeros.
+Normal data everywhere, since GEMM libraries are faster on zeros. How fast they are hangs on the memory order of the
+matrices, so every order is tried, and the weight packed beforehand by MKL where torch has that; the fastest is the baseline.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
 import torch
 from torch import Tensor
 
-from kernels.problem import GemmProblem, Launch
+from kernels.backends.fastest import fastest
+from kernels.problem import GemmProblem, Launch, Problem
+
+Way = Callable[[], Tensor]  # a launch that answers where its result is
+
+
+def _in_order(matrix: Tensor, order: str) -> Tensor:
+    return matrix.contiguous() if order == "rows" else matrix.T.contiguous().T
+
+
+def _multiply(left: Tensor, right: Tensor, result: Tensor) -> Tensor:
+    return torch.mm(left, right, out=result)
+
+
+def _packed_by_mkl(left: Tensor, right: Tensor) -> Way | None:
+    """left @ right with `left` packed, as torch's compiler does for inference; None where this torch cannot."""
+    if left.dtype != torch.float32 or left.device.type != "cpu" or not hasattr(torch.ops.mkl, "_mkl_linear"):
+        return None
+    n, weight, rows = right.shape[1], left.contiguous(), right.T.contiguous()
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, n)
+    return lambda: torch.ops.mkl._mkl_linear(rows, packed, weight, None, n).T
+
+
+def ways(problem: GemmProblem) -> dict[str, Way]:
+    """Every way to multiply, by name: the memory orders of the two factors and of the result."""
+    left, right = problem.factors(dense=True)
+    orders = ("rows", "columns")
+    factors = {order: (_in_order(left, order), _in_order(right, order)) for order in orders}
+    result = left.new_empty(left.shape[0], right.shape[1])
+    results = {order: _in_order(result, order) for order in orders}
+    found: dict[str, Way] = {
+        f"torch.mm, {a} x {b} -> {c}": partial(_multiply, factors[a][0], factors[b][1], results[c])
+        for a, b, c in product(orders, repeat=3)
+    }
+    packed = _packed_by_mkl(left, right) if problem.op != "sdd" else None
+    return found | ({"torch's mkl_linear, packed weight": packed} if packed else {})
 
 
 class DenseLaunch:
-    kernel = "torch.matmul"
+    dense = True
     index_bytes = 0
 
     def __init__(self, problem: GemmProblem) -> None:
-        self.weight, self.x = problem.full_weight, problem.x
-        self.result = torch.empty(problem.m, problem.n, dtype=self.x.dtype, device=self.x.device)
-        self.weight_bytes = self.weight.numel() * self.weight.element_size()
+        candidates = ways(problem)
+        self.kernel = fastest(candidates, problem.device)
+        self.run, self.problem = candidates[self.kernel], problem
+        self.result = self.run()
+        self.weight_bytes = problem.m * problem.k * self.result.element_size()
 
     def __call__(self) -> None:
-        torch.matmul(self.weight, self.x, out=self.result)
+        self.result = self.run()
 
-    def output(self) -> Tensor:
-        return self.result
+    def outputs(self) -> dict[str, Tensor]:
+        return {"output": self.problem.wanted(self.result)}
 
     def poison(self) -> None:
         self.result.fill_(float("nan"))
 
 
 class DenseBackend:
-    """Every dtype, on cpu and cuda."""
+    """Every product and dtype, on cpu and cuda."""
 
-    def unsupported(self, problem: GemmProblem) -> str | None:
+    def unsupported(self, problem: Problem) -> str | None:
+        if not isinstance(problem, GemmProblem):
+            return "dense has no LSTM layer; the baselines of a layer are torch_lstm and loop_lstm"
         return problem.missing_device()
 
-    def prepare(self, problem: GemmProblem) -> Launch:
+    def prepare(self, problem: Problem) -> Launch:
+        assert isinstance(problem, GemmProblem)
         return DenseLaunch(problem)
 
 

@@ -1,51 +1,94 @@
-"""Our CPU kernel (native/dsd.cpp), compiled at first use for the CPU at hand."""
+"""Our CPU kernels (native/*.cpp), compiled at first use for the CPU at hand."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from kernels.backends.native_library import describe, entry, library, unsupported
-from kernels.backends.native_products import pack, product
+from kernels.backends.lstm_launch import LstmLaunch, Outputs
+from kernels.backends.native_library import describe, entry, library, pool_for, unsupported
+from kernels.backends.native_lstm import work_of_a_step
+from kernels.backends.native_products import pack, product, sdd
 from kernels.bsr import BSRMatrix
-from kernels.problem import GemmProblem, Launch
+from kernels.lstm_problem import LstmProblem
+from kernels.ops import block_sparse_lstm
+from kernels.problem import GemmProblem, Launch, Problem
 
 
-class NativeLaunch:
-    """One product, prepared for the number of threads torch has now (or fewer: as many as it is worth)."""
+class ProductLaunch:
+    """One product, prepared for the number of threads torch has now (or fewer: as many as it is worth).
+
+    The values of dsd and dsd_t are packed beforehand; sdd allocates what it answers, as training does.
+    """
+
+    dense = False
 
     def __init__(self, problem: GemmProblem) -> None:
-        self.weight, self.x = problem.weight, problem.x
-        self.result = torch.empty(problem.m, problem.n, dtype=problem.torch_dtype)
         bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
-        self.packed = pack(bsr.data, bsr.index, problem.n)
-        arguments, self.scratch = product(self.packed, self.x, self.result)
-        self.argument = ctypes.byref(arguments)
-        self.run = entry("dsd", problem.torch_dtype, "dsd")
-        self.kernel = describe(library("dsd", problem.torch_dtype), arguments.pool.threads)
+        self.weight_bytes, self.index_bytes = bsr.values_nbytes, bsr.index_nbytes
+        self.result = torch.empty(0)
+        self.run = self._sampled(problem, bsr) if problem.op == "sdd" else self._packed(problem, bsr)
+
+    def _packed(self, problem: GemmProblem, bsr: BSRMatrix) -> Callable[[], object]:
+        turned, x = problem.op == "dsd_t", problem.factors(dense=False)[1]
+        self.packed = pack(bsr.data, bsr.index, problem.n, turned)
+        self.result = x.new_empty(bsr.shape[1] if turned else bsr.shape[0], problem.n)
+        arguments, self.scratch = product(self.packed, x, self.result)
+        self.kernel = describe(library("dsd", x.dtype), arguments.pool.threads)
         self.weight_bytes = self.packed.values.numel() * self.packed.values.element_size()
-        self.index_bytes = bsr.index_nbytes
+        return partial(entry("dsd", x.dtype, "dsd"), ctypes.byref(arguments))
+
+    def _sampled(self, problem: GemmProblem, bsr: BSRMatrix) -> Callable[[], object]:
+        grad, x = problem.grad, problem.x
+        self.kernel = describe(library("dsd", x.dtype), pool_for(bsr.data.numel() * problem.n).threads)
+
+        def run() -> None:
+            self.result = sdd(grad, x, bsr.index, bsr.block_size)
+
+        return run
 
     def __call__(self) -> None:
-        self.run(self.argument)
+        self.run()
 
-    def output(self) -> Tensor:
-        return self.result
+    def outputs(self) -> dict[str, Tensor]:
+        return {"output": self.result}
 
     def poison(self) -> None:
         self.result.fill_(float("nan"))
 
 
+def lstm_launch(problem: LstmProblem) -> LstmLaunch:
+    """One layer; its values are packed in every launch, as training must."""
+    bsr = {name: BSRMatrix.from_dense(problem.weights[name], mask) for name, mask in problem.masks.items()}
+
+    def forward(leaves: Mapping[str, Tensor]) -> Outputs:
+        weights = {name: matrix.with_data(leaves[name]) for name, matrix in bsr.items()}
+        into = weights.get("weight_ih", leaves["weight_ih"])
+        biases = leaves["bias_ih"], leaves["bias_hh"]
+        return block_sparse_lstm(leaves["x"], problem.state, into, weights["weight_hh"], *biases, kernel="native")
+
+    values = {**problem.weights, **{name: matrix.data for name, matrix in bsr.items()}}
+    threads = pool_for(work_of_a_step(values["weight_hh"], problem.batch_size)).threads
+    kernel = describe(library("dsd", problem.torch_dtype), threads)
+    index_bytes = sum(matrix.index_nbytes for matrix in bsr.values())
+    return LstmLaunch(problem, kernel, values, forward, dense=False, index_bytes=index_bytes)
+
+
 class NativeBackend:
     """float32 and float64 on a CPU, every block size, where a C++ compiler is at hand."""
 
-    def unsupported(self, problem: GemmProblem) -> str | None:
-        return unsupported(problem.torch_dtype, torch.device(problem.device))
+    def unsupported(self, problem: Problem) -> str | None:
+        return problem.missing_device() or unsupported(problem.torch_dtype, torch.device(problem.device))
 
-    def prepare(self, problem: GemmProblem) -> Launch:
-        return NativeLaunch(problem)
+    def prepare(self, problem: Problem) -> Launch:
+        if isinstance(problem, LstmProblem):
+            return lstm_launch(problem)
+        assert isinstance(problem, GemmProblem)
+        return ProductLaunch(problem)
 
 
 BACKEND = NativeBackend()

@@ -4,50 +4,55 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
 
 from kernels.bsr import BSRMatrix
-from kernels.problem import GemmProblem, Launch
+from kernels.problem import GemmProblem, Launch, Problem
 
 
 class ScipyBsrLaunch:
-    kernel = "scipy.sparse.bsr_matrix @ dense, single-threaded"
+    dense = False
 
     def __init__(self, problem: GemmProblem) -> None:
-        self.weight = problem.weight
+        turned = problem.op == "dsd_t"
+        self.kernel = f"scipy.sparse.bsr_matrix{'.T' if turned else ''} @ dense, single-threaded"
         bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
         parts = (bsr.data.numpy(), bsr.indices.numpy(), bsr.indptr.numpy())
-        self.sparse = sparse.bsr_matrix(parts, shape=bsr.shape)
-        self.x = problem.x.numpy()
+        matrix = sparse.bsr_matrix(parts, shape=bsr.shape)
+        self.sparse = matrix.T if turned else matrix  # scipy copies the values here, not in the product
+        self.x = problem.factors(dense=False)[1].numpy()
         self.result: Any = None
-        self.shape = (problem.m, problem.n)
         self.weight_bytes = self.sparse.data.nbytes
         self.index_bytes = self.sparse.indices.nbytes + self.sparse.indptr.nbytes
 
     def __call__(self) -> None:
         self.result = self.sparse @ self.x
 
-    def output(self) -> Tensor:
-        return torch.from_numpy(self.result)
+    def outputs(self) -> dict[str, Tensor]:
+        return {"output": torch.from_numpy(self.result)}
 
     def poison(self) -> None:
-        self.result = np.full(self.shape, np.nan, dtype=self.x.dtype)
+        self.result = None
 
 
 class ScipyBsrBackend:
     """float32 and float64 on a CPU."""
 
-    def unsupported(self, problem: GemmProblem) -> str | None:
+    def unsupported(self, problem: Problem) -> str | None:
+        if not isinstance(problem, GemmProblem):
+            return "scipy_bsr has no LSTM layer"
+        if problem.op == "sdd":
+            return "scipy has no product sampled at blocks"
         if problem.device != "cpu":
             return "scipy runs on the CPU only"
         if problem.dtype not in ("float32", "float64"):
             return f"scipy has no {problem.dtype}"
         return None
 
-    def prepare(self, problem: GemmProblem) -> Launch:
+    def prepare(self, problem: Problem) -> Launch:
+        assert isinstance(problem, GemmProblem)
         return ScipyBsrLaunch(problem)
 
 

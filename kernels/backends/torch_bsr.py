@@ -7,21 +7,27 @@ import warnings
 import torch
 from torch import Tensor
 
+from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.problem import GemmProblem, Launch
+from kernels.problem import GemmProblem, Launch, Problem
 
 
 class TorchBsrLaunch:
-    kernel = "torch.sparse_bsr_tensor @ dense, int32 indices"
+    dense = False
 
     def __init__(self, problem: GemmProblem) -> None:
-        self.weight, self.x = problem.weight, problem.x
-        bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
+        weight, self.x = problem.factors(dense=False)
+        turned = problem.op == "dsd_t"
+        self.kernel = "torch.sparse_bsr_tensor @ dense, int32 indices" + (
+            ", values turned beforehand" if turned else ""
+        )
+        mask = BlockMask(problem.mask.kept.T, problem.block_size) if turned else problem.mask
+        bsr = BSRMatrix.from_dense(weight, mask)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta")
             parts = (bsr.indptr, bsr.indices, bsr.data)
             self.sparse = torch.sparse_bsr_tensor(*parts, size=bsr.shape, check_invariants=True)
-        self.result = torch.empty(problem.m, problem.n, dtype=self.x.dtype, device=self.x.device)
+        self.result = self.x.new_empty(bsr.shape[0], problem.n)
         indices = (self.sparse.crow_indices(), self.sparse.col_indices())  # what it stores, not what it was given
         self.weight_bytes = self.sparse.values().numel() * self.sparse.values().element_size()
         self.index_bytes = sum(index.numel() * index.element_size() for index in indices)
@@ -29,8 +35,8 @@ class TorchBsrLaunch:
     def __call__(self) -> None:
         torch.mm(self.sparse, self.x, out=self.result)
 
-    def output(self) -> Tensor:
-        return self.result
+    def outputs(self) -> dict[str, Tensor]:
+        return {"output": self.result}
 
     def poison(self) -> None:
         self.result.fill_(float("nan"))
@@ -39,7 +45,11 @@ class TorchBsrLaunch:
 class TorchBsrBackend:
     """float32 and float64 on a CPU whose torch was built with MKL."""
 
-    def unsupported(self, problem: GemmProblem) -> str | None:
+    def unsupported(self, problem: Problem) -> str | None:
+        if not isinstance(problem, GemmProblem):
+            return "torch_bsr has no LSTM layer"
+        if problem.op == "sdd":
+            return "torch has no product sampled at blocks (sampled_addmm answers single elements)"
         if problem.device != "cpu":
             return "torch_bsr is measured on the CPU only"
         if problem.dtype not in ("float32", "float64"):
@@ -48,7 +58,8 @@ class TorchBsrBackend:
             return "torch's block-sparse CPU product needs a torch built with MKL"
         return None
 
-    def prepare(self, problem: GemmProblem) -> Launch:
+    def prepare(self, problem: Problem) -> Launch:
+        assert isinstance(problem, GemmProblem)
         return TorchBsrLaunch(problem)
 
 

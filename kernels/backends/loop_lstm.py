@@ -1,0 +1,44 @@
+"""A baseline of LSTM layers: our step loop with dense products by torch, the weights with no block emptied.
+
+What a sparse layer is to beat where no fused layer exists: the inputs are projected for all steps at once, then every step
+is one product and the gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels.backends.lstm_launch import LstmLaunch, Outputs
+from kernels.lstm_problem import LstmProblem
+from kernels.problem import Launch, Problem
+
+
+class LoopLstmBackend:
+    """float32 and float64, on cpu and cuda."""
+
+    def unsupported(self, problem: Problem) -> str | None:
+        if not isinstance(problem, LstmProblem):
+            return "loop_lstm computes LSTM layers only"
+        return problem.missing_device()
+
+    def prepare(self, problem: Problem) -> Launch:
+        assert isinstance(problem, LstmProblem)
+
+        def forward(leaves: Mapping[str, Tensor]) -> Outputs:
+            projected = F.linear(leaves["x"], leaves["weight_ih"], leaves["bias_ih"] + leaves["bias_hh"])
+            (h, c), recurrent, outputs = (state[0] for state in problem.state), leaves["weight_hh"].T, []
+            for step in projected:
+                i, f, g, o = torch.addmm(step, h, recurrent).chunk(4, dim=1)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                h = o.sigmoid() * c.tanh()
+                outputs.append(h)
+            return torch.stack(outputs), (h[None], c[None])
+
+        return LstmLaunch(problem, "step loop of torch.addmm", problem.full_weights, forward, dense=True)
+
+
+BACKEND = LoopLstmBackend()

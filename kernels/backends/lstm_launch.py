@@ -1,0 +1,57 @@
+"""LstmLaunch: one pass through an LSTM layer, or one there and back, as a model does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from kernels.bsr import BSRMatrix
+from kernels.lstm_problem import LstmProblem
+
+Outputs = tuple[Tensor, tuple[Tensor, Tensor]]  # y, (h, c)
+
+
+class LstmLaunch:
+    """Calls `forward` with the operands and, where the problem asks for it, takes their gradients by autograd.
+
+    weights: by name, dense or the kept blocks [nnzb, b, b] of a BSRMatrix; they, x and the biases are the leaves.
+    """
+
+    def __init__(
+        self,
+        problem: LstmProblem,
+        kernel: str,
+        weights: Mapping[str, Tensor],
+        forward: Callable[[Mapping[str, Tensor]], Outputs],
+        dense: bool,
+        index_bytes: int = 0,
+    ) -> None:
+        self.problem, self.kernel, self.forward, self.dense = problem, kernel, forward, dense
+        self.backward = problem.passes == "forward_backward"
+        leaves = {"x": problem.x, **weights, **problem.biases}
+        self.leaves = {name: torch.nn.Parameter(leaf, self.backward) for name, leaf in leaves.items()}
+        self.results: dict[str, Tensor] = {}
+        self.weight_bytes = sum(weights[name].numel() * weights[name].element_size() for name in problem.masks)
+        self.index_bytes = index_bytes
+
+    def __call__(self) -> None:
+        with torch.set_grad_enabled(self.backward):
+            y, (h, c) = self.forward(self.leaves)
+        self.results = {"y": y, "h": h, "c": c}
+        if self.backward:
+            grads = torch.autograd.grad(y, list(self.leaves.values()), self.problem.grad_y)
+            self.results |= {f"grad_{name}": grad for name, grad in zip(self.leaves, grads, strict=True)}
+
+    def outputs(self) -> dict[str, Tensor]:
+        """The results; gradients of block-sparse weights at the kept blocks only."""
+        results = {name: result.detach() for name, result in self.results.items()}
+        for name, mask in self.problem.masks.items():
+            grad = results.get(f"grad_{name}")
+            if grad is not None and grad.ndim == 2:
+                results[f"grad_{name}"] = BSRMatrix.from_dense(grad, mask).data
+        return results
+
+    def poison(self) -> None:
+        self.results = {}
