@@ -60,16 +60,17 @@ def realised(train: pd.DataFrame | None) -> pd.DataFrame:
     predicted: theory of the LSTM layers at the sparsity achieved, averaged over every step; predicted_at_probes: the same
     by the probes' quadrature, which shows its error. measured, efficiency: `Estimate`s from the probes. masked: the run
     with the same settings and seed on the dense path; dense: the unpruned one. lstm_share: of the masked run's training
-    time (of the dense run's without one, else of this run's with its LSTM time exchanged for the dense one). ceiling,
+    time (of the dense run's without one, else of this run's with its LSTM time exchanged for the dense probes'). ceiling,
     allowed: Amdahl's with that share at the predicted and at the measured speedup. inference, inference_lstm: pairs of
     the whole finished model and of its LSTM layers; inference_promise, inference_ceiling: theory and Amdahl's ceiling of those.
     """
     if train is None or train.empty or "path" not in train:
         return pd.DataFrame(columns=list(COLUMNS))
     one_of(train, UNLIKE["train"])
-    final = final_epochs(train)
-    totals = train[train["epoch"] >= 1].groupby("cell_id")["train_seconds"].sum()
-    final = final.assign(seconds=final["cell_id"].map(totals).astype(float))
+    final = final_epochs(train).copy()
+    epochs = train[train["epoch"] >= 1].groupby("cell_id")
+    for name, column in (("seconds", "train_seconds"), ("lstm_total", "lstm_seconds")):
+        final[name] = final["cell_id"].map(epochs[column].sum(min_count=1)).astype(float)
     rows = [
         _row(row, train[(train["cell_id"] == row["cell_id"]) & (train["epoch"] >= 1)], final)
         for row in records(final)
@@ -93,6 +94,7 @@ def _row(row: dict[str, Any], epochs: pd.DataFrame, final: pd.DataFrame) -> dict
         "dense_seconds": _value(dense, "seconds"),
         "masked_ppl": _value(masked, "test_ppl"),
         "steps": row["step"],
+        "lstm_share": _lstm_share(masked, dense),
         "inference": _pairs(row["inference_dense_ms"], row["inference_ms"]),
         "inference_lstm": _pairs(row["inference_lstm_dense_ms"], row["inference_lstm_ms"]),
         "inference_promise": layers_speedup(row, row["sparsity"]),
@@ -109,15 +111,14 @@ def _integral(row: dict[str, Any], epochs: pd.DataFrame, found: dict[str, Any]) 
     predicted = layers_speedup(row, found["mean_sparsity"])
     taken = probes(epochs)
     if not taken:
-        nothing = dict.fromkeys(("predicted_at_probes", "lstm_share", "ceiling", "allowed"), math.nan)
+        nothing = dict.fromkeys(("predicted_at_probes", "ceiling", "allowed"), math.nan)
         return {"predicted": predicted, "measured": NOTHING, "efficiency": NOTHING, **nothing}
     weights = step_weights([probe.step for probe in taken], row["step"])
     measured = integral_ratio([probe.dense_ms for probe in taken], [probe.lstm_ms for probe in taken], weights.tolist())
     at_probes = float(weights @ np.array([probe.sparsity for probe in taken]) / weights.sum())
     dense_lstm = float(weights @ np.array([np.median(probe.dense_ms) for probe in taken])) / 1e3
-    inside = _total(epochs, "lstm_seconds")
-    whole = [found["masked_seconds"], found["dense_seconds"], found["sparse_seconds"] - inside + dense_lstm]
-    share = dense_lstm / next((seconds for seconds in whole if not math.isnan(seconds)), math.nan)
+    exchanged = row["seconds"] - row["lstm_total"] + dense_lstm
+    share = next((one for one in (found["lstm_share"], dense_lstm / exchanged) if not math.isnan(one)), math.nan)
     return {
         "predicted": predicted,
         "predicted_at_probes": layers_speedup(row, at_probes),
@@ -157,9 +158,10 @@ def _value(partner: pd.DataFrame, column: str) -> float:
     return math.nan if partner.empty else float(partner[column].iloc[0])
 
 
-def _total(epochs: pd.DataFrame, column: str) -> float:
-    """The sum of a column over all epochs; NaN where one of them has none."""
-    return float(epochs[column].astype(float).sum(skipna=False))
+def _lstm_share(*partners: pd.DataFrame) -> float:
+    """The LSTM layers' share of the training time of the first partner that tells; NaN where none does."""
+    shares = [_value(partner, "lstm_total") / _value(partner, "seconds") for partner in partners]
+    return next((share for share in shares if not math.isnan(share)), math.nan)
 
 
 def _mean_over_steps(epochs: pd.DataFrame, column: str) -> float:

@@ -156,7 +156,7 @@ def sparse_frame(seeds: int = 2, **settings: Any) -> pd.DataFrame:
         rows += run_rows(TrainCell(seed=seed), 100.0 + seed, [0.0] * 4, 10.0)
         for block_size in (16, 32):
             choice = {"schedule": "cubic", "target_sparsity": 0.8, "block_size": block_size, "seed": seed} | settings
-            rows += run_rows(TrainCell(**choice), 110.0 + seed, SPARSE_RHOS, 10.5)
+            rows += run_rows(TrainCell(**choice), 110.0 + seed, SPARSE_RHOS, 10.5, lstm_seconds=5.0)
             rows += sparse_run(TrainCell(**choice | {"path": "auto"}), SPARSE_RHOS, 0.7 + 0.1 * seed, 110.2 + seed)
     rows.append(diverged_row())
     return pd.DataFrame(rows)

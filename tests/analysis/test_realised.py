@@ -71,14 +71,14 @@ def test_epochs_count_by_the_steps_they_took() -> None:
 
 def test_whole_runs_are_compared_with_the_masked_and_the_dense_run_of_the_seed() -> None:
     sparse = made.sparse_run(TrainCell(**CUBIC, path="auto"), RHOS)  # 4 epochs of 8 s
-    masked = made.run_rows(TrainCell(**CUBIC), 110.0, RHOS, 12.0)
+    masked = made.run_rows(TrainCell(**CUBIC), 110.0, RHOS, 12.0, lstm_seconds=5.0)
     dense = made.run_rows(TrainCell(), 100.0, RHOS, 10.0)
     other = made.run_rows(TrainCell(**CUBIC, seed=1), 90.0, RHOS, 99.0)
     found = only(frame(sparse, masked, dense, other))
     assert (found["dense_seconds"], found["masked_seconds"], found["sparse_seconds"]) == (40.0, 48.0, 32.0)
     assert found["against_masked"] == pytest.approx(1.5) and found["against_dense"] == pytest.approx(1.25)
     assert found["masked_ppl"] == 110.0
-    # 400 steps of 50 ms are 20 s of the masked run's 48
+    # 20 s of the masked run's 48
     assert found["lstm_share"] == pytest.approx(20 / 48)
     assert found["ceiling"] == pytest.approx(48 / (28 + 20 / 2.0))
     assert found["allowed"] == pytest.approx(48 / (28 + 11.25))
