@@ -16,7 +16,7 @@ from analysis.stats import mean_interval, plus_minus, times
 NOTHING = "–"
 TIME = (
     "variant", "block size", "target sparsity", "seeds", "dense training", "masked training", "sparse training",
-    "integral predicted", "integral measured", "measured / theory", "speedup over masked", "LSTM share", "Amdahl ceiling",
+    "integral predicted", "integral measured", "measured / theory", "LSTM share", "speedup over masked", "expected (Amdahl)", "Amdahl ceiling",
 )  # fmt: skip
 MODEL = (
     "variant", "block size", "target sparsity", "inference speedup", "its LSTM layers", "their theory", "Amdahl ceiling",
@@ -34,7 +34,11 @@ def _settings(train: pd.DataFrame | None) -> Iterator[tuple[dict[str, str], pd.D
 
 
 def training_time_table(train: pd.DataFrame | None) -> pd.DataFrame:
-    """Seconds of whole runs, dense, masked and sparse, beside the integral of their LSTM layers, theory and measured."""
+    """Seconds of whole runs, dense, masked and sparse, beside the integral of their LSTM layers, theory and measured.
+
+    LSTM share: of the masked run's time. expected, ceiling: Amdahl's with that share, at the measured and the predicted
+    integral; the speedup over the masked run compares two runs that were not interleaved.
+    """
     rows = []
     for named, part in _settings(train):
         ratio = over_seeds(part["efficiency"])
@@ -46,8 +50,9 @@ def training_time_table(train: pd.DataFrame | None) -> pd.DataFrame:
                 "integral predicted": f"{part['predicted'].mean():.2f}×",
                 "integral measured": times(over_seeds(part["measured"])),
                 "measured / theory": times(ratio).replace("×", ""),
-                "speedup over masked": times(over_seeds(part["against_masked"])),
                 "LSTM share": _share(part["lstm_share"]),
+                "speedup over masked": times(over_seeds(part["against_masked"])),
+                "expected (Amdahl)": _factor(part["allowed"]),
                 "Amdahl ceiling": _factor(part["ceiling"]),
             }
         )
@@ -106,7 +111,7 @@ def _statement(named: dict[str, Any], part: pd.DataFrame) -> str:
     ppl = (
         unknown
         if math.isnan(difference)
-        else f"test perplexity at most {abs(difference):.2f} from the masked run{judged}"
+        else f"test perplexity at most {abs(difference):.2g} from the masked run{judged}"
     )
     return (
         f"{named['variant']}, block {named['block size']}, ρ {named['target sparsity']}: "
@@ -137,4 +142,4 @@ def _factor(values: pd.Series) -> str:
 
 
 def _number(value: float) -> str:
-    return NOTHING if math.isnan(value) else f"{value:.2f}"
+    return NOTHING if math.isnan(value) else f"{value:.2g}"
