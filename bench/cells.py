@@ -121,7 +121,7 @@ class LstmCell(Cell):
     block_size: BlockSize = Field(16, description="side of a square weight block, elements")
     target_sparsity: Fraction = Field(0.8, description="share of blocks wanted empty, fraction")
     scope: Literal["all", "weight_hh"] = Field("all", description="weights that are block-sparse: both, or the recurrent one")
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] = Field("float32", description="type of values and operands")
+    dtype: Literal["float32", "float64"] = Field("float32", description="type of values and operands")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
     # fmt: on
 

@@ -1,4 +1,4 @@
-"""One GemmCell timed: the backend against its baseline, in one process, as interleaved pairs of samples.
+"""One cell timed: the backend against its baseline, in one process, as interleaved pairs of samples.
 
 Order of a cell: can it run here, is the output right (else no time is stored), then samples. A sample times several
 launches together, the same number on both sides; the side that goes first alternates.
@@ -16,10 +16,11 @@ from typing import Any, Protocol
 
 import torch
 
-from bench.cells import GemmCell, TimedCell
+from bench.cells import GemmCell, LstmCell, TimedCell
 from bench.provenance import physical_cores
 from kernels.check import check
-from kernels.problem import GemmProblem, Launch
+from kernels.lstm_problem import LstmProblem
+from kernels.problem import GemmProblem, Launch, Problem
 from kernels.registry import BACKENDS
 
 Row = dict[str, Any]
@@ -28,11 +29,15 @@ Tell = Callable[[dict[str, float | int | str]], None]
 MIN_PAIRS = 30
 MIN_SECONDS = 0.5
 MAX_SECONDS = 3.0  # once MIN_PAIRS are in
+FEWEST_PAIRS = 10  # where MIN_PAIRS would take longer than LONG_SECONDS
+LONG_SECONDS = 20.0
+LONG_LAUNCH_MS = 100.0  # a launch that takes longer is not launched untimed first: filling the caches is nothing to it
 SAMPLE_MS = 0.2
 WARM_UP_SECONDS = 0.05
 TELL_SECONDS = 0.5
 NOISY_SPREAD = 0.1
-ATTEMPTS = 3  # a noisy cell is sampled anew; the last attempt is kept, noisy or not
+ATTEMPTS = 3  # a noisy cell is sampled anew, until RESAMPLE_SECONDS are spent; the last attempt is kept, noisy or not
+RESAMPLE_SECONDS = 30.0
 FALLBACK_CACHE_BYTES = 64 * 2**20
 
 
@@ -139,7 +144,7 @@ def sample_pairs(
     tell: Tell | None = None,
     min_pairs: int = MIN_PAIRS,
 ) -> Samples:
-    """Interleaved pairs, at least `min_pairs` and MIN_SECONDS of them.
+    """Interleaved pairs, at least `min_pairs` and MIN_SECONDS of them; FEWEST_PAIRS once they take LONG_SECONDS.
 
     Hot (no `evict`): each side launches once untimed before its sample, so that its own operands are in the caches and
     not the other side's. Cold: the caches are evicted before each sample, which is a single launch.
@@ -147,23 +152,41 @@ def sample_pairs(
     samples = Samples(1 if evict else count_launches(timer, [backend, baseline]))
     sides = [(backend, samples.backend), (baseline, samples.baseline)]
     begin = told = time.perf_counter()
-    timed = 0.0
+    timed, short = 0.0, True
     while True:
         for launch, times in sides if len(samples.backend) % 2 == 0 else sides[::-1]:
-            evict() if evict else launch()
+            if evict:
+                evict()
+            elif short:
+                launch()
             times.append(timer.time(launch, samples.launches))
             timed += times[-1] * samples.launches / 1e3
+        short = min(samples.backend[-1], samples.baseline[-1]) < LONG_LAUNCH_MS
         pairs, now = len(samples.backend), time.perf_counter()
         if tell and now - told > TELL_SECONDS:
             tell({"pairs": pairs, "backend_ms": median(samples.backend), "baseline_ms": median(samples.baseline)})
             told = now
-        if pairs >= min_pairs and (timed >= MIN_SECONDS or now - begin >= MAX_SECONDS):
+        enough = timed >= MIN_SECONDS or now - begin >= MAX_SECONDS
+        if (pairs >= min_pairs and enough) or (pairs >= FEWEST_PAIRS and now - begin >= LONG_SECONDS):
             return samples
 
 
-def prepare(name: str, problem: GemmProblem) -> tuple[Launch, float]:
+def problem_of(cell: TimedCell) -> Problem:
+    """What a cell has its backends solve."""
+    if isinstance(cell, LstmCell):
+        return LstmProblem(
+            cell.input_size, cell.hidden_size, cell.batch_size, cell.bptt, cell.block_size, cell.target_sparsity,
+            cell.passes, cell.scope, cell.dtype, cell.device, cell.seed,
+        )  # fmt: skip
+    return GemmProblem(
+        cell.m, cell.k, cell.n, cell.block_size, cell.target_sparsity,
+        cell.dtype, cell.device, cell.seed, op=cell.op,
+    )  # fmt: skip
+
+
+def prepare(name: str, problem: Problem) -> tuple[Launch, float]:
     """The launch and the milliseconds it took to prepare. The operands are drawn before the clock starts."""
-    _ = problem.weight, problem.full_weight, problem.x
+    problem.draw()
     begin = time.perf_counter_ns()
     launch = BACKENDS[name].prepare(problem)
     return launch, (time.perf_counter_ns() - begin) / 1e6
@@ -171,11 +194,7 @@ def prepare(name: str, problem: GemmProblem) -> tuple[Launch, float]:
 
 def time_cell(cell: TimedCell, tell: Tell) -> list[Row]:
     """One row: unsupported, wrong (then without times) or ok."""
-    assert isinstance(cell, GemmCell)
-    problem = GemmProblem(
-        m=cell.m, k=cell.k, n=cell.n, block_size=cell.block_size, sparsity=cell.target_sparsity,
-        dtype=cell.dtype, device=cell.device, seed=cell.seed,
-    )  # fmt: skip
+    problem = problem_of(cell)
     reason = problem.missing_device()
     if reason:
         return [{"status": "unsupported", "reason": reason}]
@@ -187,28 +206,31 @@ def time_cell(cell: TimedCell, tell: Tell) -> list[Row]:
         return [_measure(cell, problem, tell)]
 
 
-def _measure(cell: GemmCell, problem: GemmProblem, tell: Tell) -> Row:
+def _measure(cell: TimedCell, problem: Problem, tell: Tell) -> Row:
     backend, prepare_ms = prepare(cell.backend, problem)
     baseline, _ = prepare(cell.baseline, problem)
+    masks = problem.masks.values()
+    kept, empty = sum(mask.nnzb for mask in masks), sum(mask.num_empty for mask in masks)
     row: Row = {
         "kernel": backend.kernel,
         "baseline_kernel": baseline.kernel,
-        "sparsity": problem.mask.sparsity,
-        "nnzb": problem.mask.nnzb,
-        "num_empty": problem.mask.num_empty,
+        "sparsity": empty / (kept + empty),
+        "nnzb": kept,
+        "num_empty": empty,
         "weight_bytes": backend.weight_bytes,
         "index_bytes": backend.index_bytes,
     }
-    row["error_ratio"], wrong = check(backend, backend.weight, problem.x)
+    row["error_ratio"], wrong = check(backend, problem)
     if wrong is None:
-        _, wrong_baseline = check(baseline, baseline.weight, problem.x)
+        _, wrong_baseline = check(baseline, problem)
         wrong = wrong_baseline and f"{cell.baseline}: {wrong_baseline}"
     if wrong is not None:
         return {"status": "wrong", "reason": wrong, **row}
     timer = WallTimer(cell.device)
-    evict = Evictor(cell.device) if cell.cache == "cold" else None
+    evict = Evictor(cell.device) if isinstance(cell, GemmCell) and cell.cache == "cold" else None
+    begin = time.perf_counter()
     attempts, samples = 1, sample_pairs(backend, baseline, timer, evict, tell)
-    while samples.noisy and attempts < ATTEMPTS:
+    while samples.noisy and attempts < ATTEMPTS and time.perf_counter() - begin < RESAMPLE_SECONDS:
         attempts, samples = attempts + 1, sample_pairs(backend, baseline, timer, evict, tell)
     return {
         "status": "ok",

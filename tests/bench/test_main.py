@@ -17,7 +17,7 @@ from kernels.registry import BACKENDS
 ROOT = Path(__file__).parents[2]
 
 TINY = """
-description = "two cells"
+description = "three cells"
 [[grids]]
 kind = "gemm"
 [grids.base]
@@ -25,6 +25,13 @@ backend = "torch_bsr"
 m = 64
 k = 64
 n = 4
+[[grids]]
+kind = "lstm"
+[grids.base]
+backend = "loop_lstm"
+input_size = 16
+hidden_size = 16
+bptt = 3
 [[grids]]
 kind = "train"
 [grids.base]
@@ -60,15 +67,20 @@ def test_list_names_what_sweep_files_can_use(tmp_path: Path) -> None:
 def test_a_real_sweep_from_plan_to_show(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     done = bench("plan", "tiny.toml", cwd=tmp_path)
-    assert done.returncode == 0 and "tiny: 2 cells (1 gemm, 1 train)" in done.stdout
+    assert done.returncode == 0 and "tiny: 3 cells (1 gemm, 1 lstm, 1 train)" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
     done = bench("run", "tiny.toml", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "[1/2] ok" in done.stdout and "2 of 2 cells ok; results in results/tiny" in done.stdout
+    assert "[1/3] ok" in done.stdout and "3 of 3 cells ok; results in results/tiny" in done.stdout
     done = bench("show", "tiny.toml", cwd=tmp_path)
-    assert "x dense" in done.stdout and "val_ppl" in done.stdout and "to run: 0" in done.stdout
+    assert (
+        "x dense" in done.stdout
+        and "x torch_lstm" in done.stdout
+        and "val_ppl" in done.stdout
+        and "to run: 0" in done.stdout
+    )
     store = Store(tmp_path / "results" / "tiny")
-    for kind in ("gemm", "train"):
+    for kind in COLUMNS:
         row = store.read(kind).to_pylist()[-1]
         missing = [c.name for c in columns(kind) if row[c.name] is None and c.name not in ("reason", "block_norms")]
         assert missing == [], "every column is produced"

@@ -4,16 +4,21 @@ import pytest
 import torch
 
 from bench import timing
-from bench.cells import GemmCell
-from bench.schema import GEMM, STATUSES
+from bench.cells import GemmCell, LstmCell, TimedCell
+from bench.schema import GEMM, LSTM, STATUSES
 from bench.timing import Evictor, Samples, WallTimer, pinned_threads, sample_pairs, time_cell
 from kernels.backends.dense import BACKEND as DENSE
 from kernels.backends.dense import DenseLaunch
+from kernels.backends.loop_lstm import BACKEND as LOOP
+from kernels.backends.lstm_launch import LstmLaunch
+from kernels.lstm_problem import LstmProblem
 from kernels.problem import GemmProblem
 from kernels.registry import BACKENDS
 
+LOOP_PREPARE = LOOP.prepare
 MEASURED = {"time_ms", "baseline_ms", "samples_ms", "baseline_samples_ms", "launches_per_sample", "noisy", "attempts"}
 TINY = {"m": 32, "k": 32, "n": 4, "block_size": 8}
+TINY_LAYER = {"input_size": 32, "hidden_size": 32, "batch_size": 2, "bptt": 3, "block_size": 8}
 
 
 def silent(_: dict[str, float | int | str]) -> None: ...
@@ -36,9 +41,33 @@ def test_an_ok_row_has_every_column() -> None:
     assert 0 <= row["error_ratio"] <= 1
 
 
-def test_deterministic_columns_repeat() -> None:
+@pytest.mark.parametrize("op", ["dsd", "dsd_t", "sdd"])
+def test_every_product_is_timed(op: str) -> None:
+    (row,) = time_cell(GemmCell(backend="reference", op=op, **TINY), silent)
+    assert row["status"] == "ok" and row["time_ms"] > 0
+    assert row["baseline_kernel"].startswith(("torch.mm, ", "torch's mkl_linear"))
+
+
+@pytest.mark.parametrize("baseline", ["torch_lstm", "loop_lstm"])
+@pytest.mark.parametrize("passes", ["forward", "forward_backward"])
+@pytest.mark.parametrize(("scope", "blocks"), [("all", 128), ("weight_hh", 64)])
+def test_a_layer_is_timed_and_its_block_sparse_weights_are_counted(
+    scope: str, blocks: int, passes: str, baseline: str
+) -> None:
+    settings = {"scope": scope, "passes": passes, "baseline": baseline, "target_sparsity": 0.75}
+    (row,) = time_cell(LstmCell.model_validate({"backend": "reference", **settings, **TINY_LAYER}), silent)
+    assert row["status"] == "ok" and row["reason"] == ""
+    assert set(row) == {column.name for column in LSTM} | {"status", "reason"}
+    assert row["nnzb"] + row["num_empty"] == blocks and row["sparsity"] == 0.75
+    assert row["weight_bytes"] == row["nnzb"] * 8 * 8 * 8
+    assert 0 <= row["error_ratio"] <= 1 and row["baseline_ms"] > 0
+    assert len(row["samples_ms"]) == len(row["baseline_samples_ms"]) >= 30
+
+
+@pytest.mark.parametrize("cell", [GemmCell(backend="scipy_bsr", **TINY), LstmCell(backend="loop_lstm", **TINY_LAYER)])
+def test_deterministic_columns_repeat(cell: TimedCell) -> None:
     names = [column.name for column in GEMM if column.role == "result"]
-    first, second = (time_cell(GemmCell(backend="scipy_bsr", **TINY), silent)[0] for _ in range(2))
+    first, second = (time_cell(cell, silent)[0] for _ in range(2))
     assert [first[name] for name in names] == [second[name] for name in names]
 
 
@@ -56,6 +85,33 @@ class Spoiled(DenseLaunch):
     def __call__(self) -> None:
         super().__call__()
         self.result[0, 0] += 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"backend": "torch_lstm"}, "LSTM layers only"),
+        ({"baseline": "torch_lstm", "backend": "dense"}, "torch_lstm: torch_lstm computes LSTM layers only"),
+        ({"backend": "scipy_bsr", "op": "sdd"}, "scipy has no product sampled at blocks"),
+    ],
+)
+def test_what_a_backend_lacks_is_unsupported(settings: dict[str, str], reason: str) -> None:
+    (row,) = time_cell(GemmCell.model_validate({**settings, **TINY}), silent)
+    assert row["status"] == "unsupported" and reason in row["reason"]
+    (row,) = time_cell(LstmCell(backend="dense", **TINY_LAYER), silent)
+    assert row["status"] == "unsupported" and "no LSTM layer" in row["reason"]
+
+
+def test_a_wrong_layer_has_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(problem: LstmProblem) -> LstmLaunch:
+        launch = LOOP_PREPARE(problem)
+        launch.leaves["weight_hh"].data = problem.full_weights["weight_hh"] * 1.01
+        return launch
+
+    monkeypatch.setattr(LOOP, "prepare", prepare)
+    (row,) = time_cell(LstmCell(backend="loop_lstm", **TINY_LAYER), silent)
+    assert row["status"] == "wrong" and "times the error bound" in row["reason"]
+    assert not MEASURED & set(row)
 
 
 @pytest.mark.parametrize("side", ["backend", "baseline"])
@@ -104,14 +160,17 @@ class Recorder:
 
 
 class FixedTimer:
-    """A timer that launches once and answers from a list."""
+    """A timer that launches and always answers the same."""
 
     name = "fixed"
+
+    def __init__(self, milliseconds: float = 0.1) -> None:
+        self.milliseconds = milliseconds
 
     def time(self, launch: Recorder, launches: int) -> float:
         for _ in range(launches):
             launch()
-        return 0.1
+        return self.milliseconds
 
 
 def test_pairs_alternate_and_each_side_has_as_many_launches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +180,30 @@ def test_pairs_alternate_and_each_side_has_as_many_launches(monkeypatch: pytest.
     samples = sample_pairs(Recorder("a", log), Recorder("b", log), FixedTimer())
     assert log[:16] == ["a"] * 4 + ["b"] * 8 + ["a"] * 4  # one untimed launch and three timed ones each
     assert len(samples.backend) == len(samples.baseline) == 30 and samples.launches == 3
+
+
+def test_long_launches_are_not_launched_untimed_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "count_launches", lambda *_: 1)
+    log: list[str] = []
+    sample_pairs(Recorder("a", log), Recorder("b", log), FixedTimer(2 * timing.LONG_LAUNCH_MS))
+    assert log[:8] == ["a", "a", "b", "b", "b", "a", "a", "b"]  # only the first pair
+
+
+def test_pairs_that_take_too_long_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing, "count_launches", lambda *_: 1)
+    monkeypatch.setattr(timing, "MIN_SECONDS", 1e9)
+    for seconds, pairs in ((1e9, 30), (4, 10), (14, 14)):  # the clock advances by one a pair
+        monkeypatch.setattr(timing, "LONG_SECONDS", seconds)
+        assert len(sample_pairs(Recorder("a", []), Recorder("b", []), FixedTimer()).backend) == pairs
+
+
+def test_noisy_cells_that_take_long_are_not_sampled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "sample_pairs", lambda *_: Samples(1, [1.0, 3.0] * 15, [1.0] * 30))
+    monkeypatch.setattr(timing, "RESAMPLE_SECONDS", 0.0)
+    [row] = time_cell(GemmCell(backend="torch_bsr", m=32, k=32, n=4), silent)
+    assert (row["attempts"], row["noisy"]) == (1, True)
 
 
 def test_samples_last_long_enough() -> None:

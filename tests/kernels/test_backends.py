@@ -1,14 +1,20 @@
 """The contract of every registered backend: solve each problem within the error bound, or say why not."""
 
+import time
+
 import pytest
 import torch
 
+from kernels.backends.dense import ways
+from kernels.backends.fastest import fastest
 from kernels.blockmask import BlockMask
 from kernels.check import check
+from kernels.lstm_problem import LstmProblem
 from kernels.problem import DTYPES, GemmProblem
 from kernels.registry import BACKENDS
 
-EXPECTED = ["dense", "native", "reference", "scipy_bsr", "torch_bsr"]
+EXPECTED = ["dense", "loop_lstm", "native", "reference", "scipy_bsr", "torch_bsr", "torch_lstm"]
+OPS = ["dsd", "dsd_t", "sdd"]
 
 # m, k, n, block_size, sparsity
 SHAPES = [
@@ -20,6 +26,15 @@ SHAPES = [
     (40, 24, 5, 8, 0.0),
     (64, 64, 32, 8, 1.0),
     (60, 36, 3, 12, 0.5),
+]
+
+# input, hidden, batch, steps, block_size, sparsity
+LAYERS = [
+    (64, 96, 20, 5, 16, 0.8),
+    (32, 64, 1, 1, 32, 0.5),
+    (24, 40, 7, 3, 8, 0.0),
+    (64, 64, 3, 4, 16, 1.0),
+    (36, 60, 33, 35, 12, 0.5),
 ]
 
 
@@ -37,20 +52,20 @@ def one_block(rows: int, cols: int, block_size: int) -> BlockMask:
     return mask
 
 
-def assert_solves_or_declines(name: str, problem: GemmProblem) -> None:
+def assert_solves_or_declines(name: str, problem: GemmProblem | LstmProblem) -> None:
     backend = BACKENDS[name]
     reason = backend.unsupported(problem)
     if reason is not None:
         assert reason and "\n" not in reason
         pytest.skip(reason)
     launch = backend.prepare(problem)
-    ratio, wrong = check(launch, launch.weight, problem.x)
+    ratio, wrong = check(launch, problem)
     assert wrong is None, wrong
     assert 0.0 <= ratio <= 1.0
     assert launch.kernel and launch.weight_bytes >= 0 and launch.index_bytes >= 0
-    first = launch.output().clone()
+    first = {output: result.clone() for output, result in launch.outputs().items()}
     launch()  # a second launch must not add to the first
-    assert torch.equal(launch.output(), first)
+    assert all(torch.equal(result, first[output]) for output, result in launch.outputs().items())
 
 
 def test_every_expected_backend_is_registered() -> None:
@@ -63,25 +78,53 @@ def test_every_registered_backend_is_expected() -> None:
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", BACKENDS.names())
-def test_output_is_within_the_bound(name: str, shape: tuple[int, int, int, int, float], dtype: str) -> None:
+def test_output_is_within_the_bound(name: str, op: str, shape: tuple[int, int, int, int, float], dtype: str) -> None:
     m, k, n, block_size, sparsity = shape
-    assert_solves_or_declines(name, GemmProblem(m, k, n, block_size, sparsity, dtype=dtype, seed=3))
+    assert_solves_or_declines(name, GemmProblem(m, k, n, block_size, sparsity, dtype=dtype, seed=3, op=op))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("passes", ["forward", "forward_backward"])
+@pytest.mark.parametrize("scope", ["all", "weight_hh"])
+@pytest.mark.parametrize("shape", LAYERS, ids=str)
+@pytest.mark.parametrize("name", BACKENDS.names())
+def test_layers_are_within_the_bound(
+    name: str, shape: tuple[int, int, int, int, int, float], scope: str, passes: str, dtype: str
+) -> None:
+    assert_solves_or_declines(name, LstmProblem(*shape, passes=passes, scope=scope, dtype=dtype, seed=3))
 
 
 @pytest.mark.parametrize("pattern", [empty_rows_and_columns, one_block])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", BACKENDS.names())
-def test_irregular_patterns(name: str, pattern: object) -> None:
+def test_irregular_patterns(name: str, op: str, pattern: object) -> None:
     assert callable(pattern)
-    assert_solves_or_declines(name, GemmProblem(64, 64, 19, 16, 0.5, given_mask=pattern(64, 64, 16)))
+    assert_solves_or_declines(name, GemmProblem(64, 64, 19, 16, 0.5, given_mask=pattern(64, 64, 16), op=op))
 
 
-@pytest.mark.parametrize("name", ["dense", "reference", "native", "scipy_bsr", "torch_bsr"])
-def test_common_types_are_supported_on_a_cpu(name: str) -> None:
+COMMON = [
+    *((name, op) for name in ("dense", "reference", "native") for op in OPS),
+    *((name, op) for name in ("scipy_bsr", "torch_bsr") for op in ("dsd", "dsd_t")),
+]
+
+
+@pytest.mark.parametrize(("name", "op"), COMMON)
+def test_common_types_are_supported_on_a_cpu(name: str, op: str) -> None:
     """No backend passes this file by declining everything (native may where there is no compiler)."""
     for dtype in ("float32", "float64"):
-        reason = BACKENDS[name].unsupported(GemmProblem(16, 16, 2, 4, 0.5, dtype=dtype))
+        reason = BACKENDS[name].unsupported(GemmProblem(16, 16, 2, 4, 0.5, dtype=dtype, op=op))
         assert reason is None or "compiler" in reason or "MKL" in reason
+
+
+@pytest.mark.parametrize("name", BACKENDS.names())
+def test_who_has_an_lstm_layer(name: str) -> None:
+    reason = BACKENDS[name].unsupported(LstmProblem(16, 16, 2, 3, 4, 0.5))
+    if name in ("native", "reference", "torch_lstm", "loop_lstm"):
+        assert reason is None or "compiler" in reason
+    else:
+        assert reason is not None and "no LSTM layer" in reason
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -92,11 +135,12 @@ def test_cuda_is_declined_without_a_device(name: str) -> None:
     assert BACKENDS[name].unsupported(problem)
 
 
-def test_the_baseline_multiplies_normal_data_and_the_others_the_pruned_weight() -> None:
-    problem = GemmProblem(32, 32, 4, 8, 0.5)
-    assert int((BACKENDS["dense"].prepare(problem).weight == 0).sum()) == 0
-    for name in ("reference", "scipy_bsr", "torch_bsr"):
-        assert torch.equal(BACKENDS[name].prepare(problem).weight, problem.weight)
+def test_the_baselines_have_full_weights_and_the_others_the_pruned_ones() -> None:
+    for problem in (GemmProblem(32, 32, 4, 8, 0.5), LstmProblem(16, 16, 2, 3, 8, 0.5)):
+        names = [name for name in BACKENDS if BACKENDS[name].unsupported(problem) is None]
+        dense = {name for name in names if BACKENDS[name].prepare(problem).dense}
+        assert dense == {"dense"} if isinstance(problem, GemmProblem) else dense == {"torch_lstm", "loop_lstm"}
+        assert len(names) > len(dense)
 
 
 @pytest.mark.parametrize("name", ["reference", "scipy_bsr", "torch_bsr"])
@@ -106,3 +150,30 @@ def test_stored_bytes(name: str) -> None:
     item = 8 if name == "reference" else 4
     assert launch.weight_bytes == problem.mask.nnzb * 16 * 16 * item
     assert launch.index_bytes == 4 * (problem.mask.nnzb + 4 + 1)
+
+
+@pytest.mark.parametrize("scope", ["all", "weight_hh"])
+def test_stored_bytes_of_a_layer_are_those_of_its_block_sparse_weights(scope: str) -> None:
+    problem = LstmProblem(32, 64, 2, 3, 16, 0.5, scope=scope)
+    hidden, into = 4 * 64 * 64, 4 * 64 * 32 if scope == "all" else 0
+    assert BACKENDS["torch_lstm"].prepare(problem).weight_bytes == 4 * (hidden + into)
+    assert BACKENDS["reference"].prepare(problem).weight_bytes == 8 * (hidden + into) // 2
+    if BACKENDS["native"].unsupported(problem) is None:
+        assert BACKENDS["native"].prepare(problem).weight_bytes == 4 * (hidden + into) // 2
+
+
+def test_the_dense_baseline_tries_every_memory_order_and_keeps_the_fastest() -> None:
+    problem = GemmProblem(32, 48, 4, 8, 0.5)
+    found = ways(problem)
+    results = [way().clone() for way in found.values()]
+    assert len(found) >= 8
+    for result in results:
+        torch.testing.assert_close(result, problem.full_weight @ problem.x)
+    assert BACKENDS["dense"].prepare(problem).kernel in found
+
+
+def test_the_fastest_is_chosen() -> None:
+    assert (
+        fastest({"slow": lambda: time.sleep(0.02), "fast": lambda: None, "slower": lambda: time.sleep(0.03)}, "cpu")
+        == "fast"
+    )

@@ -1,70 +1,110 @@
 """The self-check must catch wrong outputs; otherwise no time is worth anything."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from kernels.backends.dense import DenseLaunch
-from kernels.check import check, error_bound, gamma
+from kernels.backends.loop_lstm import BACKEND as LOOP
+from kernels.check import check, error_bound, gamma, lstm_tolerance
+from kernels.lstm_problem import LstmProblem
 from kernels.problem import DTYPES, GemmProblem
 
 PROBLEM = GemmProblem(32, 48, 6, 8, 0.5)
+LAYER = LstmProblem(32, 64, 4, 35, 16, 0.5)
+GRADIENTS = ["grad_x", "grad_weight_ih", "grad_weight_hh", "grad_bias_ih", "grad_bias_hh"]
 
 
-class Spoiled(DenseLaunch):
-    """The dense product with one element put to `value` afterwards (or kept as it was before the launch)."""
+class Spoiled:
+    """A dense launch (of a product or of a layer) whose output `name` is put through `spoil`."""
 
-    def __init__(self, problem: GemmProblem, value: float | None) -> None:
-        super().__init__(problem)
-        self.value = value
+    dense = True
+
+    def __init__(
+        self, spoil: Callable[[Tensor], Tensor], problem: GemmProblem | LstmProblem = PROBLEM, name: str = "output"
+    ) -> None:
+        self.launch = DenseLaunch(problem) if isinstance(problem, GemmProblem) else LOOP.prepare(problem)
+        self.spoil, self.name = spoil, name
 
     def __call__(self) -> None:
-        before = self.result.clone()
-        super().__call__()
-        self.result[3, 4] = before[3, 4] if self.value is None else self.value
+        self.launch()
+
+    def outputs(self) -> dict[str, Tensor]:
+        outputs = self.launch.outputs()
+        return {name: self.spoil(each.clone()) if name == self.name else each for name, each in outputs.items()}
+
+    def poison(self) -> None:
+        self.launch.poison()
 
 
-def test_a_right_output_passes() -> None:
-    ratio, wrong = check(DenseLaunch(PROBLEM), PROBLEM.full_weight, PROBLEM.x)
+def put(value: float) -> Callable[[Tensor], Tensor]:
+    def spoil(output: Tensor) -> Tensor:
+        output[3, 4] = value
+        return output
+
+    return spoil
+
+
+@pytest.mark.parametrize("op", ["dsd", "dsd_t", "sdd"])
+def test_a_right_output_passes(op: str) -> None:
+    problem = GemmProblem(32, 48, 6, 8, 0.5, op=op)
+    ratio, wrong = check(DenseLaunch(problem), problem)
     assert wrong is None and 0 < ratio <= 1
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), -float("inf")])
-def test_unwritten_and_not_finite_elements_are_caught(value: float | None) -> None:
-    ratio, wrong = check(Spoiled(PROBLEM, value), PROBLEM.full_weight, PROBLEM.x)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_elements_that_are_not_finite_are_caught(value: float) -> None:
+    ratio, wrong = check(Spoiled(put(value)), PROBLEM)
     assert ratio == float("inf")
     assert wrong is not None and wrong.startswith("1 of 192 output elements") and "\n" not in wrong
 
 
+@pytest.mark.parametrize("owned", [True, False])
+def test_an_unwritten_element_shows_whoever_owns_the_output(owned: bool) -> None:
+    class Lazy(DenseLaunch):
+        def __call__(self) -> None:
+            right = torch.mm(self.problem.full_weight, self.problem.x)
+            if not owned:
+                self.result = torch.empty(right.shape)
+            self.result[:3], self.result[3:, 1:] = right[:3], right[3:, 1:]
+
+    assert "29 of 192 output elements are NaN" in str(check(Lazy(PROBLEM), PROBLEM)[1])
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_a_wrong_element_is_caught_and_named() -> None:
     exact = float((PROBLEM.full_weight.double() @ PROBLEM.x.double())[3, 4])
-    ratio, wrong = check(Spoiled(PROBLEM, exact * 1.001 + 0.001), PROBLEM.full_weight, PROBLEM.x)
+    ratio, wrong = check(Spoiled(put(exact * 1.001 + 0.001)), PROBLEM)
     assert ratio > 1 and wrong is not None and "output[3, 4]" in wrong and "\n" not in wrong
 
 
-def test_the_wrong_weight_is_caught() -> None:
-    assert check(DenseLaunch(PROBLEM), PROBLEM.weight, PROBLEM.x)[1] is not None
+@pytest.mark.parametrize("op", ["dsd", "dsd_t"])
+def test_the_wrong_weight_is_caught(op: str) -> None:
+    problem = GemmProblem(32, 48, 6, 8, 0.5, op=op)
+    launch = DenseLaunch(problem)
+    launch.dense = False
+    assert check(launch, problem)[1] is not None
 
 
-def test_a_half_precision_sum_is_caught() -> None:
+@pytest.mark.parametrize("op", ["dsd", "dsd_t", "sdd"])
+def test_a_half_precision_product_is_caught(op: str) -> None:
+    problem = GemmProblem(32, 48, 6, 8, 0.5, op=op)
+
     class Rounded(DenseLaunch):
         def __call__(self) -> None:
-            self.result.copy_(self.weight.bfloat16().float() @ self.x)
+            left, right = problem.factors(dense=True)
+            self.result = left.bfloat16().float() @ right
 
-    assert check(Rounded(PROBLEM), PROBLEM.full_weight, PROBLEM.x)[1] is not None
+    assert check(Rounded(problem), problem)[1] is not None
 
 
-def test_wrong_shape_and_type_are_caught() -> None:
-    class Turned(DenseLaunch):
-        def output(self) -> Tensor:
-            return self.result.T
-
-    class Doubled(DenseLaunch):
-        def output(self) -> Tensor:
-            return self.result.double()
-
-    for launch in (Turned(PROBLEM), Doubled(PROBLEM)):
-        assert "wanted" in str(check(launch, PROBLEM.full_weight, PROBLEM.x)[1])
+def test_wrong_shape_type_and_names_are_caught() -> None:
+    for spoil in (lambda output: output.T, lambda output: output.double()):
+        assert "wanted" in str(check(Spoiled(spoil), PROBLEM)[1])
+    launch = DenseLaunch(PROBLEM)
+    assert "outputs are y, h, c" in str(check(LOOP.prepare(LAYER), PROBLEM)[1]) and check(launch, PROBLEM)[1] is None
 
 
 def test_rows_without_weights_must_be_exactly_zero() -> None:
@@ -76,3 +116,36 @@ def test_rows_without_weights_must_be_exactly_zero() -> None:
 
 def test_gamma_by_hand() -> None:
     assert float(gamma(torch.tensor(4.0, dtype=torch.float64), 0.125)) == 1.0  # 0.5 / (1 - 0.5)
+
+
+def test_the_tolerance_of_a_layer_by_hand() -> None:
+    problem = LstmProblem(16, 16, 2, 5, 16, 0.0, dtype="float64")
+    assert lstm_tolerance(problem) == 2 * 5 * (64**0.5 + 16) * 2.0**-53  # 4 x 16 terms, more than 16 + 16 and 2 x 5
+
+
+@pytest.mark.parametrize("name", ["y", "h", "c", *GRADIENTS])
+@pytest.mark.parametrize("wrong", [1e-3, float("nan")])
+def test_one_wrong_element_of_any_output_of_a_layer_is_caught(name: str, wrong: float) -> None:
+    """Wrong by a thousandth of the largest element, at the last place."""
+
+    def spoil(output: Tensor) -> Tensor:
+        output.view(-1)[-1] += wrong * output.abs().max()
+        return output
+
+    ratio, reason = check(Spoiled(spoil, LAYER, name), LAYER)
+    assert ratio > 1 and reason is not None and name in reason
+    assert check(Spoiled(lambda output: output, LAYER, name), LAYER)[1] is None
+
+
+def test_a_half_precision_layer_is_caught() -> None:
+    launch = LOOP.prepare(LAYER)
+    for name in ("weight_ih", "weight_hh"):
+        launch.leaves[name].data = LAYER.full_weights[name].bfloat16().float()
+    assert check(launch, LAYER)[1] is not None
+
+
+@pytest.mark.parametrize("missing", ["bias_ih", "weight_hh"])
+def test_a_layer_that_leaves_something_out_is_caught(missing: str) -> None:
+    launch = LOOP.prepare(LAYER)
+    launch.leaves[missing].data = torch.zeros_like(launch.leaves[missing])
+    assert check(launch, LAYER)[1] is not None

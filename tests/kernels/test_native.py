@@ -49,7 +49,7 @@ def test_fuzz(pinned_threads: Threads, problem: GemmProblem) -> None:
     with pinned_threads(1):
         launch = BACKEND.prepare(problem)
         for _ in range(2):
-            _, wrong = check(launch, launch.weight, problem.x)
+            _, wrong = check(launch, problem)
             assert wrong is None, wrong
 
 
@@ -59,7 +59,7 @@ def test_fuzz(pinned_threads: Threads, problem: GemmProblem) -> None:
 def test_fuzz_threads(pinned_threads: Threads, problem: GemmProblem, threads: int) -> None:
     with pinned_threads(threads):
         launch = BACKEND.prepare(problem)
-        assert check(launch, launch.weight, problem.x)[1] is None
+        assert check(launch, problem)[1] is None
 
 
 @needs_compiler
@@ -68,14 +68,14 @@ def test_every_width(n: int) -> None:
     for block_size in (4, 8, 16, 32):
         problem = GemmProblem(3 * block_size, 4 * block_size, n, block_size, 0.5, seed=n)
         launch = BACKEND.prepare(problem)
-        assert check(launch, launch.weight, problem.x)[1] is None
+        assert check(launch, problem)[1] is None
 
 
 @needs_compiler
 def test_several_column_chunks() -> None:
     problem = GemmProblem(32, 4096, 970, 16, 0.9)
     launch = BACKEND.prepare(problem)
-    assert check(launch, launch.weight, problem.x)[1] is None
+    assert check(launch, problem)[1] is None
 
 
 @needs_compiler
@@ -86,7 +86,7 @@ def test_threads_change_no_bit(pinned_threads: Threads) -> None:
         with pinned_threads(threads):
             launch = BACKEND.prepare(problem)
             launch()
-            outputs.append(launch.output().clone())
+            outputs.append(launch.outputs()["output"].clone())
     assert all(torch.equal(outputs[0], output) for output in outputs)
 
 
@@ -114,7 +114,7 @@ def test_without_a_pool_it_runs_on_one_thread_and_says_so(
     problem = GemmProblem(64, 64, 20, 16, 0.5)
     with pinned_threads(2):
         launch = BACKEND.prepare(problem)
-    assert check(launch, launch.weight, problem.x)[1] is None
+    assert check(launch, problem)[1] is None
     assert "1 thread" in launch.kernel and "not found" in launch.kernel
 
 
