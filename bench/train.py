@@ -203,6 +203,7 @@ class Run:
     def row(self, epoch: int, **measured: Any) -> Row:
         """The row of a finished epoch (0: before training), with the block norms where they are stored."""
         cell, weights = self.cell, self.weights
+        self.pruner.check(self.optimizer)
         norms = norm_maps(weights, cell.block_size)
         blocks = [norm for entry in norms for norm in entry["norms"]]
         keep_norms = epoch in (0, max(1, cell.epochs // 2), cell.epochs)
