@@ -10,6 +10,7 @@ from analysis.stats import Estimate, change, median_interval, times
 from analysis.variants import common_sparsity, is_dense, replicates, runs, without_path
 
 OURS = "native"
+FUSED = "torch_lstm"
 
 
 def findings(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None = None) -> list[str]:
@@ -50,7 +51,7 @@ def _speed(gemm: pd.DataFrame | None) -> str:
         why = _most_common_reason(gemm) if (gemm["status"] != "ok").any() else "only the dense baseline was timed"
         return f"Speed: no block-sparse product was timed in {count}; most often: {why}."
     found = Estimate(best["measured_speedup"], best["low"], best["high"], int(best["seeds"]))
-    shape = compare.shape_name((best["m"], best["k"], best["n"]))
+    shape = compare.shape_name((best["m"], best["k"], best["n"])) + ("" if best["op"] == "dsd" else f", {best['op']}")
     product = f"{_quietly(compare.block_sparse(points))}block-sparse product"
     verdict = f"the fastest {product}" if found.value >= 1.0 else f"no {product} beat dense; the nearest"
     doubt = " (noisy)" if best["noisy"] else ""
@@ -66,9 +67,10 @@ def _speed(gemm: pd.DataFrame | None) -> str:
 
 
 def _layer(lstm: pd.DataFrame) -> str:
-    """The fastest block-sparse LSTM layer against its baseline and theory."""
+    """The fastest block-sparse LSTM layer against the fused one, where that was timed, and theory."""
     parts = [compare.lstm_points(part) for _, part in split(lstm, "lstm")]
     points = pd.concat(parts, ignore_index=True)
+    points = points[points["baseline"] == FUSED] if FUSED in set(points["baseline"]) else points
     best = compare.best_product(points)
     if best is None:
         return f"Layer: no block-sparse LSTM layer was timed; most often: {_most_common_reason(lstm)}."

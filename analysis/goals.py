@@ -90,8 +90,8 @@ GOALS = (
     _layer(0.8, 3.5),
     _layer(0.0, 0.9),
     Goal(
-        "training integral of the LSTM layers, measured / theory", "cubic pruning to ρ 0.8 on the sparse path", "integral",
-        "train", 0.75, ({"target_sparsity": (0.8,)},),
+        "training integral of the LSTM layers, measured / theory", "cubic pruning to ρ 0.8, path auto", "integral",
+        "train", 0.75, ({"target_sparsity": (0.8,), "path": ("auto",)},),
     ),
 )  # fmt: skip
 

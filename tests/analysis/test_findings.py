@@ -38,6 +38,10 @@ def test_the_fastest_product_is_quoted_beside_theory() -> None:
     assert "noisy" not in said
 
 
+def test_an_op_other_than_dsd_is_named() -> None:
+    assert "W 1024 × 1024, n = 32, sdd, at 4.00×" in speed(point(2.0), point(4.0, op="sdd"))
+
+
 def test_a_noisy_timing_is_not_quoted_while_a_quiet_one_exists() -> None:
     said = speed(point(85.74, noisy=True, block_size=8), point(3.0))
     assert "85.74" not in said and "noisy" not in said
@@ -119,13 +123,14 @@ def test_parts_that_cannot_be_compared_are_kept_apart() -> None:
 
 
 def test_layers_have_a_sentence_of_their_own() -> None:
-    layers = pd.DataFrame([made.layer_row([3.5] * 3), made.layer_row([9.0] * 3, 0.9, noisy=True)])
+    over_loop = made.layer_row([8.0] * 3, settings={"baseline": "loop_lstm"})
+    layers = pd.DataFrame([made.layer_row([3.5] * 3), made.layer_row([9.0] * 3, 0.9, noisy=True), over_loop])
     alone, _, limits = findings(None, None, layers)
     assert alone.startswith(
         "Layer: the fastest quietly timed block-sparse LSTM layer is native at block 16 and sparsity 0.80"
     )
     assert "LSTM 512 → 512, 35 steps, batch 20, forward + backward, at 3.50× [3.50, 3.50] of torch_lstm" in alone
-    assert alone.endswith("where theory promises 5.00×.") and "1 of 2 timings were noisy" in limits
+    assert alone.endswith("where theory promises 5.00×.") and "1 of 3 timings were noisy" in limits
     speed, *_, last = findings(None, pd.DataFrame([point(4.0)]), layers)
     assert speed.startswith("Speed: ") and last == alone
     failed = pd.DataFrame([made.row(LstmCell(), "unsupported", made.NO_COMPILER)])

@@ -109,11 +109,12 @@ def test_layers_are_judged_by_their_speedup_over_the_fused_one() -> None:
         assert said(layers(3.6, **other), LAYER, "lstm") == "not run"
 
 
-def test_the_training_integral_counts_cubic_runs_off_the_dense_path() -> None:
+def test_the_training_integral_counts_cubic_runs_that_choose_their_path() -> None:
     one = goal("training integral")
     assert said(made.sparse_frame(1), one, "train") == "reached"  # 0.83 of theory
     linear = pd.DataFrame(made.sparse_run(TrainCell(schedule="linear", target_sparsity=0.8, path="auto"), [0.4] * 4))
     assert said(linear, one, "train") == "not run"
+    assert said(made.sparse_frame(1).replace({"path": {"auto": "sparse"}}), one, "train") == "not run"  # an ablation
     slow = pd.DataFrame(made.sparse_run(TrainCell(schedule="cubic", target_sparsity=0.8, path="auto"), [0.4] * 4, 0.6))
     assert said(slow, one, "train") == "missed"
 
