@@ -116,13 +116,14 @@ class Samples:
 
     @property
     def noisy(self) -> bool:
-        """The middle half of the ratios spreads over more than 10 % of their median, or a median is twice its minimum.
-
-        The second shows where both sides mostly waited for the same busy core: their ratios are then steady, near 1.
-        """
+        """The middle half of the ratios spreads over more than 10 % of their median, or the samples are disturbed."""
         low, middle, high = quantiles(self.ratios, n=4)
-        disturbed = any(median(times) > 2 * min(times) for times in (self.backend, self.baseline))
-        return disturbed or (high - low) / middle > NOISY_SPREAD
+        return self.disturbed or (high - low) / middle > NOISY_SPREAD
+
+    @property
+    def disturbed(self) -> bool:
+        """A median is twice its minimum: both sides mostly waited for the same busy core, and the ratios are near 1."""
+        return any(median(times) > 2 * min(times) for times in (self.backend, self.baseline))
 
 
 def count_launches(timer: Timer, launches: list[Launch]) -> int:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from kernels.backends.lstm_launch import LstmLaunch, Outputs
 from kernels.backends.native_library import describe, entry, library, pool_for, unsupported
-from kernels.backends.native_lstm import work_of_a_step
 from kernels.backends.native_products import pack, product, sdd
 from kernels.bsr import BSRMatrix
 from kernels.lstm_problem import LstmProblem
@@ -72,7 +71,7 @@ def lstm_launch(problem: LstmProblem) -> LstmLaunch:
         return block_sparse_lstm(leaves["x"], problem.state, into, weights["weight_hh"], *biases, kernel="native")
 
     values = {**problem.weights, **{name: matrix.data for name, matrix in bsr.items()}}
-    threads = pool_for(work_of_a_step(values["weight_hh"], problem.batch_size)).threads
+    threads = pool_for(values["weight_hh"].numel() * problem.batch_size).threads  # for one time step
     kernel = describe(library("dsd", problem.torch_dtype), threads)
     index_bytes = sum(matrix.index_nbytes for matrix in bsr.values())
     return LstmLaunch(problem, kernel, values, forward, dense=False, index_bytes=index_bytes)
