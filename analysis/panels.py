@@ -79,10 +79,19 @@ def speedup_panel(
         crossings.append(f"{block_size}: {found}")
         if found.sparsity is not None:
             ax.plot(found.sparsity, 1.0, "*", color=colour, markersize=12, markeredgecolor="white", zorder=5)
-    ax.set_title(title, fontweight="bold", pad=30)
-    words = f"break-even ρ by block size\n{' · '.join(crossings)}"
-    ax.text(0.5, 1.01, words, transform=ax.transAxes, ha="center", va="bottom", fontsize=8.5, color=style.GREY)
+    lines = ["break-even ρ by block size", *_wrapped(crossings)]
+    ax.set_title(title, fontweight="bold", pad=9 + 10.5 * len(lines))
+    ax.text(
+        0.5, 1.01, "\n".join(lines), transform=ax.transAxes, ha="center", va="bottom", fontsize=8.5, color=style.GREY
+    )
     ax.set_xlabel("sparsity ρ (share of empty blocks)")
+
+
+def _wrapped(parts: list[str], limit: int = 3) -> list[str]:
+    """'a · b · c' in lines of at most `limit` parts, as even as they can be."""
+    lines = max(1, -(-len(parts) // limit))
+    each = max(1, -(-len(parts) // lines))
+    return [" · ".join(parts[at : at + each]) for at in range(0, len(parts), each)]
 
 
 def block_legend(drawn: Figure, points: pd.DataFrame, promise: str = "theory 1/(1−ρ)") -> None:

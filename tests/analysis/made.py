@@ -103,10 +103,15 @@ def layer_row(
     return row(cell, **(measured | values))
 
 
-def lstm_frame(sizes: Sequence[int] = (256, 512), **settings: Any) -> pd.DataFrame:
-    """Layers of two sizes against both baselines, two batches, two block sizes and four sparsities; one cell failed."""
+def lstm_frame(
+    sizes: Sequence[int] = (256, 512),
+    batches: Sequence[int] = (1, 20),
+    blocks: Sequence[int] = (16, 32),
+    **settings: Any,
+) -> pd.DataFrame:
+    """Layers of some sizes against both baselines, by batch, block size and four sparsities; one cell failed."""
     rows = []
-    axes = product(sizes, ("torch_lstm", "loop_lstm"), (1, 20), (16, 32), (0.0, 0.5, 0.8, 0.9))
+    axes = product(sizes, ("torch_lstm", "loop_lstm"), batches, blocks, (0.0, 0.5, 0.8, 0.9))
     for size, baseline, batch, block_size, sparsity in axes:
         cost = (1.0 - sparsity) * (1.0 + 4.0 / block_size) + 20.0 / size + 0.05
         speed = (1.2 if baseline == "loop_lstm" else 1.0) / cost
