@@ -59,7 +59,7 @@ def report(name: Name, results: Results = None) -> None:
         folder = find_folder(name, results)
         path = write_report(folder)
         study = read(folder).comparable()
-        speed, cost, *_ = tables.findings(study.train, study.gemm)
+        speed, cost, *_ = tables.findings(study.train, study.gemm, study.lstm)
         print(f"{speed}\n{cost}\nReport: {path}")
 
 
@@ -81,7 +81,7 @@ def notebooks(out: Executed = None, results: Tables = None) -> None:
 
 @app.command()
 def figures(name: Name, out: Out, results: Results = None) -> None:
-    """Write the README's pictures (speedup, perplexity, tradeoff) and table.md of a sweep."""
+    """Write the README's pictures (speedup, perplexity, tradeoff, layer, integral, end to end) and table.md of a sweep."""
     with _one_line_errors():
         from analysis.load import find_folder
         from analysis.report import write_figures

@@ -1,8 +1,10 @@
-"""Product timings beside theory: measured and predicted speedup, efficiency, break-even, and what was not measured."""
+"""Product and LSTM-layer timings beside theory: measured and predicted speedup, efficiency, break-even, what was not measured."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -11,6 +13,8 @@ from analysis.load import UNLIKE, one_of, records
 from analysis.stats import median_interval
 
 SHAPE = ["m", "k", "n"]
+LAYER_SIDES = ["input_size", "hidden_size", "bptt"]
+LAYER = [*LAYER_SIDES, "batch_size"]
 GEMM_SETTINGS = (
     "backend",
     "baseline",
@@ -23,6 +27,19 @@ GEMM_SETTINGS = (
     "cache",
     "threads",
 )
+LSTM_SETTINGS = (
+    "backend",
+    "baseline",
+    "passes",
+    *LAYER,
+    "block_size",
+    "target_sparsity",
+    "scope",
+    "dtype",
+    "device",
+    "threads",
+)
+SETTINGS = {"gemm": GEMM_SETTINGS, "lstm": LSTM_SETTINGS}
 RESULTS = (
     "sparsity", "measured_speedup", "low", "high", "predicted_speedup", "efficiency",
     "time_ms", "baseline_ms", "seeds", "noisy",
@@ -31,23 +48,36 @@ POINTS = [*GEMM_SETTINGS, *RESULTS]
 
 
 def shape_name(shape: tuple[int, int, int]) -> str:
-    """'W 1024 x 1024, n = 32', from (m, k, n)."""
+    """'W 1024 × 1024, n = 32', from (m, k, n)."""
     m, k, n = (int(side) for side in shape)
     return f"W {m} × {k}, n = {n}"
 
 
-def measured_speedup(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
+def layer_name(layer: Sequence[int]) -> str:
+    """'LSTM 1152 → 1152, 35 steps', from input and hidden size and time steps."""
+    into, out, steps = (int(side) for side in layer)
+    return f"LSTM {into} → {out}, {steps} steps"
+
+
+def predicted_speedup(row: Mapping[str, Any], table: str, sparsity: float) -> float:
+    """What theory promises at a sparsity achieved: of a product, or of an LSTM layer with the weights its scope names."""
+    if table == "gemm":
+        return theory.speedup(sparsity)
+    return theory.layer_speedup(row["input_size"], row["hidden_size"], sparsity, row["scope"])
+
+
+def measured_speedup(frame: pd.DataFrame, over: str | None = None, table: str = "gemm") -> pd.DataFrame:
     """One row per measured cell, with `measured_speedup`, its 95 % interval `low`..`high` and theory beside it.
 
-    measured_speedup is the median of the pairwise ratios baseline / backend; predicted_speedup is 1 / (1 - achieved
-    sparsity); efficiency is measured / predicted. `over` is one more column to keep.
+    measured_speedup is the median of the pairwise ratios baseline / backend; predicted_speedup is theory's at the
+    achieved sparsity; efficiency is measured / predicted. `over` is one more column to keep.
     """
-    kept = [*_keys(over), "seed", "sparsity", "time_ms", "baseline_ms", "noisy"]
+    kept = [*_keys(over, table), "seed", "sparsity", "time_ms", "baseline_ms", "noisy"]
     rows = []
     for row in records(frame[frame["status"] == "ok"]):
         pairs = zip(row["baseline_samples_ms"], row["samples_ms"], strict=True)
         found = median_interval([baseline / backend for baseline, backend in pairs])
-        predicted = theory.speedup(row["sparsity"])
+        predicted = predicted_speedup(row, table, row["sparsity"])
         rows.append(
             {
                 **{name: row[name] for name in kept},
@@ -62,27 +92,38 @@ def measured_speedup(frame: pd.DataFrame, over: str | None = None) -> pd.DataFra
     return pd.DataFrame(rows, columns=names)
 
 
-def _keys(over: str | None) -> list[str]:
+def _keys(over: str | None, table: str) -> list[str]:
     """The columns that tell points apart: every setting, and the column compared over."""
-    return [*GEMM_SETTINGS, *([over] if over and over not in GEMM_SETTINGS else [])]
+    return [*SETTINGS[table], *([over] if over and over not in SETTINGS[table] else [])]
 
 
 def gemm_points(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
-    """One row per product setting: the geometric mean over seeds, and the envelope of the seeds' intervals.
+    """`timed_points` of the gemm table."""
+    return timed_points(frame, "gemm", over)
+
+
+def lstm_points(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
+    """`timed_points` of the lstm table."""
+    return timed_points(frame, "lstm", over)
+
+
+def timed_points(frame: pd.DataFrame, table: str, over: str | None = None) -> pd.DataFrame:
+    """One row per setting of a timed table: the geometric mean over seeds, and the envelope of the seeds' intervals.
 
     ValueError where rows that cannot be compared are mixed and `over` does not name the column compared; its values then
     have points of their own.
     """
-    one_of(frame, UNLIKE["gemm"], over)
-    cells, keys = measured_speedup(frame, over), _keys(over)
+    one_of(frame, UNLIKE[table], over)
+    cells, keys = measured_speedup(frame, over, table), _keys(over, table)
     rows = []
     for key, part in cells.groupby(keys, sort=True):
+        settings = dict(zip(keys, key, strict=True))
         measured = math.exp(part["measured_speedup"].map(math.log).mean())
         sparsity = part["sparsity"].mean()
-        predicted = theory.speedup(sparsity)
+        predicted = predicted_speedup(settings, table, sparsity)
         rows.append(
             {
-                **dict(zip(keys, key, strict=True)),
+                **settings,
                 "sparsity": sparsity,
                 "measured_speedup": measured,
                 "low": part["low"].min(),
@@ -98,23 +139,23 @@ def gemm_points(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*keys, *RESULTS])
 
 
-def breakeven_sparsity(points: pd.DataFrame) -> pd.DataFrame:
-    """The sparsity where the measured speedup crosses 1x, per shape, block size and backend, with the fastest point."""
+def breakeven_sparsity(points: pd.DataFrame, by: Sequence[str] = SHAPE) -> pd.DataFrame:
+    """The sparsity where the measured speedup crosses 1x, per `by`, block size and backend, with the fastest point."""
+    keys = [*by, "backend", "block_size"]
     rows = []
-    for key, part in points.groupby([*SHAPE, "backend", "block_size"], sort=True):
+    for key, part in points.groupby(keys, sort=True):
         candidates = quiet(part)
         best = candidates.iloc[int(candidates["measured_speedup"].to_numpy().argmax())]
         rows.append(
             {
-                **dict(zip([*SHAPE, "backend", "block_size"], key, strict=True)),
+                **dict(zip(keys, key, strict=True)),
                 "breakeven_sparsity": theory.breakeven(part["sparsity"].tolist(), part["measured_speedup"].tolist()),
                 "fastest": best["measured_speedup"],
                 "at_sparsity": best["sparsity"],
                 "efficiency": candidates["efficiency"].median(),
             }
         )
-    names = [*SHAPE, "backend", "block_size", "breakeven_sparsity", "fastest", "at_sparsity", "efficiency"]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=[*keys, "breakeven_sparsity", "fastest", "at_sparsity", "efficiency"])
 
 
 def block_sparse(points: pd.DataFrame) -> pd.DataFrame:

@@ -11,35 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import compare, style, theory
+from analysis import compare, style
 from analysis.load import one_of, records
+from analysis.panels import MAX_COLS, block_legend, limits, not_measured, panels, speedup_panel
 from analysis.tradeoff import chosen_product, recurrent_shape, tradeoff
 from analysis.variants import replicates, runs
-
-MAX_COLS = 3
-
-
-def _panels(count: int, height: float, **options: bool) -> tuple[Figure, list[Axes]]:
-    """`count` panels in rows of at most MAX_COLS; the unused ones are removed."""
-    cols = max(1, min(count, MAX_COLS))
-    rows = max(1, -(-count // cols))
-    drawn, axes = style.figure(height * rows + 0.5, rows, cols, **options)
-    flat = [ax for row in axes for ax in row]
-    for ax in flat[max(count, 1) :]:
-        ax.remove()
-    return drawn, flat[: max(count, 1)]
 
 
 def _shape_of(frame: pd.DataFrame) -> str:
     m, k, n = (int(frame[side].iloc[0]) for side in compare.SHAPE)
     return compare.shape_name((m, k, n))
-
-
-def _not_measured(frame: pd.DataFrame, name: str) -> list[str]:
-    """One line per backend, status and reason of the cells without a time."""
-    groups = records(compare.failure_groups(frame, name))
-    lines = [f"{row[name]}: {row['status']} ({row['cells']} cells): {row['reason']}" for row in groups]
-    return ["Not measured:", *lines] if lines else []
 
 
 def speedup_figure(frame: pd.DataFrame) -> Figure:
@@ -50,68 +31,19 @@ def speedup_figure(frame: pd.DataFrame) -> Figure:
     one_of(frame, compare.SHAPE)
     points = compare.gemm_points(frame)
     backends = sorted(points["backend"].unique(), key=lambda name: (name != "native", name))
-    drawn, axes = _panels(len(backends), 3.7, sharey=True)
+    drawn, axes = panels(len(backends), 3.7, sharey=True)
     if not backends:
         axes[0].text(0.5, 0.5, "no cell of this shape was measured", ha="center", transform=axes[0].transAxes)
         axes[0].axis("off")
     else:
-        low = min(0.5, points["low"].min(), points["measured_speedup"].min()) / 1.15
-        high = max(2.0, points["high"].max(), points["predicted_speedup"].replace(math.inf, 0).max()) * 1.15
-        lowest, highest = points["sparsity"].min(), points["sparsity"].max()
-        span = (max(0.0, lowest - 0.04), min(1.0, highest + 0.04))
         for ax, backend in zip(axes, backends, strict=True):
-            _speedup_panel(ax, points[points["backend"] == backend], span, (low, high))
-            ax.set_xlabel("sparsity ρ (share of empty blocks)")
+            speedup_panel(ax, points[points["backend"] == backend], limits(points), backend)
         for ax in axes[::MAX_COLS]:
             ax.set_ylabel("speedup over dense (log₂)")
-        _block_legend(drawn, points)
+        block_legend(drawn, points)
     drawn.suptitle(f"Block-sparse product against dense: {_shape_of(frame)}", fontsize=12)
-    style.margin(drawn, _not_measured(frame, "backend"))
+    style.margin(drawn, not_measured(frame, "backend"))
     return drawn
-
-
-def _speedup_panel(ax: Axes, points: pd.DataFrame, span: tuple[float, float], limits: tuple[float, float]) -> None:
-    style.speedup_axis(ax.yaxis, *limits)
-    ax.set_xlim(*span)
-    ax.axhspan(limits[0], 1.0, color=style.SHADE, zorder=0)
-    ax.axhline(1.0, color=style.GREY, linewidth=1.0, zorder=1)
-    rhos = np.linspace(span[0], min(span[1], 0.999), 200)
-    ax.plot(rhos, [theory.speedup(rho) for rho in rhos], "--", color="black", linewidth=1.2, zorder=2)
-    crossings = []
-    for block_size, line in points.groupby("block_size", sort=True):
-        colour = style.block_colour(block_size)
-        line = line.sort_values("sparsity")
-        spread = [
-            (line["measured_speedup"] - line["low"]).fillna(0).clip(lower=0),  # rounding can put a mean past its bound
-            (line["high"] - line["measured_speedup"]).fillna(0).clip(lower=0),
-        ]
-        ax.errorbar(line["sparsity"], line["measured_speedup"], yerr=spread, color=colour, capsize=2, zorder=3)
-        for noisy, part in line.groupby("noisy"):
-            face = "white" if noisy else colour
-            ax.plot(part["sparsity"], part["measured_speedup"], style.block_marker(block_size), color=colour,
-                    markerfacecolor=face, zorder=4)  # fmt: skip
-        found = theory.breakeven(line["sparsity"].tolist(), line["measured_speedup"].tolist())
-        crossings.append(f"{block_size}: {found}")
-        if found.sparsity is not None:
-            ax.plot(found.sparsity, 1.0, "*", color=colour, markersize=12, markeredgecolor="white", zorder=5)
-    ax.set_title(points["backend"].iloc[0], fontweight="bold", pad=30)
-    words = f"break-even ρ by block size\n{' · '.join(crossings)}"
-    ax.text(0.5, 1.01, words, transform=ax.transAxes, ha="center", va="bottom", fontsize=8.5, color=style.GREY)
-
-
-def _block_legend(drawn: Figure, points: pd.DataFrame) -> None:
-    sizes = sorted(points["block_size"].unique())
-    handles = [
-        Line2D([], [], color=style.block_colour(size), marker=style.block_marker(size), label=f"block {size}")
-        for size in sizes
-    ]
-    handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1.2, label="theory 1/(1−ρ)"))
-    handles.append(Line2D([], [], color=style.GREY, marker="*", linestyle="", markersize=10, label="break-even"))
-    if points["noisy"].any():
-        handles.append(
-            Line2D([], [], color=style.GREY, marker="o", markerfacecolor="white", linestyle="", label="noisy")
-        )
-    drawn.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
 
 
 def efficiency_figure(frame: pd.DataFrame) -> Figure:
@@ -121,7 +53,7 @@ def efficiency_figure(frame: pd.DataFrame) -> Figure:
     backends = sorted(points["backend"].unique(), key=lambda name: (name != "native", name))
     sizes = sorted(frame["block_size"].unique())
     sparsities = sorted(frame["target_sparsity"].unique())
-    drawn, axes = _panels(len(backends), 0.8 + 0.42 * len(sizes))
+    drawn, axes = panels(len(backends), 0.8 + 0.42 * len(sizes))
     image = None
     for ax, backend in zip(axes, backends, strict=False):
         table = points[points["backend"] == backend].pivot_table(
@@ -140,7 +72,7 @@ def efficiency_figure(frame: pd.DataFrame) -> Figure:
     else:
         drawn.colorbar(image, ax=axes, label="measured / predicted", pad=0.01)
     drawn.suptitle(f"Efficiency: {_shape_of(frame)}", fontsize=12)
-    style.margin(drawn, _not_measured(frame, "backend"))
+    style.margin(drawn, not_measured(frame, "backend"))
     return drawn
 
 

@@ -7,16 +7,22 @@ import pandas as pd
 from analysis import compare
 from analysis.load import records, split
 from analysis.stats import Estimate, change, median_interval, times
-from analysis.variants import common_sparsity, is_dense, replicates, runs
+from analysis.variants import common_sparsity, is_dense, replicates, runs, without_path
 
 OURS = "native"
+FUSED = "torch_lstm"
 
 
-def findings(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> list[str]:
-    """Three sentences: the fastest product, the cost in perplexity, and what was not measured or bought nothing."""
-    train = None if train is None or train.empty else train
-    gemm = None if gemm is None or gemm.empty else gemm
-    return [_speed(gemm), _cost(train), _limits(train, gemm)]
+def findings(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None = None) -> list[str]:
+    """Three sentences: the fastest product, the cost in perplexity, and what was not measured or bought nothing.
+
+    Where LSTM layers were timed, a fourth about the fastest of them; without products it comes first instead.
+    """
+    train, gemm, lstm = (None if frame is None or frame.empty else frame for frame in (train, gemm, lstm))
+    others = [_cost(train), _limits(train, gemm, lstm)]
+    if lstm is None:
+        return [_speed(gemm), *others]
+    return [_layer(lstm), *others] if gemm is None else [_speed(gemm), *others, _layer(lstm)]
 
 
 def _count(number: int, noun: str) -> str:
@@ -45,7 +51,7 @@ def _speed(gemm: pd.DataFrame | None) -> str:
         why = _most_common_reason(gemm) if (gemm["status"] != "ok").any() else "only the dense baseline was timed"
         return f"Speed: no block-sparse product was timed in {count}; most often: {why}."
     found = Estimate(best["measured_speedup"], best["low"], best["high"], int(best["seeds"]))
-    shape = compare.shape_name((best["m"], best["k"], best["n"]))
+    shape = compare.shape_name((best["m"], best["k"], best["n"])) + ("" if best["op"] == "dsd" else f", {best['op']}")
     product = f"{_quietly(compare.block_sparse(points))}block-sparse product"
     verdict = f"the fastest {product}" if found.value >= 1.0 else f"no {product} beat dense; the nearest"
     doubt = " (noisy)" if best["noisy"] else ""
@@ -58,6 +64,25 @@ def _speed(gemm: pd.DataFrame | None) -> str:
             f"; {OURS}, our own, was not timed: {_most_common_reason(reasons)}." if len(reasons) else "."
         )
     return f"{sentence}; {OURS} {_efficiency(ours)}."
+
+
+def _layer(lstm: pd.DataFrame) -> str:
+    """The fastest block-sparse LSTM layer against the fused one, where that was timed, and theory."""
+    parts = [compare.lstm_points(part) for _, part in split(lstm, "lstm")]
+    points = pd.concat(parts, ignore_index=True)
+    points = points[points["baseline"] == FUSED] if FUSED in set(points["baseline"]) else points
+    best = compare.best_product(points)
+    if best is None:
+        return f"Layer: no block-sparse LSTM layer was timed; most often: {_most_common_reason(lstm)}."
+    found = Estimate(best["measured_speedup"], best["low"], best["high"], int(best["seeds"]))
+    name = compare.layer_name([best[side] for side in compare.LAYER_SIDES])
+    passes = best["passes"].replace("_", " + ")
+    doubt = " (noisy)" if best["noisy"] else ""
+    return (
+        f"Layer: the fastest {_quietly(compare.block_sparse(points))}block-sparse LSTM layer is {best['backend']} at block "
+        f"{best['block_size']} and sparsity {best['sparsity']:.2f}, {name}, batch {best['batch_size']}, {passes}, at "
+        f"{times(found)} of {best['baseline']}{doubt}, where theory promises {best['predicted_speedup']:.2f}×."
+    )
 
 
 def _quietly(points: pd.DataFrame) -> str:
@@ -99,33 +124,48 @@ def _cost(train: pd.DataFrame | None) -> str:
     return sentence + f" against {min(row['test_ppl'].value for row in records(dense)):.1f} dense, a cost of {cost}."
 
 
-def _limits(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> str:
+def _limits(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None) -> str:
     """What failed or was noisy, and what masks alone buy in training time."""
-    return f"Limits: {'; '.join([*_gaps(train, gemm), _masks(train)])}."
+    return f"Limits: {'; '.join([*_gaps(train, gemm, lstm), _masks(train)])}."
 
 
-def _gaps(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> list[str]:
+def _gaps(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None) -> list[str]:
     words = []
-    for frame, noun in ((gemm, "product cell"), (train, "training run")):
+    for frame, noun in ((gemm, "product cell"), (lstm, "layer cell"), (train, "training run")):
         if frame is None:
             continue
         cells, bad = frame["cell_id"].nunique(), frame.loc[frame["status"] != "ok", "cell_id"].nunique()
         if bad:
             words.append(f"{bad} of {_count(cells, noun)} gave no result, most often {_most_common_reason(frame)}")
-    if gemm is not None and (ok := int((gemm["status"] == "ok").sum())):
-        words.append(f"{int(gemm['noisy'].fillna(False).sum())} of {_count(ok, 'timing')} were noisy")
-    return words or ["nothing was measured" if train is None and gemm is None else "every cell gave a result"]
+    timed = [frame for frame in (gemm, lstm) if frame is not None]
+    if ok := sum(int((frame["status"] == "ok").sum()) for frame in timed):
+        noisy = sum(int(frame["noisy"].fillna(False).sum()) for frame in timed)
+        words.append(f"{noisy} of {_count(ok, 'timing')} were noisy")
+    return words or ["nothing was measured" if train is None and not timed else "every cell gave a result"]
 
 
 def _masks(train: pd.DataFrame | None) -> str:
+    """What masks alone bought in training time, and what the sparse path did where it was used."""
     parts = [runs(part) for _, part in split(train, "train")] if train is not None else []
-    pruned = pd.concat([part[part["target_sparsity"] > 0.0] for part in parts]) if parts else pd.DataFrame()
-    measured = pruned["measured_training"].dropna().tolist() if len(pruned) else []
-    if not measured:
+    pruned = pd.concat([part[part["target_sparsity"] > 0.0] for part in parts], ignore_index=True) if parts else None
+    pruned = pruned[pruned["measured_training"].notna()] if pruned is not None else None
+    if pruned is None or pruned.empty:
         return "what masks alone buy in training time was not measured"
-    promised = pruned["predicted_training"]
+    masked = pruned[pruned["variant"].map(without_path) == pruned["variant"]]
+    sparse = pruned.drop(masked.index)["measured_training"].tolist()
+    words = [] if masked.empty else [_masks_alone(masked)]
+    if sparse:
+        words.append(
+            f"with the sparse path training was {times(median_interval(sparse))} as fast as dense "
+            f"(median of {_count(len(sparse), 'run')}, not interleaved)"
+        )
+    return "; ".join(words)
+
+
+def _masks_alone(masked: pd.DataFrame) -> str:
+    measured, promised = masked["measured_training"].tolist(), masked["predicted_training"]
     return (
         f"masks alone made training {times(median_interval(measured))} as fast as dense (median of {_count(len(measured), 'run')}), "
-        f"because this version multiplies masked weights at dense speed; skipping empty blocks would allow "
+        f"because the dense path multiplies masked weights at dense speed; skipping empty blocks would allow "
         f"{promised.min():.2f}× to {promised.max():.2f}× in the pruned products"
     )

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-TABLES = ("gemm", "train")
+TABLES = ("gemm", "lstm", "train")
 SCHEMA_VERSION = 1
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"  # one folder a sweep, committed
@@ -20,6 +20,7 @@ REFERENCE = ROOT / "results" / "reference"  # one folder a sweep, committed
 # Rows that differ in one of these are never averaged, divided or drawn together.
 UNLIKE = {
     "gemm": ("schema_version", "device_name", "device", "threads", "timer", "dtype", "cache", "op", "baseline"),
+    "lstm": ("schema_version", "device_name", "device", "threads", "timer", "dtype", "passes", "scope", "baseline"),
     "train": ("schema_version", "device_name", "threads", "dataset", "corpus_sha256", "train_tokens", "eval_tokens"),
 }
 
@@ -103,14 +104,15 @@ def one_of(frame: pd.DataFrame, columns: Sequence[str], over: str | None = None)
             )
 
 
-def split(frame: pd.DataFrame, table: str) -> Iterator[tuple[str, pd.DataFrame]]:
+def split(frame: pd.DataFrame, table: str, over: str | None = None) -> Iterator[tuple[str, pd.DataFrame]]:
     """(label, rows) of each comparable part of `frame`; the label names only what differs, empty where nothing does.
 
-    A failed cell has no timer; it goes with the others where they all share one.
+    A failed cell has no timer; it goes with the others where they all share one. `over` names a column that is compared:
+    its values stay in one part.
     """
     filled = frame.copy()
     mixed = []
-    for column in (column for column in UNLIKE[table] if column in frame):
+    for column in (column for column in UNLIKE[table] if column in frame and column != over):
         values = filled[column].dropna().unique()
         if len(values) == 1:
             filled[column] = filled[column].fillna(values[0])

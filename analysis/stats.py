@@ -42,6 +42,44 @@ def median_interval(ratios: Sequence[float], seed: int = 0) -> Estimate:
     return Estimate(float(np.median(values)), float(low), float(high), n)
 
 
+def step_weights(steps: Sequence[float], total: float) -> np.ndarray:
+    """How many of `total` steps each probe stands for: the trapezoid rule over [0, total], its ends held constant.
+
+    steps: where the probes were taken, increasing. The weights sum to `total`.
+    """
+    at = np.asarray(steps, dtype=float)
+    edges = np.concatenate([[0.0], (at[1:] + at[:-1]) / 2.0, [max(float(total), at[-1])]])
+    return np.diff(edges)
+
+
+def integral_ratio(
+    above: Sequence[Sequence[float]], below: Sequence[Sequence[float]], weights: Sequence[float], seed: int = 0
+) -> Estimate:
+    """sum(weight x median of above) / sum(weight x median of below) over probes, with a bootstrap interval.
+
+    above[i], below[i]: the paired samples of probe i; pairs are drawn together, within their probe. NaN bounds where no
+    probe has two pairs. n: pairs in all. The interval knows the scatter of the pairs, not the error of the quadrature.
+    """
+    rng = np.random.default_rng(seed)
+    sums = np.zeros((2, RESAMPLES + 1))  # the first column is the sample itself
+    for over, under, weight in zip(above, below, weights, strict=True):
+        pairs = np.asarray([over, under], dtype=float)
+        count = pairs.shape[1]
+        drawn = np.vstack([np.arange(count), rng.integers(0, count, (RESAMPLES, count))])
+        sums += weight * np.median(pairs[:, drawn], axis=2)
+    ratios = sums[0] / sums[1]
+    pairs_in_all = sum(map(len, above))
+    if max(map(len, above)) < 2:
+        return Estimate(float(ratios[0]), math.nan, math.nan, pairs_in_all)
+    low, high = np.quantile(ratios[1:], [0.025, 0.975])
+    return Estimate(float(ratios[0]), float(low), float(high), pairs_in_all)
+
+
+def scaled(estimate: Estimate, divisor: float) -> Estimate:
+    """An estimate over a number that is known without error, such as a prediction."""
+    return Estimate(estimate.value / divisor, estimate.low / divisor, estimate.high / divisor, estimate.n)
+
+
 def mean_interval(values: Sequence[float]) -> Estimate:
     """Mean with its 95 % t-interval over replicates; one replicate has a value and no interval."""
     array = np.asarray(values, dtype=float)

@@ -1,14 +1,16 @@
-"""A sweep's two tables side by side, and the parts of them that can be compared."""
+"""A sweep's tables side by side, the parts of them that can be compared, and the best there is over several sweeps."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from analysis import compare
-from analysis.load import load, split, tables_in
+from analysis.load import REFERENCE, TABLES, load, reference_folder, split, tables_in
 from analysis.tradeoff import chosen_product
 
 
@@ -18,6 +20,7 @@ class Study(NamedTuple):
     folder: Path
     train: pd.DataFrame | None
     gemm: pd.DataFrame | None
+    lstm: pd.DataFrame | None = None
 
     @property
     def name(self) -> str:
@@ -26,27 +29,59 @@ class Study(NamedTuple):
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables there are, by name."""
-        both = {"gemm": self.gemm, "train": self.train}
-        return {name: frame for name, frame in both.items() if frame is not None}
+        every = {"gemm": self.gemm, "lstm": self.lstm, "train": self.train}
+        return {name: frame for name, frame in every.items() if frame is not None}
 
     def comparable(self) -> Study:
         """The same with only the largest comparable part of each table."""
-        parts = {name: main_part(frame, name) for name, frame in self.tables.items()}
-        return Study(self.folder, parts.get("train"), parts.get("gemm"))
+        return Study(self.folder, **{name: _part(self.tables, name) for name in TABLES})
+
+
+def _part(tables: dict[str, pd.DataFrame], name: str) -> pd.DataFrame | None:
+    return main_part(tables[name], name) if name in tables else None
 
 
 def read(folder: Path) -> Study:
     """The tables of a sweep's folder; ValueError with one line where it holds none or one is damaged."""
     found = {name: load(folder, name) for name in tables_in(folder)}
     if not found:
-        raise ValueError(f"{folder}: holds neither gemm.parquet nor train.parquet; run the sweep first")
-    filled = {name: frame for name, frame in found.items() if not frame.empty}
-    return Study(folder, filled.get("train"), filled.get("gemm"))
+        raise ValueError(
+            f"{folder}: holds neither gemm.parquet nor train.parquet nor lstm.parquet; run the sweep first"
+        )
+    filled: dict[str, pd.DataFrame | None] = {
+        name: None if name not in found or found[name].empty else found[name] for name in TABLES
+    }
+    return Study(folder, **filled)
 
 
-def main_part(frame: pd.DataFrame, table: str) -> pd.DataFrame:
-    """The comparable part of a table with the most measured rows (of equal ones, the first)."""
-    return max((part for _, part in split(frame, table)), key=lambda part: (part["status"] == "ok").sum())
+def read_reference() -> list[Study]:
+    """Every committed sweep, or the one that BENCH_RESULTS names."""
+    if os.environ.get("BENCH_RESULTS"):
+        return [read(reference_folder())]
+    return [read(folder) for folder in sorted(REFERENCE.glob("*")) if tables_in(folder)]
+
+
+def widest(studies: Sequence[Study], table: str, over: str | None = None) -> pd.DataFrame | None:
+    """The comparable part with the most measured rows over several sweeps; None where no sweep has the table.
+
+    `over` names a column whose values stay together. Of training tables, one with probes comes before any without.
+    """
+    parts = [main_part(study.tables[table], table, over) for study in studies if table in study.tables]
+    return max(parts, key=lambda part: (_probed(part), _weight(part))) if parts else None
+
+
+def _probed(part: pd.DataFrame) -> bool:
+    return "probes" in part and any(found is not None and len(found) > 0 for found in part["probes"])
+
+
+def main_part(frame: pd.DataFrame, table: str, over: str | None = None) -> pd.DataFrame:
+    """The comparable part of a table with the most measured rows (of equal ones, that with backward passes, or the first)."""
+    return max((part for _, part in split(frame, table, over)), key=_weight)
+
+
+def _weight(part: pd.DataFrame) -> tuple[int, bool]:
+    trains = "passes" in part and bool((part["passes"] == "forward_backward").all())
+    return int((part["status"] == "ok").sum()), trains
 
 
 def shapes(gemm: pd.DataFrame | None) -> list[tuple[str, pd.DataFrame]]:
@@ -63,3 +98,17 @@ def main_shape(gemm: pd.DataFrame) -> pd.DataFrame:
     if product is not None:
         return gemm[(gemm[compare.SHAPE] == list(product.shape)).all(axis=1)]
     return max((rows for _, rows in shapes(gemm)), key=lambda rows: rows["m"].iloc[0] * rows["k"].iloc[0])
+
+
+def layers(lstm: pd.DataFrame | None) -> list[tuple[str, pd.DataFrame]]:
+    """(name, rows) of each LSTM layer (input, hidden, steps), in the order of its sides; none without a table."""
+    if lstm is None:
+        return []
+    parts = [rows for _, rows in lstm.groupby(compare.LAYER_SIDES, sort=True)]
+    return [(compare.layer_name(rows[compare.LAYER_SIDES].iloc[0].tolist()), rows) for rows in parts]
+
+
+def main_layer(lstm: pd.DataFrame | None) -> pd.DataFrame | None:
+    """The rows of the layer with the most measured cells, the largest of equal ones; None without a table."""
+    parts = [rows for _, rows in layers(lstm)]
+    return max(parts, key=lambda rows: ((rows["status"] == "ok").sum(), rows["hidden_size"].iloc[0]), default=None)

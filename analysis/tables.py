@@ -12,11 +12,11 @@ from analysis import compare
 from analysis.findings import findings
 from analysis.load import records
 from analysis.stats import change, plus_minus, times
-from analysis.theory import speedup
+from analysis.theory import layer_speedup, speedup
 from analysis.tradeoff import chosen_product, recurrent_shape, with_speedup
-from analysis.variants import PPL, SLIDES, replicates, runs
+from analysis.variants import PPL, SLIDES, replicates, runs, without_path
 
-__all__ = ["breakeven_table", "findings", "main_table", "slides_table", "to_html", "to_markdown"]
+__all__ = ["breakeven_table", "findings", "layer_table", "main_table", "slides_table", "to_html", "to_markdown"]
 
 NOTHING = "–"
 MAIN = (
@@ -78,7 +78,7 @@ def _ours(found: pd.DataFrame, slide: dict[str, Any]) -> dict[str, Any] | None:
     kinds = {"dense": ("dense",), "block lasso": ("block lasso",)}
     names = kinds.get(slide["variant"], (slide["variant"], slide["variant"].replace("linear", "cubic")))
     for name in names:
-        mine = here[here["variant"] == name]
+        mine = here[here["variant"].map(without_path) == name]
         if not mine.empty:
             return min(records(mine), key=lambda row: float(row["val_ppl"].value))
     return None
@@ -123,6 +123,35 @@ def breakeven_table(gemm: pd.DataFrame | None) -> pd.DataFrame:
             str(row["breakeven_sparsity"]),
             f"{row['fastest']:.2f}×",
             f"{row['at_sparsity']:.2f}",
+            f"{row['efficiency']:.0%}",
+        ]
+        rows.append(dict(zip(names, texts, strict=True)))
+    return pd.DataFrame(rows, columns=names)
+
+
+def layer_table(lstm: pd.DataFrame | None) -> pd.DataFrame:
+    """The sparsity from which on each backend beats an LSTM baseline, per layer, batch and block size, and its fastest point.
+
+    ValueError where rows that cannot be compared are mixed; baselines may differ, each has rows of its own.
+    """
+    names = ["layer", "batch", "over", "backend", "block size", "break-even sparsity", "fastest", "at sparsity",
+             "theory there", "median efficiency"]  # fmt: skip
+    if lstm is None or lstm.empty:
+        return pd.DataFrame(columns=names)
+    points = compare.block_sparse(compare.lstm_points(lstm, over="baseline"))
+    scope = str(lstm["scope"].iloc[0])
+    rows = []
+    for row in records(compare.breakeven_sparsity(points, [*compare.LAYER, "baseline"])):
+        texts = [
+            compare.layer_name([row[side] for side in compare.LAYER_SIDES]),
+            str(row["batch_size"]),
+            row["baseline"],
+            row["backend"],
+            str(row["block_size"]),
+            str(row["breakeven_sparsity"]),
+            f"{row['fastest']:.2f}×",
+            f"{row['at_sparsity']:.2f}",
+            _factor(layer_speedup(row["input_size"], row["hidden_size"], row["at_sparsity"], scope)),
             f"{row['efficiency']:.0%}",
         ]
         rows.append(dict(zip(names, texts, strict=True)))

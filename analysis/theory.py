@@ -81,6 +81,17 @@ def lstm_multiply_adds(embedding_size: int, hidden_size: int, num_layers: int) -
     return weight_ih, sum(4 * out * out for out in sizes[1:])
 
 
+def layer_speedup(input_size: int, hidden_size: int, rho: float, scope: str = "all") -> float:
+    """What one LSTM layer gains: 1 / (1 - rho) with both weights sparse, Amdahl's ceiling with weight_hh alone.
+
+    Multiply-adds per token: 4 hidden x input of weight_ih, 4 hidden x hidden of weight_hh. scope: 'all' or 'weight_hh'.
+    """
+    weight_ih, weight_hh = 4 * hidden_size * input_size, 4 * hidden_size * hidden_size
+    if scope == "weight_hh":
+        return amdahl_ceiling(weight_hh, weight_ih, rho)
+    return amdahl_ceiling(weight_ih + weight_hh, 0, rho)
+
+
 def dense_bytes(rows: int, cols: int, value_bytes: int = 4) -> int:
     """Bytes of a dense matrix (blog, "Dense Tensor Data Structure")."""
     return rows * cols * value_bytes

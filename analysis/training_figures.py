@@ -197,7 +197,7 @@ def _gates(ax: Axes, blocks: int) -> None:
 
 def integral_figure(train: pd.DataFrame | None) -> Figure:
     """The training-time integral: what skipping empty blocks would gain, from the sparsity achieved, beside what was measured."""
-    title = "Training time: what the integral promises and what masks alone buy"
+    title = "Training time: what the integral promises and what whole runs gained"
     final = runs(train) if train is not None and not train.empty else pd.DataFrame()
     final = final[final["target_sparsity"] > 0.0] if not final.empty else final
     if train is None or final.empty:
@@ -219,13 +219,13 @@ def integral_figure(train: pd.DataFrame | None) -> Figure:
     handles.append(
         Line2D([], [], color=style.GREY, marker="D", markerfacecolor="white", linestyle="--", label="predicted")
     )
-    handles.append(Line2D([], [], color=style.GREY, marker="o", linestyle="", label="measured, masks alone"))
+    handles.append(Line2D([], [], color=style.GREY, marker="o", linestyle="", label="measured, whole runs"))
     drawn.legend(handles=handles, loc="outside lower center", ncols=2)
     drawn.suptitle(title, fontsize=12)
     style.margin(drawn, [
         "Predicted: T_D / (T_S − Σ mean ρ_t) over the pruned matrices, were empty blocks free. Measured: seconds of the dense run of the "
-        "same seed over seconds of this run; the runs were not interleaved, so it is rough. In this version training multiplies masked weights at dense speed: about 1× is what masks "
-        "alone buy."])  # fmt: skip
+        "same seed over seconds of this run; the runs were not interleaved, so it is rough. Runs on the dense path multiply masked weights at "
+        "dense speed: about 1× is what masks alone buy."])  # fmt: skip
     return drawn
 
 

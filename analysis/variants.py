@@ -20,7 +20,7 @@ MODEL_SETTINGS = (
 )  # fmt: skip
 PRUNING_SETTINGS = (
     "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled",
-    "schedule", "criterion", "target_sparsity", "prune_begin", "prune_end", "prune_every",
+    "schedule", "criterion", "target_sparsity", "prune_begin", "prune_end", "prune_every", "path",
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
 
@@ -50,7 +50,13 @@ def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
         suffix = "" if criterion == "l2" else f", {criterion}"
         names = {"pre": "random pre-pruning", "one_shot": f"one-shot{suffix}"}
         parts.append(names.get(schedule, f"gradual ({schedule}{suffix})"))
-    return " + ".join(parts) or "dense"
+    path = row.get("path") or "dense"  # tables from before there was a choice have no such column
+    return (" + ".join(parts) or "dense") + ("" if path == "dense" else f", {path} path")
+
+
+def without_path(variant: str) -> str:
+    """The name of a variant whatever multiplied its weights: the masked run and the sparse one share it."""
+    return variant.removesuffix(", sparse path").removesuffix(", auto path")
 
 
 def is_dense(variant: str) -> bool:

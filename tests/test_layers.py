@@ -34,8 +34,19 @@ RUNGS: list[list[str]] = [
     # the parquet wall: nothing below sees anything above
     ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats"],
     ["analysis.compare", "analysis.variants"],
-    ["analysis.tradeoff", "analysis.findings"],
-    ["analysis.figures", "analysis.training_figures", "analysis.theory_figures", "analysis.tables", "analysis.study"],
+    ["analysis.realised", "analysis.tradeoff"],
+    ["analysis.findings", "analysis.panels"],
+    [
+        "analysis.figures",
+        "analysis.training_figures",
+        "analysis.theory_figures",
+        "analysis.measured_figures",
+        "analysis.realised_figures",
+        "analysis.tables",
+        "analysis.realised_tables",
+        "analysis.study",
+    ],
+    ["analysis.goals", "analysis.sections"],
     ["analysis.report", "analysis.execution"],
     ["analysis.__main__"],
 ]

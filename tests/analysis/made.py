@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench import schema
-from bench.cells import KINDS, Cell, GemmCell, TrainCell
+from bench.cells import KINDS, Cell, GemmCell, LstmCell, TrainCell
 
 NO_COMPILER = "no C++ compiler found; install g++ or clang++, or the package ziglang"
 NO_SCIPY = "scipy multiplies in one thread only; asked for 2"
@@ -86,6 +87,83 @@ def gemm_frame(
                     rows.append(row(cell, "unsupported", unsupported[backend]))
                 else:
                     rows.append(gemm_row(cell, overhead=0.1 if backend == "native" else 0.9))
+    return pd.DataFrame(rows)
+
+
+def layer_row(
+    ratios: Sequence[float], sparsity: float = 0.8, settings: dict[str, Any] | None = None, **values: Any
+) -> dict[str, Any]:
+    """A timed LSTM layer, as `ratio_row`."""
+    cell = LstmCell(**({"target_sparsity": sparsity} | (settings or {})))
+    measured = {
+        "sparsity": sparsity, "samples_ms": [10.0] * len(ratios), "baseline_samples_ms": [10.0 * one for one in ratios],
+        "time_ms": 10.0, "baseline_ms": 10.0 * float(np.median(ratios)), "noisy": False, "attempts": 1,
+        "timer": "perf_counter_ns",
+    }  # fmt: skip
+    return row(cell, **(measured | values))
+
+
+def lstm_frame(
+    sizes: Sequence[int] = (256, 512),
+    batches: Sequence[int] = (1, 20),
+    blocks: Sequence[int] = (16, 32),
+    **settings: Any,
+) -> pd.DataFrame:
+    """Layers of some sizes against both baselines, by batch, block size and four sparsities; one cell failed."""
+    rows = []
+    axes = product(sizes, ("torch_lstm", "loop_lstm"), batches, blocks, (0.0, 0.5, 0.8, 0.9))
+    for size, baseline, batch, block_size, sparsity in axes:
+        cost = (1.0 - sparsity) * (1.0 + 4.0 / block_size) + 20.0 / size + 0.05
+        speed = (1.2 if baseline == "loop_lstm" else 1.0) / cost
+        choice = {
+            "input_size": size,
+            "hidden_size": size,
+            "baseline": baseline,
+            "batch_size": batch,
+            "block_size": block_size,
+        }
+        spread = [0.98 * speed, speed, 1.01 * speed, speed, 1.03 * speed]
+        rows.append(layer_row(spread, sparsity, choice | settings, noisy=batch == 1 and block_size == 16))
+    failed = LstmCell(**({"input_size": sizes[0], "hidden_size": sizes[0], "dtype": "float32"} | settings))
+    rows.append(row(failed.model_copy(update={"seed": 7}), "unsupported", NO_COMPILER))
+    return pd.DataFrame(rows)
+
+
+def sparse_run(
+    cell: TrainCell, rhos: Sequence[float], efficiency: float = 0.8, test_ppl: float = 110.0, **values: Any
+) -> list[dict[str, Any]]:
+    """A pruned run off the dense path, 100 steps an epoch and a probe in the middle of each, three pairs.
+
+    The LSTM layers take 50 ms on the dense path, and `efficiency` of theory is reached where any block is empty.
+    """
+    rows = run_rows(cell, test_ppl, rhos, 8.0)
+    for at, (one, rho) in enumerate(zip(rows, rhos, strict=True)):
+        used = 50.0 if rho == 0.0 else 50.0 * (1.0 - rho) / efficiency
+        probe = {"step": 100 * at + 50, "sparsity": rho, "sparse_layers": 0 if rho == 0.0 else 2,
+                 "dense_ms": [50.0, 49.5, 50.5], "lstm_ms": [used, 0.98 * used, 1.02 * used]}  # fmt: skip
+        one |= {"step": 100 * (at + 1), "sparse_share": float(rho > 0.0), "lstm_seconds": 100 * used / 1e3,
+                "lstm_kernel": "native avx512", "probes": [probe]}  # fmt: skip
+    rows[-1] |= {
+        "dense_bytes": 1_000_000, "final_bytes": 210_000, "final_ppl": test_ppl + 0.01, "inference_kernel": "native avx512",
+        "inference_dense_ms": [20.0, 20.2, 19.8], "inference_ms": [12.5, 12.4, 12.6],
+        "inference_lstm_dense_ms": [10.0, 10.1, 9.9], "inference_lstm_ms": [2.5, 2.6, 2.4],
+    }  # fmt: skip
+    return [one | values for one in rows]
+
+
+SPARSE_RHOS = (0.0, 0.4, 0.8, 0.8)
+
+
+def sparse_frame(seeds: int = 2, **settings: Any) -> pd.DataFrame:
+    """Dense, masked and sparse runs of each seed, at two block sizes: as `sparse_run`, and one run that diverged."""
+    rows: list[dict[str, Any]] = []
+    for seed in range(seeds):
+        rows += run_rows(TrainCell(seed=seed), 100.0 + seed, [0.0] * 4, 10.0)
+        for block_size in (16, 32):
+            choice = {"schedule": "cubic", "target_sparsity": 0.8, "block_size": block_size, "seed": seed} | settings
+            rows += run_rows(TrainCell(**choice), 110.0 + seed, SPARSE_RHOS, 10.5, lstm_seconds=5.0)
+            rows += sparse_run(TrainCell(**choice | {"path": "auto"}), SPARSE_RHOS, 0.7 + 0.1 * seed, 110.2 + seed)
+    rows.append(diverged_row())
     return pd.DataFrame(rows)
 
 

@@ -134,3 +134,26 @@ def test_a_column_compared_over_is_never_averaged() -> None:
     points = compare.gemm_points(frame, over="device_name")
     assert len(points) == 2 * len(compare.gemm_points(here))
     assert set(points["device_name"]) == {"Test CPU", "Other CPU"}
+
+
+def layers(*rows: dict[str, Any]) -> pd.DataFrame:
+    return compare.lstm_points(pd.DataFrame(rows), over="baseline")
+
+
+def test_a_layer_is_set_beside_the_theory_of_its_scope() -> None:
+    settings = {"input_size": 128, "hidden_size": 128}
+    [both] = layers(made.layer_row([2.0] * 3, 0.8, settings)).to_dict("records")
+    [one] = layers(made.layer_row([1.0] * 3, 0.8, settings | {"scope": "weight_hh"})).to_dict("records")
+    assert both["predicted_speedup"] == pytest.approx(5.0) and both["efficiency"] == pytest.approx(0.4)
+    assert one["predicted_speedup"] == pytest.approx(1 / 0.6) and one["efficiency"] == pytest.approx(0.6)
+
+
+def test_layers_over_two_baselines_have_points_and_break_evens_of_their_own() -> None:
+    rows = [
+        made.layer_row([speed] * 3, rho, {"baseline": baseline})
+        for baseline, speeds in (("torch_lstm", (0.5, 2.0)), ("loop_lstm", (1.5, 3.0)))
+        for rho, speed in zip((0.5, 0.9), speeds, strict=True)
+    ]
+    found = compare.breakeven_sparsity(layers(*rows), [*compare.LAYER, "baseline"]).set_index("baseline")
+    assert found["breakeven_sparsity"]["torch_lstm"].sparsity == pytest.approx(0.5 + 0.4 * 2 / 3)
+    assert found["breakeven_sparsity"]["loop_lstm"].kind == "always"

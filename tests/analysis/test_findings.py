@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis.findings import findings
-from bench.cells import GemmCell, TrainCell
+from bench.cells import GemmCell, LstmCell, TrainCell
 
 LINEAR = {"lasso": "subgradient", "schedule": "linear", "target_sparsity": 0.8}
 
@@ -36,6 +36,10 @@ def test_the_fastest_product_is_quoted_beside_theory() -> None:
     assert "at 4.00× [4.00, 4.00] of dense, where 1/(1−ρ) promises 10.00×" in said
     assert said.endswith("native reaches 70% of theory in the median of 2 settings.")  # between 4 / 10 and 2 / 2
     assert "noisy" not in said
+
+
+def test_an_op_other_than_dsd_is_named() -> None:
+    assert "W 1024 × 1024, n = 32, sdd, at 4.00×" in speed(point(2.0), point(4.0, op="sdd"))
 
 
 def test_a_noisy_timing_is_not_quoted_while_a_quiet_one_exists() -> None:
@@ -116,3 +120,26 @@ def test_missing_and_empty_tables_are_said_to_be(empty: pd.DataFrame | None) -> 
 def test_parts_that_cannot_be_compared_are_kept_apart() -> None:
     said = speed(point(2.0), point(3.0, cache="cold"), point(4.0, threads=2))
     assert "at 4.00×" in said and "median of 3 settings" in said
+
+
+def test_layers_have_a_sentence_of_their_own() -> None:
+    over_loop = made.layer_row([8.0] * 3, settings={"baseline": "loop_lstm"})
+    layers = pd.DataFrame([made.layer_row([3.5] * 3), made.layer_row([9.0] * 3, 0.9, noisy=True), over_loop])
+    alone, _, limits = findings(None, None, layers)
+    assert alone.startswith(
+        "Layer: the fastest quietly timed block-sparse LSTM layer is native at block 16 and sparsity 0.80"
+    )
+    assert "LSTM 512 → 512, 35 steps, batch 20, forward + backward, at 3.50× [3.50, 3.50] of torch_lstm" in alone
+    assert alone.endswith("where theory promises 5.00×.") and "1 of 3 timings were noisy" in limits
+    speed, *_, last = findings(None, pd.DataFrame([point(4.0)]), layers)
+    assert speed.startswith("Speed: ") and last == alone
+    failed = pd.DataFrame([made.row(LstmCell(), "unsupported", made.NO_COMPILER)])
+    assert findings(None, None, failed)[0].endswith(f"most often: unsupported ({made.NO_COMPILER}).")
+
+
+def test_the_sparse_path_is_not_counted_as_masks_alone() -> None:
+    said = limits(made.sparse_frame(1), None)
+    assert "masks alone made training 0.95× [0.95, 0.95] as fast as dense (median of 2 runs)" in said
+    assert said.endswith(
+        "with the sparse path training was 1.25× [1.25, 1.25] as fast as dense (median of 2 runs, not interleaved)."
+    )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, product
 
+import pandas as pd
 import pytest
-from made import gemm_frame, train_frame
+from made import gemm_frame, lstm_frame, ratio_row, sparse_frame, train_frame
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis import compare, figures, study, theory_figures, training_figures
+from analysis import compare, figures, measured_figures, realised_figures, study, theory_figures, training_figures
 
 SLACK = 2.0  # pixels
 
@@ -54,6 +55,32 @@ def one_shape(**settings: object) -> object:
     return study.shapes(frame)[0][1]
 
 
+SIZES = (8, 16, 32, 64, 128)
+
+
+def many(**axes: tuple[object, ...]) -> pd.DataFrame:
+    """Products in every combination of `axes`, five block sizes, of which one never reaches 1x."""
+    names = [*axes, "block_size", "target_sparsity"]
+    rows = []
+    for values in product(*axes.values(), SIZES, (0.5, 0.9)):
+        settings = dict(zip(names, values, strict=True))
+        speed = 1.0 + 0.01 * settings["block_size"] - 0.9 * (settings["block_size"] == 64)
+        rows.append(ratio_row([speed] * 3, settings.pop("target_sparsity"), settings))
+    return pd.DataFrame(rows)
+
+
+def every_op() -> pd.DataFrame:
+    return many(op=("dsd", "dsd_t", "sdd"), m=(4608,), k=(1152,), n=(20, 80))
+
+
+def five_block_sizes() -> pd.DataFrame:
+    return many(backend=("native", "torch_bsr", "scipy_bsr"))
+
+
+def large_layer() -> pd.DataFrame:
+    return study.main_layer(lstm_frame((1152,), batches=(1, 20, 80), blocks=SIZES))
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "speedup": lambda: figures.speedup_figure(one_shape()),
     "efficiency": lambda: figures.efficiency_figure(one_shape()),
@@ -65,6 +92,17 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "integral": lambda: training_figures.integral_figure(train_frame()),
     "amdahl": lambda: theory_figures.amdahl_figure(train_frame()),
     "tradeoff": lambda: figures.tradeoff_figure(train_frame(), gemm_frame()),
+    "five block sizes": lambda: figures.speedup_figure(five_block_sizes()),
+    "ops": lambda: measured_figures.op_figure(every_op()),
+    "shapes of one op": lambda: measured_figures.op_figure(pd.concat([gemm_frame(n=n) for n in (5, 10, 20, 80)])),
+    "layer": lambda: measured_figures.layer_figure(study.main_layer(lstm_frame())),
+    "layer, three batches, five block sizes": lambda: measured_figures.layer_figure(large_layer()),
+    "layer, weight_hh": lambda: measured_figures.layer_figure(study.main_layer(lstm_frame(scope="weight_hh"))),
+    "layer efficiency": lambda: measured_figures.layer_efficiency_figure(lstm_frame((256, 512, 1152, 2048))),
+    "integral by step": lambda: realised_figures.integral_steps_figure(sparse_frame()),
+    "end to end": lambda: realised_figures.end_to_end_figure(sparse_frame()),
+    "end to end, one seed": lambda: realised_figures.end_to_end_figure(sparse_frame(1, lasso="proximal")),
+    "nothing run": lambda: measured_figures.layer_figure(None),
 }
 
 

@@ -25,7 +25,9 @@ UNLIKE_PRODUCTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # column 
     "cache": ({"cache": "cold"}, {}),
     "baseline": ({"baseline": "torch_bsr"}, {}),
     "schema_version": ({}, {"schema_version": 2}),
+    "op": ({"op": "sdd"}, {}),
 }
+UNLIKE_LAYERS = {"passes": "forward", "scope": "weight_hh", "baseline": "loop_lstm", "dtype": "float64", "threads": 2}
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -98,6 +100,16 @@ def test_unlike_products_are_not_mixed_unless_the_column_is_named(column: str) -
     one_of(frame, [column], over=column)
     other = "cache" if column != "cache" else "dtype"
     assert f"mix {column} (" in refusal(lambda: compare.gemm_points(frame, over=other))
+
+
+@pytest.mark.parametrize("column", UNLIKE_LAYERS)
+def test_unlike_layers_are_not_mixed_unless_the_column_is_named(column: str) -> None:
+    rows = [made.layer_row([2.0]), made.layer_row([8.0], settings={"seed": 1, column: UNLIKE_LAYERS[column]})]
+    frame = pd.DataFrame(rows)
+    assert f"mix {column} (" in refusal(lambda: compare.lstm_points(frame))
+    assert len(compare.lstm_points(frame, over=column)) == 2
+    assert [label for label, _ in split(frame, "lstm", over=column)] == [""]
+    assert len(list(split(frame, "lstm"))) == 2
 
 
 @pytest.mark.parametrize(

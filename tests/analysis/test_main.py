@@ -63,7 +63,7 @@ def test_report_prints_three_lines(run: Run, folder: Path) -> None:
 def test_an_unknown_sweep_is_one_line_and_status_2(run: Run, folder: Path, arguments: tuple[str, ...]) -> None:
     command, *options = arguments
     ended = run(command, "nothing", *options, "--results", folder.parent)
-    assert_refused(ended, BAD_INPUT, "'nothing'", "gemm.parquet or train.parquet", "known: smoke")
+    assert_refused(ended, BAD_INPUT, "'nothing'", "gemm.parquet or lstm.parquet or train.parquet", "known: smoke")
     assert not Path("drawn").exists()
 
 
@@ -98,6 +98,17 @@ def test_figures_writes_pictures_and_a_table(run: Run, folder: Path, tmp_path: P
     assert [path.name for path in written] == ["speedup.png", "perplexity.png", "tradeoff.png", "table.md"]
     assert all(path.stat().st_size > 0 for path in written)
     assert written[-1].read_text(encoding="utf-8").startswith("| variant | block size |")
+
+
+def test_figures_of_layers_and_sparse_training(run: Run, sweep: Sweep, tmp_path: Path) -> None:
+    folder = sweep(lstm=made.lstm_frame((256,)), train=made.sparse_frame(1))
+    status, out, _ = run("figures", folder, "--out", tmp_path / "out")
+    names = [Path(line).name for line in out.splitlines()]
+    assert (status, names) == (0, ["perplexity.png", "layer.png", "integral.png", "end_to_end.png", "table.md"])
+    alone = sweep(lstm=made.lstm_frame((256,)))
+    (alone / "train.parquet").unlink()
+    _, out, _ = run("figures", alone, "--out", tmp_path / "alone")
+    assert Path(out.splitlines()[-1]).read_text(encoding="utf-8").startswith("| layer | batch | over |")
 
 
 def test_what_the_system_refuses_is_status_3(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The notebooks: exactly three, committed clean and without logic, each running to its end against made-up results."""
+"""The notebooks: exactly four, committed clean and without logic, each running to its end against made-up results."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The executed copies by name, all made in one go."""
     folder = tmp_path_factory.mktemp("made up")
     made.write(folder, "gemm", made.gemm_frame())
+    made.write(folder, "lstm", made.lstm_frame((256,)))
     made.write(folder, "train", made.train_frame(seeds=1))
     return {path.name: path for path in execute_all(folder / "executed", folder)}
 
 
-def test_three_are_collected() -> None:
-    assert len(COMMITTED) == 3
+def test_four_are_collected() -> None:
+    assert len(COMMITTED) == 4
     assert tuple(COMMITTED) == EXPECTED
 
 
@@ -82,7 +83,7 @@ def test_a_text_comes_before_every_code_cell_and_says_what_to_conclude(name: str
 def test_ids_are_unique_and_chosen() -> None:
     ids = [cell.id for name in COMMITTED for cell in cells(NOTEBOOKS / name)]
     assert len(set(ids)) == len(ids)
-    assert all(re.fullmatch(r"(gemm|perplexity|tradeoff)(-[a-z]+)+", one) for one in ids)
+    assert all(re.fullmatch(r"(gemm|perplexity|tradeoff|theory)(-[a-z]+)+", one) for one in ids)
 
 
 @pytest.mark.usefixtures("executed")
@@ -100,13 +101,15 @@ def copies(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_missing_notebook_fails_loudly(copies: Path, tmp_path: Path) -> None:
     (copies / EXPECTED[1]).unlink()
-    with pytest.raises(NotebookError, match=r"expected 01_.*, 02_.*, 03_.*; found 01_\w+\.ipynb, 03_\w+\.ipynb$"):
+    with pytest.raises(
+        NotebookError, match=r"expected 01_.*, 02_.*, 03_.*, 04_.*; found 01_\w+\.ipynb, 03_\w+\.ipynb, 04_\w+\.ipynb$"
+    ):
         execute_all(tmp_path / "out", tmp_path, copies)
 
 
 def test_an_extra_notebook_fails_loudly(copies: Path, tmp_path: Path) -> None:
-    shutil.copy(copies / EXPECTED[1], copies / "04_more.ipynb")
-    with pytest.raises(NotebookError, match=r"found .*04_more\.ipynb$"):
+    shutil.copy(copies / EXPECTED[1], copies / "05_more.ipynb")
+    with pytest.raises(NotebookError, match=r"found .*05_more\.ipynb$"):
         execute_all(tmp_path / "out", tmp_path, copies)
 
 

@@ -58,12 +58,13 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.elements if tag == name]
 
     def headings(self) -> list[str]:
-        return [line for line in self.words.splitlines() if line in HEADINGS]
+        return [line for line in self.words.splitlines() if line in (*HEADINGS, OPS, LAYER, SPARSE)]
 
 
 SPEED, COST, TRADEOFF, EPOCHS = (
     "Speed of the products", "What sparsity costs", "Accuracy against speed", "Training, epoch by epoch",
 )  # fmt: skip
+OPS, LAYER, SPARSE = "Products for training", "Speed of the LSTM layer", "Training on the sparse path"
 HEADINGS = (SPEED, COST, TRADEOFF, EPOCHS)
 
 
@@ -141,6 +142,38 @@ def test_training_runs_alone_with_one_seed(sweep: Sweep) -> None:
 
 
 @pytest.mark.usefixtures("blank_pictures")
+def test_layers_and_sparse_training_have_sections(sweep: Sweep) -> None:
+    page = Page(write_report(sweep(lstm=made.lstm_frame((256,)), train=made.sparse_frame(2))))
+    assert_self_contained(page)
+    assert page.headings() == [LAYER, COST, EPOCHS, SPARSE] * 2
+    words = page.words.replace("\n", " ")
+    assert "32 of 33 layer timings and 10 of 11 training runs ended ok" in words
+    assert (
+        "Layer: the fastest" in words
+        and "block 16, ρ 0.8: dense training 40.0 s, masked 42.0 s, sparse 32.0 s" in words
+    )
+    for column in (
+        "integral predicted",
+        "integral measured",
+        "Amdahl ceiling",
+        "bytes finished",
+        "seed noise",
+        "theory there",
+    ):
+        assert f"\n{column}\n" in page.words, column
+    assert page.words.count("\nlstm\n") == 1  # the layer that failed
+    assert not re.search(r"\bnan\b", page.words)
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_ops_are_shown_apart_and_together(sweep: Sweep) -> None:
+    frames = [made.gemm_frame({}, ("native",), op=op) for op in ("dsd", "sdd")]
+    page = Page(write_report(sweep(gemm=pd.concat(frames, ignore_index=True))))
+    contents = [line for line in page.words.splitlines() if line.startswith((SPEED, OPS))]
+    assert contents == [f"{SPEED} (op dsd)", f"{SPEED} (op sdd)", OPS] * 2
+
+
+@pytest.mark.usefixtures("blank_pictures")
 def test_all_cells_of_both_kinds_failed(sweep: Sweep) -> None:
     markup = '<script src="https://example.org/x.js">alert("&")</script>'  # what a reason says is text, never markup
     nothing = made.gemm_frame(unsupported={"native": markup, "scipy_bsr": made.NO_SCIPY}, backends=())
@@ -153,7 +186,9 @@ def test_all_cells_of_both_kinds_failed(sweep: Sweep) -> None:
 
 
 def test_without_a_table_one_line_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds neither gemm\.parquet nor train\.parquet; run the sweep first$"):
+    with pytest.raises(
+        ValueError, match=r"holds neither gemm\.parquet nor train\.parquet nor lstm\.parquet; run the sweep first$"
+    ):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -104,3 +104,20 @@ def test_markdown_and_html_escape_what_would_break_them() -> None:
     assert tables.to_markdown(table) == "| a\\|b |\n| --- |\n| 1 < 2 |\n| x\\|y |"
     assert "<td>1 &lt; 2</td>" in tables.to_html(table) and "<th>a|b</th>" in tables.to_html(table)
     assert tables.to_markdown(table.head(0)) == "| a\\|b |\n| --- |"
+
+
+def test_layer_table_has_a_row_for_each_baseline_and_sets_theory_beside_the_fastest() -> None:
+    settings = {"input_size": 128, "hidden_size": 128, "scope": "weight_hh"}
+    rows = [
+        made.layer_row([speed] * 3, rho, settings | {"baseline": baseline})
+        for baseline, speeds in (("torch_lstm", (0.5, 1.2)), ("loop_lstm", (1.1, 1.5)))
+        for rho, speed in zip((0.5, 0.8), speeds, strict=True)
+    ]
+    loop, fused = tables.layer_table(pd.DataFrame(rows)).to_dict("records")
+    assert (loop["layer"], loop["over"], loop["break-even sparsity"]) == (
+        "LSTM 128 → 128, 35 steps",
+        "loop_lstm",
+        "always",
+    )
+    assert (fused["fastest"], fused["at sparsity"], fused["theory there"]) == ("1.20×", "0.80", "1.67×")
+    assert tables.layer_table(None).empty

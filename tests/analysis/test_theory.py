@@ -124,3 +124,14 @@ def test_breakeven_of_nothing_is_unknown_and_the_last_crossing_counts() -> None:
     assert theory.breakeven([], []).kind == "unknown"
     found = theory.breakeven([0.1, 0.3, 0.5, 0.7], [1.1, 0.9, 0.8, 1.6])
     assert found.sparsity is not None and 0.5 < found.sparsity < 0.7
+
+
+def test_a_layer_with_both_weights_sparse_gains_what_a_product_gains() -> None:
+    assert theory.layer_speedup(64, 256, 0.8) == pytest.approx(theory.speedup(0.8))
+    assert theory.layer_speedup(64, 256, 1.0) == math.inf
+
+
+def test_a_layer_with_weight_hh_sparse_is_bounded_by_weight_ih() -> None:
+    # equal sizes: half of the multiply-adds shrink to a fifth; three times as wide an input: a quarter
+    assert theory.layer_speedup(128, 128, 0.8, "weight_hh") == pytest.approx(1 / 0.6)
+    assert theory.layer_speedup(384, 128, 0.8, "weight_hh") == pytest.approx(1 / 0.8)

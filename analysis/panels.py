@@ -1,0 +1,110 @@
+"""Panels that several figures share: measured speedup against sparsity, its legend, and what was not measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis import compare, style, theory
+from analysis.load import records
+
+MAX_COLS = 3
+
+
+class Limits(NamedTuple):
+    """What the axes of a speedup panel show: sparsities, and speedups."""
+
+    sparsities: tuple[float, float]
+    speedups: tuple[float, float]
+
+
+def panels(count: int, height: float, columns: int = MAX_COLS, **options: bool) -> tuple[Figure, list[Axes]]:
+    """`count` panels in rows of at most `columns`, each `height` inches high; the unused ones are removed."""
+    cols = max(1, min(count, columns))
+    rows = max(1, -(-count // cols))
+    drawn, axes = style.figure(height * rows + 0.5, rows, cols, **options)
+    flat = [ax for row in axes for ax in row]
+    for ax in flat[max(count, 1) :]:
+        ax.remove()
+    return drawn, flat[: max(count, 1)]
+
+
+def not_measured(frame: pd.DataFrame, name: str) -> list[str]:
+    """One line per backend, status and reason of the cells without a time."""
+    groups = records(compare.failure_groups(frame, name))
+    lines = [f"{row[name]}: {row['status']} ({row['cells']} cells): {row['reason']}" for row in groups]
+    return ["Not measured:", *lines] if lines else []
+
+
+def limits(points: pd.DataFrame) -> Limits:
+    """Axis limits that hold every point of several panels, its interval and its prediction."""
+    low = min(0.5, points["low"].min(), points["measured_speedup"].min()) / 1.15
+    high = max(2.0, points["high"].max(), points["predicted_speedup"].replace(math.inf, 0).max()) * 1.15
+    span = (max(0.0, points["sparsity"].min() - 0.04), min(1.0, points["sparsity"].max() + 0.04))
+    return Limits(span, (low, high))
+
+
+def speedup_panel(
+    ax: Axes, points: pd.DataFrame, shown: Limits, title: str, promise: Callable[[float], float] = theory.speedup
+) -> None:
+    """Measured speedup against sparsity, a line per block size, `promise` dashed, the break-even marked and written out."""
+    span, bounds = shown
+    style.speedup_axis(ax.yaxis, *bounds)
+    ax.set_xlim(*span)
+    ax.axhspan(bounds[0], 1.0, color=style.SHADE, zorder=0)
+    ax.axhline(1.0, color=style.GREY, linewidth=1.0, zorder=1)
+    rhos = np.linspace(span[0], min(span[1], 0.999), 200)
+    ax.plot(rhos, [promise(rho) for rho in rhos], "--", color="black", linewidth=1.2, zorder=2)
+    crossings = []
+    for block_size, line in points.groupby("block_size", sort=True):
+        colour = style.block_colour(block_size)
+        line = line.sort_values("sparsity")
+        spread = [
+            (line["measured_speedup"] - line["low"]).fillna(0).clip(lower=0),  # rounding can put a mean past its bound
+            (line["high"] - line["measured_speedup"]).fillna(0).clip(lower=0),
+        ]
+        ax.errorbar(line["sparsity"], line["measured_speedup"], yerr=spread, color=colour, capsize=2, zorder=3)
+        for noisy, part in line.groupby("noisy"):
+            face = "white" if noisy else colour
+            ax.plot(part["sparsity"], part["measured_speedup"], style.block_marker(block_size), color=colour,
+                    markerfacecolor=face, zorder=4)  # fmt: skip
+        found = theory.breakeven(line["sparsity"].tolist(), line["measured_speedup"].tolist())
+        crossings.append(f"{block_size}: {found}")
+        if found.sparsity is not None:
+            ax.plot(found.sparsity, 1.0, "*", color=colour, markersize=12, markeredgecolor="white", zorder=5)
+    lines = ["break-even ρ by block size", *_wrapped(crossings)]
+    ax.set_title(title, fontweight="bold", pad=9 + 10.5 * len(lines))
+    ax.text(
+        0.5, 1.01, "\n".join(lines), transform=ax.transAxes, ha="center", va="bottom", fontsize=8.5, color=style.GREY
+    )
+    ax.set_xlabel("sparsity ρ (share of empty blocks)")
+
+
+def _wrapped(parts: list[str], limit: int = 3) -> list[str]:
+    """'a · b · c' in lines of at most `limit` parts, as even as they can be."""
+    lines = max(1, -(-len(parts) // limit))
+    each = max(1, -(-len(parts) // lines))
+    return [" · ".join(parts[at : at + each]) for at in range(0, len(parts), each)]
+
+
+def block_legend(drawn: Figure, points: pd.DataFrame, promise: str = "theory 1/(1−ρ)") -> None:
+    """The block sizes of `points` with their colours and markers, theory, break-even, and noisy points where there are any."""
+    sizes = sorted(points["block_size"].unique())
+    handles = [
+        Line2D([], [], color=style.block_colour(size), marker=style.block_marker(size), label=f"block {size}")
+        for size in sizes
+    ]
+    handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1.2, label=promise))
+    handles.append(Line2D([], [], color=style.GREY, marker="*", linestyle="", markersize=10, label="break-even"))
+    if points["noisy"].any():
+        handles.append(
+            Line2D([], [], color=style.GREY, marker="o", markerfacecolor="white", linestyle="", label="noisy")
+        )
+    drawn.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))

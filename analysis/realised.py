@@ -1,0 +1,185 @@
+"""What training on the sparse path realised of what theory promises: the time integral, end to end, and the finished model.
+
+The integral comes from probes: interleaved pairs of the LSTM layers, dense path against the path in use, on batches along
+the run. Whole runs are compared by their seconds; they ran one after another, not interleaved, so that is rough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from analysis import theory
+from analysis.load import UNLIKE, one_of, records
+from analysis.stats import Estimate, integral_ratio, median_interval, ratio_interval, scaled, step_weights
+from analysis.variants import MODEL_SETTINGS, PRUNING_SETTINGS, final_epochs, prunes, variant_name
+
+NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
+COLUMNS = (
+    "cell_id", "variant", "block_size", "target_sparsity", "seed", "path", "lstm_kernel", "mean_sparsity", "final_sparsity",
+    "sparse_share", "predicted", "predicted_at_probes", "measured", "efficiency", "steps", "sparse_seconds", "masked_seconds",
+    "dense_seconds", "lstm_share", "ceiling", "allowed", "against_masked", "against_dense", "inference_kernel", "inference",
+    "inference_lstm", "inference_promise", "inference_ceiling", "dense_bytes", "final_bytes", "test_ppl", "masked_ppl", "final_ppl",
+)  # fmt: skip
+
+
+class Probe(NamedTuple):
+    """Samples of one step of a run, in ms: LSTM layers forward and backward, pair by pair."""
+
+    step: int
+    sparsity: float
+    sparse_layers: int
+    dense_ms: list[float]
+    lstm_ms: list[float]
+
+
+def probes(run: pd.DataFrame) -> list[Probe]:
+    """The probes of one run in the order of their steps; none where its table or its rows hold none."""
+    found = []
+    for stored in run.get("probes", ()):
+        for one in stored if isinstance(stored, list | np.ndarray) else ():
+            samples = (np.asarray(one[name], dtype=float).tolist() for name in ("dense_ms", "lstm_ms"))
+            found.append(Probe(int(one["step"]), float(one["sparsity"]), int(one["sparse_layers"]), *samples))
+    return sorted(probe for probe in found if probe.dense_ms)
+
+
+def layers_speedup(row: dict[str, Any], sparsity: float) -> float:
+    """What theory promises the LSTM layers of a run's model at one sparsity of its prunable weights."""
+    weight_ih, weight_hh = theory.lstm_multiply_adds(row["embedding_size"], row["hidden_size"], row["num_layers"])
+    pruned, other = (weight_hh, weight_ih) if row["scope"] == "weight_hh" else (weight_ih + weight_hh, 0)
+    return theory.amdahl_ceiling(pruned, other, sparsity)
+
+
+def realised(train: pd.DataFrame | None) -> pd.DataFrame:
+    """One row per finished pruned run on a path other than dense (columns: COLUMNS); empty where there is none.
+
+    predicted: theory of the LSTM layers at the sparsity achieved, averaged over every step; predicted_at_probes: the same
+    by the probes' quadrature, which shows its error. measured, efficiency: `Estimate`s from the probes. masked: the run
+    with the same settings and seed on the dense path; dense: the unpruned one. lstm_share: of the masked run's training
+    time (of the dense run's without one, else of this run's with its LSTM time exchanged for the dense probes'). ceiling,
+    allowed: Amdahl's with that share at the predicted and at the measured speedup. inference, inference_lstm: pairs of
+    the whole finished model and of its LSTM layers; inference_promise, inference_ceiling: theory and Amdahl's ceiling of those.
+    """
+    if train is None or train.empty or "path" not in train:
+        return pd.DataFrame(columns=list(COLUMNS))
+    one_of(train, UNLIKE["train"])
+    final = final_epochs(train).copy()
+    epochs = train[train["epoch"] >= 1].groupby("cell_id")
+    for name, column in (("seconds", "train_seconds"), ("lstm_total", "lstm_seconds")):
+        final[name] = final["cell_id"].map(epochs[column].sum(min_count=1)).astype(float)
+    rows = [
+        _row(row, train[(train["cell_id"] == row["cell_id"]) & (train["epoch"] >= 1)], final)
+        for row in records(final)
+        if row["path"] != "dense" and prunes(row)
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _row(row: dict[str, Any], epochs: pd.DataFrame, final: pd.DataFrame) -> dict[str, Any]:
+    names = ("cell_id", "block_size", "target_sparsity", "seed", "path", "lstm_kernel", "inference_kernel", "dense_bytes",
+             "final_bytes", "test_ppl", "final_ppl")  # fmt: skip
+    masked, dense = _partner(final, row, PRUNING_SETTINGS), _partner(final, row, ())
+    found = {
+        **{name: row[name] for name in names},
+        "variant": variant_name(row),
+        "final_sparsity": row["sparsity"],
+        "mean_sparsity": _mean_over_steps(epochs, "mean_sparsity"),
+        "sparse_share": _mean_over_steps(epochs, "sparse_share"),
+        "sparse_seconds": row["seconds"],
+        "masked_seconds": _value(masked, "seconds"),
+        "dense_seconds": _value(dense, "seconds"),
+        "masked_ppl": _value(masked, "test_ppl"),
+        "steps": row["step"],
+        "lstm_share": _lstm_share(masked, dense),
+        "inference": _pairs(row["inference_dense_ms"], row["inference_ms"]),
+        "inference_lstm": _pairs(row["inference_lstm_dense_ms"], row["inference_lstm_ms"]),
+        "inference_promise": layers_speedup(row, row["sparsity"]),
+    }
+    share = _share(row["inference_lstm_dense_ms"], row["inference_dense_ms"])
+    found["inference_ceiling"] = amdahl(share, found["inference_promise"])
+    found["against_masked"] = found["masked_seconds"] / found["sparse_seconds"]
+    found["against_dense"] = found["dense_seconds"] / found["sparse_seconds"]
+    return found | _integral(row, epochs, found)
+
+
+def _integral(row: dict[str, Any], epochs: pd.DataFrame, found: dict[str, Any]) -> dict[str, Any]:
+    """What the probes say: the integral measured beside theory's, the LSTM layers' share, and Amdahl's ceilings."""
+    predicted = layers_speedup(row, found["mean_sparsity"])
+    taken = probes(epochs)
+    if not taken:
+        nothing = dict.fromkeys(("predicted_at_probes", "ceiling", "allowed"), math.nan)
+        return {"predicted": predicted, "measured": NOTHING, "efficiency": NOTHING, **nothing}
+    weights = step_weights([probe.step for probe in taken], row["step"])
+    measured = integral_ratio([probe.dense_ms for probe in taken], [probe.lstm_ms for probe in taken], weights.tolist())
+    at_probes = float(weights @ np.array([probe.sparsity for probe in taken]) / weights.sum())
+    dense_lstm = float(weights @ np.array([np.median(probe.dense_ms) for probe in taken])) / 1e3
+    exchanged = row["seconds"] - row["lstm_total"] + dense_lstm
+    share = next((one for one in (found["lstm_share"], dense_lstm / exchanged) if not math.isnan(one)), math.nan)
+    return {
+        "predicted": predicted,
+        "predicted_at_probes": layers_speedup(row, at_probes),
+        "measured": measured,
+        "efficiency": scaled(measured, predicted),
+        "lstm_share": share,
+        "ceiling": amdahl(share, predicted),
+        "allowed": amdahl(share, measured.value),
+    }
+
+
+def amdahl(share: float, speedup: float) -> float:
+    """Speedup of the whole when `share` of its time becomes `speedup` times as fast; NaN where the share is none."""
+    if not 0.0 <= share <= 1.0:  # NaN, or seconds of two runs that do not fit together
+        return math.nan
+    return 1.0 / (1.0 - share + share / speedup)
+
+
+def over_seeds(found: pd.Series) -> Estimate:
+    """Geometric mean over seeds of estimates or plain ratios; of a single seed its own interval. NaNs are left out."""
+    every = [one if isinstance(one, Estimate) else Estimate(float(one), math.nan, math.nan, 1) for one in found]
+    kept = [one for one in every if not math.isnan(one.value)]
+    return kept[0] if len(kept) == 1 else ratio_interval([one.value for one in kept])
+
+
+def _partner(final: pd.DataFrame, row: dict[str, Any], pruning: Sequence[str]) -> pd.DataFrame:
+    """Runs on the dense path with a run's model, data, machine and seed: equally pruned, or (no `pruning`) unpruned."""
+    same = [name for name in (*MODEL_SETTINGS, *pruning, "seed", "device_name", "corpus_sha256") if name != "path"]
+    here = final[final["path"] == "dense"]
+    for name in (name for name in same if name in here):
+        here = here[here[name] == row[name]]
+    unpruned = [variant_name(other) == "dense" for other in records(here)]
+    return here if pruning else here[unpruned]
+
+
+def _value(partner: pd.DataFrame, column: str) -> float:
+    return math.nan if partner.empty else float(partner[column].iloc[0])
+
+
+def _lstm_share(*partners: pd.DataFrame) -> float:
+    """The LSTM layers' share of the training time of the first partner that tells; NaN where none does."""
+    shares = [_value(partner, "lstm_total") / _value(partner, "seconds") for partner in partners]
+    return next((share for share in shares if not math.isnan(share)), math.nan)
+
+
+def _mean_over_steps(epochs: pd.DataFrame, column: str) -> float:
+    """The mean of a column over the steps of a run; epochs count by the steps they took."""
+    ordered = epochs.sort_values("epoch")
+    steps = ordered["step"].astype(float).diff().fillna(ordered["step"].astype(float)).fillna(1.0).to_numpy()
+    return float(np.average(ordered[column].astype(float), weights=steps))
+
+
+def _pairs(above: Any, below: Any) -> Estimate:
+    """The median of paired ratios with its interval; n = 0 where nothing was stored."""
+    if not isinstance(above, list | np.ndarray) or not isinstance(below, list | np.ndarray):
+        return NOTHING
+    return median_interval([over / under for over, under in zip(above, below, strict=True)])
+
+
+def _share(part: Any, whole: Any) -> float:
+    """Median of one list of times over the median of another; NaN where nothing was stored."""
+    if not isinstance(part, list | np.ndarray) or not isinstance(whole, list | np.ndarray):
+        return math.nan
+    return float(np.median(part) / np.median(whole))

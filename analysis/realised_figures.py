@@ -1,0 +1,170 @@
+"""Figures of training on the sparse path: the time of a step over the run, and whole runs under Amdahl's ceiling."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from analysis import style
+from analysis.load import records
+from analysis.panels import panels
+from analysis.realised import layers_speedup, over_seeds, probes, realised
+from analysis.stats import Estimate, times
+
+MAX_RUNS = 3
+NOT_RUN = "no finished run on the sparse path: not run"
+UNPAIRED = (
+    "Whole training runs ran one after another, not interleaved, so their bars are rough; the expected mark takes the LSTM "
+    "layers' share within one run and their interleaved pairs, and is the surer figure. Inference is interleaved pairs."
+)
+
+
+def integral_steps_figure(train: pd.DataFrame | None) -> Figure:
+    """Time of the LSTM layers in a training step over the run: dense, theory and measured; the shaded area is the integral.
+
+    One panel per setting, at most MAX_RUNS: the first seed of those nearest to 80 % sparsity.
+    """
+    title = "The training-time integral of the LSTM layers"
+    found = realised(train)
+    found = found[found["measured"].map(lambda one: one.n > 0)] if len(found) else found
+    if train is None or found.empty:
+        return style.empty_figure(title, NOT_RUN)
+    order = (found["target_sparsity"] - 0.8).abs()
+    chosen = found.assign(order=order).sort_values(["order", "variant", "block_size", "seed"])
+    chosen = chosen.drop_duplicates(["variant", "block_size", "target_sparsity"]).head(MAX_RUNS)
+    drawn, axes = panels(len(chosen), 3.9, sharey=True)
+    for ax, row in zip(axes, records(chosen), strict=True):
+        _steps_panel(ax, row, train[train["cell_id"] == row["cell_id"]])
+    axes[0].set_ylabel("LSTM layers, forward + backward (ms a step)")
+    drawn.legend(handles=[
+        Line2D([], [], color=style.BLACK, marker="o", label="dense path, measured"),
+        Line2D([], [], color=style.BLUE, marker="s", label="path in use, measured"),
+        Line2D([], [], color=style.GREEN, linestyle="--", label="theory"),
+        Patch(color=style.BLUE, alpha=0.15, label="time saved"),
+        Patch(color=style.RED, alpha=0.2, label="promised, not reached"),
+    ], loc="outside lower center", ncols=5)  # fmt: skip
+    drawn.suptitle(title, fontsize=12)
+    return drawn
+
+
+def _steps_panel(ax: Axes, row: dict[str, Any], run: pd.DataFrame) -> None:
+    """One run: medians of each probe's pairs at its step, held to the ends of the run."""
+    taken, settings = probes(run), records(run)[0]
+    steps = np.array([0, *(probe.step for probe in taken), row["steps"]], dtype=float)
+    held = [taken[0], *taken, taken[-1]]
+    dense = np.array([np.median(probe.dense_ms) for probe in held])
+    used = np.array([np.median(probe.lstm_ms) for probe in held])
+    theory = dense / np.array([layers_speedup(settings, probe.sparsity) for probe in held])
+    ax.fill_between(
+        steps, used, dense, where=(used <= dense).tolist(), interpolate=True, color=style.BLUE, alpha=0.15, linewidth=0
+    )
+    ax.fill_between(
+        steps, theory, used, where=(theory <= used).tolist(), interpolate=True, color=style.RED, alpha=0.2, linewidth=0
+    )
+    for values, colour, dashes, marker in (
+        (dense, style.BLACK, "-", "o"), (used, style.BLUE, "-", "s"), (theory, style.GREEN, "--", ""),
+    ):  # fmt: skip
+        ax.plot(steps, values, dashes, color=colour)
+        ax.plot(steps[1:-1], values[1:-1], marker, color=colour, markersize=3.5)
+    ax.set(xlabel="optimizer step", ylim=(0.0, 1.1 * max(dense.max(), used.max())))
+    ax.locator_params(axis="x", nbins=4)
+    words = f"measured {times(row['measured'])}\nof theory's {row['predicted']:.2f}×: {row['efficiency'].value:.0%}"
+    ax.set_title(f"{_setting(row)}\n{words}", fontsize=9.5)
+
+
+def _setting(row: dict[str, Any]) -> str:
+    """'block lasso + gradual (cubic),\nsparse path, ρ 0.8, block 16'."""
+    variant, _, path = row["variant"].partition(", ")
+    place = f"ρ {row['target_sparsity']:g}, block {int(row['block_size'])}"
+    return f"{variant},\n{path}, {place}" if path else f"{variant},\n{place}"
+
+
+def end_to_end_figure(train: pd.DataFrame | None) -> Figure:
+    """Speedups over dense, LSTM layers and whole, theory and measured, with Amdahl's ceiling: training, and inference.
+
+    One group of bars per setting: geometric means over its seeds.
+    """
+    title = "End to end: what the speed of the LSTM layers is worth"
+    found = realised(train)
+    if found.empty:
+        return style.empty_figure(title, NOT_RUN)
+    groups = list(found.groupby(["variant", "block_size", "target_sparsity"], sort=False))
+    drawn, [[left, right]] = style.figure(1.9 + 1.15 * len(groups), 1, 2, sharey=True)
+    highest = max(_bars(ax, [part for _, part in groups], training) for ax, training in ((left, True), (right, False)))
+    for ax, words in ((left, "training"), (right, "inference of the finished model")):
+        ax.axvline(1.0, color=style.GREY, linewidth=1.0)
+        ax.set(xlabel="speedup over dense", title=words, xlim=(0.0, 1.3 * highest))
+    left.set_yticks(range(len(groups)), [_setting(records(part)[0]) for _, part in groups], fontsize=8.5)
+    left.invert_yaxis()
+    drawn.legend(handles=[
+        Patch(facecolor="white", edgecolor=style.GREEN, hatch="//", label="LSTM layers, theory"),
+        Patch(color=style.BLUE, label="LSTM layers, measured"),
+        Patch(color=style.ORANGE, label="whole, measured"),
+        _tick(style.BLUE, "whole, expected (Amdahl, LSTM as measured)"),
+        _tick(style.RED, "whole, ceiling (Amdahl, LSTM as in theory)"),
+    ], loc="outside lower center", ncols=3)  # fmt: skip
+    drawn.suptitle(title, fontsize=12)
+    style.margin(drawn, [UNPAIRED])
+    return drawn
+
+
+def _tick(colour: str, label: str) -> Line2D:
+    return Line2D([], [], color=colour, marker="|", markersize=12, markeredgewidth=2.5, linestyle="", label=label)
+
+
+def _bars(ax: Axes, groups: list[pd.DataFrame], training: bool) -> float:
+    """Draw the three bars and the ceiling of every group; the highest value drawn."""
+    highest = 1.0
+    for height, part in enumerate(groups):
+        bars, ceiling = training_bars(part) if training else inference_bars(part)
+        expected = part["allowed"].mean() if training else math.nan
+        looks = (("white", style.GREEN, "//"), (style.BLUE, style.BLUE, ""), (style.ORANGE, style.ORANGE, ""))
+        for offset, one, (face, edge, hatch) in zip((-0.27, 0.0, 0.27), bars, looks, strict=True):
+            if one.n == 0:
+                ax.text(0.05, height + offset, "not run", fontsize=8.5, va="center", color=style.GREY)
+                continue
+            ax.barh(height + offset, one.value, 0.24, color=face, edgecolor=edge, hatch=hatch, xerr=None)
+            ax.errorbar(one.value, height + offset, xerr=style.spread([one]), color=style.BLACK, capsize=2)
+            top = one.value if math.isnan(one.high) else one.high
+            ax.annotate(
+                f"{one.value:.2f}×",
+                (top, height + offset),
+                (5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+            )
+            highest = max(highest, top)
+        for at, colour in ((expected, style.BLUE), (ceiling, style.RED)):
+            if not math.isnan(at):
+                ax.plot([at] * 2, [height + 0.13, height + 0.41], color=colour, linewidth=2.5, zorder=5)
+                highest = max(highest, at)
+    return highest
+
+
+def training_bars(part: pd.DataFrame) -> tuple[list[Estimate], float]:
+    """([LSTM layers in theory, measured, whole measured], Amdahl's ceiling) of one setting's training runs."""
+    whole = part["against_masked"].where(part["against_masked"].notna(), part["against_dense"])
+    bars = [
+        Estimate(part["predicted"].mean(), math.nan, math.nan, len(part)),
+        over_seeds(part["measured"]),
+        over_seeds(whole),
+    ]
+    return bars, float(part["ceiling"].mean())
+
+
+def inference_bars(part: pd.DataFrame) -> tuple[list[Estimate], float]:
+    """The same of one setting's finished models, theory and ceiling at their final sparsity."""
+    bars = [
+        Estimate(part["inference_promise"].mean(), math.nan, math.nan, len(part)),
+        over_seeds(part["inference_lstm"]),
+        over_seeds(part["inference"]),
+    ]
+    return bars, float(part["inference_ceiling"].mean())

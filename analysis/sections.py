@@ -1,0 +1,227 @@
+"""The sections of a report: what is shown of each table, in words, pictures and tables."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from analysis import figures, measured_figures, realised_figures, realised_tables, study, tables, training_figures
+from analysis.load import split
+from analysis.realised_tables import statements
+from analysis.study import Study
+
+DOTS_PER_INCH = 150  # sharp on paper and on dense screens
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a data URI; `alt` is for who cannot see it, `caption` says how to read it."""
+
+    uri: str
+    width: int
+    height: int
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a lead sentence, sentences as a list, then pictures, then (caption, HTML table) pairs."""
+
+    title: str
+    lead: str
+    pictures: list[Picture] = field(default_factory=list)
+    tables: list[tuple[str, Markup]] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+
+
+def sections(found: Study) -> Iterator[Section]:
+    """What the report shows, in order; every comparable part of a table has sections of its own."""
+    for label, gemm in _parts(found, "gemm"):
+        yield _speed(label, gemm)
+    for label, gemm in _parts(found, "gemm", over="op"):
+        if gemm["op"].nunique() > 1:
+            yield _ops(label, gemm)
+    for label, lstm in _parts(found, "lstm", over="baseline"):
+        yield _layers(label, lstm)
+    main = found.comparable()
+    for label, train in _parts(found, "train"):
+        yield _accuracy(label, train, main.gemm)
+    if main.train is not None and main.gemm is not None:
+        yield _tradeoff(main.train, main.gemm)
+    for label, train in _parts(found, "train"):
+        yield _over_time(label, train)
+        if statements(train):
+            yield _sparse_training(label, train)
+
+
+def _parts(found: Study, table: str, over: str | None = None) -> Iterator[tuple[str, pd.DataFrame]]:
+    frame = found.tables.get(table)
+    if frame is not None:
+        yield from split(frame, table, over)
+
+
+def _titled(title: str, label: str) -> str:
+    return f"{title} ({label})" if label else title
+
+
+def _speed(label: str, gemm: pd.DataFrame) -> Section:
+    pictures = []
+    for name, rows in study.shapes(gemm):
+        pictures += [
+            _picture(
+                figures.speedup_figure(rows),
+                f"Measured speedup over dense against sparsity for {name}: a panel for each backend, a line for each "
+                "block size, theory dashed. The break-even sparsities are in the table below.",
+                f"{name}. Above the 1× line the block-sparse product is faster than dense; a star marks where a line "
+                "crosses it. Bars are 95 % intervals, hollow markers noisy cells.",
+            ),
+            _picture(
+                figures.efficiency_figure(rows),
+                f"Heat maps of measured over predicted speedup for {name}: block size by sparsity, one map a backend.",
+                f"{name}. Share of 1/(1−ρ) that was reached.",
+            ),
+        ]
+    html = Markup(tables.to_html(tables.breakeven_table(gemm)))
+    return Section(
+        _titled("Speed of the products", label),
+        "Time of a dense product with the unpruned weight over the time of the block-sparse one, as pairs in one process.",
+        pictures,
+        [("Where the block-sparse product starts to be faster than dense.", html)],
+    )
+
+
+def _ops(label: str, gemm: pd.DataFrame) -> Section:
+    picture = _picture(
+        measured_figures.op_figure(gemm),
+        "Measured speedup over dense against sparsity: a panel for each product shape and op, a line for each block size, "
+        "theory dashed.",
+        "The product, its transpose and the gradient of the weight: the three that a layer needs in training.",
+    )
+    return Section(_titled("Products for training", label), "What one training step multiplies, op by op.", [picture])
+
+
+def _layers(label: str, lstm: pd.DataFrame) -> Section:
+    pictures = [
+        _picture(
+            measured_figures.layer_figure(rows),
+            f"Measured speedup of {name} against sparsity: a row of panels for each baseline, a panel for each batch, a line "
+            "for each block size, theory dashed. The values are in the table below.",
+            f"{name}. Over torch's own fused layer, and over the same step loop with dense products.",
+        )
+        for name, rows in study.layers(lstm)
+    ]
+    efficiency = _picture(
+        measured_figures.layer_efficiency_figure(lstm),
+        "Measured over predicted speedup of the LSTM layer at 80 % sparsity against its hidden size, a panel for each batch.",
+        "Share of theory that the layer reached, by hidden size and batch.",
+    )
+    return Section(
+        _titled("Speed of the LSTM layer", label),
+        "Time of a whole layer over all its steps, with unpruned weights, over that of the block-sparse one, as pairs in one "
+        "process.",
+        [*pictures, efficiency],
+        [("Where the block-sparse layer starts to be faster.", Markup(tables.to_html(tables.layer_table(lstm))))],
+    )
+
+
+def _sparse_training(label: str, train: pd.DataFrame) -> Section:
+    pictures = [
+        _picture(
+            realised_figures.integral_steps_figure(train),
+            "Time of the LSTM layers in a training step over the run: on the dense path, in theory, and on the path in use.",
+            "Medians of interleaved pairs on batches along the run. The shaded area is the time saved; its red part was "
+            "promised by theory and not reached.",
+        ),
+        _picture(
+            realised_figures.end_to_end_figure(train),
+            "Bars of the speedup of the LSTM layers in theory and measured and of the whole, with Amdahl's ceiling, for "
+            "training and for inference.",
+            "What the LSTM layers gain is worth less end to end: the rest takes the time it took (Amdahl).",
+        ),
+    ]
+    times, models = realised_tables.training_time_table(train), realised_tables.finished_model_table(train)
+    return Section(
+        _titled("Training on the sparse path", label),
+        "Theory beside what was realised. Seconds are of whole runs one after another, not interleaved; the integral and "
+        "inference are interleaved pairs.",
+        pictures,
+        [
+            ("Training time, and the integral of the LSTM layers.", Markup(tables.to_html(times))),
+            (
+                "The finished models: weights merged with their masks and exported in blocks.",
+                Markup(tables.to_html(models)),
+            ),
+        ],
+        statements(train),
+    )
+
+
+def _accuracy(label: str, train: pd.DataFrame, gemm: pd.DataFrame | None) -> Section:
+    picture = _picture(
+        training_figures.perplexity_figure(train),
+        "Test perplexity against sparsity, a line for each variant and block size. The values are in the table below.",
+        "Perplexity after the last epoch: lower is better. Bars are 95 % t-intervals over seeds; one seed has none.",
+    )
+    return Section(
+        _titled("What sparsity costs", label),
+        "Perplexity of the same language model without pruning, with block lasso, and with block lasso and pruning.",
+        [picture],
+        [
+            ("Every variant, block size and sparsity.", Markup(tables.to_html(tables.main_table(train, gemm)))),
+            (
+                "Beside the slides' table: another model, other data and other epochs, so compare directions, not values.",
+                Markup(tables.to_html(tables.slides_table(train))),
+            ),
+        ],
+    )
+
+
+def _tradeoff(train: pd.DataFrame, gemm: pd.DataFrame) -> Section:
+    picture = _picture(
+        figures.tradeoff_figure(train, gemm),
+        "Test perplexity against the measured speedup of one product at the same block size and sparsity, front marked.",
+        "To the right is faster, down is more accurate; no point on the front is beaten in both by another one.",
+    )
+    return Section("Accuracy against speed", "What a block-sparse network buys for what it costs.", [picture])
+
+
+def _over_time(label: str, train: pd.DataFrame) -> Section:
+    drawn = [
+        (
+            training_figures.curves_figure(train),
+            "Perplexity and sparsity after each epoch of every variant.",
+            "Training as it went: perplexity, and the sparsity that was reached.",
+        ),
+        (
+            training_figures.integral_figure(train),
+            "Predicted and measured speedup of whole training runs, with the sparsity over the epochs.",
+            "The gradual-pruning integral T_D / (T_S − Σρ_t) says what training could save if empty blocks cost nothing. "
+            "The dense path multiplies masked weights at dense speed and realises nothing of it.",
+        ),
+        (
+            training_figures.norm_maps_figure(train),
+            "Heat maps of the L2 norm of every block of a recurrent weight at the first, middle and last epoch.",
+            "Block norms of a recurrent weight at the first, middle and last epoch: which blocks went, and when.",
+        ),
+    ]
+    return Section(
+        _titled("Training, epoch by epoch", label),
+        "How the variants got there.",
+        [_picture(figure, alt, caption) for figure, alt, caption in drawn],
+    )
+
+
+def _picture(figure: Figure, alt: str, caption: str) -> Picture:
+    """A figure as PNG in a data URI, shown at 100 pixels an inch."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
+    uri = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    width, height = figure.get_size_inches()
+    return Picture(uri, round(width * 100), round(height * 100), alt, caption)

@@ -1,0 +1,137 @@
+"""The goals: every verdict there is, what is counted, and what is said where nothing was run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import made
+import pandas as pd
+import pytest
+
+from analysis import goals
+from analysis.goals import GOALS, goals_table, missing, points, verdict
+from analysis.study import Study
+from bench.cells import TrainCell
+
+STEP = {"m": 4608, "k": 1152, "threads": 2}
+
+
+def study(**tables: pd.DataFrame) -> list[Study]:
+    return [Study(Path("made"), **{"train": None, "gemm": None} | tables)]
+
+
+def goal(what: str, where: str = "") -> goals.Goal:
+    [found] = [one for one in GOALS if one.what.startswith(what) and where in one.where]
+    return found
+
+
+DSD, LAYER = goal("dsd, measured", "ρ 0.8"), goal("LSTM", "ρ 0.8")
+
+
+def step_cells(ratio: float, spread: float = 0.0, threads_used: int = 2, **settings: Any) -> pd.DataFrame:
+    """Every cell of DSD, each with pairs of the ratio `ratio`, or around it."""
+    ratios = [ratio - spread, ratio, ratio, ratio, ratio + spread]
+    return pd.DataFrame(
+        [
+            made.ratio_row(ratios, 0.8, STEP | {"n": n, "block_size": size} | settings, threads_used=threads_used)
+            for n in (20, 80)
+            for size in (8, 16, 32, 64, 128)
+        ]
+    )
+
+
+def layers(ratio: float, **settings: Any) -> pd.DataFrame:
+    base = {"input_size": 1152, "hidden_size": 1152, "threads": 2} | settings
+    rows = [
+        made.layer_row([ratio] * 3, 0.8, base | {"batch_size": batch, "block_size": size}, threads_used=2)
+        for batch in (20, 80)
+        for size in (16, 32)
+    ]
+    return pd.DataFrame(rows)
+
+
+def said(frame: pd.DataFrame, one: goals.Goal, table: str = "gemm") -> str:
+    return verdict(points(study(**{table: frame}), one), one)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "spread", "expected"), [(4.6, 0.0, "reached"), (4.4, 0.0, "missed"), (4.5, 3.0, "undecided")]
+)
+def test_the_interval_decides(ratio: float, spread: float, expected: str) -> None:
+    found = points(study(gemm=step_cells(ratio, spread)), DSD)  # theory is 5, the goal 4.5
+    assert len(found) == 10 and found["value"].tolist() == pytest.approx([ratio / 5] * 10)
+    assert verdict(found, DSD) == expected
+
+
+def test_a_missing_cell_is_incomplete_and_none_is_not_run() -> None:
+    assert said(step_cells(4.9).iloc[1:], DSD) == "incomplete"
+    assert missing(points(study(gemm=step_cells(4.9).iloc[1:]), DSD), DSD) == (9, 10)
+    assert verdict(points(study(), DSD), DSD) == "not run"
+
+
+def test_a_noisy_cell_decides_nothing() -> None:
+    frame = step_cells(4.9)
+    frame.loc[0, "noisy"] = True
+    frame.at[0, "baseline_samples_ms"] = [1.0] * 5
+    assert said(frame, DSD) == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("settings", "threads_used"),
+    [({}, 1), ({"dtype": "float64"}, 2), ({"op": "sdd"}, 2), ({"backend": "torch_bsr"}, 2)],
+)
+def test_other_threads_types_ops_and_backends_do_not_count(settings: dict[str, Any], threads_used: int) -> None:
+    assert said(step_cells(4.9, threads_used=threads_used, **settings), DSD) == "not run"
+
+
+def test_several_sweeps_count_together_and_the_worst_decides() -> None:
+    good, bad = step_cells(4.9), step_cells(4.0)
+    both = [*study(gemm=good.iloc[:5]), *study(gemm=good.iloc[5:])]
+    assert verdict(points(both, DSD), DSD) == "reached"
+    assert verdict(points([*both, *study(gemm=bad)], DSD), DSD) == "missed"
+
+
+def test_a_rival_is_compared_in_pairs_or_through_dense() -> None:
+    one = goal("dsd, time of torch_bsr")
+    ours, theirs = step_cells(4.0), step_cells(1.0, backend="torch_bsr")
+    found = points(study(gemm=pd.concat([ours, theirs], ignore_index=True)), one)
+    assert found["value"].tolist() == [4.0] * 10 and verdict(found, one) == "incomplete"  # one sparsity of four
+    paired = points(study(gemm=step_cells(3.5, baseline="torch_bsr")), one)
+    assert paired["value"].tolist() == [3.5] * 10 and missing(paired, one) == (10, 40)
+    assert said(step_cells(2.5, baseline="torch_bsr"), one) == "missed"
+
+
+def test_layers_are_judged_by_their_speedup_over_the_fused_one() -> None:
+    assert said(layers(3.6), LAYER, "lstm") == "reached"
+    assert said(layers(3.4), LAYER, "lstm") == "missed"
+    for other in ({"baseline": "loop_lstm"}, {"passes": "forward"}, {"scope": "weight_hh"}, {"bptt": 7}):
+        assert said(layers(3.6, **other), LAYER, "lstm") == "not run"
+
+
+def test_the_training_integral_counts_cubic_runs_that_choose_their_path() -> None:
+    one = goal("training integral")
+    assert said(made.sparse_frame(1), one, "train") == "reached"  # 0.83 of theory
+    linear = pd.DataFrame(made.sparse_run(TrainCell(schedule="linear", target_sparsity=0.8, path="auto"), [0.4] * 4))
+    assert said(linear, one, "train") == "not run"
+    assert said(made.sparse_frame(1).replace({"path": {"auto": "sparse"}}), one, "train") == "not run"  # an ablation
+    slow = pd.DataFrame(made.sparse_run(TrainCell(schedule="cubic", target_sparsity=0.8, path="auto"), [0.4] * 4, 0.6))
+    assert said(slow, one, "train") == "missed"
+
+
+def test_the_table_has_every_goal_and_says_not_run() -> None:
+    table = goals_table(study()).set_index("what")
+    assert len(table) == len(GOALS) and set(table["verdict"]) == {"not run"} and set(table["worst"]) == {"–"}
+    frame = step_cells(4.0)
+    frame.at[3, "baseline_samples_ms"] = [3.0] * 5
+    table = goals_table(study(gemm=frame, lstm=layers(3.6)))
+    row = table[table["verdict"] == "missed"].iloc[0]
+    assert (row["worst"], row["median"], row["cells"]) == ("0.60 [0.60, 0.60]", "0.80", "10 of 10")
+    assert row["worst cell"] == "n 20, block 64"
+    assert table[table["verdict"] == "reached"]["worst"].tolist() == ["3.60× [3.60, 3.60]"]
+
+
+def test_a_bound_is_said_only_where_a_goal_was_not_reached() -> None:
+    bounded = goals.Goal(DSD.what, DSD.where, DSD.kind, DSD.table, DSD.reach, DSD.grids, bound="reading X again")
+    said = [goals._judged(points(study(gemm=step_cells(ratio)), bounded), bounded) for ratio in (4.9, 4.0)]
+    assert [row["what bounds it"] for row in said] == ["–", "reading X again"]
