@@ -1,7 +1,7 @@
 """The baseline: torch's dense product (the CPU's BLAS, cuBLAS on a GPU) with the weight that has no block emptied.
 
 Normal data everywhere, since GEMM libraries are faster on zeros. How fast they are hangs on the memory order of the
-matrices, so every order is tried, and the weight packed beforehand by MKL where torch has that; the fastest is the baseline.
+matrices, so every order is tried; the fastest is the baseline.
 """
 
 from __future__ import annotations
@@ -27,15 +27,6 @@ def _multiply(left: Tensor, right: Tensor, result: Tensor) -> Tensor:
     return torch.mm(left, right, out=result)
 
 
-def _packed_by_mkl(left: Tensor, right: Tensor) -> Way | None:
-    """left @ right with `left` packed, as torch's compiler does for inference; None where this torch cannot."""
-    if left.dtype != torch.float32 or left.device.type != "cpu" or not hasattr(torch.ops.mkl, "_mkl_linear"):
-        return None
-    n, weight, rows = right.shape[1], left.contiguous(), right.T.contiguous()
-    packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, n)
-    return lambda: torch.ops.mkl._mkl_linear(rows, packed, weight, None, n).T
-
-
 def ways(problem: GemmProblem) -> dict[str, Way]:
     """Every way to multiply, by name: the memory orders of the two factors and of the result."""
     left, right = problem.factors(dense=True)
@@ -43,12 +34,10 @@ def ways(problem: GemmProblem) -> dict[str, Way]:
     factors = {order: (_in_order(left, order), _in_order(right, order)) for order in orders}
     result = left.new_empty(left.shape[0], right.shape[1])
     results = {order: _in_order(result, order) for order in orders}
-    found: dict[str, Way] = {
+    return {
         f"torch.mm, {a} x {b} -> {c}": partial(_multiply, factors[a][0], factors[b][1], results[c])
         for a, b, c in product(orders, repeat=3)
     }
-    packed = _packed_by_mkl(left, right) if problem.op != "sdd" else None
-    return found | ({"torch's mkl_linear, packed weight": packed} if packed else {})
 
 
 class DenseLaunch:
