@@ -226,7 +226,7 @@ def block_sparse_lstm(
     _check_shapes(x, state, (weight_ih.shape[0], weight_ih.shape[1]), weight_hh)
     chosen = kernel_for(kernel, x.dtype, x.device)
     biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]
-    _check_biases(biases, x, rows)
+    _check_biases(biases, x, weight_hh.shape[0])
     bias = sum(biases[1:], biases[0]) if biases else x.new_zeros(weight_hh.shape[0])
     h0, c0 = (each.squeeze(0) for each in state)
     same_blocks = isinstance(weight_ih, BSRMatrix) and weight_ih.block_size == weight_hh.block_size

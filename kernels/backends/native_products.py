@@ -124,6 +124,8 @@ def dsd(packed: Packed, x: Tensor) -> Tensor:
     """matrix @ x: [m, n] in the memory order of `x`: [k, n]."""
     x = plain(x)
     out = empty_like_order(x, packed.matrix.grid_rows * packed.matrix.block_size)
+    if x.shape[1] == 0:
+        return out
     arguments, _scratch = product(packed, x, out)
     launch("dsd", x.dtype, "dsd", arguments)
     return out
