@@ -125,6 +125,7 @@ class TrainCell(Cell):
     epochs: Count = Field(4, description="epochs, each of train_tokens tokens")
     batch_size: Count = Field(20, description="parallel token streams")
     bptt: Count = Field(35, description="time steps of truncated back-propagation")
+    path: Literal["dense", "sparse", "auto"] = Field("dense", description="what multiplies pruned LSTM weights: dense kernels, kernels that skip empty blocks, or by layer whichever is faster here at the sparsity reached")
 
     block_size: BlockSize = Field(16, description="side of a square weight block, elements")
     scope: Literal["weight_hh", "all"] = Field("all", description="weights pruned and penalised: recurrent ones, or every LSTM matrix")
@@ -159,7 +160,9 @@ class TrainCell(Cell):
         if self.optimizer != "sgd":
             cell = cell.reset("momentum")
         if not self.prunes:
-            cell = cell.reset("schedule", "criterion", "target_sparsity", "prune_begin", "prune_end", "prune_every")
+            cell = cell.reset(
+                "schedule", "criterion", "target_sparsity", "prune_begin", "prune_end", "prune_every", "path"
+            )
         elif self.schedule == "pre":
             cell = cell.reset("criterion", "prune_begin", "prune_end", "prune_every")
         elif self.schedule == "one_shot":

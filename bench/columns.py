@@ -33,7 +33,4 @@ def documentation() -> str:
 
 
 def _spoken(type_: object) -> str:
-    text = str(type_)
-    return (
-        "list of maps" if "struct" in text else text.replace("list<element: ", "list<").replace("list<item: ", "list<")
-    )
+    return str(type_).replace("list<element: ", "list<").replace("list<item: ", "list<")

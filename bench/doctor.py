@@ -20,6 +20,8 @@ def findings() -> Iterator[Finding]:
     """(what, how it is) line by line; nothing is downloaded."""
     import torch
 
+    from bench.paths import kernel, missing_kernel
+
     commit, dirty = revision()
     yield "suite", f"commit {commit[:12] or 'unknown'}{' with changes' if dirty else ''}, sources {source_hash()}"
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
@@ -29,6 +31,8 @@ def findings() -> Iterator[Finding]:
     yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     yield "compiler", _compiler()
     yield from _backends()
+    yield "sparse path", missing_kernel() or kernel()
+    yield from _breakevens()
     yield from _datasets()
 
 
@@ -69,6 +73,17 @@ def _backends() -> Iterator[Finding]:
         except Exception as error:  # a broken backend is what a doctor is asked about
             reason = f"{type(error).__name__}: {error}"
         yield f"backend {name}", "works" if reason is None else f"unsupported: {reason}"
+
+
+def _breakevens() -> Iterator[Finding]:
+    """Where path = "auto" leaves the dense path, as far as it was measured here."""
+    from bench.breakeven import NEVER, known
+
+    measured = list(known())
+    if not measured:
+        yield "break-even", "none measured yet: a cell with path = auto measures its own"
+    for shape, sparsity in measured:
+        yield "break-even", f"{shape}: " + ("never" if sparsity == NEVER else f"sparsity {sparsity:.2f}")
 
 
 def _datasets() -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from bench.cells import Cell, GemmCell, TrainCell
+from bench.provenance import physical_cores
 
 FLOPS_PER_SECOND = 20e9  # of one thread; only a start, corrected by the first cells that end
 PAIRS = 60  # products timed for a cell, backend and baseline together
@@ -40,7 +41,7 @@ class Pace:
 
 def rough_seconds(cell: Cell) -> float:
     """What a cell would take at FLOPS_PER_SECOND and density 1."""
-    rate = FLOPS_PER_SECOND * max(1, cell.threads)
+    rate = FLOPS_PER_SECOND * (cell.threads or physical_cores())
     if isinstance(cell, GemmCell):
         return CHECK_SECONDS + max(0.5, PAIRS * 2 * cell.m * cell.k * cell.n / rate)
     assert isinstance(cell, TrainCell)

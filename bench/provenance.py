@@ -50,10 +50,10 @@ def revision() -> tuple[str, bool | None]:
 
 
 @cache
-def source_hash() -> str:
-    """sha256 over the names and contents of the sources of kernels/ and bench/, 16 hex digits."""
+def source_hash(*tops: str) -> str:
+    """sha256 over the names and contents of the sources of folders (kernels/ and bench/ by default), 16 hex digits."""
     digest = hashlib.sha256()
-    paths = [path for top in ("kernels", "bench") for path in (ROOT / top).rglob("*") if path.suffix in SOURCES]
+    paths = [path for top in tops or ("kernels", "bench") for path in (ROOT / top).rglob("*") if path.suffix in SOURCES]
     for path in sorted(paths):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(ROOT).as_posix()}\0{len(content)}\0".encode() + content)

@@ -48,12 +48,22 @@ NORM_MAP = pa.struct(
     ]
 )
 
+PROBE = pa.struct(
+    [
+        ("step", pa.int64()),
+        ("sparsity", pa.float64()),
+        ("sparse_layers", pa.int64()),
+        ("dense_ms", pa.list_(pa.float64())),
+        ("lstm_ms", pa.list_(pa.float64())),
+    ]
+)
+
 # fmt: off
 IDENTITY = (
     Column("cell_id", pa.string(), "identity", "", "sha256 of the non-default settings, 16 hex digits"),
     Column("kind", pa.string(), "identity", "", "kind of cell: the table it is in"),
     Column("status", pa.string(), "result", "", "how the cell ended: " + ", ".join(STATUSES)),
-    Column("reason", pa.string(), "result", "", "why it is not ok, one line"),
+    Column("reason", pa.string(), "result", "", "why it is not ok, one line; of a training run that is ok: why path = auto has no sparse path here"),
 )
 
 GEMM = (
@@ -96,6 +106,18 @@ TRAIN = (
     Column("block_norms", pa.list_(NORM_MAP), "result", "", "L2 norm of every block of every prunable weight, at the first (0), middle and last epoch"),
     Column("train_seconds", pa.float64(), "measured", "s", "training part of this epoch"),
     Column("eval_seconds", pa.float64(), "measured", "s", "evaluation part of this epoch"),
+    Column("lstm_kernel", pa.string(), "result", "", "what computed the sparse path so far; empty if nothing ran on it"),
+    Column("sparse_share", pa.float64(), "measured", "fraction", "(layer, step) pairs of this epoch that ran on the sparse path; measured, because path = auto goes by timings"),
+    Column("lstm_seconds", pa.float64(), "measured", "s", "time inside the LSTM layers, forward and backward, while training this epoch"),
+    Column("probes", pa.list_(PROBE), "measured", "ms", "LSTM layers forward + backward on the batch of a step, interleaved pairs: all on the dense path (dense_ms) against the path in use (lstm_ms); outside train_seconds; path other than dense only"),
+    Column("dense_bytes", pa.int64(), "result", "bytes", "prunable weights as dense matrices; this and what follows: last epoch of a pruned run, path other than dense"),
+    Column("final_bytes", pa.int64(), "result", "bytes", "prunable weights as exported: kept blocks and their indices"),
+    Column("final_ppl", pa.float64(), "result", "", "test perplexity of the finalised model, exported and loaded again"),
+    Column("inference_kernel", pa.string(), "result", "", "what multiplied the exported weights"),
+    Column("inference_dense_ms", pa.list_(pa.float64()), "measured", "ms", "dense model on one window of evaluation, every sample"),
+    Column("inference_ms", pa.list_(pa.float64()), "measured", "ms", "exported model on the same window, paired by position"),
+    Column("inference_lstm_dense_ms", pa.list_(pa.float64()), "measured", "ms", "LSTM layers alone of the dense model, every sample"),
+    Column("inference_lstm_ms", pa.list_(pa.float64()), "measured", "ms", "LSTM layers alone of the exported model, paired by position"),
 )
 
 PROVENANCE = (

@@ -1,7 +1,7 @@
 """Train one cell: a language model trained, penalised, pruned and evaluated; one row per epoch.
 
 The same cell gives bit-equal `result` columns on the same machine, torch and thread count: every random number comes from
-the cell's seed. An epoch reads the next `train_tokens` of the training text (starting over at its end), so a short run
+the cell's seed. With path = "auto" their last digits depend on the measured break-even too, which is kept. An epoch reads the next `train_tokens` of the training text (starting over at its end), so a short run
 sees as much different text as it has time for.
 """
 
@@ -9,29 +9,37 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import ASGD, SGD, Adam, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from bench.cells import TrainCell
 from bench.data.corpus import Corpus, batchify, count_windows, data_dir, epoch_slice, load_corpus, windows
+from bench.meter import Meter, norm_maps
+from bench.models.layers import State
 from bench.models.registry import MODELS
+from bench.optimizer import averaged_weights, make_optimizer
+from bench.paths import Paths, missing_kernel
+from bench.probes import measure_final, probe_layers
 from bench.provenance import physical_cores
-from bench.pruning.lasso import Lasso, block_norms
+from bench.pruning.lasso import Lasso
 from bench.pruning.pruner import Pruner
 from bench.schema import TRAIN
 
 Row = dict[str, Any]
 Tell = Callable[[dict[str, float | int | str]], None]
 
+Model = Callable[[Tensor, list[State] | None], tuple[Tensor, list[State]]]
+
 EVAL_BATCH = 10
+PROBES_AN_EPOCH = 5
 SECONDS_BETWEEN_NEWS = 0.5
 
 
@@ -39,37 +47,42 @@ class DivergedError(Exception):
     """The loss is no longer a finite number."""
 
 
-def train_cell(cell: TrainCell, tell: Tell) -> list[Row]:
+def train_cell(cell: TrainCell, tell: Tell, export: Path | None = None) -> list[Row]:
     """Train `cell` and return its rows: epoch 0 (before training), then one per epoch.
+
+    export: where the finalised model of a cell that prunes with path "sparse" or "auto" is kept; `FinalModel.load` reads it.
 
     If the loss becomes NaN or infinite, the finished epochs come back as 'diverged' (one row without epoch if there is
     none). torch's thread count is left pinned to the cell's. ValueError for unknown names and unusable data.
     """
     torch.set_num_threads(cell.threads or physical_cores())
+    if export is not None and (cell.canonical().path == "dense" or not export.parent.is_dir()):
+        raise ValueError(
+            f"export: {export}: accepted: a path in a folder that exists, of a cell that prunes on another path than dense"
+        )
+    if cell.canonical().path == "sparse" and (missing := missing_kernel()):
+        return [{"status": "unsupported", "reason": f"path = sparse: {missing}"}]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
         run = Run.of(cell.canonical(), tell)
         rows = [run.row(epoch=0)]
         try:
             for epoch in range(1, cell.epochs + 1):
-                started = time.perf_counter()
-                train_ppl, mean_sparsity, trained = run.train_epoch(epoch)
-                halfway = time.perf_counter()
-                val_ppl, evaluated = run.evaluate(run.corpus.valid)
-                test_ppl, _ = run.evaluate(run.corpus.test)
-                row = run.row(
-                    epoch=epoch,
-                    train_ppl=train_ppl,
-                    val_ppl=val_ppl,
-                    test_ppl=test_ppl,
-                    mean_sparsity=mean_sparsity,
-                    train_tokens_seen=trained,
-                    eval_tokens_seen=evaluated,
-                    train_seconds=halfway - started,
-                    eval_seconds=time.perf_counter() - halfway,
-                )
-                rows.append(row)
-                run.tell(epoch, train_ppl=train_ppl, val_ppl=val_ppl)
+                trained = run.train_epoch(epoch)
+                began = time.perf_counter()
+                val_ppl, evaluated = run.evaluate(run.model, run.corpus.valid)
+                test_ppl, _ = run.evaluate(run.model, run.corpus.test)
+                measured = {
+                    **trained,
+                    "val_ppl": val_ppl,
+                    "test_ppl": test_ppl,
+                    "eval_tokens_seen": evaluated,
+                    "eval_seconds": time.perf_counter() - began,
+                }
+                if epoch == cell.epochs and run.cell.path != "dense":
+                    measured |= run.finalise(export)
+                rows.append(run.row(epoch=epoch, **measured))
+                run.tell(epoch, train_ppl=trained["train_ppl"], val_ppl=val_ppl)
         except DivergedError as problem:
             return diverged(rows, run.step, str(problem))
     return rows
@@ -86,6 +99,7 @@ class Run:
     rates: LRScheduler | None
     lasso: Lasso
     pruner: Pruner
+    paths: Paths
     steps: int
     listener: Tell
     step: int = 0
@@ -104,29 +118,38 @@ class Run:
         if cell.lr_schedule == "one_cycle":
             rates = OneCycleLR(optimizer, cell.learning_rate, total_steps=steps, cycle_momentum=False)
         pruner = Pruner(model.prunable(), cell, steps)
-        return cls(cell, corpus, model, optimizer, rates, Lasso.of(cell), pruner, steps, tell)
+        run = cls(cell, corpus, model, optimizer, rates, Lasso.of(cell), pruner, Paths(model, cell), steps, tell)
+        run.choose_paths()
+        return run
+
+    def choose_paths(self) -> None:
+        """Put every layer on the path that its masks ask for; the pruner then knows which gradients need no mask."""
+        self.paths.update(self.pruner.masks)
+        self.pruner.sparse = self.paths.sparse_weights
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
         weights: dict[str, nn.Parameter] = self.model.prunable()  # type: ignore[operator]
         return weights
 
-    def train_epoch(self, epoch: int) -> tuple[float, float, int]:
-        """Train on one epoch: its perplexity (without the penalty), mean sparsity over its steps, number of targets."""
-        cell, model, weights = self.cell, self.model, self.weights
+    def train_epoch(self, epoch: int) -> Row:
+        """Train on one epoch; its perplexity (without the penalty) and what the meter says."""
+        cell, model, weights, meter = self.cell, self.model, self.weights, Meter(self.paths)
         text = epoch_slice(self.corpus.train, cell.train_tokens, epoch)  # [tokens]
-        streams = batchify(text, cell.batch_size)  # [length, batch]
-        nats, count, sparsities, states = 0.0, 0, [], None
+        states = None
         model.train()
-        for inputs, targets in windows(streams, cell.bptt):  # [time, batch] each
-            sparsities.append(self.pruner.sparsity)
-            logits, states = model(inputs, detach(states))  # [time * batch, vocabulary]
+        for inputs, targets in windows(batchify(text, cell.batch_size), cell.bptt):  # [time, batch] each
+            states = detach(states)
+            self.optimizer.zero_grad()
+            if self.probe_is_due():
+                with meter.stopped():
+                    meter.probes.append(self.probe(inputs, states))
+            logits, states = model(inputs, states)  # [time * batch, vocabulary]
             loss = F.cross_entropy(logits, targets.flatten())
-            nats, count = nats + finite(loss.item(), epoch) * targets.numel(), count + targets.numel()
+            meter.step(self.pruner.sparsity, finite(loss.item(), epoch), targets.numel())
             if self.lasso.in_loss:
                 loss = loss + self.lasso.penalty(weights.values())
 
-            self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.pruner.mask_gradients()
             if cell.clip:
@@ -136,14 +159,36 @@ class Run:
             self.step += 1
             self.lasso.shrink_(weights.values(), rate)
             self.pruner.after_step(self.step, self.optimizer)
+            self.choose_paths()
             if self.rates is not None:
                 self.rates.step()
             if time.monotonic() - self.told > SECONDS_BETWEEN_NEWS:
-                self.tell(epoch, train_ppl=perplexity(nats / count, epoch))
-        return perplexity(nats / count, epoch), sum(sparsities) / len(sparsities), count
+                self.tell(epoch, train_ppl=perplexity(meter.mean_nats, epoch))
+        return {"train_ppl": perplexity(meter.mean_nats, epoch), **meter.columns()}
+
+    def probe_is_due(self) -> bool:
+        """Whether this step is one of the PROBES_AN_EPOCH, the first of the epoch among them."""
+        an_epoch = self.steps // self.cell.epochs
+        due = {number * an_epoch // PROBES_AN_EPOCH for number in range(PROBES_AN_EPOCH)}
+        return self.cell.path != "dense" and self.step % an_epoch in due
+
+    def probe(self, inputs: Tensor, states: list[State] | None) -> Row:
+        """One entry of the column `probes`."""
+        measured = probe_layers(self.model, self.paths, inputs, states)
+        return {"step": self.step, "sparsity": self.pruner.sparsity, **measured}
+
+    def finalise(self, export: Path | None) -> Row:
+        """The columns of the finalised model, ASGD's average where there is one."""
+        window, _ = next(windows(batchify(self.corpus.test, EVAL_BATCH), self.cell.bptt))
+
+        def test_ppl(final: Model) -> float:
+            return self.evaluate(final, self.corpus.test)[0]
+
+        with averaged_weights(self.optimizer):
+            return measure_final(self.model, self.pruner, self.paths, window, test_ppl, export)
 
     @torch.no_grad()
-    def evaluate(self, tokens: Tensor) -> tuple[float, int]:
+    def evaluate(self, model: Model, tokens: Tensor) -> tuple[float, int]:
         """Perplexity on the first `eval_tokens` (0: all) of a text, state carried all along, and the number of targets.
 
         With ASGD it is the averaged weights that are evaluated, once there is an average.
@@ -153,21 +198,23 @@ class Run:
         self.model.eval()
         with averaged_weights(self.optimizer):
             for inputs, targets in windows(batchify(text, EVAL_BATCH), self.cell.bptt):
-                logits, states = self.model(inputs, states)
+                logits, states = model(inputs, states)
                 nats += F.cross_entropy(logits, targets.flatten(), reduction="sum").item()
                 count += targets.numel()
         return perplexity(nats / count, None), count
 
     @torch.no_grad()
-    def row(self, epoch: int, **measured: float) -> Row:
+    def row(self, epoch: int, **measured: Any) -> Row:
         """The row of a finished epoch (0: before training), with the block norms where they are stored."""
         cell, weights = self.cell, self.weights
+        self.pruner.check(self.optimizer)
         norms = norm_maps(weights, cell.block_size)
         blocks = [norm for entry in norms for norm in entry["norms"]]
         keep_norms = epoch in (0, max(1, cell.epochs // 2), cell.epochs)
         return {
             **blank_row(),
             "status": "ok",
+            "reason": self.paths.reason or None,
             "epoch": epoch,
             "step": self.step,
             "scheduled_sparsity": self.pruner.scheduled(self.step),
@@ -189,50 +236,6 @@ class Run:
         self.told = time.monotonic()
         place = {"epoch": epoch, "epochs": self.cell.epochs, "step": self.step, "steps": self.steps}
         self.listener({**place, "sparsity": self.pruner.sparsity, **news})
-
-
-def make_optimizer(cell: TrainCell, model: nn.Module, steps: int) -> Optimizer:
-    """The cell's optimizer.
-
-    ASGD averages from where the ramp ends, for every schedule alike (also without pruning): the masks are final by then,
-    so no average mixes different patterns. Its own decay and step decay are off (lambd = 0), as in AWD-LSTM.
-    """
-    rate, decay = cell.learning_rate, cell.weight_decay
-    if cell.optimizer == "adam":
-        return Adam(model.parameters(), rate, weight_decay=decay)
-    if cell.optimizer == "sgd":
-        return SGD(model.parameters(), rate, momentum=cell.momentum, weight_decay=decay)
-    final = math.ceil(max(cell.prune_begin, cell.prune_end) * steps)
-    return ASGD(model.parameters(), rate, lambd=0.0, t0=final, weight_decay=decay)
-
-
-@contextmanager
-def averaged_weights(optimizer: Optimizer) -> Iterator[None]:
-    """Inside, the parameters are ASGD's averages if it averages already; with any other optimizer nothing changes.
-
-    Pruned blocks are zero in the average too. Blocks that only the proximal step zeroed need not be: they come and go,
-    and ASGD averages the weights as its own step leaves them, before that step.
-    """
-    averages = {parameter: state for parameter, state in optimizer.state.items() if state.get("mu", 1.0) < 1.0}
-    own = {parameter: parameter.data for parameter in averages}
-    for parameter in own:
-        parameter.data = averages[parameter]["ax"]
-    try:
-        yield
-    finally:
-        for parameter, data in own.items():
-            parameter.data = data
-
-
-def norm_maps(weights: dict[str, nn.Parameter], block_size: int) -> list[Row]:
-    """The L2 norm of every block, row by row, for each weight that the block size divides (a dense run's may not be)."""
-    maps = []
-    for name, weight in weights.items():
-        if weight.shape[0] % block_size == weight.shape[1] % block_size == 0:
-            norms = block_norms(weight.detach(), block_size)
-            rows, cols = norms.shape
-            maps.append({"weight": name, "grid_rows": rows, "grid_cols": cols, "norms": norms.flatten().tolist()})
-    return maps
 
 
 def diverged(rows: list[Row], step: int, reason: str) -> list[Row]:

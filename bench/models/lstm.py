@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -9,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.cells import TrainCell
-
-State = tuple[Tensor, Tensor]  # hidden and cell state of one layer, [1, batch, size] each
+from bench.models.layers import LSTMLayer, State
 
 
 class LSTM(nn.Module):
@@ -24,7 +24,7 @@ class LSTM(nn.Module):
         super().__init__()
         sizes = [cell.embedding_size, *[cell.hidden_size] * (cell.num_layers - 1), cell.embedding_size]
         self.embedding = nn.Embedding(vocabulary, cell.embedding_size)
-        self.layers = nn.ModuleList(nn.LSTM(into, out) for into, out in pairwise(sizes))
+        self.layers = nn.ModuleList(LSTMLayer(into, out) for into, out in pairwise(sizes))
         self.decoder_bias = nn.Parameter(torch.zeros(vocabulary))
         self.dropout = nn.Dropout(cell.dropout)
         self.scope = cell.scope
@@ -43,13 +43,20 @@ class LSTM(nn.Module):
     def forward(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
         """Logits of the next word and the states to go on from. inputs: [time, batch] -> [time * batch, vocabulary]."""
         x = self.dropout(self.embedding(inputs))  # [time, batch, embedding]
+        x, after = self.run_layers(x, states, between=self.dropout)
+        logits = F.linear(x.flatten(0, 1), self.embedding.weight, self.decoder_bias)
+        return logits, after
+
+    def run_layers(
+        self, x: Tensor, states: list[State] | None = None, between: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, list[State]]:
+        """The LSTM layers alone, `between` after each. x: [time, batch, embedding] -> the same, and the states."""
         after = []
         for number, layer in enumerate(self.layers):
             x, state = layer(x, states[number] if states else None)  # [time, batch, size]
-            x = self.dropout(x)
+            x = between(x) if between else x
             after.append(state)
-        logits = F.linear(x.flatten(0, 1), self.embedding.weight, self.decoder_bias)
-        return logits, after
+        return x, after
 
     def prunable(self) -> dict[str, nn.Parameter]:
         """The weights to prune, by torch's names. Each is [4 * size, ...]: the gates i, f, g, o stacked on rows.

@@ -34,6 +34,9 @@ embedding_size = 16
 hidden_size = 16
 num_layers = 1
 epochs = 1
+schedule = "linear"
+target_sparsity = 0.5
+path = "auto"
 """
 
 

@@ -165,7 +165,7 @@ def test_pruned_blocks_are_exactly_zero_after_every_step(optimizer: str, schedul
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_a_planted_leak_is_seen(optimizer: str, monkeypatch: pytest.MonkeyPatch):
     zero = Pruner._zero
-    monkeypatch.setattr(Pruner, "_zero", lambda self, _optimizer: zero(self, None))
+    monkeypatch.setattr(Pruner, "_zero", lambda self, _optimizer, already: zero(self, None, already))
     watch(monkeypatch)
     with pytest.raises(AssertionError, match="leaks"):
         train_cell(cell(**PRUNED, **OPTIMIZERS[optimizer]), silent)

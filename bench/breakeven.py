@@ -1,0 +1,164 @@
+"""Break-even sparsity of an LSTM layer on this machine: from where on the kernels that skip empty blocks train it faster.
+
+Measured once per machine, software and shape, by interleaved pairs, and kept in a small JSON file beside the compiled
+kernels. Nothing in that file is trusted: an entry that is not whole is measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+
+from bench.models.layers import LSTMLayer
+from bench.pairs import interleaved, speedup
+from bench.provenance import processor, source_hash
+from kernels.blockmask import BlockMask
+from kernels.compiler import cache_folder
+
+FILE = "breakeven.json"
+PAIRS = 5
+SPARSITIES = (0.0, 0.25, 0.5, 0.75, 0.9)
+NEVER = math.inf
+
+Curve = list[list[float]]  # [sparsity, speedup of the sparse path] in order
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One LSTM layer as it is trained. inputs, hidden: widths; steps: of back-propagation through time."""
+
+    inputs: int
+    hidden: int
+    batch: int
+    steps: int
+    block_size: int
+    scope: str
+    dtype: str
+    threads: int
+
+    def __str__(self) -> str:
+        return (
+            f"LSTM {self.inputs} -> {self.hidden}, batch {self.batch}, {self.steps} steps, block {self.block_size}, "
+            f"{self.scope}, {self.dtype}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        )
+
+    def masks(self, sparsity: float) -> dict[str, BlockMask]:
+        """Random patterns of the weights that are block-sparse."""
+        generator = torch.Generator().manual_seed(0)
+        widths = {"weight_ih": self.inputs, "weight_hh": self.hidden}
+        return {
+            kind: BlockMask.random(4 * self.hidden, width, self.block_size, sparsity, generator)
+            for kind, width in widths.items()
+            if self.scope == "all" or kind == self.scope
+        }
+
+
+def breakeven(shape: Shape) -> float:
+    """The sparsity from which on the sparse path is faster: 0 where it always is, infinite where it never is.
+
+    From the file, or measured now with torch's current threads; other processes wait for it meanwhile.
+    """
+    folder = cache_folder()
+    entry = {**surroundings(), "shape": asdict(shape)}
+    key = json.dumps(entry, sort_keys=True)
+    with filelock.FileLock(folder / f".{FILE}.lock"):
+        entries = _read(folder / FILE)
+        if key not in entries:
+            entries[key] = {**entry, "curve": measure(shape)}
+            _write(folder / FILE, entries)
+        return crossing(entries[key]["curve"])
+
+
+def surroundings() -> dict[str, str]:
+    """What a measured break-even holds for, beside its shape."""
+    return {"processor": processor(), "torch": torch.__version__, "kernels": source_hash("kernels")}
+
+
+def known() -> Iterator[tuple[Shape, float]]:
+    """Every break-even measured on this machine with today's software, in the order of measuring; nothing is measured."""
+    here = surroundings()
+    for entry in _read(cache_folder() / FILE).values():
+        if all(entry[name] == value for name, value in here.items()):
+            yield Shape(**entry["shape"]), crossing(entry["curve"])
+
+
+def measure(shape: Shape) -> Curve:
+    """Speedups of forward + backward over torch.nn.LSTM at rising sparsities, up to the first that is faster."""
+    curve: Curve = []
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        dtype = getattr(torch, shape.dtype)
+        dense, sparse = (LSTMLayer(shape.inputs, shape.hidden).to(dtype) for _ in range(2))
+        x = torch.randn(shape.steps, shape.batch, shape.inputs, dtype=dtype).requires_grad_()
+        grad = torch.randn(shape.steps, shape.batch, shape.hidden, dtype=dtype)
+
+    def train(layer: LSTMLayer) -> None:
+        layer.zero_grad()
+        layer(x)[0].backward(grad)
+
+    for sparsity in SPARSITIES:
+        sparse.follow(shape.masks(sparsity))
+        curve.append([sparsity, speedup(*interleaved(lambda: train(dense), lambda: train(sparse), PAIRS))])
+        if curve[-1][1] >= 1.0:
+            break
+    return curve
+
+
+def crossing(curve: Curve) -> float:
+    """The sparsity where the speedup is 1, its logarithm interpolated between two neighbours; infinite where it never is."""
+    before: tuple[float, float] | None = None
+    for sparsity, ratio in curve:
+        if ratio >= 1.0:
+            if before is None:
+                return sparsity
+            low, high = math.log(before[1]), math.log(ratio)
+            return before[0] + (sparsity - before[0]) * low / (low - high)
+        before = sparsity, ratio
+    return NEVER
+
+
+def _read(path: Path) -> dict[str, Entry]:
+    """The entries that are whole."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {key: entry for key, entry in content.items() if _whole(entry)} if isinstance(content, dict) else {}
+
+
+def _whole(entry: object) -> bool:
+    try:
+        assert isinstance(entry, dict)
+        Shape(**entry["shape"])
+        curve = [(float(sparsity), float(ratio)) for sparsity, ratio in entry["curve"]]
+        names = ("processor", "torch", "kernels")
+        return all(isinstance(entry[name], str) for name in names) and all(
+            0.0 <= sparsity <= 1.0 and 0.0 < ratio < math.inf for sparsity, ratio in curve
+        )
+    except (AssertionError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _write(path: Path, entries: dict[str, Entry]) -> None:
+    """All of it or nothing; where it cannot be written, the next process measures again."""
+    with suppress(OSError):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(entries, file, indent=1)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise

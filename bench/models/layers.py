@@ -1,0 +1,159 @@
+"""LSTMLayer: torch's LSTM layer, able to multiply only the kept blocks of its weights.
+
+The parameters are torch's and dense, so optimizers, penalties and pruning know nothing of the path: the dense path is
+`nn.LSTM` itself, the sparse one gathers the kept blocks of the same parameters at each call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.ops import block_sparse_lstm
+
+State = tuple[Tensor, Tensor]  # hidden and cell state of one layer, [1, batch, size] each
+
+
+class Pattern:
+    """Where the kept blocks of one weight lie, and the memory of its gradient, zero outside them."""
+
+    def __init__(self, weight: Tensor, mask: BlockMask) -> None:
+        self.mask = mask
+        self.matrix = BSRMatrix.from_dense(weight.detach(), mask)
+        size, (_, grid_cols) = mask.block_size, mask.grid
+        rows = self.matrix.row_indices.long()[:, None] * size + torch.arange(size, device=weight.device)
+        self.slices = (rows * grid_cols + self.matrix.indices.long()[:, None]).flatten()  # of `as_slices`
+        self.gradient: Tensor | None = None
+
+    def as_slices(self, weight: Tensor) -> Tensor:
+        """Rows of blocks as rows of a matrix, a view. [rows, cols] -> [rows * grid_cols, b]."""
+        return weight.view(-1, self.mask.block_size)
+
+    def gather(self, weight: Tensor) -> Tensor:
+        """The kept blocks, copied. [rows, cols] -> [nnzb, b, b]."""
+        blocks = self.as_slices(weight).index_select(0, self.slices)
+        return blocks.view(-1, self.mask.block_size, self.mask.block_size)
+
+    def scatter(self, weight: Tensor, grad: Tensor) -> None:
+        """Add the gradient of the kept blocks to `weight.grad`. grad: [nnzb, b, b]."""
+        grad = self.as_slices(grad.contiguous())
+        if weight.grad is not None:
+            self.as_slices(weight.grad).index_add_(0, self.slices, grad)
+            return
+        if self.gradient is None:
+            self.gradient = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+        self.as_slices(self.gradient).index_copy_(0, self.slices, grad)
+        weight.grad = self.gradient
+
+    def of(self, weight: Tensor) -> BSRMatrix:
+        """The kept blocks of `weight`; their gradient goes to `weight.grad`."""
+        data: Tensor = _KeptBlocks.apply(weight, self)  # type: ignore[no-untyped-call]
+        return self.matrix.with_data(data)
+
+
+class _KeptBlocks(torch.autograd.Function):
+    """Gather kept blocks. The backward pass fills `weight.grad` itself, in memory it uses again at each step.
+
+    A dense gradient returned to autograd is zeroed and written anew at each step, which cost twice as much as the copy of
+    the kept blocks. Hence `torch.autograd.grad` with respect to the weight sees nothing here; `backward()` does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, pattern: Pattern) -> Tensor:
+        ctx.weight, ctx.pattern = weight, pattern
+        return pattern.gather(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        ctx.pattern.scatter(ctx.weight, grad)
+        return None, None
+
+
+class _BackwardBegins(torch.autograd.Function):
+    """The identity, behind a layer: its backward pass comes first."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, layer: LSTMLayer) -> Tensor:
+        ctx.layer = layer
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        ctx.layer.began = time.perf_counter()
+        return grad, None
+
+
+class _BackwardEnds(torch.autograd.Function):
+    """The identity, before a layer: autograd comes to it when all younger nodes, the layer's, are done."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: LSTMLayer) -> Tensor:
+        ctx.layer = layer
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        ctx.layer.seconds += time.perf_counter() - ctx.layer.began
+        return grad, None
+
+
+class LSTMLayer(nn.LSTM):
+    """One layer of `torch.nn.LSTM`: its parameters, names, initialisation and results, on one of two paths.
+
+    seconds: time spent in it with gradients, forward and backward, since it was last set to 0.
+    """
+
+    weight_ih_l0: nn.Parameter
+    weight_hh_l0: nn.Parameter
+    bias_ih_l0: nn.Parameter
+    bias_hh_l0: nn.Parameter
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__(inputs, size)
+        self.patterns: dict[str, Pattern] = {}
+        self.seconds = self.began = 0.0
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the kernels that skip empty blocks run."""
+        return bool(self.patterns)
+
+    def follow(self, masks: Mapping[str, BlockMask]) -> None:
+        """Take the sparse path with these masks, of weight_hh and perhaps weight_ih; the dense path where there are none.
+
+        The weights must be zero in empty blocks already. A mask that is the same object as before costs nothing.
+        """
+        assert not masks or "weight_hh" in masks
+        before = self.patterns
+        self.patterns = {
+            kind: before[kind]
+            if kind in before and before[kind].mask is mask
+            else Pattern(getattr(self, f"{kind}_l0"), mask)
+            for kind, mask in masks.items()
+        }
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
+        """(y, (h, c)). x: [steps, batch, in]; y: [steps, batch, size]; h, c: [1, batch, size]."""
+        if not torch.is_grad_enabled():
+            return self._multiply(x, state)
+        began = time.perf_counter()
+        y, state = self._multiply(_BackwardEnds.apply(x, self), state)  # type: ignore[no-untyped-call]
+        y = _BackwardBegins.apply(y, self)  # type: ignore[no-untyped-call]
+        self.seconds += time.perf_counter() - began
+        return y, state
+
+    def _multiply(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        if not self.sparse:
+            dense: tuple[Tensor, State] = super().forward(x, state)
+            return dense
+        weights = {kind: pattern.of(getattr(self, f"{kind}_l0")) for kind, pattern in self.patterns.items()}
+        weight_ih = weights.get("weight_ih", self.weight_ih_l0)
+        return block_sparse_lstm(
+            x, state, weight_ih, weights["weight_hh"], self.bias_ih_l0, self.bias_hh_l0, kernel="native"
+        )

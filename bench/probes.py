@@ -1,0 +1,98 @@
+"""Timings within a training run, always as interleaved pairs: LSTM layers while it trains, inference when it is done.
+
+None of them touches the run: no random number is drawn, no gradient is left, every layer is back on its path.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.models.layers import State
+from bench.pairs import interleaved
+from bench.paths import Paths, kernel
+from bench.pruning.finalize import FinalModel, finalize
+from bench.pruning.pruner import Pruner
+from kernels.ops import kernel_for
+
+TRAINING_PAIRS = 5
+INFERENCE_PAIRS = 15
+
+Evaluate = Callable[[FinalModel], float]
+
+
+@contextmanager
+def all_dense(paths: Paths) -> Iterator[None]:
+    """Every layer on the dense path, with the same masked weights."""
+    before = [layer.patterns for layer in paths.layers]
+    for layer in paths.layers:
+        layer.patterns = {}
+    try:
+        yield
+    finally:
+        for layer, patterns in zip(paths.layers, before, strict=True):
+            layer.patterns = patterns
+
+
+def probe_layers(model: nn.Module, paths: Paths, inputs: Tensor, states: list[State] | None) -> dict[str, Any]:
+    """Forward + backward of the LSTM layers on one batch: all on the dense path against the paths in use.
+
+    inputs: [time, batch]. To be called where no gradient is wanted: gradients are cleared.
+    """
+    x = model.embedding(inputs).detach().requires_grad_()  # type: ignore[operator]
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    seconds = [layer.seconds for layer in paths.layers]
+
+    def train() -> None:
+        model.zero_grad()
+        model.run_layers(x, states)[0].backward(grad)  # type: ignore[operator]
+
+    def train_dense() -> None:
+        with all_dense(paths):
+            train()
+
+    dense_ms, lstm_ms = interleaved(train_dense, train, TRAINING_PAIRS)
+    model.zero_grad()
+    for layer, before in zip(paths.layers, seconds, strict=True):
+        layer.seconds = before
+    return {"sparse_layers": paths.sparse_layers, "dense_ms": dense_ms, "lstm_ms": lstm_ms}
+
+
+@torch.no_grad()
+def measure_final(
+    model: nn.Module, pruner: Pruner, paths: Paths, window: Tensor, evaluate: Evaluate, export: Path | None
+) -> dict[str, Any]:
+    """The columns of a finalised model: exported, loaded again, evaluated, and timed against the dense path.
+
+    window: [time, batch], what inference is timed on. export: where the model is kept; None keeps it nowhere.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-export-") as folder:
+        path = export or Path(folder) / "model.pt"
+        finalize(model, pruner.masks).save(path)
+        final = FinalModel.load(path)
+    model.eval()
+    x = model.embedding(window)  # type: ignore[operator]
+    with all_dense(paths):
+        whole = interleaved(lambda: model(window), lambda: final(window), INFERENCE_PAIRS)
+        layers = interleaved(
+            lambda: model.run_layers(x),  # type: ignore[operator]
+            lambda: final.run_layers(x),
+            INFERENCE_PAIRS,
+        )
+    native = kernel_for("auto", torch.float32, window.device) == "native"
+    return {
+        "dense_bytes": final.dense_nbytes,
+        "final_bytes": final.nbytes,
+        "final_ppl": evaluate(final),
+        "inference_kernel": kernel() if native else "torch",
+        "inference_dense_ms": whole[0],
+        "inference_ms": whole[1],
+        "inference_lstm_dense_ms": layers[0],
+        "inference_lstm_ms": layers[1],
+    }

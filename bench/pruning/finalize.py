@@ -1,0 +1,152 @@
+"""Finalize: a pruned language model exported, its LSTM weights as BSR, for inference only.
+
+W <- W * M, then the masks are dropped: a kept block is stored whole, an empty one not at all. A file of it is a dictionary
+of plain tensors as torch saves it, with its sha256 beside it (`sha256sum -c` reads that), because torch loads a file with a
+flipped bit without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.ops import block_sparse_lstm
+
+FORMAT = "block-sparse LSTM language model 1"
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+State = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class FinalLayer:
+    """One LSTM layer: weight_ih [4 size, in], block-sparse or dense; weight_hh [4 size, size]; biases [4 size]."""
+
+    weight_ih: Tensor | BSRMatrix
+    weight_hh: BSRMatrix
+    bias_ih: Tensor
+    bias_hh: Tensor
+
+
+@dataclass(frozen=True)
+class FinalModel:
+    """The model of `bench.models.lstm` in evaluation, its pruned weights as BSR; calls give what that gives.
+
+    embedding: [vocabulary, size], the decoder's weight too; decoder_bias: [vocabulary].
+    """
+
+    embedding: Tensor
+    decoder_bias: Tensor
+    layers: tuple[FinalLayer, ...]
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
+        """Logits of the next word and the states to go on from. inputs: [time, batch] -> [time * batch, vocabulary]."""
+        x, after = self.run_layers(F.embedding(inputs, self.embedding), states)
+        return F.linear(x.flatten(0, 1), self.embedding, self.decoder_bias), after
+
+    @torch.no_grad()
+    def run_layers(self, x: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
+        """The LSTM layers alone. x: [time, batch, size] -> the same, and the states."""
+        after = []
+        for number, layer in enumerate(self.layers):
+            state = states[number] if states else None
+            x, state = block_sparse_lstm(x, state, layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh)
+            after.append(state)
+        return x, after
+
+    @property
+    def sparse_weights(self) -> list[BSRMatrix]:
+        """The weights that were pruned."""
+        both = (weight for layer in self.layers for weight in (layer.weight_ih, layer.weight_hh))
+        return [weight for weight in both if isinstance(weight, BSRMatrix)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pruned weights as they are stored: values and indices."""
+        return sum(weight.values_nbytes + weight.index_nbytes for weight in self.sparse_weights)
+
+    @property
+    def dense_nbytes(self) -> int:
+        """Bytes of the same weights as dense matrices."""
+        return sum(weight.shape[0] * weight.shape[1] * weight.data.element_size() for weight in self.sparse_weights)
+
+    def save(self, path: Path) -> None:
+        """Write the model to `path` and its checksum to `path`.sha256."""
+        layers = [{name: _pack(getattr(layer, name)) for name in WEIGHTS} for layer in self.layers]
+        content = {"format": FORMAT, "embedding": self.embedding, "decoder_bias": self.decoder_bias, "layers": layers}
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        data = buffer.getvalue()
+        for target, what in ((path, data), (_checksum_of(path), _checksum(path, data))):
+            temporary = target.with_name(f".{target.name}.tmp")
+            temporary.write_bytes(what)
+            temporary.replace(target)
+
+    @classmethod
+    def load(cls, path: Path) -> FinalModel:
+        """The model that was saved to `path`; ValueError, one line, where that is not what lies there."""
+        try:
+            data, wanted = path.read_bytes(), _checksum_of(path).read_bytes()
+        except OSError as error:
+            raise ValueError(
+                f"{error.filename}: {(error.strerror or 'unreadable').lower()}; export the model"
+            ) from None
+        if _checksum(path, data) != wanted:
+            name = _checksum_of(path).name
+            raise ValueError(f"{path} is damaged: its sha256 is not that in {name}; export the model again")
+        content: Any = torch.load(io.BytesIO(data), weights_only=True)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"{path} is no exported model; accepted: files of the format {FORMAT!r}")
+        layers = [FinalLayer(**{name: _unpack(layer[name]) for name in WEIGHTS}) for layer in content["layers"]]
+        return cls(content["embedding"], content["decoder_bias"], tuple(layers))
+
+
+@torch.no_grad()
+def finalize(model: nn.Module, masks: Mapping[str, BlockMask]) -> FinalModel:
+    """The model as it computes in evaluation, without its masks. masks: by the names of `model.prunable()`.
+
+    Every weight_hh needs a mask; a weight_ih without one stays dense. Nothing of the model is shared. ValueError otherwise.
+    """
+    for number, _ in enumerate(model.layers):  # type: ignore[arg-type]
+        if f"weight_hh_l{number}" not in masks:
+            raise ValueError(f"masks: weight_hh_l{number} has none; accepted: a mask of every weight_hh")
+
+    def final(number: int, layer: nn.Module, name: str) -> Tensor | BSRMatrix:
+        weight, mask = getattr(layer, f"{name}_l0").detach(), masks.get(f"{name}_l{number}")
+        return weight.clone() if mask is None else BSRMatrix.from_dense(weight, mask)
+
+    layers = [
+        FinalLayer(**{name: final(number, layer, name) for name in WEIGHTS})  # type: ignore[arg-type]
+        for number, layer in enumerate(model.layers)  # type: ignore[arg-type]
+    ]
+    embedding: Tensor = model.embedding.weight.detach().clone()  # type: ignore[operator, union-attr]
+    return FinalModel(embedding, model.decoder_bias.detach().clone(), tuple(layers))  # type: ignore[operator]
+
+
+def _pack(weight: Tensor | BSRMatrix) -> Tensor | dict[str, Any]:
+    if isinstance(weight, Tensor):
+        return weight
+    return {"data": weight.data, "indices": weight.indices, "indptr": weight.indptr, "shape": weight.shape}
+
+
+def _unpack(stored: Any) -> Any:
+    return BSRMatrix(**stored) if isinstance(stored, dict) else stored
+
+
+def _checksum_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _checksum(path: Path, data: bytes) -> bytes:
+    return f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode()

@@ -1,0 +1,130 @@
+"""Finalize: the exported model computes what the masked one computes, and is what was saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.cells import TrainCell
+from bench.models.registry import MODELS
+from bench.pruning.finalize import FinalModel, finalize
+from bench.pruning.pruner import Pruner
+from kernels.bsr import BSRMatrix
+
+CELL = TrainCell(
+    schedule="pre", target_sparsity=0.75, block_size=8, embedding_size=16, hidden_size=32, dropout=0.5, num_layers=3
+)
+VOCABULARY = 50
+
+
+def masked(cell: TrainCell = CELL) -> tuple[torch.nn.Module, Pruner]:
+    """A model in evaluation whose pruned blocks are zero."""
+    torch.manual_seed(0)
+    built = MODELS["lstm"](cell, VOCABULARY)
+    return built.eval(), Pruner(built.prunable(), cell, steps=10)
+
+
+@pytest.mark.parametrize("scope", ["all", "weight_hh"])
+def test_the_logits_are_the_masked_models(scope: str, tmp_path: Path):
+    model, pruner = masked(CELL.model_copy(update={"scope": scope}))
+    finalize(model, pruner.masks).save(tmp_path / "model.pt")
+    final = FinalModel.load(tmp_path / "model.pt")
+    words = torch.randint(VOCABULARY, (12, 4))
+    states = final_states = None
+    for window in words.split(5):  # states carried on
+        with torch.no_grad():
+            logits, states = model(window, states)
+        final_logits, final_states = final(window, final_states)
+        torch.testing.assert_close(final_logits, logits, rtol=0.0, atol=1e-6)
+        for state, final_state in zip(states, final_states, strict=True):
+            torch.testing.assert_close(final_state, state, rtol=0.0, atol=1e-6)
+
+
+def test_what_lies_outside_the_mask_is_dropped():
+    model, pruner = masked()
+    expected = finalize(model, pruner.masks)
+    with torch.no_grad():
+        for name, mask in pruner.masks.items():
+            pruner.weights[name][~mask.expand()] = torch.nan
+    words = torch.randint(VOCABULARY, (3, 2))
+    assert torch.equal(finalize(model, pruner.masks)(words)[0], expected(words)[0])
+
+
+def test_the_bytes_by_hand():
+    model, pruner = masked(CELL.model_copy(update={"num_layers": 1, "scope": "weight_hh"}))
+    final = finalize(model, pruner.masks)  # one weight, 64 x 16: 8 x 2 blocks of 8 x 8, 4 of them kept
+    assert final.dense_nbytes == 64 * 16 * 4
+    assert final.nbytes == 4 * 64 * 4 + 4 * (4 + 8 + 1)
+    assert isinstance(final.layers[0].weight_ih, torch.Tensor)
+
+
+def test_nothing_of_the_model_is_shared():
+    model, pruner = masked()
+    final = finalize(model, pruner.masks)
+    words = torch.randint(VOCABULARY, (3, 2))
+    before = final(words)[0].clone()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+    assert torch.equal(final(words)[0], before)
+
+
+def test_a_recurrent_weight_without_a_mask_is_refused():
+    model, pruner = masked()
+    del pruner.masks["weight_hh_l1"]
+    with pytest.raises(ValueError, match="weight_hh_l1"):
+        finalize(model, pruner.masks)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model, pruner = masked()
+    path = tmp_path / "model.pt"
+    finalize(model, pruner.masks).save(path)
+    return path
+
+
+def test_a_file_is_plain_tensors_and_loads_bit_for_bit(saved: Path):
+    content = torch.load(saved, weights_only=True)
+    assert set(content) == {"format", "embedding", "decoder_bias", "layers"}
+    model, pruner = masked()
+    direct, loaded = finalize(model, pruner.masks), FinalModel.load(saved)
+    assert loaded.nbytes == direct.nbytes and torch.equal(loaded.embedding, direct.embedding)
+    for one, other in zip(loaded.sparse_weights, direct.sparse_weights, strict=True):
+        assert isinstance(one, BSRMatrix) and one.shape == other.shape
+        assert torch.equal(one.data, other.data) and torch.equal(one.indices, other.indices)
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["model.pt", "model.pt.sha256"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "no checksum", "wrong checksum", "no file"])
+def test_a_damaged_file_is_one_clear_line(saved: Path, damage: str):
+    data, checksum = saved.read_bytes(), saved.with_name("model.pt.sha256")
+    match damage:
+        case "flip":
+            saved.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+        case "truncate":
+            saved.write_bytes(data[:-1])
+        case "empty":
+            saved.write_bytes(b"")
+        case "no checksum":
+            checksum.unlink()
+        case "wrong checksum":
+            checksum.write_text("0" * 64 + "  model.pt\n")
+        case "no file":
+            saved.unlink()
+    with pytest.raises(ValueError, match=r"model\.pt") as caught:
+        FinalModel.load(saved)
+    assert "\n" not in str(caught.value) and "export" in str(caught.value)
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path):
+    import hashlib
+
+    path = tmp_path / "model.pt"
+    torch.save({"weights": torch.zeros(3)}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_name("model.pt.sha256").write_text(f"{digest}  model.pt\n")
+    with pytest.raises(ValueError, match="no exported model"):
+        FinalModel.load(path)

@@ -1,0 +1,187 @@
+"""The LSTM layer on its two paths, against torch.nn.LSTM with the same masked weights."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from bench.models.layers import LSTMLayer, Pattern
+from bench.paths import missing_kernel
+from bench.pruning.lasso import Lasso
+from kernels.blockmask import BlockMask
+
+NO_KERNEL = missing_kernel()
+pytestmark = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
+SCOPES = {"all": ("weight_ih", "weight_hh"), "weight_hh": ("weight_hh",)}
+INPUTS, SIZE, BLOCK = 24, 16, 8
+
+
+def masks(kinds: tuple[str, ...], sparsity: float, seed: int = 0) -> dict[str, BlockMask]:
+    generator = torch.Generator().manual_seed(seed)
+    widths = {"weight_ih": INPUTS, "weight_hh": SIZE}
+    return {kind: BlockMask.random(4 * SIZE, widths[kind], BLOCK, sparsity, generator) for kind in kinds}
+
+
+def twins(wanted: dict[str, BlockMask]) -> tuple[LSTMLayer, nn.LSTM]:
+    """Our layer on the sparse path and torch's, with equal weights that are zero where `wanted` is empty."""
+    torch.manual_seed(0)
+    ours = LSTMLayer(INPUTS, SIZE)
+    with torch.no_grad():
+        for kind, mask in wanted.items():
+            getattr(ours, f"{kind}_l0").mul_(mask.expand())
+    theirs = nn.LSTM(INPUTS, SIZE)
+    theirs.load_state_dict(ours.state_dict())
+    ours.follow(wanted)
+    return ours, theirs
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=0.0, atol=2e-6 * max(1.0, float(other.detach().abs().max())))
+
+
+def test_parameters_names_and_initial_values_are_torchs():
+    torch.manual_seed(3)
+    theirs = nn.LSTM(INPUTS, SIZE).state_dict()
+    torch.manual_seed(3)
+    ours = LSTMLayer(INPUTS, SIZE).state_dict()
+    assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_outputs_states_and_gradients_are_torchs(scope: str, sparsity: float):
+    wanted = masks(SCOPES[scope], sparsity)
+    ours, theirs = twins(wanted)
+    results = []
+    for layer in (ours, theirs):
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(7, 5, INPUTS, generator=generator).requires_grad_()
+        state = tuple(torch.randn(1, 5, SIZE, generator=generator) for _ in range(2))
+        y, (h, c) = layer(x, state)
+        (y * torch.randn(y.shape, generator=generator)).sum().backward()
+        results.append([y, h, c, x.grad, *(parameter.grad for parameter in layer.parameters())])
+    for name, mask in wanted.items():
+        getattr(theirs, f"{name}_l0").grad.mul_(mask.expand())
+        assert (getattr(ours, f"{name}_l0").grad[~mask.expand()] == 0).all()
+    for got, expected in zip(*results, strict=True):
+        close(got, expected)
+
+
+def test_evaluation_is_on_the_sparse_path_too():
+    wanted = masks(SCOPES["all"], 0.5)
+    ours, theirs = twins(wanted)
+    with torch.no_grad():
+        x = torch.randn(4, 3, INPUTS)
+        expected = theirs(x)[0]
+        ours.weight_hh_l0[~wanted["weight_hh"].expand()] = 1e6  # what no kernel reads
+        close(ours(x)[0], expected)
+        ours.follow({})
+        assert not torch.allclose(ours(x)[0], expected)
+
+
+def train(layer: LSTMLayer, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(3, 2, INPUTS, generator=generator).requires_grad_()
+    layer(x)[0].square().sum().backward()
+
+
+def test_gradients_are_added_as_torch_adds_them():
+    wanted = masks(SCOPES["all"], 0.5)
+    ours, _ = twins(wanted)
+    alone = []
+    for seed in (1, 2):
+        ours.zero_grad()
+        train(ours, seed)
+        alone.append({name: parameter.grad.clone() for name, parameter in ours.named_parameters()})
+    for set_to_none in (True, False):
+        ours.zero_grad(set_to_none=set_to_none)
+        train(ours, 1)
+        train(ours, 2)
+        for name, parameter in ours.named_parameters():
+            close(parameter.grad, alone[0][name] + alone[1][name])
+
+
+@pytest.mark.parametrize("penalty_first", [True, False])
+def test_another_gradient_of_the_weight_is_added(penalty_first: bool):
+    ours, _ = twins(masks(SCOPES["all"], 0.5))
+    lasso = Lasso("subgradient", 0.1, BLOCK)
+    weights = [ours.weight_ih_l0, ours.weight_hh_l0]
+    train(ours, 1)
+    expected = [weight.grad.clone() for weight in weights]
+    ours.zero_grad()
+    lasso.penalty(weights).backward()
+    expected = [grad + weight.grad for grad, weight in zip(expected, weights, strict=True)]
+    ours.zero_grad()
+    x = torch.randn(3, 2, INPUTS, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    parts = [lambda: lasso.penalty(weights), lambda: ours(x)[0].square().sum()]
+    first, second = (part() for part in (parts if penalty_first else parts[::-1]))
+    (first + second).backward()
+    for weight, wanted in zip(weights, expected, strict=True):
+        close(weight.grad, wanted)
+
+
+def test_a_tighter_mask_leaves_nothing_of_the_old_gradient():
+    wide = masks(SCOPES["all"], 0.25)
+    ours, _ = twins(wide)
+    train(ours, 1)
+    ours.zero_grad()
+    tight = {kind: BlockMask(mask.kept & masks((kind,), 0.5, seed=4)[kind].kept, BLOCK) for kind, mask in wide.items()}
+    with torch.no_grad():
+        for kind, mask in tight.items():
+            getattr(ours, f"{kind}_l0").mul_(mask.expand())
+    ours.follow(tight)
+    train(ours, 2)
+    for kind, mask in tight.items():
+        grad = getattr(ours, f"{kind}_l0").grad
+        assert (grad[~mask.expand()] == 0).all() and (grad != 0).any()
+
+
+def test_an_index_is_made_only_where_a_mask_changed(monkeypatch: pytest.MonkeyPatch):
+    made = []
+    init = Pattern.__init__
+    monkeypatch.setattr(Pattern, "__init__", lambda self, weight, mask: made.append(mask) or init(self, weight, mask))
+    wanted = masks(SCOPES["all"], 0.5)
+    ours, _ = twins(wanted)
+    ours.follow(dict(wanted))
+    ours.follow({**wanted, "weight_hh": BlockMask(wanted["weight_hh"].kept.clone(), BLOCK)})
+    assert len(made) == 3
+    assert ours.patterns["weight_ih"].matrix.with_data(ours.patterns["weight_ih"].matrix.data).index is (
+        ours.patterns["weight_ih"].matrix.index
+    )
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_the_time_inside_the_layer_is_counted(sparse: bool, monkeypatch: pytest.MonkeyPatch):
+    ours, _ = twins(masks(SCOPES["all"], 0.5))
+    if not sparse:
+        ours.follow({})
+    multiply = LSTMLayer._multiply
+
+    class Slow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):  # noqa: ARG004
+            time.sleep(0.03)
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx, grad):  # noqa: ARG004
+            time.sleep(0.05)
+            return grad
+
+    def slowed(self, x, state):
+        y, after = multiply(self, x, state)
+        return Slow.apply(y), after
+
+    train(ours, 1)
+    monkeypatch.setattr(LSTMLayer, "_multiply", slowed)
+    ours.seconds = 0.0
+    began = time.perf_counter()
+    train(ours, 1)
+    assert 0.08 <= ours.seconds <= time.perf_counter() - began
+    with torch.no_grad():
+        before = ours.seconds
+        ours(torch.randn(2, 2, INPUTS))
+        assert ours.seconds == before

@@ -1,0 +1,210 @@
+"""The choice of the path: break-even sparsities measured once, and what the setting `path` makes of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import breakeven as module
+from bench.breakeven import FILE, NEVER, Shape, breakeven, crossing, known
+from bench.cells import TrainCell
+from bench.doctor import findings
+from bench.models.registry import MODELS
+from bench.paths import Paths, missing_kernel
+from bench.pruning.pruner import Pruner
+from bench.train import train_cell
+from kernels import compiler
+from kernels.blockmask import BlockMask
+
+NO_KERNEL = missing_kernel()
+needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
+SHAPE = Shape(16, 8, 2, 3, 4, "all", "float32", 1)
+CELL = TrainCell(
+    path="auto", schedule="linear", target_sparsity=0.75, prune_end=1.0, prune_every=1, block_size=4,
+    embedding_size=16, hidden_size=8, batch_size=2, bptt=3, threads=1,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of break-even sparsities of this test's own; the compiled kernels stay where they are."""
+    monkeypatch.setattr(module, "cache_folder", lambda: tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Shape]:
+    """Break-even 0.4 for every layer as wide as CELL's first, never for others; the shapes that were measured."""
+    shapes: list[Shape] = []
+
+    def measure(shape: Shape) -> list[list[float]]:
+        shapes.append(shape)
+        return [[0.0, 0.5], [0.8, 2.0]] if shape.hidden == 8 else [[0.0, 0.5], [0.9, 0.9]]
+
+    monkeypatch.setattr(module, "measure", measure)
+    return shapes
+
+
+@pytest.mark.parametrize(
+    ("curve", "wanted"),
+    [
+        ([[0.0, 1.5]], 0.0),
+        ([[0.0, 0.5], [0.5, 2.0]], 0.25),  # halfway between the logarithms of 1/2 and 2
+        ([[0.0, 0.5], [0.25, 0.8], [0.5, 1.0]], 0.5),
+        ([[0.0, 0.5], [0.9, 0.99]], NEVER),
+        ([], NEVER),
+    ],
+)
+def test_the_crossing_by_hand(curve: list[list[float]], wanted: float):
+    assert crossing(curve) == pytest.approx(wanted)
+
+
+def test_it_is_measured_once(measured: list[Shape]):
+    assert breakeven(SHAPE) == breakeven(SHAPE) == pytest.approx(0.4)
+    assert measured == [SHAPE]
+    assert list(known()) == [(SHAPE, pytest.approx(0.4))]
+
+
+@pytest.mark.parametrize("what", ["processor", "source_hash"])
+def test_another_machine_or_other_kernels_measure_anew(
+    what: str, measured: list[Shape], monkeypatch: pytest.MonkeyPatch
+):
+    breakeven(SHAPE)
+    monkeypatch.setattr(module, what, lambda *_: "another")
+    assert list(known()) == []
+    breakeven(SHAPE)
+    assert len(measured) == 2
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[1, 2]",
+        "null",
+        '{"key": 1}',
+        '{"key": {"shape": {"inputs": 1}, "curve": []}}',
+        "[" * 100_000,
+        "\udcff",
+    ],
+)
+def test_a_corrupt_or_foreign_file_is_made_anew(content: str, folder: Path, measured: list[Shape]):
+    (folder / FILE).write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert list(known()) == []
+    assert breakeven(SHAPE) == pytest.approx(0.4)
+    assert list(known()) == [(SHAPE, pytest.approx(0.4))]
+    assert sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock")) == [FILE]
+
+
+@pytest.mark.parametrize("curve", [[[0.0, -1.0]], [[0.0, math.nan]], [[2.0, 1.0]], [["a", 1.0]], [[0.0]], 3, None])
+def test_an_entry_that_is_not_whole_is_measured_again(curve: object, folder: Path, measured: list[Shape]):
+    breakeven(SHAPE)
+    entries = json.loads((folder / FILE).read_text())
+    for entry in entries.values():
+        entry["curve"] = curve
+    (folder / FILE).write_text(json.dumps(entries))
+    assert breakeven(SHAPE) == pytest.approx(0.4) and len(measured) == 2
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_memory(folder: Path, measured: list[Shape], monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.tempfile, "mkstemp", refuse)
+    assert breakeven(SHAPE) == pytest.approx(0.4) and not (folder / FILE).exists()
+
+
+@needs_kernel
+@pytest.mark.parametrize("scope", ["all", "weight_hh"])
+def test_a_real_measurement_draws_no_random_number_of_ours(scope: str, folder: Path):
+    shape = Shape(16, 8, 2, 3, 4, scope, "float32", 1)
+    state = torch.random.get_rng_state()
+    found = breakeven(shape)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert found == breakeven(shape) and (0.0 <= found <= 0.9 or found == NEVER)
+    (entry,) = json.loads((folder / FILE).read_text()).values()
+    assert [sparsity for sparsity, _ in entry["curve"]] == list(module.SPARSITIES)[: len(entry["curve"])]
+
+
+def test_the_doctor_lists_them(measured: list[Shape]):
+    assert any(what == "break-even" and "none measured yet" in how for what, how in findings())
+    breakeven(SHAPE)
+    breakeven(Shape(8, 16, 2, 3, 4, "all", "float32", 1))
+    lines = [how for what, how in findings() if what == "break-even"]
+    assert lines == [
+        f"{SHAPE}: sparsity 0.40",
+        "LSTM 8 -> 16, batch 2, 3 steps, block 4, all, float32, 1 thread: never",
+    ]
+
+
+@needs_kernel
+def test_auto_changes_a_layer_over_at_its_break_even(measured: list[Shape]):
+    built = MODELS["lstm"](CELL, 20)  # layers 16 -> 8 -> 16
+    pruner, paths = Pruner(built.prunable(), CELL, steps=30), Paths(built, CELL)
+    assert [(shape.inputs, shape.hidden, shape.block_size) for shape in measured] == [(16, 8, 4), (8, 16, 4)]
+    changed_at = None
+    for step in range(1, 31):
+        pruner.after_step(step)
+        paths.update(pruner.masks)
+        pruner.sparse = paths.sparse_weights
+        first = sum(pruner.masks[f"{kind}_l0"].num_empty for kind in ("weight_ih", "weight_hh")) / 48
+        assert [layer.sparse for layer in built.layers] == [first >= 0.4, False]
+        if paths.sparse_layers and changed_at is None:
+            changed_at = step
+            assert paths.kernel.startswith("native") and paths.sparse_weights == {"weight_ih_l0", "weight_hh_l0"}
+        assert bool(paths.kernel) == (changed_at is not None)
+    assert changed_at == 17  # step 16 asks for 0.4 and gets 19 of 48 blocks
+
+
+@needs_kernel
+@pytest.mark.parametrize(("path", "sparse"), [("dense", 0), ("sparse", 2)])
+def test_dense_and_sparse_ask_nobody(path: str, sparse: int, measured: list[Shape]):
+    cell = CELL.model_copy(update={"path": path})
+    built = MODELS["lstm"](cell, 20)
+    paths = Paths(built, cell)
+    paths.update(Pruner(built.prunable(), cell, steps=30).masks)
+    assert paths.sparse_layers == sparse and not measured
+    full = BlockMask.full(32, 8, 4)
+    assert sparse == 0 or (built.layers[0].patterns["weight_hh"].mask.kept == full.kept).all()
+
+
+@pytest.fixture
+def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A machine without a compiler and without anything compiled before."""
+    find = importlib.util.find_spec
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ziglang" else find(name))
+    monkeypatch.setattr(compiler, "cache_folder", lambda: tmp_path)
+    compiler._compile_once.cache_clear()
+    yield
+    compiler._compile_once.cache_clear()
+
+
+def silent(news: dict) -> None:
+    pass
+
+
+SMALL = {"train_tokens": 400, "eval_tokens": 200, "epochs": 1}
+
+
+def test_sparse_without_a_compiler_is_unsupported_and_says_why(no_compiler: None):
+    rows = train_cell(CELL.model_copy(update={**SMALL, "path": "sparse"}), silent)
+    assert len(rows) == 1 and rows[0]["status"] == "unsupported"
+    assert "no C++ compiler" in rows[0]["reason"] and "\n" not in rows[0]["reason"]
+
+
+def test_auto_without_a_compiler_is_dense_and_says_why(no_compiler: None, measured: list[Shape]):
+    rows = train_cell(CELL.model_copy(update=SMALL), silent)
+    last = rows[-1]
+    assert last["status"] == "ok" and last["lstm_kernel"] == "" and last["sparse_share"] == 0.0
+    assert "no C++ compiler" in last["reason"] and not measured
+    assert last["inference_kernel"] == "torch" and last["final_ppl"] == pytest.approx(last["test_ppl"], rel=1e-5)
