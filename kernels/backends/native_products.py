@@ -90,16 +90,21 @@ def pack(data: Tensor, index: BSRIndex, n: int, turned: bool = False) -> Packed:
 
 
 def packed(weight: BSRMatrix, n: int, turned: bool = False) -> Packed:
-    """As `pack`, once for a weight whose values do not change: kept beside them for the next product."""
+    """As `pack`, once for a weight whose values do not change: kept beside them for the next product.
+
+    Torch counts changes in place and sees another tensor in `parameter.data = other`; it does not count what is written
+    through `tensor.data` or numpy.
+    """
     if weight.data.is_inference():  # torch does not say when the values of such a tensor change
         return pack(weight.data, weight.index, n, turned)
-    kept: dict[tuple[int, int, bool], tuple[int, Packed]] = weight.__dict__.setdefault("packed", {})
+    kept: dict[tuple[int, int, bool], tuple[int, Tensor, Packed]] = weight.__dict__.setdefault("packed", {})
     tall, panel_rows = tiles_for(weight.data.dtype, weight.block_size, n)
     found = kept.get((tall, panel_rows, turned))
-    if found is None or found[0] != weight.data._version:
-        found = weight.data._version, pack(weight.data, weight.index, n, turned)
+    if found is None or (found[0], pointer(found[1])) != (weight.data._version, pointer(weight.data)):
+        # The values are held too, so that no others can come to lie at their address.
+        found = weight.data._version, weight.data.detach(), pack(weight.data, weight.index, n, turned)
         kept[tall, panel_rows, turned] = found
-    return found[1]
+    return found[2]
 
 
 def chunk_of(k: int, n: int, itemsize: int) -> int:
@@ -124,6 +129,8 @@ def dsd(packed: Packed, x: Tensor) -> Tensor:
     """matrix @ x: [m, n] in the memory order of `x`: [k, n]."""
     x = plain(x)
     out = empty_like_order(x, packed.matrix.grid_rows * packed.matrix.block_size)
+    if x.shape[1] == 0:
+        return out
     arguments, _scratch = product(packed, x, out)
     launch("dsd", x.dtype, "dsd", arguments)
     return out

@@ -18,6 +18,7 @@ import builds
 GUARD = 64
 if builds.is_sanitized():
     GUARD = 0  # the sanitizer's own begin at the first element outside, and see what is read too
+    native_library.empty = torch.empty  # buffers that are used again have room at their ends
     os.environ.pop("LD_PRELOAD", None)  # the compiler needs no sanitizer
 
 

@@ -70,6 +70,15 @@ class Case:
             grads[3] = BSRMatrix.from_dense(grads[3], self.weights[0].mask).data
         return [y, h, c, *grads]
 
+    def inferred(self, dense_input: bool = False) -> list[Tensor]:
+        """y, h and c where no gradient is wanted."""
+        into = self.weights[0].to_dense() if dense_input else self.weights[0]
+        with torch.no_grad():
+            y, (h, c) = block_sparse_lstm(
+                self.x, (self.states[0], self.states[1]), into, self.weights[1], *self.biases, "native"
+            )
+        return [y, h, c]
+
     def balls(self) -> list[Ball]:
         """The same by the equations, each element with a bound of its rounding errors."""
         into, recurrent = (Ball.exact(weight.to_dense()) for weight in self.weights)

@@ -57,5 +57,7 @@ def test_every_element(
         case = Case(size, units, 2, steps, batch, density, dtype, seed=batch)
         with guards(), pinned_threads(threads):
             computed = case.computed("native", dense_input=batch in (7, 100))
+            inferred = case.inferred(dense_input=batch in (7, 100))
+        assert all(torch.equal(*pair) for pair in zip(inferred, computed[:3], strict=True))
         for name, ball, got in zip(NAMES, case.balls(), computed, strict=True):
             assert ball.contains(got.detach()), (name, batch, density)

@@ -166,6 +166,17 @@ def test_packed_values_are_kept_until_they_change(monkeypatch: pytest.MonkeyPatc
 
 
 @needs_native
+def test_packed_values_are_not_those_of_a_parameter_whose_data_were_exchanged() -> None:
+    bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    parameter = torch.nn.Parameter(bsr.data.clone())
+    weight = bsr.with_data(parameter)
+    with torch.no_grad():
+        for factor in (1.0, 2.0, 3.0):  # as an optimizer's averages are put in for evaluation, and taken out again
+            parameter.data = bsr.data * factor
+            torch.testing.assert_close(block_sparse_matmul(weight, x), factor * (bsr.to_dense() @ x))
+
+
+@needs_native
 def test_an_lstm_without_gradients_gives_the_same_bits() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = [
