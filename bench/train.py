@@ -1,8 +1,9 @@
 """Train one cell: a language model trained, penalised, pruned and evaluated; one row per epoch.
 
 The same cell gives bit-equal `result` columns on the same machine, torch and thread count: every random number comes from
-the cell's seed. With path = "auto" their last digits depend on the measured break-even too, which is kept. An epoch reads the next `train_tokens` of the training text (starting over at its end), so a short run
-sees as much different text as it has time for.
+the cell's seed. With path = "auto" their last digits depend on the measured break-even too, which is kept. An epoch reads
+the next `train_tokens` of the training text (starting over at its end), so a short run sees as much different text as it
+has time for.
 """
 
 from __future__ import annotations

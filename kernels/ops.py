@@ -45,6 +45,12 @@ def _torch_sdd(grad: Tensor, x: Tensor, rows: Tensor, cols: Tensor, size: int) -
     return torch.bmm(left[rows], right[cols].mT)
 
 
+def _ordered_as(x: Tensor, rows: int) -> Tensor:
+    """[rows, n], uninitialised, in the memory order and on the device of `x`: [k, n]."""
+    n = x.shape[1]
+    return x.new_empty(rows, n) if native_products.by_rows(x) else x.new_empty(n, rows).mT
+
+
 @torch.library.custom_op("block_sparse_bench::dsd", mutates_args=())
 def dsd(
     data: Tensor,
@@ -65,7 +71,7 @@ def dsd(
     to_rows, from_rows = (indices, rows) if turned else (rows, indices)
     num_block_rows = (column_indptr if turned else indptr).numel() - 1
     product = _torch_dsd(data.mT if turned else data, to_rows, from_rows, num_block_rows, x)
-    return native_products.empty_like_order(x, product.shape[0]).copy_(product)
+    return _ordered_as(x, product.shape[0]).copy_(product)
 
 
 @dsd.register_fake
@@ -81,7 +87,7 @@ def _(
     turned: bool,
     kernel: str,  # noqa: ARG001
 ) -> Tensor:
-    return native_products.empty_like_order(x, ((column_indptr if turned else indptr).shape[0] - 1) * data.shape[1])
+    return _ordered_as(x, ((column_indptr if turned else indptr).shape[0] - 1) * data.shape[1])
 
 
 @torch.library.custom_op("block_sparse_bench::sdd", mutates_args=())
@@ -195,6 +201,8 @@ def _check_shapes(x: Tensor, state: tuple[Tensor, Tensor], shape: tuple[int, int
     for name, each in zip(("h0", "c0"), state, strict=True):
         if each.shape != (1, x.shape[1], hidden):
             raise ValueError(f"{name} must be {(1, x.shape[1], hidden)}, got {tuple(each.shape)}")
+        if each.device != x.device or weight_hh.data.device != x.device:
+            raise ValueError(f"x is on {x.device}, {name} on {each.device} and the weight on {weight_hh.data.device}")
         if each.dtype != x.dtype or weight_hh.data.dtype != x.dtype:
             raise ValueError(f"x is {x.dtype}, {name} {each.dtype} and the weight {weight_hh.data.dtype}: not one type")
 

@@ -1,20 +1,25 @@
 """Large buffers, used again: the first touch of a fresh one costs a page fault every 4 KB, as long as computing on it.
 
-A buffer comes back when the last tensor that shares its memory is gone, as torch's allocator on a GPU has it.
+A buffer comes back when the last tensor that shares its memory is gone, as torch's allocator on a GPU has it. Linux is
+asked to back them by huge pages: kernels that jump from block to block wait for the address of every new page.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
+import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 SMALLEST = 1 << 20  # bytes; the C library keeps smaller ones itself
-GRAIN = 1 << 20  # sizes are rounded up to it, so that buffers of about one size replace each other
+GRAIN = 1 << 21  # a huge page; sizes are rounded up to it, so that buffers of about one size replace each other
+MADV_HUGEPAGE = 14
 MOST_KEPT = 1 << 30  # bytes of idle buffers
 
 
@@ -46,12 +51,32 @@ class Buffers:
                     return taken
                 self.idle.append(taken)  # another thread was faster
                 break
-        return torch.empty(size, dtype=torch.uint8)
+        return _fresh(size)
 
     def _give_back(self, buffer: Tensor) -> None:
         self.idle.append(buffer)
         while sum(len(each) for each in list(self.idle)) > self.most_kept and self.idle:
             self.idle.pop(0)  # the one idle for longest
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    """The system call by which memory is given huge pages, None where there is none."""
+    if sys.platform != "linux":
+        return None
+    found: Callable[[int, int, int], int] = ctypes.CDLL(None).madvise
+    found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)  # type: ignore[attr-defined]
+    return found
+
+
+def _fresh(size: int) -> Tensor:
+    """`size` bytes that begin where a huge page does."""
+    memory = torch.empty(size + GRAIN, dtype=torch.uint8)
+    skipped = -memory.data_ptr() % GRAIN
+    buffer = memory[skipped : skipped + size]
+    if advise := _madvise():
+        advise(buffer.data_ptr(), size, MADV_HUGEPAGE)  # a refusal changes nothing but the time
+    return buffer
 
 
 POOL = Buffers()

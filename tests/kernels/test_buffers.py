@@ -48,6 +48,10 @@ def test_shapes_and_types_are_torchs() -> None:
             assert tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous()
 
 
+def test_buffers_begin_with_a_page() -> None:
+    assert Buffers().empty((COUNT,), torch.float32).data_ptr() % GRAIN == 0
+
+
 def test_small_ones_are_left_to_the_c_library() -> None:
     pool = Buffers()
     pool.empty((3,), torch.float32)
