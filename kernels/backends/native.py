@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.backends.lstm_launch import LstmLaunch, Outputs
 from kernels.backends.native_library import describe, entry, library, pool_for, unsupported
-from kernels.backends.native_products import pack, product, sdd
+from kernels.backends.native_products import pack, plain, product, sampled
 from kernels.bsr import BSRMatrix
 from kernels.lstm_problem import LstmProblem
 from kernels.ops import block_sparse_lstm
@@ -21,7 +21,7 @@ from kernels.problem import GemmProblem, Launch, Problem
 class ProductLaunch:
     """One product, prepared for the number of threads torch has now (or fewer: as many as it is worth).
 
-    The values of dsd and dsd_t are packed beforehand; sdd allocates what it answers, as training does.
+    The values of dsd and dsd_t are packed beforehand; sdd packs its operands in every launch, since both are activations.
     """
 
     dense = False
@@ -42,13 +42,11 @@ class ProductLaunch:
         return partial(entry("dsd", x.dtype, "dsd"), ctypes.byref(arguments))
 
     def _sampled(self, problem: GemmProblem, bsr: BSRMatrix) -> Callable[[], object]:
-        grad, x = problem.grad, problem.x
-        self.kernel = describe(library("dsd", x.dtype), pool_for(bsr.data.numel() * problem.n).threads)
-
-        def run() -> None:
-            self.result = sdd(grad, x, bsr.index, bsr.block_size)
-
-        return run
+        self.grad, self.x = plain(problem.grad), plain(problem.x)
+        self.index, self.result = bsr.index, torch.empty_like(bsr.data)
+        arguments, self.scratch = sampled(self.grad, self.x, self.index, bsr.block_size, self.result)
+        self.kernel = describe(library("sdd", self.x.dtype), arguments.pool.threads)
+        return partial(entry("sdd", self.x.dtype, "sdd"), ctypes.byref(arguments))
 
     def __call__(self) -> None:
         self.run()
