@@ -45,7 +45,7 @@ class ProductLaunch:
         self.grad, self.x = plain(problem.grad), plain(problem.x)
         self.index, self.result = bsr.index, torch.empty_like(bsr.data)
         arguments, self.scratch = sampled(self.grad, self.x, self.index, bsr.block_size, self.result)
-        self.kernel = describe(library("sdd", self.x.dtype), arguments.pool.threads)
+        self.kernel = describe(library("dsd", self.x.dtype), arguments.pool.threads)
         return partial(entry("sdd", self.x.dtype, "sdd"), ctypes.byref(arguments))
 
     def __call__(self) -> None:
