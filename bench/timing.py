@@ -37,7 +37,7 @@ WARM_UP_SECONDS = 0.05
 TELL_SECONDS = 0.5
 NOISY_SPREAD = 0.1
 ATTEMPTS = 3  # a noisy cell is sampled anew, until RESAMPLE_SECONDS are spent; the last attempt is kept, noisy or not
-RESAMPLE_SECONDS = 30.0
+RESAMPLE_SECONDS = 10.0  # no new attempt begins later: what took long to sample is kept as it is
 FALLBACK_CACHE_BYTES = 64 * 2**20
 
 
