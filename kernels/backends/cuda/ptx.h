@@ -1,0 +1,127 @@
+// The PTX pieces the kernels are made of, one small function each. tests/kernels/cuda/emulated.h has the same functions for a CPU.
+// Names and fragments: PTX ISA, "Matrix multiply-accumulate operations", "Asynchronous copy", "mbarrier".
+#pragma once
+
+#define DEVICE __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
+
+// KERNEL(name, Arguments, threads, ctas) { body } : `given` is its one argument, by value; `ctas` of them share a multiprocessor.
+#define KERNEL(name, Arguments, threads, ctas) \
+    extern "C" __global__ void __launch_bounds__(threads, ctas) name(const __grid_constant__ Arguments given)
+
+DEVICE char* shared_memory() {  // the dynamic shared memory of this CTA, aligned to 1024 bytes
+    extern __shared__ __align__(1024) char memory[];
+    return memory;
+}
+
+DEVICE u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
+
+DEVICE float bits_float(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 float_bits(float value) { return __float_as_uint(value); }
+
+DEVICE u32 pack_bf16(float low, float high) {
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+DEVICE u32 pack_f16(float low, float high) {
+    u32 both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+DEVICE float f16_float(u16 stored) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(stored));
+    return value;
+}
+DEVICE u32 round_tf32(u32 bits) {  // a float's bits, to nearest (ties away) with 10 bits of fraction
+    u32 rounded;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(bits_float(bits)));
+    return rounded;
+}
+
+// Copies from global to shared memory that go on beside the arithmetic. Not `valid`: zeros are written, nothing is read.
+template <int BYTES> DEVICE void copy_async(void* shared, const void* global, bool valid) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async moves 4, 8 or 16 bytes");
+    if (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)), "l"(global), "n"(BYTES), "r"(valid ? BYTES : 0) : "memory");
+}
+DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int LEFT> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
+
+// Four 8x8 matrices of 16-bit elements. Lane l gives the address of row l % 8 of matrix l / 8 (16 bytes, aligned).
+DEVICE void load_matrix(u32 (&to)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(shared_address(row)) : "memory");
+}
+DEVICE void load_matrix_turned(u32 (&to)[4], const void* row) {  // each matrix transposed on the way
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(shared_address(row)) : "memory");
+}
+DEVICE void load_matrix(u32 (&to)[2], const void* row) {  // two matrices, lanes 0 to 15 give addresses
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "r"(shared_address(row)) : "memory");
+}
+DEVICE void load_matrix_turned(u32 (&to)[2], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "r"(shared_address(row)) : "memory");
+}
+
+// sum += a b, a warp together: a 16x16 by 16x8 of 16-bit elements, or 16x8 by 8x8 of tf32. a by rows, b by columns.
+DEVICE void multiply(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2], Bfloat16) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+DEVICE void multiply(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2], Float16) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+DEVICE void multiply(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2], Tf32) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Barriers among `threads` threads of a CTA (a multiple of 32), by number (1 to 15; 0 is __syncthreads).
+DEVICE void barrier_wait(int number, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory"); }
+DEVICE void barrier_arrive(int number, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory"); }
+
+// mbarriers (8 bytes of shared memory): a phase ends when `count` arrivals and all expected bytes are in. Initialised by one
+// thread, then mbarrier_publish() by it and a barrier of all.
+DEVICE void mbarrier_init(u64* barrier, u32 count) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory"); }
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+DEVICE void mbarrier_publish() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+DEVICE void mbarrier_expect(u64* barrier, u32 bytes) {  // arrives, and adds bytes that copy_bulk will bring
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+}
+DEVICE void mbarrier_wait(u64* barrier, u32 parity) {  // until the phase of that parity has ended
+    asm volatile("{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n@done bra DONE;\nbra AGAIN;\nDONE:\n}"
+                 ::"r"(shared_address(barrier)), "r"(parity) : "memory");
+}
+DEVICE void copy_bulk(void* shared, const void* global, u32 bytes, u64* barrier) {  // one thread; multiples of 16 bytes
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(shared_address(shared)), "l"(global), "r"(bytes), "r"(shared_address(barrier)) : "memory");
+}
+// Makes this thread's ordinary writes to shared memory (copy_async's too, once waited for) visible to wgmma and copy_bulk.
+DEVICE void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+template <int REGISTERS> DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
+template <int REGISTERS> DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
+#endif
+DEVICE void mbarrier_arrive(u64* barrier) { asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(shared_address(barrier)) : "memory"); }
+// Arrives once all copies this thread has begun are in; counts as one of `count`.
+DEVICE void mbarrier_arrive_after_copies(u64* barrier) { asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory"); }
+
+// Between CTAs: flags in global memory.
+DEVICE void add_release(u32* flag, u32 value) { asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory"); }
+DEVICE u32 load_acquire(const u32* flag) {
+    u32 value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+    return value;
+}
+// Values other CTAs wrote during this launch: never from the L1 cache.
+DEVICE uint4 load_fresh(const uint4* from) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+    return v;
+}
+DEVICE void relax() { __nanosleep(20); }  // in a loop that waits for another CTA
+DEVICE float fast_exp(float x) { return __expf(x); }
