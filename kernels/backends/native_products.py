@@ -22,7 +22,7 @@ TILE_COLUMNS = 48
 WIDEST_SUM = 256  # products that sdd sums before it goes back to memory
 
 Product = structure("Product", "x y packed", "k n chunk chunks x_down x_along down along", matrix=Matrix, pool=Pool)
-Packing = structure("Packing", "data indptr positions values", "block_size grid_rows panel_rows", pool=Pool)
+Packing = structure("Packing", "data indptr positions values", "block_size grid_rows panel_rows depth", pool=Pool)
 Sampled = structure(
     "Sampled",
     "grad x x_first blocks columns panels indices indptr",
@@ -69,23 +69,24 @@ def empty_like_order(x: Tensor, rows: int) -> Tensor:
     )
 
 
-def tiles_for(dtype: torch.dtype, block_size: int, n: int) -> tuple[int, int]:
-    """(vectors of a tall tile or 0 for wide ones, rows of a panel)."""
+def tiles_for(dtype: torch.dtype, block_size: int, n: int) -> tuple[int, int, int]:
+    """(vectors of a tall tile or 0 for wide ones, rows of a panel, columns whose values lie side by side)."""
     tall = entry("dsd", dtype, "tall_vectors", "block_size", "n")(block_size, n)
-    return tall, entry("dsd", dtype, "panel_rows", "block_size", "vectors")(block_size, tall)
+    panel_rows = entry("dsd", dtype, "panel_rows", "block_size", "vectors")(block_size, tall)
+    return tall, panel_rows, entry("dsd", dtype, "depth", "vectors")(tall)
 
 
 def pack(data: Tensor, index: BSRIndex, n: int, turned: bool = False) -> Packed:
     """The matrix with blocks `data` [nnzb, b, b], or its transpose, ready for products with n columns."""
     data, size = data.contiguous(), data.shape[1]
-    tall, panel_rows = tiles_for(data.dtype, size, n)
+    tall, panel_rows, depth = tiles_for(data.dtype, size, n)
     indptr, indices = (index.column_indptr, index.column_rows) if turned else (index.indptr, index.indices)
     values = native_library.empty((data.shape[0] * -(-size // panel_rows), size, panel_rows), dtype=data.dtype)
     grid_rows = indptr.numel() - 1
     positions = pointer(index.positions) if turned else None
     pointers = (pointer(data), pointer(indptr), positions, pointer(values))
-    launch("dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, panel_rows, pool_for(values.numel())))
-    matrix = Matrix(pointer(values), pointer(indices), pointer(indptr), size, grid_rows, panel_rows, tall)
+    launch("dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, panel_rows, depth, pool_for(values.numel())))
+    matrix = Matrix(pointer(values), pointer(indices), pointer(indptr), size, grid_rows, panel_rows, tall, depth)
     return Packed(matrix, values, (indices, indptr))
 
 
@@ -98,7 +99,7 @@ def packed(weight: BSRMatrix, n: int, turned: bool = False) -> Packed:
     if weight.data.is_inference():  # torch does not say when the values of such a tensor change
         return pack(weight.data, weight.index, n, turned)
     kept: dict[tuple[int, int, bool], tuple[int, Tensor, Packed]] = weight.__dict__.setdefault("packed", {})
-    tall, panel_rows = tiles_for(weight.data.dtype, weight.block_size, n)
+    tall, panel_rows, _ = tiles_for(weight.data.dtype, weight.block_size, n)
     found = kept.get((tall, panel_rows, turned))
     if found is None or (found[0], pointer(found[1])) != (weight.data._version, pointer(weight.data)):
         # The values are held too, so that no others can come to lie at their address.
@@ -118,7 +119,7 @@ def product(packed: Packed, x: Tensor, out: Tensor) -> tuple[ctypes.Structure, t
     k, n = x.shape
     chunk = max(1, chunk_of(k, n, x.element_size()))
     chunks = max(1, min(-(-n // chunk), PACKED_BYTES // (k * chunk * x.element_size())))
-    in_place = by_rows(x) and chunk == n
+    in_place = by_rows(x) and chunk == n and packed.matrix.depth == 1
     scratch: tuple[Tensor, ...] = () if in_place else (native_library.empty((chunks, k, chunk), dtype=x.dtype),)
     pointers = (packed.matrix, pointer(x), pointer(out), None if in_place else pointer(scratch[0]))
     pool = pool_for(packed.values.numel() * n)

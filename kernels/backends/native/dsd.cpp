@@ -16,17 +16,33 @@ struct Packing {  // mirrored by native_products.py
     const int32_t *indptr;
     const int32_t *positions;  // which block of `data` comes next; null: in their order, else each block transposed
     Scalar *values;
-    int64_t block_size, grid_rows, panel_rows;
+    int64_t block_size, grid_rows, panel_rows, depth;
     Pool pool;
 };
 
 namespace {
 
-// One panel of one block: to[column][r] = the block's element (top + r, column), zero below its last row.
-void pack_panel(const Scalar *block, bool turned, int64_t size, int64_t top, int64_t panel_rows, Scalar *to) {
+// to[2 i] = first[i], to[2 i + 1] = second[i].
+void interleave_rows(const Scalar *first, const Scalar *second, int64_t count, Scalar *to) {
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+        const Vector<lanes> a = load<lanes>(first + i), b = load<lanes>(second + i);
+        store<lanes>(to + 2 * i, interleave<lanes, 0>(a, b));
+        store<lanes>(to + 2 * i + lanes, interleave<lanes, 1>(a, b));
+    }
+    for (; i < count; ++i) to[2 * i] = first[i], to[2 * i + 1] = second[i];
+}
+
+// One panel of one block: to[column / depth][r][column % depth] = the block's element (top + r, column), zero below its last row.
+void pack_panel(const Scalar *block, bool turned, int64_t size, int64_t top, int64_t panel_rows, int64_t depth, Scalar *to) {
     const int64_t rows = smaller(size - top, panel_rows);
     if (rows < panel_rows) __builtin_memset(to, 0, static_cast<unsigned long long>(size * panel_rows) * sizeof(Scalar));
-    if (!turned) return turn(block + top * size, size, rows, size, to, panel_rows);
+    if (!turned) return turn_for(depth, block + top * size, size, rows, size, to, panel_rows);
+    if (depth == 2) {  // then a panel is `lanes` rows high
+        for (int64_t column = 0; column < size; column += 2, to += 2 * lanes)
+            interleave_rows(block + column * size + top, block + (column + 1) * size + top, lanes, to);
+        return;
+    }
     for (int64_t column = 0; column < size; ++column)
         copy_row(block + column * size + top, rows, to + column * panel_rows);
 }
@@ -35,22 +51,23 @@ void pack_panel(const Scalar *block, bool turned, int64_t size, int64_t top, int
 // one chunk alone is too short a piece for the hardware to run ahead of.
 void pack_chunks(const Product &product, int64_t first, int64_t columns) {
     constexpr int64_t strip = 64;
-    const int64_t chunk = product.chunk, k = product.k;
+    const int64_t chunk = product.chunk, k = product.k, depth = product.matrix.depth;
     share(product.pool, divide_up(k, strip), [&](int64_t item, int64_t) {
         const int64_t top = item * strip, rows = smaller(strip, k - top);
         const Scalar *from = product.x + top * product.x_down + first * product.x_along;
         Scalar *to = product.packed + top * chunk;
         if (product.x_down == 1) {
             for (int64_t column = 0; column < columns; column += chunk)
-                turn(from + column * product.x_along, product.x_along, smaller(chunk, columns - column), rows, to + column * k, chunk);
+                turn_for(depth, from + column * product.x_along, product.x_along, smaller(chunk, columns - column), rows, to + column * k, chunk);
             return;
         }
-        for (int64_t row = 0; row < rows; ++row)
+        for (int64_t row = 0; row < rows; row += depth)
             for (int64_t column = 0; column < columns; column += chunk) {
                 const Scalar *piece = from + row * product.x_down + column;
                 const int64_t count = smaller(chunk, columns - column);
                 for (int64_t c = 0; c < count; c += 64 / sizeof(Scalar)) __builtin_prefetch(piece + 4 * product.x_down + c);
-                copy_row(piece, count, to + column * k + row * chunk);
+                if (depth == 1) copy_row(piece, count, to + column * k + row * chunk);
+                else interleave_rows(piece, piece + product.x_down, count, to + column * k + row * chunk);
             }
     });
 }
@@ -64,7 +81,7 @@ EXPORT int64_t tall_vectors(int64_t block_size, int64_t n) {
     if (block_size % lanes) return 0;
     const int vectors = block_size % (2 * lanes) ? 1 : 2;
     // Where a core loads one broadcast a cycle, both tiles wait for them at times; the factors 1.3 are measured.
-    const double waits = broadcasts_a_cycle > 1 ? 0.5 : vectors == 2 ? 0.5 * 1.3 : 1.0;
+    const double waits = broadcasts_a_cycle > 1 ? 0.5 : vectors == 2 || pairs_pay ? 0.5 * 1.3 : 1.0;
     const double tall = static_cast<double>(n) / lanes * waits;
     const double wide = n <= lanes ? 1.0 : n <= 2 * lanes ? 1.3 : static_cast<double>(divide_up(n, lanes)) / 2;
     return n < lanes || tall < wide ? vectors : 0;
@@ -74,6 +91,8 @@ EXPORT int64_t panel_rows(int64_t block_size, int64_t vectors) {
     if (vectors) return vectors * lanes;
     return registers > 16 && block_size % 8 == 0 ? 8 : 4;
 }
+
+EXPORT int64_t depth(int64_t vectors) { return pairs_pay && vectors == 1 ? 2 : 1; }
 
 EXPORT void pack(const Packing *given) {
     const Packing &packing = *given;
@@ -86,7 +105,7 @@ EXPORT void pack(const Packing *given) {
             const int64_t position = packing.positions ? packing.positions[begin + block] : begin + block;
             for (int64_t panel = 0; panel < panels; ++panel)
                 pack_panel(packing.data + position * size * size, packing.positions, size, panel * packing.panel_rows,
-                           packing.panel_rows,
+                           packing.panel_rows, packing.depth,
                            packing.values + (begin * panels + panel * count + block) * size * packing.panel_rows);
         }
     });

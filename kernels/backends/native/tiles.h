@@ -5,7 +5,8 @@
 //   tall: R vectors of rows times C single columns;
 //   wide: P single rows times V vectors of columns, the last one stepped back so that it ends with the last column.
 // Each multiplies every broadcast element by at least two vectors where it can: with 512-bit vectors a core loads one
-// broadcast a cycle, but multiplies two vectors.
+// broadcast a cycle, but multiplies two vectors. Where a panel is one vector of floats high, two rows of X are broadcast
+// at once, as a pair, which is multiplied by two vectors of pairs, the values of two columns of W side by side.
 #pragma once
 #include "vectors.h"
 
@@ -15,6 +16,7 @@ struct Matrix {  // mirrored by native_library.py
     int64_t block_size, grid_rows;
     int64_t panel_rows;    // P
     int64_t tall_vectors;  // R, or 0 for wide tiles
+    int64_t depth;         // columns whose values lie side by side, and so must the rows of X: 2 for pairs, else 1
 };
 
 namespace {
@@ -22,9 +24,11 @@ namespace {
 constexpr int broadcasts_a_cycle = vector_bytes == 64 ? 1 : 2;
 // Sums that fit in the registers beside the values and columns they are made of.
 constexpr int tall_columns(int vectors) { return (registers - vectors - 1) / vectors < 28 ? (registers - vectors - 1) / vectors : 28; }
+constexpr int pair_columns = registers / 2 - 2;
+constexpr bool pairs_pay = broadcasts_a_cycle == 1 && sizeof(Scalar) == 4;
 constexpr int wide_vectors(int rows) { return (registers - 4) / rows < 6 ? (registers - 4) / rows : 6; }
 
-struct Columns {  // element (k, column) of the right factor is x[k * stride + column]
+struct Columns {  // element (k, column) of the right factor is x[k / depth * depth * stride + column * depth + k % depth]
     const Scalar *x;
     int64_t stride, count;
 };
@@ -82,6 +86,40 @@ template <int N, int R, int C> void tall_tile(const Tile &tile) {
         for (int c = 0; c < C; ++c) to.y[r * to.down + c * to.along] = turned[c][r];
 }
 
+// As tall_tile with one vector, by pairs.
+template <int C> void pair_tile(const Tile &tile) {
+    constexpr int chains = C <= 1 ? 4 : C <= 3 ? 2 : 1;
+    Vector<lanes> sums[chains][C][2] = {};
+    const Scalar *values = tile.values;
+    for (const int32_t *block = tile.first; block != tile.last; ++block) {
+        const Scalar *x = tile.x + *block * tile.block_size * tile.stride;
+        for (int64_t column = 0; column < tile.block_size; column += 2 * chains)  // lanes divide the block size
+            UNROLL for (int chain = 0; chain < chains; ++chain, x += 2 * tile.stride, values += 2 * lanes) {
+                prefetch<2 * lanes>(values);
+                const Vector<lanes> first = load<lanes>(values), second = load<lanes>(values + lanes);
+                UNROLL for (int c = 0; c < C; ++c) {
+                    Pair pair;
+                    __builtin_memcpy(&pair, x + 2 * c, sizeof pair);
+                    const Vector<lanes> both = reinterpret_cast<Vector<lanes>>(Vector<lanes / 2, Pair>{} + pair);
+                    sums[chain][c][0] += first * both, sums[chain][c][1] += second * both;
+                }
+            }
+    }
+    const Output &to = tile.to;
+    Vector<lanes> totals[C];
+    UNROLL for (int c = 0; c < C; ++c) {
+        UNROLL for (int chain = 1; chain < chains; ++chain)
+            UNROLL for (int half = 0; half < 2; ++half) sums[0][c][half] += sums[chain][c][half];
+        totals[c] = add_neighbours(sums[0][c][0], sums[0][c][1]);
+    }
+    if (to.down == 1) {
+        UNROLL for (int c = 0; c < C; ++c) store<lanes>(to.y + c * to.along, totals[c]);
+        return;
+    }
+    for (int64_t r = 0; r < lanes; ++r)
+        UNROLL for (int c = 0; c < C; ++c) to.y[r * to.down + c * to.along] = totals[c][r];
+}
+
 template <int P, int V> void wide_tile(const Tile &tile, int64_t last) {
     Vector<lanes> sums[P][V] = {};
     if (tile.to.along == 1)  // else the next item's atomic counter would wait until these stores have found their lines
@@ -127,6 +165,12 @@ template <int N, int R, int C> void run_tall(int64_t columns, const Tile &tile) 
     tall_tile<N, R, C>(tile);
 }
 
+template <int C> void run_pairs(int64_t columns, const Tile &tile) {
+    if constexpr (C > 1)
+        if (columns < C) return run_pairs<C - 1>(columns, tile);
+    pair_tile<C>(tile);
+}
+
 template <int P, int V> void run_wide(int64_t vectors, const Tile &tile, int64_t last) {
     if constexpr (V > 1)
         if (vectors < V) return run_wide<P, V - 1>(vectors, tile, last);
@@ -142,6 +186,19 @@ template <int R> void tall_panel(Tile tile, int64_t columns) {
     }
 }
 
+template <int most> void pair_panel(Tile tile, int64_t columns) {
+    for (int64_t tiles = divide_up(columns, most); tiles > 0; --tiles) {
+        const int64_t width = columns / tiles;
+        run_pairs<most>(width, tile);
+        tile.x += 2 * width, tile.to.y += width * tile.to.along, columns -= width;
+    }
+}
+
+template <bool pairs> void single_panel(const Tile &tile, int64_t columns) {
+    if constexpr (pairs) pair_panel<pairs * pair_columns>(tile, columns);
+    else tall_panel<1>(tile, columns);
+}
+
 template <int P> void wide_panel(Tile tile, int64_t columns) {
     if (columns < lanes) return run_tall<P, 1, lanes - 1>(columns, tile);
     constexpr int most = wide_vectors(P);
@@ -155,6 +212,12 @@ template <int P> void wide_panel(Tile tile, int64_t columns) {
     }
 }
 
+// `samples` rows of `features` elements, turned into columns as tiles of that depth read them.
+inline void turn_for(int64_t depth, const Scalar *from, int64_t from_stride, int64_t samples, int64_t features, Scalar *to, int64_t stride) {
+    if (depth == 1) return turn(from, from_stride, samples, features, to, stride);
+    turn(reinterpret_cast<const Pair *>(from), from_stride / 2, samples, features / 2, reinterpret_cast<Pair *>(to), stride);
+}
+
 inline int64_t panels_of(const Matrix &matrix) { return divide_up(matrix.block_size, matrix.panel_rows); }
 
 // Rows of panel `panel` of block row `row`, times `columns`, into `to` (which begins with the panel's first row).
@@ -166,7 +229,7 @@ inline void multiply(const Matrix &matrix, int64_t row, int64_t panel, const Col
     tile.x = columns.x, tile.stride = columns.stride, tile.to = to, tile.block_size = size;
     tile.rows = smaller(size - panel * matrix.panel_rows, matrix.panel_rows);
     if (matrix.tall_vectors == 2) return tall_panel<2>(tile, columns.count);
-    if (matrix.tall_vectors == 1) return tall_panel<1>(tile, columns.count);
+    if (matrix.tall_vectors == 1) return single_panel<pairs_pay>(tile, columns.count);
     if constexpr (registers > 16)
         if (matrix.panel_rows == 8) return wide_panel<8>(tile, columns.count);
     wide_panel<4>(tile, columns.count);

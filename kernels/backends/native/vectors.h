@@ -32,18 +32,20 @@ constexpr const char *isa_name = "128-bit";
 
 constexpr int lanes = vector_bytes / static_cast<int>(sizeof(Scalar));
 
-template <int N> struct VectorOf {
-    typedef Scalar type __attribute__((vector_size(N * sizeof(Scalar))));
-};
-template <int N> using Vector = typename VectorOf<N>::type;
+using Pair = long long;  // two floats that are moved together, by memcpy alone
 
-template <int N> inline Vector<N> load(const Scalar *from) {
-    Vector<N> vector;
+template <int N, class E> struct VectorOf {
+    typedef E type __attribute__((vector_size(N * sizeof(E))));
+};
+template <int N, class E = Scalar> using Vector = typename VectorOf<N, E>::type;
+
+template <int N, class E> inline Vector<N, E> load(const E *from) {
+    Vector<N, E> vector;
     __builtin_memcpy(&vector, from, sizeof vector);
     return vector;
 }
 
-template <int N> inline void store(Scalar *to, const Vector<N> &vector) { __builtin_memcpy(to, &vector, sizeof vector); }
+template <int N, class E> inline void store(E *to, const Vector<N, E> &vector) { __builtin_memcpy(to, &vector, sizeof vector); }
 
 // As load and store, of the first `count` <= N elements; the others are zero.
 template <int N> inline Vector<N> load_some(const Scalar *from, int64_t count) {
@@ -59,7 +61,8 @@ template <int N> inline void store_some(Scalar *to, const Vector<N> &vector, int
 }
 
 // The elements of two vectors in turns; half 0: their first halves, half 1: their second.
-template <int N, int half> inline Vector<N> interleave(const Vector<N> &first, const Vector<N> &second) {
+template <int N, int half, class E = Scalar>
+inline Vector<N, E> interleave(const Vector<N, E> &first, const Vector<N, E> &second) {
     constexpr int o = half * N / 2;
 #if defined(__clang__)
     if constexpr (N == 2) return __builtin_shufflevector(first, second, o, o + 2);
@@ -75,24 +78,40 @@ template <int N, int half> inline Vector<N> interleave(const Vector<N> &first, c
 #endif
 }
 
+// The sums of neighbouring elements, of `first` and then of `second`.
+inline Vector<lanes> add_neighbours(const Vector<lanes> &first, const Vector<lanes> &second) {
+#if defined(__clang__)
+    Vector<lanes> even = {}, odd = {};
+    UNROLL for (int i = 0; i < lanes; ++i) {
+        even[i] = i < lanes / 2 ? first[2 * i] : second[2 * i - lanes];
+        odd[i] = i < lanes / 2 ? first[2 * i + 1] : second[2 * i + 1 - lanes];
+    }
+    return even + odd;
+#else
+    decltype(first < second) order;
+    UNROLL for (int i = 0; i < lanes; ++i) order[i] = 2 * i;
+    return __builtin_shuffle(first, second, order) + __builtin_shuffle(first, second, order + 1);
+#endif
+}
+
 // P rows of N columns, exchanged: element (row, column) goes to place column * P + row of the P vectors, end to end. A place
 // is log2(P) bits of its row and then log2(N) of its column; interleaving row i with row i + P / 2 rotates them by one.
-template <int P, int N> inline void exchange(Vector<N> (&rows)[P]) {
-    Vector<N> others[P];
+template <int P, int N, class E = Scalar> inline void exchange(Vector<N, E> (&rows)[P]) {
+    Vector<N, E> others[P];
     UNROLL for (int left = P; left > 1; left /= 2) {
         UNROLL for (int r = 0; r < P / 2; ++r) {
-            others[2 * r] = interleave<N, 0>(rows[r], rows[r + P / 2]);
-            others[2 * r + 1] = interleave<N, 1>(rows[r], rows[r + P / 2]);
+            others[2 * r] = interleave<N, 0, E>(rows[r], rows[r + P / 2]);
+            others[2 * r + 1] = interleave<N, 1, E>(rows[r], rows[r + P / 2]);
         }
         UNROLL for (int r = 0; r < P; ++r) rows[r] = others[r];
     }
 }
 
 // to[c][r] = from[r][c] for 8 x 8 elements.
-inline void turn8(const Scalar *from, int64_t from_stride, Scalar *to, int64_t to_stride) {
-    Vector<8> rows[8];
+template <class E> inline void turn8(const E *from, int64_t from_stride, E *to, int64_t to_stride) {
+    Vector<8, E> rows[8];
     UNROLL for (int r = 0; r < 8; ++r) rows[r] = load<8>(from + r * from_stride);
-    exchange<8, 8>(rows);
+    exchange<8, 8, E>(rows);
     UNROLL for (int r = 0; r < 8; ++r) store<8>(to + r * to_stride, rows[r]);
 }
 
@@ -110,16 +129,17 @@ template <int P, int N> inline void store_exchanged(Vector<N> (&rows)[P], Scalar
 }
 
 // to[c][r] = from[r][c] for rows x cols elements.
-__attribute__((noinline, unused)) void turn(const Scalar *from, int64_t from_stride, int64_t rows, int64_t cols, Scalar *to, int64_t to_stride) {
+template <class E>
+__attribute__((noinline, unused)) void turn(const E *from, int64_t from_stride, int64_t rows, int64_t cols, E *to, int64_t to_stride) {
     const int64_t even_rows = rows / 8 * 8, even_cols = cols / 8 * 8;
     for (int64_t r = 0; r < even_rows; r += 8) {
         for (int64_t c = 0; c < even_cols; c += 8)
             turn8(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
         for (int64_t c = even_cols; c < cols; ++c)
-            for (int64_t i = r; i < r + 8; ++i) to[c * to_stride + i] = from[i * from_stride + c];
+            for (int64_t i = r; i < r + 8; ++i) __builtin_memcpy(to + c * to_stride + i, from + i * from_stride + c, sizeof(E));
     }
     for (int64_t r = even_rows; r < rows; ++r)
-        for (int64_t c = 0; c < cols; ++c) to[c * to_stride + r] = from[r * from_stride + c];
+        for (int64_t c = 0; c < cols; ++c) __builtin_memcpy(to + c * to_stride + r, from + r * from_stride + c, sizeof(E));
 }
 
 inline void copy_row(const Scalar *from, int64_t count, Scalar *to) {
