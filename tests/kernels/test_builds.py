@@ -72,7 +72,7 @@ def test_neon_compiles(source: str, tmp_path: Path) -> None:
     for scalar in ("float", "double"):
         made = tmp_path / f"{scalar}.o"
         done = subprocess.run(
-            [*command, "-c", f"-DSCALAR={scalar}", str(FOLDER / source), "-o", str(made)],
+            [*command, "-c", f"-DELEMENT={scalar}", str(FOLDER / source), "-o", str(made)],
             env={
                 **os.environ,
                 "ZIG_LOCAL_CACHE_DIR": str(tmp_path / "zig"),

@@ -7,6 +7,8 @@
 #include "gates.h"
 #include "parts.h"
 
+static_assert(!paired, "a layer is of float or double");
+
 struct Forward {  // mirrored by native_lstm.py
     Matrix recurrent;         // [4 hidden, hidden]
     const Scalar *x;          // [steps, batch, into]

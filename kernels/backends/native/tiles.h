@@ -4,13 +4,14 @@
 // side, one panel of a whole block row after the other. Two register tiles multiply a panel with a tile of columns:
 //   tall: R vectors of rows times C single columns;
 //   wide: P single rows times V vectors of columns, the last one stepped back so that it ends with the last column.
+// A column is a step of the sum: of bfloat16 two columns, in pairs; a block of odd size ends with half a pair and zeros.
 // Each multiplies every broadcast element by at least two vectors where it can: with 512-bit vectors a core loads one
 // broadcast a cycle, but multiplies two vectors.
 #pragma once
 #include "vectors.h"
 
 struct Matrix {  // mirrored by native_library.py
-    const Scalar *values;
+    const Scalar *values;  // or pairs
     const int32_t *indices, *indptr;
     int64_t block_size, grid_rows;
     int64_t panel_rows;    // P
@@ -24,13 +25,13 @@ constexpr int broadcasts_a_cycle = vector_bytes == 64 ? 1 : 2;
 constexpr int tall_columns(int vectors) { return (registers - vectors - 1) / vectors < 28 ? (registers - vectors - 1) / vectors : 28; }
 constexpr int wide_vectors(int rows) { return (registers - 4) / rows < 6 ? (registers - 4) / rows : 6; }
 
-struct Columns {  // element (k, column) of the right factor is x[k * stride + column]
+struct Columns {  // step s of a column of the right factor is x[s * stride + column]
     const Scalar *x;
     int64_t stride, count;
 };
 
 struct Output {  // element (row, column) is y[row * down + column * along]; one of the two is 1
-    Scalar *y;
+    Element *y;
     int64_t down, along;
 };
 
@@ -40,7 +41,7 @@ struct Tile {  // one panel times some columns
     const Scalar *x;
     int64_t stride;
     Output to;
-    int64_t block_size, rows;  // rows <= P: the last panel of a block may be padded
+    int64_t depth, rows;  // steps of a block; rows <= P: the last panel of a block may be padded
 };
 
 // Values come from beyond the second-level cache in pieces too short for the hardware to run ahead of.
@@ -54,17 +55,17 @@ template <int N, int R, int C> void tall_tile(const Tile &tile) {
     Vector<N> sums[chains][R][C] = {};
     const Scalar *values = tile.values;
     for (const int32_t *block = tile.first; block != tile.last; ++block) {
-        const Scalar *x = tile.x + *block * tile.block_size * tile.stride;
-        int64_t column = 0;
-        for (; column + chains <= tile.block_size; column += chains)
+        const Scalar *x = tile.x + *block * tile.depth * tile.stride;
+        int64_t step = 0;
+        for (; step + chains <= tile.depth; step += chains)
             UNROLL for (int chain = 0; chain < chains; ++chain, x += tile.stride, values += R * N) {
                 prefetch<R * N>(values);
                 UNROLL for (int c = 0; c < C; ++c)
-                    UNROLL for (int r = 0; r < R; ++r) sums[chain][r][c] += load<N>(values + r * N) * x[c];
+                    UNROLL for (int r = 0; r < R; ++r) add_products<N>(sums[chain][r][c], load<N>(values + r * N), x[c]);
             }
-        for (; column < tile.block_size; ++column, x += tile.stride, values += R * N)
+        for (; step < tile.depth; ++step, x += tile.stride, values += R * N)
             UNROLL for (int c = 0; c < C; ++c)
-                UNROLL for (int r = 0; r < R; ++r) sums[0][r][c] += load<N>(values + r * N) * x[c];
+                UNROLL for (int r = 0; r < R; ++r) add_products<N>(sums[0][r][c], load<N>(values + r * N), x[c]);
     }
     UNROLL for (int chain = 1; chain < chains; ++chain)
         UNROLL for (int c = 0; c < C; ++c)
@@ -72,7 +73,7 @@ template <int N, int R, int C> void tall_tile(const Tile &tile) {
     const Output &to = tile.to;
     if (to.down == 1 && tile.rows == R * N) {
         UNROLL for (int c = 0; c < C; ++c)
-            UNROLL for (int r = 0; r < R; ++r) store<N>(to.y + c * to.along + r * N, sums[0][r][c]);
+            UNROLL for (int r = 0; r < R; ++r) store_sums<N>(to.y + c * to.along + r * N, sums[0][r][c]);
         return;
     }
     Scalar turned[C][R * N];
@@ -89,13 +90,13 @@ template <int P, int V> void wide_tile(const Tile &tile, int64_t last) {
             UNROLL for (int v = 0; v < V; ++v) __builtin_prefetch(tile.to.y + r * tile.to.down + v * lanes, 1);
     const Scalar *values = tile.values;
     for (const int32_t *block = tile.first; block != tile.last; ++block) {
-        const Scalar *x = tile.x + *block * tile.block_size * tile.stride;
-        for (int64_t column = 0; column < tile.block_size; ++column, x += tile.stride, values += P) {
+        const Scalar *x = tile.x + *block * tile.depth * tile.stride;
+        for (int64_t step = 0; step < tile.depth; ++step, x += tile.stride, values += P) {
             prefetch<P>(values);
             Vector<lanes> columns[V];
             UNROLL for (int v = 0; v < V; ++v) columns[v] = load<lanes>(x + (v < V - 1 ? v * lanes : last));
             UNROLL for (int r = 0; r < P; ++r)
-                UNROLL for (int v = 0; v < V; ++v) sums[r][v] += columns[v] * values[r];
+                UNROLL for (int v = 0; v < V; ++v) add_products<lanes>(sums[r][v], columns[v], values[r]);
         }
     }
     const Output &to = tile.to;
@@ -103,13 +104,13 @@ template <int P, int V> void wide_tile(const Tile &tile, int64_t last) {
         UNROLL for (int r = 0; r < P; ++r)
             if (r < tile.rows)
                 UNROLL for (int v = 0; v < V; ++v)
-                    store<lanes>(to.y + r * to.down + (v < V - 1 ? v * lanes : last), sums[r][v]);
+                    store_sums<lanes>(to.y + r * to.down + (v < V - 1 ? v * lanes : last), sums[r][v]);
         return;
     }
     UNROLL for (int v = 0; v < V; ++v) {
         Vector<lanes> rows[P];
         UNROLL for (int r = 0; r < P; ++r) rows[r] = sums[r][v];
-        Scalar *first = to.y + (v < V - 1 ? v * lanes : last) * to.along;
+        Element *first = to.y + (v < V - 1 ? v * lanes : last) * to.along;
         if (tile.rows == P) {
             store_exchanged<P, lanes>(rows, first, to.along);
             continue;
@@ -159,12 +160,12 @@ inline int64_t panels_of(const Matrix &matrix) { return divide_up(matrix.block_s
 
 // Rows of panel `panel` of block row `row`, times `columns`, into `to` (which begins with the panel's first row).
 inline void multiply(const Matrix &matrix, int64_t row, int64_t panel, const Columns &columns, const Output &to) {
-    const int64_t begin = matrix.indptr[row], count = matrix.indptr[row + 1] - begin, size = matrix.block_size;
+    const int64_t begin = matrix.indptr[row], count = matrix.indptr[row + 1] - begin, depth = steps_in(matrix.block_size);
     Tile tile;
-    tile.values = matrix.values + (begin * panels_of(matrix) + panel * count) * size * matrix.panel_rows;
+    tile.values = matrix.values + (begin * panels_of(matrix) + panel * count) * depth * matrix.panel_rows;
     tile.first = matrix.indices + begin, tile.last = tile.first + count;
-    tile.x = columns.x, tile.stride = columns.stride, tile.to = to, tile.block_size = size;
-    tile.rows = smaller(size - panel * matrix.panel_rows, matrix.panel_rows);
+    tile.x = columns.x, tile.stride = columns.stride, tile.to = to, tile.depth = depth;
+    tile.rows = smaller(matrix.block_size - panel * matrix.panel_rows, matrix.panel_rows);
     if (matrix.tall_vectors == 2) return tall_panel<2>(tile, columns.count);
     if (matrix.tall_vectors == 1) return tall_panel<1>(tile, columns.count);
     if constexpr (registers > 16)
