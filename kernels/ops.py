@@ -167,7 +167,8 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
 
     Where no gradient is wanted, the values are packed at the first call and kept with `weight` until they change.
     Y has the memory order of X: for activations [n, k], `block_sparse_matmul(weight, activations.T).T` copies nothing
-    and is contiguous. kernel: 'auto', 'native' or 'torch'; `kernel_for` says which one 'auto' is.
+    and is contiguous. kernel: 'auto', 'native' or 'torch'; `kernel_for` says which one 'auto' is. Native is for float32,
+    float64, and bfloat16 where the CPU has instructions for it: summed in float32, the result rounded once.
     """
     if x.ndim != 2 or x.shape[0] != weight.shape[1]:
         raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(x.shape)}")

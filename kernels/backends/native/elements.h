@@ -6,7 +6,7 @@
 #pragma once
 #include <stdint.h>
 
-// The instruction, or with EMULATE_BF16 (for tests) ordinary ones that give the same results: nothing between is worth having.
+// How pairs are multiplied: by the instruction for it, or with EMULATE_BF16 (for tests) by ordinary ones that give the same.
 #if defined(EMULATE_BF16)
 #define PAIR_PRODUCTS "emulated bfloat16"
 #elif defined(__AVX512BF16__) && defined(__AVX512VL__)

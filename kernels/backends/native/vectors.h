@@ -63,7 +63,8 @@ template <class To, class From> inline To same_bits(const From &from) {
     return to;
 }
 
-// sums + the products of both elements of each pair, the second one first. Subnormal numbers may count as zero.
+// sums + the products of both elements of each pair: the second one first, each rounded to nearest, as Intel's manual has it.
+// The instruction takes subnormal numbers for zero.
 template <int N> inline Vector<N> dot2(const Vector<N> &sums, const Vector<N> &a, const Vector<N> &b) {
 #if defined(PAIR_INSTRUCTION)
     if constexpr (N == 16) return _mm512_dpbf16_ps(sums, same_bits<__m512bh>(a), same_bits<__m512bh>(b));
