@@ -253,8 +253,8 @@ def test_without_the_instruction_it_is_declined_in_one_line(arithmetic: str, mon
 @pytest.mark.parametrize("source", ["dsd", "sdd"])
 def test_the_instruction_is_what_such_a_cpu_gets(arithmetic: str, source: str, tmp_path: Path) -> None:
     """Only compiled, where this CPU has no such instruction."""
-    if arithmetic == "instruction" or "c++" not in Path(candidates()[0][0]).name and "g++" not in candidates()[0][0]:
-        pytest.skip("the other arithmetic compiles it, with a compiler that knows the CPU by name")
+    if arithmetic == "instruction":
+        pytest.skip("this CPU runs it")
     made = tmp_path / "assembly.s"
     command = [*candidates()[0], "-std=c++17", "-O1", "-march=cooperlake", "-DELEMENT=bfloat16", "-S", "-o", str(made)]
     done = subprocess.run([*command, str(FOLDER / f"{source}.cpp")], capture_output=True, text=True, check=False)
