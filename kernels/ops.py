@@ -19,14 +19,15 @@ from kernels.bsr import BSRIndex, BSRMatrix
 KERNELS = ("auto", "native", "torch")
 
 
-def kernel_for(kernel: str, dtype: torch.dtype, device: torch.device) -> str:
-    """'native' or 'torch': which one runs when `kernel` is asked for ('auto': native wherever it can).
+def kernel_for(kernel: str, dtype: torch.dtype, device: torch.device, layer: bool = False) -> str:
+    """'native' or 'torch': which one runs products, or an LSTM `layer`, when `kernel` is asked for.
 
+    'auto' is native wherever it can.
     ValueError where native is asked for by name and cannot run, saying why.
     """
     if kernel not in KERNELS:
         raise ValueError(f"unknown kernel {kernel!r}; accepted: {', '.join(KERNELS)}")
-    reason = native_library.unsupported(dtype, device) if kernel != "torch" else None
+    reason = native_library.unsupported(dtype, device, layer) if kernel != "torch" else None
     if reason and kernel == "native":
         raise ValueError(reason)
     return "torch" if reason or kernel == "torch" else "native"
@@ -166,7 +167,8 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
 
     Where no gradient is wanted, the values are packed at the first call and kept with `weight` until they change.
     Y has the memory order of X: for activations [n, k], `block_sparse_matmul(weight, activations.T).T` copies nothing
-    and is contiguous. kernel: 'auto', 'native' or 'torch'; `kernel_for` says which one 'auto' is.
+    and is contiguous. kernel: 'auto', 'native' or 'torch'; `kernel_for` says which one 'auto' is. Native is for float32,
+    float64, and bfloat16 where the CPU has instructions for it: summed in float32, the result rounded once.
     """
     if x.ndim != 2 or x.shape[0] != weight.shape[1]:
         raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(x.shape)}")
@@ -232,7 +234,7 @@ def block_sparse_lstm(
         zeros = x.new_zeros(1, x.shape[1], weight_hh.shape[1])
         state = zeros, zeros
     _check_shapes(x, state, (weight_ih.shape[0], weight_ih.shape[1]), weight_hh)
-    chosen = kernel_for(kernel, x.dtype, x.device)
+    chosen = kernel_for(kernel, x.dtype, x.device, layer=True)
     biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]
     _check_biases(biases, x, weight_hh.shape[0])
     bias = sum(biases[1:], biases[0]) if biases else x.new_zeros(weight_hh.shape[0])
