@@ -137,7 +137,9 @@ def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
     return final.assign(
         ppl_ratio=final["test_ppl"] / paired["test_ppl"].astype(float),
         ppl_difference=final["test_ppl"] - paired["test_ppl"].astype(float),
-        measured_training=(paired["train_seconds_total"].astype(float) / final["train_seconds_total"]).where(comparable),
+        measured_training=(paired["train_seconds_total"].astype(float) / final["train_seconds_total"]).where(
+            comparable
+        ),
     )
 
 

@@ -104,7 +104,9 @@ def pack(data: Tensor, index: BSRIndex, n: int, turned: bool = False) -> Packed:
     grid_rows = indptr.numel() - 1
     positions = pointer(index.positions) if turned else None
     pointers = (pointer(data), pointer(indptr), positions, pointer(values))
-    launch("dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, panel_rows, abreast, pool_for(values.numel())))
+    launch(
+        "dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, panel_rows, abreast, pool_for(values.numel()))
+    )
     matrix = Matrix(pointer(values), pointer(indices), pointer(indptr), size, grid_rows, panel_rows, tall, abreast)
     return Packed(matrix, values, (indices, indptr))
 
