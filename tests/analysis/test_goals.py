@@ -110,7 +110,8 @@ def test_layers_are_judged_by_their_speedup_over_the_fused_one() -> None:
 
 
 def test_the_training_integral_counts_cubic_runs_that_choose_their_path() -> None:
-    one = goal("training integral")
+    wide, one = goal("training integral", "1152 units"), goal("training integral", "256 units")  # a cell has 256 by default
+    assert said(made.sparse_frame(1), wide, "train") == "not run"
     assert said(made.sparse_frame(1), one, "train") == "reached"  # 0.83 of theory
     linear = pd.DataFrame(made.sparse_run(TrainCell(schedule="linear", target_sparsity=0.8, path="auto"), [0.4] * 4))
     assert said(linear, one, "train") == "not run"
