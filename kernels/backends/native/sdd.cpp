@@ -2,8 +2,8 @@
 //
 // The n products of each element are summed chunk by chunk. A chunk of X is packed vector by vector, [steps, N] each, and
 // a chunk of G panel by panel, [steps, P] each (or all of G came that way, [n, P] each), both padded to whole vectors and
-// panels; a step is a column, or of bfloat16 a pair of columns, and the last one may end with zeros. The register tile holds the sums
-// of P rows times V vectors, which may belong to different blocks of one block row. A work item is some block rows times
+// panels; a step is a column, or of bfloat16 a pair of columns. The register tile holds the sums of P rows
+// times V vectors, which may belong to different blocks of one block row. A work item is some block rows times
 // a stretch of block columns whose packed vectors stay in the second-level cache from item to item.
 #include "pool.h"
 
