@@ -81,17 +81,16 @@ DEVICE void store_sums(const Product& given, const Staged::Storage* staged, int 
         if (first_token + token >= given.n || first_row + row >= given.out_line) continue;
         const Staged::Storage* from = staged + token * staged_line + row;
         Vector<Number, chunk>* to = (Vector<Number, chunk>*)(out + (u64)(first_token + token) * given.out_line + first_row + row);
-        if (WARPS_DEPTH == 1) {
-            *to = *(const Vector<Number, chunk>*)from;
-            continue;
+        if constexpr (WARPS_DEPTH == 1) *to = *(const Vector<Number, chunk>*)from;
+        else {
+            Vector<Number, chunk> line;
+            UNROLL for (int e = 0; e < chunk; ++e) {
+                float sum = 0.0f;
+                UNROLL for (int depth = 0; depth < WARPS_DEPTH; ++depth) sum += from[depth * TOKENS * staged_line + e];
+                line.at[e] = Convert<Output>::narrow(sum);
+            }
+            *to = line;
         }
-        Vector<Number, chunk> line;
-        UNROLL for (int e = 0; e < chunk; ++e) {
-            float sum = 0.0f;
-            UNROLL for (int depth = 0; depth < WARPS_DEPTH; ++depth) sum += (float)from[depth * TOKENS * staged_line + e];
-            line.at[e] = Convert<Output>::narrow(sum);
-        }
-        *to = line;
     }
 }
 

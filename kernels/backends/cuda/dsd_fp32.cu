@@ -25,19 +25,18 @@ struct Sums {
 
 // Four steps of the reduction, one chunk of the tokens' lines, times the rows of one unit.
 DEVICE void multiply_unit(Sums& sums, const Four (&left)[lane_tokens], const char* rows, const Lane& lane, int u, int chunk) {
-    if (!TURNED) {
+    if constexpr (!TURNED) {
         const Four right = *(const Four*)(rows + RowTile::at(lane.row + u * 8, chunk));
         UNROLL for (int t = 0; t < lane_tokens; ++t)
             UNROLL for (int e = 0; e < 4; ++e) sums.at[t][u] += left[t].at[e] * right.at[e];
-        return;
-    }
-    UNROLL for (int e = 0; e < 4; ++e) {
-        const int row = lane.row + u * unit;
-        const char* place = rows + RowTile::at(4 * chunk + e, row / 4) + row % 4 * 4;
-        const Vector<float, together> right = *(const Vector<float, together>*)place;
-        UNROLL for (int t = 0; t < lane_tokens; ++t)
-            UNROLL for (int r = 0; r < together; ++r) sums.at[t][u * together + r] += left[t].at[e] * right.at[r];
-    }
+    } else
+        UNROLL for (int e = 0; e < 4; ++e) {
+            const int row = lane.row + u * unit;
+            const char* place = rows + RowTile::at(4 * chunk + e, row / 4) + row % 4 * 4;
+            const Vector<float, together> right = *(const Vector<float, together>*)place;
+            UNROLL for (int t = 0; t < lane_tokens; ++t)
+                UNROLL for (int r = 0; r < together; ++r) sums.at[t][u * together + r] += left[t].at[e] * right.at[r];
+        }
 }
 
 DEVICE void multiply_stage(Sums& sums, const Listed& list, int stage, const Lane& lane, int warp_row) {
