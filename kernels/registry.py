@@ -72,5 +72,8 @@ class Catalogue:
         return iter(self.names())
 
 
-HELPERS = ("buffers", "fastest", "lstm_launch", "native_library", "native_lstm", "native_products")
+HELPERS = (
+    *("buffers", "captured", "cusparse", "ell", "fastest", "lstm_launch"),
+    *("native_library", "native_lstm", "native_products"),
+)
 BACKENDS = Catalogue("backend", "kernels.backends", "BACKEND", helpers=HELPERS)
