@@ -73,13 +73,9 @@ class Catalogue:
 
 
 HELPERS = (
-    "buffers",
-    "cuda_kernel",
-    "cuda_nvrtc",
-    "fastest",
-    "lstm_launch",
-    "native_library",
-    "native_lstm",
-    "native_products",
+HELPERS = (
+    *("buffers", "captured", "cuda_kernel", "cuda_nvrtc", "cusparse", "ell", "fastest", "lstm_launch"),
+    *("native_library", "native_lstm", "native_products"),
+)
 )
 BACKENDS = Catalogue("backend", "kernels.backends", "BACKEND", helpers=HELPERS)

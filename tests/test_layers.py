@@ -22,7 +22,7 @@ RUNGS: list[list[str]] = [
     ["kernels.ops"],
     ["kernels.backends.*"],
     ["kernels.check"],
-    ["bench.cells", "bench.schema", "bench.provenance", "bench.pairs"],
+    ["bench.cells", "bench.schema", "bench.provenance", "bench.pairs", "bench.gpu", "bench.clocks"],
     ["bench.store", "bench.estimate", "bench.data.*", "bench.models.*", "bench.pruning.*"],
     ["bench.settings", "bench.columns", "bench.breakeven", "bench.optimizer"],
     ["bench.paths"],

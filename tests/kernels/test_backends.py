@@ -13,7 +13,20 @@ from kernels.lstm_problem import LstmProblem
 from kernels.problem import DTYPES, GemmProblem
 from kernels.registry import BACKENDS
 
-EXPECTED = ["dense", "dense_packed", "loop_lstm", "native", "reference", "scipy_bsr", "torch_bsr", "torch_lstm"]
+EXPECTED = [
+    "cusparse_bsr",
+    "cusparse_ell",
+    "dense",
+    "dense_masked",
+    "dense_packed",
+    "loop_lstm",
+    "native",
+    "reference",
+    "scipy_bsr",
+    "torch_bsr",
+    "torch_lstm",
+    "triton_bsr",
+]
 OPS = ["dsd", "dsd_t", "sdd"]
 
 # m, k, n, block_size, sparsity
