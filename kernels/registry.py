@@ -73,9 +73,7 @@ class Catalogue:
 
 
 HELPERS = (
-HELPERS = (
-    *("buffers", "captured", "cuda_kernel", "cuda_nvrtc", "cusparse", "ell", "fastest", "lstm_launch"),
+    *("arithmetic", "buffers", "captured", "cuda_kernel", "cuda_nvrtc", "cusparse", "ell", "fastest", "lstm_launch"),
     *("native_library", "native_lstm", "native_products"),
-)
 )
 BACKENDS = Catalogue("backend", "kernels.backends", "BACKEND", helpers=HELPERS)
