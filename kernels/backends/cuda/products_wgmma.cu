@@ -58,14 +58,13 @@ DEVICE void sum_tile(Sums& sums, const Tile& tile, const Ring& ring, int group, 
         const int stage = used % STAGES;
         mbarrier_wait(ring.full + stage, used / STAGES & 1);
         const u64 kept = ring.kept[stage];
-        wgmma_fence();
         multiply_step(sums, ring, stage, group, kept);
         wgmma_commit();
-        wgmma_wait<1>();
-        if (at > 0) release(ring, used - 1, lane);
+        wgmma_wait<behind>();
+        if (at >= behind) release(ring, used - behind, lane);
     }
     wgmma_wait<0>();
-    if (tile.steps > 0) release(ring, used - 1, lane);
+    if (behind && tile.steps > 0) release(ring, used - 1, lane);
     UNROLL for (int half = 0; half < halves; ++half)
         UNROLL for (int slot = 0; slot < kinds; ++slot) settle(sums.at[half][slot]);
 }
@@ -81,6 +80,8 @@ DEVICE void consume(const Arguments& given, const Ring& ring, int group, int thr
     }
 }
 
+static const int gatherer_registers = 104, multiplier_registers = 200;  // of 168 each: 504 a thread of every warpgroup
+
 KERNEL(dsd, Arguments, 128 * (WARPGROUPS + 1), 1) {
     const Ring ring;
     const int thread = threadIdx.x % 128, group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
@@ -93,10 +94,10 @@ KERNEL(dsd, Arguments, 128 * (WARPGROUPS + 1), 1) {
     }
     __syncthreads();
     if (group == WARPGROUPS) {
-        give_registers<56>();
+        give_registers<gatherer_registers>();
         produce(given, ring, thread);
     } else {
-        take_registers<224>();
+        take_registers<multiplier_registers>();
         consume(given, ring, group, thread);
     }
 }

@@ -9,7 +9,7 @@
 // An operand in shared memory lies in lines of LINE = 32, 64 or 128 bytes, one after the other, and is swizzled: see swizzled().
 //   plain  ("K-major"):  a line is one row of A (one column of B) and holds LINE / 32 steps of K. Step k begins 32 k bytes on.
 //   turned ("MN-major", 16-bit only): a line is one k and holds LINE / 2 rows of A (columns of B). Step k begins 16 k lines on.
-//          The operand is no wider than a line: N <= LINE / 2 (64 for A).
+//          A wider operand (N > LINE / 2) lies in parts as wide as a line, `apart` bytes from one to the next.
 // The first line lies at a multiple of 8 LINE bytes.
 #pragma once
 #include "device.h"
@@ -18,13 +18,13 @@
 // of the 128-byte line modulo 8, 4 or 2 (address bits 4.. with bits 7..). `offset` a multiple of 16.
 template <int LINE> DEVICE u32 swizzled(u32 offset) { return offset ^ ((offset >> 3) & (u32)(LINE - 16)); }
 
-// The descriptor of an operand whose lines are LINE bytes: bits 0-13 address / 16, 16-29 distance of two lines' width of a
-// turned operand / 16 (unused: 1), 32-45 distance of eight lines / 16, 62-63 swizzle (128 bytes: 1, 64: 2, 32: 3).
+// The descriptor of an operand whose lines are LINE bytes: bits 0-13 address / 16, 16-29 `apart` / 16 (unused but for turned
+// operands wider than a line), 32-45 distance of eight lines / 16, 62-63 swizzle (128 bytes: 1, 64: 2, 32: 3).
 // Adding `descriptor_step(bytes)` moves its beginning.
-template <int LINE> DEVICE u64 descriptor(const void* first) {
+template <int LINE> DEVICE u64 descriptor(const void* first, int apart = 16) {
     static_assert(LINE == 32 || LINE == 64 || LINE == 128, "lines are as long as a swizzle pattern is wide");
     const u64 swizzle = LINE == 128 ? 1 : LINE == 64 ? 2 : 3;
-    return (u64)((shared_address(first) & 0x3ffffu) >> 4) | (u64)1 << 16 | (u64)(8 * LINE / 16) << 32 | swizzle << 62;
+    return (u64)((shared_address(first) & 0x3ffffu) >> 4) | (u64)(apart / 16) << 16 | (u64)(8 * LINE / 16) << 32 | swizzle << 62;
 }
 DEVICE u64 descriptor_step(u32 bytes) { return bytes >> 4; }
 

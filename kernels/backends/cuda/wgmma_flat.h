@@ -7,6 +7,9 @@
 
 static const int width = BLOCK;
 static const int halves = TOKENS / (64 * WARPGROUPS), kinds = slots;  // 64 tokens, one block row
+static const int along = column_bytes / 32;                           // products along a block
+static const int behind = REGISTER_A ? 0 : 1;                         // steps that may still be multiplied when one ends
+static const u64 any_slot = ((u64)1 << slots) - 1;
 
 struct Sums {
     float at[halves][kinds][width / 2];
@@ -25,22 +28,47 @@ DEVICE void gather_blocks(const Arguments& given, const Step& step, char* to, in
     }
 }
 
-// The bits of `kept` are pairs: column * slots + slot.
+#if REGISTER_A
+// Columns from the first; the tokens of one are loaded where any block row keeps it.
+DEVICE void multiply_step(Sums& sums, const Ring& ring, int stage, int group, u64 kept) {
+    const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
+    const u64 b = descriptor<column_bytes>(ring.blocks(stage));
+    u32 a[listed][halves][along][4];
+    UNROLL for (int column = 0; column < listed; ++column)
+        if (kept >> (column * slots) & any_slot)
+            UNROLL for (int half = 0; half < halves; ++half)
+                UNROLL for (int i = 0; i < along; ++i) {
+                    const int offset = ((group * halves + half) * 64 + row) * line + column % in_panel * column_bytes + 32 * i + lane / 16 * 16;
+                    load_matrix(a[column][half][i], ring.x(stage) + column / in_panel * panel_bytes + swizzled<line>(offset));
+                }
+    wgmma_fence();
+    UNROLL for (int column = 0; column < listed; ++column)
+        UNROLL for (int slot = 0; slot < slots; ++slot)
+            if (kept >> (column * slots + slot) & 1)
+                UNROLL for (int half = 0; half < halves; ++half)
+                    UNROLL for (int i = 0; i < along; ++i)
+                        multiply_wide<width, Element, TURNED>(sums.at[half][slot], a[column][half][i],
+                            b + descriptor_step((column * slots + slot) * piece_bytes + (TURNED ? 16 * column_bytes : 32) * i), true);
+}
+#else
+// Block rows from the first, of each the columns that it keeps. The bits of `kept` are pairs: column * slots + slot.
 DEVICE void multiply_step(Sums& sums, const Ring& ring, int stage, int group, u64 kept) {
     const u64 a = descriptor<line>(ring.x(stage) + group * halves * 64 * line), b = descriptor<column_bytes>(ring.blocks(stage));
     u64 every = 0;
     UNROLL for (int i = 0; i < listed; ++i) every |= (u64)1 << (i * slots);
+    wgmma_fence();
     UNROLL for (int slot = 0; slot < slots; ++slot)
         for (u64 bits = kept >> slot & every; bits; bits &= bits - 1) {
-            const int pair = __ffsll(bits) - 1, column = pair / slots;
+            const int first = __ffsll((long long)bits) - 1, column = first / slots;
             const u64 tokens = a + descriptor_step(column / in_panel * panel_bytes + column % in_panel * column_bytes);
-            const u64 block = b + descriptor_step((pair + slot) * piece_bytes);
+            const u64 block = b + descriptor_step((first + slot) * piece_bytes);
             UNROLL for (int half = 0; half < halves; ++half)
-                UNROLL for (int i = 0; i < column_bytes / 32; ++i)
+                UNROLL for (int i = 0; i < along; ++i)
                     multiply_wide<width, Element, false, TURNED>(sums.at[half][slot], tokens + descriptor_step(half * 64 * line + 32 * i),
                                                                  block + descriptor_step((TURNED ? 16 * column_bytes : 32) * i), true);
         }
 }
+#endif
 
 // Each warp its own 16 tokens, 128 bytes of rows at a time.
 DEVICE void store_sums(const Arguments& given, const Sums& sums, const Tile& tile, char* room, int group, int thread) {

@@ -7,6 +7,7 @@
 
 static const int width = TOKENS;
 static const int halves = 1, kinds = 1;
+static const int behind = 1;  // steps that may still be multiplied when one ends
 
 struct Sums {
     float at[halves][kinds][width / 2];
@@ -26,6 +27,7 @@ DEVICE void gather_blocks(const Arguments& given, const Step& step, char* to, in
 
 DEVICE void multiply_step(Sums& sums, const Ring& ring, int stage, int group, u64 kept) {
     if (!(kept >> (group * 64 / BLOCK) & 1)) return;
+    wgmma_fence();
     const u64 a = descriptor<line>(ring.blocks(stage) + group * piece_bytes), b = descriptor<line>(ring.x(stage));
     UNROLL for (int i = 0; i < steps_in_line; ++i)
         multiply_wide<width, Element, TURNED>(sums.at[0][0], a + descriptor_step((TURNED ? 16 * line : 32) * i), b + descriptor_step(32 * i), true);
