@@ -72,5 +72,14 @@ class Catalogue:
         return iter(self.names())
 
 
-HELPERS = ("buffers", "fastest", "lstm_launch", "native_library", "native_lstm", "native_products")
+HELPERS = (
+    "buffers",
+    "cuda_kernel",
+    "cuda_nvrtc",
+    "fastest",
+    "lstm_launch",
+    "native_library",
+    "native_lstm",
+    "native_products",
+)
 BACKENDS = Catalogue("backend", "kernels.backends", "BACKEND", helpers=HELPERS)
