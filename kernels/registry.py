@@ -75,6 +75,9 @@ class Catalogue:
 HELPERS = (
     "buffers",
     "cuda_kernel",
+    "cuda_lstm",
+    "cuda_lstm_plan",
+    "cuda_lstm_tiles",
     "cuda_nvrtc",
     "fastest",
     "lstm_launch",
