@@ -106,6 +106,11 @@ def slots(index: BSRIndex) -> Tensor:
     return grid
 
 
+def _check_size(index: BSRIndex, block_size: int) -> None:
+    if index.indices.numel() * block_size**2 > MOST_NUMBERS:
+        raise ValueError(f"the CUDA products take at most {MOST_NUMBERS} values of a matrix")
+
+
 def to_int32(words: Tensor) -> Tensor:
     """Unsigned words of 32 bits in int64 as int32 of the same bits."""
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
@@ -129,8 +134,7 @@ def product_plan(index: BSRIndex, tile: ProductTile) -> ProductPlan:
 
     A group lists the columns of pieces that any of its rows keeps, ascending, tile.depth elements a stage.
     """
-    if index.indices.numel() * tile.block_size**2 > MOST_NUMBERS:
-        raise ValueError(f"the CUDA products take at most {MOST_NUMBERS} values of a matrix")
+    _check_size(index, tile.block_size)
     grid = slots(index).T if tile.turned else slots(index)
     places = pieces(grid, tile)
     heights, columns = tile.rows // tile.high, tile.depth // tile.wide
@@ -172,7 +176,11 @@ def _list_pieces(stages: Tensor, begins: Tensor, columns: int, paired: bool) -> 
 
 
 def sampled_plan(index: BSRIndex, tile: SampledTile) -> SampledPlan:
-    """Jobs that cover every kept block once: groups of rows, cut where the columns or the units of a job are full."""
+    """Jobs that cover every kept block once: groups of rows, cut where the columns or the units of a job are full.
+
+    ValueError where there are more values than `product_plan` takes.
+    """
+    _check_size(index, tile.block_size)
     grid, size, height = slots(index), tile.block_size, tile.rows // tile.block_size
     jobs: list[Tensor] = []
     for first in range(0, grid.shape[0], height):
