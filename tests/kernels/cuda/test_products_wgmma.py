@@ -25,6 +25,7 @@ from kernels.compiler import CompileError
 
 DTYPES = {"Bfloat16": torch.bfloat16, "Float16": torch.float16, "Tf32": torch.float32}
 PATTERNS = ("random", "empty rows", "empty", "one block", "full row", "full")
+GUARD = 1024  # elements on either side, more than a line of the output
 WIDTHS = (1, 7, 33, 100, 300)
 SCHEDULES = (("forward", "late"), ("reverse", "early"), ("random", "random"))
 CASES = [
@@ -59,8 +60,8 @@ def grid_of(block_size: int) -> tuple[int, int]:
 
 def guarded(shape: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """A buffer full of NaN, and `shape` in its middle."""
-    buffer = torch.full((shape[0] * shape[1] + 256,), float("nan"), dtype=dtype)
-    return buffer, buffer[128:-128].view(shape)
+    buffer = torch.full((shape[0] * shape[1] + 2 * GUARD,), float("nan"), dtype=dtype)
+    return buffer, buffer[GUARD:-GUARD].view(shape)
 
 
 def check(
@@ -91,7 +92,7 @@ def check(
     if element == "Tf32":  # each operand is cut to 10 bits of fraction
         bound = bound + 2.0**-9 * (dense.double().abs() @ x.mT.double().abs())
     assert bool(((out.mT.double() - expected).abs() <= bound).all())
-    assert bool(buffer[:128].isnan().all() and buffer[-128:].isnan().all()), "wrote outside the output"
+    assert bool(buffer[:GUARD].isnan().all() and buffer[-GUARD:].isnan().all()), "wrote outside the output"
 
 
 @pytest.mark.parametrize(("op", "element", "block_size"), CASES)
@@ -205,7 +206,7 @@ def compiled() -> Iterator[Variant]:
         yield variant(op, element, block_size, default_tile(element, block_size, 4096))
 
 
-@pytest.mark.parametrize("wanted", compiled(), ids=str)
+@pytest.mark.parametrize("wanted", list(compiled()), ids=str)
 def test_kernels_neither_spill_nor_wait_for_each_product(wanted: Variant) -> None:
     """ptxas says so where it had to put wgmmas one after the other (C7510 to C7520)."""
     try:
