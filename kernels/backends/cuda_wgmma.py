@@ -182,14 +182,13 @@ class Product:
         load: Callable[[Variant], Kernel] = cuda_kernel.load,
     ) -> None:
         """values: [nnzb, b, b]; x: [n, k]; out: [n, m], contiguous; at most `ctas` CTAs, one a multiprocessor."""
-        block_size = values.shape[1]
-        self.variant = variant(op, element, block_size, tile)
-        self.kernel = load(self.variant)
-        self.listed = list_columns(index, block_size, tile.rows, turned=op == "dsd_t")
         self.keeps = values, x, out
         for tensor in self.keeps:
             if not tensor.is_contiguous() or tensor.data_ptr() % 16:
                 raise ValueError("operands of wgmma must be contiguous and begin at a multiple of 16 bytes")
+        self.variant = variant(op, element, values.shape[1], tile)
+        self.kernel = load(self.variant)
+        self.listed = list_columns(index, values.shape[1], tile.rows, turned=op == "dsd_t")
         groups, n = self.listed.order.numel(), x.shape[0]
         pointers = (tensor.data_ptr() for tensor in (*self.keeps, *self.listed))
         self.arguments = Arguments(*pointers, n, x.shape[1], out.shape[1], groups)
