@@ -77,14 +77,16 @@ class Tiles(NamedTuple):
     def registers(self, gates: int, exact: bool) -> int:
         """About as many as a thread needs; `exact`: for sums without tensor cores."""
         pairs = max(1, self.units // (4 * self.split))
-        return 56 + gates * self.units // 2 * (4 if exact else 1) + 8 * self.ahead + 12 * pairs
+        return 76 + gates * self.units // 2 * (4 if exact else 1) + 8 * self.ahead + 12 * pairs
 
-    def cycles(self, plan: Plan, gates: int, batch: int) -> float:
-        """Of a step on the multiprocessor with most to do, without what any step costs."""
-        state = min(SAMPLES * self.tiles, batch) * PIECES * PIECE_BYTES * plan.most_items
-        shared = self.weight_bytes(plan) * self.tiles + 2 * self.sums_bytes(gates)
+    def cycles(self, plan: Plan, gates: int, batch: int, together: bool, ctas: int) -> float:
+        """Of a step on the multiprocessor with most to do, `ctas` of them, without what any step costs."""
+        state = min(SAMPLES * self.tiles, batch) * PIECE_BYTES * plan.most_pieces
+        weights = self.weight_bytes(plan)
+        from_cache = state if together and self.resident else state + weights
+        shared = weights * self.tiles + 2 * self.sums_bytes(gates)
         rounds = ceil(plan.most_items / (self.split * self.ahead))
-        return rounds * LATENCY + self.ctas * (state / L2_BYTES + shared / SHARED_BYTES)
+        return max(rounds * LATENCY, ctas * from_cache / L2_BYTES) + ctas * shared / SHARED_BYTES
 
 
 def candidates(block: int, batch: int, exact: bool) -> Iterator[Tiles]:
@@ -108,14 +110,15 @@ def choose(plan: Plan, gates: int, sizes: tuple[int, int, int], exact: bool, dev
     legal = []
     for tile in candidates(block, batch, exact):
         across, groups, _ = tile.grid(hidden, batch)
-        tile = tile._replace(ctas=ceil(across * groups / device.multiprocessors) if together else 1)
+        ctas = ceil(across * groups / device.multiprocessors)
+        tile = tile._replace(ctas=ctas if together else 1)
         shared = tile.shared_bytes(plan, gates)
         fits = tile.ctas * (shared + CTA_OVERHEAD) <= device.shared_bytes and shared <= device.cta_bytes
         if fits and tile.ctas * tile.threads * tile.registers(gates, exact) <= REGISTERS:
-            legal.append(tile)
+            legal.append((not tile.resident, tile.cycles(plan, gates, batch, together, ctas), tile))
     if not legal:
         return (
             f"an LSTM layer of {hidden} hidden units at batch {batch} does not fit on "
             f"{device.multiprocessors} multiprocessors at once"
         )
-    return min(legal, key=lambda tile: (not tile.resident, tile.cycles(plan, gates, batch), tile))
+    return min(legal)[-1]
