@@ -36,9 +36,7 @@ def _arguments(name: str, pointers: str) -> type[ctypes.Structure]:
 
 
 Forward = _arguments("Forward", "values projected bias_ih bias_hh h0 c0 states last_cell kept cells flags")
-Backward = _arguments(
-    "Backward", "values grad_y grad_h grad_c c0 kept cells grads grad_h0 carry grad_bias flags"
-)
+Backward = _arguments("Backward", "values grad_y grad_h grad_c c0 kept cells grads grad_h0 carry grad_bias flags")
 
 
 class Sizes(NamedTuple):
@@ -112,23 +110,29 @@ class Pass:
         load: Callable[[Variant], Kernel],
         together: bool,
     ) -> None:
-        backward = isinstance(arguments, Backward)
         self.plan, self.arguments, self.steps, self.tiles, self.together = plan, arguments, sizes.steps, tiles, together
         arguments.plan, arguments.most_items = plan.pointers, plan.most_items
         arguments.steps, arguments.batch, arguments.hidden = sizes[:3]
         self.grid = tiles.grid(sizes.hidden, sizes.batch)
         self.flags = torch.zeros(self.grid[0] * self.grid[1], dtype=torch.int32, device=plan.items.device)
         arguments.flags = pointer(self.flags)
-        macros = {"ELEMENT": element, "BLOCK": sizes.block, **{name.upper(): int(value) for name, value in tiles._asdict().items()}}
-        name = "lstm_backward" if backward else "lstm_forward"
-        shared = tiles.shared_bytes(plan, 1 if backward else GATES)
-        self.variant = Variant("lstm.cu", name, tuple(sorted(macros.items())), tiles.threads, shared)
+        self.variant = variant_of(
+            "lstm_backward" if isinstance(arguments, Backward) else "lstm_forward", plan, sizes, tiles, element
+        )
         self.kernel = load(self.variant)
 
     def run(self, begin: int, end: int) -> None:
         """Launch for the steps from `begin` to `end`."""
         self.arguments.begin, self.arguments.end = begin, end
         self.kernel(self.grid, self.arguments, self.together)
+
+
+def variant_of(name: str, plan: Plan, sizes: Sizes, tiles: Tiles, element: str) -> Variant:
+    """Kernel `name`, lstm_forward or lstm_backward, for one element type of cuda/device.h."""
+    macros: dict[str, str | int] = {name.upper(): int(value) for name, value in tiles._asdict().items()}
+    macros |= {"ELEMENT": element, "BLOCK": sizes.block}
+    shared = tiles.shared_bytes(plan, GATES if name == "lstm_forward" else 1)
+    return Variant("lstm.cu", name, tuple(sorted(macros.items())), tiles.threads, shared)
 
 
 class Lstm:
@@ -186,7 +190,12 @@ class Lstm:
         self.products.weigh(into, x.flatten(0, 1), self.columns.flatten(0, 1))
         given: Any = self.ahead.arguments
         given.values, given.bias_ih, given.bias_hh = pointer(values), pointer(bias_ih), pointer(bias_hh)
-        given.h0, given.c0, given.states, given.last_cell = pointer(h0), pointer(c0), pointer(states), pointer(last_cell)
+        given.h0, given.c0, given.states, given.last_cell = (
+            pointer(h0),
+            pointer(c0),
+            pointer(states),
+            pointer(last_cell),
+        )
         if self.together:
             self.ahead.flags.zero_()
             self.ahead.run(0, steps)
@@ -197,7 +206,11 @@ class Lstm:
         return states[1:], last_cell
 
     def backward(
-        self, grad_y: Tensor | None, grad_h: Tensor | None = None, grad_c: Tensor | None = None, wants_states: bool = False
+        self,
+        grad_y: Tensor | None,
+        grad_h: Tensor | None = None,
+        grad_c: Tensor | None = None,
+        wants_states: bool = False,
     ) -> Gradients:
         """Gradients through the last forward pass, from those of y, of the last state and of the last cells."""
         assert self.last is not None and self.keep
@@ -214,7 +227,7 @@ class Lstm:
         self.products.sample_input(grads, x.flatten(0, 1), wanted[1])
         self.products.sample_recurrent(grads, states[:-1].flatten(0, 1), wanted[2])
         bias = self.grad_bias.sum(dim=0).to(x.dtype)
-        return Gradients(*wanted, bias, grad_h0, self.carry.to(x.dtype) if wants_states else None)
+        return Gradients(*wanted, bias, grad_h0, self.carry.to(x.dtype, copy=True) if wants_states else None)
 
     def _run_back(self, grad_h0: Tensor | None) -> None:
         given: Any = self.back.arguments
