@@ -76,6 +76,7 @@ HELPERS = (
     "buffers",
     "cuda_kernel",
     "cuda_lstm",
+    "cuda_lstm_pass",
     "cuda_lstm_plan",
     "cuda_lstm_tiles",
     "cuda_nvrtc",

@@ -105,6 +105,7 @@ def tables(rows: list[Items], device: torch.device) -> Plan:
     def tensor(values: list[list[int]] | list[int], *width: int) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device).reshape(-1, *width)
 
-    most = (int(torch.tensor(first).diff().max()) for first in (first_item, first_slot))
+    most_items, most_slots = (int(torch.tensor(first).diff().max()) for first in (first_item, first_slot))
     most_pieces = max(sum(map(len, row)) for row in rows)
-    return Plan(tensor(items, 8), tensor(first_item), tensor(first_slot), tensor(sources, PIECES), *most, most_pieces)
+    indptrs = tensor(first_item), tensor(first_slot)
+    return Plan(tensor(items, 8), *indptrs, tensor(sources, PIECES), most_items, most_slots, most_pieces)

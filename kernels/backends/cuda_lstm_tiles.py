@@ -18,7 +18,7 @@ import torch
 from kernels.backends.cuda_lstm_plan import ITEM_BYTES, PIECE_BYTES, PIECES, Plan
 
 L2_BYTES, SHARED_BYTES, LATENCY = 25, 128, 800
-REGISTERS = 65536  # of a multiprocessor
+REGISTERS, MOST_REGISTERS = 65536, 255  # of a multiprocessor, and of a thread
 MOST_THREADS = 512  # of a CTA
 SAMPLES = 16  # of a tile
 CTA_OVERHEAD = 1024  # bytes of shared memory that a CTA takes beside its own
@@ -116,7 +116,8 @@ def choose(
         tile = tile._replace(ctas=ctas if together else 1)
         shared = tile.shared_bytes(plan, gates)
         fits = tile.ctas * (shared + CTA_OVERHEAD) <= device.shared_bytes and shared <= device.cta_bytes
-        if fits and tile.ctas * tile.threads * tile.registers(gates, exact) <= REGISTERS:
+        registers = tile.registers(gates, exact)
+        if fits and registers <= MOST_REGISTERS and tile.ctas * tile.threads * registers <= REGISTERS:
             legal.append((not tile.resident, tile.cycles(plan, gates, batch, together, ctas), tile))
     if not legal:
         return (

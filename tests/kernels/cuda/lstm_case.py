@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kernels.backends import cuda_lstm
 from kernels.backends.cuda_kernel import Kernel, Variant
-from kernels.backends.cuda_lstm import Gradients, Lstm, Operands, Products, Sizes
+from kernels.backends.cuda_lstm import Gradients, Lstm, Operands, Products
+from kernels.backends.cuda_lstm_pass import Sizes
 from kernels.backends.cuda_lstm_tiles import Tiles
 from kernels.backends.reference import lstm_reference
 from kernels.blockmask import BlockMask

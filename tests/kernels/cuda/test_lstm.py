@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kernels.backends import cuda_nvrtc
 from kernels.backends.cuda_kernel import Kernel, Variant, compile_cubin
-from kernels.backends.cuda_lstm import Sizes, plans_for, tiles_for, unsupported, variant_of
+from kernels.backends.cuda_lstm import plans_for, tiles_for, unsupported
+from kernels.backends.cuda_lstm_pass import Sizes, variant_of
 from kernels.backends.cuda_lstm_tiles import Device, Tiles
 from kernels.bsr import BSRMatrix
 from kernels.compiler import CompileError
