@@ -27,6 +27,8 @@ Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0), AfterValidator(_without_sign)]
 Count = Annotated[int, Field(ge=1, le=LARGEST_INT)]
 Natural = Annotated[int, Field(ge=0, le=LARGEST_INT)]
+Math = Literal["ieee", "tf32"]
+MATH = "how float32 is multiplied on a GPU: exactly, or by tensor cores with 10 bits of fraction (both sides alike)"
 BlockSize = Annotated[int, Field(ge=1, le=1024)]
 
 
@@ -94,6 +96,7 @@ class GemmCell(Cell):
     block_size: BlockSize = Field(16, description="side of a square weight block, elements")
     target_sparsity: Fraction = Field(0.8, description="share of blocks wanted empty, fraction")
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = Field("float32", description="type of values and operands")
+    math: Math = Field("ieee", description=MATH)
     device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
     cache: Literal["hot", "cold"] = Field("hot", description="operands left in cache, or evicted before each sample")
     # fmt: on
@@ -103,6 +106,9 @@ class GemmCell(Cell):
         _require_division("m", self.m, self.block_size)
         _require_division("k", self.k, self.block_size)
         return self
+
+    def canonical(self) -> Self:
+        return self if self.dtype == "float32" else self.reset("math")
 
 
 class LstmCell(Cell):
@@ -121,7 +127,8 @@ class LstmCell(Cell):
     block_size: BlockSize = Field(16, description="side of a square weight block, elements")
     target_sparsity: Fraction = Field(0.8, description="share of blocks wanted empty, fraction")
     scope: Literal["all", "weight_hh"] = Field("all", description="weights that are block-sparse: both, or the recurrent one")
-    dtype: Literal["float32", "float64"] = Field("float32", description="type of values and operands")
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = Field("float32", description="type of values and operands")
+    math: Math = Field("ieee", description=MATH)
     device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
     # fmt: on
 
@@ -131,6 +138,9 @@ class LstmCell(Cell):
         if self.scope == "all":
             _require_division("input_size", self.input_size, self.block_size)
         return self
+
+    def canonical(self) -> Self:
+        return self if self.dtype == "float32" else self.reset("math")
 
 
 class TrainCell(Cell):

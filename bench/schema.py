@@ -79,7 +79,8 @@ def _timed(what: str, error: str) -> tuple[Column, ...]:
         Column("launches_per_sample", pa.int64(), "measured", "", f"{what}s timed together in one sample"),
         Column("noisy", pa.bool_(), "measured", "", "middle half of the pairwise ratios spread over more than 10 % of their median, or a median time was twice its minimum"),
         Column("attempts", pa.int64(), "measured", "", "times the pairs were sampled: a noisy attempt is thrown away, at most 3 are made"),
-        Column("timer", pa.string(), "result", "", "clock that took the samples"),
+        Column("timer", pa.string(), "measured", "", "clock that took the samples; launches under 20 us on a GPU are replayed from a CUDA graph"),
+        Column("host_ms", pa.float64(), "measured", "ms", f"processor time to launch one {what} of the backend on a GPU; null on a CPU"),
     )
 
 
@@ -137,6 +138,10 @@ PROVENANCE = (
     Column("threads_used", pa.int64(), "provenance", "", "threads in force, read back from torch"),
     Column("os", pa.string(), "provenance", "", "operating system and machine"),
     Column("driver", pa.string(), "provenance", "", "GPU driver version, empty on a CPU"),
+    Column("sm_clock_mhz", pa.float64(), "provenance", "MHz", "clock of the GPU's multiprocessors right after the samples; as it was, never set; null on a CPU or where the driver does not say"),
+    Column("memory_clock_mhz", pa.float64(), "provenance", "MHz", "clock of the GPU's memory, likewise"),
+    Column("temperature_celsius", pa.float64(), "provenance", "degrees Celsius", "temperature of the GPU, likewise"),
+    Column("power_watts", pa.float64(), "provenance", "W", "power drawn by the GPU, likewise"),
     Column("python", pa.string(), "provenance", "", "Python version"),
     Column("torch", pa.string(), "provenance", "", "torch version"),
     Column("blas", pa.string(), "provenance", "", "BLAS torch was built with"),

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kernels.backends import cuda_kernel
 from kernels.backends.cuda_kernel import Kernel, Variant
-from kernels.backends.cuda_lstm_pass import Backward, Forward, Pass, Sizes, pointer
+from kernels.backends.cuda_lstm_pass import Backward, Forward, Pass, pointer
+from kernels.backends.cuda_lstm_pass import Sizes as Sizes
 from kernels.backends.cuda_lstm_plan import GATES, Plan, backward_plan, forward_plan
 from kernels.backends.cuda_lstm_tiles import Device, Tiles, choose
 from kernels.bsr import BSRIndex, BSRMatrix

@@ -19,4 +19,5 @@
 #include "emulated_copies.h"
 #include "emulated_builtins.h"
 #include "emulated_pieces.h"
+#include "emulated_wgmma.h"
 #include "emulated_launch.h"

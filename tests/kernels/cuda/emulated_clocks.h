@@ -33,12 +33,6 @@ struct Mbarrier {
     u32 *arriving, *done;
 };
 
-struct Tensor;  // a product of a warpgroup that goes on
-struct Warpgroup {
-    Tensor *first, *last;
-    u32 committed, open;
-};
-
 struct Cta {
     uint3 index;
     char *memory;  // shared, between two guards
@@ -51,7 +45,6 @@ struct Cta {
     Named named[most_named];
     Mbarrier mbarriers[most_mbarriers];
     int mbarrier_count;
-    Warpgroup groups[8];
 };
 
 inline int clock_size() { return (int)(run.options.threads + 7) & ~7; }

@@ -30,6 +30,7 @@ struct Options {  // mirrored by emulator.py
 
 struct Cta;
 struct Warp;
+struct Tensor;
 constexpr int lanes_of_a_warp = 32, stack_bytes = 64 * 1024;
 constexpr int stack_stride = stack_bytes + 1088;  // else the stacks' ends would share a few sets of the cache
 constexpr u64 canary = 0x5afe57acc5afe57aull;
@@ -69,6 +70,11 @@ struct Warp {
     bool kept;  // a piece was done since its lanes were last listed
     Meeting meetings[4];
     void *given[lanes_of_a_warp];
+    Tensor *first, *last;      // of wgmma, that go on
+    u32 commits, begun, story;  // groups and products so far; a checksum of the products
+    bool fenced;
+    const u32 *loaded[16];  // where load_matrix wrote to since the last wgmma_fence
+    u32 loaded_count;
 };
 
 struct Run {
@@ -161,6 +167,7 @@ inline Warp *pick_warp() {
 static Fibre *next() {
     while (!run.todo) {
         Warp *warp = run.warp;
+        if (run.options.copies == random_copies && random_below(8) == 0) finish_something();
         if (!(warp->kept && warp->ready && run.options.order != random_order)) warp = pick_warp();
         if (warp) run.warp = warp, run.todo = warp->ready, warp->kept = false;
         else if (!finish_something()) deadlock();
@@ -202,6 +209,7 @@ static void begin_fibre() {
     const u32 lane = 1u << now->lane;
     for (Meeting &meeting : warp->meetings)
         if (meeting.mask & lane) fault("exits while other lanes of its warp wait for it at %s", meeting.piece);
+    if (warp->first) fault("exits while products go on: wgmma_wait is missing");
     warp->live &= ~lane;
     run.spins = 0;
     leave_cta();

@@ -1,6 +1,8 @@
 // One launch of a kernel: the CTAs one after another, or all together where it is cooperative.
 #pragma once
-#include "emulated_copies.h"
+#include <setjmp.h>
+#include <signal.h>
+#include "emulated_wgmma.h"
 
 namespace emulated {
 
@@ -48,7 +50,6 @@ static void begin_cta(size_t place, uint3 index) {
     cta.memory = shared_blocks + place * shared_stride() + guard_bytes;
     memset(cta.memory - guard_bytes, 0xff, (size_t)run.options.shared_bytes + 2 * guard_bytes);
     memset(cta.words, 0, (run.options.shared_bytes / 4 + 4) * sizeof(Word));
-    memset(cta.groups, 0, sizeof cta.groups);
     u32 *clock = barrier_clocks + place * clocks_of_a_cta * size;
     memset(clock, 0, clocks_of_a_cta * size * 4);
     cta.atomics = clock;
@@ -85,12 +86,51 @@ static void check_guards(const Cta &cta) {
         }
 }
 
+// The four warps of a warpgroup must begin the same products.
+static void check_warpgroups(const Cta &cta) {
+    const Warp *warps = cta.fibres->warp;
+    for (int i = 0; i < warps_of_a_cta(); ++i) {
+        if (warps[i].story == warps[i & ~3].story) continue;
+        snprintf(run.message, sizeof run.message, "cta (%u, %u, %u): warps %d and %d of a warpgroup began other products of wgmma",
+                 cta.index.x, cta.index.y, cta.index.z, i & ~3, i);
+        run.failed = true;
+        return;
+    }
+}
+
+// Accesses of memory that is not there end the launch, not the process.
+static sigjmp_buf before_launch;
+static void on_signal(int) {
+    snprintf(run.message, sizeof run.message, "cta (%u, %u, %u), thread %d: an access of memory that does not exist",
+             now->cta->index.x, now->cta->index.y, now->cta->index.z, now->number);
+    run.failed = true;
+    siglongjmp(before_launch, 1);
+}
+
+struct Signals {  // caught on a stack of their own while it lives
+    struct sigaction before[2];
+    stack_t stack_before;
+    Signals() {
+        static char stack[32768];
+        const stack_t ours = {stack, 0, sizeof stack};
+        sigaltstack(&ours, &stack_before);
+        struct sigaction action = {};
+        action.sa_handler = on_signal, action.sa_flags = SA_ONSTACK;
+        sigaction(SIGSEGV, &action, before), sigaction(SIGBUS, &action, before + 1);
+    }
+    ~Signals() {
+        sigaction(SIGSEGV, before, nullptr), sigaction(SIGBUS, before + 1, nullptr);
+        sigaltstack(&stack_before, nullptr);
+    }
+};
+
 static void run_ctas() {
     run.warp = run.options.order == reverse ? run.warps : run.warps + run.warp_count - 1;
     run.todo = 0, run.spins = 0, pending_count = 0;
     now = next();
-    emulated_switch(&run.caller, now->stack_pointer);
-    for (int i = 0; i < run.cta_count && !run.failed; ++i) check_guards(run.ctas[i]);
+    const Signals caught;
+    if (sigsetjmp(before_launch, 1) == 0) emulated_switch(&run.caller, now->stack_pointer);
+    for (int i = 0; i < run.cta_count && !run.failed; ++i) check_guards(run.ctas[i]), check_warpgroups(run.ctas[i]);
     if (!run.failed && pending_count) {
         snprintf(run.message, sizeof run.message, "the kernel ends while %d copies go on that an mbarrier would wait for", pending_count);
         run.failed = true;

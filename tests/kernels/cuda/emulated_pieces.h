@@ -23,6 +23,8 @@ inline void load_matrix(u32 (&to)[4], const void *row) { emulated::load_matrices
 inline void load_matrix_turned(u32 (&to)[4], const void *row) { emulated::load_matrices<4, true>(to, row); }
 inline void load_matrix(u32 (&to)[2], const void *row) { emulated::load_matrices<2, false>(to, row); }
 inline void load_matrix_turned(u32 (&to)[2], const void *row) { emulated::load_matrices<2, true>(to, row); }
+inline void store_matrix(void *row, const u32 (&from)[4]) { emulated::store_matrices((char *)row, from, false, "store_matrix"); }
+inline void store_matrix_turned(void *row, const u32 (&from)[4]) { emulated::store_matrices((char *)row, from, true, "store_matrix_turned"); }
 
 inline void multiply(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2], Bfloat16) {
     emulated::multiply_halves<emulated::bf16_value>(sum, a, b, "multiply bf16");

@@ -14,7 +14,7 @@ inline bool meet(const char *piece, u32 mask, void *given) {
     Meeting *mine = nullptr, *unused = nullptr;
     for (Meeting &meeting : warp.meetings) {
         if (!meeting.mask) unused = &meeting;
-        else if (meeting.mask == mask && !strcmp(meeting.piece, piece)) mine = &meeting;
+        else if (meeting.mask == mask && (meeting.piece == piece || !strcmp(meeting.piece, piece))) mine = &meeting;
         else if (meeting.mask & mask) fault("lane %d comes to %s while lanes %08x of its warp wait at %s", now->lane, piece, meeting.arrived, meeting.piece);
     }
     if (!mine) {
@@ -51,6 +51,15 @@ inline u32 warp_event() {
     return time;
 }
 
+template <class Do> inline void by_the_last(const char *piece, void *given, Do act) {
+    if (!meet(piece, all_lanes, given)) return;
+    act();
+    part(all_lanes);
+}
+
+// What a wgmma_fence must come after before a product takes it from registers.
+inline void loaded(Warp &warp, const u32 *to) { warp.loaded[warp.loaded_count++ % 16] = to; }
+
 struct Rows {
     u32 *to;
     const void *row;
@@ -62,6 +71,7 @@ template <int COUNT, bool turned> inline void load_matrices(u32 *to, const void 
     Rows mine = {to, row};
     if (!meet(piece, all_lanes, &mine)) return;
     const u32 time = warp_event();
+    loaded(*now->warp, given_by<Rows>(0).to);
     u16 matrix[COUNT][8][8];
     for (int lane = 0; lane < COUNT * 8; ++lane) {
         const char *from = (const char *)given_by<Rows>(lane).row;
@@ -76,6 +86,30 @@ template <int COUNT, bool turned> inline void load_matrices(u32 *to, const void 
             given_by<Rows>(lane).to[i] = low | high << 16;
         }
     part(all_lanes);
+}
+
+// Four 8x8 matrices to shared memory, the way back of load_matrix.
+inline void store_matrices(char *row, const u32 *from, bool turned, const char *piece) {
+    struct Given {
+        char *row;
+        const u32 *from;
+    } mine = {row, from};
+    shared_offset(row, 16, 16, piece);
+    by_the_last(piece, &mine, [=] {
+        warp_event();
+        for (int at = 0; at < lanes_of_a_warp; ++at) {
+            u16 values[8];
+            for (int i = 0; i < 8; ++i) {
+                const int line = turned ? i : at % 8, col = turned ? at % 8 : i;
+                values[i] = (u16)(given_by<Given>(line * 4 + col / 2).from[at / 8] >> 16 * (col % 2));
+            }
+            Fibre &thread = now->warp->lanes[at];
+            const u32 offset = (u32)(given_by<Given>(at).row - now->cta->memory);
+            begin_write(thread, offset, 16, piece);
+            memcpy(given_by<Given>(at).row, values, 16);
+            end_write(thread, offset, 16, copied, event(thread));
+        }
+    });
 }
 
 typedef float EightFloats __attribute__((vector_size(32), aligned(4)));

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import platform
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,15 @@ _one_at_a_time = threading.Lock()
 
 class EmulationError(Exception):
     """A fault of the kernel, told by the emulator."""
+
+
+def unsupported() -> str | None:
+    """Why kernels cannot be emulated here, or None."""
+    if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "aarch64"):
+        return f"the emulator switches stacks on Linux on x86_64 and aarch64 only, not {sys.platform} on {platform.machine()}"
+    if not compiler.candidates():
+        return f"no C++ compiler found; {compiler.HOW_TO_GET_ONE}"
+    return None
 
 
 class Variant(Protocol):
