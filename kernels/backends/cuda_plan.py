@@ -226,7 +226,9 @@ def _units(group: Tensor, tile: SampledTile) -> Tensor:
     """[units, 4], by rows: row | other row << 16, column, place in the values, place of the other 8 rows."""
     size, unit = tile.block_size, tile.unit
     row, column = (group >= 0).nonzero(as_tuple=True)
-    down, along = (inside.flatten() * unit for inside in torch.meshgrid(*(torch.arange(size // unit),) * 2, indexing="ij"))
+    down, along = (
+        inside.flatten() * unit for inside in torch.meshgrid(*(torch.arange(size // unit),) * 2, indexing="ij")
+    )
     rows, cols = row[:, None] * size + down, column[:, None] * size + along
     places = group[row, column][:, None] * size * size + down * size + along
     units = torch.stack([rows | (rows + 8) << 16, cols, places, places + 8 * size], dim=2).flatten(0, 1)
@@ -244,5 +246,10 @@ def _pairs(group: Tensor, tile: SampledTile) -> Tensor:
     at = head.nonzero().flatten()
     other = torch.where(follows, at + 1, at)
     places = group[row, column] * size * size
-    units = [row[at] * size | (row[other] * size) << 16, column[at] * size, places[at], torch.where(follows, places[other], -1)]
+    units = [
+        row[at] * size | (row[other] * size) << 16,
+        column[at] * size,
+        places[at],
+        torch.where(follows, places[other], -1),
+    ]
     return torch.stack(units, dim=1)
