@@ -74,6 +74,6 @@ class Catalogue:
 
 HELPERS = (
     *("buffers", "captured", "cusparse", "ell", "fastest", "lstm_launch"),
-    *("native_library", "native_lstm", "native_products"),
+    *("native_library", "native_lstm", "native_products", "tuned"),
 )
 BACKENDS = Catalogue("backend", "kernels.backends", "BACKEND", helpers=HELPERS)
