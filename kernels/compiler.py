@@ -118,22 +118,26 @@ def _run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def source_text(source: Path) -> str:
-    """The source and, after it, the headers of its folder that it includes, each once."""
+def source_text(source: Path, folders: tuple[Path, ...] = ()) -> str:
+    """The source and, after it, the headers that it includes from its folder or `folders`, each once."""
     texts, waiting = {}, [source]
     while waiting:
         path = waiting.pop()
-        if path not in texts:
-            texts[path] = path.read_text(encoding="utf-8")
-            waiting += [path.parent / name for name in re.findall(r'^#include "(.+)"', texts[path], re.MULTILINE)]
+        if path in texts:
+            continue
+        texts[path] = path.read_text(encoding="utf-8")
+        for name in re.findall(r'^#include "(.+)"', texts[path], re.MULTILINE):
+            found = [folder / name for folder in (path.parent, *folders) if (folder / name).exists()]
+            waiting += found[:1]  # none: what only another compiler includes
     return "\n".join(texts.values())
 
 
-def _build(command: list[str], source: Path, defines: tuple[str, ...]) -> Library:
+def _build(command: list[str], source: Path, defines: tuple[str, ...], options: tuple[str, ...]) -> Library:
     folder = cache_folder()
     version = _run([*command, "--version"], folder).splitlines()[0]
-    arguments = [*flags(command), *(f"-D{define}" for define in defines)]
-    parts = [source_text(source), *command, *arguments, version, platform.platform(), cpu_model()]
+    arguments = [*flags(command), *(f"-D{define}" for define in defines), *options]
+    folders = tuple(Path(option[2:]) for option in options if option.startswith("-I"))
+    parts = [source_text(source, folders), *command, *arguments, version, platform.platform(), cpu_model()]
     name = f"{source.stem}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}"
     path = folder / (name + (".dll" if sys.platform == "win32" else ".so"))
     if path.exists():
@@ -151,19 +155,20 @@ def _build(command: list[str], source: Path, defines: tuple[str, ...]) -> Librar
         raise CompileError(f"the compiled library does not load: {error}") from error
 
 
-def compile_library(source: Path, defines: tuple[str, ...] = ()) -> Library:
+def compile_library(source: Path, defines: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> Library:
     """`source` compiled by the first compiler that manages, and loaded; CompileError, one line, where none does.
 
-    defines: 'NAME=VALUE' macros. Tried once per process, with or without success.
+    defines: 'NAME=VALUE' macros. options: compiler options that win over ours; headers are looked for in their '-IFOLDER'.
+    Tried once per process, with or without success.
     """
-    result = _compile_once(source, defines)
+    result = _compile_once(source, defines, options)
     if isinstance(result, str):
         raise CompileError(result)
     return result
 
 
 @functools.cache
-def _compile_once(source: Path, defines: tuple[str, ...]) -> Library | str:
+def _compile_once(source: Path, defines: tuple[str, ...], options: tuple[str, ...]) -> Library | str:
     """A library, or why there is none."""
     commands = candidates()
     if not commands:
@@ -171,7 +176,7 @@ def _compile_once(source: Path, defines: tuple[str, ...]) -> Library | str:
     failures = []
     for command in commands:
         try:
-            return _build(command, source, defines)
+            return _build(command, source, defines, options)
         except (CompileError, OSError) as error:
             failures.append(f"{' '.join([Path(command[0]).name, *command[1:]])}: {error}")
     added = os.environ.get(FLAGS_VARIABLE)

@@ -14,9 +14,11 @@ ROOT = Path(__file__).parents[1]
 
 RUNGS: list[list[str]] = [
     ["kernels.registry", "kernels.blockmask", "kernels.compiler", "kernels.openmp", "kernels.backends.buffers"],
-    ["kernels.bsr"],
-    ["kernels.problem", "kernels.backends.native_library"],
-    ["kernels.lstm_problem", "kernels.backends.native_products"],
+    ["kernels.bsr", "kernels.backends.cuda_nvrtc"],
+    ["kernels.backends.cuda_kernel"],
+    ["kernels.problem", "kernels.backends.native_library", "kernels.backends.cuda_plan"],
+    ["kernels.backends.cuda_variants"],
+    ["kernels.lstm_problem", "kernels.backends.native_products", "kernels.backends.cuda_products"],
     ["kernels.backends.native_lstm"],
     ["kernels.ops"],
     ["kernels.backends.*"],

@@ -1,0 +1,94 @@
+// Blocks below 64 in products_wgmma.cu: a warpgroup's sums are D[64 tokens, b] for each block row of the group, kept apart.
+//
+// Each kept block is a product of its own, the others are skipped. With REGISTER_A the tokens are loaded into registers once
+// for all block rows; otherwise each product reads its 64 tokens from shared memory, 16 cycles for 16 elements.
+#pragma once
+#include "wgmma_ring.h"
+
+static const int width = BLOCK;
+static const int halves = TOKENS / (64 * WARPGROUPS), kinds = slots;  // 64 tokens, one block row
+static const int along = column_bytes / 32;                           // products along a block
+static const int behind = REGISTER_A ? 0 : 1;                         // steps that may still be multiplied when one ends
+static const u64 any_slot = ((u64)1 << slots) - 1;
+
+struct Sums {
+    float at[halves][kinds][width / 2];
+};
+
+// Whole blocks, one a warp at a time.
+DEVICE void gather_blocks(const Arguments& given, const Step& step, char* to, int thread) {
+    const int lane = thread % 32;
+    UNROLL for (int first = 0; first < pairs; first += 4) {
+        const int pair = first + thread / 32;
+        const int block = __shfl_sync(0xffffffffu, step.block[first / 32], pair % 32);
+        if (block < 0 || pair >= pairs) continue;
+        const char* from = (const char*)given.values + (u64)block * piece_bytes;
+        UNROLL for (int byte = 0; byte < piece_bytes; byte += 512)
+            copy_async<16>(to + pair * piece_bytes + swizzled<column_bytes>(byte + 16 * lane), from + byte + 16 * lane, true);
+    }
+}
+
+#if REGISTER_A
+// Columns from the first; the tokens of one are loaded where any block row keeps it.
+DEVICE void multiply_step(Sums& sums, const Ring& ring, int stage, int group, u64 kept) {
+    const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
+    const u64 b = descriptor<column_bytes>(ring.blocks(stage));
+    u32 a[listed][halves][along][4];
+    UNROLL for (int column = 0; column < listed; ++column)
+        if (kept >> (column * slots) & any_slot)
+            UNROLL for (int half = 0; half < halves; ++half)
+                UNROLL for (int i = 0; i < along; ++i) {
+                    const int offset = ((group * halves + half) * 64 + row) * line + column % in_panel * column_bytes + 32 * i + lane / 16 * 16;
+                    load_matrix(a[column][half][i], ring.x(stage) + column / in_panel * panel_bytes + swizzled<line>(offset));
+                }
+    wgmma_fence();
+    UNROLL for (int column = 0; column < listed; ++column)
+        UNROLL for (int slot = 0; slot < slots; ++slot)
+            if (kept >> (column * slots + slot) & 1)
+                UNROLL for (int half = 0; half < halves; ++half)
+                    UNROLL for (int i = 0; i < along; ++i)
+                        multiply_wide<width, Element, TURNED>(sums.at[half][slot], a[column][half][i],
+                            b + descriptor_step((column * slots + slot) * piece_bytes + (TURNED ? 16 * column_bytes : 32) * i), true);
+}
+#else
+// Block rows from the first, of each the columns that it keeps. The bits of `kept` are pairs: column * slots + slot.
+DEVICE void multiply_step(Sums& sums, const Ring& ring, int stage, int group, u64 kept) {
+    const u64 a = descriptor<line>(ring.x(stage) + group * halves * 64 * line), b = descriptor<column_bytes>(ring.blocks(stage));
+    u64 every = 0;
+    UNROLL for (int i = 0; i < listed; ++i) every |= (u64)1 << (i * slots);
+    wgmma_fence();
+    UNROLL for (int slot = 0; slot < slots; ++slot)
+        for (u64 bits = kept >> slot & every; bits; bits &= bits - 1) {
+            const int first = __ffsll((long long)bits) - 1, column = first / slots;
+            const u64 tokens = a + descriptor_step(column / in_panel * panel_bytes + column % in_panel * column_bytes);
+            const u64 block = b + descriptor_step((first + slot) * piece_bytes);
+            UNROLL for (int half = 0; half < halves; ++half)
+                UNROLL for (int i = 0; i < along; ++i)
+                    multiply_wide<width, Element, false, TURNED>(sums.at[half][slot], tokens + descriptor_step(half * 64 * line + 32 * i),
+                                                                 block + descriptor_step((TURNED ? 16 * column_bytes : 32) * i), true);
+        }
+}
+#endif
+
+// Each warp its own 16 tokens, 128 bytes of rows at a time.
+DEVICE void store_sums(const Arguments& given, const Sums& sums, const Tile& tile, char* room, int group, int thread) {
+    const int pitch = line + 16, rows = line / Element::bytes, lane = thread % 32, warp = thread / 32;
+    room += warp * 16 * pitch;
+    UNROLL for (int half = 0; half < halves; ++half)
+        UNROLL for (int first = 0; first < ROWS; first += rows) {
+            UNROLL for (int row = 0; row < rows; row += 16) {
+                const float* sum = sums.at[half][(first + row) / BLOCK] + (first + row) % BLOCK / 2;
+                if (Element::bytes == 2) {
+                    const u32 both[4] = {pair(sum), pair(sum + 2), pair(sum + 4), pair(sum + 6)};
+                    store_matrix(room + lane % 16 * pitch + (row + lane / 16 * 8) * 2, both);
+                } else {
+                    UNROLL for (int i = 0; i < 8; i += 2)
+                        *(float2*)(room + (i / 2 % 2 * 8 + lane / 4) * pitch + (row + i / 4 * 8 + lane % 4 * 2) * 4) = make_float2(sum[i], sum[i + 1]);
+                }
+            }
+            __syncwarp();
+            UNROLL for (int token = lane / 8; token < 16; token += 4)
+                store_chunk(given, tile, (group * halves + half) * 64 + warp * 16 + token, first + lane % 8 * (16 / Element::bytes), room + token * pitch + lane % 8 * 16);
+            __syncwarp();
+        }
+}

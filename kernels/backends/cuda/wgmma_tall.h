@@ -1,0 +1,55 @@
+// Blocks of 64 and 128 in products_wgmma.cu: a warpgroup's sums are D[64 rows, TOKENS] = block rows times tokens.
+//
+// X is the wide operand: a step of 16 elements reads 2 KB of blocks and 32 TOKENS bytes of X from shared memory for 64 TOKENS
+// products each, which at TOKENS = 256 is 80 bytes a cycle of the 128 there are.
+#pragma once
+#include "wgmma_ring.h"
+
+static const int width = TOKENS;
+static const int halves = 1, kinds = 1;
+static const int behind = 1;  // steps that may still be multiplied when one ends
+
+struct Sums {
+    float at[halves][kinds][width / 2];
+};
+
+// 64 lines for each warpgroup: its rows of the block, or for the transpose the part's rows, of which it takes its columns.
+DEVICE void gather_blocks(const Arguments& given, const Step& step, char* to, int thread) {
+    UNROLL for (int group = 0; group < WARPGROUPS; ++group) {
+        const int block = __shfl_sync(0xffffffffu, step.block[0], group * 64 / BLOCK), piece = group * 64 % BLOCK;
+        if (block < 0) continue;
+        const int row = TURNED ? step.part * 64 : piece, byte = TURNED ? piece * Element::bytes : step.part * line;
+        const char* from = (const char*)given.values + ((u64)block * BLOCK + row + thread / 8) * column_bytes + byte + 16 * (thread % 8);
+        UNROLL for (int down = 0; down < 64; down += 16)
+            copy_async<16>(to + group * piece_bytes + down * line + swizzled<line>(16 * thread), from + down * column_bytes, true);
+    }
+}
+
+DEVICE void multiply_step(Sums& sums, const Ring& ring, int stage, int group, u64 kept) {
+    if (!(kept >> (group * 64 / BLOCK) & 1)) return;
+    wgmma_fence();
+    const u64 a = descriptor<line>(ring.blocks(stage) + group * piece_bytes), b = descriptor<line>(ring.x(stage));
+    UNROLL for (int i = 0; i < steps_in_line; ++i)
+        multiply_wide<width, Element, TURNED>(sums.at[0][0], a + descriptor_step((TURNED ? 16 * line : 32) * i), b + descriptor_step(32 * i), true);
+}
+
+DEVICE void store_sums(const Arguments& given, const Sums& sums, const Tile& tile, char* room, int group, int thread) {
+    const int pitch = 64 * Element::bytes + 16, chunks = 64 * Element::bytes / 16;
+    const int across = min(TOKENS, 128 / Element::bytes), lane = thread % 32, warp = thread / 32;
+    UNROLL for (int first = 0; first < TOKENS; first += across) {
+        UNROLL for (int j = 0; j < across; j += 16) {
+            const float* sum = sums.at[0][0] + (first + j) / 2;
+            if (Element::bytes == 2) {
+                const u32 both[4] = {pair(sum), pair(sum + 2), pair(sum + 4), pair(sum + 6)};
+                store_matrix_turned(room + (j + lane / 16 * 8 + lane % 8) * pitch + (16 * warp + lane / 8 % 2 * 8) * 2, both);
+            } else {
+                UNROLL for (int i = 0; i < 8; ++i)
+                    *(float*)(room + (j + i / 4 * 8 + 2 * (lane % 4) + i % 2) * pitch + (16 * warp + i / 2 % 2 * 8 + lane / 4) * 4) = sum[i];
+            }
+        }
+        barrier_wait(1 + group, 128);
+        for (int i = thread; i < across * chunks; i += 128)
+            store_chunk(given, tile, first + i / chunks, 64 * group + i % chunks * (16 / Element::bytes), room + i / chunks * pitch + i % chunks * 16);
+        barrier_wait(1 + group, 128);
+    }
+}

@@ -1,0 +1,229 @@
+"""CUDA kernels of ours: a source compiled for one set of tile parameters, kept on disk, loaded by CuPy, launched on torch's stream.
+
+Compiling needs NVRTC only, loading needs CuPy, a driver and a GPU. A cubin's name in the cache is the hash of its source,
+headers, macros, architecture and NVRTC's version.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import json
+import re
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from kernels.backends.cuda_nvrtc import nvrtc
+from kernels.compiler import CompileError, cache_folder
+
+FOLDER = Path(__file__).parent / "cuda"
+LEAST = 80  # compute capability 8.0, the first with cp.async and mma.sync of bfloat16 and tf32
+HOPPER = 90
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel of cuda/`source` with its tile parameters, ready to be compiled."""
+
+    source: str  # 'products.cu'
+    name: str  # 'dsd'
+    defines: tuple[tuple[str, str | int], ...]
+    threads: int  # of a CTA
+    shared_bytes: int  # dynamic shared memory of a CTA
+    needs: int = LEAST  # least compute capability; 90 means Hopper alone, for wgmma is in no other GPU
+
+    def runs_on(self, capability: int) -> bool:
+        """Whether a GPU of compute capability `capability` (86 for 8.6) can run it."""
+        return capability == HOPPER if self.needs == HOPPER else capability >= self.needs
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.name} " + " ".join(f"{name}={value}" for name, value in self.defines)
+
+
+class Kernel(Protocol):
+    """A compiled variant. Calling it launches; the caller keeps the tensors behind `arguments` alive."""
+
+    def __call__(self, grid: tuple[int, int, int], arguments: ctypes.Structure, cooperative: bool = False) -> None: ...
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """Machine code of one architecture, and what ptxas says that its kernel takes of a multiprocessor."""
+
+    path: Path
+    registers: int  # of a thread
+    spill_bytes: int  # stored and loaded because registers did not suffice
+    shared_bytes: int  # static shared memory of a CTA
+    seconds: float  # that the compilation took
+    log: str
+
+    @property
+    def bytes(self) -> bytes:
+        return self.path.read_bytes()
+
+
+def arch_of(capability: int) -> str:
+    """'sm_86' for 86; 'sm_90a' for 90, since the instructions of one generation alone are wanted where there are such."""
+    return f"sm_{capability}{'a' if capability >= HOPPER else ''}"
+
+
+def resources(log: str, name: str) -> dict[str, int]:
+    """registers, spill_bytes and shared_bytes of kernel `name` in what ptxas -v says; CompileError where it is not in it."""
+    parts = re.split(r"Compiling entry function '(\w+)'", log)
+    text = dict(zip(parts[1::2], parts[2::2], strict=True)).get(name)
+    if text is None:
+        raise CompileError(f"the compiled source has no kernel {name!r}")
+
+    def found(pattern: str) -> list[int]:
+        return [int(number) for number in re.findall(pattern, text)]
+
+    return {
+        "registers": max(found(r"Used (\d+) registers")),
+        "spill_bytes": sum(found(r"(\d+) bytes spill")),
+        "shared_bytes": sum(found(r"(\d+) bytes smem")),
+    }
+
+
+def options(variant: Variant, arch: str) -> list[str]:
+    """What NVRTC is called with."""
+    defines = [f"-D{name}={value}" for name, value in variant.defines]
+    return [f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", f"-I{FOLDER}", *defines]
+
+
+def compile_cubin(variant: Variant, arch: str) -> Cubin:
+    """`variant` compiled for `arch` ('sm_90a'), or found in the cache; CompileError, one line, where that fails."""
+    compiler = nvrtc()
+    sources = [FOLDER / variant.source, *sorted(FOLDER.glob("*.h"))]
+    texts = [path.read_text(encoding="utf-8") for path in sources]
+    parts = [*texts, variant.name, *(each for each in options(variant, arch) if not each.startswith("-I"))]
+    digest = hashlib.sha256("\0".join([*parts, compiler.version]).encode()).hexdigest()[:24]
+    path = cache_folder() / f"{Path(variant.source).stem}-{variant.name}-{arch}-{digest}.cubin"
+    found = _cached(path)
+    if found is not None:
+        return found
+    begin = time.perf_counter()
+    try:
+        code, log = compiler.compile(texts[0], variant.source, options(variant, arch))
+    except CompileError as error:
+        raise CompileError(f"{variant} for {arch}: {error}".replace(str(FOLDER), "cuda")) from error
+    cubin = Cubin(path, **resources(log, variant.name), seconds=time.perf_counter() - begin, log=log)
+    _keep(cubin, code)
+    return cubin
+
+
+def _cached(path: Path) -> Cubin | None:
+    """The cubin at `path` with its facts; None where there is none, or where what is there is damaged."""
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        intact = facts.pop("sha256") == hashlib.sha256(path.read_bytes()).hexdigest()
+        return Cubin(path, **facts) if intact else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _keep(cubin: Cubin, code: bytes) -> None:
+    """Write code and facts under names of their own, then rename: two processes may compile at once."""
+    facts: dict[str, Any] = {**asdict(cubin), "sha256": hashlib.sha256(code).hexdigest()}
+    del facts["path"]
+    with tempfile.TemporaryDirectory(prefix=".compiling-", dir=cubin.path.parent) as temporary:
+        for path, content in ((cubin.path, code), (cubin.path.with_suffix(".json"), json.dumps(facts).encode())):
+            fresh = Path(temporary) / path.name
+            fresh.write_bytes(content)
+            fresh.replace(path)
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    """The driver's library; OSError where there is no driver."""
+    library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    numbers = (ctypes.c_uint,) * 7  # grid, CTA, shared memory
+    library.cuLaunchKernel.argtypes = (ctypes.c_void_p, *numbers, *(ctypes.c_void_p,) * 3)
+    library.cuLaunchCooperativeKernel.argtypes = (ctypes.c_void_p, *numbers, *(ctypes.c_void_p,) * 2)
+    return library
+
+
+def capability() -> int:
+    """Compute capability of torch's current device, 90 for 9.0."""
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+def unavailable() -> str | None:
+    """Why our CUDA kernels cannot run here, in one line, or None."""
+    try:
+        _driver()
+    except OSError:
+        return "no NVIDIA driver"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return f"the NVIDIA driver finds no GPU that torch {torch.__version__} can use"
+    if capability() < LEAST:
+        return f"{torch.cuda.get_device_name()} has compute capability {capability() / 10}; our kernels need 8.0"
+    return _missing_package()
+
+
+@functools.cache
+def _missing_package() -> str | None:
+    try:
+        import cupy
+    except ImportError:
+        return "no CuPy: pip install cupy-cuda13x"
+    if not cupy.cuda.is_available():
+        return "CuPy finds no GPU; its build must fit the CUDA version of the driver"
+    try:
+        nvrtc()
+    except CompileError as error:
+        return str(error)
+    return None
+
+
+class LoadedKernel:
+    """A `Kernel` on one GPU. A launch takes a few microseconds of Python: one call of the driver's, nothing allocated."""
+
+    def __init__(self, variant: Variant, device: int) -> None:
+        import cupy
+
+        self.cubin = compile_cubin(variant, arch_of(capability()))
+        with cupy.cuda.Device(device):
+            self.module = cupy.RawModule(path=str(self.cubin.path))
+            function = self.module.get_function(variant.name)
+            function.max_dynamic_shared_size_bytes = variant.shared_bytes
+            self.handle: int = function.kernel.ptr
+        self.variant, self.device = variant, device
+        self.shape = (variant.threads, 1, 1, variant.shared_bytes)
+        self.launch, self.launch_together = _driver().cuLaunchKernel, _driver().cuLaunchCooperativeKernel
+        self.stream = torch._C._cuda_getCurrentRawStream  # a stream object costs microseconds
+
+    def __call__(self, grid: tuple[int, int, int], arguments: ctypes.Structure, cooperative: bool = False) -> None:
+        given = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        stream = self.stream(self.device)
+        if cooperative:
+            status = self.launch_together(self.handle, *grid, *self.shape, stream, given)
+        else:
+            status = self.launch(self.handle, *grid, *self.shape, stream, given, None)
+        if status:
+            raise RuntimeError(f"{self.variant} did not launch on grid {grid}: {_error_name(status)}")
+
+
+def _error_name(status: int) -> str:
+    name = ctypes.c_char_p()
+    _driver().cuGetErrorName(status, ctypes.byref(name))
+    return name.value.decode() if name.value else f"error {status}"
+
+
+@functools.cache
+def _loaded(variant: Variant, device: int) -> LoadedKernel:
+    return LoadedKernel(variant, device)
+
+
+def load(variant: Variant) -> Kernel:
+    """`variant` on torch's current device, compiled and loaded at the first call; CompileError where it does not compile."""
+    return _loaded(variant, torch.cuda.current_device())

@@ -1,0 +1,175 @@
+// What happened before what: a race between copies and warp-wide pieces is found whatever the order of the threads is.
+//
+// Each thread has a vector clock: clock[t] is the last event of thread t that it knows to be over. A barrier joins the
+// clocks of those who meet; __syncthreads() begins an era instead, before which everything is over for everybody. Each 4
+// bytes of shared memory know who wrote them last by a copy, each 16 bytes when each warp read them last by a piece.
+// Ordinary loads and stores of shared memory are not seen.
+#pragma once
+#include "emulated_fibres.h"
+
+namespace emulated {
+
+constexpr int guard_bytes = 4096, most_named = 16, most_mbarriers = 64;
+constexpr u32 reading = 0xffffffffu;  // the time of a read that goes on
+
+enum State { untouched, flying, copied, brought };  // brought: by copy_bulk
+
+struct Word {
+    u32 time;
+    u16 writer;
+    u16 state;
+};
+
+struct Named {  // barriers 1 to 15
+    int wanted, arrived;
+    u32 *clock;
+};
+
+struct Mbarrier {
+    u32 offset, count, pending, phase, begun;  // begun: the time of mbarrier_init
+    int initialiser;
+    bool published;
+    long long bytes;  // expected and not yet in
+    u32 *arriving, *done;
+};
+
+struct Cta {
+    uint3 index;
+    char *memory;  // shared, between two guards
+    Fibre *fibres;
+    int live, synchronising;
+    u32 time, era;  // of the last event; before `era` everything is over for everybody
+    Word *words;
+    u32 *readers;  // [16 bytes, warp]
+    u32 *atomics;  // a clock
+    Named named[most_named];
+    Mbarrier mbarriers[most_mbarriers];
+    int mbarrier_count;
+};
+
+inline int clock_size() { return (int)(run.options.threads + 7) & ~7; }
+inline int warps_of_a_cta() { return (int)(run.options.threads + 31) / 32; }
+
+static void fault(const char *format, ...) {
+    char text[800];
+    va_list values;
+    va_start(values, format);
+    vsnprintf(text, sizeof text, format, values);
+    va_end(values);
+    const uint3 at = now->cta->index;
+    snprintf(run.message, sizeof run.message, "cta (%u, %u, %u), thread %d: %s", at.x, at.y, at.z, now->number, text);
+    run.failed = true;
+    void *unused;
+    emulated_switch(&unused, run.caller);
+    __builtin_unreachable();
+}
+
+typedef u32 Eight __attribute__((vector_size(32), aligned(4)));
+inline void join(u32 *into, const u32 *from) {
+    for (int i = 0; i < clock_size(); i += 8) {
+        const Eight a = *(const Eight *)(into + i), b = *(const Eight *)(from + i);
+        *(Eight *)(into + i) = a > b ? a : b;
+    }
+}
+
+inline u32 event(Fibre &thread) { return thread.clock[thread.number] = ++thread.cta->time; }
+inline bool over_for(const Fibre &thread, int other, u32 time) { return time < thread.cta->era || thread.clock[other] >= time; }
+
+// A warp reads by a piece of all its lanes: it is over once any of them is known to be further.
+inline bool read_over_for(const Fibre &thread, int warp, u32 time) {
+    if (time < thread.cta->era) return true;
+    const int first = warp * lanes_of_a_warp;
+    for (int lane = 0; lane < lanes_of_a_warp && first + lane < (int)run.options.threads; ++lane)
+        if (thread.clock[first + lane] >= time) return true;
+    return false;
+}
+
+// Where a pointer to shared memory points, in bytes; all of `bytes` lie inside.
+inline u32 shared_offset(const void *pointer, u32 bytes, u32 alignment, const char *piece) {
+    const long long offset = (const char *)pointer - now->cta->memory;
+    if (offset < 0 || offset + bytes > run.options.shared_bytes)
+        fault("%s at byte %lld of %u bytes of shared memory", piece, offset, run.options.shared_bytes);
+    if (offset % alignment) fault("%s at byte %lld of shared memory, which is not aligned to %u", piece, offset, alignment);
+    return (u32)offset;
+}
+
+inline void check_global(const void *pointer, u32 alignment, const char *piece) {
+    if ((size_t)pointer % alignment) fault("%s from global address %p, which is not aligned to %u", piece, pointer, alignment);
+}
+
+// `thread` begins to write: nobody may still read or write there.
+inline void begin_write(const Fibre &thread, u32 offset, u32 bytes, const char *piece) {
+    Cta &cta = *thread.cta;
+    for (u32 i = offset / 4; i < (offset + bytes + 3) / 4; ++i) {
+        Word &word = cta.words[i];
+        if (word.state == flying) fault("%s writes byte %u of shared memory, which a copy of thread %d is still bringing", piece, 4 * i, word.writer);
+        if (!over_for(thread, word.writer, word.time)) fault("%s writes byte %u of shared memory, which thread %d wrote with no barrier between", piece, 4 * i, word.writer);
+        word.state = flying, word.writer = (u16)thread.number;
+    }
+    const int warps = warps_of_a_cta();
+    for (u32 i = offset / 16; i < (offset + bytes + 15) / 16; ++i)
+        for (int warp = 0; warp < warps; ++warp) {
+            const u32 time = cta.readers[i * (u32)warps + (u32)warp];
+            if (time >= cta.era && !read_over_for(thread, warp, time))
+                fault("%s writes byte %u of shared memory, which warp %d %s", piece, 16 * i, warp, time == reading ? "is still multiplying" : "read with no barrier between");
+        }
+}
+
+inline void end_write(const Fibre &thread, u32 offset, u32 bytes, State state, u32 time) {
+    for (u32 i = offset / 4; i < (offset + bytes + 3) / 4; ++i) thread.cta->words[i] = Word{time, (u16)thread.number, (u16)state};
+}
+
+// `thread` reads 16 bytes for its warp, at `time`.
+inline void read_sixteen(const Fibre &thread, u32 offset, u32 time, const char *piece) {
+    Cta &cta = *thread.cta;
+    bool known = false;
+    for (u32 i = offset / 4; i < offset / 4 + 4; ++i) {
+        const Word &word = cta.words[i];
+        if (word.state == flying) fault("%s reads byte %u of shared memory, which a copy of thread %d is still bringing", piece, 4 * i, word.writer);
+        if (!over_for(thread, word.writer, word.time)) fault("%s reads byte %u of shared memory, which thread %d wrote with no barrier between", piece, 4 * i, word.writer);
+        known |= word.state != untouched;
+    }
+    if (!known) {
+        u64 values[2];
+        memcpy(values, cta.memory + offset, 16);
+        if (!(~values[0] | ~values[1])) fault("%s reads byte %u of shared memory, which was never written", piece, offset);
+    }
+    cta.readers[offset / 16 * (u32)warps_of_a_cta() + (u32)(thread.number / lanes_of_a_warp)] = time;
+}
+
+inline void wake(Cta &cta, const void *key, const u32 *clock) {
+    for (u32 i = 0; i < run.options.threads; ++i) {
+        Fibre &thread = cta.fibres[i];
+        if (thread.key != key) continue;
+        if (clock) join(thread.clock, clock);
+        thread.key = nullptr;
+        thread.warp->ready |= 1u << thread.lane;
+    }
+    run.spins = 0;
+}
+
+static void deadlock() {
+    char text[700] = "";
+    size_t length = 0;
+    bool told[2048] = {};
+    const int count = run.cta_count * (int)run.options.threads;
+    for (int i = 0, kinds = 0; i < count && i < 2048 && kinds < 8; ++i) {
+        const Fibre &first = run.fibres[i];
+        if (!first.waits_for || told[i]) continue;
+        int same = 0;
+        for (int j = i; j < count; ++j) {
+            const Fibre &other = run.fibres[j];
+            if (!other.waits_for || strcmp(other.waits_for, first.waits_for) || other.waits_detail != first.waits_detail) continue;
+            ++same;
+            if (j < 2048) told[j] = true;
+        }
+        char detail[32] = "";
+        if (first.waits_detail >= 0) snprintf(detail, sizeof detail, " %d", first.waits_detail);
+        length += (size_t)snprintf(text + length, sizeof text - length, "%s%d wait at %s%s (the first is thread %d of cta %d)",
+                                   kinds++ ? ", " : "", same, first.waits_for, detail, first.number, i / (int)run.options.threads);
+        if (length >= sizeof text) break;
+    }
+    fault("deadlock: %s", text);
+}
+
+}  // namespace emulated

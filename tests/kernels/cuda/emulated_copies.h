@@ -1,0 +1,110 @@
+// Copies to shared memory that go on beside the threads: done at once, or only when somebody must wait for them.
+#pragma once
+#include "emulated_barriers.h"
+
+namespace emulated {
+
+enum Kind { bulk_copy, arrival_after_copies };
+
+struct Pending {  // asynchronous, and waited for through an mbarrier
+    Kind kind;
+    Fibre *thread;
+    Mbarrier *barrier;
+    char *to;
+    const void *from;
+    u32 bytes, copies;  // copies: how many of the thread's an arrival comes after
+};
+static Pending *pending;
+static int pending_count, pending_room;
+
+inline Copy &copy_number(Fibre &thread, u32 number) { return thread.copies[number & (thread.room - 1)]; }
+
+inline void move_bytes(Copy &copy) {
+    if (copy.valid) memcpy(copy.to, copy.from, copy.bytes);
+    else memset(copy.to, 0, copy.bytes);
+    copy.done = true;
+}
+
+inline void begin_copy(void *shared, const void *global, u32 bytes, bool valid) {
+    const u32 offset = shared_offset(shared, bytes, bytes, "copy_async");
+    if (valid) check_global(global, bytes, "copy_async");
+    Fibre &thread = *now;
+    begin_write(thread, offset, bytes, "copy_async");
+    if (thread.count - thread.first == thread.room) {
+        const u32 room = thread.room ? 2 * thread.room : 16;
+        Copy *copies = (Copy *)malloc(room * sizeof(Copy));
+        for (u32 i = thread.first; i != thread.count; ++i) copies[i & (room - 1)] = copy_number(thread, i);
+        free(thread.copies);
+        thread.copies = copies, thread.room = room;
+    }
+    Copy &copy = copy_number(thread, thread.count++);
+    copy = Copy{(char *)shared, global, bytes, valid, false};
+    if (at_once()) move_bytes(copy);
+}
+
+inline void finish_copies(Fibre &thread, u32 last) {
+    if ((int)(last - thread.first) <= 0) return;
+    const u32 time = event(thread);
+    for (; thread.first != last; ++thread.first) {
+        Copy &copy = copy_number(thread, thread.first);
+        if (!copy.done) move_bytes(copy);
+        end_write(thread, (u32)(copy.to - thread.cta->memory), copy.bytes, copied, time);
+    }
+}
+
+inline void commit_copies() {
+    Fibre &thread = *now;
+    constexpr u32 most = sizeof thread.groups / sizeof thread.groups[0];
+    if (thread.group_count - thread.first_group == most) fault("more than %u groups of copies wait for copy_wait", most);
+    thread.groups[thread.group_count++ % most] = thread.count;
+}
+
+inline void wait_for_copies(u32 left) {
+    Fibre &thread = *now;
+    constexpr u32 most = sizeof thread.groups / sizeof thread.groups[0];
+    while (thread.group_count - thread.first_group > left) finish_copies(thread, thread.groups[thread.first_group++ % most]);
+}
+
+inline void finish(const Pending &one) {
+    Fibre &thread = *one.thread;
+    if (one.kind == arrival_after_copies) {
+        finish_copies(thread, one.copies);
+        arrive(*one.barrier, thread, "mbarrier_arrive_after_copies");
+        return;
+    }
+    memcpy(one.to, one.from, one.bytes);
+    end_write(thread, (u32)(one.to - thread.cta->memory), one.bytes, brought, event(thread));
+    join(one.barrier->arriving, thread.clock);
+    one.barrier->bytes -= one.bytes;
+    end_phase_if_over(*thread.cta, *one.barrier);
+}
+
+inline void begin_pending(const Pending &one) {
+    if (at_once()) return finish(one);
+    if (pending_count == pending_room) {
+        pending_room = pending_room ? 2 * pending_room : 64;
+        pending = (Pending *)realloc(pending, (size_t)pending_room * sizeof(Pending));
+    }
+    pending[pending_count++] = one;
+}
+
+static bool finish_something() {
+    if (!pending_count) return false;
+    const int chosen = run.options.copies == random_copies ? (int)random_below((u32)pending_count) : 0;
+    const Pending one = pending[chosen];
+    memmove(pending + chosen, pending + chosen + 1, (size_t)(--pending_count - chosen) * sizeof(Pending));
+    finish(one);
+    return true;
+}
+
+inline void copy_bulk_begin(void *shared, const void *global, u32 bytes, u64 *pointer) {
+    const u32 offset = shared_offset(shared, bytes, 16, "copy_bulk");
+    check_global(global, 16, "copy_bulk");
+    if (bytes % 16 || !bytes) fault("copy_bulk of %u bytes, no multiple of 16", bytes);
+    Mbarrier &barrier = mbarrier_at(pointer, "copy_bulk");
+    if (!barrier.published) fault("copy_bulk: thread %d has not called mbarrier_publish() after mbarrier_init", barrier.initialiser);
+    begin_write(*now, offset, bytes, "copy_bulk");
+    begin_pending({bulk_copy, now, &barrier, (char *)shared, global, bytes, 0});
+}
+
+}  // namespace emulated

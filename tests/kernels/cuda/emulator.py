@@ -1,0 +1,125 @@
+"""CUDA kernels run on the CPU: a .cu file compiled against emulated.h, its threads as fibres, faults found on the way.
+
+What is found: a copy read before a copy_wait and a barrier (or an mbarrier) make it visible, or written over too early; two
+copies to one place; warp-wide pieces that some lanes miss; shared memory that a piece reads and nobody wrote, that is out of
+range or misaligned; writes around the shared memory; deadlocks; memory that is not mapped. Races between copies and pieces are
+found in every order of the threads; the orders are for the others, as wrong results or reads of 0xFF bytes (NaN).
+
+What is not: ordinary loads and stores of shared memory are seen by nobody but through their values, nor a missing proxy_fence()
+after ordinary stores; global memory outside a tensor is only guarded by what a test lays around it; sums are float in
+another order than the hardware's; nothing is learned about speed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from kernels import compiler
+
+HERE = Path(__file__).parent
+CUDA = Path(compiler.__file__).parent / "backends" / "cuda"
+ORDERS = ("forward", "reverse", "random")  # as enum Order
+COPIES = ("early", "late", "random")  # as enum Copies
+
+_one_at_a_time = threading.Lock()
+
+
+class EmulationError(Exception):
+    """A fault of the kernel, told by the emulator."""
+
+
+def unsupported() -> str | None:
+    """Why kernels cannot be emulated here, or None."""
+    if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "aarch64"):
+        return f"the emulator switches stacks on Linux on x86_64 and aarch64 only, not {sys.platform} on {platform.machine()}"
+    if not compiler.candidates():
+        return f"no C++ compiler found; {compiler.HOW_TO_GET_ONE}"
+    return None
+
+
+class Variant(Protocol):
+    """The parts of cuda_kernel.Variant that matter here; a source that is not ours may lie beside this file."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def defines(self) -> tuple[tuple[str, str | int], ...]: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def shared_bytes(self) -> int: ...
+
+
+class _Options(ctypes.Structure):
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("threads", ctypes.c_uint),
+        ("shared_bytes", ctypes.c_uint),
+        ("cooperative", ctypes.c_uint),
+        ("order", ctypes.c_uint),
+        ("copies", ctypes.c_uint),
+        ("seed", ctypes.c_ulonglong),
+    )
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled variant and how its threads take turns."""
+
+    variant: Variant
+    handle: ctypes.CDLL
+    order: int
+    copies: int
+    seed: int
+
+    def __call__(self, grid: tuple[int, int, int], arguments: ctypes.Structure, cooperative: bool = False) -> None:
+        """Run every CTA of `grid`; all together where `cooperative`. EmulationError, one line, for a fault."""
+        variant = self.variant
+        options = _Options(
+            (ctypes.c_uint * 3)(*grid),
+            variant.threads,
+            variant.shared_bytes,
+            cooperative,
+            self.order,
+            self.copies,
+            self.seed,
+        )
+        function = getattr(self.handle, f"emulated_{variant.name}")
+        function.restype = ctypes.c_char_p
+        size = ctypes.c_ulonglong(ctypes.sizeof(arguments))
+        with _one_at_a_time:
+            message: bytes | None = function(ctypes.byref(arguments), size, ctypes.byref(options))
+        if message is not None:
+            raise EmulationError(f"{variant.name}: {message.decode()}")
+
+
+def load(
+    variant: Variant,
+    order: Literal["forward", "reverse", "random"] = "forward",
+    seed: int = 0,
+    copies: Literal["early", "late", "random"] = "late",
+) -> Kernel:
+    """`variant` compiled for this CPU; CompileError where it cannot be.
+
+    order: which warp and which lane run first. copies: asynchronous ones are done at once, only when they are waited for, or
+    either, by chance. seed: of what is random.
+    """
+    handle = _compiled(variant.source, variant.defines)
+    return Kernel(variant, handle, ORDERS.index(order), COPIES.index(copies), seed)
+
+
+@functools.cache
+def _compiled(name: str, defines: tuple[tuple[str, str | int], ...]) -> ctypes.CDLL:
+    source = next((folder / name for folder in (CUDA, HERE) if (folder / name).exists()), Path(name))
+    macros = ("EMULATED=1", *(f"{key}={value}" for key, value in defines))
+    options = ("-O1", "-fno-threadsafe-statics", f"-I{CUDA}", f"-I{HERE}", "-x", "c++")
+    return compiler.compile_library(source, macros, options).handle

@@ -1,0 +1,143 @@
+"""One LSTM layer of the CUDA kernels on the emulator, and the same layer in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from math import sqrt
+
+import emulator
+import torch
+from torch import Tensor
+
+from kernels.backends import cuda_lstm
+from kernels.backends.cuda_lstm import Gradients, Lstm, Operands, Products, Sizes
+from kernels.backends.cuda_lstm_tiles import Tiles
+from kernels.backends.reference import lstm_reference
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.check import GATE_ERRORS
+from kernels.lstm_problem import LstmProblem
+
+PATTERNS = ("random", "empty rows", "all empty", "full")
+GUARD = 64
+# Relative error of one rounded number: of what is stored, and of the factors of a product.
+ROUNDOFF = {"Float32": 2.0**-24, "Tf32": 2.0**-11, "Bfloat16": 2.0**-8, "Float16": 2.0**-11}
+DTYPES = {"Float32": "float32", "Tf32": "float32", "Bfloat16": "bfloat16", "Float16": "float16"}
+
+
+@dataclass(frozen=True)
+class Layer(LstmProblem):
+    """An LstmProblem with a pattern of its own, in any dtype."""
+
+    pattern: str = "random"
+
+    def __post_init__(self) -> None:
+        pass
+
+    @cached_property
+    def _masks(self) -> dict[str, BlockMask]:
+        hidden, size = self.hidden_size, self.block_size
+        masks = {}
+        for stream, (name, columns) in enumerate((("weight_ih", self.input_size), ("weight_hh", hidden))):
+            kept = self._random_mask(stream, 4 * hidden, columns).kept
+            if self.pattern == "empty rows":
+                kept[::2] = False
+            masks[name] = BlockMask({"all empty": kept & False, "full": kept | True}.get(self.pattern, kept), size)
+        return masks
+
+
+def guarded(held: list[Tensor], _: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
+    """A tensor full of NaN between guards of NaN."""
+    size = int(torch.tensor(shape).prod())
+    held.append(torch.full((size + 2 * GUARD,), float("nan"), dtype=dtype))
+    return held[-1][GUARD : GUARD + size].view(shape)
+
+
+def torch_products(weights: dict[str, BSRMatrix]) -> Products:
+    """The products over all steps, by dense torch in float64."""
+    into, recurrent = weights["weight_ih"], weights["weight_hh"]
+
+    def weigh(values: Tensor, x: Tensor, out: Tensor) -> None:
+        out.copy_(x.double() @ into.with_data(values.double()).to_dense().T)
+
+    def weigh_back(values: Tensor, grads: Tensor, out: Tensor) -> None:
+        out.copy_(grads.double() @ into.with_data(values.double()).to_dense())
+
+    def sample(weight: BSRMatrix, grads: Tensor, x: Tensor, out: Tensor) -> None:
+        out.copy_(BSRMatrix.from_dense(grads.double().T @ x.double(), weight.mask).data)
+
+    return Products(weigh, weigh_back, partial(sample, into), partial(sample, recurrent))
+
+
+class Case:
+    """`layer` computed by the kernels; `tiles` of both passes, chosen for an H200 if None."""
+
+    def __init__(self, layer: Layer, element: str, tiles: Tiles | None = None, together: bool = True, **load: object) -> None:
+        self.layer, self.element, self.held = layer, element, list[Tensor]()
+        weights = {name: BSRMatrix.from_dense(layer.weights[name], mask) for name, mask in layer.masks.items()}
+        self.index = weights["weight_hh"].index
+        h0, c0 = (state[0].contiguous() for state in layer.state)
+        self.operands = Operands(layer.x, *(weights[name].data for name in ("weight_ih", "weight_hh")), *layer.biases.values(), h0, c0)
+        sizes = Sizes(layer.steps, layer.batch_size, layer.hidden_size, layer.block_size)
+        real, cuda_lstm.empty = cuda_lstm.empty, partial(guarded, self.held)
+        try:
+            self.lstm = Lstm(
+                sizes,
+                layer.torch_dtype,
+                self.index,
+                torch_products(weights),
+                keep=layer.passes == "forward_backward",
+                together=together,
+                tf32=element == "Tf32",
+                tiles=tiles and (tiles, tiles),
+                load=partial(emulator.load, **load),
+            )
+        finally:
+            cuda_lstm.empty = real
+
+    def outputs(self) -> dict[str, Tensor]:
+        """As `lstm_reference` names them; AssertionError where a kernel wrote outside its buffers."""
+        real, cuda_lstm.empty = cuda_lstm.empty, partial(guarded, self.held)
+        try:
+            y, c = self.lstm.forward(self.operands)
+            found = {"y": y, "h": y[-1:], "c": c[None]}
+            if self.layer.passes == "forward_backward":
+                grads = self.lstm.backward(self.layer.grad_y)
+                found |= {f"grad_{name}": getattr(grads, name) for name in ("x", "weight_ih", "weight_hh")}
+                found |= {"grad_bias_ih": grads.bias, "grad_bias_hh": grads.bias}
+        finally:
+            cuda_lstm.empty = real
+        self.check_guards()
+        return found
+
+    def check_guards(self) -> None:
+        for each in self.held:
+            assert each[:GUARD].isnan().all() and each[-GUARD:].isnan().all()
+
+    def largest_error(self) -> tuple[float, str]:
+        """Of all outputs, as a multiple of the tolerance, and whose it is."""
+        expected, found = lstm_reference(self.layer, dense=False), self.outputs()
+        assert found.keys() == expected.keys()
+        ratios = {}
+        for name, wanted in expected.items():
+            assert found[name].shape == wanted.shape and found[name].dtype == self.layer.torch_dtype
+            error = (found[name].double() - wanted).abs().nan_to_num(nan=float("inf"))
+            scale = wanted.abs().max() if wanted.numel() else wanted.sum()
+            ratios[name] = float((error / (tolerance(self.layer, self.element) * scale.clamp_min(1e-30))).max()) if error.numel() else 0.0
+        worst = max(ratios, key=lambda name: ratios[name])
+        return ratios[worst], worst
+
+
+def tolerance(layer: Layer, element: str) -> float:
+    """Largest error of an output relative to its largest element. As kernels.check.lstm_tolerance, with the roundings of
+    storage and factors besides.
+    """
+    samples = layer.batch_size * layer.steps
+    terms = max(layer.input_size + layer.hidden_size, 4 * layer.hidden_size, samples)
+    sums = 2 * layer.steps * (sqrt(terms) + GATE_ERRORS) * 2.0**-24
+    return sums + (0.0 if element == "Float32" else 2 * sqrt(layer.steps) * ROUNDOFF[element])
+
+
+def state_gradients(case: Case, grad_h: Tensor, grad_c: Tensor) -> tuple[Gradients, list[Tensor]]:
+    raise NotImplementedError

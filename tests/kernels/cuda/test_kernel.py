@@ -1,0 +1,197 @@
+"""Compiling variants to cubins without a GPU: what ptxas says of them, the cache, and one line for every failure."""
+
+import ctypes
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels.backends import cuda_kernel, cuda_nvrtc
+from kernels.backends.cuda_kernel import Cubin, Variant, arch_of, compile_cubin, load, resources, unavailable
+from kernels.compiler import CompileError
+
+ARCHES = ["sm_80", "sm_86", "sm_90a", "sm_100a"]
+SOURCE = """
+#include "device.h"
+struct Arguments { const float* x; float* y; int n; };
+KERNEL(scale, Arguments, THREADS, 1) {
+    float* staged = (float*)shared_memory();
+    const int i = blockIdx.x * THREADS + threadIdx.x;
+    if (i < given.n) copy_async<4>(&staged[threadIdx.x], &given.x[i], true);
+    copy_commit();
+    copy_wait<0>();
+    if (i < given.n) given.y[i] = FACTOR * staged[threadIdx.x];
+}
+KERNEL(crowded, Arguments, 1024, 2) {  // 32 registers a thread
+    float kept[64];
+    UNROLL for (int i = 0; i < 64; i++) kept[i] = given.x[i * 1024 + threadIdx.x];
+    __syncthreads();
+    UNROLL for (int i = 0; i < 64; i++) given.y[i * 1024 + threadIdx.x] = kept[i] * kept[63 - i];
+}
+"""
+LOG = """
+ptxas info    : 16 bytes gmem
+ptxas info    : Compiling entry function 'one' for 'sm_90a'
+ptxas info    : Function properties for one
+ptxas         .     8 bytes stack frame, 12 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 2048 bytes smem
+ptxas info    : Compiling entry function 'other' for 'sm_90a'
+ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 12 registers, used 0 barriers
+"""
+
+
+class Arguments(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_void_p), ("y", ctypes.c_void_p), ("n", ctypes.c_int))
+
+
+def missing_compiler() -> str | None:
+    try:
+        cuda_nvrtc.nvrtc()
+    except CompileError as error:
+        return str(error)
+    return None
+
+
+needs_nvrtc = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
+
+
+@pytest.fixture
+def scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Variant:
+    """A variant whose source lies in a folder of the test's, as does the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    source = tmp_path / "scale.cu"
+    source.write_text(SOURCE)
+    return Variant(str(source), "scale", (("FACTOR", 2), ("THREADS", 128)), 128, 4 * 128)
+
+
+def other(variant: Variant, **changes: object) -> Variant:
+    return Variant(**{**variant.__dict__, **changes})  # type: ignore[arg-type]
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("way", cuda_nvrtc.WAYS)
+def test_every_way_to_nvrtc_compiles_and_names_errors(way: object) -> None:
+    assert callable(way)
+    try:
+        found = way()
+    except Exception as error:
+        pytest.skip(f"{way.__name__}: {error}")
+    assert re.fullmatch(r"\d+\.\d+", found.version)
+    code, log = found.compile('extern "C" __global__ void f() {}', "f.cu", ["--gpu-architecture=sm_90a"])
+    assert code.startswith(b"\x7fELF") and log == ""
+    with pytest.raises(CompileError, match=r"^f\.cu\(1\): error: "):
+        found.compile("wrong", "f.cu", ["--gpu-architecture=sm_90a"])
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("arch", ARCHES)
+def test_a_variant_compiles_without_a_gpu(scale: Variant, arch: str) -> None:
+    cubin = compile_cubin(scale, arch)
+    assert cubin.bytes.startswith(b"\x7fELF") and b"scale" in cubin.bytes
+    assert 0 < cubin.registers <= 32 and cubin.spill_bytes == cubin.shared_bytes == 0 and cubin.seconds > 0
+    assert arch in cubin.log
+
+
+@needs_nvrtc
+def test_spilled_registers_are_seen(scale: Variant) -> None:
+    crowded = compile_cubin(other(scale, name="crowded"), "sm_90a")
+    assert crowded.registers == 32 and crowded.spill_bytes > 0
+
+
+@needs_nvrtc
+def test_a_cubin_is_compiled_once_and_again_when_anything_changes(
+    scale: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    real = cuda_nvrtc.nvrtc()
+
+    def counted(*given: object) -> tuple[bytes, str]:
+        compiled.append(given)
+        return real.compile(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cuda_kernel, "nvrtc", lambda: cuda_nvrtc.Nvrtc(real.version, counted))
+    first = compile_cubin(scale, "sm_80")
+    assert compile_cubin(scale, "sm_80") == first and len(compiled) == 1
+    tripled = compile_cubin(other(scale, defines=(("FACTOR", 3), ("THREADS", 128))), "sm_80")
+    assert tripled.bytes != first.bytes and len(compiled) == 2
+    Path(scale.source).write_text(SOURCE.replace("FACTOR *", "FACTOR +"))
+    assert compile_cubin(scale, "sm_80").path != first.path and len(compiled) == 3
+
+
+@needs_nvrtc
+def test_a_damaged_cubin_is_compiled_again(scale: Variant) -> None:
+    cubin = compile_cubin(scale, "sm_80")
+    code = cubin.bytes
+    for path, damage in ((cubin.path, code[:-1]), (cubin.path.with_suffix(".json"), b"{")):
+        path.write_bytes(damage)
+        assert compile_cubin(scale, "sm_80").bytes == code
+
+
+@needs_nvrtc
+def test_what_does_not_compile_is_one_line_without_a_path(scale: Variant) -> None:
+    Path(scale.source).write_text(SOURCE.replace("copy_commit", "copy_commits"))
+    with pytest.raises(CompileError, match="copy_commits") as raised:
+        compile_cubin(scale, "sm_90a")
+    assert "\n" not in str(raised.value) and str(cuda_kernel.FOLDER) not in str(raised.value)
+    Path(scale.source).write_text(SOURCE)
+    with pytest.raises(CompileError, match="no kernel 'missing'"):
+        compile_cubin(other(scale, name="missing"), "sm_90a")
+
+
+def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_nvrtc, "WAYS", ())
+    cuda_nvrtc.nvrtc.cache_clear()
+    with pytest.raises(CompileError, match="pip install cuda-bindings nvidia-cuda-nvrtc"):
+        cuda_nvrtc.nvrtc()
+
+
+def test_resources_are_those_of_the_named_kernel() -> None:
+    assert resources(LOG, "one") == {"registers": 40, "spill_bytes": 32, "shared_bytes": 2048}
+    assert resources(LOG, "other") == {"registers": 12, "spill_bytes": 0, "shared_bytes": 0}
+
+
+def test_architectures_and_who_runs_what() -> None:
+    assert [arch_of(each) for each in (80, 86, 89, 90, 100, 120)] == [
+        "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a",
+    ]  # fmt: skip
+    first = Variant("products.cu", "dsd", (), 128, 0)
+    second = other(first, needs=90)
+    assert [first.runs_on(each) for each in (75, 80, 86, 90, 100)] == [False, True, True, True, True]
+    assert [second.runs_on(each) for each in (80, 86, 90, 100)] == [False, False, True, False]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_why_there_are_no_cuda_kernels_here() -> None:
+    reason = unavailable()
+    assert reason is not None and "\n" not in reason
+    assert any(word in reason for word in ("no NVIDIA driver", "built without CUDA", "finds no GPU"))
+
+
+@pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+def test_a_loaded_kernel_runs_on_torchs_current_stream(scale: Variant) -> None:
+    kernel = load(scale)
+    x = torch.randn(300, device="cuda")
+    y = torch.full_like(x, torch.nan)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    for cooperative in (False, True):
+        with torch.cuda.stream(stream):
+            kernel((3, 1, 1), Arguments(x.data_ptr(), y.data_ptr(), 300), cooperative)
+        stream.synchronize()
+        assert torch.equal(y, 2 * x)
+        y.fill_(torch.nan)
+        torch.cuda.synchronize()
+    with torch.cuda.graph(graph := torch.cuda.CUDAGraph()):
+        kernel((3, 1, 1), Arguments(x.data_ptr(), y.data_ptr(), 300))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(y, 2 * x)
+
+
+def test_a_cubin_knows_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.cubin"
+    path.write_bytes(b"code")
+    assert Cubin(path, 1, 0, 0, 0.0, "").bytes == b"code"
