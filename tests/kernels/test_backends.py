@@ -14,6 +14,7 @@ from kernels.problem import DTYPES, GemmProblem
 from kernels.registry import BACKENDS
 
 EXPECTED = [
+    "cuda",
     "cusparse_bsr",
     "cusparse_ell",
     "dense",
@@ -134,7 +135,9 @@ def test_common_types_are_supported_on_a_cpu(name: str, op: str) -> None:
 @pytest.mark.parametrize("name", BACKENDS.names())
 def test_who_has_an_lstm_layer(name: str) -> None:
     reason = BACKENDS[name].unsupported(LstmProblem(16, 16, 2, 3, 4, 0.5))
-    if name in ("native", "reference", "torch_lstm", "loop_lstm"):
+    if name == "cuda":
+        assert reason == "cuda runs on a GPU only"
+    elif name in ("native", "reference", "torch_lstm", "loop_lstm"):
         assert reason is None or "compiler" in reason
     else:
         assert reason is not None and "no LSTM layer" in reason
