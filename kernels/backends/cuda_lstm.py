@@ -36,7 +36,9 @@ def _arguments(name: str, pointers: str) -> type[ctypes.Structure]:
 
 
 Forward = _arguments("Forward", "values projected bias_ih bias_hh h0 c0 states last_cell kept cells flags")
-Backward = _arguments("Backward", "values grad_y grad_h grad_c c0 kept cells grads grad_h0 carry grad_bias flags")
+Backward = _arguments(
+    "Backward", "values grad_y grad_h grad_c c0 kept cells grads grad_h0 carry grad_bias flags"
+)
 
 
 class Sizes(NamedTuple):
@@ -117,11 +119,7 @@ class Pass:
         self.grid = tiles.grid(sizes.hidden, sizes.batch)
         self.flags = torch.zeros(self.grid[0] * self.grid[1], dtype=torch.int32, device=plan.items.device)
         arguments.flags = pointer(self.flags)
-        macros = {
-            "ELEMENT": element,
-            "BLOCK": sizes.block,
-            **{name.upper(): int(value) for name, value in tiles._asdict().items()},
-        }
+        macros = {"ELEMENT": element, "BLOCK": sizes.block, **{name.upper(): int(value) for name, value in tiles._asdict().items()}}
         name = "lstm_backward" if backward else "lstm_forward"
         shared = tiles.shared_bytes(plan, 1 if backward else GATES)
         self.variant = Variant("lstm.cu", name, tuple(sorted(macros.items())), tiles.threads, shared)
@@ -188,12 +186,7 @@ class Lstm:
         self.products.weigh(into, x.flatten(0, 1), self.columns.flatten(0, 1))
         given: Any = self.ahead.arguments
         given.values, given.bias_ih, given.bias_hh = pointer(values), pointer(bias_ih), pointer(bias_hh)
-        given.h0, given.c0, given.states, given.last_cell = (
-            pointer(h0),
-            pointer(c0),
-            pointer(states),
-            pointer(last_cell),
-        )
+        given.h0, given.c0, given.states, given.last_cell = pointer(h0), pointer(c0), pointer(states), pointer(last_cell)
         if self.together:
             self.ahead.flags.zero_()
             self.ahead.run(0, steps)
@@ -204,11 +197,7 @@ class Lstm:
         return states[1:], last_cell
 
     def backward(
-        self,
-        grad_y: Tensor | None,
-        grad_h: Tensor | None = None,
-        grad_c: Tensor | None = None,
-        wants_states: bool = False,
+        self, grad_y: Tensor | None, grad_h: Tensor | None = None, grad_c: Tensor | None = None, wants_states: bool = False
     ) -> Gradients:
         """Gradients through the last forward pass, from those of y, of the last state and of the last cells."""
         assert self.last is not None and self.keep

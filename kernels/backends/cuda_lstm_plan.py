@@ -105,6 +105,4 @@ def tables(rows: list[Items], device: torch.device) -> Plan:
         return torch.tensor(values, dtype=torch.int32, device=device).reshape(-1, *width)
 
     most_items, most_slots = (int(max(torch.tensor(first).diff())) for first in (first_item, first_slot))
-    return Plan(
-        tensor(items, 8), tensor(first_item), tensor(first_slot), tensor(sources, PIECES), most_items, most_slots
-    )
+    return Plan(tensor(items, 8), tensor(first_item), tensor(first_slot), tensor(sources, PIECES), most_items, most_slots)

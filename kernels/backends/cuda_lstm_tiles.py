@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.backends.cuda_lstm_plan import ITEM_BYTES, PIECE_BYTES, PIECES, Plan
+from kernels.backends.cuda_lstm_plan import GATES, ITEM_BYTES, PIECE_BYTES, PIECES, Plan
 
 L2_BYTES, SHARED_BYTES, LATENCY = 25, 128, 800
 REGISTERS = 65536  # of a multiprocessor
@@ -98,9 +98,7 @@ def candidates(block: int, batch: int, exact: bool) -> Iterator[Tiles]:
                         yield tile
 
 
-def choose(
-    plan: Plan, gates: int, sizes: tuple[int, int, int], exact: bool, device: Device, together: bool
-) -> Tiles | str:
+def choose(plan: Plan, gates: int, sizes: tuple[int, int, int], exact: bool, device: Device, together: bool) -> Tiles | str:
     """The cut that should take least, or why none can be launched. sizes: hidden, batch, block.
 
     together: all CTAs must be on the GPU at once, as a cooperative launch demands. Weights stay in shared memory where

@@ -143,11 +143,7 @@ def list_columns(index: BSRIndex, block_size: int, rows: int, turned: bool = Fal
         row, column, block = every.repeat_interleave(index.column_indptr.diff()), index.column_rows, index.positions
     else:
         grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
-        row, column, block = (
-            index.rows.long(),
-            index.indices,
-            torch.arange(index.rows.numel(), device=index.rows.device),
-        )
+        row, column, block = index.rows.long(), index.indices, torch.arange(index.rows.numel(), device=index.rows.device)
     groups = -(-grid_rows // slots)
     keys, place = torch.unique(row // slots * grid_cols + column, return_inverse=True)
     counts = torch.bincount(keys // grid_cols, minlength=groups)
