@@ -76,6 +76,8 @@ HELPERS = (
     "buffers",
     "cuda_kernel",
     "cuda_nvrtc",
+    "cuda_wgmma",
+    "cuda_wgmma_plan",
     "fastest",
     "lstm_launch",
     "native_library",

@@ -17,7 +17,20 @@ from torch import Tensor
 from kernels.backends import cuda_wgmma
 from kernels.backends.cuda_kernel import FOLDER, Kernel, Variant, compile_cubin
 from kernels.backends.cuda_nvrtc import nvrtc
-from kernels.backends.cuda_wgmma import Product, Tile, default_tile, list_columns, tiles, unsupported, variant
+from kernels.backends.cuda_wgmma import (
+    Product,
+    Sampled,
+    SampledTile,
+    Tile,
+    default_sampled_tile,
+    default_tile,
+    sampled_tiles,
+    sampled_variant,
+    tiles,
+    unsupported,
+    variant,
+)
+from kernels.backends.cuda_wgmma_plan import list_columns
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import error_bound
@@ -30,11 +43,12 @@ WIDTHS = (1, 7, 33, 100, 300)
 SCHEDULES = (("forward", "late"), ("reverse", "early"), ("random", "random"))
 CASES = [
     (op, element, block_size)
-    for op in cuda_wgmma.OPS
+    for op in ("dsd", "dsd_t")
     for element in DTYPES
     for block_size in cuda_wgmma.BLOCKS
     if unsupported(op, element, block_size) is None
 ]
+SAMPLED = [(element, block_size) for element in ("Bfloat16", "Float16") for block_size in cuda_wgmma.BLOCKS]
 
 
 def kept_blocks(pattern: str, rows: int, cols: int) -> Tensor:
@@ -95,6 +109,61 @@ def check(
     assert bool(buffer[:GUARD].isnan().all() and buffer[-GUARD:].isnan().all()), "wrote outside the output"
 
 
+def check_sampled(
+    element: str,
+    kept: Tensor,
+    block_size: int,
+    n: int,
+    tile: SampledTile,
+    schedule: tuple[str, str],
+    source: str | None = None,
+) -> None:
+    """As `check`, for sdd."""
+    generator, mask, dtype = torch.Generator().manual_seed(n), BlockMask(kept, block_size), DTYPES[element]
+    bsr = BSRMatrix.from_dense(torch.ones(mask.shape), mask)
+    (_, grad), (_, x) = (guarded((n, size), dtype) for size in mask.shape)
+    for each in (grad, x):
+        each.copy_(torch.randn(each.shape, generator=generator))
+    buffer, flat = guarded((bsr.nnzb, block_size**2), dtype)
+    out = flat.view(-1, block_size, block_size)
+
+    def load(wanted: Variant) -> Kernel:
+        wanted = wanted if source is None else replace(wanted, source=source)
+        return emulator.load(wanted, order=schedule[0], copies=schedule[1], seed=n)  # type: ignore[arg-type]
+
+    Sampled(element, grad, x, bsr.index, out, tile, 3, load)()
+    expected = grad.mT.double() @ x.double()
+    bound = error_bound(grad.mT, x, expected)
+    expected, bound = (BSRMatrix.from_dense(each, mask).data for each in (expected, bound))
+    assert bool(((out.double() - expected).abs() <= bound).all())
+    assert bool(buffer[:GUARD].isnan().all() and buffer[-GUARD:].isnan().all()), "wrote outside the output"
+
+
+@pytest.mark.parametrize(("element", "block_size"), SAMPLED)
+def test_default_sampled_tile(element: str, block_size: int) -> None:
+    kept = kept_blocks("random", *grid_of(block_size))
+    check_sampled(element, kept, block_size, 33, default_sampled_tile(block_size, 10000, 132), ("random", "random"))
+
+
+@pytest.mark.emulate
+@pytest.mark.parametrize("n", WIDTHS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("element", "block_size"), SAMPLED)
+def test_sampled_patterns(element: str, block_size: int, pattern: str, n: int) -> None:
+    kept = kept_blocks(pattern, *grid_of(block_size))
+    for schedule in SCHEDULES:
+        check_sampled(element, kept, block_size, n, default_sampled_tile(block_size, 10000, 132), schedule)
+
+
+@pytest.mark.emulate
+@pytest.mark.parametrize(("element", "block_size"), SAMPLED)
+def test_every_sampled_tile(element: str, block_size: int) -> None:
+    kept = kept_blocks("random", *grid_of(block_size))
+    for tile in sampled_tiles(block_size):
+        for schedule in SCHEDULES:
+            check_sampled(element, kept, block_size, 100, tile, schedule)
+
+
 @pytest.mark.parametrize(("op", "element", "block_size"), CASES)
 def test_default_tile(op: str, element: str, block_size: int) -> None:
     kept = kept_blocks("random", *grid_of(block_size))
@@ -121,18 +190,22 @@ def test_every_tile(op: str, element: str, block_size: int) -> None:
 
 
 FAULTS = {
-    "no proxy fence": ("products_wgmma.cu", "    proxy_fence();\n", ""),
-    "no wait for copies": ("products_wgmma.cu", "            copy_wait<lag>();\n", ""),
-    "copies waited for one stage late": ("products_wgmma.cu", "copy_wait<lag>", "copy_wait<lag + 1>"),
+    "no proxy fence": ("wgmma_ring.h", "        proxy_fence();\n", ""),
+    "no wait for copies": ("wgmma_ring.h", "        copy_wait<lag>();\n", ""),
+    "copies waited for one stage late": ("wgmma_ring.h", "copy_wait<lag>", "copy_wait<lag + 1>"),
     "no wait for products": ("products_wgmma.cu", "        wgmma_wait<behind>();\n", ""),
-    "a stage let go while it is read": ("products_wgmma.cu", "release(ring, used - behind, lane)", "release(ring, used, lane)"),
-    "stage not let go": ("products_wgmma.cu", "if (at >= behind) release", "if (at > behind) release"),
-    "wrong phase": ("products_wgmma.cu", "(filled / STAGES & 1) ^ 1", "filled / STAGES & 1"),
+    "a stage let go while it is read": ("products_wgmma.cu", "release(used - behind)", "release(used)"),
+    "stage not let go": ("products_wgmma.cu", "if (at >= behind) ring", "if (at > behind) ring"),
+    "wrong phase": ("wgmma_ring.h", "(number / STAGES & 1) ^ 1", "number / STAGES & 1"),
     "no fence of sums": ("wgmma_tall.h", "    wgmma_fence();\n", ""),
-    "next stage's blocks": ("wgmma_tall.h", "ring.blocks(stage) + group", "ring.blocks((stage + 1) % STAGES) + group"),
+    "next stage's blocks": ("wgmma_tall.h", "stage + blocks_at + group", "stage + stage_bytes + blocks_at + group"),
     "off by one step": ("wgmma_tall.h", "descriptor_step(32 * i), true", "descriptor_step(32 * i + 32), true"),
     "one token too many": ("wgmma_ring.h", "tile.token + token < given.n", "tile.token + token <= given.n"),
-    "no barrier before the store": ("wgmma_tall.h", "        barrier_wait(1 + group, 128);\n        for", "        for"),
+    "no barrier before the store": (
+        "wgmma_tall.h",
+        "        barrier_wait(1 + group, 128);\n        for",
+        "        for",
+    ),
 }
 
 
@@ -204,6 +277,8 @@ def compiled() -> Iterator[Variant]:
     """One kernel of each kind."""
     for op, element, block_size in CASES:
         yield variant(op, element, block_size, default_tile(element, block_size, 4096))
+    for element, block_size in SAMPLED:
+        yield sampled_variant(element, block_size, default_sampled_tile(block_size, 10000, 132))
 
 
 @pytest.mark.parametrize("wanted", list(compiled()), ids=str)
