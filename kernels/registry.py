@@ -77,7 +77,7 @@ HELPERS = (
     "cuda_kernel",
     "cuda_nvrtc",
     "cuda_wgmma",
-    "cuda_wgmma_plan",
+    "cuda_wgmma_sdd",
     "fastest",
     "lstm_launch",
     "native_library",

@@ -1,7 +1,7 @@
-"""Products of block-sparse matrices by wgmma (Hopper GPUs only): which exist, their tiles, their lists and their launches.
+"""Products of block-sparse matrices by wgmma (Hopper GPUs only): which exist, the tiles of dsd and dsd_t and their launches.
 
-Activations are token-major. dsd: out [n, m] = x [n, k] W^T; dsd_t: the same with W's transpose; sdd: the kept blocks of
-grad^T x, grad [n, m] and x [n, k]. W is given by its kept blocks [nnzb, b, b].
+Activations are token-major. dsd: out [n, m] = x [n, k] W^T; dsd_t: the same with W's transpose. W is given by its kept
+blocks [nnzb, b, b]. sdd: cuda_wgmma_sdd.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from kernels.backends import cuda_kernel
 from kernels.backends.cuda_kernel import Kernel, Variant
-from kernels.backends.cuda_wgmma_plan import cut_columns, list_columns
 from kernels.bsr import BSRIndex
 
 BLOCKS = (16, 32, 64, 128)
 BYTES = {"Bfloat16": 2, "Float16": 2, "Tf32": 4}
-OPS = ("dsd", "dsd_t", "sdd")
+OPS = ("dsd", "dsd_t")
 LINE = 128  # bytes of a token's line in a stage
 MULTIPLIERS = 2  # warpgroups; one more gathers
 OUTPUT_BYTES = MULTIPLIERS * 64 * (LINE + 16)  # where sums are rearranged on their way out
@@ -28,14 +29,14 @@ MOST_SHARED = 227 * 1024
 
 
 def unsupported(op: str, element: str, block_size: int) -> str | None:
-    """Why this rung has no kernel for an op on `element` and blocks, in one line, or None."""
+    """Why there is no kernel for dsd or dsd_t on `element` and blocks, in one line, or None."""
     if op not in OPS:
-        return f"there is no {op} by wgmma"
+        return f"there is no {op} among {', '.join(OPS)}"
     if element not in BYTES:
         return f"wgmma multiplies no {element}"
     if block_size not in BLOCKS:
         return f"wgmma needs blocks of 16, 32, 64 or 128, not {block_size}"
-    if op != "dsd" and BYTES[element] != 2:
+    if op == "dsd_t" and BYTES[element] != 2:
         return "wgmma reads transposed operands of 16 bits only"
     return None
 
@@ -113,70 +114,49 @@ def default_tile(element: str, block_size: int, n: int) -> Tile:
 
 
 def all_variants() -> Iterator[Variant]:
-    """Every kernel that `tiles` and `sampled_tiles` lead to."""
+    """Every kernel that `tiles` leads to."""
     for element in BYTES:
         for block_size in BLOCKS:
             for op in OPS:
-                if unsupported(op, element, block_size) is not None:
-                    continue
-                if op == "sdd":
-                    yield from (sampled_variant(element, block_size, tile) for tile in sampled_tiles(block_size))
-                else:
+                if unsupported(op, element, block_size) is None:
                     yield from (variant(op, element, block_size, tile) for tile in tiles(element, block_size))
 
 
-@dataclass(frozen=True)
-class SampledTile:
-    """What sdd makes at a time: `columns` columns a warpgroup; its ring: `stages` of `depth` tokens."""
+class Listed(NamedTuple):
+    """By row group (`rows` rows of the output): the block columns that any of its block rows keeps, ascending. All int32.
 
-    columns: int
-    depth: int
-    stages: int
+    order: [groups], by falling length; first: [groups + 1], where a group's columns begin; columns: [listed];
+    blocks: [listed, block rows of a group], the block's number in the values or -1.
+    """
 
-    def strips(self, block_size: int) -> tuple[int, int]:
-        """(rows of a CTA, block columns of a CTA)."""
-        return (128, self.columns // 128) if block_size == 128 else (64, MULTIPLIERS * self.columns // block_size)
-
-    def shared_bytes(self, block_size: int) -> int:
-        """As the kernel divides it: stages, and two barriers and a word of each."""
-        rows, columns = self.strips(block_size)
-        return self.stages * ((rows + columns * block_size) * 2 * self.depth + 24)
-
-    def fits(self, block_size: int) -> bool:
-        return self.columns >= block_size and self.shared_bytes(block_size) <= MOST_SHARED
+    order: Tensor
+    first: Tensor
+    columns: Tensor
+    blocks: Tensor
 
 
-def sampled_variant(element: str, block_size: int, tile: SampledTile) -> Variant:
-    """sdd's kernel to compile; ValueError with the reason where there is none."""
-    reason = unsupported("sdd", element, block_size)
-    if reason is None and not tile.fits(block_size):
-        reason = f"{tile} does not fit blocks of {block_size}"
-    if reason is not None:
-        raise ValueError(reason)
-    numbers = {
-        "BLOCK": block_size,
-        "COLUMNS": tile.columns,
-        "DEPTH": tile.depth,
-        "STAGES": tile.stages,
-        "WARPGROUPS": MULTIPLIERS,
-    }
-    defines = tuple(sorted({"ELEMENT": element, **numbers}.items()))
-    return Variant("sdd_wgmma.cu", "sdd", defines, THREADS, tile.shared_bytes(block_size), needs=90)
-
-
-def sampled_tiles(block_size: int) -> Iterator[SampledTile]:
-    """Every tile of sdd worth trying."""
-    for columns in (256, 128, 64):
-        for depth in (64, 32):
-            deepest = (SampledTile(columns, depth, stages) for stages in (6, 4, 3))
-            yield from [tile for tile in deepest if tile.fits(block_size)][:1]
-
-
-def default_sampled_tile(block_size: int, nnzb: int, ctas: int) -> SampledTile:
-    """Without measurements: the widest tile that still leaves a task for each of `ctas` CTAs, or else the narrowest."""
-    found = [tile for tile in sampled_tiles(block_size) if tile.stages >= 4]
-    enough = [tile for tile in found if nnzb >= ctas * tile.strips(block_size)[1]]
-    return enough[0] if enough else found[-1]
+def list_columns(index: BSRIndex, block_size: int, rows: int, turned: bool = False) -> Listed:
+    """What a CTA of `rows` rows gathers, of the matrix with pattern `index` or of its transpose."""
+    slots = rows // block_size
+    if turned:
+        grid_rows, grid_cols = index.column_indptr.numel() - 1, index.indptr.numel() - 1
+        every = torch.arange(grid_rows, device=index.indptr.device)
+        row, column, block = every.repeat_interleave(index.column_indptr.diff()), index.column_rows, index.positions
+    else:
+        grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
+        row, column, block = (
+            index.rows.long(),
+            index.indices,
+            torch.arange(index.rows.numel(), device=index.rows.device),
+        )
+    groups = -(-grid_rows // slots)
+    keys, place = torch.unique(row // slots * grid_cols + column, return_inverse=True)
+    counts = torch.bincount(keys // grid_cols, minlength=groups)
+    blocks = torch.full((keys.numel(), slots), -1, dtype=torch.int32, device=row.device)
+    blocks[place, row % slots] = block.to(torch.int32)
+    first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    order = torch.argsort(counts, descending=True, stable=True)
+    return Listed(*(each.to(torch.int32) for each in (order, first, keys % grid_cols)), blocks)
 
 
 class Arguments(ctypes.Structure):
@@ -185,15 +165,6 @@ class Arguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("values", "x", "y", "order", "first", "columns", "blocks")),
         *((name, ctypes.c_int) for name in ("n", "k", "m", "groups")),
-    )
-
-
-class SampledArguments(ctypes.Structure):
-    """As struct Arguments in sdd_wgmma.cu."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("grad", "x", "values", "tasks", "columns", "blocks")),
-        *((name, ctypes.c_int) for name in ("n", "k", "m", "tasks_count")),
     )
 
 
@@ -235,37 +206,3 @@ class Product:
 
     def __call__(self) -> None:
         self.kernel(self.grid, self.arguments)
-
-
-class Sampled:
-    """A prepared sdd: values [nnzb, b, b] = the kept blocks of grad^T x. Calling it launches and does nothing else."""
-
-    def __init__(
-        self,
-        element: str,
-        grad: Tensor,
-        x: Tensor,
-        index: BSRIndex,
-        values: Tensor,
-        tile: SampledTile,
-        ctas: int,
-        load: Callable[[Variant], Kernel] = cuda_kernel.load,
-    ) -> None:
-        """grad: [n, m]; x: [n, k], contiguous, n at least 1; at most `ctas` CTAs, one a multiprocessor."""
-        self.keeps = grad, x, values
-        check_operands(*self.keeps)
-        block_size = values.shape[1]
-        self.variant = sampled_variant(element, block_size, tile)
-        self.kernel = load(self.variant)
-        rows, columns = tile.strips(block_size)
-        self.listed = list_columns(index, block_size, rows)
-        self.tasks = cut_columns(self.listed, columns)
-        lists = self.tasks, self.listed.columns, self.listed.blocks
-        pointers = (tensor.data_ptr() for tensor in (*self.keeps, *lists))
-        count = self.tasks.shape[0]
-        self.arguments = SampledArguments(*pointers, x.shape[0], x.shape[1], grad.shape[1], count)
-        self.grid = (min(ctas, count), 1, 1)
-
-    def __call__(self) -> None:
-        if self.grid[0]:  # else nothing is kept
-            self.kernel(self.grid, self.arguments)

@@ -51,33 +51,6 @@ CASES = [
 SAMPLED = [(element, block_size) for element in ("Bfloat16", "Float16") for block_size in cuda_wgmma.BLOCKS]
 
 
-def kept_blocks(pattern: str, rows: int, cols: int) -> Tensor:
-    """bool[rows, cols]."""
-    kept = torch.zeros(rows, cols, dtype=torch.bool)
-    if pattern in ("random", "empty rows"):
-        kept = torch.rand(rows, cols, generator=torch.Generator().manual_seed(rows)) < 0.4
-    if pattern == "empty rows":
-        kept[::2] = False
-    if pattern == "one block":
-        kept[-1, -1] = True
-    if pattern == "full row":
-        kept[rows // 2] = True
-    if pattern == "full":
-        kept[:] = True
-    return kept
-
-
-def grid_of(block_size: int) -> tuple[int, int]:
-    """Some row groups, the last one not full, and more columns than a step lists."""
-    return {16: (19, 11), 32: (9, 7), 64: (5, 4), 128: (3, 3)}[block_size]
-
-
-def guarded(shape: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A buffer full of NaN, and `shape` in its middle."""
-    buffer = torch.full((shape[0] * shape[1] + 2 * GUARD,), float("nan"), dtype=dtype)
-    return buffer, buffer[GUARD:-GUARD].view(shape)
-
-
 def check(
     op: str,
     element: str,
@@ -107,61 +80,6 @@ def check(
         bound = bound + 2.0**-9 * (dense.double().abs() @ x.mT.double().abs())
     assert bool(((out.mT.double() - expected).abs() <= bound).all())
     assert bool(buffer[:GUARD].isnan().all() and buffer[-GUARD:].isnan().all()), "wrote outside the output"
-
-
-def check_sampled(
-    element: str,
-    kept: Tensor,
-    block_size: int,
-    n: int,
-    tile: SampledTile,
-    schedule: tuple[str, str],
-    source: str | None = None,
-) -> None:
-    """As `check`, for sdd."""
-    generator, mask, dtype = torch.Generator().manual_seed(n), BlockMask(kept, block_size), DTYPES[element]
-    bsr = BSRMatrix.from_dense(torch.ones(mask.shape), mask)
-    (_, grad), (_, x) = (guarded((n, size), dtype) for size in mask.shape)
-    for each in (grad, x):
-        each.copy_(torch.randn(each.shape, generator=generator))
-    buffer, flat = guarded((bsr.nnzb, block_size**2), dtype)
-    out = flat.view(-1, block_size, block_size)
-
-    def load(wanted: Variant) -> Kernel:
-        wanted = wanted if source is None else replace(wanted, source=source)
-        return emulator.load(wanted, order=schedule[0], copies=schedule[1], seed=n)  # type: ignore[arg-type]
-
-    Sampled(element, grad, x, bsr.index, out, tile, 3, load)()
-    expected = grad.mT.double() @ x.double()
-    bound = error_bound(grad.mT, x, expected)
-    expected, bound = (BSRMatrix.from_dense(each, mask).data for each in (expected, bound))
-    assert bool(((out.double() - expected).abs() <= bound).all())
-    assert bool(buffer[:GUARD].isnan().all() and buffer[-GUARD:].isnan().all()), "wrote outside the output"
-
-
-@pytest.mark.parametrize(("element", "block_size"), SAMPLED)
-def test_default_sampled_tile(element: str, block_size: int) -> None:
-    kept = kept_blocks("random", *grid_of(block_size))
-    check_sampled(element, kept, block_size, 33, default_sampled_tile(block_size, 10000, 132), ("random", "random"))
-
-
-@pytest.mark.emulate
-@pytest.mark.parametrize("n", WIDTHS)
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize(("element", "block_size"), SAMPLED)
-def test_sampled_patterns(element: str, block_size: int, pattern: str, n: int) -> None:
-    kept = kept_blocks(pattern, *grid_of(block_size))
-    for schedule in SCHEDULES:
-        check_sampled(element, kept, block_size, n, default_sampled_tile(block_size, 10000, 132), schedule)
-
-
-@pytest.mark.emulate
-@pytest.mark.parametrize(("element", "block_size"), SAMPLED)
-def test_every_sampled_tile(element: str, block_size: int) -> None:
-    kept = kept_blocks("random", *grid_of(block_size))
-    for tile in sampled_tiles(block_size):
-        for schedule in SCHEDULES:
-            check_sampled(element, kept, block_size, 100, tile, schedule)
 
 
 @pytest.mark.parametrize(("op", "element", "block_size"), CASES)
@@ -200,7 +118,7 @@ FAULTS = {
     "no fence of sums": ("wgmma_tall.h", "    wgmma_fence();\n", ""),
     "next stage's blocks": ("wgmma_tall.h", "stage + blocks_at + group", "stage + stage_bytes + blocks_at + group"),
     "off by one step": ("wgmma_tall.h", "descriptor_step(32 * i), true", "descriptor_step(32 * i + 32), true"),
-    "one token too many": ("wgmma_ring.h", "tile.token + token < given.n", "tile.token + token <= given.n"),
+    "one token too many": ("wgmma_gather.h", "tile.token + token < given.n", "tile.token + token <= given.n"),
     "no barrier before the store": (
         "wgmma_tall.h",
         "        barrier_wait(1 + group, 128);\n        for",
