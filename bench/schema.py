@@ -26,6 +26,7 @@ STATUSES = {
     "timeout": "stopped at the time limit of a cell",
     "crashed": "the worker process died",
 }
+PATTERNS = ("random", "empty rows", "all empty", "one block", "full row", "full")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def _timed(what: str, error: str) -> tuple[Column, ...]:
         Column("launches_per_sample", pa.int64(), "measured", "", f"{what}s timed together in one sample"),
         Column("noisy", pa.bool_(), "measured", "", "middle half of the pairwise ratios spread over more than 10 % of their median, or a median time was twice its minimum"),
         Column("attempts", pa.int64(), "measured", "", "times the pairs were sampled: a noisy attempt is thrown away, at most 3 are made"),
-        Column("timer", pa.string(), "result", "", "clock that took the samples"),
+        Column("timer", pa.string(), "measured", "", "clock that took the samples; launches under 20 us on a GPU are replayed from a CUDA graph"),
+        Column("host_ms", pa.float64(), "measured", "ms", f"processor time to launch one {what} of the backend on a GPU; null on a CPU"),
     )
 
 
@@ -127,6 +129,23 @@ TRAIN = (
     Column("inference_lstm_ms", pa.list_(pa.float64()), "measured", "ms", "LSTM layers alone of the exported model, paired by position"),
 )
 
+CHECK = (
+    Column("pattern", pa.string(), "result", "", "which blocks were kept: " + ", ".join(PATTERNS)),
+    Column("n", pa.int64(), "result", "", "columns of X, or sequences side by side"),
+    Column("kernel", pa.string(), "measured", "", "what ran"),
+    Column("error_ratio", pa.float64(), "measured", "", "largest |error| / bound against float64; at most 1 where it is right"),
+)
+
+TUNE = (
+    Column("variant", pa.string(), "result", "", "parameters of the kernel, as JSON"),
+    Column("kernel", pa.string(), "measured", "", "what ran"),
+    Column("error_ratio", pa.float64(), "measured", "", "largest |error| / bound against float64; at most 1"),
+    Column("time_ms", pa.float64(), "measured", "ms", "median time of one product by this variant"),
+    Column("samples_ms", pa.list_(pa.float64()), "measured", "ms", "every sample; one of each variant in turns"),
+    Column("chosen", pa.bool_(), "measured", "", "this variant had the shortest median"),
+    Column("timer", pa.string(), "measured", "", "clock that took the samples"),
+)
+
 PROVENANCE = (
     Column("schema_version", pa.int64(), "provenance", "", "version of these columns"),
     Column("commit", pa.string(), "provenance", "", "git commit of the suite, empty outside a checkout"),
@@ -137,6 +156,10 @@ PROVENANCE = (
     Column("threads_used", pa.int64(), "provenance", "", "threads in force, read back from torch"),
     Column("os", pa.string(), "provenance", "", "operating system and machine"),
     Column("driver", pa.string(), "provenance", "", "GPU driver version, empty on a CPU"),
+    Column("sm_clock_mhz", pa.float64(), "provenance", "MHz", "clock of the GPU's multiprocessors right after the samples; as it was, never set; null on a CPU or where the driver does not say"),
+    Column("memory_clock_mhz", pa.float64(), "provenance", "MHz", "clock of the GPU's memory, likewise"),
+    Column("temperature_celsius", pa.float64(), "provenance", "degrees Celsius", "temperature of the GPU, likewise"),
+    Column("power_watts", pa.float64(), "provenance", "W", "power drawn by the GPU, likewise"),
     Column("python", pa.string(), "provenance", "", "Python version"),
     Column("torch", pa.string(), "provenance", "", "torch version"),
     Column("blas", pa.string(), "provenance", "", "BLAS torch was built with"),
@@ -146,7 +169,7 @@ PROVENANCE = (
 )
 # fmt: on
 
-COLUMNS: dict[str, tuple[Column, ...]] = {"gemm": GEMM, "lstm": LSTM, "train": TRAIN}
+COLUMNS: dict[str, tuple[Column, ...]] = {"gemm": GEMM, "lstm": LSTM, "train": TRAIN, "check": CHECK, "tune": TUNE}
 
 
 def columns(kind: str) -> tuple[Column, ...]:

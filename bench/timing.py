@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from bench.cells import GemmCell, LstmCell, TimedCell
+from bench.clocks import Evictor, Timer, host_ms, timer_for
+from bench.gpu import gpu_state
 from bench.provenance import physical_cores
 from kernels.check import check
 from kernels.lstm_problem import LstmProblem
@@ -38,56 +39,6 @@ TELL_SECONDS = 0.5
 NOISY_SPREAD = 0.1
 ATTEMPTS = 3  # a noisy cell is sampled anew, until RESAMPLE_SECONDS are spent; the last attempt is kept, noisy or not
 RESAMPLE_SECONDS = 10.0  # no new attempt begins later: what took long to sample is kept as it is
-FALLBACK_CACHE_BYTES = 64 * 2**20
-
-
-class Timer(Protocol):
-    """A clock for launches of one device."""
-
-    name: str
-
-    def time(self, launch: Launch, launches: int) -> float:
-        """Milliseconds of one launch, from `launches` timed together."""
-        ...
-
-
-class WallTimer:
-    """The processor's monotonic clock; launches on a GPU are waited for, so their latency is in the time."""
-
-    def __init__(self, device: str) -> None:
-        self.wait: Callable[[], None] | None = torch.cuda.synchronize if device == "cuda" else None
-        self.name = "perf_counter_ns, synchronised" if self.wait else "perf_counter_ns"
-
-    def time(self, launch: Launch, launches: int) -> float:
-        if self.wait:
-            self.wait()
-        begin = time.perf_counter_ns()
-        for _ in range(launches):
-            launch()
-        if self.wait:
-            self.wait()
-        return (time.perf_counter_ns() - begin) / launches / 1e6
-
-
-class Evictor:
-    """Pushes operands out of the caches by streaming over a buffer twice as large as the last-level cache."""
-
-    def __init__(self, device: str) -> None:
-        size = torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else last_level_cache_bytes()
-        self.buffer = torch.zeros(2 * size // 4, dtype=torch.float32, device=device)
-
-    def __call__(self) -> None:
-        self.buffer.add_(1.0)
-
-
-def last_level_cache_bytes() -> int:
-    """Size of the largest cache the system names; 64 MiB where it names none."""
-    sizes = []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        if text.endswith("K") and text[:-1].isdigit():
-            sizes.append(int(text[:-1]) * 1024)
-    return max(sizes, default=FALLBACK_CACHE_BYTES)
 
 
 @contextmanager
@@ -177,11 +128,11 @@ def problem_of(cell: TimedCell) -> Problem:
     if isinstance(cell, LstmCell):
         return LstmProblem(
             cell.input_size, cell.hidden_size, cell.batch_size, cell.bptt, cell.block_size, cell.target_sparsity,
-            cell.passes, cell.scope, cell.dtype, cell.device, cell.seed,
+            cell.passes, cell.scope, cell.dtype, cell.device, cell.seed, math=cell.math,
         )  # fmt: skip
     return GemmProblem(
         cell.m, cell.k, cell.n, cell.block_size, cell.target_sparsity,
-        cell.dtype, cell.device, cell.seed, op=cell.op,
+        cell.dtype, cell.device, cell.seed, op=cell.op, math=cell.math,
     )  # fmt: skip
 
 
@@ -227,12 +178,17 @@ def _measure(cell: TimedCell, problem: Problem, tell: Tell) -> Row:
         wrong = wrong_baseline and f"{cell.baseline}: {wrong_baseline}"
     if wrong is not None:
         return {"status": "wrong", "reason": wrong, **row}
-    timer = WallTimer(cell.device)
+    timer, replays = timer_for(cell.device, [backend, baseline])
+    for replay in replays:
+        _, wrong = check(replay, problem)
+        if wrong is not None:
+            return {"status": "wrong", "reason": f"replayed from a CUDA graph, {replay.kernel}: {wrong}", **row}
     evict = Evictor(cell.device) if isinstance(cell, GemmCell) and cell.cache == "cold" else None
     begin = time.perf_counter()
     attempts, samples = 1, sample_pairs(backend, baseline, timer, evict, tell)
     while samples.noisy and attempts < ATTEMPTS and time.perf_counter() - begin < RESAMPLE_SECONDS:
         attempts, samples = attempts + 1, sample_pairs(backend, baseline, timer, evict, tell)
+    state = gpu_state(cell.device)  # at once, before the clocks fall
     return {
         "status": "ok",
         "reason": "",
@@ -246,4 +202,6 @@ def _measure(cell: TimedCell, problem: Problem, tell: Tell) -> Row:
         "noisy": samples.noisy,
         "attempts": attempts,
         "timer": timer.name,
+        "host_ms": host_ms(cell.device, backend),
+        **state,
     }

@@ -2,13 +2,20 @@
 
 Products: any order of summing k terms, with or without fused multiply-adds, is within gamma_k |A| |B| of the exact A B,
 element by element, where gamma_k = k u / (1 - k u) and u is the unit roundoff of the accumulation (Higham, Accuracy and
-Stability of Numerical Algorithms, section 3.1). k is counted row by row: only non-zero weights round.
+Stability of Numerical Algorithms, section 3.1). k is counted row by row: only non-zero weights round. Tensor cores add in
+float32 but cut off instead of rounding, so that their u is twice as large (Fasi et al., Numerical behavior of NVIDIA tensor
+cores, 2021). TF32 moreover keeps 10 bits of the fraction of both factors: 2^-11 each if they are rounded, 2^-10 if they are
+cut off as the hardware does by itself, which is allowed here since nobody says which of the two a library does.
 
 LSTM layers: the rigorous bound grows exponentially with the steps, so errors are compared with the largest element of
 each output, and with what rounding errors are expected to reach. Summing k terms errs by about sqrt(k) u (Higham and
 Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019); the operations of the gates add GATE_ERRORS u. At the
 weights of a problem, of scale 1 / sqrt(hidden), a step passes on the error of the one before it undamped at most, so that
-`steps` such errors add up; the backward pass doubles them.
+`steps` such errors add up; the backward pass doubles them. Layers in 16 bits, or whose factors are TF32, also round what
+goes from step to step, with the larger u of these types. Such roundings are independent, so GATE_ERRORS of them make
+sqrt(GATE_ERRORS) u; they do not add up over the steps, for a forget gate near 1/2 halves them each time; but a gradient
+of a weight that is a sum of `steps` terms in 16 bits makes another sqrt(steps) u. torch's own loop in bfloat16 and float16
+reaches half of that (2.5 u in outputs, 6 u in gradients of weights at 70 steps).
 """
 
 from __future__ import annotations
@@ -27,10 +34,11 @@ from kernels.problem import GemmProblem, Launch, Problem
 ACCUMULATION_ROUNDOFF = {
     torch.float64: 2.0**-53,
     torch.float32: 2.0**-24,
-    torch.bfloat16: 2.0**-24,  # 16-bit types are multiplied exactly and summed in float32
-    torch.float16: 2.0**-24,
+    torch.bfloat16: 2.0**-23,  # 16-bit types are multiplied exactly and summed in float32
+    torch.float16: 2.0**-23,
 }
 OUTPUT_ROUNDOFF = {torch.float64: 0.0, torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+TF32_ACCUMULATION, TF32_FACTOR = 2.0**-23, 2.0**-10
 GATE_ERRORS = 16
 
 Expected = dict[str, tuple[Tensor, Tensor]]  # by name: the float64 result, and the largest error of each element
@@ -41,14 +49,17 @@ def gamma(terms: Tensor, roundoff: float) -> Tensor:
     return terms * roundoff / (1 - terms * roundoff)
 
 
-def error_bound(left: Tensor, right: Tensor, expected: Tensor) -> Tensor:
+def error_bound(left: Tensor, right: Tensor, expected: Tensor, math: str = "ieee") -> Tensor:
     """Largest error of each element of left @ right that a correct kernel can make: float64[rows, cols].
 
-    Zero where a row of `left` is empty.
+    Zero where a row of `left` is empty. math: of float32, 'ieee' or 'tf32'.
     """
     dtype = right.dtype
+    roundoff = TF32_ACCUMULATION if math == "tf32" else ACCUMULATION_ROUNDOFF[dtype]
+    factors = (1 + TF32_FACTOR) ** 2 - 1 if math == "tf32" else 0.0
     terms = (left != 0).sum(dim=1, keepdim=True).double()
-    sums = gamma(terms, ACCUMULATION_ROUNDOFF[dtype]) + gamma(terms, 2.0**-53)  # the reference itself rounds in float64
+    sums = gamma(terms, roundoff) * (1 + factors) + factors
+    sums += gamma(terms, 2.0**-53)  # the reference itself rounds in float64
     underflow = terms * torch.finfo(dtype).tiny
     bound = sums * (left.double().abs() @ right.double().abs()) + underflow
     return bound + OUTPUT_ROUNDOFF[dtype] * (expected.abs() + bound)
@@ -58,7 +69,11 @@ def lstm_tolerance(problem: LstmProblem) -> float:
     """Largest error of an LSTM layer's outputs and gradients, relative to the largest element of each."""
     samples = problem.batch_size * problem.steps  # summed by the gradients of weights and biases
     terms = max(problem.input_size + problem.hidden_size, 4 * problem.hidden_size, samples)
-    return 2 * problem.steps * (sqrt(terms) + GATE_ERRORS) * ACCUMULATION_ROUNDOFF[problem.torch_dtype]
+    tf32 = problem.math == "tf32"
+    accumulation = TF32_ACCUMULATION if tf32 else ACCUMULATION_ROUNDOFF[problem.torch_dtype]
+    between = TF32_FACTOR if tf32 else OUTPUT_ROUNDOFF[problem.torch_dtype]  # of what goes from step to step
+    sums = 2 * problem.steps * (sqrt(terms) + GATE_ERRORS) * accumulation
+    return sums + (sqrt(GATE_ERRORS) + sqrt(problem.steps)) * between
 
 
 def expected_outputs(problem: Problem, dense: bool) -> Expected:
@@ -71,7 +86,8 @@ def expected_outputs(problem: Problem, dense: bool) -> Expected:
     assert isinstance(problem, GemmProblem)
     left, right = problem.factors(dense)
     product = left.double() @ right.double()
-    return {"output": (problem.wanted(product), problem.wanted(error_bound(left, right, product)))}
+    bound = error_bound(left, right, product, problem.math)
+    return {"output": (problem.wanted(product), problem.wanted(bound))}
 
 
 def check(launch: Launch, problem: Problem) -> tuple[float, str | None]:

@@ -9,9 +9,8 @@ from functools import cached_property
 from torch import Tensor
 
 from kernels.blockmask import BlockMask, grid_shape
-from kernels.problem import Problem, require
+from kernels.problem import DTYPES, Problem, require, require_math
 
-DTYPES = ("float32", "float64")
 PASSES = ("forward", "forward_backward")
 SCOPES = ("all", "weight_hh")
 BIASES = ("bias_ih", "bias_hh")
@@ -23,6 +22,7 @@ class LstmProblem(Problem):
 
     passes 'forward': y, h and c, as in inference; 'forward_backward': also the gradients of x, the weights (at the kept
     blocks) and the biases, from grad_y alone. scope 'all': both weights are block-sparse; 'weight_hh': the recurrent one.
+    math: of float32, 'ieee' or 'tf32'.
     """
 
     input_size: int
@@ -36,6 +36,7 @@ class LstmProblem(Problem):
     dtype: str = "float32"
     device: str = "cpu"
     seed: int = 0
+    math: str = "ieee"
 
     def __post_init__(self) -> None:
         grid_shape(self.hidden_size, self.hidden_size, self.block_size)  # so that no gates share a block row
@@ -43,7 +44,8 @@ class LstmProblem(Problem):
             grid_shape(self.hidden_size, self.input_size, self.block_size)
         if min(self.batch_size, self.steps, self.input_size) < 1:
             raise ValueError("input_size, batch_size and steps must be at least 1")
-        require("dtype", self.dtype, DTYPES)
+        require("dtype", self.dtype, list(DTYPES))
+        require_math(self.math, self.dtype)
         require("passes", self.passes, PASSES)
         require("scope", self.scope, SCOPES)
 

@@ -15,12 +15,20 @@ from kernels.bsr import BSRMatrix
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPS = ("dsd", "dsd_t", "sdd")
+MATHS = ("ieee", "tf32")
 
 
 def require(noun: str, name: str, accepted: Sequence[str]) -> None:
     """ValueError where `name` is not accepted."""
     if name not in accepted:
         raise ValueError(f"unknown {noun} {name!r}; accepted: {', '.join(accepted)}")
+
+
+def require_math(math: str, dtype: str) -> None:
+    """ValueError where `math` is unknown, or other than exact for a type that has no other."""
+    require("math", math, MATHS)
+    if math == "tf32" and dtype != "float32":
+        raise ValueError(f"tf32 is a way to multiply float32, not {dtype}")
 
 
 class Problem:
@@ -31,6 +39,7 @@ class Problem:
     dtype: str  # a key of DTYPES
     device: str  # 'cpu' or 'cuda'
     seed: int
+    math: str  # of float32 on a GPU: 'ieee' multiplies exactly, 'tf32' with 10 bits of fraction
 
     @property
     def masks(self) -> Mapping[str, BlockMask]:
@@ -46,8 +55,10 @@ class Problem:
         return DTYPES[self.dtype]
 
     def missing_device(self) -> str | None:
-        """Why the operands cannot be made here, or None."""
-        return "no CUDA device" if self.device == "cuda" and not torch.cuda.is_available() else None
+        """Why the operands cannot be made, or not be multiplied as wanted, on the device here; or None."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            return "no CUDA device"
+        return "tf32 is arithmetic of GPUs" if self.device == "cpu" and self.math == "tf32" else None
 
     def _generator(self, stream: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 16 + stream)
@@ -69,7 +80,7 @@ class GemmProblem(Problem):
 
     op 'dsd': Y[m, n] = W X[k, n]; 'dsd_t': Y[k, n] = W^T G[m, n] (the gradient of X); 'sdd': the kept blocks of
     G[m, n] X[k, n]^T (the gradient of W), [nnzb, b, b]. given_mask: a pattern instead of a random one (then `sparsity`
-    is only a label).
+    is only a label). math: of float32, 'ieee' or 'tf32'.
     """
 
     m: int
@@ -82,6 +93,7 @@ class GemmProblem(Problem):
     seed: int = 0
     given_mask: BlockMask | None = field(default=None, compare=False)
     op: str = "dsd"
+    math: str = "ieee"
 
     def __post_init__(self) -> None:
         grid_shape(self.m, self.k, self.block_size)
@@ -89,6 +101,7 @@ class GemmProblem(Problem):
             raise ValueError(f"n must be at least 1, got {self.n}")
         require("dtype", self.dtype, list(DTYPES))
         require("op", self.op, OPS)
+        require_math(self.math, self.dtype)
         if self.given_mask is not None and self.given_mask.shape != (self.m, self.k):
             raise ValueError(f"the mask covers {self.given_mask.shape}, the weight is {(self.m, self.k)}")
 

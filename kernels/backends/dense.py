@@ -13,6 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from kernels.backends.arithmetic import under
 from kernels.backends.fastest import fastest
 from kernels.problem import GemmProblem, Launch, Problem
 
@@ -35,7 +36,7 @@ def ways(problem: GemmProblem) -> dict[str, Way]:
     result = left.new_empty(left.shape[0], right.shape[1])
     results = {order: _in_order(result, order) for order in orders}
     return {
-        f"torch.mm, {a} x {b} -> {c}": partial(_multiply, factors[a][0], factors[b][1], results[c])
+        f"torch.mm, {a} x {b} -> {c}": under(problem, partial(_multiply, factors[a][0], factors[b][1], results[c]))
         for a, b, c in product(orders, repeat=3)
     }
 

@@ -1,7 +1,7 @@
 """A baseline of LSTM layers: our step loop with dense products by torch, the weights with no block emptied.
 
 What a sparse layer is to beat where no fused layer exists: the inputs are projected for all steps at once, then every step
-is one product and the gates.
+is one product and the gates. On a GPU the loop is captured as a CUDA graph too, and the faster of both is the baseline.
 """
 
 from __future__ import annotations
@@ -12,13 +12,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.backends.captured import Replayed
+from kernels.backends.fastest import fastest
 from kernels.backends.lstm_launch import LstmLaunch, Outputs
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import Launch, Problem
 
+KERNEL = "step loop of torch.addmm"
+
+
+def loop_launch(problem: LstmProblem) -> LstmLaunch:
+    """The loop, launched step by step."""
+
+    def forward(leaves: Mapping[str, Tensor]) -> Outputs:
+        projected = F.linear(leaves["x"], leaves["weight_ih"], leaves["bias_ih"] + leaves["bias_hh"])
+        (h, c), recurrent, outputs = (state[0] for state in problem.state), leaves["weight_hh"].T, []
+        for step in projected:
+            i, f, g, o = torch.addmm(step, h, recurrent).chunk(4, dim=1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            outputs.append(h)
+        return torch.stack(outputs), (h[None], c[None])
+
+    return LstmLaunch(problem, KERNEL, problem.full_weights, forward, dense=True)
+
 
 class LoopLstmBackend:
-    """float32 and float64, on cpu and cuda."""
+    """Every dtype that torch multiplies, on cpu and cuda."""
 
     def unsupported(self, problem: Problem) -> str | None:
         if not isinstance(problem, LstmProblem):
@@ -27,18 +47,13 @@ class LoopLstmBackend:
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, LstmProblem)
-
-        def forward(leaves: Mapping[str, Tensor]) -> Outputs:
-            projected = F.linear(leaves["x"], leaves["weight_ih"], leaves["bias_ih"] + leaves["bias_hh"])
-            (h, c), recurrent, outputs = (state[0] for state in problem.state), leaves["weight_hh"].T, []
-            for step in projected:
-                i, f, g, o = torch.addmm(step, h, recurrent).chunk(4, dim=1)
-                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-                h = o.sigmoid() * c.tanh()
-                outputs.append(h)
-            return torch.stack(outputs), (h[None], c[None])
-
-        return LstmLaunch(problem, "step loop of torch.addmm", problem.full_weights, forward, dense=True)
+        launch = loop_launch(problem)
+        if problem.device != "cuda":
+            return launch
+        ways: dict[str, Launch] = {KERNEL: launch}
+        replayed = Replayed(loop_launch(problem), kernel=f"{KERNEL}, replayed as a CUDA graph")
+        ways[replayed.kernel] = replayed
+        return ways[fastest(ways, problem.device)]
 
 
 BACKEND = LoopLstmBackend()

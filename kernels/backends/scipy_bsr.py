@@ -49,7 +49,7 @@ class ScipyBsrBackend:
             return "scipy runs on the CPU only"
         if problem.dtype not in ("float32", "float64"):
             return f"scipy has no {problem.dtype}"
-        return None
+        return problem.missing_device()
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, GemmProblem)

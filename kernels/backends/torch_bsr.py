@@ -56,7 +56,7 @@ class TorchBsrBackend:
             return f"torch has no block-sparse CPU product in {problem.dtype}"
         if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
             return "torch's block-sparse CPU product needs a torch built with MKL"
-        return None
+        return problem.missing_device()
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, GemmProblem)

@@ -1,11 +1,13 @@
 """A baseline of LSTM layers: torch.nn.LSTM, all time steps in one call, with the weights that have no block emptied.
 
-On a CPU torch has two of them, by oneDNN and by its own operators; the faster one is the baseline.
+Torch has several of them, on a CPU by oneDNN and by its own operators, on a GPU by cuDNN and by its own fused cells; the
+faster one is the baseline. Which of its algorithms cuDNN runs (persistent or not) it does not tell, so no row knows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -16,27 +18,52 @@ from kernels.lstm_problem import LstmProblem
 from kernels.problem import Launch, Problem
 
 
-def _launch(problem: LstmProblem, onednn: bool) -> LstmLaunch:
+@contextmanager
+def _library(device: str, enabled: bool) -> Iterator[None]:
+    """oneDNN on a CPU, cuDNN on a GPU, allowed or not."""
+    if device == "cuda":
+        before = torch._C._get_cudnn_enabled()  # type: ignore[attr-defined]
+        switch = torch._C._set_cudnn_enabled
+    else:
+        before = torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags also warns about TensorFloat-32
+        switch = torch._C._set_mkldnn_enabled
+    switch(enabled)
+    try:
+        yield
+    finally:
+        switch(before)
+
+
+def _launch(problem: LstmProblem, library: bool) -> LstmLaunch:
     layer = torch.nn.LSTM(problem.input_size, problem.hidden_size, device=problem.device, dtype=problem.torch_dtype)
 
     def forward(leaves: Mapping[str, Tensor]) -> Outputs:
-        before = torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags also warns about TensorFloat-32
-        torch._C._set_mkldnn_enabled(onednn)
-        try:
+        with _library(problem.device, library):
             y, (h, c) = layer(leaves["x"], problem.state)
-        finally:
-            torch._C._set_mkldnn_enabled(before)
         return y, (h, c)
 
-    kernel = f"torch.nn.LSTM {'with' if onednn else 'without'} oneDNN"
-    launch = LstmLaunch(problem, kernel, problem.full_weights, forward, dense=True)
+    launch = LstmLaunch(problem, "", problem.full_weights, forward, dense=True)
     for name in (*problem.full_weights, *problem.biases):
         setattr(layer, f"{name}_l0", launch.leaves[name])
+    layer.flatten_parameters()  # on a GPU: else cuDNN gathers the weights in every launch
+    launch.kernel = _kernel(problem, layer, library)
     return launch
 
 
+def _kernel(problem: LstmProblem, layer: torch.nn.LSTM, library: bool) -> str:
+    """What computes the layer. On a GPU it is asked for by a small trial: cuDNN is passed over in silence."""
+    if problem.device != "cuda":
+        return f"torch.nn.LSTM {'with' if library else 'without'} oneDNN"
+    trial = problem.x[:1].detach().requires_grad_()
+    with _library(problem.device, library), torch.enable_grad():
+        y, _ = layer(trial)
+    if "Cudnn" not in type(y.grad_fn).__name__:
+        return "torch.nn.LSTM by fused cells, without cuDNN"
+    return f"torch.nn.LSTM by cuDNN {torch.backends.cudnn.version()}, algorithm unknown"  # type: ignore[no-untyped-call]
+
+
 class TorchLstmBackend:
-    """float32 and float64, on cpu and cuda."""
+    """Every dtype that torch's layer has, on cpu and cuda."""
 
     def unsupported(self, problem: Problem) -> str | None:
         if not isinstance(problem, LstmProblem):
@@ -45,7 +72,7 @@ class TorchLstmBackend:
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, LstmProblem)
-        launches = {launch.kernel: launch for launch in (_launch(problem, onednn) for onednn in (True, False))}
+        launches = {launch.kernel: launch for launch in (_launch(problem, library) for library in (False, True))}
         return launches[fastest(launches, problem.device)]
 
 

@@ -16,6 +16,8 @@ PINNED = {
     "gemm transposed": (GemmCell(op="dsd_t"), "703d765e94563037"),
     "lstm default": (LstmCell(), "3937b50c93b91d95"),
     "lstm": (LstmCell(passes="forward", hidden_size=1152, scope="weight_hh", baseline="loop_lstm"), "c3f1bd4bdaee13d1"),
+    "gemm tf32": (GemmCell(math="tf32", device="cuda"), "f59e9b2af6258dc1"),
+    "lstm bfloat16": (LstmCell(dtype="bfloat16", device="cuda"), "afee3df0b87eba3b"),
     "train default": (TrainCell(), "1c8392ad8a7667bf"),
     "train cubic": (TrainCell(schedule="cubic", target_sparsity=0.8, seed=2), "4b6087194515b64d"),
     "train lasso": (TrainCell(lasso="proximal", block_size=8), "a0e1a601eabdf14e"),
@@ -50,6 +52,12 @@ def test_equal_settings_written_differently_are_one_cell() -> None:
 )
 def test_settings_that_cannot_matter_make_no_new_cell(one: dict[str, object], other: dict[str, object]) -> None:
     assert TrainCell.model_validate(one).cell_id == TrainCell.model_validate(other).cell_id
+
+
+def test_float32_alone_can_be_multiplied_by_tensor_cores() -> None:
+    for kind in (GemmCell, LstmCell):
+        assert kind(math="tf32").cell_id != kind().cell_id
+        assert kind(math="tf32", dtype="bfloat16").cell_id == kind(dtype="bfloat16").cell_id
 
 
 def test_settings_that_matter_make_a_new_cell() -> None:

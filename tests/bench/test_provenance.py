@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from bench import provenance
+from bench.gpu import QUERIES, gpu_state, read_answer
 from bench.schema import PROVENANCE
 
-GIVEN_BY_THE_RUN = {"schema_version", "threads_used", "workers", "started_at", "cell_seconds"}
+GIVEN_BY_THE_RUN = {"schema_version", "threads_used", "workers", "started_at", "cell_seconds", *QUERIES}
 
 
 def test_every_column_is_filled() -> None:
@@ -59,3 +60,12 @@ def test_blas_is_read_from_torchs_build() -> None:
 
 def test_there_is_a_core_to_use() -> None:
     assert provenance.physical_cores() >= 1
+
+
+def test_the_state_of_a_gpu_is_read_and_what_it_does_not_say_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(gpu_state("cpu").values()) == {None}
+    assert list(read_answer("1980, 3201, 45, 312.55\n").values()) == [1980.0, 3201.0, 45.0, 312.55]
+    assert list(read_answer("1980, [N/A], 45\n").values()) == [1980.0, None, 45.0, None]
+    assert set(read_answer("").values()) == {None}
+    monkeypatch.setenv("PATH", "")
+    assert set(gpu_state("cuda")) == set(QUERIES)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from bench import timing
+from bench import clocks, timing
 from bench.cells import GemmCell, LstmCell, TimedCell
+from bench.clocks import Evictor, WallTimer
+from bench.gpu import QUERIES
 from bench.schema import GEMM, LSTM, STATUSES
-from bench.timing import Evictor, Samples, WallTimer, pinned_threads, sample_pairs, time_cell
+from bench.timing import Samples, pinned_threads, sample_pairs, time_cell
 from kernels.backends.dense import BACKEND as DENSE
 from kernels.backends.dense import DenseLaunch
 from kernels.backends.loop_lstm import BACKEND as LOOP
@@ -33,7 +35,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_ok_row_has_every_column() -> None:
     (row,) = time_cell(GemmCell(backend="torch_bsr", **TINY), silent)
     assert row["status"] == "ok" and row["reason"] == ""
-    assert set(row) == {column.name for column in GEMM} | {"status", "reason"}
+    assert set(row) == {column.name for column in GEMM} | {"status", "reason", *QUERIES}
     assert len(row["samples_ms"]) == len(row["baseline_samples_ms"]) >= 30
     assert 0 < row["time_ms"] < 1000 and 0 < row["baseline_ms"] < 1000 and row["launches_per_sample"] >= 1
     assert min(row["samples_ms"]) <= row["time_ms"] <= max(row["samples_ms"])
@@ -57,7 +59,7 @@ def test_a_layer_is_timed_and_its_block_sparse_weights_are_counted(
     settings = {"scope": scope, "passes": passes, "baseline": baseline, "target_sparsity": 0.75}
     (row,) = time_cell(LstmCell.model_validate({"backend": "reference", **settings, **TINY_LAYER}), silent)
     assert row["status"] == "ok" and row["reason"] == ""
-    assert set(row) == {column.name for column in LSTM} | {"status", "reason"}
+    assert set(row) == {column.name for column in LSTM} | {"status", "reason", *QUERIES}
     assert row["nnzb"] + row["num_empty"] == blocks and row["sparsity"] == 0.75
     assert row["weight_bytes"] == row["nnzb"] * 8 * 8 * 8
     assert 0 <= row["error_ratio"] <= 1 and row["baseline_ms"] > 0
@@ -72,13 +74,13 @@ def test_deterministic_columns_repeat(cell: TimedCell) -> None:
 
 
 def test_cold_samples_are_single_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "last_level_cache_bytes", lambda: 2**16)
+    monkeypatch.setattr(clocks, "last_level_cache_bytes", lambda: 2**16)
     (row,) = time_cell(GemmCell(backend="scipy_bsr", cache="cold", **TINY), silent)
     assert row["status"] == "ok" and row["launches_per_sample"] == 1
 
 
 def test_the_evictor_streams_over_more_than_the_last_level_cache() -> None:
-    assert Evictor("cpu").buffer.numel() * 4 > timing.last_level_cache_bytes()
+    assert Evictor("cpu").buffer.numel() * 4 > clocks.last_level_cache_bytes()
 
 
 class Spoiled(DenseLaunch):

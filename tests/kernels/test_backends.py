@@ -13,7 +13,21 @@ from kernels.lstm_problem import LstmProblem
 from kernels.problem import DTYPES, GemmProblem
 from kernels.registry import BACKENDS
 
-EXPECTED = ["dense", "dense_packed", "loop_lstm", "native", "reference", "scipy_bsr", "torch_bsr", "torch_lstm"]
+EXPECTED = [
+    "cuda",
+    "cusparse_bsr",
+    "cusparse_ell",
+    "dense",
+    "dense_masked",
+    "dense_packed",
+    "loop_lstm",
+    "native",
+    "reference",
+    "scipy_bsr",
+    "torch_bsr",
+    "torch_lstm",
+    "triton_bsr",
+]
 OPS = ["dsd", "dsd_t", "sdd"]
 
 # m, k, n, block_size, sparsity
@@ -85,7 +99,7 @@ def test_output_is_within_the_bound(name: str, op: str, shape: tuple[int, int, i
     assert_solves_or_declines(name, GemmProblem(m, k, n, block_size, sparsity, dtype=dtype, seed=3, op=op))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("passes", ["forward", "forward_backward"])
 @pytest.mark.parametrize("scope", ["all", "weight_hh"])
 @pytest.mark.parametrize("shape", LAYERS, ids=str)
@@ -121,7 +135,9 @@ def test_common_types_are_supported_on_a_cpu(name: str, op: str) -> None:
 @pytest.mark.parametrize("name", BACKENDS.names())
 def test_who_has_an_lstm_layer(name: str) -> None:
     reason = BACKENDS[name].unsupported(LstmProblem(16, 16, 2, 3, 4, 0.5))
-    if name in ("native", "reference", "torch_lstm", "loop_lstm"):
+    if name == "cuda":
+        assert reason == "cuda runs on a GPU only"
+    elif name in ("native", "reference", "torch_lstm", "loop_lstm"):
         assert reason is None or "compiler" in reason
     else:
         assert reason is not None and "no LSTM layer" in reason
@@ -133,6 +149,20 @@ def test_cuda_is_declined_without_a_device(name: str) -> None:
     problem = GemmProblem(16, 16, 2, 4, 0.5, device="cuda")
     assert problem.missing_device() == "no CUDA device"
     assert BACKENDS[name].unsupported(problem)
+
+
+@pytest.mark.parametrize("name", BACKENDS.names())
+def test_tf32_is_declined_on_a_cpu(name: str) -> None:
+    for problem in (GemmProblem(16, 16, 2, 4, 0.5, math="tf32"), LstmProblem(16, 16, 2, 3, 4, 0.5, math="tf32")):
+        assert problem.missing_device() == "tf32 is arithmetic of GPUs"
+        assert BACKENDS[name].unsupported(problem)
+
+
+def test_maths_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown math 'fast'; accepted: ieee, tf32"):
+        GemmProblem(16, 16, 2, 4, 0.5, math="fast")
+    with pytest.raises(ValueError, match="tf32 is a way to multiply float32, not bfloat16"):
+        LstmProblem(16, 16, 2, 3, 4, 0.5, math="tf32", dtype="bfloat16")
 
 
 def test_the_baselines_have_full_weights_and_the_others_the_pruned_ones() -> None:

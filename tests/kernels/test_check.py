@@ -1,6 +1,7 @@
 """The self-check must catch wrong outputs; otherwise no time is worth anything."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,7 +121,60 @@ def test_gamma_by_hand() -> None:
 
 def test_the_tolerance_of_a_layer_by_hand() -> None:
     problem = LstmProblem(16, 16, 2, 5, 16, 0.0, dtype="float64")
-    assert lstm_tolerance(problem) == 2 * 5 * (64**0.5 + 16) * 2.0**-53  # 4 x 16 terms, more than 16 + 16 and 2 x 5
+    sums = 2 * 5 * (64**0.5 + 16)  # 4 x 16 terms, more than 16 + 16 and 2 x 5
+    assert lstm_tolerance(problem) == sums * 2.0**-53
+    for changes, between in (
+        ({"dtype": "bfloat16"}, 2.0**-8),
+        ({"dtype": "float16"}, 2.0**-11),
+        ({"dtype": "float32", "math": "tf32"}, 2.0**-10),
+    ):
+        tolerance = lstm_tolerance(replace(problem, **changes))
+        assert tolerance == pytest.approx(sums * 2.0**-23 + (4 + 5**0.5) * between, rel=1e-12)
+
+
+def cut_off(x: Tensor) -> Tensor:
+    """The 10 bits of fraction that tensor cores see of a float32."""
+    return (x.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("op", ["dsd", "dsd_t", "sdd"])
+@pytest.mark.parametrize("k", [8, 48])
+def test_tf32_is_allowed_where_it_is_asked_for(op: str, k: int) -> None:
+    problem = GemmProblem(32, k, 6, 8, 0.5, op=op, math="tf32")
+
+    class Rounded(DenseLaunch):
+        def __call__(self) -> None:
+            left, right = (cut_off(each) for each in problem.factors(dense=True))
+            self.result = left @ right
+
+    ratio, wrong = check(Rounded(problem), problem)
+    assert wrong is None and ratio > 0.1
+    assert check(Rounded(problem), replace(problem, math="ieee"))[1] is not None
+
+
+def test_the_bound_of_tf32_is_reached_by_products_cut_off_the_most() -> None:
+    worst = torch.full((1, 1), 1 + 2.0**-10 - 2.0**-23)
+    exact = worst.double() ** 2
+    error = float((cut_off(worst).double() ** 2 - exact).abs())
+    assert (
+        0.98 * float(error_bound(worst, worst, exact, "tf32")) < error < float(error_bound(worst, worst, exact, "tf32"))
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("steps", [1, 35])
+def test_a_layer_in_16_bits_reaches_a_good_part_of_its_tolerance_and_no_more(dtype: str, steps: int) -> None:
+    problem = LstmProblem(32, 64, 4, steps, 16, 0.5, dtype=dtype)
+    ratio, wrong = check(LOOP.prepare(problem), problem)
+    assert wrong is None and 0.15 < ratio <= 1
+
+
+@pytest.mark.parametrize("missing", ["bias_ih", "weight_hh"])
+def test_a_layer_in_16_bits_that_leaves_something_out_is_caught(missing: str) -> None:
+    problem = replace(LAYER, dtype="bfloat16")
+    launch = LOOP.prepare(problem)
+    launch.leaves[missing].data = torch.zeros_like(launch.leaves[missing])
+    assert check(launch, problem)[1] is not None
 
 
 @pytest.mark.parametrize("name", ["y", "h", "c", *GRADIENTS])

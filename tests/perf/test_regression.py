@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from bench.timing import Samples, WallTimer, pinned_threads, sample_pairs
+from bench.clocks import WallTimer
+from bench.timing import Samples, pinned_threads, sample_pairs
 from kernels.backends.native_products import pack
 from kernels.bsr import BSRMatrix
 from kernels.check import check

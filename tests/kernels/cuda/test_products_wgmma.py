@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,42 +11,22 @@ import pytest
 import torch
 from emulator import EmulationError
 from torch import Tensor
+from wgmma_cases import DTYPES, GUARD, PATTERNS, SCHEDULES, WIDTHS, grid_of, guarded, kept_blocks, plant
 
 from kernels.backends import cuda_wgmma
-from kernels.backends.cuda_kernel import FOLDER, Kernel, Variant, compile_cubin
-from kernels.backends.cuda_nvrtc import nvrtc
-from kernels.backends.cuda_wgmma import (
-    Product,
-    Sampled,
-    SampledTile,
-    Tile,
-    default_sampled_tile,
-    default_tile,
-    sampled_tiles,
-    sampled_variant,
-    tiles,
-    unsupported,
-    variant,
-)
-from kernels.backends.cuda_wgmma_plan import list_columns
+from kernels.backends.cuda_kernel import Kernel, Variant
+from kernels.backends.cuda_wgmma import Product, Tile, default_tile, list_columns, tiles, unsupported, variant
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import error_bound
-from kernels.compiler import CompileError
 
-DTYPES = {"Bfloat16": torch.bfloat16, "Float16": torch.float16, "Tf32": torch.float32}
-PATTERNS = ("random", "empty rows", "empty", "one block", "full row", "full")
-GUARD = 1024  # elements on either side, more than a line of the output
-WIDTHS = (1, 7, 33, 100, 300)
-SCHEDULES = (("forward", "late"), ("reverse", "early"), ("random", "random"))
 CASES = [
     (op, element, block_size)
-    for op in ("dsd", "dsd_t")
+    for op in cuda_wgmma.OPS
     for element in DTYPES
     for block_size in cuda_wgmma.BLOCKS
     if unsupported(op, element, block_size) is None
 ]
-SAMPLED = [(element, block_size) for element in ("Bfloat16", "Float16") for block_size in cuda_wgmma.BLOCKS]
 
 
 def check(
@@ -127,21 +105,10 @@ FAULTS = {
 }
 
 
-def plant(folder: Path, fault: str) -> str:
-    """The source, copied with one mistake."""
-    for path in (FOLDER / "products_wgmma.cu", *FOLDER.glob("wgmma*.h")):
-        shutil.copy(path, folder)
-    name, right, wrong = FAULTS[fault]
-    text = (folder / name).read_text(encoding="utf-8")
-    assert text.count(right) == 1, f"{name} says {right!r} {text.count(right)} times"
-    (folder / name).write_text(text.replace(right, wrong), encoding="utf-8")
-    return str(folder / "products_wgmma.cu")
-
-
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
-    source, kept = plant(tmp_path, fault), kept_blocks("full", 3, 5)
-    for schedule in SCHEDULES[:2] if fault == "no barrier before the store" else SCHEDULES:
+    source, kept = plant(tmp_path, "products_wgmma.cu", FAULTS[fault]), kept_blocks("full", 3, 5)
+    for schedule in SCHEDULES:
         if fault == "no barrier before the store" and schedule[0] == "forward":
             continue  # ordinary stores are found by their values alone
         with pytest.raises((EmulationError, AssertionError)):
@@ -189,23 +156,3 @@ def test_operands_that_are_not_aligned_are_refused() -> None:
     x, out = torch.ones(3 * 128 + 1, dtype=torch.bfloat16)[1:].view(3, 128), torch.empty(3, 128, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="multiple of 16 bytes"):
         Product("dsd", "Bfloat16", bsr.data, bsr.index, x, out, Tile(128, 32, 3), 1, emulator.load)
-
-
-def compiled() -> Iterator[Variant]:
-    """One kernel of each kind."""
-    for op, element, block_size in CASES:
-        yield variant(op, element, block_size, default_tile(element, block_size, 4096))
-    for element, block_size in SAMPLED:
-        yield sampled_variant(element, block_size, default_sampled_tile(block_size, 10000, 132))
-
-
-@pytest.mark.parametrize("wanted", list(compiled()), ids=str)
-def test_kernels_neither_spill_nor_wait_for_each_product(wanted: Variant) -> None:
-    """ptxas says so where it had to put wgmmas one after the other (C7510 to C7520)."""
-    try:
-        nvrtc()
-    except CompileError as error:
-        pytest.skip(str(error))
-    cubin = compile_cubin(wanted, "sm_90a")
-    assert cubin.spill_bytes == 0
-    assert not re.search(r"\(C75\d\d\)", cubin.log)

@@ -1,0 +1,49 @@
+"""Which arithmetic torch's own GPU products use while a baseline runs: the problem's, whatever the process has set.
+
+float32: exactly or by TF32, as `problem.math` says; cuDNN's layers are on TF32 unless told otherwise. 16-bit types: summed
+in float32 to the end, as our kernels do and the check expects, while cuBLAS may otherwise add parts of a sum in 16 bits.
+The settings are put back after each launch: about 2 us on the processor, nothing in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from kernels.problem import Problem
+
+T = TypeVar("T")
+
+Setting = tuple[Any, str, Any]  # of an object, its attribute, the value
+
+
+def settings(problem: Problem) -> list[Setting]:
+    """What is to be set for `problem`. allow_tf32 keeps torch's older and newer names for it consistent; cuDNN's has one."""
+    matmul, layers = torch.backends.cuda.matmul, torch.backends.cudnn.rnn
+    wanted: dict[str, list[Setting]] = {
+        "float32": [(matmul, "allow_tf32", problem.math == "tf32"), (layers, "fp32_precision", problem.math)],
+        "bfloat16": [(matmul, "allow_bf16_reduced_precision_reduction", False)],
+        "float16": [(matmul, "allow_fp16_reduced_precision_reduction", False)],
+    }
+    return wanted.get(problem.dtype, [])
+
+
+def under(problem: Problem, run: Callable[[], T]) -> Callable[[], T]:
+    """`run` with the arithmetic of `problem`; itself on a CPU, where there is no choice."""
+    if problem.device == "cpu":
+        return run
+    chosen = settings(problem)
+
+    def launch() -> T:
+        before = [getattr(owner, name) for owner, name, _ in chosen]
+        for owner, name, value in chosen:
+            setattr(owner, name, value)
+        try:
+            return run()
+        finally:
+            for (owner, name, _), value in zip(chosen, before, strict=True):
+                setattr(owner, name, value)
+
+    return launch

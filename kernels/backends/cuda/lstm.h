@@ -1,0 +1,225 @@
+// What the LSTM kernels share: a CTA's part of a layer, and the product of one time step.
+//
+// A CTA owns UNITS hidden units for TILES * 16 samples, all time steps. Its weights (forward: the rows of its units in all four
+// gates; backward, TURNED: the columns of its units) are gathered once into shared memory, in the order in which lanes multiply
+// them. What they are multiplied by comes straight from the L2 cache into registers, every step, 16 bytes a lane.
+//
+// A `piece` is 16 bytes of one row: 8 columns of 16-bit elements or 4 of float. An item is four pieces, of any columns, that are
+// multiplied together: lane l holds piece l % 4 of samples l / 4 and l / 4 + 8, and of weight row l / 4. Which of its columns is
+// which k of the instruction does not matter, as long as both sides agree: so neither side is ever rearranged by ldmatrix.
+// Columns that the same gates keep share an item, so that what a lane loaded serves all these gates. A warp has one tile of 16
+// samples and every SPLIT-th item; the SPLIT sums meet in shared memory.
+#pragma once
+#include "device.h"
+
+typedef ELEMENT Element;
+typedef Element::Storage Storage;
+
+constexpr int lstm_piece = 16 / Element::bytes;
+constexpr int lstm_samples = 16 * TILES;
+constexpr int lstm_threads = 32 * TILES * SPLIT;
+constexpr int unit_tiles = UNITS / 8;
+constexpr int unit_pairs = UNITS / 2;
+constexpr int lstm_pairs = (lstm_samples * unit_pairs + lstm_threads - 1) / lstm_threads;  // of neighbouring units, a thread's
+static_assert(BLOCK % UNITS == 0 && UNITS % 8 == 0, "a CTA's units lie in one block, in eights");
+
+struct alignas(16) Item {
+    int column[4];  // where each piece begins in a row of what is multiplied; -1: no such piece
+    int gates;      // bit g: gate g keeps these columns
+    int slot;       // of the first of these gates' weights, counted from the CTA's first; the others follow
+    int unused[2];
+};
+
+struct Plan {  // mirrored by cuda_lstm_plan.py
+    const Item *items;
+    const int *first_item, *first_slot;  // [hidden / BLOCK + 1]: the items and slots of each block of units
+    const int *sources;                  // [slots, 4]: where each piece begins in the values; -1: zeros
+};
+
+struct alignas(8) Pair {  // two neighbouring units
+    float x, y;
+};
+DEVICE Pair operator+(Pair a, Pair b) { return {a.x + b.x, a.y + b.y}; }
+DEVICE Pair operator-(Pair a, Pair b) { return {a.x - b.x, a.y - b.y}; }
+DEVICE Pair operator*(Pair a, Pair b) { return {a.x * b.x, a.y * b.y}; }
+DEVICE float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+DEVICE Pair sigmoid(Pair a) { return {sigmoid(a.x), sigmoid(a.y)}; }
+DEVICE Pair tangent(Pair a) { return {2.0f * sigmoid(2.0f * a.x) - 1.0f, 2.0f * sigmoid(2.0f * a.y) - 1.0f}; }
+
+DEVICE Pair load_pair(const float *from) { return *(const Pair *)from; }
+DEVICE Pair load_pair(const u16 *from) {
+    const u32 both = *(const u32 *)from;
+    return {Convert<Element>::widen((u16)(both & 0xffffu)), Convert<Element>::widen((u16)(both >> 16))};
+}
+DEVICE void store_pair(float *to, Pair value) { *(Pair *)to = value; }
+DEVICE void store_pair(u16 *to, Pair value) {
+    *(u32 *)to = (u32)Convert<Element>::narrow(value.x) | (u32)Convert<Element>::narrow(value.y) << 16;
+}
+
+DEVICE uint4 zeros() {
+    uint4 none;
+    none.x = none.y = none.z = none.w = 0;
+    return none;
+}
+
+// 16 bytes as the instruction wants them: tf32 rounded to nearest, as the instruction does not.
+template <class T> DEVICE uint4 rounded(uint4 value, T) { return value; }
+DEVICE uint4 rounded(uint4 value, Tf32) {
+    value.x = round_tf32(value.x), value.y = round_tf32(value.y), value.z = round_tf32(value.z), value.w = round_tf32(value.w);
+    return value;
+}
+
+// A sum of 16 samples x 8 units. In the end, in `total`, a lane has units 2 (l % 4) and the next of samples l / 4 and l / 4 + 8.
+// `weight(place)` gives the 16 bytes of weight row place / 4, piece place % 4.
+template <class T> struct Sum {  // by tensor cores
+    float total[4] = {};
+    template <class Weight> DEVICE void add(const uint4 (&x)[2], Weight weight, int lane) {
+        const uint4 w = weight(lane);
+        const u32 early[4] = {x[0].x, x[1].x, x[0].y, x[1].y}, late[4] = {x[0].z, x[1].z, x[0].w, x[1].w};
+        const u32 early_weight[2] = {w.x, w.y}, late_weight[2] = {w.z, w.w};
+        multiply(total, early, early_weight, T());
+        multiply(total, late, late_weight, T());
+    }
+    DEVICE void finish(int) {}
+};
+
+template <> struct Sum<Float32> {  // exactly: a lane multiplies its own piece for all units, lanes are added in the end
+    float own[2][8] = {};
+    float total[4];
+    template <class Weight> DEVICE void add(const uint4 (&x)[2], Weight weight, int lane) {
+        UNROLL for (int unit = 0; unit < 8; ++unit) {
+            const uint4 w = weight(unit * 4 + lane % 4);
+            UNROLL for (int half = 0; half < 2; ++half) {
+                own[half][unit] += bits_float(x[half].x) * bits_float(w.x);
+                own[half][unit] += bits_float(x[half].y) * bits_float(w.y);
+                own[half][unit] += bits_float(x[half].z) * bits_float(w.z);
+                own[half][unit] += bits_float(x[half].w) * bits_float(w.w);
+            }
+        }
+    }
+    DEVICE void finish(int lane) {  // four lanes give each other the sums that are not theirs
+        UNROLL for (int half = 0; half < 2; ++half) {
+            float four[4];
+            UNROLL for (int unit = 0; unit < 4; ++unit) {
+                const float given = lane & 2 ? own[half][unit] : own[half][unit + 4];
+                four[unit] = (lane & 2 ? own[half][unit + 4] : own[half][unit]) + __shfl_xor_sync(0xffffffffu, given, 2);
+            }
+            UNROLL for (int unit = 0; unit < 2; ++unit) {
+                const float given = lane & 1 ? four[unit] : four[unit + 2];
+                total[half * 2 + unit] = (lane & 1 ? four[unit + 2] : four[unit]) + __shfl_xor_sync(0xffffffffu, given, 1);
+            }
+        }
+    }
+};
+
+// The part of a layer that this CTA computes. TURNED: its sums are over rows of the weight, not over columns.
+template <bool TURNED> struct Part {
+    static constexpr int gates = TURNED ? 1 : 4;
+    static constexpr int sums = SPLIT * gates * lstm_samples * UNITS, scratch = 8 * lstm_threads;  // scratch: of add_up
+    static constexpr int floats = sums > scratch ? sums : scratch;
+    const Storage *values;
+    const int *sources;  // of its first slot on
+    int hidden, batch, unit, sample, items;
+    float *memory;  // [SPLIT, gates, unit_tiles, lstm_samples, 8]
+    Item *item;
+    uint4 *weights;  // [slots, unit_tiles, 32]
+
+    DEVICE Part(const Plan &plan, const Storage *values, int hidden, int batch, int most_items) : values(values), hidden(hidden), batch(batch) {
+        unit = (int)blockIdx.x * UNITS, sample = (int)blockIdx.y * lstm_samples;
+        const int block = unit / BLOCK, first = plan.first_item[block], slot = plan.first_slot[block];
+        const int slots = plan.first_slot[block + 1] - slot;
+        items = plan.first_item[block + 1] - first;
+        sources = plan.sources + 4 * slot;
+        memory = (float *)shared_memory();
+        item = (Item *)(memory + floats);
+        weights = (uint4 *)(item + most_items);
+        for (int at = (int)threadIdx.x; at < items; at += lstm_threads) item[at] = plan.items[first + at];
+        if (RESIDENT)
+            for (int at = (int)threadIdx.x; at < slots * unit_tiles * 32; at += lstm_threads)
+                weights[at] = gather(at / 32 / unit_tiles, at / 32 % unit_tiles, at % 32);
+        __syncthreads();
+    }
+
+    DEVICE uint4 gather(int slot, int tile, int place) const {
+        const int source = sources[4 * slot + place % 4], own = unit % BLOCK + tile * 8 + place / 4;
+        if (source < 0) return zeros();
+        if (!TURNED) return rounded(*(const uint4 *)(values + source + own * BLOCK), Element());
+        uint4 column;
+        Storage *to = (Storage *)&column;
+        UNROLL for (int row = 0; row < lstm_piece; ++row) to[row] = values[source + row * BLOCK + own];
+        return rounded(column, Element());
+    }
+
+    // Until the CTAs that compute what this warp multiplies next have published `done` steps.
+    DEVICE void wait(const u32 *flags, u32 done) const {
+        const int lane = (int)threadIdx.x % 32, split = (int)threadIdx.x / 32 % SPLIT;
+        for (int at = split + lane / 4 * SPLIT; at < items; at += 8 * SPLIT) {
+            const int column = item[at].column[lane % 4];
+            if (column >= 0)
+                while (load_acquire(flags + column % hidden / UNITS) < done) relax();
+        }
+        __syncwarp();
+    }
+
+    // This warp's sums of weights times `from`, [batch, width], into shared memory.
+    DEVICE void multiply_items(const Storage *from, int width) const {
+        const int lane = (int)threadIdx.x % 32, split = (int)threadIdx.x / 32 % SPLIT, tile = (int)threadIdx.x / 32 / SPLIT;
+        const int row = sample + 16 * tile + lane / 4;
+        Sum<Element> sum[gates][unit_tiles];
+        for (int first = split; first < items; first += AHEAD * SPLIT) {
+            uint4 x[AHEAD][2];
+            UNROLL for (int ahead = 0; ahead < AHEAD; ++ahead) {
+                const int at = first + ahead * SPLIT, column = at < items ? item[at].column[lane % 4] : -1;
+                UNROLL for (int half = 0; half < 2; ++half) {
+                    const bool exists = column >= 0 && row + 8 * half < batch;
+                    x[ahead][half] = exists ? load_fresh((const uint4 *)(from + (u64)(row + 8 * half) * width + column)) : zeros();
+                }
+            }
+            UNROLL for (int ahead = 0; ahead < AHEAD; ++ahead) {
+                const int at = first + ahead * SPLIT;
+                if (at >= items) continue;
+                const int kept = item[at].gates;
+                int slot = item[at].slot;
+                const uint4 now[2] = {rounded(x[ahead][0], Element()), rounded(x[ahead][1], Element())};
+                UNROLL for (int gate = 0; gate < gates; ++gate)
+                    if (kept >> gate & 1) {
+                        UNROLL for (int each = 0; each < unit_tiles; ++each)
+                            sum[gate][each].add(now, [&](int place) {
+                                return RESIDENT ? weights[(slot * unit_tiles + each) * 32 + place] : gather(slot, each, place);
+                            }, lane);
+                        ++slot;
+                    }
+            }
+        }
+        UNROLL for (int gate = 0; gate < gates; ++gate)
+            UNROLL for (int each = 0; each < unit_tiles; ++each) {
+                sum[gate][each].finish(lane);
+                const float (&total)[4] = sum[gate][each].total;
+                UNROLL for (int half = 0; half < 2; ++half)
+                    store_pair(place(split, gate, 16 * tile + lane / 4 + 8 * half, each * 4 + lane % 4), {total[2 * half], total[2 * half + 1]});
+            }
+    }
+
+    DEVICE float *place(int split, int gate, int row, int pair) const {
+        return memory + (((split * gates + gate) * unit_tiles + pair / 4) * lstm_samples + row) * 8 + pair % 4 * 2;
+    }
+    DEVICE Pair total(int gate, int row, int pair) const {
+        Pair sum = {0.0f, 0.0f};
+        UNROLL for (int split = 0; split < SPLIT; ++split) sum = sum + load_pair(place(split, gate, row, pair));
+        return sum;
+    }
+
+    // Thread t computes unit pair t % unit_pairs of these rows, each < lstm_samples; `exists` where there is such a sample.
+    DEVICE int pair() const { return (int)threadIdx.x % unit_pairs; }
+    DEVICE int row(int which) const { return ((int)threadIdx.x + which * lstm_threads) / unit_pairs; }
+    DEVICE bool exists(int which) const { return row(which) < lstm_samples && sample + row(which) < batch; }
+    DEVICE int own_unit() const { return unit + 2 * pair(); }
+    // Number of the sample among those of all steps.
+    DEVICE u64 at(int step, int which) const { return (u64)step * batch + sample + row(which); }
+
+    // Makes what all threads have written visible to the CTAs that wait for one step more.
+    DEVICE void publish(u32 *flags) const {
+        __syncthreads();
+        if (threadIdx.x == 0) add_release(flags + blockIdx.x, 1);
+    }
+};

@@ -1,0 +1,255 @@
+"""What the CUDA products read of a pattern: which pieces of blocks come in which stage, or which blocks a CTA makes.
+
+A plan depends on the pattern and on the tile of a variant, not on the values or on n. It is made on the CPU, once, and kept on
+the device of the index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.bsr import BSRIndex
+
+ZEROS = 0xFFFFFF  # instead of a piece's place in the values: it is empty, but multiplied beside one that is not
+MOST_NUMBERS = ZEROS * 16  # values of a matrix whose places fit into 24 bits, in units of 16
+
+
+@dataclass(frozen=True)
+class ProductTile:
+    """The part of a dsd variant that its plan depends on.
+
+    rows: of the output, made by a CTA; depth: elements of the reduction in a stage; paired: blocks of 8 beside one another
+    share a fragment, so that one is filled with zeros where only the other is kept.
+    """
+
+    block_size: int
+    rows: int
+    depth: int
+    turned: bool
+    paired: bool
+
+    @property
+    def high(self) -> int:
+        """Rows of a piece of a block."""
+        return min(self.block_size, self.rows)
+
+    @property
+    def wide(self) -> int:
+        """Elements of the reduction of a piece."""
+        return min(self.block_size, self.depth)
+
+    @property
+    def entry(self) -> int:
+        """Ints that tell of a stage: columns, masks, number of pieces, pieces; in whole chunks of 16 bytes."""
+        columns, heights = self.depth // self.wide, self.rows // self.high
+        return -(-(2 * columns + 1 + columns * heights) // 4) * 4
+
+
+@dataclass(frozen=True)
+class SampledTile:
+    """The part of an sdd variant that its plan depends on.
+
+    rows, cols: largest tile of a job; unit: side of what is summed in one place; bins of `units` units each; paired: units of 8
+    rows go by twos beside the same columns.
+    """
+
+    block_size: int
+    rows: int
+    cols: int
+    unit: int
+    bins: int
+    units: int
+    paired: bool
+
+    @property
+    def units_at(self) -> int:
+        """Where the units begin in a job's ints: after the first row and the columns."""
+        return 4 + -(-(self.cols // self.block_size) // 4) * 4
+
+    @property
+    def job(self) -> int:
+        """Ints of a job."""
+        return self.units_at + 4 * self.bins * self.units
+
+
+@dataclass(frozen=True)
+class ProductPlan:
+    """Groups of rows by falling work: `groups` int32[groups, 4], `stages` int32[stages, entry] as cuda/listed.h reads them."""
+
+    groups: Tensor
+    stages: Tensor
+    work: int  # pieces of the busiest group
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * (self.groups.numel() + self.stages.numel())
+
+
+@dataclass(frozen=True)
+class SampledPlan:
+    """Jobs of about equal work: `jobs` int32[jobs, job] as cuda/sampled.h reads them."""
+
+    jobs: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * self.jobs.numel()
+
+
+def slots(index: BSRIndex) -> Tensor:
+    """Where each block of the grid lies in the values, -1 for an empty one: int64[grid_rows, grid_cols] on the CPU."""
+    grid = torch.full((index.indptr.numel() - 1, index.column_indptr.numel() - 1), -1)
+    grid[index.rows.cpu().long(), index.indices.cpu().long()] = torch.arange(index.indices.numel())
+    return grid
+
+
+def _check_size(index: BSRIndex, block_size: int) -> None:
+    if index.indices.numel() * block_size**2 > MOST_NUMBERS:
+        raise ValueError(f"the CUDA products take at most {MOST_NUMBERS} values of a matrix")
+
+
+def to_int32(words: Tensor) -> Tensor:
+    """Unsigned words of 32 bits in int64 as int32 of the same bits."""
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def pieces(grid: Tensor, tile: ProductTile) -> Tensor:
+    """Where each piece begins in the values, in numbers, -1 for one of an empty block: int64[rows of pieces, columns of pieces].
+
+    grid: `slots`, of the transpose where the tile is turned.
+    """
+    size, high, wide = tile.block_size, tile.high, tile.wide
+    down, along = torch.arange(size // high) * high, torch.arange(size // wide) * wide
+    inside = down[:, None] + along[None, :] * size if tile.turned else down[:, None] * size + along[None, :]
+    begins = torch.where(grid < 0, -1, grid * size * size)
+    begins = begins.repeat_interleave(size // high, 0).repeat_interleave(size // wide, 1)
+    return torch.where(begins < 0, -1, begins + inside.repeat(grid.shape))
+
+
+def product_plan(index: BSRIndex, tile: ProductTile) -> ProductPlan:
+    """The stages of every group of `tile.rows` rows; ValueError where there are more values than places can name.
+
+    A group lists the columns of pieces that any of its rows keeps, ascending, tile.depth elements a stage.
+    """
+    _check_size(index, tile.block_size)
+    grid = slots(index).T if tile.turned else slots(index)
+    places = pieces(grid, tile)
+    heights, columns = tile.rows // tile.high, tile.depth // tile.wide
+    missing = -places.shape[0] % heights
+    places = torch.cat([places, places.new_full((missing, places.shape[1]), -1)]).view(-1, heights, places.shape[1])
+    listed = (places >= 0).any(dim=1)
+    counts = -(-listed.sum(dim=1) // columns)  # stages of each group
+    first = counts.cumsum(0) - counts
+    group, column = listed.nonzero(as_tuple=True)
+    rank = (listed.cumsum(dim=1) - 1)[group, column]
+    stage, slot = first[group] + rank // columns, rank % columns
+    begins = places.new_full((int(counts.sum()), heights, columns), -1)
+    begins[stage, :, slot] = places[group, :, column]
+    stages = torch.zeros(begins.shape[0], tile.entry, dtype=torch.int32)
+    stages[:, :columns] = -1
+    stages[stage, slot] = (column * tile.wide).to(torch.int32)
+    _list_pieces(stages, begins, columns, tile.paired)
+    work = (places >= 0).sum(dim=(1, 2))
+    order = torch.argsort(work, descending=True, stable=True)
+    groups = torch.stack([torch.arange(len(order)) * tile.rows, first, counts, work], dim=1)[order].to(torch.int32)
+    device = index.indices.device
+    return ProductPlan(groups.to(device), stages.to(device), int(work.max()))
+
+
+def _list_pieces(stages: Tensor, begins: Tensor, columns: int, paired: bool) -> None:
+    """Masks, number and words of the pieces of every stage. begins: [stages, heights, columns], -1 for an empty piece."""
+    count, heights, _ = begins.shape
+    wanted = begins >= 0
+    if paired:
+        pairs = wanted.view(count, heights, columns // 2, 2).any(dim=3)
+        wanted = pairs.repeat_interleave(2, dim=2)
+    bits = wanted.long() << torch.arange(heights)[:, None]
+    stages[:, columns : 2 * columns] = to_int32(bits.sum(dim=1))
+    stages[:, 2 * columns] = wanted.sum(dim=(1, 2))
+    words = torch.where(begins < 0, ZEROS, begins // 16) * 256 + torch.arange(heights * columns).view(heights, columns)
+    order = torch.argsort(~wanted.flatten(1), dim=1, stable=True)
+    listed = 2 * columns + 1 + heights * columns
+    stages[:, 2 * columns + 1 : listed] = to_int32(words.flatten(1).gather(1, order))
+
+
+def sampled_plan(index: BSRIndex, tile: SampledTile) -> SampledPlan:
+    """Jobs that cover every kept block once: groups of rows, cut where the columns or the units of a job are full.
+
+    ValueError where there are more values than `product_plan` takes.
+    """
+    _check_size(index, tile.block_size)
+    grid, size, height = slots(index), tile.block_size, tile.rows // tile.block_size
+    jobs: list[Tensor] = []
+    for first in range(0, grid.shape[0], height):
+        group = grid[first : first + height]
+        kept = group >= 0
+        per_block = (size // tile.unit) ** 2
+        counts = (-(-kept.sum(dim=0) // 2) if tile.paired else kept.sum(dim=0)) * per_block
+        for columns in _cut(counts, tile.cols // size, tile.bins * tile.units):
+            jobs.append(_job(group[:, columns], columns, first * size, tile))
+    numbers = torch.stack(jobs) if jobs else torch.zeros(0, tile.job)
+    return SampledPlan(numbers.to(device=index.indices.device, dtype=torch.int32))
+
+
+def _cut(counts: Tensor, most_columns: int, most_units: int) -> list[Tensor]:
+    """Runs of the columns that have units, each within both limits."""
+    runs: list[list[int]] = []
+    units = 0
+    for column in counts.nonzero().flatten().tolist():
+        more = int(counts[column])
+        if not runs or len(runs[-1]) == most_columns or units + more > most_units:
+            runs.append([])
+            units = 0
+        runs[-1].append(column)
+        units += more
+    return [torch.tensor(run) for run in runs]
+
+
+def _job(group: Tensor, columns: Tensor, first_row: int, tile: SampledTile) -> Tensor:
+    """One job's ints. group: the slots of its rows at its columns."""
+    job = torch.full((tile.job,), -1)
+    job[0] = first_row
+    job[4 : 4 + len(columns)] = columns * tile.block_size
+    units = _pairs(group, tile) if tile.paired else _units(group, tile)
+    bins = torch.arange(tile.bins + 1) * len(units) // tile.bins  # neighbours, which often share rows, stay together
+    for number in range(tile.bins):
+        mine = units[bins[number] : bins[number + 1]]
+        at = tile.units_at + 4 * tile.units * number
+        job[at : at + 4 * len(mine)] = mine.flatten()
+    return job
+
+
+def _units(group: Tensor, tile: SampledTile) -> Tensor:
+    """[units, 4], by rows: row | other row << 16, column, place in the values, place of the other 8 rows."""
+    size, unit = tile.block_size, tile.unit
+    row, column = (group >= 0).nonzero(as_tuple=True)
+    down, along = (
+        inside.flatten() * unit for inside in torch.meshgrid(*(torch.arange(size // unit),) * 2, indexing="ij")
+    )
+    rows, cols = row[:, None] * size + down, column[:, None] * size + along
+    places = group[row, column][:, None] * size * size + down * size + along
+    units = torch.stack([rows | (rows + 8) << 16, cols, places, places + 8 * size], dim=2).flatten(0, 1)
+    return units[torch.argsort(rows.flatten(), stable=True)]
+
+
+def _pairs(group: Tensor, tile: SampledTile) -> Tensor:
+    """As `_units`, of blocks of 8: two of the same column in one unit, the second missing (-1) where their number is odd."""
+    size = tile.block_size
+    column, row = (group.T >= 0).nonzero(as_tuple=True)
+    counts = torch.bincount(column, minlength=group.shape[1])
+    rank = torch.arange(len(column)) - (counts.cumsum(0) - counts)[column]
+    head = rank % 2 == 0
+    follows = torch.cat([~head[1:], head.new_zeros(1)])[head]
+    at = head.nonzero().flatten()
+    other = torch.where(follows, at + 1, at)
+    places = group[row, column] * size * size
+    units = [
+        row[at] * size | (row[other] * size) << 16,
+        column[at] * size,
+        places[at],
+        torch.where(follows, places[other], -1),
+    ]
+    return torch.stack(units, dim=1)

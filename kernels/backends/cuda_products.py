@@ -1,0 +1,156 @@
+"""Products by our CUDA kernels: prepared launches of dsd, its transpose and sdd on operands that lie token by token.
+
+X is [n, k] and Y [n, m] in memory, values are [nnzb, b, b]. A prepared launch holds its plan and the kernel's arguments; a call
+sets three pointers and launches on the current stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kernels.backends import cuda_kernel
+from kernels.backends.cuda_kernel import Kernel, Variant
+from kernels.backends.cuda_plan import ProductPlan, SampledPlan
+from kernels.backends.cuda_variants import ProductChoice, SampledChoice, adding
+
+Loader = Callable[[Variant], Kernel]
+MULTIPROCESSORS = 132  # of an H200, where nobody says otherwise
+MOST_PARTS = 8
+STAGES_OF_A_PART = 4  # at least; fewer do not fill the pipeline
+
+
+def structure(name: str, pointers: str, ints: str) -> type[ctypes.Structure]:
+    """A struct of pointers, then of 4-byte ints."""
+    fields = [(each, ctypes.c_void_p) for each in pointers.split()] + [(each, ctypes.c_int) for each in ints.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+Product = structure("Product", "values x out groups stages", "n x_line out_line parts")
+Sampled = structure("Sampled", "grad x blocks jobs", "n grad_line x_line numbers part_tokens")
+Parts = structure("Parts", "parts out", "numbers count")
+
+
+class AddParts:
+    """The sum of `count` parts of `numbers` floats each, in a fixed order, rounded to `element`; owns the parts."""
+
+    def __init__(self, element: str, numbers: int, count: int, device: torch.device, load: Loader) -> None:
+        self.parts = torch.empty((count, numbers), dtype=torch.float32, device=device)
+        self.kernel, self.grid = load(adding(element)), (-(-numbers // 1024), 1, 1)
+        self.arguments = Parts(self.parts.data_ptr(), None, numbers, count)
+
+    def __call__(self, out: Tensor) -> None:
+        self.arguments.out = out.data_ptr()
+        self.kernel(self.grid, self.arguments)
+
+
+class ProductLaunch:
+    """out[n, m] = x[n, k] W^T, or x[n, m] W of a turned plan, for one plan and any values.
+
+    parts: CTAs that share the reduction of one tile, with a choice that has `parts`.
+    """
+
+    def __init__(
+        self, choice: ProductChoice, plan: ProductPlan, x_line: int, out_line: int, load: Loader, parts: int = 1
+    ) -> None:
+        assert parts == 1 or choice.parts
+        self.choice, self.plan, self.load, self.parts = choice, plan, load, parts
+        self.element = str(dict(choice.variant.defines)["ELEMENT"])
+        self.kernel = load(choice.variant)
+        pointers = (None, None, None, plan.groups.data_ptr(), plan.stages.data_ptr())
+        self.arguments = Product(*pointers, 0, x_line, out_line, parts)
+        self.grid = (0, len(plan.groups), parts)
+        self.add: AddParts | None = None
+
+    def resize(self, n: int) -> None:
+        """From now on for n tokens."""
+        self.arguments.n = n
+        self.grid = (-(-n // self.choice.tokens), *self.grid[1:])
+        if self.choice.parts:
+            numbers = n * self.arguments.out_line
+            self.add = AddParts(self.element, numbers, self.parts, self.plan.groups.device, self.load)
+
+    def __call__(self, values: Tensor, x: Tensor, out: Tensor) -> None:
+        """All contiguous and at multiples of 16 bytes."""
+        arguments = self.arguments
+        if arguments.n != x.shape[0]:
+            self.resize(x.shape[0])
+        arguments.values, arguments.x = values.data_ptr(), x.data_ptr()
+        arguments.out = out.data_ptr() if self.add is None else self.add.parts.data_ptr()
+        self.kernel(self.grid, arguments)
+        if self.add is not None:
+            self.add(out)
+
+
+class SampledLaunch:
+    """blocks[nnzb, b, b] = the kept blocks of grad[n, m]^T x[n, k], for one plan.
+
+    parts: CTAs that share the tokens of one job, with a choice that has `parts`.
+    """
+
+    def __init__(
+        self, choice: SampledChoice, plan: SampledPlan, grad_line: int, x_line: int, load: Loader, parts: int = 1
+    ) -> None:
+        assert parts == 1 or choice.parts
+        self.choice, self.plan, self.load, self.parts = choice, plan, load, parts
+        self.element = str(dict(choice.variant.defines)["ELEMENT"])
+        self.kernel = load(choice.variant)
+        self.arguments = Sampled(None, None, None, plan.jobs.data_ptr(), 0, grad_line, x_line, 0, 0)
+        self.grid = (len(plan.jobs), parts, 1)
+        self.add: AddParts | None = None
+
+    def resize(self, n: int, numbers: int) -> None:
+        """From now on for n tokens and `numbers` values."""
+        depth = self.choice.depth
+        self.arguments.n, self.arguments.numbers = n, numbers
+        self.arguments.part_tokens = -(-n // (self.parts * depth)) * depth
+        if self.choice.parts:
+            self.add = AddParts(self.element, numbers, self.parts, self.plan.jobs.device, self.load)
+
+    def __call__(self, grad: Tensor, x: Tensor, blocks: Tensor) -> None:
+        """All contiguous and at multiples of 16 bytes."""
+        arguments = self.arguments
+        if arguments.n != x.shape[0]:
+            self.resize(x.shape[0], blocks.numel())
+        if not self.grid[0]:
+            return
+        arguments.grad, arguments.x = grad.data_ptr(), x.data_ptr()
+        arguments.blocks = blocks.data_ptr() if self.add is None else self.add.parts.data_ptr()
+        self.kernel(self.grid, arguments)
+        if self.add is not None:
+            self.add(blocks)
+
+
+def parts_for(ctas: int, stages: int, multiprocessors: int = MULTIPROCESSORS) -> int:
+    """Into how many parts a reduction of `stages` is best divided when it is made by `ctas` CTAs of equal work.
+
+    The parts that leave fewest multiprocessors idle in the last round; a part more must save a tenth, for sums are added
+    afterwards.
+    """
+    best, least = 1, float("inf")
+    for parts in range(1, max(1, min(MOST_PARTS, stages // STAGES_OF_A_PART)) + 1):
+        rounds = -(-ctas * parts // multiprocessors) / parts
+        if rounds < 0.9 * least:
+            best, least = parts, rounds
+    return best
+
+
+def dsd(
+    values: Tensor, plan: ProductPlan, x: Tensor, out: Tensor, choice: ProductChoice, load: Loader = cuda_kernel.load
+) -> None:
+    """One product: `ProductLaunch`, prepared and called. Dividing the reduction where `choice` has parts."""
+    stages = int(plan.groups[:, 2].max())
+    ctas = len(plan.groups) * -(-x.shape[0] // choice.tokens)
+    parts = parts_for(ctas, stages) if choice.parts else 1
+    ProductLaunch(choice, plan, x.shape[1], out.shape[1], load, parts)(values, x, out)
+
+
+def sdd(
+    grad: Tensor, x: Tensor, plan: SampledPlan, blocks: Tensor, choice: SampledChoice, load: Loader = cuda_kernel.load
+) -> None:
+    """One sampled product: `SampledLaunch`, prepared and called. Dividing the tokens where `choice` has parts."""
+    parts = parts_for(len(plan.jobs), -(-x.shape[0] // choice.depth)) if choice.parts else 1
+    SampledLaunch(choice, plan, grad.shape[1], x.shape[1], load, parts)(grad, x, blocks)

@@ -1,0 +1,120 @@
+"""The backend `cuda` on an emulated GPU: which kernel it takes, right results from end to end, and reasons where it declines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from emulated_gpu import emulated_gpu
+
+from kernels.backends import cuda_rungs
+from kernels.backends.cuda import BACKEND
+from kernels.backends.cuda_layer import LayerLaunch
+from kernels.backends.cuda_rungs import Task
+from kernels.bsr import BSRMatrix
+from kernels.check import check
+from kernels.lstm_problem import LstmProblem
+from kernels.problem import GemmProblem, Problem
+
+TYPES = [("float32", "ieee"), ("float32", "tf32"), ("bfloat16", "ieee"), ("float16", "ieee")]
+OPS = ["dsd", "dsd_t", "sdd"]
+
+
+def assert_right(problem: Problem) -> str:
+    """The kernel that ran."""
+    assert BACKEND.unsupported(problem) is None
+    launch = BACKEND.prepare(problem)
+    ratio, wrong = check(launch, problem)
+    assert wrong is None, (launch.kernel, wrong)
+    assert 0 <= ratio <= 1 and launch.index_bytes >= 0
+    first = {name: result.clone() for name, result in launch.outputs().items()}
+    launch()
+    assert all(torch.equal(result, first[name]) for name, result in launch.outputs().items())
+    return launch.kernel
+
+
+@pytest.mark.parametrize(("dtype", "math"), TYPES)
+@pytest.mark.parametrize("op", OPS)
+def test_products_from_end_to_end(op: str, dtype: str, math: str) -> None:
+    problem = GemmProblem(128, 96, 20, 16, 0.7, dtype=dtype, math=math, op=op, seed=3)
+    with emulated_gpu():
+        kernel = assert_right(problem)
+    assert kernel.startswith("cuda FFMA sm_90a Float32" if (dtype, math) == TYPES[0] else "cuda mma.sync sm_90a ")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_wgmma_is_taken_on_hopper_where_it_has_a_kernel(op: str) -> None:
+    problem = GemmProblem(128, 128, 130, 64, 0.5, dtype="bfloat16", op=op)
+    with emulated_gpu(90):
+        assert assert_right(problem).startswith("cuda mma.sync" if op == "sdd" else "cuda wgmma sm_90a Bfloat16 ")
+        assert BACKEND.prepare(replace(problem, n=64)).kernel.startswith("cuda mma.sync")
+        assert BACKEND.prepare(replace(problem, dtype="float32", math="tf32")).kernel.split()[1] == (
+            "wgmma" if op == "dsd" else "mma.sync"
+        )
+    for capability in (80, 86, 100):
+        with emulated_gpu(capability):
+            assert BACKEND.prepare(problem).kernel.startswith("cuda mma.sync")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_reduction_is_divided_where_there_are_few_ctas(op: str) -> None:
+    size = (32, 1024, 9) if op == "dsd" else (1024, 32, 9) if op == "dsd_t" else (16, 16, 1024)
+    with emulated_gpu():
+        assert "parts" in assert_right(GemmProblem(*size, 16, 0.0, dtype="float16", op=op))
+    with emulated_gpu(multiprocessors=1):
+        assert "parts" not in assert_right(GemmProblem(*size, 16, 0.0, dtype="float16", op=op))
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("sparsity", [0.0, 1.0])
+def test_full_and_empty_matrices(op: str, sparsity: float) -> None:
+    with emulated_gpu():
+        assert_right(GemmProblem(64, 64, 7, 32, sparsity, dtype="bfloat16", op=op))
+
+
+@pytest.mark.parametrize(("dtype", "math"), TYPES)
+@pytest.mark.parametrize("passes", ["forward", "forward_backward"])
+def test_layers_from_end_to_end(passes: str, dtype: str, math: str) -> None:
+    problem = LstmProblem(32, 64, 5, 3, 16, 0.6, passes, "all", dtype, math=math, seed=1)
+    with emulated_gpu():
+        kernel = assert_right(problem)
+    assert "all steps in one cooperative launch; inputs by cuda" in kernel
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_layer_whose_input_weight_is_dense(dtype: str) -> None:
+    with emulated_gpu():
+        assert "inputs by torch.mm" in assert_right(LstmProblem(24, 64, 5, 3, 16, 0.6, scope="weight_hh", dtype=dtype))
+
+
+def test_a_layer_too_large_for_one_launch_goes_step_by_step() -> None:
+    problem = LstmProblem(32, 64, 40, 2, 8, 0.5, dtype="bfloat16")
+    with emulated_gpu(multiprocessors=1):
+        launch = LayerLaunch(problem, together=False)
+        assert check(launch, problem)[1] is None and "a launch a step" in launch.kernel
+
+
+def test_reasons_where_it_declines() -> None:
+    problem = GemmProblem(48, 48, 3, 16, 0.5)
+    assert BACKEND.unsupported(problem) == "cuda runs on a GPU only"
+    with emulated_gpu():
+        assert BACKEND.unsupported(problem) is None
+        assert "no float64 kernel, only float32, bfloat16, float16" in str(
+            BACKEND.unsupported(replace(problem, dtype="float64"))
+        )
+        assert "blocks of 8, 16, 32, 64, 128, not 12" in str(BACKEND.unsupported(replace(problem, block_size=12)))
+        assert "not 4" in str(BACKEND.unsupported(LstmProblem(16, 16, 2, 3, 4, 0.5)))
+        assert "at most" in str(cuda_rungs.unsupported(torch.float32, 128, 2**20, torch.device("cpu")))
+
+
+def test_what_was_prepared_is_kept_by_pattern() -> None:
+    problem = GemmProblem(64, 64, 7, 16, 0.5)
+    bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
+    with emulated_gpu():
+        launch = cuda_rungs.pattern_of(bsr.index, 16)
+        task = Task("dsd", "Float32", 16, 7)
+        assert launch(task) is launch(task)
+        assert cuda_rungs.pattern_of(bsr.with_data(2 * bsr.data).index, 16) is launch
+        bsr.indices.add_(0)  # a change in place, as far as torch can tell
+        assert cuda_rungs.pattern_of(bsr.index, 16) is not launch
