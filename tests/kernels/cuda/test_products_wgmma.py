@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,21 +11,15 @@ import pytest
 import torch
 from emulator import EmulationError
 from torch import Tensor
+from wgmma_cases import DTYPES, GUARD, PATTERNS, SCHEDULES, WIDTHS, grid_of, guarded, kept_blocks, plant
 
 from kernels.backends import cuda_wgmma
-from kernels.backends.cuda_kernel import FOLDER, Kernel, Variant, compile_cubin
-from kernels.backends.cuda_nvrtc import nvrtc
+from kernels.backends.cuda_kernel import Kernel, Variant
 from kernels.backends.cuda_wgmma import Product, Tile, default_tile, list_columns, tiles, unsupported, variant
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import error_bound
-from kernels.compiler import CompileError
 
-DTYPES = {"Bfloat16": torch.bfloat16, "Float16": torch.float16, "Tf32": torch.float32}
-PATTERNS = ("random", "empty rows", "empty", "one block", "full row", "full")
-GUARD = 1024  # elements on either side, more than a line of the output
-WIDTHS = (1, 7, 33, 100, 300)
-SCHEDULES = (("forward", "late"), ("reverse", "early"), ("random", "random"))
 CASES = [
     (op, element, block_size)
     for op in cuda_wgmma.OPS
@@ -35,33 +27,6 @@ CASES = [
     for block_size in cuda_wgmma.BLOCKS
     if unsupported(op, element, block_size) is None
 ]
-
-
-def kept_blocks(pattern: str, rows: int, cols: int) -> Tensor:
-    """bool[rows, cols]."""
-    kept = torch.zeros(rows, cols, dtype=torch.bool)
-    if pattern in ("random", "empty rows"):
-        kept = torch.rand(rows, cols, generator=torch.Generator().manual_seed(rows)) < 0.4
-    if pattern == "empty rows":
-        kept[::2] = False
-    if pattern == "one block":
-        kept[-1, -1] = True
-    if pattern == "full row":
-        kept[rows // 2] = True
-    if pattern == "full":
-        kept[:] = True
-    return kept
-
-
-def grid_of(block_size: int) -> tuple[int, int]:
-    """Some row groups, the last one not full, and more columns than a step lists."""
-    return {16: (19, 11), 32: (9, 7), 64: (5, 4), 128: (3, 3)}[block_size]
-
-
-def guarded(shape: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A buffer full of NaN, and `shape` in its middle."""
-    buffer = torch.full((shape[0] * shape[1] + 2 * GUARD,), float("nan"), dtype=dtype)
-    return buffer, buffer[GUARD:-GUARD].view(shape)
 
 
 def check(
@@ -121,36 +86,29 @@ def test_every_tile(op: str, element: str, block_size: int) -> None:
 
 
 FAULTS = {
-    "no proxy fence": ("products_wgmma.cu", "    proxy_fence();\n", ""),
-    "no wait for copies": ("products_wgmma.cu", "            copy_wait<lag>();\n", ""),
-    "copies waited for one stage late": ("products_wgmma.cu", "copy_wait<lag>", "copy_wait<lag + 1>"),
+    "no proxy fence": ("wgmma_ring.h", "        proxy_fence();\n", ""),
+    "no wait for copies": ("wgmma_ring.h", "        copy_wait<lag>();\n", ""),
+    "copies waited for one stage late": ("wgmma_ring.h", "copy_wait<lag>", "copy_wait<lag + 1>"),
     "no wait for products": ("products_wgmma.cu", "        wgmma_wait<behind>();\n", ""),
-    "a stage let go while it is read": ("products_wgmma.cu", "release(ring, used - behind, lane)", "release(ring, used, lane)"),
-    "stage not let go": ("products_wgmma.cu", "if (at >= behind) release", "if (at > behind) release"),
-    "wrong phase": ("products_wgmma.cu", "(filled / STAGES & 1) ^ 1", "filled / STAGES & 1"),
+    "a stage let go while it is read": ("products_wgmma.cu", "release(used - behind)", "release(used)"),
+    "stage not let go": ("products_wgmma.cu", "if (at >= behind) ring", "if (at > behind) ring"),
+    "wrong phase": ("wgmma_ring.h", "(number / STAGES & 1) ^ 1", "number / STAGES & 1"),
     "no fence of sums": ("wgmma_tall.h", "    wgmma_fence();\n", ""),
-    "next stage's blocks": ("wgmma_tall.h", "ring.blocks(stage) + group", "ring.blocks((stage + 1) % STAGES) + group"),
+    "next stage's blocks": ("wgmma_tall.h", "stage + blocks_at + group", "stage + stage_bytes + blocks_at + group"),
     "off by one step": ("wgmma_tall.h", "descriptor_step(32 * i), true", "descriptor_step(32 * i + 32), true"),
-    "one token too many": ("wgmma_ring.h", "tile.token + token < given.n", "tile.token + token <= given.n"),
-    "no barrier before the store": ("wgmma_tall.h", "        barrier_wait(1 + group, 128);\n        for", "        for"),
+    "one token too many": ("wgmma_gather.h", "tile.token + token < given.n", "tile.token + token <= given.n"),
+    "no barrier before the store": (
+        "wgmma_tall.h",
+        "        barrier_wait(1 + group, 128);\n        for",
+        "        for",
+    ),
 }
-
-
-def plant(folder: Path, fault: str) -> str:
-    """The source, copied with one mistake."""
-    for path in (FOLDER / "products_wgmma.cu", *FOLDER.glob("wgmma*.h")):
-        shutil.copy(path, folder)
-    name, right, wrong = FAULTS[fault]
-    text = (folder / name).read_text(encoding="utf-8")
-    assert text.count(right) == 1, f"{name} says {right!r} {text.count(right)} times"
-    (folder / name).write_text(text.replace(right, wrong), encoding="utf-8")
-    return str(folder / "products_wgmma.cu")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
-    source, kept = plant(tmp_path, fault), kept_blocks("full", 3, 5)
-    for schedule in SCHEDULES[:2] if fault == "no barrier before the store" else SCHEDULES:
+    source, kept = plant(tmp_path, "products_wgmma.cu", FAULTS[fault]), kept_blocks("full", 3, 5)
+    for schedule in SCHEDULES:
         if fault == "no barrier before the store" and schedule[0] == "forward":
             continue  # ordinary stores are found by their values alone
         with pytest.raises((EmulationError, AssertionError)):
@@ -198,21 +156,3 @@ def test_operands_that_are_not_aligned_are_refused() -> None:
     x, out = torch.ones(3 * 128 + 1, dtype=torch.bfloat16)[1:].view(3, 128), torch.empty(3, 128, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="multiple of 16 bytes"):
         Product("dsd", "Bfloat16", bsr.data, bsr.index, x, out, Tile(128, 32, 3), 1, emulator.load)
-
-
-def compiled() -> Iterator[Variant]:
-    """One kernel of each kind."""
-    for op, element, block_size in CASES:
-        yield variant(op, element, block_size, default_tile(element, block_size, 4096))
-
-
-@pytest.mark.parametrize("wanted", list(compiled()), ids=str)
-def test_kernels_neither_spill_nor_wait_for_each_product(wanted: Variant) -> None:
-    """ptxas says so where it had to put wgmmas one after the other (C7510 to C7520)."""
-    try:
-        nvrtc()
-    except CompileError as error:
-        pytest.skip(str(error))
-    cubin = compile_cubin(wanted, "sm_90a")
-    assert cubin.spill_bytes == 0
-    assert not re.search(r"\(C75\d\d\)", cubin.log)
