@@ -106,6 +106,11 @@ def slots(index: BSRIndex) -> Tensor:
     return grid
 
 
+def _check_size(index: BSRIndex, block_size: int) -> None:
+    if index.indices.numel() * block_size**2 > MOST_NUMBERS:
+        raise ValueError(f"the CUDA products take at most {MOST_NUMBERS} values of a matrix")
+
+
 def to_int32(words: Tensor) -> Tensor:
     """Unsigned words of 32 bits in int64 as int32 of the same bits."""
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
@@ -129,8 +134,7 @@ def product_plan(index: BSRIndex, tile: ProductTile) -> ProductPlan:
 
     A group lists the columns of pieces that any of its rows keeps, ascending, tile.depth elements a stage.
     """
-    if index.indices.numel() * tile.block_size**2 > MOST_NUMBERS:
-        raise ValueError(f"the CUDA products take at most {MOST_NUMBERS} values of a matrix")
+    _check_size(index, tile.block_size)
     grid = slots(index).T if tile.turned else slots(index)
     places = pieces(grid, tile)
     heights, columns = tile.rows // tile.high, tile.depth // tile.wide
@@ -172,7 +176,11 @@ def _list_pieces(stages: Tensor, begins: Tensor, columns: int, paired: bool) -> 
 
 
 def sampled_plan(index: BSRIndex, tile: SampledTile) -> SampledPlan:
-    """Jobs that cover every kept block once: groups of rows, cut where the columns or the units of a job are full."""
+    """Jobs that cover every kept block once: groups of rows, cut where the columns or the units of a job are full.
+
+    ValueError where there are more values than `product_plan` takes.
+    """
+    _check_size(index, tile.block_size)
     grid, size, height = slots(index), tile.block_size, tile.rows // tile.block_size
     jobs: list[Tensor] = []
     for first in range(0, grid.shape[0], height):
@@ -180,8 +188,8 @@ def sampled_plan(index: BSRIndex, tile: SampledTile) -> SampledPlan:
         kept = group >= 0
         per_block = (size // tile.unit) ** 2
         counts = (-(-kept.sum(dim=0) // 2) if tile.paired else kept.sum(dim=0)) * per_block
-        for columns in _cut(counts, tile.cols // size, tile.bins * tile.units):
-            jobs.append(_job(group[:, columns], columns, first * size, tile))
+        runs = _cut(counts, tile.cols // size, tile.bins * tile.units)
+        jobs += [_job(group[:, columns], columns, first * size, tile) for columns in runs]
     numbers = torch.stack(jobs) if jobs else torch.zeros(0, tile.job)
     return SampledPlan(numbers.to(device=index.indices.device, dtype=torch.int32))
 
@@ -218,7 +226,9 @@ def _units(group: Tensor, tile: SampledTile) -> Tensor:
     """[units, 4], by rows: row | other row << 16, column, place in the values, place of the other 8 rows."""
     size, unit = tile.block_size, tile.unit
     row, column = (group >= 0).nonzero(as_tuple=True)
-    down, along = (inside.flatten() * unit for inside in torch.meshgrid(*(torch.arange(size // unit),) * 2, indexing="ij"))
+    down, along = (
+        inside.flatten() * unit for inside in torch.meshgrid(*(torch.arange(size // unit),) * 2, indexing="ij")
+    )
     rows, cols = row[:, None] * size + down, column[:, None] * size + along
     places = group[row, column][:, None] * size * size + down * size + along
     units = torch.stack([rows | (rows + 8) << 16, cols, places, places + 8 * size], dim=2).flatten(0, 1)
@@ -236,5 +246,10 @@ def _pairs(group: Tensor, tile: SampledTile) -> Tensor:
     at = head.nonzero().flatten()
     other = torch.where(follows, at + 1, at)
     places = group[row, column] * size * size
-    units = [row[at] * size | (row[other] * size) << 16, column[at] * size, places[at], torch.where(follows, places[other], -1)]
+    units = [
+        row[at] * size | (row[other] * size) << 16,
+        column[at] * size,
+        places[at],
+        torch.where(follows, places[other], -1),
+    ]
     return torch.stack(units, dim=1)

@@ -20,7 +20,7 @@ from kernels.backends.cuda_variants import ProductChoice, SampledChoice, adding
 Loader = Callable[[Variant], Kernel]
 MULTIPROCESSORS = 132  # of an H200, where nobody says otherwise
 MOST_PARTS = 8
-STAGES_OF_A_PART = 4  # at least; fewer do not fill the pipeline
+STAGES_OF_A_PART = 16  # at least: about what the launch that adds the parts costs
 
 
 def structure(name: str, pointers: str, ints: str) -> type[ctypes.Structure]:

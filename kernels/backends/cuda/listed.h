@@ -28,6 +28,7 @@ constexpr int columns = DEPTH / wide, heights = ROWS / high;
 constexpr int column_at = 0, mask_at = columns, count_at = 2 * columns, piece_at = 2 * columns + 1;
 constexpr int entry = (piece_at + columns * heights + 3) / 4 * 4;  // ints
 constexpr u32 zeros = 0xffffffu;  // instead of a piece's place in `values`
+constexpr bool paired = BLOCK == 8 && Element::bytes == 2;  // two blocks beside one another make a step of the reduction
 constexpr bool all_kept = heights == 1 && columns == 1;
 
 typedef Tile<DEPTH / per_chunk> TokenTile;
@@ -49,35 +50,36 @@ struct Listed {
 
     DEVICE void fetch_entry(int stage) const {
         if (stage >= count) return;
-        for (int i = thread; i < entry / 4; i += THREADS)
-            copy_async<16>(listed(stage) + 4 * i, stages + stage * entry + 4 * i, true);
+        UNROLL for (int first = 0; first < entry / 4; first += THREADS)
+            if (first + thread < entry / 4)
+                copy_async<16>(listed(stage) + 4 * (first + thread), stages + stage * entry + 4 * (first + thread), true);
     }
     DEVICE void fetch_tokens(int stage) const {
         constexpr int line = DEPTH / per_chunk, together = THREADS / line;
         static_assert(THREADS % line == 0, "a thread keeps to one chunk of the lines");
-        const int chunk = thread % line, column = listed(stage)[column_at + chunk * per_chunk / wide];
-        const Storage* from = given.x + column + chunk * per_chunk % wide;
-        UNROLL for (int first = 0; first < TOKENS; first += together) {
-            const int token = first + thread / line;
-            const bool valid = column >= 0 && first_token + token < given.n;
-            if (TOKENS % together == 0 || token < TOKENS)
-                copy_async<16>(tokens(stage) + TokenTile::at(token, chunk),
-                               valid ? from + (u64)(first_token + token) * given.x_line : given.x, valid);
-        }
+        const int chunk = thread % line, token = thread / line, column = listed(stage)[column_at + chunk * per_chunk / wide];
+        const Storage* from = given.x + (u64)(first_token + token) * given.x_line + (column < 0 ? 0 : column) + chunk * per_chunk % wide;
+        const int left = column < 0 ? 0 : given.n - first_token - token;
+        UNROLL for (int more = 0; more < TOKENS; more += together)
+            if (TOKENS % together == 0 || token + more < TOKENS)
+                copy_async<16>(tokens(stage) + TokenTile::at(token + more, chunk), from + (u64)more * given.x_line, more < left);
     }
     DEVICE void fetch_rows(int stage) const {
-        constexpr int line = (TURNED ? high : wide) / per_chunk, chunks = high * wide / per_chunk;  // of a piece
-        const int* pieces = listed(stage) + piece_at;
-        const int all = listed(stage)[count_at] * chunks;
-        for (int i = thread; i < all; i += THREADS) {
-            const u32 piece = (u32)pieces[i / chunks];
+        constexpr int line = (TURNED ? high : wide) / per_chunk, lines = TURNED ? wide : high;  // of a piece
+        constexpr int together = THREADS / line, abreast = together > lines ? together / lines : 1;  // lines, pieces
+        const int chunk = thread % line, inner = thread / line % lines;
+        const int* listed_pieces = listed(stage) + piece_at;
+        const int pieces = listed(stage)[count_at];
+        for (int i = thread / line / lines; i < pieces; i += abreast) {
+            const u32 piece = (u32)listed_pieces[i];
             const int down = (int)(piece & 255u) / columns * high, along = (int)(piece & 255u) % columns * wide;
-            const int inner = i % chunks / line, chunk = i % line;
-            const Storage* from = given.values + (u64)(piece >> 8) * 16 + inner * BLOCK + chunk * per_chunk;
-            const int to = TURNED ? RowTile::at(along + inner, down / per_chunk + chunk)
-                                  : RowTile::at(down + inner, along / per_chunk + chunk);
-            const bool valid = piece >> 8 != zeros;
-            copy_async<16>(rows(stage) + to, valid ? from : given.values, valid);
+            const bool valid = !paired || piece >> 8 != zeros;
+            const Storage* from = given.values + (valid ? (u64)(piece >> 8) * 16 : 0) + inner * BLOCK + chunk * per_chunk;
+            UNROLL for (int more = 0; more < lines; more += together) {
+                const int to = TURNED ? RowTile::at(along + inner + more, down / per_chunk + chunk)
+                                      : RowTile::at(down + inner + more, along / per_chunk + chunk);
+                copy_async<16>(rows(stage) + to, from + more * BLOCK, valid);
+            }
         }
     }
     DEVICE void fetch(int stage) const {

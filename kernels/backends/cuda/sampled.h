@@ -51,28 +51,27 @@ struct Job {
         return {packed.at[0] & 0xffff, packed.at[0] >> 16, packed.at[1], packed.at[2], packed.at[3]};
     }
 
-    // `width` elements of each token's line go to `tile`; column_of gives a chunk's column in memory, or -1 where none is read.
-    template <class T, class Column>
-    DEVICE void fetch_lines(char* tile, const Storage* matrix, int line, int stage, int width, Column column_of) const {
-        const int chunks = width / per_chunk, together = THREADS < chunks ? 1 : THREADS / chunks;
+    // WIDTH elements of each token's line go to `tile`; column_of gives a chunk's column in memory, or -1 where none is read.
+    template <class T, int WIDTH, class Column>
+    DEVICE void fetch_lines(char* tile, const Storage* matrix, int line, int stage, Column column_of) const {
+        constexpr int chunks = WIDTH / per_chunk, together = THREADS < chunks ? 1 : THREADS / chunks;
         for (int chunk = thread % chunks; chunk < chunks; chunk += THREADS) {
             const int column = column_of(chunk * per_chunk);
             if (column < 0) continue;
-            UNROLL for (int first = 0; first < DEPTH; first += together) {
-                const int inner = first + (THREADS < chunks ? 0 : thread / chunks), token = first_token + stage * DEPTH + inner;
-                if (DEPTH % together && inner >= DEPTH) continue;
-                const bool valid = token < last_token;
-                copy_async<16>(tile + T::at(inner, chunk), valid ? matrix + (u64)token * line + column : matrix, valid);
-            }
+            const int inner = THREADS < chunks ? 0 : thread / chunks, token = first_token + stage * DEPTH + inner;
+            const Storage* from = matrix + (u64)token * line + column;
+            UNROLL for (int more = 0; more < DEPTH; more += together)
+                if (DEPTH % together == 0 || inner + more < DEPTH)
+                    copy_async<16>(tile + T::at(inner + more, chunk), from + (u64)more * line, token + more < last_token);
         }
     }
     DEVICE void fetch(int stage) const {
         if (stage < count) {
             const int* job = ints();
             const int first = job[0], rest = given.grad_line - first;
-            fetch_lines<RowTile>(rows(stage), given.grad, given.grad_line, stage, ROWS,
-                                 [=](int row) { return row < rest ? first + row : -1; });
-            fetch_lines<ColTile>(cols(stage), given.x, given.x_line, stage, COLS, [=](int col) {
+            fetch_lines<RowTile, ROWS>(rows(stage), given.grad, given.grad_line, stage,
+                                       [=](int row) { return row < rest ? first + row : -1; });
+            fetch_lines<ColTile, COLS>(cols(stage), given.x, given.x_line, stage, [=](int col) {
                 const int column = job[columns_at + col / BLOCK];
                 return column < 0 ? -1 : column + col % BLOCK;
             });

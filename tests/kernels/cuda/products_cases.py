@@ -1,0 +1,129 @@
+"""CUDA products at the edges: operands, the product by the emulator, and how far from float64 it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.backends.cuda_kernel import Kernel, Variant
+from kernels.backends.cuda_plan import product_plan, sampled_plan
+from kernels.backends.cuda_products import ProductLaunch, SampledLaunch
+from kernels.backends.cuda_variants import ProductChoice, SampledChoice
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.check import error_bound
+
+DTYPES = {
+    "Float32": torch.float32,
+    "Tf32": torch.float32,
+    "Bfloat16": torch.bfloat16,
+    "Float16": torch.float16,
+}
+PATTERNS = ("empty rows", "all empty", "one block", "full row", "full", "random")
+GUARD = 1024  # numbers around each output: more than one line of it
+Loader = Callable[[Variant], Kernel]
+
+
+def kept_blocks(pattern: str, rows: int, cols: int) -> Tensor:
+    """bool[rows, cols]."""
+    kept = torch.zeros(rows, cols, dtype=torch.bool)
+    if pattern == "one block":
+        kept[-1, cols // 2] = True
+    if pattern == "full row":
+        kept[rows // 2] = True
+    if pattern in ("full", "empty rows"):
+        kept[:] = True
+    if pattern == "empty rows":
+        kept[::2] = False
+    if pattern == "random":
+        kept = torch.rand(rows, cols, generator=torch.Generator().manual_seed(rows)) < 0.3
+    return kept
+
+
+def rounded(x: Tensor, element: str) -> Tensor:
+    """What is multiplied: of Tf32 the nearest number of 10 bits of fraction, ties away from zero."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32) if element == "Tf32" else x
+
+
+@dataclass
+class Guarded:
+    """A NaN-filled output between guards, at a multiple of 16 bytes."""
+
+    whole: Tensor
+    view: Tensor
+
+    @classmethod
+    def like(cls, shape: tuple[int, ...], dtype: torch.dtype) -> Guarded:
+        size = int(torch.tensor(shape).prod())
+        whole = torch.full((size + 2 * GUARD,), float("nan"), dtype=dtype)
+        return cls(whole, whole[GUARD : GUARD + size].view(shape))
+
+    def untouched(self) -> bool:
+        ends = self.whole[:GUARD], self.whole[self.whole.numel() - GUARD :]
+        return all(bool(end.isnan().all()) for end in ends)
+
+
+@dataclass
+class Case:
+    """A weight of some blocks and n tokens on both of its sides."""
+
+    element: str
+    block: int
+    n: int
+    kept: Tensor
+
+    def __post_init__(self) -> None:
+        generator, dtype = torch.Generator().manual_seed(self.n), DTYPES[self.element]
+        self.mask = BlockMask(self.kept, self.block)
+        rows, cols = self.mask.shape
+        weight = torch.randn(rows, cols, generator=generator) * self.mask.expand()
+        self.weight = weight.to(dtype)
+        self.bsr = BSRMatrix.from_dense(self.weight, self.mask)
+        self.x = torch.randn(self.n, cols, generator=generator).to(dtype)
+        self.grad = torch.randn(self.n, rows, generator=generator).to(dtype)
+
+    def product(self, choice: ProductChoice, load: Loader, parts: int = 1) -> Tensor:
+        """dsd, or its transpose where the choice is turned, by the kernel."""
+        plan = product_plan(self.bsr.index, choice.tile)
+        given, like = (self.grad, self.x) if choice.tile.turned else (self.x, self.grad)
+        out = Guarded.like(tuple(like.shape), like.dtype)
+        launch = ProductLaunch(choice, plan, given.shape[1], like.shape[1], load, parts)
+        return self._launched(out, launch, self.bsr.data, given)
+
+    def sampled(self, choice: SampledChoice, load: Loader, parts: int = 1) -> Tensor:
+        """sdd by the kernel."""
+        plan = sampled_plan(self.bsr.index, choice.tile)
+        out = Guarded.like(tuple(self.bsr.data.shape), self.x.dtype)
+        launch = SampledLaunch(choice, plan, self.grad.shape[1], self.x.shape[1], load, parts)
+        return self._launched(out, launch, self.grad, self.x)
+
+    @staticmethod
+    def _launched(out: Guarded, launch: ProductLaunch | SampledLaunch, first: Tensor, second: Tensor) -> Tensor:
+        launch(first, second, out.view)
+        assert out.untouched(), "a guard was written"
+        return out.view
+
+    def result(self, choice: ProductChoice | SampledChoice, load: Loader, parts: int = 1) -> Tensor:
+        if isinstance(choice, SampledChoice):
+            return self.sampled(choice, load, parts)
+        return self.product(choice, load, parts)
+
+    def error(self, choice: ProductChoice | SampledChoice, result: Tensor) -> float:
+        """Largest error over what rounding allows; infinite where anything is NaN."""
+        weight, x, grad = (rounded(each, self.element) for each in (self.weight, self.x, self.grad))
+        if isinstance(choice, SampledChoice):
+            left, right = grad.T, x
+        else:
+            left, right = (weight.T, grad.T) if choice.tile.turned else (weight, x.T)
+        wanted = left.double() @ right.double()
+        bound = error_bound(left, right, wanted)
+        if isinstance(choice, SampledChoice):
+            wanted, bound = (BSRMatrix.from_dense(each, self.mask).data for each in (wanted, bound))
+        else:
+            wanted, bound = wanted.T, bound.T
+        wrong = (result.double() - wanted).abs()
+        ratio = torch.where(wrong == 0, 0.0, wrong / bound).nan_to_num(nan=float("inf"))
+        return float(ratio.max()) if ratio.numel() else 0.0
