@@ -67,6 +67,18 @@ def sanitize(session: nox.Session) -> None:
 
 
 @nox.session
+def cuda(session: nox.Session) -> None:
+    """Compile every CUDA kernel for sm_80, 86, 90a and 100a, no GPU needed (about half an hour): nox -s cuda [-- PYTEST ARGS]."""
+    run(session, "-m", "pytest", "tests/kernels/cuda/test_compile.py", "-m", "nvrtc or not nvrtc", *session.posargs)
+
+
+@nox.session
+def emulate(session: nox.Session) -> None:
+    """Run the CUDA kernels' whole test grid on the CPU, no GPU needed: nox -s emulate [-- PYTEST ARGS]."""
+    run(session, "-m", "pytest", "tests/kernels/cuda", "-m", "emulate or not nvrtc", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Check kernel speed with pytest-benchmark: nox -s bench [-- PYTEST ARGS]."""
     run(session, "-m", "pytest", "tests/perf", "--benchmark-only", *session.posargs)

@@ -19,8 +19,19 @@ REFERENCE = ROOT / "results" / "reference"  # one folder a sweep, committed
 
 # Rows that differ in one of these are never averaged, divided or drawn together.
 UNLIKE = {
-    "gemm": ("schema_version", "device_name", "device", "threads", "timer", "dtype", "cache", "op", "baseline"),
-    "lstm": ("schema_version", "device_name", "device", "threads", "timer", "dtype", "passes", "scope", "baseline"),
+    "gemm": ("schema_version", "device_name", "device", "threads", "timer", "dtype", "math", "cache", "op", "baseline"),
+    "lstm": (
+        "schema_version",
+        "device_name",
+        "device",
+        "threads",
+        "timer",
+        "dtype",
+        "math",
+        "passes",
+        "scope",
+        "baseline",
+    ),
     "train": ("schema_version", "device_name", "threads", "dataset", "corpus_sha256", "train_tokens", "eval_tokens"),
 }
 

@@ -1,4 +1,4 @@
-"""The command line: list, plan, run, show, doctor. Flags say where and how to run; what is measured stands in sweep files.
+"""The command line: list, plan, run, show, doctor, campaign, tune. Flags say where and how to run; what is measured stands in sweep files.
 
 Every command imports what it needs itself, so that a bad sweep file is refused before torch is loaded.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,17 @@ Workers = Annotated[
 Timeout = Annotated[float, typer.Option(min=1.0, help="seconds a cell may take")]
 Retry = Annotated[bool, typer.Option("--retry", help="also run again every stored cell that did not end ok")]
 
+Names = Annotated[list[str], typer.Argument(help="sweeps of bench/sweeps, or paths to .toml files")]
+Budget = Annotated[float, typer.Option(min=1.0, help="seconds for all; no cell begins that will not fit")]
+
+
+class Processor(StrEnum):
+    cuda = "cuda"
+    cpu = "cpu"
+
+
+Device = Annotated[Processor, typer.Option(help="cells of which device; cpu runs those of the CPU the same way")]
+
 HERE = Path("results")
 
 
@@ -50,8 +62,9 @@ def _one_line_errors() -> Iterator[None]:
 
 @contextmanager
 def _environment_errors() -> Iterator[None]:
+    from bench.parquet import DamagedError
     from bench.run import UnusableError
-    from bench.store import DamagedError, LockedError
+    from bench.store import LockedError
 
     try:
         yield
@@ -132,6 +145,47 @@ def doctor() -> None:
 
     for what, how in findings():
         print(f"{what:<18} {how}")
+
+
+@app.command()
+def campaign(
+    names: Names,
+    out: Annotated[Path, typer.Option(help="folder that the tables are written to, and continued from")],
+    budget: Budget,
+    device: Device = Processor.cuda,
+    resume_from: Annotated[Path | None, typer.Option(help="the --out of an earlier campaign, to continue from")] = None,
+    timeout: Timeout = 120.0,
+) -> None:
+    """Check every kernel on a GPU, then time sweeps, most important cells first, until the budget is spent; resumable."""
+    with _one_line_errors():
+        from bench.sweep import load
+
+        sweeps = [load(name) for name in names]
+        with _environment_errors():
+            from bench.campaign import run_campaign
+
+            status = run_campaign(sweeps, out, budget, device.value, resume_from, timeout)
+    raise typer.Exit(status)
+
+
+@app.command()
+def tune(
+    names: Names,
+    out: Annotated[Path, typer.Option(help="JSON file that the winners are written to; tune.parquet is beside it")],
+    budget: Budget,
+    device: Device = Processor.cuda,
+    timeout: Timeout = 300.0,
+) -> None:
+    """Time every variant of our kernels for the products of sweeps, and write which is the fastest; resumable."""
+    with _one_line_errors():
+        from bench.sweep import load
+
+        sweeps = [load(name) for name in names]
+        with _environment_errors():
+            from bench.tuner import run_tuner
+
+            status = run_tuner(sweeps, out, budget, device.value, timeout)
+    raise typer.Exit(status)
 
 
 @app.command()

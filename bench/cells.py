@@ -27,6 +27,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0), AfterValidator(_without_sign)]
 Count = Annotated[int, Field(ge=1, le=LARGEST_INT)]
 Natural = Annotated[int, Field(ge=0, le=LARGEST_INT)]
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Math = Literal["ieee", "tf32"]
 MATH = "how float32 is multiplied on a GPU: exactly, or by tensor cores with 10 bits of fraction (both sides alike)"
 BlockSize = Annotated[int, Field(ge=1, le=1024)]
@@ -95,7 +96,7 @@ class GemmCell(Cell):
     n: Count = Field(32, description="columns of X, elements (batch)")
     block_size: BlockSize = Field(16, description="side of a square weight block, elements")
     target_sparsity: Fraction = Field(0.8, description="share of blocks wanted empty, fraction")
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] = Field("float32", description="type of values and operands")
+    dtype: Dtype = Field("float32", description="type of values and operands")
     math: Math = Field("ieee", description=MATH)
     device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
     cache: Literal["hot", "cold"] = Field("hot", description="operands left in cache, or evicted before each sample")
@@ -127,7 +128,7 @@ class LstmCell(Cell):
     block_size: BlockSize = Field(16, description="side of a square weight block, elements")
     target_sparsity: Fraction = Field(0.8, description="share of blocks wanted empty, fraction")
     scope: Literal["all", "weight_hh"] = Field("all", description="weights that are block-sparse: both, or the recurrent one")
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] = Field("float32", description="type of values and operands")
+    dtype: Dtype = Field("float32", description="type of values and operands")
     math: Math = Field("ieee", description=MATH)
     device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
     # fmt: on
@@ -137,6 +138,53 @@ class LstmCell(Cell):
         _require_division("hidden_size", self.hidden_size, self.block_size)
         if self.scope == "all":
             _require_division("input_size", self.input_size, self.block_size)
+        return self
+
+    def canonical(self) -> Self:
+        return self if self.dtype == "float32" else self.reset("math")
+
+
+class CheckCell(Cell):
+    """One kernel checked on a device: every pattern of blocks and every batch of `bench.checks`, against float64."""
+
+    kind: ClassVar[str] = "check"
+
+    # fmt: off
+    backend: str = Field("native", description="backend under test")
+    op: Literal["dsd", "dsd_t", "sdd", "forward", "forward_backward"] = Field("dsd", description="product, or passes of an LSTM layer")
+    block_size: BlockSize = Field(16, description="side of a square weight block, elements")
+    dtype: Dtype = Field("float32", description="type of values and operands")
+    math: Math = Field("ieee", description=MATH)
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
+    tool: Literal["none", "memcheck", "racecheck"] = Field("none", description="tool of compute-sanitizer that watches, or none")
+    # fmt: on
+
+    def canonical(self) -> Self:
+        return self if self.dtype == "float32" else self.reset("math")
+
+
+class TuneCell(Cell):
+    """The variants of our kernel for one product, timed in turns: which one is the fastest."""
+
+    kind: ClassVar[str] = "tune"
+
+    # fmt: off
+    backend: str = Field("native", description="backend whose variants are tuned")
+    op: Literal["dsd", "dsd_t", "sdd"] = Field("dsd", description="product")
+    m: Count = Field(1024, description="rows of W, elements")
+    k: Count = Field(1024, description="columns of W, elements")
+    n: Count = Field(32, description="columns of X, elements (batch)")
+    block_size: BlockSize = Field(16, description="side of a square weight block, elements")
+    target_sparsity: Fraction = Field(0.8, description="share of blocks wanted empty, fraction")
+    dtype: Dtype = Field("float32", description="type of values and operands")
+    math: Math = Field("ieee", description=MATH)
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
+    # fmt: on
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        _require_division("m", self.m, self.block_size)
+        _require_division("k", self.k, self.block_size)
         return self
 
     def canonical(self) -> Self:
@@ -219,5 +267,6 @@ class TrainCell(Cell):
 
 
 TimedCell = GemmCell | LstmCell
+DeviceCell = TimedCell | CheckCell | TuneCell  # has a device, and runs alone
 
-KINDS: dict[str, type[Cell]] = {cell.kind: cell for cell in (GemmCell, LstmCell, TrainCell)}
+KINDS: dict[str, type[Cell]] = {cell.kind: cell for cell in (GemmCell, LstmCell, TrainCell, CheckCell, TuneCell)}

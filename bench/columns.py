@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bench.parquet import arrow_schema
 from bench.schema import COLUMNS, STATUSES
-from bench.store import arrow_schema
 
 INTRODUCTION = """# Results
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.cells import Cell, TimedCell, TrainCell
+from bench.cells import Cell, DeviceCell, TrainCell
 from bench.data.corpus import data_dir, load_corpus
 from bench.engines.local import Ending, Progress, Work, failure, measure, run_cells
 from bench.estimate import Pace, spoken
@@ -18,6 +18,7 @@ from bench.progress import Reporter, labels, reporter
 from bench.provenance import facts, physical_cores, source_hash
 from bench.store import Store, Stored
 from bench.sweep import Sweep
+from bench.tables import Tables
 
 FINE = ("ok", "unsupported")  # a sweep of these alone ends with exit status 0
 LISTED = 20  # cells that are not ok, named at the end
@@ -47,8 +48,8 @@ class Plan:
         """The plan in words."""
         kinds = Counter(cell.kind for cell in self.sweep.cells)
         statuses = Counter(stored.status for stored in self.stored.values())
-        lines = [f"{self.sweep.name}: {len(self.sweep.cells)} cells ({_counted(kinds)})"]
-        lines.append(f"stored: {len(self.stored)}" + (f" ({_counted(statuses)})" if statuses else ""))
+        lines = [f"{self.sweep.name}: {len(self.sweep.cells)} cells ({counted(kinds)})"]
+        lines.append(f"stored: {len(self.stored)}" + (f" ({counted(statuses)})" if statuses else ""))
         if self.todo:
             pace = self.pace()
             basis = f"from {pace.cells} stored cells" if pace.cells else "a rough figure from the number of operations"
@@ -103,7 +104,7 @@ def run_sweep(
         if plan.todo:
             check_datasets(plan.todo)
             try:
-                with _terminable(), reporter(labels(sweep.cells), len(plan.todo)) as display:
+                with terminable(), reporter(labels(sweep.cells), len(plan.todo)) as display:
                     _run_phases(plan, store, training_workers(plan.todo, workers), timeout, work, display)
             except KeyboardInterrupt:
                 interrupted = True
@@ -126,9 +127,9 @@ def check_datasets(cells: Sequence[Cell]) -> None:
 
 def _run_phases(plan: Plan, store: Store, workers: int, timeout: float | None, work: Work, display: Reporter) -> None:
     """Timings first, one at a time with nothing else running; then training, side by side."""
-    timing = [cell for cell in plan.todo if isinstance(cell, TimedCell)]
-    training = [cell for cell in plan.todo if not isinstance(cell, TimedCell)]
-    for device in {_device(cell) for cell in plan.todo}:
+    timing = [cell for cell in plan.todo if not isinstance(cell, TrainCell)]
+    training = [cell for cell in plan.todo if isinstance(cell, TrainCell)]
+    for device in {device_of(cell) for cell in plan.todo}:
         facts(device)  # imports torch: now, not while something is being timed
     left, pace = {cell.cell_id: cell for cell in plan.todo}, plan.pace()
 
@@ -139,16 +140,16 @@ def _run_phases(plan: Plan, store: Store, workers: int, timeout: float | None, w
         if cells:
             with closing(run_cells(cells, work, side_by_side, timeout, watch)) as endings:
                 for ending in endings:
-                    status, reason = _publish(store, ending, side_by_side)
+                    status, reason = publish_ending(store, ending, side_by_side)
                     del left[ending.cell.cell_id]
                     pace.learn(ending.cell, ending.seconds)
                     display.ended(ending.cell, status, reason, ending.seconds)
 
 
-def _publish(store: Store, ending: Ending, workers: int) -> tuple[str, str]:
+def publish_ending(store: Store | Tables, ending: Ending, workers: int) -> tuple[str, str]:
     """Store one ending; rows that do not fit the table are a failed cell, not the end of the sweep."""
     provenance = {
-        **facts(_device(ending.cell)),
+        **facts(device_of(ending.cell)),
         "threads_used": ending.threads_used,
         "workers": workers,
         "started_at": ending.started_at,
@@ -163,8 +164,9 @@ def _publish(store: Store, ending: Ending, workers: int) -> tuple[str, str]:
     return str(worst["status"]), str(worst.get("reason") or "")
 
 
-def _device(cell: Cell) -> str:
-    return cell.device if isinstance(cell, TimedCell) else "cpu"
+def device_of(cell: Cell) -> str:
+    """'cpu' or 'cuda'."""
+    return cell.device if isinstance(cell, DeviceCell) else "cpu"
 
 
 def _summary(plan: Plan, store: Store) -> int:
@@ -174,7 +176,7 @@ def _summary(plan: Plan, store: Store) -> int:
     failed = {status: count for status, count in statuses.items() if status not in FINE}
     line = f"{statuses['ok']} of {len(cells)} cells ok"
     line += f"; {statuses['unsupported']} unsupported here" if statuses["unsupported"] else ""
-    line += f"; {len(cells) - fine} failed: {_counted(failed)}" if failed else ""
+    line += f"; {len(cells) - fine} failed: {counted(failed)}" if failed else ""
     print(f"{line}; results in {store.folder}")
     names = labels(cells)
     not_ok = [cell for cell in cells if plan.stored[cell.cell_id].status != "ok"]
@@ -186,12 +188,13 @@ def _summary(plan: Plan, store: Store) -> int:
     return 1 if failed else 0
 
 
-def _counted(counts: dict[str, int] | Counter[str]) -> str:
+def counted(counts: dict[str, int] | Counter[str]) -> str:
+    """'3 ok, 1 wrong'."""
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """SIGTERM ends a run as Ctrl-C does: finished cells stay, workers go, tables are written."""
 
     def interrupt(*_: Any) -> None:

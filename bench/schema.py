@@ -26,6 +26,7 @@ STATUSES = {
     "timeout": "stopped at the time limit of a cell",
     "crashed": "the worker process died",
 }
+PATTERNS = ("random", "empty rows", "all empty", "one block", "full row", "full")
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,23 @@ TRAIN = (
     Column("inference_lstm_ms", pa.list_(pa.float64()), "measured", "ms", "LSTM layers alone of the exported model, paired by position"),
 )
 
+CHECK = (
+    Column("pattern", pa.string(), "result", "", "which blocks were kept: " + ", ".join(PATTERNS)),
+    Column("n", pa.int64(), "result", "", "columns of X, or sequences side by side"),
+    Column("kernel", pa.string(), "measured", "", "what ran"),
+    Column("error_ratio", pa.float64(), "measured", "", "largest |error| / bound against float64; at most 1 where it is right"),
+)
+
+TUNE = (
+    Column("variant", pa.string(), "result", "", "parameters of the kernel, as JSON"),
+    Column("kernel", pa.string(), "measured", "", "what ran"),
+    Column("error_ratio", pa.float64(), "measured", "", "largest |error| / bound against float64; at most 1"),
+    Column("time_ms", pa.float64(), "measured", "ms", "median time of one product by this variant"),
+    Column("samples_ms", pa.list_(pa.float64()), "measured", "ms", "every sample; one of each variant in turns"),
+    Column("chosen", pa.bool_(), "measured", "", "this variant had the shortest median"),
+    Column("timer", pa.string(), "measured", "", "clock that took the samples"),
+)
+
 PROVENANCE = (
     Column("schema_version", pa.int64(), "provenance", "", "version of these columns"),
     Column("commit", pa.string(), "provenance", "", "git commit of the suite, empty outside a checkout"),
@@ -151,7 +169,7 @@ PROVENANCE = (
 )
 # fmt: on
 
-COLUMNS: dict[str, tuple[Column, ...]] = {"gemm": GEMM, "lstm": LSTM, "train": TRAIN}
+COLUMNS: dict[str, tuple[Column, ...]] = {"gemm": GEMM, "lstm": LSTM, "train": TRAIN, "check": CHECK, "tune": TUNE}
 
 
 def columns(kind: str) -> tuple[Column, ...]:

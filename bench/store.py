@@ -11,8 +11,6 @@ Files are written under a hidden name, flushed to the disk and renamed: a kill o
 from __future__ import annotations
 
 import hashlib
-import io
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,19 +20,23 @@ from typing import Any
 
 import filelock
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from bench.cells import KINDS, Cell
-from bench.schema import COLUMNS, SCHEMA_VERSION, STATUSES, columns
-
-Row = Mapping[str, Any]
+from bench.cells import Cell
+from bench.parquet import (
+    DamagedError,
+    Row,
+    checksum_line,
+    checksum_of,
+    concatenated,
+    conform,
+    from_parquet,
+    publish,
+    to_parquet,
+    to_table,
+)
+from bench.schema import COLUMNS
 
 SHARD = re.compile(r"(?P<cell_id>[0-9a-f]+)-(?P<sha>[0-9a-f]{16})\.parquet")
-SETTING_TYPES = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
-
-
-class DamagedError(ValueError):
-    """A file of the store is missing or not what was written."""
 
 
 class LockedError(RuntimeError):
@@ -53,25 +55,6 @@ class Stored:
     started_at: str
     source_hash: str
     last_row: dict[str, Any]
-
-
-def arrow_schema(kind: str) -> pa.Schema:
-    """The columns of one table: identity, settings, results and measurements, provenance; documented in the metadata."""
-    fields = []
-    described = [(column.name, column.type, column.role, column.unit, column.doc) for column in columns(kind)]
-    settings = [
-        (
-            name,
-            SETTING_TYPES.get(getattr(field.annotation, "__name__", ""), pa.string()),
-            "setting",
-            "",
-            field.description,
-        )
-        for name, field in KINDS[kind].model_fields.items()
-    ]
-    for name, type_, role, unit, doc in [*described[:2], *settings, *described[2:]]:
-        fields.append(pa.field(name, type_, metadata={"role": role, "unit": unit, "doc": doc or ""}))
-    return pa.schema(fields)
 
 
 class Store:
@@ -133,9 +116,9 @@ class Store:
 
         ValueError naming the column where a row does not fit the table; OSError leaves everything as it was.
         """
-        data = _to_parquet(_to_table(cell, rows, provenance))
+        data = to_parquet(to_table(cell, rows, provenance))
         path = self.cells / f"{cell.cell_id}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
-        _publish(path, data)
+        publish(path, data)
         for old in self.cells.glob(f"{cell.cell_id}-*.parquet"):
             if old != path:
                 old.unlink()
@@ -149,71 +132,28 @@ class Store:
             target = self.folder / f"{kind}.parquet"
             if not paths:
                 target.unlink(missing_ok=True)
-                _checksum_of(target).unlink(missing_ok=True)
+                checksum_of(target).unlink(missing_ok=True)
                 continue
-            data = _to_parquet(pa.concat_tables([_conform(_verified(path), kind, path) for path in paths]))
-            _publish(target, data)
-            _publish(_checksum_of(target), f"{hashlib.sha256(data).hexdigest()}  {target.name}\n".encode())
+            data = to_parquet(concatenated([conform(_verified(path), kind, path) for path in paths]))
+            publish(target, data)
+            publish(checksum_of(target), checksum_line(target, data).encode())
 
     def read(self, kind: str) -> pa.Table:
         """One compacted table, verified. DamagedError where it is missing or damaged."""
         target = self.folder / f"{kind}.parquet"
         remedy = f"run the sweep {self.folder.name} again: finished cells are kept"
         try:
-            data, wanted = target.read_bytes(), _checksum_of(target).read_bytes()
+            data, wanted = target.read_bytes(), checksum_of(target).read_bytes()
         except FileNotFoundError as error:
             raise DamagedError(f"{error.filename} is missing; {remedy}") from None
-        if f"{hashlib.sha256(data).hexdigest()}  {target.name}\n".encode() != wanted:
-            raise DamagedError(f"{target} is damaged: its sha256 is not that of {_checksum_of(target).name}; {remedy}")
-        return _from_parquet(data)
+        if checksum_line(target, data).encode() != wanted:
+            raise DamagedError(f"{target} is damaged: its sha256 is not that of {checksum_of(target).name}; {remedy}")
+        return from_parquet(data)
 
 
 def _newest(scanned: Mapping[Path, Stored | DamagedError]) -> dict[str, Stored]:
     whole = [stored for stored in scanned.values() if isinstance(stored, Stored)]
     return {stored.cell_id: stored for stored in sorted(whole, key=lambda stored: stored.started_at)}
-
-
-def _to_table(cell: Cell, rows: Sequence[Row], provenance: Row) -> pa.Table:
-    if not rows:
-        raise ValueError("a cell needs at least one row")
-    schema = arrow_schema(cell.kind)
-    identity = {"cell_id": cell.cell_id, "kind": cell.kind, "schema_version": SCHEMA_VERSION}
-    shared = {**identity, **cell.canonical().model_dump(), **provenance}
-    full: list[Row] = [{**shared, **row} for row in sorted(rows, key=_epoch_order)]
-    for row in full:
-        for name in row:
-            if name not in schema.names:
-                raise ValueError(f"unknown column {name!r} in a {cell.kind} row; accepted: {', '.join(schema.names)}")
-        if row.get("status") not in STATUSES:
-            raise ValueError(f"unknown status {row.get('status')!r}; accepted: {', '.join(STATUSES)}")
-    arrays = []
-    for field in schema:
-        try:
-            arrays.append(pa.array([row.get(field.name) for row in full], field.type))
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"column {field.name!r} of a {cell.kind} row is no {field.type}: {error}") from None
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _epoch_order(row: Row) -> tuple[bool, int]:
-    epoch = row.get("epoch")
-    return epoch is None, epoch or 0
-
-
-def _conform(table: pa.Table, kind: str, path: Path) -> pa.Table:
-    """A shard under today's schema: a setting it lacks had its default, a result it lacks is null."""
-    schema, fields = arrow_schema(kind), KINDS[kind].model_fields
-    foreign = sorted(set(table.column_names) - set(schema.names))
-    if foreign:
-        raise DamagedError(f"{path} has columns this version does not know: {', '.join(foreign)}")
-    arrays = []
-    for field in schema:
-        if field.name in table.column_names:
-            arrays.append(table[field.name].cast(field.type))
-        else:
-            default = fields[field.name].get_default() if field.name in fields else None
-            arrays.append(pa.array([default] * len(table), field.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _verified(path: Path) -> pa.Table:
@@ -222,7 +162,7 @@ def _verified(path: Path) -> pa.Table:
     data = path.read_bytes()
     if match is None or hashlib.sha256(data).hexdigest()[:16] != match["sha"]:
         raise DamagedError(f"{path} is damaged: its sha256 is not the one in its name")
-    return _from_parquet(data)
+    return from_parquet(data)
 
 
 def _read_shard(path: Path) -> Stored:
@@ -232,38 +172,3 @@ def _read_shard(path: Path) -> Stored:
     names = ("cell_id", "status", "reason", "cell_seconds", "started_at", "source_hash")
     values = {name: worst.get(name) for name in names}
     return Stored(path=path, last_row=rows[-1], **values)
-
-
-def _to_parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _from_parquet(data: bytes) -> pa.Table:
-    """Without threads: after `pq.read_table` some processes abort while they exit (pyarrow 26, 1 in 30 on two cores)."""
-    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-
-
-def _checksum_of(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _publish(path: Path, data: bytes) -> None:
-    """All of `data` under `path`, or nothing: hidden temporary file, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

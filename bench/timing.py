@@ -128,11 +128,11 @@ def problem_of(cell: TimedCell) -> Problem:
     if isinstance(cell, LstmCell):
         return LstmProblem(
             cell.input_size, cell.hidden_size, cell.batch_size, cell.bptt, cell.block_size, cell.target_sparsity,
-            cell.passes, cell.scope, cell.dtype, cell.device, cell.seed,
+            cell.passes, cell.scope, cell.dtype, cell.device, cell.seed, math=cell.math,
         )  # fmt: skip
     return GemmProblem(
         cell.m, cell.k, cell.n, cell.block_size, cell.target_sparsity,
-        cell.dtype, cell.device, cell.seed, op=cell.op,
+        cell.dtype, cell.device, cell.seed, op=cell.op, math=cell.math,
     )  # fmt: skip
 
 

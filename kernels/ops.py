@@ -1,8 +1,8 @@
 """Differentiable products with a block-sparse weight, as torch custom operators.
 
 Y = W X (dsd), dX = W^T dY (dsd with block rows and columns exchanged) and dW = dY X^T at the kept blocks only (sdd). Each
-is the derivative of the others. Two kernels compute them: 'native', our own on the CPU, and 'torch', plain arithmetic
-everywhere: batched products of gathered blocks, added up by block row.
+is the derivative of the others. Three kernels compute them: 'cuda' and 'native', our own on GPUs and on the CPU, and 'torch',
+plain arithmetic everywhere: batched products of gathered blocks, added up by block row.
 """
 
 from __future__ import annotations
@@ -13,23 +13,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.backends import native_library, native_lstm, native_products
+from kernels.backends import cuda_rungs, native_library, native_lstm, native_products
 from kernels.bsr import BSRIndex, BSRMatrix
 
-KERNELS = ("auto", "native", "torch")
+KERNELS = ("auto", "cuda", "native", "torch")
 
 
-def kernel_for(kernel: str, dtype: torch.dtype, device: torch.device) -> str:
-    """'native' or 'torch': which one runs when `kernel` is asked for ('auto': native wherever it can).
+def kernel_for(kernel: str, dtype: torch.dtype, device: torch.device, *, block_size: int = 16, nnzb: int = 0) -> str:
+    """'cuda', 'native' or 'torch': which one runs when `kernel` is asked for ('auto': one of our own wherever it can).
 
-    ValueError where native is asked for by name and cannot run, saying why.
+    block_size, nnzb: of the weight, for 'cuda' hangs on them. ValueError where a kernel is asked for by name and cannot run,
+    saying why.
     """
     if kernel not in KERNELS:
         raise ValueError(f"unknown kernel {kernel!r}; accepted: {', '.join(KERNELS)}")
-    reason = native_library.unsupported(dtype, device) if kernel != "torch" else None
-    if reason and kernel == "native":
-        raise ValueError(reason)
-    return "torch" if reason or kernel == "torch" else "native"
+    for ours in ("cuda", "native"):
+        if kernel in ("auto", ours):
+            if ours == "cuda":
+                reason = cuda_rungs.unsupported(dtype, block_size, nnzb, device)
+            else:
+                reason = native_library.unsupported(dtype, device)
+            if reason is None:
+                return ours
+            if kernel == ours:
+                raise ValueError(reason)
+    return "torch"
 
 
 def _torch_dsd(data: Tensor, to_rows: Tensor, from_rows: Tensor, num_block_rows: int, x: Tensor) -> Tensor:
@@ -51,6 +59,11 @@ def _ordered_as(x: Tensor, rows: int) -> Tensor:
     return x.new_empty(rows, n) if native_products.by_rows(x) else x.new_empty(n, rows).mT
 
 
+def _in_order(x: Tensor, product: Tensor) -> Tensor:
+    """`product`, which lies column by column, in the memory order of `x`."""
+    return product.contiguous() if native_products.by_rows(x) else product
+
+
 @torch.library.custom_op("block_sparse_bench::dsd", mutates_args=())
 def dsd(
     data: Tensor,
@@ -68,6 +81,8 @@ def dsd(
     index = BSRIndex(indptr, indices, rows, column_indptr, column_rows, positions)
     if kernel == "native":
         return native_products.dsd(native_products.pack(data, index, x.shape[1], turned), x)
+    if kernel == "cuda":
+        return _in_order(x, cuda_rungs.dsd(data, index, x, turned))
     to_rows, from_rows = (indices, rows) if turned else (rows, indices)
     num_block_rows = (column_indptr if turned else indptr).numel() - 1
     product = _torch_dsd(data.mT if turned else data, to_rows, from_rows, num_block_rows, x)
@@ -104,9 +119,11 @@ def sdd(
 ) -> Tensor:
     """The kept blocks of grad @ x^T: [nnzb, b, b]. grad: [m, n], x: [k, n]; then a `BSRIndex`."""
     size = grad.shape[0] // (indptr.numel() - 1)
+    index = BSRIndex(indptr, indices, rows, column_indptr, column_rows, positions)
     if kernel == "native":
-        index = BSRIndex(indptr, indices, rows, column_indptr, column_rows, positions)
         return native_products.sdd(grad, x, index, size)
+    if kernel == "cuda":
+        return cuda_rungs.sdd(grad, x, index, size)
     return _torch_sdd(grad, x, rows, indices, size)
 
 
@@ -166,7 +183,7 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
 
     Where no gradient is wanted, the values are packed at the first call and kept with `weight` until they change.
     Y has the memory order of X: for activations [n, k], `block_sparse_matmul(weight, activations.T).T` copies nothing
-    and is contiguous. kernel: 'auto', 'native' or 'torch'; `kernel_for` says which one 'auto' is.
+    and is contiguous. kernel: 'auto', 'cuda', 'native' or 'torch'; `kernel_for` says which one 'auto' is.
     """
     if x.ndim != 2 or x.shape[0] != weight.shape[1]:
         raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(x.shape)}")
@@ -174,18 +191,20 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
         raise ValueError(f"the weight is {weight.data.dtype} and x is {x.dtype}; they must be of one type")
     if x.device != weight.data.device:
         raise ValueError(f"the weight is on {weight.data.device} and x on {x.device}; they must be on one device")
-    chosen = kernel_for(kernel, x.dtype, x.device)
-    if chosen == "native" and is_inference(weight.data, x):
+    chosen = kernel_for(kernel, x.dtype, x.device, block_size=weight.block_size, nnzb=weight.nnzb)
+    if chosen != "torch" and is_inference(weight.data, x):
+        if chosen == "cuda":
+            return _in_order(x, cuda_rungs.dsd(weight.data, weight.index, x, False))
         return native_products.dsd(native_products.packed(weight, x.shape[1]), x)
     result: Tensor = dsd(weight.data, *weight.index, x, False, chosen)
     return result
 
 
-def _loop(projected: Tensor, h: Tensor, c: Tensor, weight: BSRMatrix) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, h, c) of the layer in plain torch, one step after the other."""
+def _loop(projected: Tensor, h: Tensor, c: Tensor, weight: BSRMatrix, kernel: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, h, c) of the layer, one step after the other: products by `kernel`, gates in plain torch."""
     outputs = []
     for step in projected:
-        i, f, g, o = (step + block_sparse_matmul(weight, h.T, "torch").T).chunk(4, dim=1)
+        i, f, g, o = (step + block_sparse_matmul(weight, h.T, kernel).T).chunk(4, dim=1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
         outputs.append(h)
@@ -232,16 +251,20 @@ def block_sparse_lstm(
         zeros = x.new_zeros(1, x.shape[1], weight_hh.shape[1])
         state = zeros, zeros
     _check_shapes(x, state, (weight_ih.shape[0], weight_ih.shape[1]), weight_hh)
-    chosen = kernel_for(kernel, x.dtype, x.device)
+    sizes = {"block_size": weight_hh.block_size, "nnzb": weight_hh.nnzb}
+    chosen = kernel_for(kernel, x.dtype, x.device, **sizes)
     biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]
     _check_biases(biases, x, weight_hh.shape[0])
     bias = sum(biases[1:], biases[0]) if biases else x.new_zeros(weight_hh.shape[0])
     h0, c0 = (each.squeeze(0) for each in state)
     same_blocks = isinstance(weight_ih, BSRMatrix) and weight_ih.block_size == weight_hh.block_size
     into = weight_ih if isinstance(weight_ih, BSRMatrix) and same_blocks and chosen == "native" else None
-    inputs = x if into else _weighted(x, weight_ih, chosen)
+    weighing = (
+        kernel if chosen == "cuda" else chosen
+    )  # cuda was chosen for the recurrent weight, whose blocks may be others
+    inputs = x if into else _weighted(x, weight_ih, weighing)
     if chosen != "native":
-        y, h, c = _loop(inputs + bias, h0, c0, weight_hh)
+        y, h, c = _loop(inputs + bias, h0, c0, weight_hh, chosen)
     elif is_inference(inputs, bias, h0, c0, weight_hh.data, *([into.data] if into else [])):
         y, c = native_lstm.infer(inputs, bias, h0, c0, weight_hh, into)
         h = y[-1].clone()

@@ -29,14 +29,18 @@ RUNGS: list[list[str]] = [
     ["kernels.backends.*"],
     ["kernels.check"],
     ["bench.cells", "bench.schema", "bench.provenance", "bench.pairs", "bench.gpu", "bench.clocks"],
-    ["bench.store", "bench.estimate", "bench.data.*", "bench.models.*", "bench.pruning.*"],
+    ["bench.parquet"],
+    ["bench.store", "bench.tables", "bench.estimate", "bench.data.*", "bench.models.*", "bench.pruning.*"],
     ["bench.settings", "bench.columns", "bench.breakeven", "bench.optimizer"],
     ["bench.paths"],
     ["bench.probes", "bench.meter"],
-    ["bench.sweep", "bench.train", "bench.timing", "bench.progress"],
+    ["bench.sweep", "bench.train", "bench.timing", "bench.checks", "bench.progress"],
+    ["bench.tuning"],
     ["bench.engines.*"],
     ["bench.run", "bench.doctor"],
-    ["bench.show"],
+    ["bench.show", "bench.budget"],
+    ["bench.campaign"],
+    ["bench.tuner"],
     ["bench.__main__"],
     # the parquet wall: nothing below sees anything above
     ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats"],
@@ -61,7 +65,7 @@ RUNGS: list[list[str]] = [
 PACKAGES = ("kernels", "bench", "analysis")
 ONLY_IN = {
     "cupy": ("kernels.backends.",),
-    "pyarrow": ("bench.schema", "bench.store", "analysis.load"),
+    "pyarrow": ("bench.schema", "bench.parquet", "bench.store", "analysis.load"),
     "torch": ("kernels.", "bench."),
 }
 

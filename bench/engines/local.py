@@ -11,8 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from bench.cells import Cell, TimedCell, TrainCell
+from bench.cells import Cell, CheckCell, TimedCell, TrainCell, TuneCell
 from bench.provenance import physical_cores
 
 Row = dict[str, Any]
@@ -43,17 +42,21 @@ PARENT_SECONDS = 1.0  # how often a worker looks whether its parent lives
 
 @dataclass(frozen=True)
 class Ending:
-    """How one cell ended. threads_used is None where torch was not reached."""
+    """How one cell ended. threads_used is None where torch was not reached.
+
+    spoiled: the worker's GPU context broke, as after an address outside memory, and fails every later cell.
+    """
 
     cell: Cell
     rows: list[Row]
     started_at: str
     seconds: float
     threads_used: int | None = None
+    spoiled: bool = False
 
 
 def measure(cell: Cell, tell: Tell) -> list[Row]:
-    """The work of a real sweep: time or train, with the cell's threads."""
+    """The work of a real sweep: time, train, check or tune, with the cell's threads."""
     import torch
 
     torch.set_num_threads(cell.threads or physical_cores())
@@ -61,6 +64,14 @@ def measure(cell: Cell, tell: Tell) -> list[Row]:
         from bench.timing import time_cell
 
         return time_cell(cell, tell)
+    if isinstance(cell, CheckCell):
+        from bench.checks import check_cell
+
+        return check_cell(cell, tell)
+    if isinstance(cell, TuneCell):
+        from bench.tuning import tune_cell
+
+        return tune_cell(cell, tell)
     assert isinstance(cell, TrainCell)
     from bench.train import train_cell
 
@@ -68,26 +79,30 @@ def measure(cell: Cell, tell: Tell) -> list[Row]:
 
 
 def run_cells(
-    cells: Sequence[Cell], work: Work, workers: int, timeout: float | None, watch: Callable[[dict[str, Progress]], None]
+    cells: Iterable[Cell], work: Work, workers: int, timeout: float | None, watch: Callable[[dict[str, Progress]], None]
 ) -> Generator[Ending, None, None]:
     """Run `cells`, at most `workers` at a time, and yield each ending as it comes.
 
-    work: a module-level function. timeout: seconds a cell may take. watch: called a few times a second with what each running
-    cell last told, by cell_id. Closing the iterator ends the workers.
+    cells: the next one is asked for when it can begin. work: a module-level function. timeout: seconds a cell may take.
+    watch: called a few times a second with what each running cell last told, by cell_id. Closing the iterator ends the
+    workers.
     """
-    waiting = deque(cells)
+    waiting, asked = iter(cells), True
     running: dict[Future[Ending], tuple[Cell, float]] = {}
     with _worker_environment(), tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
         folder, pool = Path(name), _pool(workers, work)
         try:
-            while waiting or running:
-                while waiting and len(running) < workers:
+            while asked or running:
+                while asked and len(running) < workers:
                     if not pool.active:  # it gives up when a worker dies between two cells
                         if running:
-                            break
+                            break  # cells that end open the way
                         _stop(pool)
                         pool = _pool(workers, work)
-                    cell = waiting.popleft()
+                    cell = next(waiting, None)
+                    if cell is None:
+                        asked = False
+                        break
                     future: Future[Ending] = pool.schedule(
                         _work_on, args=(work, cell, folder / cell.cell_id), timeout=timeout
                     )
@@ -95,7 +110,11 @@ def run_cells(
                 done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for future in done:
                     cell, began = running.pop(future)
-                    yield _ending(future, cell, time.monotonic() - began, timeout)
+                    ending = _ending(future, cell, time.monotonic() - began, timeout)
+                    if ending.spoiled and not running:
+                        _stop(pool)
+                        pool = _pool(workers, work)
+                    yield ending
                 watch({cell.cell_id: _read_progress(folder / cell.cell_id) for cell, _ in running.values()})
         finally:
             _stop(pool)
@@ -201,7 +220,18 @@ def _work_on(work: Work, cell: Cell, progress: Path) -> Ending:
         rows = [{"status": status, "reason": " ".join(f"{type(error).__name__}: {error}".split())[:500]}]
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else None
-    return Ending(cell, rows, started_at, time.monotonic() - began, threads)
+    return Ending(cell, rows, started_at, time.monotonic() - began, threads, _is_spoiled(torch))
+
+
+def _is_spoiled(torch: Any) -> bool:
+    """Whether nothing can run on the GPU any more."""
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,6 @@ s (1 - s) would be lost. That is 20 bytes a unit, sample and step, of which 1.8 
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,34 +19,15 @@ from torch import Tensor
 
 from kernels.backends import cuda_kernel
 from kernels.backends.cuda_kernel import Kernel, Variant
-from kernels.backends.cuda_lstm_plan import GATES, Plan, PlanPointers, backward_plan, forward_plan
+from kernels.backends.cuda_lstm_pass import Backward, Forward, Pass, pointer
+from kernels.backends.cuda_lstm_pass import Sizes as Sizes
+from kernels.backends.cuda_lstm_plan import GATES, Plan, backward_plan, forward_plan
 from kernels.backends.cuda_lstm_tiles import Device, Tiles, choose
 from kernels.bsr import BSRIndex, BSRMatrix
 from kernels.lstm_problem import LstmProblem
 
 ELEMENTS = {torch.float32: "Float32", torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
 BLOCKS = (8, 16, 32, 64, 128)
-
-
-def _arguments(name: str, pointers: str) -> type[ctypes.Structure]:
-    sizes = "begin end steps batch hidden most_items"
-    fields: list[Any] = [("plan", PlanPointers), *((each, ctypes.c_void_p) for each in pointers.split())]
-    return type(name, (ctypes.Structure,), {"_fields_": [*fields, *((each, ctypes.c_int) for each in sizes.split())]})
-
-
-Forward = _arguments("Forward", "values projected bias_ih bias_hh h0 c0 states last_cell kept cells flags")
-Backward = _arguments(
-    "Backward", "values grad_y grad_h grad_c c0 kept cells grads grad_h0 carry grad_bias flags"
-)
-
-
-class Sizes(NamedTuple):
-    """A layer's shape; `block`: side of a weight block in elements."""
-
-    steps: int
-    batch: int
-    hidden: int
-    block: int
 
 
 @dataclass(frozen=True)
@@ -88,47 +68,9 @@ class Gradients(NamedTuple):
     c0: Tensor | None
 
 
-def pointer(tensor: Tensor | None) -> int | None:
-    """Its address, for a kernel that reads it row by row, 16 bytes at a time; None: null."""
-    assert tensor is None or (tensor.is_contiguous() and tensor.data_ptr() % 16 == 0)
-    return None if tensor is None else tensor.data_ptr()
-
-
 def empty(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
     """Every buffer that a kernel writes comes from here, so that tests can lay guards around it."""
     return torch.empty(shape, device=device, dtype=dtype)
-
-
-class Pass:
-    """One direction: its plan, tiles, compiled kernel and arguments, of which `sizes` are set."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        arguments: ctypes.Structure,
-        sizes: Sizes,
-        tiles: Tiles,
-        element: str,
-        load: Callable[[Variant], Kernel],
-        together: bool,
-    ) -> None:
-        backward = isinstance(arguments, Backward)
-        self.plan, self.arguments, self.steps, self.tiles, self.together = plan, arguments, sizes.steps, tiles, together
-        arguments.plan, arguments.most_items = plan.pointers, plan.most_items
-        arguments.steps, arguments.batch, arguments.hidden = sizes[:3]
-        self.grid = tiles.grid(sizes.hidden, sizes.batch)
-        self.flags = torch.zeros(self.grid[0] * self.grid[1], dtype=torch.int32, device=plan.items.device)
-        arguments.flags = pointer(self.flags)
-        macros = {"ELEMENT": element, "BLOCK": sizes.block, **{name.upper(): int(value) for name, value in tiles._asdict().items()}}
-        name = "lstm_backward" if backward else "lstm_forward"
-        shared = tiles.shared_bytes(plan, 1 if backward else GATES)
-        self.variant = Variant("lstm.cu", name, tuple(sorted(macros.items())), tiles.threads, shared)
-        self.kernel = load(self.variant)
-
-    def run(self, begin: int, end: int) -> None:
-        """Launch for the steps from `begin` to `end`."""
-        self.arguments.begin, self.arguments.end = begin, end
-        self.kernel(self.grid, self.arguments, self.together)
 
 
 class Lstm:
@@ -186,7 +128,12 @@ class Lstm:
         self.products.weigh(into, x.flatten(0, 1), self.columns.flatten(0, 1))
         given: Any = self.ahead.arguments
         given.values, given.bias_ih, given.bias_hh = pointer(values), pointer(bias_ih), pointer(bias_hh)
-        given.h0, given.c0, given.states, given.last_cell = pointer(h0), pointer(c0), pointer(states), pointer(last_cell)
+        given.h0, given.c0, given.states, given.last_cell = (
+            pointer(h0),
+            pointer(c0),
+            pointer(states),
+            pointer(last_cell),
+        )
         if self.together:
             self.ahead.flags.zero_()
             self.ahead.run(0, steps)
@@ -197,7 +144,11 @@ class Lstm:
         return states[1:], last_cell
 
     def backward(
-        self, grad_y: Tensor | None, grad_h: Tensor | None = None, grad_c: Tensor | None = None, wants_states: bool = False
+        self,
+        grad_y: Tensor | None,
+        grad_h: Tensor | None = None,
+        grad_c: Tensor | None = None,
+        wants_states: bool = False,
     ) -> Gradients:
         """Gradients through the last forward pass, from those of y, of the last state and of the last cells."""
         assert self.last is not None and self.keep
@@ -209,12 +160,13 @@ class Lstm:
         grad_h0 = empty(x.device, x.dtype, *operands.h0.shape) if wants_states else None
         self._run_back(grad_h0)
         grads = self.columns.flatten(0, 1)
-        wanted = [empty(x.device, x.dtype, *each.shape) for each in operands[:3]]
-        self.products.weigh_back(operands.weight_ih, grads, wanted[0].flatten(0, 1))
-        self.products.sample_input(grads, x.flatten(0, 1), wanted[1])
-        self.products.sample_recurrent(grads, states[:-1].flatten(0, 1), wanted[2])
+        grad_x, grad_into, grad_recurrent = (empty(x.device, x.dtype, *each.shape) for each in operands[:3])
+        self.products.weigh_back(operands.weight_ih, grads, grad_x.flatten(0, 1))
+        self.products.sample_input(grads, x.flatten(0, 1), grad_into)
+        self.products.sample_recurrent(grads, states[:-1].flatten(0, 1), grad_recurrent)
         bias = self.grad_bias.sum(dim=0).to(x.dtype)
-        return Gradients(*wanted, bias, grad_h0, self.carry.to(x.dtype) if wants_states else None)
+        grad_c0 = self.carry.to(x.dtype, copy=True) if wants_states else None
+        return Gradients(grad_x, grad_into, grad_recurrent, bias, grad_h0, grad_c0)
 
     def _run_back(self, grad_h0: Tensor | None) -> None:
         given: Any = self.back.arguments

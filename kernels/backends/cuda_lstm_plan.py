@@ -32,7 +32,7 @@ class PlanPointers(ctypes.Structure):
 
 
 class Plan(NamedTuple):
-    """Items and weights of each block of hidden units, all int32, on the GPU; the greatest numbers of both in one block.
+    """Items and weights of each block of hidden units, all int32, on the GPU; the greatest numbers of each in one block.
 
     items: [items, 8]; first_item, first_slot: [hidden / block + 1]; sources: [slots, 4].
     """
@@ -43,6 +43,7 @@ class Plan(NamedTuple):
     sources: Tensor
     most_items: int
     most_slots: int
+    most_pieces: int
 
     @property
     def pointers(self) -> PlanPointers:
@@ -104,5 +105,7 @@ def tables(rows: list[Items], device: torch.device) -> Plan:
     def tensor(values: list[list[int]] | list[int], *width: int) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device).reshape(-1, *width)
 
-    most_items, most_slots = (int(max(torch.tensor(first).diff())) for first in (first_item, first_slot))
-    return Plan(tensor(items, 8), tensor(first_item), tensor(first_slot), tensor(sources, PIECES), most_items, most_slots)
+    most_items, most_slots = (int(torch.tensor(first).diff().max()) for first in (first_item, first_slot))
+    most_pieces = max(sum(map(len, row)) for row in rows)
+    indptrs = tensor(first_item), tensor(first_slot)
+    return Plan(tensor(items, 8), *indptrs, tensor(sources, PIECES), most_items, most_slots, most_pieces)

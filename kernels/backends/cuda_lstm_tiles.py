@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.backends.cuda_lstm_plan import GATES, ITEM_BYTES, PIECE_BYTES, PIECES, Plan
+from kernels.backends.cuda_lstm_plan import ITEM_BYTES, PIECE_BYTES, PIECES, Plan
 
 L2_BYTES, SHARED_BYTES, LATENCY = 25, 128, 800
-REGISTERS = 65536  # of a multiprocessor
+REGISTERS, MOST_REGISTERS = 65536, 255  # of a multiprocessor, and of a thread
 MOST_THREADS = 512  # of a CTA
 SAMPLES = 16  # of a tile
 CTA_OVERHEAD = 1024  # bytes of shared memory that a CTA takes beside its own
@@ -77,14 +77,16 @@ class Tiles(NamedTuple):
     def registers(self, gates: int, exact: bool) -> int:
         """About as many as a thread needs; `exact`: for sums without tensor cores."""
         pairs = max(1, self.units // (4 * self.split))
-        return 56 + gates * self.units // 2 * (4 if exact else 1) + 8 * self.ahead + 12 * pairs
+        return 76 + gates * self.units // 2 * (4 if exact else 1) + 8 * self.ahead + 12 * pairs
 
-    def cycles(self, plan: Plan, gates: int, batch: int) -> float:
-        """Of a step on the multiprocessor with most to do, without what any step costs."""
-        state = min(SAMPLES * self.tiles, batch) * PIECES * PIECE_BYTES * plan.most_items
-        shared = self.weight_bytes(plan) * self.tiles + 2 * self.sums_bytes(gates)
+    def cycles(self, plan: Plan, gates: int, batch: int, together: bool, ctas: int) -> float:
+        """Of a step on the multiprocessor with most to do, `ctas` of them, without what any step costs."""
+        state = min(SAMPLES * self.tiles, batch) * PIECE_BYTES * plan.most_pieces
+        weights = self.weight_bytes(plan)
+        from_cache = state if together and self.resident else state + weights
+        shared = weights * self.tiles + 2 * self.sums_bytes(gates)
         rounds = ceil(plan.most_items / (self.split * self.ahead))
-        return rounds * LATENCY + self.ctas * (state / L2_BYTES + shared / SHARED_BYTES)
+        return max(rounds * LATENCY, ctas * from_cache / L2_BYTES) + ctas * shared / SHARED_BYTES
 
 
 def candidates(block: int, batch: int, exact: bool) -> Iterator[Tiles]:
@@ -98,7 +100,9 @@ def candidates(block: int, batch: int, exact: bool) -> Iterator[Tiles]:
                         yield tile
 
 
-def choose(plan: Plan, gates: int, sizes: tuple[int, int, int], exact: bool, device: Device, together: bool) -> Tiles | str:
+def choose(
+    plan: Plan, gates: int, sizes: tuple[int, int, int], exact: bool, device: Device, together: bool
+) -> Tiles | str:
     """The cut that should take least, or why none can be launched. sizes: hidden, batch, block.
 
     together: all CTAs must be on the GPU at once, as a cooperative launch demands. Weights stay in shared memory where
@@ -108,14 +112,16 @@ def choose(plan: Plan, gates: int, sizes: tuple[int, int, int], exact: bool, dev
     legal = []
     for tile in candidates(block, batch, exact):
         across, groups, _ = tile.grid(hidden, batch)
-        tile = tile._replace(ctas=ceil(across * groups / device.multiprocessors) if together else 1)
+        ctas = ceil(across * groups / device.multiprocessors)
+        tile = tile._replace(ctas=ctas if together else 1)
         shared = tile.shared_bytes(plan, gates)
         fits = tile.ctas * (shared + CTA_OVERHEAD) <= device.shared_bytes and shared <= device.cta_bytes
-        if fits and tile.ctas * tile.threads * tile.registers(gates, exact) <= REGISTERS:
-            legal.append(tile)
+        registers = tile.registers(gates, exact)
+        if fits and registers <= MOST_REGISTERS and tile.ctas * tile.threads * registers <= REGISTERS:
+            legal.append((not tile.resident, tile.cycles(plan, gates, batch, together, ctas), tile))
     if not legal:
         return (
             f"an LSTM layer of {hidden} hidden units at batch {batch} does not fit on "
             f"{device.multiprocessors} multiprocessors at once"
         )
-    return min(legal, key=lambda tile: (not tile.resident, tile.cycles(plan, gates, batch), tile))
+    return min(legal)[-1]

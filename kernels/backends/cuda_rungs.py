@@ -7,6 +7,7 @@ exact float32. Operands lie token by token: x [n, k], out [n, m], grad [n, m].
 from __future__ import annotations
 
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -189,6 +190,12 @@ class Pattern:
 
 
 _patterns: OrderedDict[tuple[int, ...], Pattern] = OrderedDict()
+_one_at_a_time = threading.Lock()  # autograd has threads of its own, and a prepared launch one set of arguments
+
+
+def _run(task: Task, index: BSRIndex, left: Tensor, right: Tensor, out: Tensor) -> None:
+    with _one_at_a_time:
+        pattern_of(index, task.block_size)(task).run(left, right, out)
 
 
 def pattern_of(index: BSRIndex, block_size: int) -> Pattern:
@@ -217,22 +224,25 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def dsd(data: Tensor, index: BSRIndex, x: Tensor, turned: bool) -> Tensor:
-    """W x, or W^T x if `turned`: [m, n], column by column. data: [nnzb, b, b]; x: [k, n], not copied if it lies so too."""
+    """W x, or W^T x if `turned`: [m, n], column by column. data: [nnzb, b, b]; x: [k, n], not copied if it lies so too.
+
+    float32 is multiplied as torch does: by TF32 where torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
+    """
     tokens, size = aligned(x.mT), data.shape[1]
-    pattern = pattern_of(index, size)
-    out = x.new_empty(tokens.shape[0], pattern.shape[1 if turned else 0])
+    out = x.new_empty(tokens.shape[0], ((index.column_indptr if turned else index.indptr).numel() - 1) * size)
     if out.numel():
         element = element_of(x.dtype, torch.backends.cuda.matmul.allow_tf32)
-        pattern(Task("dsd_t" if turned else "dsd", element, size, tokens.shape[0])).run(aligned(data), tokens, out)
+        task = Task("dsd_t" if turned else "dsd", element, size, tokens.shape[0])
+        _run(task, index, aligned(data), tokens, out)
     return out.mT
 
 
 def sdd(grad: Tensor, x: Tensor, index: BSRIndex, size: int) -> Tensor:
-    """The kept blocks of grad @ x^T: [nnzb, b, b]. grad: [m, n], x: [k, n]."""
+    """The kept blocks of grad @ x^T: [nnzb, b, b]. grad: [m, n], x: [k, n]; float32 as in `dsd`."""
     blocks = x.new_empty(index.indices.numel(), size, size)
     if not x.shape[1]:
         return blocks.zero_()
     if blocks.numel():
         element = element_of(x.dtype, torch.backends.cuda.matmul.allow_tf32)
-        pattern_of(index, size)(Task("sdd", element, size, x.shape[1])).run(aligned(grad.mT), aligned(x.mT), blocks)
+        _run(Task("sdd", element, size, x.shape[1]), index, aligned(grad.mT), aligned(x.mT), blocks)
     return blocks

@@ -1,6 +1,7 @@
-"""Products of block-sparse matrices by wgmma (Hopper GPUs only): which exist, their tiles, their lists and their launches.
+"""Products of block-sparse matrices by wgmma (Hopper GPUs only): which exist, the tiles of dsd and dsd_t and their launches.
 
-Activations are token-major: x [n, k], out [n, m]. out = x W^T, or x W with `turned`, where W is given by its kept blocks.
+Activations are token-major. dsd: out [n, m] = x [n, k] W^T; dsd_t: the same with W's transpose. W is given by its kept
+blocks [nnzb, b, b]. sdd: cuda_wgmma_sdd.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ OPS = ("dsd", "dsd_t")
 LINE = 128  # bytes of a token's line in a stage
 MULTIPLIERS = 2  # warpgroups; one more gathers
 OUTPUT_BYTES = MULTIPLIERS * 64 * (LINE + 16)  # where sums are rearranged on their way out
+THREADS = 128 * (MULTIPLIERS + 1)
 MOST_SHARED = 227 * 1024
 
 
 def unsupported(op: str, element: str, block_size: int) -> str | None:
-    """Why this rung has no kernel for an op on `element` and blocks, in one line, or None."""
+    """Why there is no kernel for dsd or dsd_t on `element` and blocks, in one line, or None."""
     if op not in OPS:
-        return f"there is no {op} by wgmma"
+        return f"there is no {op} among {', '.join(OPS)}"
     if element not in BYTES:
         return f"wgmma multiplies no {element}"
     if block_size not in BLOCKS:
@@ -90,8 +92,7 @@ def variant(op: str, element: str, block_size: int, tile: Tile) -> Variant:
         "WARPGROUPS": MULTIPLIERS,
     }
     defines = tuple(sorted({"ELEMENT": element, **numbers}.items()))
-    threads = 128 * (MULTIPLIERS + 1)
-    return Variant("products_wgmma.cu", "dsd", defines, threads, tile.shared_bytes(element, block_size), needs=90)
+    return Variant("products_wgmma.cu", "dsd", defines, THREADS, tile.shared_bytes(element, block_size), needs=90)
 
 
 def tiles(element: str, block_size: int) -> Iterator[Tile]:
@@ -114,9 +115,9 @@ def default_tile(element: str, block_size: int, n: int) -> Tile:
 
 def all_variants() -> Iterator[Variant]:
     """Every kernel that `tiles` leads to."""
-    for op in OPS:
-        for element in BYTES:
-            for block_size in BLOCKS:
+    for element in BYTES:
+        for block_size in BLOCKS:
+            for op in OPS:
                 if unsupported(op, element, block_size) is None:
                     yield from (variant(op, element, block_size, tile) for tile in tiles(element, block_size))
 
@@ -143,7 +144,11 @@ def list_columns(index: BSRIndex, block_size: int, rows: int, turned: bool = Fal
         row, column, block = every.repeat_interleave(index.column_indptr.diff()), index.column_rows, index.positions
     else:
         grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
-        row, column, block = index.rows.long(), index.indices, torch.arange(index.rows.numel(), device=index.rows.device)
+        row, column, block = (
+            index.rows.long(),
+            index.indices,
+            torch.arange(index.rows.numel(), device=index.rows.device),
+        )
     groups = -(-grid_rows // slots)
     keys, place = torch.unique(row // slots * grid_cols + column, return_inverse=True)
     counts = torch.bincount(keys // grid_cols, minlength=groups)
@@ -155,12 +160,19 @@ def list_columns(index: BSRIndex, block_size: int, rows: int, turned: bool = Fal
 
 
 class Arguments(ctypes.Structure):
-    """As struct Arguments in wgmma_ring.h."""
+    """As struct Arguments in wgmma_gather.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("values", "x", "y", "order", "first", "columns", "blocks")),
         *((name, ctypes.c_int) for name in ("n", "k", "m", "groups")),
     )
+
+
+def check_operands(*tensors: Tensor) -> None:
+    """ValueError where the kernels, which move 16 bytes at a time, cannot read or write a tensor."""
+    for tensor in tensors:
+        if not tensor.is_contiguous() or tensor.data_ptr() % 16:
+            raise ValueError("operands of wgmma must be contiguous and begin at a multiple of 16 bytes")
 
 
 class Product:
@@ -182,14 +194,11 @@ class Product:
         load: Callable[[Variant], Kernel] = cuda_kernel.load,
     ) -> None:
         """values: [nnzb, b, b]; x: [n, k]; out: [n, m], contiguous; at most `ctas` CTAs, one a multiprocessor."""
-        block_size = values.shape[1]
-        self.variant = variant(op, element, block_size, tile)
-        self.kernel = load(self.variant)
-        self.listed = list_columns(index, block_size, tile.rows, turned=op == "dsd_t")
         self.keeps = values, x, out
-        for tensor in self.keeps:
-            if not tensor.is_contiguous() or tensor.data_ptr() % 16:
-                raise ValueError("operands of wgmma must be contiguous and begin at a multiple of 16 bytes")
+        check_operands(*self.keeps)
+        self.variant = variant(op, element, values.shape[1], tile)
+        self.kernel = load(self.variant)
+        self.listed = list_columns(index, values.shape[1], tile.rows, turned=op == "dsd_t")
         groups, n = self.listed.order.numel(), x.shape[0]
         pointers = (tensor.data_ptr() for tensor in (*self.keeps, *self.listed))
         self.arguments = Arguments(*pointers, n, x.shape[1], out.shape[1], groups)

@@ -105,7 +105,7 @@ def test_a_folder_in_use_is_status_3_with_one_line(tmp_path: Path) -> None:
 def test_doctor_says_what_works_here(tmp_path: Path) -> None:
     done = bench("doctor", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for what in ("python", "torch", "cuda", "compiler", "dataset pydoc", *(f"backend {name}" for name in BACKENDS)):
+    for what in ("python", "torch", "cuda", "cuda kernels", "compiler", "dataset pydoc", *(f"backend {name}" for name in BACKENDS)):
         assert what in done.stdout
     assert not list(tmp_path.iterdir())
 

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 
 from bench.cells import Cell, GemmCell, TrainCell
+from bench.parquet import DamagedError, arrow_schema
 from bench.schema import columns
-from bench.store import DamagedError, LockedError, Store, arrow_schema
+from bench.store import LockedError, Store
 
 PROVENANCE = {"commit": "c0ffee", "started_at": "2026-01-01T00:00:00", "cell_seconds": 1.5, "source_hash": "ab"}
 TRAIN_ROWS = [{"status": "ok", "epoch": epoch, "val_ppl": 100.0 / (epoch + 1)} for epoch in (2, 0, 1)]
@@ -264,7 +265,7 @@ def _short_of_space(full: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_shards_of_an_older_version_fit_todays_tables(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bench.store as module
+    import bench.parquet as module
 
     current = arrow_schema("gemm")
     older = pa.schema([field for field in current if field.name not in ("cache", "prepare_ms")])

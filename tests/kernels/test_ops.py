@@ -92,7 +92,7 @@ def test_which_kernel_runs_can_be_asked_and_demanded() -> None:
     assert kernel_for("auto", torch.bfloat16, cpu) == "torch"
     with pytest.raises(ValueError, match="no bfloat16 kernel"):
         kernel_for("native", torch.bfloat16, cpu)
-    with pytest.raises(ValueError, match="unknown kernel 'fast'; accepted: auto, native, torch"):
+    with pytest.raises(ValueError, match="unknown kernel 'fast'; accepted: auto, cuda, native, torch"):
         kernel_for("fast", torch.float32, cpu)
 
 

@@ -8,13 +8,6 @@
 #include "wgmma_flat.h"
 #endif
 
-// The calling thread's copies into a stage are in: tell wgmma, which reads past the ordinary path, then the readers.
-DEVICE void publish(const Ring& ring, int filled, int lane) {
-    proxy_fence();
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(ring.full + filled % STAGES);
-}
-
 DEVICE void produce(const Arguments& given, const Ring& ring, int thread) {
     const int lane = thread % 32;
     int filled = 0;
@@ -24,19 +17,15 @@ DEVICE void produce(const Arguments& given, const Ring& ring, int thread) {
         for (int at = 0; at < tile.steps; ++at, ++filled) {
             const Step step = next;
             next = Step(given, tile, at + 1, lane);  // early: the addresses of the next copies depend on it
-            const int stage = filled % STAGES;
-            mbarrier_wait(ring.empty + stage, (filled / STAGES & 1) ^ 1);
-            gather_x(given, tile, step, ring.x(stage), thread);
-            gather_blocks(given, step, ring.blocks(stage), thread);
+            ring.wait_empty(filled);
+            gather_x(given, tile, step, ring.at(filled), thread);
+            gather_blocks(given, step, ring.at(filled) + blocks_at, thread);
             const u64 kept = step.kept();
-            if (thread == 0) ring.kept[stage] = kept;
-            copy_commit();
-            copy_wait<lag>();
-            if (filled >= lag) publish(ring, filled - lag, lane);
+            if (thread == 0) ring.kept[filled % STAGES] = kept;
+            ring.filled(filled);
         }
     }
-    copy_wait<0>();
-    for (int i = filled > lag ? filled - lag : 0; i < filled; ++i) publish(ring, i, lane);
+    ring.close(filled);
 }
 
 DEVICE void clear(Sums& sums) {
@@ -47,24 +36,17 @@ DEVICE void clear(Sums& sums) {
         }
 }
 
-DEVICE void release(const Ring& ring, int used, int lane) {
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(ring.empty + used % STAGES);
-}
-
 // The sums of one tile. `used`: stages taken so far, by all tiles.
-DEVICE void sum_tile(Sums& sums, const Tile& tile, const Ring& ring, int group, int lane, int& used) {
+DEVICE void sum_tile(Sums& sums, const Tile& tile, const Ring& ring, int group, int& used) {
     for (int at = 0; at < tile.steps; ++at, ++used) {
-        const int stage = used % STAGES;
-        mbarrier_wait(ring.full + stage, used / STAGES & 1);
-        const u64 kept = ring.kept[stage];
-        multiply_step(sums, ring, stage, group, kept);
+        ring.wait_full(used);
+        multiply_step(sums, ring.at(used), group, ring.kept[used % STAGES]);
         wgmma_commit();
         wgmma_wait<behind>();
-        if (at >= behind) release(ring, used - behind, lane);
+        if (at >= behind) ring.release(used - behind);
     }
     wgmma_wait<0>();
-    if (behind && tile.steps > 0) release(ring, used - 1, lane);
+    if (behind && tile.steps > 0) ring.release(used - 1);
     UNROLL for (int half = 0; half < halves; ++half)
         UNROLL for (int slot = 0; slot < kinds; ++slot) settle(sums.at[half][slot]);
 }
@@ -75,24 +57,15 @@ DEVICE void consume(const Arguments& given, const Ring& ring, int group, int thr
     for (int number = blockIdx.x; number < tiles(given); number += gridDim.x) {
         const Tile tile(given, number);
         clear(sums);
-        sum_tile(sums, tile, ring, group, thread % 32, used);
-        store_sums(given, sums, tile, ring.output + group * output_bytes, group, thread);
+        sum_tile(sums, tile, ring, group, used);
+        store_sums(given, sums, tile, ring.room + group * output_bytes, group, thread);
     }
 }
-
-static const int gatherer_registers = 104, multiplier_registers = 200;  // of 168 each: 504 a thread of every warpgroup
 
 KERNEL(dsd, Arguments, 128 * (WARPGROUPS + 1), 1) {
     const Ring ring;
     const int thread = threadIdx.x % 128, group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
-    if (threadIdx.x == 0) {
-        UNROLL for (int i = 0; i < STAGES; ++i) {
-            mbarrier_init(ring.full + i, 4);
-            mbarrier_init(ring.empty + i, 4 * WARPGROUPS);
-        }
-        mbarrier_publish();
-    }
-    __syncthreads();
+    ring.open();
     if (group == WARPGROUPS) {
         give_registers<gatherer_registers>();
         produce(given, ring, thread);

@@ -3,7 +3,7 @@
 // Each kept block is a product of its own, the others are skipped. With REGISTER_A the tokens are loaded into registers once
 // for all block rows; otherwise each product reads its 64 tokens from shared memory, 16 cycles for 16 elements.
 #pragma once
-#include "wgmma_ring.h"
+#include "wgmma_gather.h"
 
 static const int width = BLOCK;
 static const int halves = TOKENS / (64 * WARPGROUPS), kinds = slots;  // 64 tokens, one block row
@@ -30,16 +30,16 @@ DEVICE void gather_blocks(const Arguments& given, const Step& step, char* to, in
 
 #if REGISTER_A
 // Columns from the first; the tokens of one are loaded where any block row keeps it.
-DEVICE void multiply_step(Sums& sums, const Ring& ring, int stage, int group, u64 kept) {
+DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
     const int lane = threadIdx.x % 32, row = threadIdx.x % 128 / 32 * 16 + lane % 16;
-    const u64 b = descriptor<column_bytes>(ring.blocks(stage));
+    const u64 b = descriptor<column_bytes>(stage + blocks_at);
     u32 a[listed][halves][along][4];
     UNROLL for (int column = 0; column < listed; ++column)
         if (kept >> (column * slots) & any_slot)
             UNROLL for (int half = 0; half < halves; ++half)
                 UNROLL for (int i = 0; i < along; ++i) {
                     const int offset = ((group * halves + half) * 64 + row) * line + column % in_panel * column_bytes + 32 * i + lane / 16 * 16;
-                    load_matrix(a[column][half][i], ring.x(stage) + column / in_panel * panel_bytes + swizzled<line>(offset));
+                    load_matrix(a[column][half][i], stage + column / in_panel * panel_bytes + swizzled<line>(offset));
                 }
     wgmma_fence();
     UNROLL for (int column = 0; column < listed; ++column)
@@ -52,8 +52,8 @@ DEVICE void multiply_step(Sums& sums, const Ring& ring, int stage, int group, u6
 }
 #else
 // Block rows from the first, of each the columns that it keeps. The bits of `kept` are pairs: column * slots + slot.
-DEVICE void multiply_step(Sums& sums, const Ring& ring, int stage, int group, u64 kept) {
-    const u64 a = descriptor<line>(ring.x(stage) + group * halves * 64 * line), b = descriptor<column_bytes>(ring.blocks(stage));
+DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
+    const u64 a = descriptor<line>(stage + group * halves * 64 * line), b = descriptor<column_bytes>(stage + blocks_at);
     u64 every = 0;
     UNROLL for (int i = 0; i < listed; ++i) every |= (u64)1 << (i * slots);
     wgmma_fence();

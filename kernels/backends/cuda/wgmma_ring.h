@@ -1,114 +1,59 @@
-// A ring of stages in shared memory: one warpgroup gathers listed columns of X and kept blocks, the others multiply them.
+// A ring of stages in shared memory: one warpgroup fills it by copies, WARPGROUPS others multiply what is in it.
 //
-// A stage holds 128 bytes of the reduction (times PANELS): TOKENS lines of X and, at a fixed place each, the blocks that the
-// row group keeps in those columns. `full` says that a stage is in, `empty` that all who read it are done.
+// `full` says that a stage is in, `empty` that all who read it are done. Stages are numbered from the first that the CTA fills.
+// ROOM_BYTES behind the stages are for what the multiplying warpgroups like.
 #pragma once
 #include "wgmma.h"
 
-typedef ELEMENT Element;
-typedef Element::Storage Storage;
-
-struct Arguments {  // mirrored by cuda_wgmma.py
-    const Storage *values, *x;  // [nnzb, b, b] and [n, k]
-    Storage* y;                 // [n, m]
-    const int* order;           // [groups]: row groups by falling work
-    const int* first;           // [groups + 1]: where a group's columns begin in the list
-    const int* columns;         // [listed]: block columns that any row of the group keeps
-    const int* blocks;          // [listed, slots]: which block of `values`, by block row of the group; -1 is empty
-    int n, k, m, groups;
-};
-
-static const int line = 128;                                     // bytes
-static const int column_bytes = BLOCK * Element::bytes;          // of one listed column in one line of X
-static const int parts = column_bytes > line ? column_bytes / line : 1;  // steps that one listed column takes
-static const int in_panel = column_bytes < line ? line / column_bytes : 1;
-static const int steps_in_line = line / 32;                     // products along a line
-static const int listed = in_panel * PANELS;                     // columns of a step
-static const int slots = ROWS / BLOCK;                           // block rows of a group
-static const int pairs = listed * slots;
-static const bool tall = BLOCK >= 64;                            // 64 rows of blocks a warpgroup, else 64 tokens
-static const int piece_bytes = tall ? 64 * line : BLOCK * column_bytes;  // of a block in a stage
-static const int pieces = tall ? WARPGROUPS : pairs;
-static const int panel_bytes = TOKENS * line;
-static const int stage_bytes = PANELS * panel_bytes + pieces * piece_bytes;
+static const int line = 128;        // bytes
 static const int lag = STAGES - 2;  // stages whose copies are under way while the next ones begin
-static const int output_bytes = 64 * (line + 16);  // a warpgroup's room to rearrange its sums
-
+static const int gatherer_registers = 104, multiplier_registers = 200;  // of 168 each: 504 for a thread of every warpgroup
 static_assert(STAGES >= 3, "a stage is multiplied and one is let go while the others are filled");
-static_assert(stage_bytes % 1024 == 0 && column_bytes >= 32, "swizzle patterns begin at multiples of their size");
-static_assert(pairs <= 64 && (parts == 1 || PANELS == 1), "a step is listed in one 64-bit word");
-static_assert(!tall || (ROWS == 64 * WARPGROUPS && PANELS == 1), "a warpgroup multiplies 64 rows");
-static_assert(tall || TOKENS % (64 * WARPGROUPS) == 0, "a warpgroup multiplies 64 tokens");
-static_assert(!TURNED || Element::bytes == 2, "wgmma turns 16-bit operands only");
 
-struct Ring {
-    char* stages;
-    char* output;
-    u64 *full, *empty, *kept;
+template <int STAGE_BYTES, int ROOM_BYTES> struct RingOf {
+    static_assert(STAGE_BYTES % 1024 == 0 && ROOM_BYTES % 16 == 0, "swizzle patterns begin at multiples of their size");
+    char *stages, *room;
+    u64 *full, *empty, *kept;  // kept: a word to go with each stage
 
-    DEVICE Ring() {
+    DEVICE RingOf() {
         stages = shared_memory();
-        output = stages + STAGES * stage_bytes;
-        full = (u64*)(output + WARPGROUPS * output_bytes);
+        room = stages + STAGES * STAGE_BYTES;
+        full = (u64*)(room + ROOM_BYTES);
         empty = full + STAGES;
         kept = empty + STAGES;
     }
-    DEVICE char* x(int stage) const { return stages + stage * stage_bytes; }
-    DEVICE char* blocks(int stage) const { return x(stage) + PANELS * panel_bytes; }
-};
-
-struct Tile {  // of the output: one row group, TOKENS tokens
-    int group, token, first, count, steps;
-    DEVICE Tile(const Arguments& given, int number) {
-        const int across = (given.n + TOKENS - 1) / TOKENS;
-        group = given.order[number / across];
-        token = number % across * TOKENS;
-        first = given.first[group];
-        count = given.first[group + 1] - first;
-        steps = (count + listed - 1) / listed * parts;
-    }
-};
-DEVICE int tiles(const Arguments& given) { return given.groups * ((given.n + TOKENS - 1) / TOKENS); }
-
-struct Step {  // what a step gathers, spread over a warp: lane l holds column l and the blocks of pairs l, l + 32
-    int column, block[(pairs + 31) / 32], part;
-    DEVICE Step(const Arguments& given, const Tile& tile, int step, int lane) {
-        const int begin = step / parts * listed, left = step < tile.steps ? min(listed, tile.count - begin) : 0;
-        part = step % parts;
-        column = lane < left ? given.columns[tile.first + begin + lane] : -1;
-        UNROLL for (int i = 0; i < (pairs + 31) / 32; ++i) {
-            const int pair = 32 * i + lane;
-            block[i] = pair < left * slots ? given.blocks[(tile.first + begin) * slots + pair] : -1;
+    DEVICE void open() const {  // by all threads of the CTA, before anything else
+        if (threadIdx.x == 0) {
+            UNROLL for (int i = 0; i < STAGES; ++i) {
+                mbarrier_init(full + i, 4);
+                mbarrier_init(empty + i, 4 * WARPGROUPS);
+            }
+            mbarrier_publish();
         }
+        __syncthreads();
     }
-    DEVICE u64 kept() const {
-        u64 bits = 0;
-        UNROLL for (int i = 0; i < (pairs + 31) / 32; ++i) bits |= (u64)__ballot_sync(0xffffffffu, block[i] >= 0) << (32 * i);
-        return bits;
+    DEVICE char* at(int number) const { return stages + number % STAGES * STAGE_BYTES; }
+    DEVICE void wait_full(int number) const { mbarrier_wait(full + number % STAGES, number / STAGES & 1); }
+    DEVICE void wait_empty(int number) const { mbarrier_wait(empty + number % STAGES, (number / STAGES & 1) ^ 1); }
+
+    // The calling warp's copies into a stage are in: tell wgmma, which reads past the ordinary path, then the readers.
+    DEVICE void publish(int number) const {
+        proxy_fence();
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) mbarrier_arrive(full + number % STAGES);
+    }
+    // All copies into stage `number` are begun: those of the stage `lag` before it are in.
+    DEVICE void filled(int number) const {
+        copy_commit();
+        copy_wait<lag>();
+        if (number >= lag) publish(number - lag);
+    }
+    DEVICE void close(int count) const {  // `count` stages are filled, and no more come
+        copy_wait<0>();
+        for (int i = count > lag ? count - lag : 0; i < count; ++i) publish(i);
+    }
+    DEVICE void release(int number) const {  // the calling warp has read a stage
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) mbarrier_arrive(empty + number % STAGES);
     }
 };
-
-DEVICE void gather_x(const Arguments& given, const Tile& tile, const Step& step, char* to, int thread) {
-    const int chunk = 16 * (thread % 8), row = thread / 8;
-    UNROLL for (int panel = 0; panel < PANELS; ++panel) {
-        const int column = __shfl_sync(0xffffffffu, step.column, panel * in_panel + chunk / column_bytes % in_panel);
-        if (column < 0) continue;
-        const char* from = (const char*)given.x + (u64)column * column_bytes + step.part * line + chunk % column_bytes;
-        UNROLL for (int down = 0; down < TOKENS; down += 16) {
-            const int token = tile.token + row + down;
-            const bool valid = token < given.n;
-            copy_async<16>(to + panel * panel_bytes + down * line + swizzled<line>(16 * thread),
-                           from + (u64)(valid ? token : 0) * given.k * Element::bytes, valid);
-        }
-    }
-}
-
-DEVICE u32 pack(float, float, Tf32) { return 0; }  // never called
-DEVICE u32 pair(const float* sum) { return pack(sum[0], sum[1], Element()); }
-
-// 16 bytes of a line to Y. `row` is the first of them in the row group.
-DEVICE void store_chunk(const Arguments& given, const Tile& tile, int token, int row, const char* from) {
-    row += tile.group * ROWS;
-    if (tile.token + token < given.n && row < given.m)
-        *(uint4*)(given.y + (u64)(tile.token + token) * given.m + row) = *(const uint4*)from;
-}

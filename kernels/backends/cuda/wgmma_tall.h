@@ -3,7 +3,7 @@
 // X is the wide operand: a step of 16 elements reads 2 KB of blocks and 32 TOKENS bytes of X from shared memory for 64 TOKENS
 // products each, which at TOKENS = 256 is 80 bytes a cycle of the 128 there are.
 #pragma once
-#include "wgmma_ring.h"
+#include "wgmma_gather.h"
 
 static const int width = TOKENS;
 static const int halves = 1, kinds = 1;
@@ -25,10 +25,10 @@ DEVICE void gather_blocks(const Arguments& given, const Step& step, char* to, in
     }
 }
 
-DEVICE void multiply_step(Sums& sums, const Ring& ring, int stage, int group, u64 kept) {
+DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
     if (!(kept >> (group * 64 / BLOCK) & 1)) return;
     wgmma_fence();
-    const u64 a = descriptor<line>(ring.blocks(stage) + group * piece_bytes), b = descriptor<line>(ring.x(stage));
+    const u64 a = descriptor<line>(stage + blocks_at + group * piece_bytes), b = descriptor<line>(stage);
     UNROLL for (int i = 0; i < steps_in_line; ++i)
         multiply_wide<width, Element, TURNED>(sums.at[0][0], a + descriptor_step((TURNED ? 16 * line : 32) * i), b + descriptor_step(32 * i), true);
 }

@@ -5,14 +5,21 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent))
 import emulator
 
+HERE = Path(__file__).parent
+NO_EMULATOR = ("test_compile.py", "test_kernel.py")
+GRIDS = ("emulate", "nvrtc")
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs the emulator where there is none."""
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs the emulator where there is none; leave out the long grids unless -m names them."""
     reason = emulator.unsupported()
+    wanted = config.getoption("markexpr")
+    left_out = [item for item in items if any(item.get_closest_marker(grid) and grid not in wanted for grid in GRIDS)]
     for item in items:
-        if reason is not None and HERE in item.path.parents:
+        if reason is not None and HERE in item.path.parents and item.path.name not in NO_EMULATOR:
             item.add_marker(pytest.mark.skip(reason=reason))
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]

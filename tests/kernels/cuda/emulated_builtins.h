@@ -47,6 +47,7 @@ inline int __all_sync(u32 mask, int vote) { return emulated::ballot("__all_sync"
 inline int __popc(u32 bits) { return __builtin_popcount(bits); }
 inline int __popcll(u64 bits) { return __builtin_popcountll(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __ffsll(long long bits) { return __builtin_ffsll(bits); }
 inline int __clz(int bits) { return bits ? __builtin_clz((u32)bits) : 32; }
 template <class T> inline T __ldg(const T *from) { return *from; }
 template <class T> inline T __ldcg(const T *from) { return *from; }

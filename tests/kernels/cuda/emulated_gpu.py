@@ -21,7 +21,7 @@ def emulated_gpu(capability: int = 90, multiprocessors: int = 132) -> Iterator[G
     kept = dict(cuda_rungs._patterns)
     cuda_rungs._patterns.clear()
     try:
-        with mock.patch.object(cuda_rungs, "gpu", lambda device: found):
+        with mock.patch.object(cuda_rungs, "gpu", return_value=found):
             yield found
     finally:
         cuda_rungs._patterns.clear()

@@ -15,7 +15,8 @@ inline bool meet(const char *piece, u32 mask, void *given) {
     for (Meeting &meeting : warp.meetings) {
         if (!meeting.mask) unused = &meeting;
         else if (meeting.mask == mask && (meeting.piece == piece || !strcmp(meeting.piece, piece))) mine = &meeting;
-        else if (meeting.mask & mask) fault("lane %d comes to %s while lanes %08x of its warp wait at %s", now->lane, piece, meeting.arrived, meeting.piece);
+        else if (meeting.arrived & mask && meeting.mask & lane)  // each waits for the other
+            fault("lane %d comes to %s while lanes %08x of its warp wait at %s", now->lane, piece, meeting.arrived, meeting.piece);
     }
     if (!mine) {
         if (!unused) fault("the lanes of a warp wait at more than four pieces");
@@ -65,21 +66,21 @@ struct Rows {
     const void *row;
 };
 
-template <int COUNT, bool turned> inline void load_matrices(u32 *to, const void *row) {
-    const char *piece = COUNT == 4 ? (turned ? "load_matrix_turned x4" : "load_matrix x4") : (turned ? "load_matrix_turned x2" : "load_matrix x2");
-    if (now->lane < COUNT * 8) shared_offset(row, 16, 16, piece);
+template <int count, bool turned> inline void load_matrices(u32 *to, const void *row) {
+    const char *piece = count == 4 ? (turned ? "load_matrix_turned x4" : "load_matrix x4") : (turned ? "load_matrix_turned x2" : "load_matrix x2");
+    if (now->lane < count * 8) shared_offset(row, 16, 16, piece);
     Rows mine = {to, row};
     if (!meet(piece, all_lanes, &mine)) return;
     const u32 time = warp_event();
     loaded(*now->warp, given_by<Rows>(0).to);
-    u16 matrix[COUNT][8][8];
-    for (int lane = 0; lane < COUNT * 8; ++lane) {
+    u16 matrix[count][8][8];
+    for (int lane = 0; lane < count * 8; ++lane) {
         const char *from = (const char *)given_by<Rows>(lane).row;
         read_sixteen(now->warp->lanes[lane], (u32)(from - now->cta->memory), time, piece);
         memcpy(matrix[lane / 8][lane % 8], from, 16);
     }
     for (int lane = 0; lane < lanes_of_a_warp; ++lane)
-        for (int i = 0; i < COUNT; ++i) {
+        for (int i = 0; i < count; ++i) {
             const int row = lane / 4, col = lane % 4 * 2;
             const u32 low = turned ? matrix[i][col][row] : matrix[i][row][col];
             const u32 high = turned ? matrix[i][col + 1][row] : matrix[i][row][col + 1];
@@ -122,11 +123,11 @@ struct Fragments {
 inline float bf16_value(u32 bits) { return __builtin_bit_cast(float, bits << 16); }
 inline float tf32_value(u32 bits) { return __builtin_bit_cast(float, bits & 0xffffe000u); }  // the hardware ignores the others
 
-// sum[16][8] += a[16][K] b[K][8], the fragments of all lanes gathered.
-template <int K> inline void multiply_gathered(const float (&a)[16][K], const float (&b)[K][8]) {
+// sum[16][8] += a[16][depth] b[depth][8], the fragments of all lanes gathered.
+template <int depth> inline void multiply_gathered(const float (&a)[16][depth], const float (&b)[depth][8]) {
     for (int row = 0; row < 16; ++row) {
         EightFloats sum = {};
-        for (int k = 0; k < K; ++k) sum += *(const EightFloats *)b[k] * a[row][k];
+        for (int k = 0; k < depth; ++k) sum += *(const EightFloats *)b[k] * a[row][k];
         for (int col = 0; col < 8; ++col)
             given_by<Fragments>(row % 8 * 4 + col / 2).sum[row / 8 * 2 + col % 2] += sum[col];
     }

@@ -168,23 +168,23 @@ inline void wgmma_fence() {
 inline void wgmma_commit() {
     emulated::by_the_last("wgmma_commit", nullptr, [] { ++emulated::now->warp->commits; });
 }
-template <int LEFT> inline void wgmma_wait() {
-    emulated::by_the_last("wgmma_wait", nullptr, [] { emulated::finish_tensors(LEFT); });
+template <int left> inline void wgmma_wait() {
+    emulated::by_the_last("wgmma_wait", nullptr, [] { emulated::finish_tensors(left); });
 }
-template <int COUNT> inline void settle(float (&)[COUNT]) {}
+template <int count> inline void settle(float (&)[count]) {}
 
-template <int N, class T, bool A_TURNED = false, bool B_TURNED = false> inline void multiply_wide(float (&sum)[N / 2], u64 a, u64 b, bool accumulate) {
-    static_assert(N % 8 == 0 && N <= emulated::most_columns, "wgmma has 8 to 256 columns");
-    static_assert(T::bytes == 2 || (!A_TURNED && !B_TURNED), "wgmma turns 16-bit operands only");
+template <int columns, class T, bool a_turned = false, bool b_turned = false> inline void multiply_wide(float (&sum)[columns / 2], u64 a, u64 b, bool accumulate) {
+    static_assert(columns % 8 == 0 && columns <= emulated::most_columns, "wgmma has 8 to 256 columns");
+    static_assert(T::bytes == 2 || (!a_turned && !b_turned), "wgmma turns 16-bit operands only");
     emulated::Product mine = {sum, nullptr};
     const int first = emulated::now->number / 32 % 4 * 16;
     emulated::by_the_last("multiply_wide", &mine, [=] {
-        emulated::begin_tensor(emulated::element_of(T()), N, {a, A_TURNED, first, 16}, {b, B_TURNED, 0, N}, accumulate);
+        emulated::begin_tensor(emulated::element_of(T()), columns, {a, a_turned, first, 16}, {b, b_turned, 0, columns}, accumulate);
     });
 }
-template <int N, class T, bool B_TURNED = false> inline void multiply_wide(float (&sum)[N / 2], const u32 (&a)[4], u64 b, bool accumulate) {
+template <int columns, class T, bool b_turned = false> inline void multiply_wide(float (&sum)[columns / 2], const u32 (&a)[4], u64 b, bool accumulate) {
     emulated::Product mine = {sum, a};
     emulated::by_the_last("multiply_wide from registers", &mine, [=] {
-        emulated::begin_tensor(emulated::element_of(T()), N, {0, false, 0, 0}, {b, B_TURNED, 0, N}, accumulate);
+        emulated::begin_tensor(emulated::element_of(T()), columns, {0, false, 0, 0}, {b, b_turned, 0, columns}, accumulate);
     });
 }

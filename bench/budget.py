@@ -1,0 +1,74 @@
+"""Cells run in order of importance until the time is up: none begins that will not fit, and none runs on after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from bench.cells import Cell
+from bench.engines.local import Progress, Work, failure, run_cells
+from bench.estimate import Pace
+from bench.progress import labels, reporter
+from bench.provenance import facts
+from bench.run import device_of, publish_ending
+from bench.tables import Tables
+
+MARGIN = 1.25  # an estimate is trusted to be that far off
+
+
+class SpentError(Exception):
+    """The time is up while a cell is running; it is stored nowhere and runs again."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell, the tables it goes to, and what keeps it from running, asked when its turn comes.
+
+    refusal: (status, reason) of the row that is stored instead; ('', '') to leave the cell for later, storing nothing.
+    """
+
+    cell: Cell
+    tables: Tables
+    refusal: Callable[[], tuple[str, str] | None] = lambda: None
+
+
+def run_jobs(jobs: Sequence[Job], deadline: float, timeout: float, work: Work, pace: Pace) -> list[Job]:
+    """Run `jobs` one after another until time.monotonic() is `deadline`; those that are left. timeout: seconds a cell."""
+    by_id = {job.cell.cell_id: job for job in jobs}
+    left = dict(by_id)
+    for device in {device_of(job.cell) for job in jobs}:
+        facts(device)  # imports torch: now, not while something is being timed
+
+    with reporter(labels([job.cell for job in jobs]), len(jobs)) as display:
+
+        def ended(job: Job, status: str, reason: str, seconds: float) -> None:
+            left.pop(job.cell.cell_id, None)
+            display.ended(job.cell, status, reason, seconds)
+
+        def affordable() -> Iterator[Cell]:
+            for job in jobs:
+                refused = job.refusal()
+                if refused == ("", ""):
+                    continue
+                if refused:
+                    ending = failure(job.cell, *refused, 0.0)
+                    ended(job, *publish_ending(job.tables, ending, 1), 0.0)
+                elif MARGIN * pace.seconds([job.cell]) <= deadline - time.monotonic():
+                    yield job.cell
+
+        def watch(told: dict[str, Progress]) -> None:
+            if time.monotonic() > deadline:
+                raise SpentError
+            display.running(told, deadline - time.monotonic())
+
+        try:
+            with closing(run_cells(affordable(), work, 1, timeout, watch)) as endings:
+                for ending in endings:
+                    job = by_id[ending.cell.cell_id]
+                    pace.learn(ending.cell, ending.seconds)
+                    ended(job, *publish_ending(job.tables, ending, 1), ending.seconds)
+        except SpentError:
+            display.line("the time is up: the cell that was running is left for the next run")
+    return list(left.values())

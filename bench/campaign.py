@@ -1,0 +1,171 @@
+"""A campaign: everything that is to be measured on a machine that is lent for minutes, as one resumable command.
+
+First every kernel is checked on the device, then cells are timed in the order of their sweep files, then a few checks are
+made once more under compute-sanitizer, until the time is up.
+What is finished is on the disk after every cell: <out>/check.parquet and <out>/<sweep>/gemm.parquet or lstm.parquet, each
+with its checksum, so that three sweeps leave at most eight files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import filelock
+
+from bench.budget import Job, run_jobs
+from bench.cells import Cell, CheckCell, DeviceCell, GemmCell, LstmCell
+from bench.engines.local import Work, measure
+from bench.estimate import Pace, spoken
+from bench.provenance import source_hash
+from bench.run import FINE, UnusableError, counted, terminable
+from bench.store import LockedError
+from bench.sweep import Sweep
+from bench.tables import Tables
+
+WATCHED = (("dsd", "memcheck"), ("sdd", "memcheck"), ("forward_backward", "memcheck"), ("dsd", "racecheck"))
+
+
+def require_device(device: str) -> None:
+    """UnusableError, one line, where there is no such device."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            why = "finds no GPU or driver" if torch.version.cuda else "is built without CUDA"
+            raise UnusableError(f"no GPU here (torch {torch.__version__} {why}); --device cpu runs the CPU's cells")
+
+
+def check_of(cell: Cell) -> CheckCell | None:
+    """What is to be checked before `cell` is timed."""
+    if not isinstance(cell, GemmCell | LstmCell):
+        return None
+    op = cell.op if isinstance(cell, GemmCell) else cell.passes
+    shared = {name: getattr(cell, name) for name in ("backend", "block_size", "dtype", "math", "device", "threads")}
+    return CheckCell(op=op, **shared).canonical()
+
+
+def checks_for(cells: Sequence[Cell]) -> list[CheckCell]:
+    """Every kernel of `cells`, each once."""
+    return list({check.cell_id: check for check in map(check_of, cells) if check is not None}.values())
+
+
+def watched(checks: Sequence[CheckCell], ours: str) -> list[CheckCell]:
+    """A few checks of backend `ours` once more under compute-sanitizer, whose start takes longer than they do."""
+    found = []
+    for op, tool in WATCHED:
+        first = [check for check in checks if check.op == op and check.backend == ours]
+        found += [check.model_copy(update={"tool": tool}) for check in first[:1]]
+    return found
+
+
+def verdict(tables: Tables, cell: Cell) -> tuple[str, str] | None:
+    """What the check of a cell's kernel says against timing it: (status, reason), ('', '') where it is not made yet, or None."""
+    check = check_of(cell)
+    rows = tables.rows(check) if check else []
+    if check and not rows:
+        return "", ""
+    for row in rows:
+        if row["status"] not in FINE:
+            where = f"{row['pattern']}, n = {row['n']}" if row["pattern"] else "every problem"
+            return "wrong", f"not timed: its check on this device ended {row['status']} ({where}): {row['reason']}"
+    return None
+
+
+def is_finished(tables: Tables, cell: Cell) -> bool:
+    """Whether a cell need not run: one that ended ill, and every check, is run again by other sources."""
+    rows = tables.rows(cell)
+    settled = rows and all(row["status"] == "ok" for row in rows) and not isinstance(cell, CheckCell)
+    return bool(settled or (rows and rows[0]["source_hash"] == source_hash()))
+
+
+def run_campaign(
+    sweeps: Sequence[Sweep],
+    out: Path,
+    budget: float,
+    device: str = "cuda",
+    resume_from: Path | None = None,
+    timeout: float = 120.0,
+    work: Work = measure,
+) -> int:
+    """Run what is missing and return the exit status: 0, 1 (something failed) or 130 (interrupted).
+
+    budget, timeout: seconds for all, for one cell. resume_from: the `out` of an earlier campaign, where that is another
+    folder. Raises UnusableError, LockedError or OSError where the environment is at fault.
+    """
+    deadline = time.monotonic() + budget
+    require_device(device)
+    timed = {
+        sweep.name: [cell for cell in sweep.cells if isinstance(cell, DeviceCell) and cell.device == device]
+        for sweep in sweeps
+    }
+    checks = checks_for([cell for cells in timed.values() for cell in cells])
+    sanitized = watched(checks, "cuda") if device == "cuda" else []
+    with locked(out):
+        checked = Tables(out, [*checks, *sanitized])
+        stores = {name: Tables(out / name, cells) for name, cells in timed.items()}
+        for tables, name in [(checked, ""), *((tables, name) for name, tables in stores.items())]:
+            for folder in (resume_from / name if resume_from else None, None):
+                for line in tables.load(folder):
+                    print(line, flush=True)
+        pace = Pace()
+        jobs = [Job(check, checked) for check in checks]
+        for name, cells in timed.items():
+            jobs += [Job(cell, stores[name], partial(verdict, checked, cell)) for cell in cells]
+        jobs += [Job(check, checked) for check in sanitized]
+        todo = [job for job in jobs if not is_finished(job.tables, job.cell)]
+        for job in jobs:
+            rows = job.tables.rows(job.cell)
+            if rows and rows[-1]["status"] == "ok":
+                pace.learn(job.cell, rows[-1]["cell_seconds"])
+        left_out = sum(len(sweep.cells) for sweep in sweeps) - sum(map(len, timed.values()))
+        print(
+            f"campaign on {device}: {len(jobs)} cells, {len(checks) + len(sanitized)} of them checks; {len(todo)} to run",
+            flush=True,
+        )
+        if left_out:
+            print(f"note: {left_out} cells of these sweeps are not on {device}; they are left out", flush=True)
+        try:
+            with terminable():
+                run_jobs(todo, deadline, timeout, work, pace)
+        except KeyboardInterrupt:
+            print("interrupted; run again to go on")
+            return 130
+        finally:
+            for tables in (checked, *stores.values()):
+                for kind in set(tables.kinds.values()):
+                    tables.write(kind)  # what came from another folder too
+        return _summary(jobs, out, budget)
+
+
+def _summary(jobs: Sequence[Job], out: Path, budget: float) -> int:
+    statuses: Counter[str] = Counter()
+    left = 0
+    for job in jobs:
+        rows = job.tables.rows(job.cell)
+        left += not rows
+        if rows:
+            statuses[next((row["status"] for row in rows if row["status"] not in FINE), rows[-1]["status"])] += 1
+    print(f"{len(jobs) - left} of {len(jobs)} cells stored in {out}: {counted(statuses) or 'none'}")
+    if left:
+        print(f"{left} left after {spoken(budget)}: run again with the same --out to go on")
+    return 1 if any(status not in FINE for status in statuses) else 0
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold a folder, made where it is missing; LockedError where another run has it."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise LockedError(f"{out} is in use by another run") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,101 @@
+"""The tuner: variants of our kernels timed for the shapes of sweeps, and the winners as a table that backends read.
+
+<folder>/tune.parquet holds every variant with its samples and provenance; the JSON file the winners, with provenance.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.budget import Job, run_jobs
+from bench.campaign import locked, require_device
+from bench.cells import GemmCell, TuneCell
+from bench.engines.local import Work, measure
+from bench.estimate import Pace
+from bench.parquet import publish
+from bench.provenance import source_hash
+from bench.run import terminable
+from bench.sweep import Sweep
+from bench.tables import Tables
+
+SHAPE = ("op", "dtype", "math", "block_size", "m", "k", "n", "target_sparsity")
+PROVENANCE = ("commit", "dirty", "source_hash", "device_name", "driver", "torch", "python", "os", "started_at")
+OURS = {"cpu": "native", "cuda": "cuda"}
+
+
+def tune_cells(sweeps: Sequence[Sweep], device: str) -> list[TuneCell]:
+    """The products of our backend on `device`, each shape once, in the order of the files."""
+    found = {}
+    for cell in (cell for sweep in sweeps for cell in sweep.cells):
+        if isinstance(cell, GemmCell) and cell.device == device and cell.backend == OURS[device]:
+            shape = {name: getattr(cell, name) for name in SHAPE}
+            tune = TuneCell(backend=cell.backend, device=device, threads=cell.threads, **shape).canonical()
+            found[tune.cell_id] = tune
+    return list(found.values())
+
+
+def run_tuner(
+    sweeps: Sequence[Sweep],
+    out: Path,
+    budget: float,
+    device: str = "cuda",
+    timeout: float = 300.0,
+    work: Work = measure,
+) -> int:
+    """Tune what is missing, write the table to `out` and return the exit status: 0, or 130 (interrupted).
+
+    budget, timeout: seconds for all, for one shape. Raises as `bench.campaign.run_campaign`.
+    """
+    deadline = time.monotonic() + budget
+    require_device(device)
+    cells = tune_cells(sweeps, device)
+    with locked(out.parent):
+        tables = Tables(out.parent, cells)
+        for line in tables.load():
+            print(line, flush=True)
+        todo = [cell for cell in cells if _is_stale(tables.rows(cell))]
+        print(f"tuner on {device}: {len(cells)} shapes, {len(todo)} to tune", flush=True)
+        status = 0
+        try:
+            with terminable():
+                run_jobs([Job(cell, tables) for cell in todo], deadline, timeout, work, Pace())
+        except KeyboardInterrupt:
+            print("interrupted; run again to go on")
+            status = 130
+        choices = [choice for cell in cells for choice in winner(tables.rows(cell))]
+        if choices:
+            publish(out, table(choices, tables, cells).encode())
+    print(f"{len(choices)} of {len(cells)} shapes tuned; table in {out}")
+    return status
+
+
+def _is_stale(rows: list[dict[str, Any]]) -> bool:
+    return not rows or rows[0]["source_hash"] != source_hash()
+
+
+def winner(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The chosen variant of one shape as an entry of the table; nothing where none was right."""
+    times = sorted(row["time_ms"] for row in rows if row["time_ms"] is not None)
+    return [
+        {
+            **{name: row[name] for name in SHAPE},
+            "variant": json.loads(row["variant"]),
+            "time_ms": row["time_ms"],
+            "runner_up_ms": times[1] if len(times) > 1 else None,
+        }
+        for row in rows
+        if row["chosen"]
+    ]
+
+
+def table(choices: list[dict[str, Any]], tables: Tables, cells: Sequence[TuneCell]) -> str:
+    """The table as JSON, an entry a line, with the provenance of the shape tuned last."""
+    rows = [row for cell in cells for row in tables.rows(cell)[:1]]
+    last = max(rows, key=lambda row: str(row["started_at"]))
+    provenance = json.dumps({name: last[name] for name in PROVENANCE})
+    lines = ",\n    ".join(json.dumps(choice) for choice in choices)
+    return f'{{\n  "provenance": {provenance},\n  "choices": [\n    {lines}\n  ]\n}}\n'

@@ -1,0 +1,132 @@
+// sdd by wgmma (sm_90a): the kept blocks of G[m, n] X[k, n]^T, a reduction over n tokens; G [n, m], X [n, k] token-major, 16-bit.
+//
+// A CTA takes a strip of block rows, 64 rows (128 where blocks are 128), and gathers COLUMNS of the columns that any of them
+// keeps for each warpgroup; its sums are D[64 rows, COLUMNS]. Tokens are lines of both operands: both are read turned.
+// Where a strip has several block rows, blocks that are not kept are multiplied with the others and dropped.
+#include "wgmma_ring.h"
+
+typedef ELEMENT Element;
+typedef Element::Storage Storage;
+
+struct Arguments {  // mirrored by cuda_wgmma.py
+    const Storage *grad, *x;  // [n, m], [n, k]
+    Storage* values;          // [nnzb, b, b]
+    const int* tasks;         // [tasks, 3]: strip, where its columns begin in the list, how many
+    const int* columns;       // [listed]: block columns
+    const int* blocks;        // [listed, heights]: which block of `values`, by block row of the strip; -1 is not kept
+    int n, k, m, tasks_count;
+};
+
+static const int strips = BLOCK == 128 ? 2 : 1;            // of 64 rows; one a warpgroup where there are two
+static const int spans = BLOCK == 128 ? 1 : WARPGROUPS;    // of COLUMNS columns, likewise
+static const int heights = strips * 64 / BLOCK;            // block rows
+static const int parts = spans * COLUMNS / 64;             // columns that share a line
+static const int part_bytes = DEPTH * line;
+static const int across = COLUMNS / BLOCK;                 // block columns of a span
+static const int per_chunk = 8;                            // elements
+typedef RingOf<(strips + parts) * part_bytes, 0> Ring;
+
+static_assert(Element::bytes == 2, "wgmma turns 16-bit operands only");
+static_assert(BLOCK >= 16 && BLOCK <= 128 && DEPTH % 16 == 0 && COLUMNS % BLOCK == 0 && WARPGROUPS == 2, "whole blocks");
+
+struct Task {
+    int strip, first, count;
+    DEVICE Task(const Arguments& given, int number) : strip(given.tasks[3 * number]), first(given.tasks[3 * number + 1]), count(given.tasks[3 * number + 2]) {}
+};
+
+struct Lines {  // where a thread's 16 bytes of a line come from; null: nowhere
+    const Storage *grad[strips], *x[parts];
+    DEVICE Lines(const Arguments& given, const Task& task, int chunk) {
+        UNROLL for (int i = 0; i < strips; ++i) {
+            const int row = (task.strip * strips + i) * 64 + chunk * per_chunk;
+            grad[i] = row < given.m ? given.grad + row : nullptr;
+        }
+        UNROLL for (int i = 0; i < parts; ++i) {
+            const int column = i * 64 + chunk * per_chunk, place = column / BLOCK;
+            x[i] = place < task.count ? given.x + (u64)given.columns[task.first + place] * BLOCK + column % BLOCK : nullptr;
+        }
+    }
+};
+
+DEVICE void gather(const Arguments& given, const Lines& lines, char* to, int token, int thread) {
+    UNROLL for (int down = 0; down < DEPTH; down += 16) {
+        const bool valid = token + down < given.n;
+        const u64 at = valid ? token + down : 0;
+        char* place = to + down * line + swizzled<line>(16 * thread);
+        UNROLL for (int i = 0; i < strips; ++i)
+            copy_async<16>(place + i * part_bytes, lines.grad[i] ? lines.grad[i] + at * given.m : given.grad, valid && lines.grad[i]);
+        UNROLL for (int i = 0; i < parts; ++i)
+            copy_async<16>(place + (strips + i) * part_bytes, lines.x[i] ? lines.x[i] + at * given.k : given.x, valid && lines.x[i]);
+    }
+}
+
+DEVICE void produce(const Arguments& given, const Ring& ring, int thread) {
+    int filled = 0;
+    for (int number = blockIdx.x; number < given.tasks_count; number += gridDim.x) {
+        const Lines lines(given, Task(given, number), thread % 8);
+        for (int token = 0; token < given.n; token += DEPTH, ++filled) {
+            ring.wait_empty(filled);
+            gather(given, lines, ring.at(filled), token + thread / 8, thread);
+            ring.filled(filled);
+        }
+    }
+    ring.close(filled);
+}
+
+DEVICE void sum_task(float (&sum)[COLUMNS / 2], const Arguments& given, const Ring& ring, int group, int& used) {
+    const int strip = strips == 2 ? group : 0, span = spans == 2 ? group : 0;
+    UNROLL for (int i = 0; i < COLUMNS / 2; ++i) sum[i] = 0.0f;
+    settle(sum);
+    for (int token = 0; token < given.n; token += DEPTH, ++used) {
+        ring.wait_full(used);
+        wgmma_fence();
+        const u64 a = descriptor<line>(ring.at(used) + strip * part_bytes);
+        const u64 b = descriptor<line>(ring.at(used) + (strips + span * (COLUMNS / 64)) * part_bytes, part_bytes);
+        UNROLL for (int i = 0; i < DEPTH / 16; ++i)
+            multiply_wide<COLUMNS, Element, true, true>(sum, a + descriptor_step(16 * line * i), b + descriptor_step(16 * line * i), true);
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (token > 0) ring.release(used - 1);
+    }
+    wgmma_wait<0>();
+    ring.release(used - 1);
+    settle(sum);
+}
+
+// Each thread holds pairs of neighbours in two rows of each block.
+DEVICE void store(const float (&sum)[COLUMNS / 2], const Arguments& given, const Task& task, int group, int thread) {
+    const int row = thread / 32 * 16 + thread % 32 / 4, inner = (strips == 2 ? group * 64 + row : row) % BLOCK;
+    UNROLL for (int column = 0; column < across; ++column) {
+        const int place = (spans == 2 ? group * across : 0) + column;
+        const int block = place < task.count ? given.blocks[(task.first + place) * heights + (strips == 2 ? 0 : row / BLOCK)] : -1;
+        if (block < 0) continue;
+        Storage* to = given.values + ((u64)block * BLOCK + inner) * BLOCK + thread % 4 * 2;
+        UNROLL for (int j = 0; j < BLOCK / 8; ++j) {
+            const float* pair = sum + (column * (BLOCK / 8) + j) * 4;
+            *(u32*)(to + 8 * j) = pack(pair[0], pair[1], Element());
+            *(u32*)(to + 8 * BLOCK + 8 * j) = pack(pair[2], pair[3], Element());
+        }
+    }
+}
+
+DEVICE void consume(const Arguments& given, const Ring& ring, int group, int thread) {
+    float sum[COLUMNS / 2];
+    int used = 0;
+    for (int number = blockIdx.x; number < given.tasks_count; number += gridDim.x) {
+        sum_task(sum, given, ring, group, used);
+        store(sum, given, Task(given, number), group, thread);
+    }
+}
+
+KERNEL(sdd, Arguments, 128 * (WARPGROUPS + 1), 1) {
+    const Ring ring;
+    const int thread = threadIdx.x % 128, group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+    ring.open();
+    if (group == WARPGROUPS) {
+        give_registers<gatherer_registers>();
+        produce(given, ring, thread);
+    } else {
+        take_registers<multiplier_registers>();
+        consume(given, ring, group, thread);
+    }
+}

@@ -1,0 +1,29 @@
+"""Run a campaign on the CPU with stand-in work, as a process that tests can kill: start_campaign.py FILE OUT BUDGET."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import work
+
+import bench.budget
+import bench.run
+from bench.campaign import run_campaign
+from bench.cells import Cell
+from bench.engines.local import Tell
+from bench.provenance import source_hash
+from bench.sweep import load
+
+
+def fake(cell: Cell, tell: Tell) -> list[dict[str, Any]]:
+    if cell.kind == "check":
+        return [{"status": "ok", "pattern": "full", "n": 1}]
+    return work.linger(cell, tell)
+
+
+if __name__ == "__main__":
+    bench.run.facts = bench.budget.facts = lambda _: {"source_hash": source_hash()}  # torch is slow to import
+    file, out, budget = sys.argv[1:]
+    sys.exit(run_campaign([load(file)], Path(out), float(budget), "cpu", work=fake))

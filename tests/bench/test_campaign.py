@@ -1,0 +1,198 @@
+"""A campaign as one command: checks first, cells by importance, a budget that holds, and kills that cost one cell at most."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.campaign import check_of, checks_for, is_finished, verdict
+from bench.cells import Cell, CheckCell, GemmCell, LstmCell
+from bench.parquet import checksum_line, checksum_of, from_parquet
+from bench.provenance import source_hash
+from bench.sweep import load
+from bench.tables import Tables
+
+ROOT = Path(__file__).parents[2]
+START = Path(__file__).parent / "start_campaign.py"
+
+SWEEP = """
+[[grids]]
+kind = "gemm"
+[grids.base]
+backend = "reference"
+m = 32
+k = 32
+n = 4
+block_size = 8
+[grids.axes]
+seed = [3, 1, 2]
+[[grids]]
+kind = "gemm"
+[grids.base]
+backend = "cuda"
+device = "cuda"
+"""
+PROVENANCE: dict[str, Any] = {"source_hash": source_hash(), "cell_seconds": 1.0, "started_at": "2026-01-01"}
+
+
+@pytest.fixture
+def sweep_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(SWEEP.replace('backend = "cuda"\n', ""))
+    return path
+
+
+def started(*arguments: str, script: tuple[str, ...] = ("-m", "bench", "campaign")) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *script, *arguments], env=environment, text=True, **pipes)
+
+
+def finished(*arguments: str, script: tuple[str, ...] = ("-m", "bench", "campaign")) -> tuple[int, str, str]:
+    with started(*arguments, script=script) as process:
+        out, err = process.communicate(timeout=250)
+    return process.returncode, out, err
+
+
+def table(path: Path) -> list[dict[str, Any]]:
+    data = path.read_bytes()
+    assert checksum_of(path).read_text() == checksum_line(path, data)
+    return list(from_parquet(data).to_pylist())
+
+
+def test_checks_come_first_then_cells_in_file_order_and_nothing_runs_twice(sweep_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [str(sweep_file), "--out", str(out), "--budget", "240", "--device", "cpu"]
+    status, said, err = finished(*arguments)
+    assert status == 0, said + err
+    assert "note: 1 cells of these sweeps are not on cpu" in said
+    lines = [line for line in said.splitlines() if line.startswith("[")]
+    assert [line.split(": ")[1].split()[0] for line in lines] == ["check", "gemm", "gemm", "gemm"]
+    assert [row["seed"] for row in table(out / "small" / "gemm.parquet")] == [3, 1, 2]
+    assert {row["status"] for row in table(out / "check.parquet")} == {"ok"}
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    tables = ["check.parquet", "check.parquet.sha256", "small/gemm.parquet", "small/gemm.parquet.sha256"]
+    assert files == [".lock", *tables]
+    status, said, _ = finished(*arguments)
+    assert status == 0 and "0 to run" in said and "[1/" not in said
+
+
+def test_without_a_gpu_it_says_so_with_status_3(sweep_file: Path, tmp_path: Path) -> None:
+    status, out, err = finished(str(sweep_file), "--out", str(tmp_path / "out"), "--budget", "9")
+    if status != 0:
+        assert (status, out) == (3, "") and err.count("\n") == 1 and "no GPU here" in err
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_sweep_is_refused_with_status_2(tmp_path: Path) -> None:
+    status, _, err = finished("nothing_like_it", "--out", str(tmp_path / "out"), "--budget", "9", "--device", "cpu")
+    assert status == 2 and err.count("\n") == 1 and "no such sweep" in err
+
+
+def test_no_cell_begins_that_will_not_fit(tmp_path: Path, sweep_file: Path) -> None:
+    """Stand-in work; the estimate of a check is a second, of a cell more."""
+    status, said, err = finished(str(sweep_file), str(tmp_path / "out"), "1", script=(str(START),))
+    assert status == 0, said + err
+    assert "[1/" not in said and "4 left after 1 s: run again" in said
+
+
+def test_a_kill_costs_the_running_cell_alone(tmp_path: Path) -> None:
+    """SIGKILL at several moments, on and on with the same folder; stand-in work of 0.7 s a cell."""
+    sweep = tmp_path / "many.toml"
+    sweep.write_text('kind = "gemm"\n[axes]\nseed = [' + ",".join(map(str, range(8))) + "]\n")
+    out, kept, deaths = tmp_path / "out", 0, 0
+    for seconds in (2.5, 5.0, 4.0, None):
+        with started(str(sweep), str(out), "200", script=(str(START),)) as process:
+            try:
+                process.communicate(timeout=seconds or 250)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                deaths += 1
+        tables = Tables(out / "many", load(sweep).cells)
+        assert tables.load() == []
+        assert len(tables.tables) >= kept, "a finished cell was lost"
+        kept = len(tables.tables)
+    assert deaths >= 1 and kept == 8
+    assert [row["seed"] for row in table(out / "many" / "gemm.parquet")] == list(range(8))
+
+
+def test_sigterm_ends_it_with_everything_finished_stored(tmp_path: Path) -> None:
+    sweep = tmp_path / "many.toml"
+    sweep.write_text('kind = "gemm"\n[axes]\nseed = [' + ",".join(map(str, range(200))) + "]\n")
+    out = tmp_path / "out"
+    path = out / "many" / "gemm.parquet"
+    with started(str(sweep), str(out), "200", script=(str(START),)) as process:
+        deadline = time.monotonic() + 100
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        said, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted; run again" in said, said + err
+    assert 1 <= len(table(path)) < 200
+
+
+def test_a_kernel_whose_check_failed_is_not_timed(tmp_path: Path) -> None:
+    cell, other = GemmCell(block_size=8), GemmCell(block_size=16)
+    tables = Tables(tmp_path, [])
+    assert verdict(tables, cell) == ("", ""), "left for later while it is not checked"
+    rows = [
+        {"status": "ok", "pattern": "full", "n": 1},
+        {"status": "wrong", "reason": "1e9 off", "pattern": "random", "n": 7},
+    ]
+    tables.put(check_of(cell), rows, PROVENANCE)
+    tables.put(
+        check_of(other), [{"status": "unsupported", "reason": "not here", "pattern": "full", "n": 1}], PROVENANCE
+    )
+    status, reason = verdict(tables, cell)
+    assert status == "wrong" and reason == "not timed: its check on this device ended wrong (random, n = 7): 1e9 off"
+    assert verdict(tables, other) is None, "the cell itself says why it is unsupported"
+
+
+def test_rows_say_that_a_kernel_was_not_timed(tmp_path: Path, sweep_file: Path) -> None:
+    out = tmp_path / "out"
+    check = check_of(load(sweep_file).cells[0])
+    assert check is not None
+    Tables(out, []).put(check, [{"status": "wrong", "reason": "off", "pattern": "full", "n": 7}], PROVENANCE)
+    status, said, err = finished(str(sweep_file), "--out", str(out), "--budget", "60", "--device", "cpu")
+    assert status == 1, said + err
+    rows = table(out / "small" / "gemm.parquet")
+    assert {row["status"] for row in rows} == {"wrong"} and all("not timed" in row["reason"] for row in rows)
+    assert all(row["time_ms"] is None for row in rows)
+
+
+def test_every_kernel_is_checked_once() -> None:
+    cells: list[Cell] = [
+        *(GemmCell(n=n, op=op, cache=cache) for n in (20, 80) for op in ("dsd", "sdd") for cache in ("hot", "cold")),
+        GemmCell(math="tf32"),
+        LstmCell(passes="forward", batch_size=80),
+    ]
+    found = checks_for(cells)
+    assert [(check.op, check.math) for check in found] == [
+        ("dsd", "ieee"),
+        ("sdd", "ieee"),
+        ("dsd", "tf32"),
+        ("forward", "ieee"),
+    ]
+
+
+def test_checks_and_what_ended_ill_run_again_by_other_sources(tmp_path: Path) -> None:
+    tables = Tables(tmp_path, [])
+    old = {**PROVENANCE, "source_hash": "old"}
+    ok, ill = [{"status": "ok"}], [{"status": "failed", "reason": "x"}]
+    for cell, rows, provenance, wanted in (
+        (GemmCell(), ok, old, True),
+        (GemmCell(), ill, old, False),
+        (GemmCell(), ill, PROVENANCE, True),
+        (CheckCell(), ok, old, False),
+        (CheckCell(), ok, PROVENANCE, True),
+    ):
+        tables.put(cell, rows, provenance)
+        assert is_finished(tables, cell) is wanted
+    assert not is_finished(tables, LstmCell())

@@ -1,0 +1,135 @@
+"""Every CUDA kernel compiles by NVRTC for every architecture, within its budgets of registers and shared memory, and spills nothing.
+
+One variant of each source and element by default; all of them under the marker nvrtc.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from kernels.backends import cuda_variants, cuda_wgmma
+from kernels.backends.cuda_kernel import Variant, arch_of, compile_cubin
+from kernels.backends.cuda_lstm import Sizes, plans_for, tiles_for
+from kernels.backends.cuda_lstm_pass import variant_of
+from kernels.backends.cuda_lstm_tiles import CTA_OVERHEAD, Device
+from kernels.backends.cuda_nvrtc import nvrtc
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.compiler import CompileError
+
+CAPABILITIES = (80, 86, 90, 100)
+MULTIPROCESSORS = {80: 108, 86: 84, 90: 132, 100: 148}
+SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # of a CTA
+REGISTERS = 65536  # of a multiprocessor
+DTYPES = {"Float32": torch.float32, "Tf32": torch.float32, "Bfloat16": torch.bfloat16, "Float16": torch.float16}
+
+
+def missing_compiler() -> str | None:
+    try:
+        nvrtc()
+    except CompileError as error:
+        return str(error)
+    return None
+
+
+pytestmark = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
+
+
+def lstm_variants(capability: int, blocks: Sequence[int], batches: Sequence[int]) -> Iterator[Variant]:
+    """The kernels taken for 1152 hidden units at sparsity 0.8, both passes."""
+    shared = SHARED_BYTES[capability]
+    device = Device(MULTIPROCESSORS[capability], shared + CTA_OVERHEAD, shared)
+    for block in blocks:
+        mask = BlockMask.random(4 * 1152, 1152, block, 0.8, torch.Generator().manual_seed(0))
+        index = BSRMatrix.from_dense(torch.zeros(mask.shape, dtype=torch.bool), mask).index
+        for element, dtype in DTYPES.items():
+            plans = plans_for(index, block, dtype)
+            for batch in batches:
+                sizes = Sizes(70, batch, 1152, block)
+                for together in (True, False):
+                    tiles = tiles_for(plans, sizes, element == "Float32", device, together)
+                    if not isinstance(tiles, str):
+                        for name, plan, tile in zip(("lstm_forward", "lstm_backward"), plans, tiles, strict=True):
+                            yield variant_of(name, plan, sizes, tile, element)
+
+
+def every_variant(capability: int) -> list[Variant]:
+    """All that such a GPU may be asked to run."""
+    found = [*cuda_variants.all_variants(), *cuda_wgmma.all_variants()]
+    found += lstm_variants(capability, (8, 16, 32, 64, 128), (20, 80))
+    limit = SHARED_BYTES[capability]
+    return list(dict.fromkeys(each for each in found if each.runs_on(capability) and each.shared_bytes <= limit))
+
+
+def faults(variant: Variant, capability: int) -> list[str]:
+    """What is wrong with a variant, in one line each."""
+    try:
+        cubin = compile_cubin(variant, arch_of(capability))
+    except CompileError as error:
+        return [str(error)]
+    ctas = int(dict(variant.defines).get("CTAS", 1))
+    found = []
+    if cubin.spill_bytes:
+        found.append(f"{cubin.spill_bytes} bytes of registers spilled")
+    if cubin.registers * variant.threads * ctas > REGISTERS:
+        found.append(f"{cubin.registers} registers of {variant.threads} threads do not fit {ctas} times")
+    if ctas * (variant.shared_bytes + cubin.shared_bytes + CTA_OVERHEAD) > SHARED_BYTES[90] + CTA_OVERHEAD:
+        found.append(f"{variant.shared_bytes} bytes of shared memory do not fit {ctas} times")
+    if "C7510" in cubin.log or "serialized" in cubin.log:
+        found.append("wgmma is serialised")
+    return [f"{arch_of(capability)} {variant}: {fault}" for fault in found]
+
+
+def all_faults(variants: Sequence[Variant], capability: int) -> str:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return "\n".join(line for lines in pool.map(lambda each: faults(each, capability), variants) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "source", ["add_parts.cu", "dsd.cu", "dsd_fp32.cu", "sdd.cu", "sdd_fp32.cu", "products_wgmma.cu"]
+)
+def test_the_first_variant_of_each_product_compiles(source: str) -> None:
+    variants = [each for each in every_product() if each.source == source]
+    assert not all_faults(variants[:1], 90)
+    assert not all_faults([each for each in variants[:1] if each.runs_on(80)], 80)
+
+
+def every_product() -> list[Variant]:
+    return [*cuda_variants.all_variants(), *cuda_wgmma.all_variants()]
+
+
+def test_a_layer_compiles() -> None:
+    variants = [each for each in lstm_variants(90, (32,), (20,)) if dict(each.defines)["ELEMENT"] == "Bfloat16"]
+    assert {each.name for each in variants} == {"lstm_forward", "lstm_backward"}
+    assert not all_faults(variants[:2], 90)
+
+
+def test_every_product_has_a_variant_on_every_gpu() -> None:
+    for capability in CAPABILITIES:
+        for op in cuda_variants.OPS:
+            for element in cuda_variants.ELEMENTS:
+                for block in cuda_variants.BLOCKS:
+                    for parts in (False, True):
+                        chosen = cuda_variants.default(op, element, block, 80, parts, SHARED_BYTES[capability])
+                        assert chosen.variant.runs_on(capability)
+
+
+@pytest.mark.nvrtc
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(
+    "source", [*("dsd.cu", "dsd_fp32.cu", "sdd.cu", "sdd_fp32.cu"), "products_wgmma.cu", "lstm.cu"]
+)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_variant_compiles(capability: int, source: str) -> None:
+    variants = [each for each in every_variant(capability) if each.source == source]
+    if source == "products_wgmma.cu" and capability != 90:
+        assert not variants  # refused: it is in no other GPU
+    else:
+        assert variants
+    wrong = all_faults(variants, capability)
+    assert not wrong, wrong

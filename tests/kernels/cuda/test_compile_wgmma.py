@@ -1,0 +1,35 @@
+"""Kernels by wgmma compile for sm_90a without spills, and ptxas lets their products run on while others are begun."""
+
+import re
+
+import pytest
+
+from kernels.backends import cuda_wgmma, cuda_wgmma_sdd
+from kernels.backends.cuda_kernel import Variant, compile_cubin
+from kernels.backends.cuda_nvrtc import nvrtc
+from kernels.compiler import CompileError
+
+VARIANTS = [*cuda_wgmma.all_variants(), *cuda_wgmma_sdd.all_variants()]
+FIRST = {(each.source, dict(each.defines)["ELEMENT"]): each for each in reversed(VARIANTS)}
+
+
+def assert_good(wanted: Variant) -> None:
+    """ptxas tells where it puts wgmmas one after the other, or waits for them, in remarks C7510 to C7520."""
+    try:
+        nvrtc()
+    except CompileError as error:
+        pytest.skip(str(error))
+    cubin = compile_cubin(wanted, "sm_90a")
+    assert cubin.spill_bytes == 0
+    assert not re.search(r"\(C75\d\d\)", cubin.log), cubin.log
+
+
+@pytest.mark.parametrize("wanted", FIRST.values(), ids=str)
+def test_one_variant_of_each_source_and_element(wanted: Variant) -> None:
+    assert_good(wanted)
+
+
+@pytest.mark.nvrtc
+@pytest.mark.parametrize("wanted", VARIANTS, ids=str)
+def test_every_variant(wanted: Variant) -> None:
+    assert_good(wanted)

@@ -1,0 +1,103 @@
+"""The differentiable products and LSTM layers by our CUDA kernels, on an emulated GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from emulated_gpu import emulated_gpu
+
+from kernels.backends import cuda_rungs
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, kernel_for, sdd
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _gpu() -> Iterator[None]:
+    with emulated_gpu():
+        yield
+
+
+def operands(rows: int, cols: int, size: int, n: int, dtype: torch.dtype) -> tuple[BSRMatrix, torch.Tensor]:
+    generator = torch.Generator().manual_seed(rows + n)
+    mask = BlockMask.random(rows, cols, size, 0.5, generator)
+    weight, x = (torch.randn(shape, generator=generator).to(dtype) for shape in ((rows, cols), (cols, n)))
+    return BSRMatrix.from_dense(weight, mask), x
+
+
+def test_auto_is_cuda_where_it_can() -> None:
+    assert kernel_for("auto", torch.bfloat16, CPU) == kernel_for("cuda", torch.float16, CPU) == "cuda"
+    assert kernel_for("auto", torch.float32, CPU, block_size=12) != "cuda"
+    with pytest.raises(ValueError, match="blocks of 8, 16, 32, 64, 128, not 12"):
+        kernel_for("cuda", torch.float32, CPU, block_size=12)
+
+
+@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_and_gradients(dtype: torch.dtype, by_columns: bool) -> None:
+    bsr, x = operands(48, 32, 16, 5, dtype)
+    x = (x.T.contiguous().T if by_columns else x).requires_grad_()
+    leaf = bsr.data.clone().requires_grad_()
+    weight = bsr.with_data(leaf)
+    output = block_sparse_matmul(weight, x, "cuda")
+    assert (output.mT if by_columns else output).is_contiguous()
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    got = [output, *torch.autograd.grad(output, (leaf, x), grad)]
+    with torch.no_grad():
+        assert torch.equal(block_sparse_matmul(weight, x, "cuda"), output)
+    leaf64, x64 = leaf.detach().double().requires_grad_(), x.detach().double().requires_grad_()
+    expected = weight.with_data(leaf64).to_dense() @ x64
+    wanted = [expected, *torch.autograd.grad(expected, (leaf64, x64), grad.double())]
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for one, other in zip(got, wanted, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_operators_keep_torchs_rules(turned: bool) -> None:
+    bsr, x = operands(32, 16, 8, 3, torch.float32)
+    grad = torch.randn(32, 3)
+    leaf, checks = bsr.data.requires_grad_(), ("test_schema", "test_autograd_registration", "test_faketensor")
+    taken = (grad if turned else x).requires_grad_()
+    torch.library.opcheck(dsd, (leaf, *bsr.index, taken, turned, "cuda"), test_utils=checks)
+    torch.library.opcheck(sdd, (grad.requires_grad_(), x.requires_grad_(), *bsr.index, "cuda"), test_utils=checks)
+
+
+def test_strided_and_misaligned_operands() -> None:
+    bsr, x = operands(16, 16, 8, 6, torch.float32)
+    wide = torch.zeros(6 * 16 + 1)
+    misaligned = wide[1:].view(6, 16).copy_(x.T).T
+    for strided in (x.repeat(1, 2)[:, ::2], x[:, :1].expand(-1, 6), misaligned):
+        torch.testing.assert_close(block_sparse_matmul(bsr, strided, "cuda"), bsr.to_dense() @ strided)
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_nothing_to_multiply(n: int) -> None:
+    empty = BSRMatrix.from_dense(torch.zeros(16, 32), BlockMask(torch.zeros(2, 4, dtype=torch.bool), 8))
+    output = block_sparse_matmul(empty, torch.randn(32, n), "cuda")
+    assert torch.equal(output, torch.zeros(16, n))
+    assert cuda_rungs.sdd(torch.randn(16, n), torch.randn(32, n), empty.index, 8).shape == (0, 8, 8)
+
+
+@pytest.mark.parametrize("dense_input", [False, True])
+def test_a_layer_against_torchs(dense_input: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = [BlockMask.random(4 * 32, into, 8, 0.5, generator) for into in (16, 32)]
+    into, recurrent = (BSRMatrix.from_dense(torch.randn(mask.shape, generator=generator) / 6, mask) for mask in masks)
+    x = torch.randn(3, 5, 16, generator=generator)
+    leaf = recurrent.data.clone().requires_grad_()
+    y, _ = block_sparse_lstm(
+        x, None, into.to_dense() if dense_input else into, recurrent.with_data(leaf), kernel="cuda"
+    )
+    layer = torch.nn.LSTM(16, 32, bias=False)
+    layer.weight_ih_l0.data, layer.weight_hh_l0.data = into.to_dense(), recurrent.to_dense()
+    expected, _ = layer(x)
+    torch.testing.assert_close(y, expected)
+    (grad,) = torch.autograd.grad(y.sum(), leaf)
+    (wanted,) = torch.autograd.grad(expected.sum(), layer.weight_hh_l0)
+    torch.testing.assert_close(grad, BSRMatrix.from_dense(wanted, masks[1]).data)

@@ -1,0 +1,158 @@
+"""Products by wgmma through the emulator: every element against its bound, guards around the output, planted faults caught."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import emulator
+import pytest
+import torch
+from emulator import EmulationError
+from torch import Tensor
+from wgmma_cases import DTYPES, GUARD, PATTERNS, SCHEDULES, WIDTHS, grid_of, guarded, kept_blocks, plant
+
+from kernels.backends import cuda_wgmma
+from kernels.backends.cuda_kernel import Kernel, Variant
+from kernels.backends.cuda_wgmma import Product, Tile, default_tile, list_columns, tiles, unsupported, variant
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.check import error_bound
+
+CASES = [
+    (op, element, block_size)
+    for op in cuda_wgmma.OPS
+    for element in DTYPES
+    for block_size in cuda_wgmma.BLOCKS
+    if unsupported(op, element, block_size) is None
+]
+
+
+def check(
+    op: str,
+    element: str,
+    kept: Tensor,
+    block_size: int,
+    n: int,
+    tile: Tile,
+    schedule: tuple[str, str],
+    source: str | None = None,
+) -> None:
+    """Launch on few CTAs, so that each takes several tiles, and compare with float64."""
+    generator, mask, dtype = torch.Generator().manual_seed(n), BlockMask(kept, block_size), DTYPES[element]
+    bsr = BSRMatrix.from_dense(torch.randn(mask.shape, generator=generator).to(dtype), mask)
+    dense = bsr.to_dense().mT if op == "dsd_t" else bsr.to_dense()
+    _, x = guarded((n, dense.shape[1]), dtype)
+    x.copy_(torch.randn(x.shape, generator=generator))
+    buffer, out = guarded((n, dense.shape[0]), dtype)
+
+    def load(wanted: Variant) -> Kernel:
+        wanted = wanted if source is None else replace(wanted, source=source)
+        return emulator.load(wanted, order=schedule[0], copies=schedule[1], seed=n)  # type: ignore[arg-type]
+
+    Product(op, element, bsr.data, bsr.index, x, out, tile, 3, load)()
+    expected = dense.double() @ x.mT.double()
+    bound = error_bound(dense, x.mT, expected)
+    if element == "Tf32":  # each operand is cut to 10 bits of fraction
+        bound = bound + 2.0**-9 * (dense.double().abs() @ x.mT.double().abs())
+    assert bool(((out.mT.double() - expected).abs() <= bound).all())
+    assert bool(buffer[:GUARD].isnan().all() and buffer[-GUARD:].isnan().all()), "wrote outside the output"
+
+
+@pytest.mark.parametrize(("op", "element", "block_size"), CASES)
+def test_default_tile(op: str, element: str, block_size: int) -> None:
+    kept = kept_blocks("random", *grid_of(block_size))
+    check(op, element, kept, block_size, 33, default_tile(element, block_size, 33), ("random", "random"))
+
+
+@pytest.mark.emulate
+@pytest.mark.parametrize("n", WIDTHS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("op", "element", "block_size"), CASES)
+def test_patterns(op: str, element: str, block_size: int, pattern: str, n: int) -> None:
+    kept = kept_blocks(pattern, *grid_of(block_size))
+    for schedule in SCHEDULES:
+        check(op, element, kept, block_size, n, default_tile(element, block_size, 300), schedule)
+
+
+@pytest.mark.emulate
+@pytest.mark.parametrize(("op", "element", "block_size"), CASES)
+def test_every_tile(op: str, element: str, block_size: int) -> None:
+    kept = kept_blocks("random", *grid_of(block_size))
+    for tile in tiles(element, block_size):
+        for schedule in SCHEDULES:
+            check(op, element, kept, block_size, 100, tile, schedule)
+
+
+FAULTS = {
+    "no proxy fence": ("wgmma_ring.h", "        proxy_fence();\n", ""),
+    "no wait for copies": ("wgmma_ring.h", "        copy_wait<lag>();\n", ""),
+    "copies waited for one stage late": ("wgmma_ring.h", "copy_wait<lag>", "copy_wait<lag + 1>"),
+    "no wait for products": ("products_wgmma.cu", "        wgmma_wait<behind>();\n", ""),
+    "a stage let go while it is read": ("products_wgmma.cu", "release(used - behind)", "release(used)"),
+    "stage not let go": ("products_wgmma.cu", "if (at >= behind) ring", "if (at > behind) ring"),
+    "wrong phase": ("wgmma_ring.h", "(number / STAGES & 1) ^ 1", "number / STAGES & 1"),
+    "no fence of sums": ("wgmma_tall.h", "    wgmma_fence();\n", ""),
+    "next stage's blocks": ("wgmma_tall.h", "stage + blocks_at + group", "stage + stage_bytes + blocks_at + group"),
+    "off by one step": ("wgmma_tall.h", "descriptor_step(32 * i), true", "descriptor_step(32 * i + 32), true"),
+    "one token too many": ("wgmma_gather.h", "tile.token + token < given.n", "tile.token + token <= given.n"),
+    "no barrier before the store": (
+        "wgmma_tall.h",
+        "        barrier_wait(1 + group, 128);\n        for",
+        "        for",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
+    source, kept = plant(tmp_path, "products_wgmma.cu", FAULTS[fault]), kept_blocks("full", 3, 5)
+    for schedule in SCHEDULES:
+        if fault == "no barrier before the store" and schedule[0] == "forward":
+            continue  # ordinary stores are found by their values alone
+        with pytest.raises((EmulationError, AssertionError)):
+            check("dsd", "Bfloat16", kept, 64, 33, Tile(128, 32, 3), schedule, source)
+
+
+def test_lists_name_each_kept_block_once() -> None:
+    kept = kept_blocks("random", 19, 11)
+    mask = BlockMask(kept, 16)
+    bsr = BSRMatrix.from_dense(mask.expand().float(), mask)
+    for turned, grid in ((False, kept), (True, kept.mT)):
+        listed = list_columns(bsr.index, 16, 128, turned)
+        found = torch.zeros_like(grid)
+        for group in range(-(-grid.shape[0] // 8)):
+            begin, end = listed.first[group : group + 2].tolist()
+            columns, blocks = listed.columns[begin:end], listed.blocks[begin:end]
+            assert bool((columns.diff() > 0).all()) and bool((blocks >= 0).any(dim=1).all())
+            at, slot = (blocks >= 0).nonzero(as_tuple=True)
+            numbers = blocks[at, slot].long()
+            rows, cols = 8 * group + slot, columns[at].long()
+            found[rows, cols] = True
+            stored = (bsr.row_indices[numbers], bsr.indices[numbers])
+            assert torch.equal(rows, stored[turned].long()) and torch.equal(cols, stored[not turned].long())
+        assert torch.equal(found, grid)
+        lengths = listed.first.diff()[listed.order.long()]
+        assert bool((lengths.diff() <= 0).all())
+
+
+def test_what_is_not_possible_is_refused_with_a_reason() -> None:
+    for op, element, block_size, word in (
+        ("dsd", "Float32", 64, "Float32"),
+        ("dsd", "Bfloat16", 8, "16, 32, 64 or 128"),
+        ("dsd_t", "Tf32", 64, "16 bits"),
+        ("dds", "Bfloat16", 64, "dds"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(word)):
+            variant(op, element, block_size, Tile(128, 128, 3))
+    with pytest.raises(ValueError, match="does not fit"):
+        variant("dsd", "Bfloat16", 64, Tile(128, 256, 6))
+
+
+def test_operands_that_are_not_aligned_are_refused() -> None:
+    mask = BlockMask(kept_blocks("full", 2, 2), 64)
+    bsr = BSRMatrix.from_dense(torch.ones(mask.shape, dtype=torch.bfloat16), mask)
+    x, out = torch.ones(3 * 128 + 1, dtype=torch.bfloat16)[1:].view(3, 128), torch.empty(3, 128, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="multiple of 16 bytes"):
+        Product("dsd", "Bfloat16", bsr.data, bsr.index, x, out, Tile(128, 32, 3), 1, emulator.load)
