@@ -59,9 +59,10 @@ def test_the_sanitizers_find_nothing(dtype: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtypes", ["not bfloat16", "bfloat16"])
 @pytest.mark.parametrize("build", list(builds.ISAS))
-def test_narrower_vectors(build: str) -> None:
-    assert_edges_pass(build, "-k", "not fuzz and not such_a_cpu")
+def test_narrower_vectors(build: str, dtypes: str) -> None:
+    assert_edges_pass(build, "-k", f"{dtypes} and not fuzz and not such_a_cpu")
 
 
 @pytest.mark.slow
