@@ -120,9 +120,7 @@ def test_every_product_has_a_variant_on_every_gpu() -> None:
 
 @pytest.mark.nvrtc
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize(
-    "source", [*("dsd.cu", "dsd_fp32.cu", "sdd.cu", "sdd_fp32.cu"), "products_wgmma.cu", "lstm.cu"]
-)
+@pytest.mark.parametrize("source", [*PRODUCTS, "lstm.cu"])
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_variant_compiles(capability: int, source: str) -> None:
     variants = [each for each in every_variant(capability) if each.source == source]
