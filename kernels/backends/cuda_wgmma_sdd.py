@@ -70,8 +70,8 @@ def sampled_variant(element: str, block_size: int, tile: SampledTile) -> Variant
         "STAGES": tile.stages,
         "WARPGROUPS": MULTIPLIERS,
     }
-    defines = tuple(sorted({"ELEMENT": element, **numbers}.items()))
-    return Variant("sdd_wgmma.cu", "sdd", defines, THREADS, tile.shared_bytes(block_size), needs=90)
+    defines: tuple[tuple[str, str | int], ...] = (("ELEMENT", element), *numbers.items())
+    return Variant("sdd_wgmma.cu", "sdd", tuple(sorted(defines)), THREADS, tile.shared_bytes(block_size), needs=90)
 
 
 def sampled_tiles(block_size: int) -> Iterator[SampledTile]:

@@ -1,7 +1,7 @@
-// dsd and its transpose by wgmma (sm_90a): Y[n, m] = X[n, k] W^T, or with TURNED X[n, m] W; X, Y token-major, W in blocks.
+// dsd and its transpose by wgmma (sm_90a): Y[n, m] = X[n, k] W^T, or TURNED X W; X and Y token-major, W by its kept blocks.
 //
-// WARPGROUPS warpgroups multiply, one more gathers. CTAs stay and take tile after tile, heavy row groups first; the stages of
-// the next tile are filled while the sums of one are written.
+// WARPGROUPS warpgroups multiply, one more gathers. CTAs stay and take tile after tile, heavy row groups first; the stages
+// of the next tile are filled while the sums of one are written.
 #if BLOCK >= 64
 #include "wgmma_tall.h"
 #else

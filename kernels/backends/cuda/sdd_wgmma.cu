@@ -1,8 +1,8 @@
-// sdd by wgmma (sm_90a): the kept blocks of G[m, n] X[k, n]^T, a reduction over n tokens; G [n, m], X [n, k] token-major, 16-bit.
+// sdd by wgmma (sm_90a): the kept blocks of G^T X, a reduction over n tokens; G [n, m] and X [n, k] token-major, 16-bit.
 //
-// A CTA takes a strip of block rows, 64 rows (128 where blocks are 128), and gathers COLUMNS of the columns that any of them
-// keeps for each warpgroup; its sums are D[64 rows, COLUMNS]. Tokens are lines of both operands: both are read turned.
-// Where a strip has several block rows, blocks that are not kept are multiplied with the others and dropped.
+// A CTA takes a strip of block rows, 64 rows (128 where blocks are 128), and gathers, for each warpgroup, COLUMNS of the
+// columns that any of them keeps; a warpgroup's sums are D[64 rows, COLUMNS]. Tokens are the lines of both operands, which are
+// read turned. Where a strip has several block rows, blocks that are not kept are multiplied with the others and dropped.
 #include "wgmma_ring.h"
 
 typedef ELEMENT Element;
@@ -27,11 +27,14 @@ static const int per_chunk = 8;                            // elements
 typedef RingOf<(strips + parts) * part_bytes, 0> Ring;
 
 static_assert(Element::bytes == 2, "wgmma turns 16-bit operands only");
-static_assert(BLOCK >= 16 && BLOCK <= 128 && DEPTH % 16 == 0 && COLUMNS % BLOCK == 0 && WARPGROUPS == 2, "whole blocks");
+static_assert(DEPTH % 16 == 0 && COLUMNS % BLOCK == 0 && WARPGROUPS == 2, "a warpgroup has whole blocks");
 
 struct Task {
     int strip, first, count;
-    DEVICE Task(const Arguments& given, int number) : strip(given.tasks[3 * number]), first(given.tasks[3 * number + 1]), count(given.tasks[3 * number + 2]) {}
+    DEVICE Task(const Arguments& given, int number) {
+        const int* task = given.tasks + 3 * number;
+        strip = task[0], first = task[1], count = task[2];
+    }
 };
 
 struct Lines {  // where a thread's 16 bytes of a line come from; null: nowhere
@@ -43,10 +46,16 @@ struct Lines {  // where a thread's 16 bytes of a line come from; null: nowhere
         }
         UNROLL for (int i = 0; i < parts; ++i) {
             const int column = i * 64 + chunk * per_chunk, place = column / BLOCK;
-            x[i] = place < task.count ? given.x + (u64)given.columns[task.first + place] * BLOCK + column % BLOCK : nullptr;
+            const u64 block = place < task.count ? given.columns[task.first + place] : 0;
+            x[i] = place < task.count ? given.x + block * BLOCK + column % BLOCK : nullptr;
         }
     }
 };
+
+// `any`: an address that may be read, for lines that come from nowhere and are zeros.
+DEVICE void copy_line(char* to, const Storage* line, u64 at, const Storage* any, bool valid) {
+    copy_async<16>(to, line ? line + at : any, valid && line);
+}
 
 DEVICE void gather(const Arguments& given, const Lines& lines, char* to, int token, int thread) {
     UNROLL for (int down = 0; down < DEPTH; down += 16) {
@@ -54,9 +63,9 @@ DEVICE void gather(const Arguments& given, const Lines& lines, char* to, int tok
         const u64 at = valid ? token + down : 0;
         char* place = to + down * line + swizzled<line>(16 * thread);
         UNROLL for (int i = 0; i < strips; ++i)
-            copy_async<16>(place + i * part_bytes, lines.grad[i] ? lines.grad[i] + at * given.m : given.grad, valid && lines.grad[i]);
+            copy_line(place + i * part_bytes, lines.grad[i], at * given.m, given.grad, valid);
         UNROLL for (int i = 0; i < parts; ++i)
-            copy_async<16>(place + (strips + i) * part_bytes, lines.x[i] ? lines.x[i] + at * given.k : given.x, valid && lines.x[i]);
+            copy_line(place + (strips + i) * part_bytes, lines.x[i], at * given.k, given.x, valid);
     }
 }
 
@@ -83,7 +92,8 @@ DEVICE void sum_task(float (&sum)[COLUMNS / 2], const Arguments& given, const Ri
         const u64 a = descriptor<line>(ring.at(used) + strip * part_bytes);
         const u64 b = descriptor<line>(ring.at(used) + (strips + span * (COLUMNS / 64)) * part_bytes, part_bytes);
         UNROLL for (int i = 0; i < DEPTH / 16; ++i)
-            multiply_wide<COLUMNS, Element, true, true>(sum, a + descriptor_step(16 * line * i), b + descriptor_step(16 * line * i), true);
+            multiply_wide<COLUMNS, Element, true, true>(sum, a + descriptor_step(16 * line * i),
+                                                        b + descriptor_step(16 * line * i), true);
         wgmma_commit();
         wgmma_wait<1>();
         if (token > 0) ring.release(used - 1);
@@ -98,7 +108,8 @@ DEVICE void store(const float (&sum)[COLUMNS / 2], const Arguments& given, const
     const int row = thread / 32 * 16 + thread % 32 / 4, inner = (strips == 2 ? group * 64 + row : row) % BLOCK;
     UNROLL for (int column = 0; column < across; ++column) {
         const int place = (spans == 2 ? group * across : 0) + column;
-        const int block = place < task.count ? given.blocks[(task.first + place) * heights + (strips == 2 ? 0 : row / BLOCK)] : -1;
+        const int entry = (task.first + place) * heights + (strips == 2 ? 0 : row / BLOCK);
+        const int block = place < task.count ? given.blocks[entry] : -1;
         if (block < 0) continue;
         Storage* to = given.values + ((u64)block * BLOCK + inner) * BLOCK + thread % 4 * 2;
         UNROLL for (int j = 0; j < BLOCK / 8; ++j) {

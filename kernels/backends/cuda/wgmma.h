@@ -78,7 +78,8 @@ template <int N, class T> struct Wide;  // P0 to P6: the numbers of the operands
 #define WIDE_16BIT(N, T, KIND, P0, P1, P2, P3, P4, P5, P6) \
     template <> struct Wide<N, T> { \
         template <int A_TURNED, int B_TURNED> static DEVICE void shared(float (&sum)[N / 2], u64 a, u64 b, int add) { \
-            asm volatile(WIDE_ASM(N, KIND, P0, P1, P2, ", " P3 ", " P4) : SUMS_##N : "l"(a), "l"(b), "r"(add), "n"(A_TURNED), "n"(B_TURNED)); \
+            asm volatile(WIDE_ASM(N, KIND, P0, P1, P2, ", " P3 ", " P4) \
+                         : SUMS_##N : "l"(a), "l"(b), "r"(add), "n"(A_TURNED), "n"(B_TURNED)); \
         } \
         template <int B_TURNED> static DEVICE void registers(float (&sum)[N / 2], const u32 (&a)[4], u64 b, int add) { \
             asm volatile(WIDE_ASM(N, KIND, "{" P0 ", " P1 ", " P2 ", " P3 "}", P4, P5, ", " P6) \
@@ -109,11 +110,13 @@ WIDE(128, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
 WIDE(256, "%128", "%129", "%130", "%131", "%132", "%133", "%134")
 
 // sum += a b (sum = a b where not `accumulate`), begun: all 128 threads together, done after wgmma_commit and wgmma_wait.
-template <int N, class T, bool A_TURNED = false, bool B_TURNED = false> DEVICE void multiply_wide(float (&sum)[N / 2], u64 a, u64 b, bool accumulate) {
+template <int N, class T, bool A_TURNED = false, bool B_TURNED = false>
+DEVICE void multiply_wide(float (&sum)[N / 2], u64 a, u64 b, bool accumulate) {
     Wide<N, T>::template shared<A_TURNED, B_TURNED>(sum, a, b, accumulate);
 }
 // The same with A in registers, as load_matrix gives it to multiply(): warp w holds rows 16 w to 16 w + 15.
-template <int N, class T, bool B_TURNED = false> DEVICE void multiply_wide(float (&sum)[N / 2], const u32 (&a)[4], u64 b, bool accumulate) {
+template <int N, class T, bool B_TURNED = false>
+DEVICE void multiply_wide(float (&sum)[N / 2], const u32 (&a)[4], u64 b, bool accumulate) {
     Wide<N, T>::template registers<B_TURNED>(sum, a, b, accumulate);
 }
 #endif

@@ -1,7 +1,8 @@
 // Blocks below 64 in products_wgmma.cu: a warpgroup's sums are D[64 tokens, b] for each block row of the group, kept apart.
 //
 // Each kept block is a product of its own, the others are skipped. With REGISTER_A the tokens are loaded into registers once
-// for all block rows; otherwise each product reads its 64 tokens from shared memory, 16 cycles for 16 elements.
+// for all block rows; otherwise each product reads its 64 tokens from shared memory, 16 cycles for 16 elements. Many rows share
+// X best, many tokens share what it costs to look for the blocks that are kept: which is better is to be measured.
 #pragma once
 #include "wgmma_gather.h"
 
@@ -9,6 +10,7 @@ static const int width = BLOCK;
 static const int halves = TOKENS / (64 * WARPGROUPS), kinds = slots;  // 64 tokens, one block row
 static const int along = column_bytes / 32;                           // products along a block
 static const int behind = REGISTER_A ? 0 : 1;                         // steps that may still be multiplied when one ends
+static const int block_step = TURNED ? 16 * column_bytes : 32;        // bytes from one to the next
 static const u64 any_slot = ((u64)1 << slots) - 1;
 
 struct Sums {
@@ -24,7 +26,8 @@ DEVICE void gather_blocks(const Arguments& given, const Step& step, char* to, in
         if (block < 0 || pair >= pairs) continue;
         const char* from = (const char*)given.values + (u64)block * piece_bytes;
         UNROLL for (int byte = 0; byte < piece_bytes; byte += 512)
-            copy_async<16>(to + pair * piece_bytes + swizzled<column_bytes>(byte + 16 * lane), from + byte + 16 * lane, true);
+            copy_async<16>(to + pair * piece_bytes + swizzled<column_bytes>(byte + 16 * lane),
+                           from + byte + 16 * lane, true);
     }
 }
 
@@ -38,8 +41,9 @@ DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
         if (kept >> (column * slots) & any_slot)
             UNROLL for (int half = 0; half < halves; ++half)
                 UNROLL for (int i = 0; i < along; ++i) {
-                    const int offset = ((group * halves + half) * 64 + row) * line + column % in_panel * column_bytes + 32 * i + lane / 16 * 16;
-                    load_matrix(a[column][half][i], stage + column / in_panel * panel_bytes + swizzled<line>(offset));
+                    const int byte = column % in_panel * column_bytes + 32 * i + lane / 16 * 16;
+                    const u32 at = swizzled<line>(((group * halves + half) * 64 + row) * line + byte);
+                    load_matrix(a[column][half][i], stage + column / in_panel * panel_bytes + at);
                 }
     wgmma_fence();
     UNROLL for (int column = 0; column < listed; ++column)
@@ -47,13 +51,15 @@ DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
             if (kept >> (column * slots + slot) & 1)
                 UNROLL for (int half = 0; half < halves; ++half)
                     UNROLL for (int i = 0; i < along; ++i)
-                        multiply_wide<width, Element, TURNED>(sums.at[half][slot], a[column][half][i],
-                            b + descriptor_step((column * slots + slot) * piece_bytes + (TURNED ? 16 * column_bytes : 32) * i), true);
+                        multiply_wide<width, Element, TURNED>(
+                            sums.at[half][slot], a[column][half][i],
+                            b + descriptor_step((column * slots + slot) * piece_bytes + block_step * i), true);
 }
 #else
 // Block rows from the first, of each the columns that it keeps. The bits of `kept` are pairs: column * slots + slot.
 DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
-    const u64 a = descriptor<line>(stage + group * halves * 64 * line), b = descriptor<column_bytes>(stage + blocks_at);
+    const u64 a = descriptor<line>(stage + group * halves * 64 * line);
+    const u64 b = descriptor<column_bytes>(stage + blocks_at);
     u64 every = 0;
     UNROLL for (int i = 0; i < listed; ++i) every |= (u64)1 << (i * slots);
     wgmma_fence();
@@ -64,8 +70,9 @@ DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
             const u64 block = b + descriptor_step((first + slot) * piece_bytes);
             UNROLL for (int half = 0; half < halves; ++half)
                 UNROLL for (int i = 0; i < along; ++i)
-                    multiply_wide<width, Element, false, TURNED>(sums.at[half][slot], tokens + descriptor_step(half * 64 * line + 32 * i),
-                                                                 block + descriptor_step((TURNED ? 16 * column_bytes : 32) * i), true);
+                    multiply_wide<width, Element, false, TURNED>(
+                        sums.at[half][slot], tokens + descriptor_step(half * 64 * line + 32 * i),
+                        block + descriptor_step(block_step * i), true);
         }
 }
 #endif
@@ -82,13 +89,16 @@ DEVICE void store_sums(const Arguments& given, const Sums& sums, const Tile& til
                     const u32 both[4] = {pair(sum), pair(sum + 2), pair(sum + 4), pair(sum + 6)};
                     store_matrix(room + lane % 16 * pitch + (row + lane / 16 * 8) * 2, both);
                 } else {
-                    UNROLL for (int i = 0; i < 8; i += 2)
-                        *(float2*)(room + (i / 2 % 2 * 8 + lane / 4) * pitch + (row + i / 4 * 8 + lane % 4 * 2) * 4) = make_float2(sum[i], sum[i + 1]);
+                    UNROLL for (int i = 0; i < 8; i += 2) {
+                        const int token = i / 2 % 2 * 8 + lane / 4, at = row + i / 4 * 8 + lane % 4 * 2;
+                        *(float2*)(room + token * pitch + at * 4) = make_float2(sum[i], sum[i + 1]);
+                    }
                 }
             }
             __syncwarp();
             UNROLL for (int token = lane / 8; token < 16; token += 4)
-                store_chunk(given, tile, (group * halves + half) * 64 + warp * 16 + token, first + lane % 8 * (16 / Element::bytes), room + token * pitch + lane % 8 * 16);
+                store_chunk(given, tile, (group * halves + half) * 64 + warp * 16 + token,
+                            first + lane % 8 * per_chunk, room + token * pitch + lane % 8 * 16);
             __syncwarp();
         }
 }

@@ -19,6 +19,7 @@ struct Arguments {  // mirrored by cuda_wgmma.py
 };
 
 static const int column_bytes = BLOCK * Element::bytes;          // of one listed column in one line of X
+static const int per_chunk = 16 / Element::bytes;                // elements of a copy
 static const int parts = column_bytes > line ? column_bytes / line : 1;  // steps that one listed column takes
 static const int in_panel = column_bytes < line ? line / column_bytes : 1;
 static const int steps_in_line = line / 32;                     // products along a line

@@ -19,9 +19,11 @@ DEVICE void gather_blocks(const Arguments& given, const Step& step, char* to, in
         const int block = __shfl_sync(0xffffffffu, step.block[0], group * 64 / BLOCK), piece = group * 64 % BLOCK;
         if (block < 0) continue;
         const int row = TURNED ? step.part * 64 : piece, byte = TURNED ? piece * Element::bytes : step.part * line;
-        const char* from = (const char*)given.values + ((u64)block * BLOCK + row + thread / 8) * column_bytes + byte + 16 * (thread % 8);
+        const u64 first = (u64)block * BLOCK + row + thread / 8;
+        const char* from = (const char*)given.values + first * column_bytes + byte + 16 * (thread % 8);
         UNROLL for (int down = 0; down < 64; down += 16)
-            copy_async<16>(to + group * piece_bytes + down * line + swizzled<line>(16 * thread), from + down * column_bytes, true);
+            copy_async<16>(to + group * piece_bytes + down * line + swizzled<line>(16 * thread),
+                           from + down * column_bytes, true);
     }
 }
 
@@ -30,7 +32,8 @@ DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
     wgmma_fence();
     const u64 a = descriptor<line>(stage + blocks_at + group * piece_bytes), b = descriptor<line>(stage);
     UNROLL for (int i = 0; i < steps_in_line; ++i)
-        multiply_wide<width, Element, TURNED>(sums.at[0][0], a + descriptor_step((TURNED ? 16 * line : 32) * i), b + descriptor_step(32 * i), true);
+        multiply_wide<width, Element, TURNED>(sums.at[0][0], a + descriptor_step((TURNED ? 16 * line : 32) * i),
+                                              b + descriptor_step(32 * i), true);
 }
 
 DEVICE void store_sums(const Arguments& given, const Sums& sums, const Tile& tile, char* room, int group, int thread) {
@@ -41,15 +44,19 @@ DEVICE void store_sums(const Arguments& given, const Sums& sums, const Tile& til
             const float* sum = sums.at[0][0] + (first + j) / 2;
             if (Element::bytes == 2) {
                 const u32 both[4] = {pair(sum), pair(sum + 2), pair(sum + 4), pair(sum + 6)};
-                store_matrix_turned(room + (j + lane / 16 * 8 + lane % 8) * pitch + (16 * warp + lane / 8 % 2 * 8) * 2, both);
+                const int token = j + lane / 16 * 8 + lane % 8, row = 16 * warp + lane / 8 % 2 * 8;
+                store_matrix_turned(room + token * pitch + row * 2, both);
             } else {
-                UNROLL for (int i = 0; i < 8; ++i)
-                    *(float*)(room + (j + i / 4 * 8 + 2 * (lane % 4) + i % 2) * pitch + (16 * warp + i / 2 % 2 * 8 + lane / 4) * 4) = sum[i];
+                UNROLL for (int i = 0; i < 8; ++i) {
+                    const int token = j + i / 4 * 8 + 2 * (lane % 4) + i % 2, row = 16 * warp + i / 2 % 2 * 8 + lane / 4;
+                    *(float*)(room + token * pitch + row * 4) = sum[i];
+                }
             }
         }
         barrier_wait(1 + group, 128);
         for (int i = thread; i < across * chunks; i += 128)
-            store_chunk(given, tile, first + i / chunks, 64 * group + i % chunks * (16 / Element::bytes), room + i / chunks * pitch + i % chunks * 16);
+            store_chunk(given, tile, first + i / chunks, 64 * group + i % chunks * per_chunk,
+                        room + i / chunks * pitch + i % chunks * 16);
         barrier_wait(1 + group, 128);
     }
 }
