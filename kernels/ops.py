@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.backends import cuda_rungs, native_library, native_lstm, native_products
+from kernels.backends import cuda_operators, cuda_rungs, native_library, native_lstm, native_products
 from kernels.bsr import BSRIndex, BSRMatrix
 
 KERNELS = ("auto", "cuda", "native", "torch")
@@ -84,7 +84,7 @@ def dsd(
     if kernel == "native":
         return native_products.dsd(native_products.pack(data, index, x.shape[1], turned), x)
     if kernel == "cuda":
-        return _in_order(x, cuda_rungs.dsd(data, index, x, turned))
+        return _in_order(x, cuda_operators.dsd(data, index, x, turned))
     to_rows, from_rows = (indices, rows) if turned else (rows, indices)
     num_block_rows = (column_indptr if turned else indptr).numel() - 1
     product = _torch_dsd(data.mT if turned else data, to_rows, from_rows, num_block_rows, x)
@@ -125,7 +125,7 @@ def sdd(
     if kernel == "native":
         return native_products.sdd(grad, x, index, size)
     if kernel == "cuda":
-        return cuda_rungs.sdd(grad, x, index, size)
+        return cuda_operators.sdd(grad, x, index, size)
     return _torch_sdd(grad, x, rows, indices, size)
 
 
@@ -197,7 +197,7 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     chosen = kernel_for(kernel, x.dtype, x.device, block_size=weight.block_size, nnzb=weight.nnzb)
     if chosen != "torch" and is_inference(weight.data, x):
         if chosen == "cuda":
-            return _in_order(x, cuda_rungs.dsd(weight.data, weight.index, x, False))
+            return _in_order(x, cuda_operators.dsd(weight.data, weight.index, x, False))
         return native_products.dsd(native_products.packed(weight, x.shape[1]), x)
     result: Tensor = dsd(weight.data, *weight.index, x, False, chosen)
     return result
