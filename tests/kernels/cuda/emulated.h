@@ -21,3 +21,6 @@
 #include "emulated_pieces.h"
 #include "emulated_wgmma.h"
 #include "emulated_launch.h"
+#ifdef WATCHED
+#include "emulated_watch.h"
+#endif

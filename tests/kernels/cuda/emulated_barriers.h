@@ -7,25 +7,25 @@ namespace emulated {
 constexpr u64 mbarrier_mark = 0xb0ba11edb0ba11edull;  // what an mbarrier's 8 bytes hold here
 
 // Everybody is at __syncthreads(): whatever was before is over for all.
-inline void end_synchronising(Cta &cta) {
+ENGINE void end_synchronising(Cta &cta) {
     cta.synchronising = 0;
     cta.era = ++cta.time;
     wake(cta, &cta.synchronising, nullptr);
 }
 
-inline void synchronise_cta() {
+ENGINE void synchronise_cta() {
     Cta &cta = *now->cta;
     if (++cta.synchronising == cta.live) end_synchronising(cta);
     else wait("__syncthreads", &cta.synchronising);
 }
 
-static void leave_cta() {
+ENGINE void leave_cta() {
     Cta &cta = *now->cta;
     --cta.live;
     if (cta.synchronising && cta.synchronising == cta.live) end_synchronising(cta);
 }
 
-inline void named_barrier(int number, int threads, bool waits) {
+ENGINE void named_barrier(int number, int threads, bool waits) {
     const char *piece = waits ? "barrier_wait" : "barrier_arrive";
     if (number < 1 || number >= most_named) fault("%s: barrier %d is none of 1 to 15", piece, number);
     if (threads <= 0 || threads % lanes_of_a_warp) fault("%s: %d threads are no whole warps", piece, threads);
@@ -45,7 +45,7 @@ inline void named_barrier(int number, int threads, bool waits) {
     memset(barrier.clock, 0, (size_t)clock_size() * 4);
 }
 
-inline Mbarrier &mbarrier_at(const u64 *pointer, const char *piece) {
+ENGINE Mbarrier &mbarrier_at(const u64 *pointer, const char *piece) {
     const u32 offset = shared_offset(pointer, 8, 8, piece);
     Cta &cta = *now->cta;
     for (int i = 0; i < cta.mbarrier_count; ++i) {
@@ -58,7 +58,7 @@ inline Mbarrier &mbarrier_at(const u64 *pointer, const char *piece) {
     fault("%s: there is no mbarrier at byte %u of shared memory", piece, offset);
 }
 
-inline void initialise_mbarrier(u64 *pointer, u32 count) {
+ENGINE void initialise_mbarrier(u64 *pointer, u32 count) {
     const u32 offset = shared_offset(pointer, 8, 8, "mbarrier_init");
     Cta &cta = *now->cta;
     int i = 0;
@@ -72,26 +72,26 @@ inline void initialise_mbarrier(u64 *pointer, u32 count) {
     *pointer = mbarrier_mark ^ offset;
 }
 
-inline void publish_mbarriers() {
+ENGINE void publish_mbarriers() {
     for (int i = 0; i < now->cta->mbarrier_count; ++i)
         if (now->cta->mbarriers[i].initialiser == now->number) now->cta->mbarriers[i].published = true;
 }
 
-inline void end_phase_if_over(Cta &cta, Mbarrier &barrier) {
+ENGINE void end_phase_if_over(Cta &cta, Mbarrier &barrier) {
     if (barrier.pending || barrier.bytes) return;
     barrier.phase ^= 1, barrier.pending = barrier.count;
     memcpy(barrier.done, barrier.arriving, (size_t)clock_size() * 4);
     wake(cta, &barrier, nullptr);
 }
 
-inline void arrive(Mbarrier &barrier, const Fibre &thread, const char *piece) {
+ENGINE void arrive(Mbarrier &barrier, const Fibre &thread, const char *piece) {
     if (barrier.pending == 0) fault("%s: more than %u arrivals at the mbarrier at byte %u", piece, barrier.count, barrier.offset);
     join(barrier.arriving, thread.clock);
     --barrier.pending;
     end_phase_if_over(*thread.cta, barrier);
 }
 
-inline void wait_for_phase(const u64 *pointer, u32 parity) {
+ENGINE void wait_for_phase(const u64 *pointer, u32 parity) {
     Mbarrier &barrier = mbarrier_at(pointer, "mbarrier_wait");
     if (parity > 1) fault("mbarrier_wait: parity %u", parity);
     while (barrier.phase == parity) wait("mbarrier_wait at byte", &barrier, (int)barrier.offset);

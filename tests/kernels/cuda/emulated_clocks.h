@@ -1,9 +1,9 @@
 // What happened before what: a race between copies and warp-wide pieces is found whatever the order of the threads is.
 //
 // Each thread has a vector clock: clock[t] is the last event of thread t that it knows to be over. A barrier joins the
-// clocks of those who meet; __syncthreads() begins an era instead, before which everything is over for everybody. Each 4
-// bytes of shared memory know who wrote them last by a copy, each 16 bytes when each warp read them last by a piece.
-// Ordinary loads and stores of shared memory are not seen.
+// clocks of those who meet; __syncthreads() begins an era instead, before which everything is over for everybody. Each 2
+// bytes of shared memory know who wrote them last and who read them last, each 16 bytes when each warp read them last by a
+// piece.
 #pragma once
 #include "emulated_fibres.h"
 
@@ -12,12 +12,11 @@ namespace emulated {
 constexpr int guard_bytes = 4096, most_named = 16, most_mbarriers = 64;
 constexpr u32 reading = 0xffffffffu;  // the time of a read that goes on
 
-enum State { untouched, flying, copied, brought };  // brought: by copy_bulk
+enum State { untouched, flying, stored, brought };  // stored: by threads, or by copy_async; brought: by copy_bulk
 
-struct Word {
-    u32 time;
-    u16 writer;
-    u16 state;
+struct Half {  // of 4 bytes
+    u32 time, read_times[2];  // of the last store; of the last load that is not over for the last one, and of that
+    u16 writer, state, readers[2];
 };
 
 struct Named {  // barriers 1 to 15
@@ -39,7 +38,7 @@ struct Cta {
     Fibre *fibres;
     int live, synchronising;
     u32 time, era;  // of the last event; before `era` everything is over for everybody
-    Word *words;
+    Half *halves;
     u32 *readers;  // [16 bytes, warp]
     u32 *atomics;  // a clock
     Named named[most_named];
@@ -47,8 +46,8 @@ struct Cta {
     int mbarrier_count;
 };
 
-inline int clock_size() { return (int)(run.options.threads + 7) & ~7; }
-inline int warps_of_a_cta() { return (int)(run.options.threads + 31) / 32; }
+ENGINE int clock_size() { return (int)(run.options.threads + 7) & ~7; }
+ENGINE int warps_of_a_cta() { return (int)(run.options.threads + 31) / 32; }
 
 static void fault(const char *format, ...) {
     char text[800];
@@ -65,18 +64,18 @@ static void fault(const char *format, ...) {
 }
 
 typedef u32 Eight __attribute__((vector_size(32), aligned(4)));
-inline void join(u32 *into, const u32 *from) {
+ENGINE void join(u32 *into, const u32 *from) {
     for (int i = 0; i < clock_size(); i += 8) {
         const Eight a = *(const Eight *)(into + i), b = *(const Eight *)(from + i);
         *(Eight *)(into + i) = a > b ? a : b;
     }
 }
 
-inline u32 event(Fibre &thread) { return thread.clock[thread.number] = ++thread.cta->time; }
-inline bool over_for(const Fibre &thread, int other, u32 time) { return time < thread.cta->era || thread.clock[other] >= time; }
+ENGINE u32 event(Fibre &thread) { return thread.clock[thread.number] = ++thread.cta->time; }
+ENGINE bool over_for(const Fibre &thread, int other, u32 time) { return time < thread.cta->era || thread.clock[other] >= time; }
 
 // A warp reads by a piece of all its lanes: it is over once any of them is known to be further.
-inline bool read_over_for(const Fibre &thread, int warp, u32 time) {
+ENGINE bool read_over_for(const Fibre &thread, int warp, u32 time) {
     if (time < thread.cta->era) return true;
     const int first = warp * lanes_of_a_warp;
     for (int lane = 0; lane < lanes_of_a_warp && first + lane < (int)run.options.threads; ++lane)
@@ -85,7 +84,7 @@ inline bool read_over_for(const Fibre &thread, int warp, u32 time) {
 }
 
 // Where a pointer to shared memory points, in bytes; all of `bytes` lie inside.
-inline u32 shared_offset(const void *pointer, u32 bytes, u32 alignment, const char *piece) {
+ENGINE u32 shared_offset(const void *pointer, u32 bytes, u32 alignment, const char *piece) {
     const long long offset = (const char *)pointer - now->cta->memory;
     if (offset < 0 || offset + bytes > run.options.shared_bytes)
         fault("%s at byte %lld of %u bytes of shared memory", piece, offset, run.options.shared_bytes);
@@ -93,18 +92,21 @@ inline u32 shared_offset(const void *pointer, u32 bytes, u32 alignment, const ch
     return (u32)offset;
 }
 
-inline void check_global(const void *pointer, u32 alignment, const char *piece) {
+ENGINE void check_global(const void *pointer, u32 alignment, const char *piece) {
     if ((size_t)pointer % alignment) fault("%s from global address %p, which is not aligned to %u", piece, pointer, alignment);
 }
 
 // `thread` begins to write: nobody may still read or write there.
-inline void begin_write(const Fibre &thread, u32 offset, u32 bytes, const char *piece) {
+ENGINE void begin_write(const Fibre &thread, u32 offset, u32 bytes, const char *piece) {
     Cta &cta = *thread.cta;
-    for (u32 i = offset / 4; i < (offset + bytes + 3) / 4; ++i) {
-        Word &word = cta.words[i];
-        if (word.state == flying) fault("%s writes byte %u of shared memory, which a copy of thread %d is still bringing", piece, 4 * i, word.writer);
-        if (!over_for(thread, word.writer, word.time)) fault("%s writes byte %u of shared memory, which thread %d wrote with no barrier between", piece, 4 * i, word.writer);
-        word.state = flying, word.writer = (u16)thread.number;
+    for (u32 i = offset / 2; i < (offset + bytes) / 2; ++i) {
+        Half &half = cta.halves[i];
+        if (half.state == flying) fault("%s writes byte %u of shared memory, which a copy of thread %d is still bringing", piece, 2 * i, half.writer);
+        if (!over_for(thread, half.writer, half.time)) fault("%s writes byte %u of shared memory, which thread %d wrote with no barrier between", piece, 2 * i, half.writer);
+        for (int other = 0; other < 2; ++other)
+            if (!over_for(thread, half.readers[other], half.read_times[other]))
+                fault("%s writes byte %u of shared memory, which thread %d read with no barrier between", piece, 2 * i, half.readers[other]);
+        half.state = flying, half.writer = (u16)thread.number;
     }
     const int warps = warps_of_a_cta();
     for (u32 i = offset / 16; i < (offset + bytes + 15) / 16; ++i)
@@ -115,29 +117,35 @@ inline void begin_write(const Fibre &thread, u32 offset, u32 bytes, const char *
         }
 }
 
-inline void end_write(const Fibre &thread, u32 offset, u32 bytes, State state, u32 time) {
-    for (u32 i = offset / 4; i < (offset + bytes + 3) / 4; ++i) thread.cta->words[i] = Word{time, (u16)thread.number, (u16)state};
+ENGINE void end_write(const Fibre &thread, u32 offset, u32 bytes, State state, u32 time) {
+    for (u32 i = offset / 2; i < (offset + bytes) / 2; ++i) {
+        Half &half = thread.cta->halves[i];
+        half.time = time, half.writer = (u16)thread.number, half.state = (u16)state;
+    }
+}
+
+// `thread` reads: all of it is written, and known to be.
+ENGINE void check_read(const Fibre &thread, u32 offset, u32 bytes, const char *piece) {
+    const Half *halves = thread.cta->halves;
+    bool known = false;
+    for (u32 i = offset / 2; i < (offset + bytes) / 2; ++i) {
+        const Half &half = halves[i];
+        if (half.state == flying) fault("%s reads byte %u of shared memory, which a copy of thread %d is still bringing", piece, 2 * i, half.writer);
+        if (!over_for(thread, half.writer, half.time)) fault("%s reads byte %u of shared memory, which thread %d wrote with no barrier between", piece, 2 * i, half.writer);
+        known |= half.state != untouched;
+    }
+    for (u32 i = 0; i < bytes && !known; ++i) known = thread.cta->memory[offset + i] != (char)0xff;
+    if (!known) fault("%s reads byte %u of shared memory, which was never written", piece, offset);
 }
 
 // `thread` reads 16 bytes for its warp, at `time`.
-inline void read_sixteen(const Fibre &thread, u32 offset, u32 time, const char *piece) {
+ENGINE void read_sixteen(const Fibre &thread, u32 offset, u32 time, const char *piece) {
     Cta &cta = *thread.cta;
-    bool known = false;
-    for (u32 i = offset / 4; i < offset / 4 + 4; ++i) {
-        const Word &word = cta.words[i];
-        if (word.state == flying) fault("%s reads byte %u of shared memory, which a copy of thread %d is still bringing", piece, 4 * i, word.writer);
-        if (!over_for(thread, word.writer, word.time)) fault("%s reads byte %u of shared memory, which thread %d wrote with no barrier between", piece, 4 * i, word.writer);
-        known |= word.state != untouched;
-    }
-    if (!known) {
-        u64 values[2];
-        memcpy(values, cta.memory + offset, 16);
-        if (!(~values[0] | ~values[1])) fault("%s reads byte %u of shared memory, which was never written", piece, offset);
-    }
+    check_read(thread, offset, 16, piece);
     cta.readers[offset / 16 * (u32)warps_of_a_cta() + (u32)(thread.number / lanes_of_a_warp)] = time;
 }
 
-inline void wake(Cta &cta, const void *key, const u32 *clock) {
+ENGINE void wake(Cta &cta, const void *key, const u32 *clock) {
     for (u32 i = 0; i < run.options.threads; ++i) {
         Fibre &thread = cta.fibres[i];
         if (thread.key != key) continue;

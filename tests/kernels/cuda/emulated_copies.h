@@ -17,15 +17,15 @@ struct Pending {  // asynchronous, and waited for through an mbarrier
 static Pending *pending;
 static int pending_count, pending_room;
 
-inline Copy &copy_number(Fibre &thread, u32 number) { return thread.copies[number & (thread.room - 1)]; }
+ENGINE Copy &copy_number(Fibre &thread, u32 number) { return thread.copies[number & (thread.room - 1)]; }
 
-inline void move_bytes(Copy &copy) {
+ENGINE void move_bytes(Copy &copy) {
     if (copy.valid) memcpy(copy.to, copy.from, copy.bytes);
     else memset(copy.to, 0, copy.bytes);
     copy.done = true;
 }
 
-inline void begin_copy(void *shared, const void *global, u32 bytes, bool valid) {
+ENGINE void begin_copy(void *shared, const void *global, u32 bytes, bool valid) {
     const u32 offset = shared_offset(shared, bytes, bytes, "copy_async");
     if (valid) check_global(global, bytes, "copy_async");
     Fibre &thread = *now;
@@ -42,30 +42,30 @@ inline void begin_copy(void *shared, const void *global, u32 bytes, bool valid) 
     if (at_once()) move_bytes(copy);
 }
 
-inline void finish_copies(Fibre &thread, u32 last) {
+ENGINE void finish_copies(Fibre &thread, u32 last) {
     if ((int)(last - thread.first) <= 0) return;
     const u32 time = event(thread);
     for (; thread.first != last; ++thread.first) {
         Copy &copy = copy_number(thread, thread.first);
         if (!copy.done) move_bytes(copy);
-        end_write(thread, (u32)(copy.to - thread.cta->memory), copy.bytes, copied, time);
+        end_write(thread, (u32)(copy.to - thread.cta->memory), copy.bytes, stored, time);
     }
 }
 
-inline void commit_copies() {
+ENGINE void commit_copies() {
     Fibre &thread = *now;
     constexpr u32 most = sizeof thread.groups / sizeof thread.groups[0];
     if (thread.group_count - thread.first_group == most) fault("more than %u groups of copies wait for copy_wait", most);
     thread.groups[thread.group_count++ % most] = thread.count;
 }
 
-inline void wait_for_copies(u32 left) {
+ENGINE void wait_for_copies(u32 left) {
     Fibre &thread = *now;
     constexpr u32 most = sizeof thread.groups / sizeof thread.groups[0];
     while (thread.group_count - thread.first_group > left) finish_copies(thread, thread.groups[thread.first_group++ % most]);
 }
 
-inline void finish(const Pending &one) {
+ENGINE void finish(const Pending &one) {
     Fibre &thread = *one.thread;
     if (one.kind == arrival_after_copies) {
         finish_copies(thread, one.copies);
@@ -79,7 +79,7 @@ inline void finish(const Pending &one) {
     end_phase_if_over(*thread.cta, *one.barrier);
 }
 
-inline void begin_pending(const Pending &one) {
+ENGINE void begin_pending(const Pending &one) {
     if (at_once()) return finish(one);
     if (pending_count == pending_room) {
         pending_room = pending_room ? 2 * pending_room : 64;
@@ -88,7 +88,7 @@ inline void begin_pending(const Pending &one) {
     pending[pending_count++] = one;
 }
 
-static bool finish_something() {
+ENGINE bool finish_something() {
     if (!pending_count) return false;
     const int chosen = run.options.copies == random_copies ? (int)random_below((u32)pending_count) : 0;
     const Pending one = pending[chosen];
@@ -97,7 +97,7 @@ static bool finish_something() {
     return true;
 }
 
-inline void copy_bulk_begin(void *shared, const void *global, u32 bytes, u64 *pointer) {
+ENGINE void copy_bulk_begin(void *shared, const void *global, u32 bytes, u64 *pointer) {
     const u32 offset = shared_offset(shared, bytes, 16, "copy_bulk");
     check_global(global, 16, "copy_bulk");
     if (bytes % 16 || !bytes) fault("copy_bulk of %u bytes, no multiple of 16", bytes);

@@ -11,6 +11,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
+// The emulator's own functions: their loads and stores are not those of the kernel, see emulated_watch.h.
+#define ENGINE __attribute__((no_sanitize("thread"))) inline
+
 struct uint3 {
     u32 x, y, z;
 };
@@ -95,16 +98,16 @@ struct Run {
 static Run run;
 static Fibre *now;
 
-static void leave_cta();         // by a thread that is over
-static bool finish_something();  // an asynchronous operation that nobody has asked for yet; false where there is none
+ENGINE void leave_cta();         // by a thread that is over
+ENGINE bool finish_something();  // an asynchronous operation that nobody has asked for yet; false where there is none
 
-inline u32 random_below(u32 count) {
+ENGINE u32 random_below(u32 count) {
     run.random ^= run.random << 13, run.random ^= run.random >> 7, run.random ^= run.random << 17;
     return (u32)((run.random >> 32) * count >> 32);
 }
 
 // Whether an asynchronous operation is done at once.
-inline bool at_once() {
+ENGINE bool at_once() {
     return run.options.copies == early || (run.options.copies == random_copies && random_below(2));
 }
 
@@ -116,7 +119,7 @@ asm(".pushsection .text\n.type emulated_switch, @function\nemulated_switch:\n"
     "movq %rsp, (%rdi)\nmovq %rsi, %rsp\n"
     "popq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n"
     ".size emulated_switch, .-emulated_switch\n.popsection\n");
-inline void *fresh_stack(char *top, void (*begin)()) {
+ENGINE void *fresh_stack(char *top, void (*begin)()) {
     void **words = (void **)((size_t)top & ~(size_t)15);
     words[-2] = (void *)begin;
     return words - 8;
@@ -132,7 +135,7 @@ asm(".pushsection .text\n.type emulated_switch, %function\nemulated_switch:\n"
     "ldp x29, x30, [sp, #80]\nldp d8, d9, [sp, #96]\nldp d10, d11, [sp, #112]\nldp d12, d13, [sp, #128]\nldp d14, d15, [sp, #144]\n"
     "add sp, sp, #160\nret\n"
     ".size emulated_switch, .-emulated_switch\n.popsection\n");
-inline void *fresh_stack(char *top, void (*begin)()) {
+ENGINE void *fresh_stack(char *top, void (*begin)()) {
     void **words = (void **)((size_t)top & ~(size_t)15) - 20;
     words[11] = (void *)begin;
     return words;
@@ -142,17 +145,17 @@ inline void *fresh_stack(char *top, void (*begin)()) {
 #endif
 
 // Ends the launch with a message.
-[[noreturn]] __attribute__((noinline, format(printf, 1, 2))) static void fault(const char *format, ...);
+[[noreturn]] __attribute__((noinline, cold, format(printf, 1, 2))) static void fault(const char *format, ...);
 
 // The next thread that can go on; null where the launch is over.
-inline int pick_lane(u32 lanes) {
+ENGINE int pick_lane(u32 lanes) {
     if (run.options.order == forward) return __builtin_ctz(lanes);
     if (run.options.order == reverse) return 31 - __builtin_clz(lanes);
     for (u32 skipped = random_below((u32)__builtin_popcount(lanes)); skipped > 0; --skipped) lanes &= lanes - 1;
     return __builtin_ctz(lanes);
 }
 
-inline Warp *pick_warp() {
+ENGINE Warp *pick_warp() {
     const int count = run.warp_count, at = (int)(run.warp - run.warps);
     const int first = run.options.order == random_order ? (int)random_below((u32)count) : at;
     for (int step = 1; step <= count; ++step) {
@@ -163,9 +166,9 @@ inline Warp *pick_warp() {
     return nullptr;
 }
 
-[[noreturn]] static void deadlock();
+[[noreturn]] __attribute__((cold)) static void deadlock();
 
-static Fibre *next() {
+ENGINE Fibre *next() {
     while (!run.todo) {
         Warp *warp = run.warp;
         if (run.options.copies == random_copies && random_below(8) == 0) finish_something();
@@ -178,7 +181,7 @@ static Fibre *next() {
     return run.warp->lanes + lane;
 }
 
-inline void go_on(Fibre *other) {
+ENGINE void go_on(Fibre *other) {
     Fibre *self = now;
     if ((char *)__builtin_frame_address(0) < self->stack + spare_bytes) fault(too_deep, stack_bytes);
     if (other == self) return;
@@ -187,14 +190,14 @@ inline void go_on(Fibre *other) {
 }
 
 // Until somebody calls wake() with this key (or, for a warp-wide piece, until the last lane has come).
-inline void wait(const char *what, const void *key, int detail = -1) {
+ENGINE void wait(const char *what, const void *key, int detail = -1) {
     now->waits_for = what, now->waits_detail = detail, now->key = key;
     go_on(next());
     now->waits_for = nullptr, now->key = nullptr;
 }
 
 // Other threads run first. Nothing but this for a long time, by all threads that can go on, is a deadlock.
-inline void let_others_run(const char *what) {
+ENGINE void let_others_run(const char *what) {
     const u64 live = (u64)run.live;
     if (++run.spins % (16 * live) == 0 && finish_something()) run.spins = 0;
     now->waits_for = what, now->waits_detail = -1;
@@ -204,7 +207,7 @@ inline void let_others_run(const char *what) {
     now->waits_for = nullptr;
 }
 
-static void begin_fibre() {
+ENGINE void begin_fibre() {
     run.body(run.given);
     if (*(u64 *)now->stack != canary) fault(too_deep, stack_bytes);
     Warp *warp = now->warp;

@@ -10,7 +10,7 @@ static void *mapped[16];
 static size_t mapped_bytes[16];
 static int mapped_count;
 
-template <class T> inline T *room_for(size_t count) {  // zeros, on pages that exist once they are used
+template <class T> ENGINE T *room_for(size_t count) {  // zeros, on pages that exist once they are used
     const size_t bytes = count * sizeof(T) + 64;
     void *memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) abort();
@@ -18,14 +18,14 @@ template <class T> inline T *room_for(size_t count) {  // zeros, on pages that e
     return (T *)memory;
 }
 
-inline size_t shared_stride() { return ((size_t)run.options.shared_bytes + 2 * guard_bytes + 1023) & ~(size_t)1023; }
+ENGINE size_t shared_stride() { return ((size_t)run.options.shared_bytes + 2 * guard_bytes + 1023) & ~(size_t)1023; }
 
 static char *shared_blocks, *stacks;
 static u32 *thread_clocks, *barrier_clocks;
 constexpr size_t clocks_of_a_cta = 1 + most_named + 2 * most_mbarriers;
 
-static void make_room() {
-    const size_t ctas = (size_t)run.cta_count, threads = ctas * run.options.threads, words = run.options.shared_bytes / 4 + 4;
+ENGINE void make_room() {
+    const size_t ctas = (size_t)run.cta_count, threads = ctas * run.options.threads, sixteens = run.options.shared_bytes / 16 + 1;
     run.ctas = room_for<Cta>(ctas);
     run.warps = room_for<Warp>(ctas * (size_t)warps_of_a_cta());
     run.fibres = room_for<Fibre>(threads);
@@ -33,15 +33,15 @@ static void make_room() {
     thread_clocks = room_for<u32>(threads * (size_t)clock_size());
     barrier_clocks = room_for<u32>(ctas * clocks_of_a_cta * (size_t)clock_size());
     shared_blocks = (char *)(((size_t)room_for<char>(ctas * shared_stride() + 1024) + 1023) & ~(size_t)1023);
-    Word *all_words = room_for<Word>(ctas * words);
-    u32 *all_readers = room_for<u32>(ctas * (words / 4 + 1) * (size_t)warps_of_a_cta());
+    Half *halves = room_for<Half>(ctas * sixteens * 8);
+    u32 *readers = room_for<u32>(ctas * sixteens * (size_t)warps_of_a_cta());
     for (size_t i = 0; i < ctas; ++i) {
-        run.ctas[i].words = all_words + i * words;
-        run.ctas[i].readers = all_readers + i * (words / 4 + 1) * (size_t)warps_of_a_cta();
+        run.ctas[i].halves = halves + i * sixteens * 8;
+        run.ctas[i].readers = readers + i * sixteens * (size_t)warps_of_a_cta();
     }
 }
 
-static void begin_cta(size_t place, uint3 index) {
+ENGINE void begin_cta(size_t place, uint3 index) {
     Cta &cta = run.ctas[place];
     const size_t threads = run.options.threads, size = (size_t)clock_size();
     cta.index = index;
@@ -49,7 +49,7 @@ static void begin_cta(size_t place, uint3 index) {
     cta.live = (int)threads, cta.synchronising = 0, cta.mbarrier_count = 0, cta.era = ++cta.time;
     cta.memory = shared_blocks + place * shared_stride() + guard_bytes;
     memset(cta.memory - guard_bytes, 0xff, (size_t)run.options.shared_bytes + 2 * guard_bytes);
-    memset(cta.words, 0, (run.options.shared_bytes / 4 + 4) * sizeof(Word));
+    memset(cta.halves, 0, run.options.shared_bytes / 2 * sizeof(Half));
     u32 *clock = barrier_clocks + place * clocks_of_a_cta * size;
     memset(clock, 0, clocks_of_a_cta * size * 4);
     cta.atomics = clock;
@@ -74,12 +74,12 @@ static void begin_cta(size_t place, uint3 index) {
     run.live += (int)threads;
 }
 
-static void check_guards(const Cta &cta) {
+ENGINE void check_guards(const Cta &cta) {
     const unsigned char *bytes = (const unsigned char *)cta.memory;
     const long long size = run.options.shared_bytes;
     for (long long i = -guard_bytes; i < size + guard_bytes; i = i == -1 ? size : i + 1)
         if (bytes[i] != 0xff) {
-            snprintf(run.message, sizeof run.message, "cta (%u, %u, %u): byte %lld of %lld of shared memory was written",
+            snprintf(run.message, sizeof run.message, "cta (%u, %u, %u): byte %lld of %lld bytes of shared memory was written",
                      cta.index.x, cta.index.y, cta.index.z, i, size);
             run.failed = true;
             return;
@@ -87,7 +87,7 @@ static void check_guards(const Cta &cta) {
 }
 
 // The four warps of a warpgroup must begin the same products.
-static void check_warpgroups(const Cta &cta) {
+ENGINE void check_warpgroups(const Cta &cta) {
     const Warp *warps = cta.fibres->warp;
     for (int i = 0; i < warps_of_a_cta(); ++i) {
         if (warps[i].story == warps[i & ~3].story) continue;
@@ -100,7 +100,7 @@ static void check_warpgroups(const Cta &cta) {
 
 // Accesses of memory that is not there end the launch, not the process.
 static sigjmp_buf before_launch;
-static void on_signal(int) {
+ENGINE void on_signal(int) {
     snprintf(run.message, sizeof run.message, "cta (%u, %u, %u), thread %d: an access of memory that does not exist",
              now->cta->index.x, now->cta->index.y, now->cta->index.z, now->number);
     run.failed = true;
@@ -124,12 +124,13 @@ struct Signals {  // caught on a stack of their own while it lives
     }
 };
 
-static void run_ctas() {
+ENGINE void run_ctas() {
     run.warp = run.options.order == reverse ? run.warps : run.warps + run.warp_count - 1;
     run.todo = 0, run.spins = 0, pending_count = 0;
     now = next();
     const Signals caught;
     if (sigsetjmp(before_launch, 1) == 0) emulated_switch(&run.caller, now->stack_pointer);
+    now = nullptr;
     for (int i = 0; i < run.cta_count && !run.failed; ++i) check_guards(run.ctas[i]), check_warpgroups(run.ctas[i]);
     if (!run.failed && pending_count) {
         snprintf(run.message, sizeof run.message, "the kernel ends while %d copies go on that an mbarrier would wait for", pending_count);
@@ -138,21 +139,21 @@ static void run_ctas() {
 }
 
 // A number of a CTA in launch order -> its place in the grid, every place once.
-static u64 shuffled(u64 number, u64 count, u64 step) {
+ENGINE u64 shuffled(u64 number, u64 count, u64 step) {
     if (run.options.order == forward) return number;
     if (run.options.order == reverse) return count - 1 - number;
     return (number * step + run.options.seed) % count;
 }
 
-inline u64 common_divisor(u64 a, u64 b) { return b ? common_divisor(b, a % b) : a; }
+ENGINE u64 common_divisor(u64 a, u64 b) { return b ? common_divisor(b, a % b) : a; }
 
-static uint3 cta_index(u64 number) {
+ENGINE uint3 cta_index(u64 number) {
     const u32 *grid = run.options.grid;
     return uint3{(u32)(number % grid[0]), (u32)(number / grid[0] % grid[1]), (u32)(number / grid[0] / grid[1])};
 }
 
 // Null, or what went wrong.
-static const char *launch(void (*body)(const void *), const void *given, const Options &options) {
+ENGINE const char *launch(void (*body)(const void *), const void *given, const Options &options) {
     run = Run{};
     run.options = options, run.body = body, run.given = given, run.random = options.seed * 2654435761u + 88172645463325252ull;
     const u64 count = (u64)options.grid[0] * options.grid[1] * options.grid[2];

@@ -6,9 +6,9 @@
 namespace emulated {
 
 enum Element { bf16, f16, tf32 };
-inline Element element_of(Bfloat16) { return bf16; }
-inline Element element_of(Float16) { return f16; }
-inline Element element_of(Tf32) { return tf32; }
+ENGINE Element element_of(Bfloat16) { return bf16; }
+ENGINE Element element_of(Float16) { return f16; }
+ENGINE Element element_of(Tf32) { return tf32; }
 
 struct Operand {  // in shared memory, as its descriptor says
     u64 descriptor;
@@ -16,7 +16,7 @@ struct Operand {  // in shared memory, as its descriptor says
     int first, count;  // rows of A or columns of B
 };
 
-inline float value_of(Element element, const char *at) {
+ENGINE float value_of(Element element, const char *at) {
     if (element == tf32) {
         u32 bits;
         memcpy(&bits, at, 4);
@@ -28,7 +28,7 @@ inline float value_of(Element element, const char *at) {
 }
 
 // Byte in shared memory of a piece of 16 bytes: piece `chunk` of row `line` (plain), or of step `line` of K (turned).
-inline u32 chunk_offset(const Operand &operand, int line, int chunk) {
+ENGINE u32 chunk_offset(const Operand &operand, int line, int chunk) {
     const u64 bits = operand.descriptor;
     const u32 leading = (u32)(bits >> 16 & 0x3fff) << 4, stride = (u32)(bits >> 32 & 0x3fff) << 4, mode = (u32)(bits >> 62);
     if (bits >> 49 & 7) fault("multiply_wide: a descriptor with a base offset, which is not emulated");
@@ -46,7 +46,7 @@ inline u32 chunk_offset(const Operand &operand, int line, int chunk) {
 }
 
 // see(byte in shared memory, line, chunk) for each 16 bytes of the operand.
-template <class See> inline void each_chunk(const Operand &operand, See see) {
+template <class See> ENGINE void each_chunk(const Operand &operand, See see) {
     if (operand.turned)
         for (int k = 0; k < 16; ++k)
             for (int i = operand.first / 8; i < (operand.first + operand.count) / 8; ++i) see(chunk_offset(operand, k, i), k, i);
@@ -56,7 +56,7 @@ template <class See> inline void each_chunk(const Operand &operand, See see) {
 }
 
 // put(row or column counted from the first, k, value) for each element.
-template <class Put> inline void each_element(Element element, const Operand &operand, Put put) {
+template <class Put> ENGINE void each_element(Element element, const Operand &operand, Put put) {
     const int bytes = element == tf32 ? 4 : 2;
     each_chunk(operand, [&](u32 offset, int line, int chunk) {
         for (int i = 0; i < 16 / bytes; ++i) {

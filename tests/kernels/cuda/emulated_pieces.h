@@ -2,73 +2,73 @@
 #pragma once
 #include "emulated_copies.h"
 
-inline char *shared_memory() { return emulated::now->cta->memory; }
-inline u32 shared_address(const void *pointer) { return (u32)((const char *)pointer - emulated::now->cta->memory) + 1024; }
+ENGINE char *shared_memory() { return emulated::now->cta->memory; }
+ENGINE u32 shared_address(const void *pointer) { return (u32)((const char *)pointer - emulated::now->cta->memory) + 1024; }
 
-inline float bits_float(u32 bits) { return __builtin_bit_cast(float, bits); }
-inline u32 float_bits(float value) { return __builtin_bit_cast(u32, value); }
-inline u32 pack_bf16(float low, float high) { return emulated::to_bf16(low) | emulated::to_bf16(high) << 16; }
-inline u32 pack_f16(float low, float high) { return emulated::to_f16(low) | emulated::to_f16(high) << 16; }
-inline float f16_float(u16 stored) { return emulated::f16_value(stored); }
-inline u32 round_tf32(u32 bits) { return emulated::to_tf32(bits); }
+ENGINE float bits_float(u32 bits) { return __builtin_bit_cast(float, bits); }
+ENGINE u32 float_bits(float value) { return __builtin_bit_cast(u32, value); }
+ENGINE u32 pack_bf16(float low, float high) { return emulated::to_bf16(low) | emulated::to_bf16(high) << 16; }
+ENGINE u32 pack_f16(float low, float high) { return emulated::to_f16(low) | emulated::to_f16(high) << 16; }
+ENGINE float f16_float(u16 stored) { return emulated::f16_value(stored); }
+ENGINE u32 round_tf32(u32 bits) { return emulated::to_tf32(bits); }
 
-template <int BYTES> inline void copy_async(void *shared, const void *global, bool valid) {
+template <int BYTES> ENGINE void copy_async(void *shared, const void *global, bool valid) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async moves 4, 8 or 16 bytes");
     emulated::begin_copy(shared, global, BYTES, valid);
 }
-inline void copy_commit() { emulated::commit_copies(); }
-template <int LEFT> inline void copy_wait() { emulated::wait_for_copies(LEFT); }
+ENGINE void copy_commit() { emulated::commit_copies(); }
+template <int LEFT> ENGINE void copy_wait() { emulated::wait_for_copies(LEFT); }
 
-inline void load_matrix(u32 (&to)[4], const void *row) { emulated::load_matrices<4, false>(to, row); }
-inline void load_matrix_turned(u32 (&to)[4], const void *row) { emulated::load_matrices<4, true>(to, row); }
-inline void load_matrix(u32 (&to)[2], const void *row) { emulated::load_matrices<2, false>(to, row); }
-inline void load_matrix_turned(u32 (&to)[2], const void *row) { emulated::load_matrices<2, true>(to, row); }
-inline void store_matrix(void *row, const u32 (&from)[4]) { emulated::store_matrices((char *)row, from, false, "store_matrix"); }
-inline void store_matrix_turned(void *row, const u32 (&from)[4]) { emulated::store_matrices((char *)row, from, true, "store_matrix_turned"); }
+ENGINE void load_matrix(u32 (&to)[4], const void *row) { emulated::load_matrices<4, false>(to, row); }
+ENGINE void load_matrix_turned(u32 (&to)[4], const void *row) { emulated::load_matrices<4, true>(to, row); }
+ENGINE void load_matrix(u32 (&to)[2], const void *row) { emulated::load_matrices<2, false>(to, row); }
+ENGINE void load_matrix_turned(u32 (&to)[2], const void *row) { emulated::load_matrices<2, true>(to, row); }
+ENGINE void store_matrix(void *row, const u32 (&from)[4]) { emulated::store_matrices((char *)row, from, false, "store_matrix"); }
+ENGINE void store_matrix_turned(void *row, const u32 (&from)[4]) { emulated::store_matrices((char *)row, from, true, "store_matrix_turned"); }
 
-inline void multiply(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2], Bfloat16) {
+ENGINE void multiply(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2], Bfloat16) {
     emulated::multiply_halves<emulated::bf16_value>(sum, a, b, "multiply bf16");
 }
-inline void multiply(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2], Float16) {
+ENGINE void multiply(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2], Float16) {
     emulated::multiply_halves<emulated::f16_value>(sum, a, b, "multiply f16");
 }
-inline void multiply(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2], Tf32) { emulated::multiply_tf32(sum, a, b); }
+ENGINE void multiply(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2], Tf32) { emulated::multiply_tf32(sum, a, b); }
 
-inline void barrier_wait(int number, int threads) { emulated::named_barrier(number, threads, true); }
-inline void barrier_arrive(int number, int threads) { emulated::named_barrier(number, threads, false); }
+ENGINE void barrier_wait(int number, int threads) { emulated::named_barrier(number, threads, true); }
+ENGINE void barrier_arrive(int number, int threads) { emulated::named_barrier(number, threads, false); }
 
-inline void mbarrier_init(u64 *barrier, u32 count) { emulated::initialise_mbarrier(barrier, count); }
-inline void mbarrier_publish() { emulated::publish_mbarriers(); }
-inline void mbarrier_expect(u64 *barrier, u32 bytes) {
+ENGINE void mbarrier_init(u64 *barrier, u32 count) { emulated::initialise_mbarrier(barrier, count); }
+ENGINE void mbarrier_publish() { emulated::publish_mbarriers(); }
+ENGINE void mbarrier_expect(u64 *barrier, u32 bytes) {
     emulated::Mbarrier &its = emulated::mbarrier_at(barrier, "mbarrier_expect");
     its.bytes += bytes;
     emulated::arrive(its, *emulated::now, "mbarrier_expect");
 }
-inline void mbarrier_wait(u64 *barrier, u32 parity) { emulated::wait_for_phase(barrier, parity); }
-inline void mbarrier_arrive(u64 *barrier) {
+ENGINE void mbarrier_wait(u64 *barrier, u32 parity) { emulated::wait_for_phase(barrier, parity); }
+ENGINE void mbarrier_arrive(u64 *barrier) {
     emulated::arrive(emulated::mbarrier_at(barrier, "mbarrier_arrive"), *emulated::now, "mbarrier_arrive");
 }
-inline void mbarrier_arrive_after_copies(u64 *barrier) {
+ENGINE void mbarrier_arrive_after_copies(u64 *barrier) {
     emulated::Mbarrier &its = emulated::mbarrier_at(barrier, "mbarrier_arrive_after_copies");
     emulated::begin_pending({emulated::arrival_after_copies, emulated::now, &its, nullptr, nullptr, 0, emulated::now->count});
 }
-inline void copy_bulk(void *shared, const void *global, u32 bytes, u64 *barrier) {
+ENGINE void copy_bulk(void *shared, const void *global, u32 bytes, u64 *barrier) {
     emulated::copy_bulk_begin(shared, global, bytes, barrier);
 }
-inline void proxy_fence() { emulated::now->fenced = emulated::event(*emulated::now); }
-template <int REGISTERS> inline void give_registers() {}
-template <int REGISTERS> inline void take_registers() {}
+ENGINE void proxy_fence() { emulated::now->fenced = emulated::event(*emulated::now); }
+template <int REGISTERS> ENGINE void give_registers() {}
+template <int REGISTERS> ENGINE void take_registers() {}
 
-inline void add_release(u32 *flag, u32 value) {
+ENGINE void add_release(u32 *flag, u32 value) {
     emulated::order_by_atomics();
     *flag += value;
     emulated::run.spins = 0;
 }
-inline u32 load_acquire(const u32 *flag) {
+ENGINE u32 load_acquire(const u32 *flag) {
     emulated::let_others_run("load_acquire");
     emulated::order_by_atomics();
     return *flag;
 }
-inline uint4 load_fresh(const uint4 *from) { return *from; }
-inline void relax() { emulated::let_others_run("relax"); }
-inline float fast_exp(float x) { return expf(x); }
+ENGINE uint4 load_fresh(const uint4 *from) { return *from; }
+ENGINE void relax() { emulated::let_others_run("relax"); }
+ENGINE float fast_exp(float x) { return expf(x); }

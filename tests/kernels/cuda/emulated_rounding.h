@@ -3,7 +3,7 @@
 
 namespace emulated {
 
-inline float f16_value(u32 bits) {
+ENGINE float f16_value(u32 bits) {
     const u32 sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
     if (exponent == 0) {  // zero or subnormal: a multiple of 2^-24
         const float value = (float)fraction * 5.9604644775390625e-8f;
@@ -14,18 +14,18 @@ inline float f16_value(u32 bits) {
 }
 
 // `bits` without its last `dropped` bits (0 < dropped < 32), to nearest, ties to even.
-inline u32 round_off(u32 bits, u32 dropped) {
+ENGINE u32 round_off(u32 bits, u32 dropped) {
     const u32 half = 1u << (dropped - 1), odd = bits >> dropped & 1;
     return (bits + half - 1 + odd) >> dropped;
 }
 
-inline u32 to_bf16(float value) {
+ENGINE u32 to_bf16(float value) {
     const u32 bits = __builtin_bit_cast(u32, value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
     return round_off(bits, 16);
 }
 
-inline u32 to_f16(float value) {
+ENGINE u32 to_f16(float value) {
     const u32 bits = __builtin_bit_cast(u32, value), sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
     if (size > 0x7f800000u) return 0x7fff;
     if (size >= 0x47800000u) return sign | 0x7c00;  // 65536 and more; 65520 to 65536 carry into infinity below
@@ -34,7 +34,7 @@ inline u32 to_f16(float value) {
     return sign | (shift > 25 ? 0 : round_off((size & 0x7fffffu) | 0x800000u, shift));
 }
 
-inline u32 to_tf32(u32 bits) {  // ties away from zero
+ENGINE u32 to_tf32(u32 bits) {  // ties away from zero
     if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffffffu;
     if ((bits & 0x7f800000u) == 0x7f800000u) return bits;
     return (bits + 0x1000u) & 0xffffe000u;

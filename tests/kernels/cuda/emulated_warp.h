@@ -6,7 +6,7 @@
 namespace emulated {
 
 // Whether this lane is the last of `mask`; it then does the piece and calls part(). `given` is what each lane brings.
-inline bool meet(const char *piece, u32 mask, void *given) {
+ENGINE bool meet(const char *piece, u32 mask, void *given) {
     Warp &warp = *now->warp;
     const u32 lane = 1u << now->lane;
     if (!(mask & lane)) fault("calls %s for lanes %08x, and is none of them", piece, mask);
@@ -29,7 +29,7 @@ inline bool meet(const char *piece, u32 mask, void *given) {
     return false;
 }
 
-inline void part(u32 mask) {
+ENGINE void part(u32 mask) {
     Warp &warp = *now->warp;
     for (Meeting &meeting : warp.meetings)
         if (meeting.mask == mask) meeting.mask = 0;
@@ -37,12 +37,12 @@ inline void part(u32 mask) {
     warp.kept = true;
 }
 
-template <class Given> Given &given_by(int lane) { return *(Given *)now->warp->given[lane]; }
+template <class Given> ENGINE Given &given_by(int lane) { return *(Given *)now->warp->given[lane]; }
 
 constexpr u32 all_lanes = 0xffffffffu;
 
 // A read or product of the whole warp: its lanes are at the same time then.
-inline u32 warp_event() {
+ENGINE u32 warp_event() {
     const u32 time = ++now->cta->time;
     for (int lane = 0; lane < lanes_of_a_warp; ++lane) {
         Fibre &thread = now->warp->lanes[lane];
@@ -52,21 +52,21 @@ inline u32 warp_event() {
     return time;
 }
 
-template <class Do> inline void by_the_last(const char *piece, void *given, Do act) {
+template <class Do> ENGINE void by_the_last(const char *piece, void *given, Do act) {
     if (!meet(piece, all_lanes, given)) return;
     act();
     part(all_lanes);
 }
 
 // What a wgmma_fence must come after before a product takes it from registers.
-inline void loaded(Warp &warp, const u32 *to) { warp.loaded[warp.loaded_count++ % 16] = to; }
+ENGINE void loaded(Warp &warp, const u32 *to) { warp.loaded[warp.loaded_count++ % 16] = to; }
 
 struct Rows {
     u32 *to;
     const void *row;
 };
 
-template <int count, bool turned> inline void load_matrices(u32 *to, const void *row) {
+template <int count, bool turned> ENGINE void load_matrices(u32 *to, const void *row) {
     const char *piece = count == 4 ? (turned ? "load_matrix_turned x4" : "load_matrix x4") : (turned ? "load_matrix_turned x2" : "load_matrix x2");
     if (now->lane < count * 8) shared_offset(row, 16, 16, piece);
     Rows mine = {to, row};
@@ -90,27 +90,27 @@ template <int count, bool turned> inline void load_matrices(u32 *to, const void 
 }
 
 // Four 8x8 matrices to shared memory, the way back of load_matrix.
-inline void store_matrices(char *row, const u32 *from, bool turned, const char *piece) {
+ENGINE void store_matrices(char *row, const u32 *from, bool turned, const char *piece) {
     struct Given {
         char *row;
         const u32 *from;
     } mine = {row, from};
     shared_offset(row, 16, 16, piece);
-    by_the_last(piece, &mine, [=] {
-        warp_event();
-        for (int at = 0; at < lanes_of_a_warp; ++at) {
-            u16 values[8];
-            for (int i = 0; i < 8; ++i) {
-                const int line = turned ? i : at % 8, col = turned ? at % 8 : i;
-                values[i] = (u16)(given_by<Given>(line * 4 + col / 2).from[at / 8] >> 16 * (col % 2));
-            }
-            Fibre &thread = now->warp->lanes[at];
-            const u32 offset = (u32)(given_by<Given>(at).row - now->cta->memory);
-            begin_write(thread, offset, 16, piece);
-            memcpy(given_by<Given>(at).row, values, 16);
-            end_write(thread, offset, 16, copied, event(thread));
+    if (!meet(piece, all_lanes, &mine)) return;
+    warp_event();
+    for (int at = 0; at < lanes_of_a_warp; ++at) {
+        u16 values[8];
+        for (int i = 0; i < 8; ++i) {
+            const int line = turned ? i : at % 8, col = turned ? at % 8 : i;
+            values[i] = (u16)(given_by<Given>(line * 4 + col / 2).from[at / 8] >> 16 * (col % 2));
         }
-    });
+        Fibre &thread = now->warp->lanes[at];
+        const u32 offset = (u32)(given_by<Given>(at).row - now->cta->memory);
+        begin_write(thread, offset, 16, piece);
+        memcpy(given_by<Given>(at).row, values, 16);
+        end_write(thread, offset, 16, stored, event(thread));
+    }
+    part(all_lanes);
 }
 
 typedef float EightFloats __attribute__((vector_size(32), aligned(4)));
@@ -120,11 +120,11 @@ struct Fragments {
     const u32 *a, *b;
 };
 
-inline float bf16_value(u32 bits) { return __builtin_bit_cast(float, bits << 16); }
-inline float tf32_value(u32 bits) { return __builtin_bit_cast(float, bits & 0xffffe000u); }  // the hardware ignores the others
+ENGINE float bf16_value(u32 bits) { return __builtin_bit_cast(float, bits << 16); }
+ENGINE float tf32_value(u32 bits) { return __builtin_bit_cast(float, bits & 0xffffe000u); }  // the hardware ignores the others
 
 // sum[16][8] += a[16][depth] b[depth][8], the fragments of all lanes gathered.
-template <int depth> inline void multiply_gathered(const float (&a)[16][depth], const float (&b)[depth][8]) {
+template <int depth> ENGINE void multiply_gathered(const float (&a)[16][depth], const float (&b)[depth][8]) {
     for (int row = 0; row < 16; ++row) {
         EightFloats sum = {};
         for (int k = 0; k < depth; ++k) sum += *(const EightFloats *)b[k] * a[row][k];
@@ -134,7 +134,7 @@ template <int depth> inline void multiply_gathered(const float (&a)[16][depth], 
     part(all_lanes);
 }
 
-template <float (*value)(u32)> inline void multiply_halves(float *sum, const u32 *a, const u32 *b, const char *piece) {
+template <float (*value)(u32)> ENGINE void multiply_halves(float *sum, const u32 *a, const u32 *b, const char *piece) {
     Fragments mine = {sum, a, b};
     if (!meet(piece, all_lanes, &mine)) return;
     run.spins = 0;
@@ -154,7 +154,7 @@ template <float (*value)(u32)> inline void multiply_halves(float *sum, const u32
     multiply_gathered(left, right);
 }
 
-inline void multiply_tf32(float *sum, const u32 *a, const u32 *b) {
+ENGINE void multiply_tf32(float *sum, const u32 *a, const u32 *b) {
     Fragments mine = {sum, a, b};
     if (!meet("multiply tf32", all_lanes, &mine)) return;
     run.spins = 0;
@@ -170,7 +170,7 @@ inline void multiply_tf32(float *sum, const u32 *a, const u32 *b) {
 }
 
 // `pick` gives the lane that each lane reads from.
-template <class T, class Pick> inline T shuffle(const char *piece, u32 mask, T value, Pick pick) {
+template <class T, class Pick> ENGINE T shuffle(const char *piece, u32 mask, T value, Pick pick) {
     struct Given {
         T value, answer;
         int from;
@@ -187,7 +187,7 @@ template <class T, class Pick> inline T shuffle(const char *piece, u32 mask, T v
     return mine.answer;
 }
 
-inline u32 ballot(const char *piece, u32 mask, bool vote) {
+ENGINE u32 ballot(const char *piece, u32 mask, bool vote) {
     struct Given {
         bool vote;
         u32 answer;
@@ -203,7 +203,7 @@ inline u32 ballot(const char *piece, u32 mask, bool vote) {
     return mine.answer;
 }
 
-inline void synchronise_warp(u32 mask) {
+ENGINE void synchronise_warp(u32 mask) {
     if (!meet("__syncwarp", mask, nullptr)) return;
     Fibre *lanes = now->warp->lanes;
     for (int lane = 0; lane < lanes_of_a_warp; ++lane)

@@ -21,16 +21,16 @@ struct Tensor {
     float *sums[lanes_of_a_warp], *saved;
 };
 
-// What copies wrote is seen by wgmma only after a proxy_fence of the writer, or of the reader once it knows of the write.
-inline void check_proxy(const Fibre &thread, u32 offset) {
-    for (u32 i = offset / 4; i < offset / 4 + 4; ++i) {
-        const Word &word = thread.cta->words[i];
-        if (word.state == copied && thread.cta->fibres[word.writer].fenced < word.time && thread.fenced < word.time)
-            fault("multiply_wide reads byte %u of shared memory, which thread %d wrote without a proxy_fence after", 4 * i, word.writer);
+// What threads wrote is seen by wgmma only after a proxy_fence of the writer, or of the reader once it knows of the write.
+ENGINE void check_proxy(const Fibre &thread, u32 offset) {
+    for (u32 i = offset / 2; i < offset / 2 + 8; ++i) {
+        const Half &half = thread.cta->halves[i];
+        if (half.state == stored && thread.cta->fibres[half.writer].fenced < half.time && thread.fenced < half.time)
+            fault("multiply_wide reads byte %u of shared memory, which thread %d wrote without a proxy_fence after", 2 * i, half.writer);
     }
 }
 
-inline void begin_reads(const Operand &operand, const char *piece) {
+ENGINE void begin_reads(const Operand &operand, const char *piece) {
     const Fibre &thread = now->warp->lanes[0];
     each_chunk(operand, [&](u32 offset, int, int) {
         read_sixteen(thread, offset, reading, piece);
@@ -38,13 +38,13 @@ inline void begin_reads(const Operand &operand, const char *piece) {
     });
 }
 
-inline void mark_reads(const Operand &operand, u32 time) {
+ENGINE void mark_reads(const Operand &operand, u32 time) {
     const u32 warp = (u32)(now->number / lanes_of_a_warp);
     each_chunk(operand, [&](u32 offset, int, int) { now->cta->readers[offset / 16 * (u32)warps_of_a_cta() + warp] = time; });
 }
 
 // The 16 rows of this warp: old sums (0 where they do not count) + a b, by lane and place.
-inline void compute(Tensor &tensor) {
+ENGINE void compute(Tensor &tensor) {
     const int columns = tensor.b.count;
     static float right[most_k][most_columns], rows[16][most_columns];
     if (tensor.a.count)
@@ -65,7 +65,7 @@ inline void compute(Tensor &tensor) {
     tensor.done = true;
 }
 
-inline void take_sums(Tensor &tensor) {
+ENGINE void take_sums(Tensor &tensor) {
     for (int lane = 0; lane < lanes_of_a_warp; ++lane)
         for (int i = 0; i < tensor.sum_count; ++i) {
             tensor.saved[lane * tensor.sum_count + i] = tensor.sums[lane][i];
@@ -73,14 +73,14 @@ inline void take_sums(Tensor &tensor) {
         }
 }
 
-inline void check_sums(const Tensor &tensor) {
+ENGINE void check_sums(const Tensor &tensor) {
     for (int lane = 0; lane < lanes_of_a_warp; ++lane)
         for (int i = 0; i < tensor.sum_count; ++i)
             if (memcmp(tensor.sums[lane] + i, &sum_in_flight, 4)) fault("the sums of multiply_wide were written before wgmma_wait");
 }
 
 // To the next product of the same sums, or to the sums themselves.
-inline void give_sums(Tensor &tensor) {
+ENGINE void give_sums(Tensor &tensor) {
     check_sums(tensor);
     for (Tensor *later = tensor.next; later; later = later->next)
         if (later->sums[0] == tensor.sums[0]) {
@@ -97,7 +97,7 @@ struct Product {
     const u32 *a;
 };
 
-inline void read_left(Tensor &tensor) {  // fragments of A, as multiply() takes them
+ENGINE void read_left(Tensor &tensor) {  // fragments of A, as multiply() takes them
     for (int lane = 0; lane < lanes_of_a_warp; ++lane)
         for (int i = 0; i < 4; ++i) {
             const u32 bits = given_by<Product>(lane).a[i];
@@ -109,7 +109,7 @@ inline void read_left(Tensor &tensor) {  // fragments of A, as multiply() takes 
         }
 }
 
-inline void begin_tensor(Element element, int columns, Operand a, Operand b, bool accumulate) {
+ENGINE void begin_tensor(Element element, int columns, Operand a, Operand b, bool accumulate) {
     const char *piece = "multiply_wide";
     Warp &warp = *now->warp;
     if (run.options.threads % 128) fault("%s needs whole warpgroups", piece);
@@ -139,7 +139,7 @@ inline void begin_tensor(Element element, int columns, Operand a, Operand b, boo
     compute(tensor);
 }
 
-inline void finish_tensors(u32 left) {
+ENGINE void finish_tensors(u32 left) {
     Warp &warp = *now->warp;
     const u32 time = warp_event();
     while (warp.first && (int)(warp.commits - left - warp.first->group) > 0) {
@@ -159,21 +159,21 @@ inline void finish_tensors(u32 left) {
 
 }  // namespace emulated
 
-inline void wgmma_fence() {
+ENGINE void wgmma_fence() {
     emulated::by_the_last("wgmma_fence", nullptr, [] {
         emulated::Warp &warp = *emulated::now->warp;
         warp.fenced = true, memset(warp.loaded, 0, sizeof warp.loaded);
     });
 }
-inline void wgmma_commit() {
+ENGINE void wgmma_commit() {
     emulated::by_the_last("wgmma_commit", nullptr, [] { ++emulated::now->warp->commits; });
 }
-template <int left> inline void wgmma_wait() {
+template <int left> ENGINE void wgmma_wait() {
     emulated::by_the_last("wgmma_wait", nullptr, [] { emulated::finish_tensors(left); });
 }
-template <int count> inline void settle(float (&)[count]) {}
+template <int count> ENGINE void settle(float (&)[count]) {}
 
-template <int columns, class T, bool a_turned = false, bool b_turned = false> inline void multiply_wide(float (&sum)[columns / 2], u64 a, u64 b, bool accumulate) {
+template <int columns, class T, bool a_turned = false, bool b_turned = false> ENGINE void multiply_wide(float (&sum)[columns / 2], u64 a, u64 b, bool accumulate) {
     static_assert(columns % 8 == 0 && columns <= emulated::most_columns, "wgmma has 8 to 256 columns");
     static_assert(T::bytes == 2 || (!a_turned && !b_turned), "wgmma turns 16-bit operands only");
     emulated::Product mine = {sum, nullptr};
@@ -182,7 +182,7 @@ template <int columns, class T, bool a_turned = false, bool b_turned = false> in
         emulated::begin_tensor(emulated::element_of(T()), columns, {a, a_turned, first, 16}, {b, b_turned, 0, columns}, accumulate);
     });
 }
-template <int columns, class T, bool b_turned = false> inline void multiply_wide(float (&sum)[columns / 2], const u32 (&a)[4], u64 b, bool accumulate) {
+template <int columns, class T, bool b_turned = false> ENGINE void multiply_wide(float (&sum)[columns / 2], const u32 (&a)[4], u64 b, bool accumulate) {
     emulated::Product mine = {sum, a};
     emulated::by_the_last("multiply_wide from registers", &mine, [=] {
         emulated::begin_tensor(emulated::element_of(T()), columns, {0, false, 0, 0}, {b, b_turned, 0, columns}, accumulate);

@@ -1,13 +1,14 @@
 """CUDA kernels run on the CPU: a .cu file compiled against emulated.h, its threads as fibres, faults found on the way.
 
-What is found: a copy read before a copy_wait and a barrier (or an mbarrier) make it visible, or written over too early; two
-copies to one place; warp-wide pieces that some lanes miss; shared memory that a piece reads and nobody wrote, that is out of
-range or misaligned; writes around the shared memory; deadlocks; memory that is not mapped. Races between copies and pieces are
-found in every order of the threads; the orders are for the others, as wrong results or reads of 0xFF bytes (NaN).
+What is found in shared memory, in every order of the threads: races between any two of ordinary loads and stores, copies,
+warp-wide pieces and wgmma (copies read before a copy_wait and a barrier or an mbarrier, or written over too early); a missing
+proxy_fence; loads of what nobody wrote; places out of range or misaligned. Besides: warp-wide pieces that some lanes miss,
+sums touched before wgmma_wait, deadlocks, memory that is not mapped.
 
-What is not: ordinary loads and stores of shared memory are seen by nobody but through their values, nor a missing proxy_fence()
-after ordinary stores; global memory outside a tensor is only guarded by what a test lays around it; sums are float in
-another order than the hardware's; nothing is learned about speed.
+What is not: of several threads that load 2 bytes two are remembered, single bytes are not, and shared memory that atomics
+change is not checked; global memory is checked by nobody, neither for races nor outside a tensor, but for what a test
+lays around it; registers read before wgmma_wait show as NaN only; sums are float in another order than the hardware's; nothing
+is learned about speed. Without g++ or clang++ ordinary accesses are not seen: see watches().
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ HERE = Path(__file__).parent
 CUDA = Path(compiler.__file__).parent / "backends" / "cuda"
 ORDERS = ("forward", "reverse", "random")  # as enum Order
 COPIES = ("early", "late", "random")  # as enum Copies
+# The compiler calls emulated_watch.h before each load and store; the runtime that it means is not linked.
+WATCHED = ("-fsanitize=thread", "-nostdlib", "-Wl,--no-as-needed", "-lm", "-lc", "-lgcc")
 
 _one_at_a_time = threading.Lock()
 
@@ -44,6 +47,11 @@ def unsupported() -> str | None:
     if not compiler.candidates():
         return f"no C++ compiler found; {compiler.HOW_TO_GET_ONE}"
     return None
+
+
+def watches() -> bool:
+    """Whether ordinary loads and stores of shared memory are seen: with g++ and clang++, not with ziglang."""
+    return "ziglang" not in compiler.candidates()[0]
 
 
 class Variant(Protocol):
@@ -123,5 +131,7 @@ def load(
 def _compiled(name: str, defines: tuple[tuple[str, str | int], ...]) -> ctypes.CDLL:
     source = next((folder / name for folder in (CUDA, HERE) if (folder / name).exists()), Path(name))
     macros = ("EMULATED=1", *(f"{key}={value}" for key, value in defines))
-    options = ("-O1", "-fno-threadsafe-statics", f"-I{CUDA}", f"-I{HERE}", "-x", "c++")
-    return compiler.compile_library(source, macros, options).handle
+    options = ("-O1", "-fno-threadsafe-statics", "-fno-exceptions", f"-I{CUDA}", f"-I{HERE}")
+    if watches():
+        macros, options = (*macros, "WATCHED=1"), (*options, *WATCHED)
+    return compiler.compile_library(source, macros, (*options, "-x", "c++")).handle

@@ -64,7 +64,7 @@ PIPELINE_FAULTS = {
     "outside": "at byte 4608 of 4608 bytes",
     "not_copied": "never written",
     "copied_twice": "copy_async writes byte 0 .* no barrier between",
-    "written_outside": "byte 4608 of 4608 of shared memory was written",
+    "written_outside": "byte 4608 of 4608 bytes",
     "no_memory": "memory that does not exist",
     "wait_too_late": "still bringing",
     "half_committed": "still bringing",
