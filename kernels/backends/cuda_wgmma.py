@@ -91,8 +91,10 @@ def variant(op: str, element: str, block_size: int, tile: Tile) -> Variant:
         "TURNED": int(op == "dsd_t"),
         "WARPGROUPS": MULTIPLIERS,
     }
-    defines = tuple(sorted({"ELEMENT": element, **numbers}.items()))
-    return Variant("products_wgmma.cu", "dsd", defines, THREADS, tile.shared_bytes(element, block_size), needs=90)
+    defines: tuple[tuple[str, str | int], ...] = (("ELEMENT", element), *numbers.items())
+    return Variant(
+        "products_wgmma.cu", "dsd", tuple(sorted(defines)), THREADS, tile.shared_bytes(element, block_size), needs=90
+    )
 
 
 def tiles(element: str, block_size: int) -> Iterator[Tile]:
@@ -156,7 +158,8 @@ def list_columns(index: BSRIndex, block_size: int, rows: int, turned: bool = Fal
     blocks[place, row % slots] = block.to(torch.int32)
     first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
     order = torch.argsort(counts, descending=True, stable=True)
-    return Listed(*(each.to(torch.int32) for each in (order, first, keys % grid_cols)), blocks)
+    columns = (keys % grid_cols).to(torch.int32)
+    return Listed(order.to(torch.int32), first.to(torch.int32), columns, blocks)
 
 
 class Arguments(ctypes.Structure):
