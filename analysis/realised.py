@@ -20,7 +20,7 @@ from analysis.variants import MODEL_SETTINGS, PRUNING_SETTINGS, final_epochs, pr
 
 NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
 COLUMNS = (
-    "cell_id", "variant", "block_size", "target_sparsity", "seed", "path", "lstm_kernel", "mean_sparsity", "final_sparsity",
+    "cell_id", "variant", "hidden_size", "block_size", "target_sparsity", "seed", "path", "lstm_kernel", "mean_sparsity", "final_sparsity",
     "sparse_share", "predicted", "predicted_at_probes", "measured", "efficiency", "steps", "sparse_seconds", "masked_seconds",
     "dense_seconds", "lstm_share", "ceiling", "allowed", "against_masked", "against_dense", "inference_kernel", "inference",
     "inference_lstm", "inference_promise", "inference_ceiling", "dense_bytes", "final_bytes", "test_ppl", "masked_ppl", "final_ppl",
@@ -80,7 +80,7 @@ def realised(train: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def _row(row: dict[str, Any], epochs: pd.DataFrame, final: pd.DataFrame) -> dict[str, Any]:
-    names = ("cell_id", "block_size", "target_sparsity", "seed", "path", "lstm_kernel", "inference_kernel", "dense_bytes",
+    names = ("cell_id", "hidden_size", "block_size", "target_sparsity", "seed", "path", "lstm_kernel", "inference_kernel", "dense_bytes",
              "final_bytes", "test_ppl", "final_ppl")  # fmt: skip
     masked, dense = _partner(final, row, PRUNING_SETTINGS), _partner(final, row, ())
     found = {

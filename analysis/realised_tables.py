@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analysis.load import records
 from analysis.realised import over_seeds, realised
-from analysis.stats import mean_interval, plus_minus, times
+from analysis.stats import Estimate, mean_interval, plus_minus, signed, times
 
 NOTHING = "–"
 TIME = (
@@ -75,7 +74,7 @@ def finished_model_table(train: pd.DataFrame | None) -> pd.DataFrame:
                 "bytes finished": _bytes(part["final_bytes"]),
                 "test ppl masked": plus_minus(mean_interval(part["masked_ppl"].dropna().tolist())),
                 "test ppl sparse": plus_minus(mean_interval(part["test_ppl"].dropna().tolist())),
-                "difference": _number(difference),
+                "difference": signed(difference),
                 "seed noise": _number(noise),
                 "test ppl finished": plus_minus(mean_interval(part["final_ppl"].dropna().tolist())),
             }
@@ -83,17 +82,14 @@ def finished_model_table(train: pd.DataFrame | None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(MODEL))
 
 
-def perplexity_change(part: pd.DataFrame) -> tuple[float, float]:
-    """(largest difference of test perplexity from the masked run of the same seed, seed noise of those runs); NaN: unknown.
+def perplexity_change(part: pd.DataFrame) -> tuple[Estimate, float]:
+    """(test perplexity less that of the masked run of the same seed, mean over seeds; seed noise of the masked runs).
 
-    The seed noise is the standard deviation of the masked runs over their seeds.
+    The seed noise is the standard deviation of the masked runs over their seeds; NaN: unknown.
     """
     paired = part[["test_ppl", "masked_ppl"]].astype(float).dropna()
-    if paired.empty:
-        return math.nan, math.nan
-    differences = (paired["test_ppl"] - paired["masked_ppl"]).to_numpy()
     noise = float(paired["masked_ppl"].std(ddof=1)) if len(paired) > 1 else math.nan
-    return float(differences[np.argmax(np.abs(differences))]), noise
+    return mean_interval((paired["test_ppl"] - paired["masked_ppl"]).tolist()), noise
 
 
 def statements(train: pd.DataFrame | None) -> list[str]:
@@ -102,24 +98,25 @@ def statements(train: pd.DataFrame | None) -> list[str]:
 
 
 def _statement(named: dict[str, Any], part: pd.DataFrame) -> str:
-    difference, noise = perplexity_change(part)
-    unknown = "no masked run of the same seed to compare its perplexity with"
-    apart = "within" if abs(difference) <= noise else "beyond" if not math.isnan(noise) else ""
-    judged = (
-        f", {apart} the seed noise of {noise:.1f}" if apart else ", one seed, so without a seed noise to judge it by"
-    )
-    ppl = (
-        unknown
-        if math.isnan(difference)
-        else f"test perplexity at most {abs(difference):.2g} from the masked run{judged}"
-    )
     return (
         f"{named['variant']}, block {named['block size']}, ρ {named['target sparsity']}: "
         f"dense training {_seconds(part['dense_seconds'])}, masked {_seconds(part['masked_seconds'])}, "
         f"sparse {_seconds(part['sparse_seconds'])}; integral of the LSTM layers predicted {part['predicted'].mean():.2f}×, "
         f"measured {times(over_seeds(part['measured']))}; inference after finalize {times(over_seeds(part['inference']))} "
-        f"of dense at {_bytes(part['final_bytes'])} of {_bytes(part['dense_bytes'])}; {ppl}."
+        f"of dense at {_bytes(part['final_bytes'])} of {_bytes(part['dense_bytes'])}; {_perplexity(part)}."
     )
+
+
+def _perplexity(part: pd.DataFrame) -> str:
+    """Whether training on the sparse path ended where the masked runs of the same seeds did."""
+    difference, noise = perplexity_change(part)
+    if difference.n == 0:
+        return "no masked run of the same seed to compare its perplexity with"
+    found = f"test perplexity {signed(difference)} from the masked run of the same seed"
+    if difference.n == 1:
+        return f"{found}, one seed, so without a seed noise to judge it by"
+    within = difference.low <= 0.0 <= difference.high or abs(difference.value) <= noise
+    return f"{found}, {'within' if within else 'beyond'} the seed noise ({noise:.1f})"
 
 
 def _seconds(values: pd.Series) -> str:

@@ -99,6 +99,14 @@ def ratio_interval(ratios: Sequence[float]) -> Estimate:
     return Estimate(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high), logs.n)
 
 
+def signed(estimate: Estimate) -> str:
+    """'-2.0 [-5.1, +1.2]', without the interval where there is none."""
+    if estimate.n == 0:
+        return "–"
+    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:+.1f}, {estimate.high:+.1f}]"
+    return f"{estimate.value:+.1f}{interval}"
+
+
 def words(estimate: Estimate, digits: int = 1) -> str:
     """'108.1 [105.2, 111.0]', or '108.1 (one seed)' where there is no interval."""
     if estimate.n == 0:

@@ -64,14 +64,19 @@ def read_reference() -> list[Study]:
 def widest(studies: Sequence[Study], table: str, over: str | None = None) -> pd.DataFrame | None:
     """The comparable part with the most measured rows over several sweeps; None where no sweep has the table.
 
-    `over` names a column whose values stay together. Of training tables, one with probes comes before any without.
+    `over` names a column whose values stay together. Of training tables, those with
+    probes come before any without, and of them that of the widest model.
     """
     parts = [main_part(study.tables[table], table, over) for study in studies if table in study.tables]
     return max(parts, key=lambda part: (_probed(part), _weight(part))) if parts else None
 
 
-def _probed(part: pd.DataFrame) -> bool:
-    return "probes" in part and any(found is not None and len(found) > 0 for found in part["probes"])
+def _probed(part: pd.DataFrame) -> int:
+    """Hidden units of the widest model with probes, 0 without one."""
+    if "probes" not in part:
+        return 0
+    probed = [found is not None and len(found) > 0 for found in part["probes"]]
+    return int(part.loc[probed, "hidden_size"].max()) if any(probed) else 0
 
 
 def main_part(frame: pd.DataFrame, table: str, over: str | None = None) -> pd.DataFrame:

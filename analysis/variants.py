@@ -107,7 +107,8 @@ def runs(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
     """One row per finished run: its final epoch, variant, predictions, and its ratio to the dense run of its size and seed.
 
     Adds variant, stored_sparsity (blocks that are exactly zero), predicted_speedup (of the pruned products), ceiling
-    (of the forward pass, Amdahl), predicted_training and measured_training (speedup of the whole training run),
+    (of the forward pass, Amdahl), predicted_training and measured_training (speedup of the whole training run; NaN where
+    the two ran from different sources),
     ppl_ratio and ppl_difference (test perplexity against dense; NaN for dense itself and where it has no partner).
     """
     one_of(frame, UNLIKE["train"], over)
@@ -129,13 +130,16 @@ def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
     """`final` with the columns that compare each run with the dense run of the same model, data, machine and seed."""
     same = [name for name in (*MODEL_SETTINGS, "seed", "device_name", "corpus_sha256") if name in final]
     dense_rows = [is_dense(name) for name in final["variant"]]
-    dense = final.loc[dense_rows, [*same, "test_ppl", "train_seconds_total"]].drop_duplicates(same)
+    dense = final.loc[dense_rows, [*same, "test_ppl", "train_seconds_total", "source_hash"]].drop_duplicates(same)
     paired = final[same].merge(dense, on=same, how="left").set_index(final.index)
     paired.loc[dense_rows] = math.nan
+    comparable = paired["source_hash"] == final["source_hash"]  # seconds of other sources say nothing about these
     return final.assign(
         ppl_ratio=final["test_ppl"] / paired["test_ppl"].astype(float),
         ppl_difference=final["test_ppl"] - paired["test_ppl"].astype(float),
-        measured_training=paired["train_seconds_total"].astype(float) / final["train_seconds_total"],
+        measured_training=(paired["train_seconds_total"].astype(float) / final["train_seconds_total"]).where(
+            comparable
+        ),
     )
 
 

@@ -84,8 +84,8 @@ class GraphTimer:
 
 def _between_events(work: Callable[[], None]) -> float:
     """Milliseconds on the GPU."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(LEAD_CYCLES)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(LEAD_CYCLES)  # type: ignore[no-untyped-call]
     begin.record()
     work()
     end.record()

@@ -7,13 +7,16 @@ from bench.schema import COLUMNS, STATUSES
 
 INTRODUCTION = """# Results
 
-One folder a sweep. `gemm.parquet`, `lstm.parquet` and `train.parquet` hold the finished cells in the order of the sweep file, each with its
+One folder a sweep. `gemm.parquet`, `lstm.parquet`, `train.parquet`, `check.parquet` and `tune.parquet` hold the finished cells in the order of the sweep file, each with its
 checksum in a `.sha256` file beside it (`sha256sum -c` reads it). `cells/` holds one file per finished cell and is what a
 resumed run goes by; `reference/` is committed, the rest is not.
 
 Roles: an *identity* or *setting* column says what was measured; a *result* is deterministic, equal after a resume;
 *measured* differs from run to run; *provenance* says where and with what it was made. An empty value does not apply or was
 not reached. There are no predictions here: those are in `analysis/`.
+
+GPU rows: not run. `python -m bench campaign gemm_gpu lstm_gpu --out DIR --budget SECONDS` measures them; its folders go under
+`reference/` as they are.
 
 This page is made by `python -m bench columns`.
 """

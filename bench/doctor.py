@@ -10,7 +10,18 @@ from collections.abc import Iterator
 
 from bench.provenance import blas, physical_cores, processor, revision, source_hash
 
-PACKAGES = ("numpy", "scipy", "pyarrow", "pydantic", "pebble", "cupy", "ziglang", "ray")
+PACKAGES = (
+    "numpy",
+    "scipy",
+    "pyarrow",
+    "pydantic",
+    "pebble",
+    "cupy",
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc",
+    "ziglang",
+    "ray",
+)
 COMPILERS = ("c++", "g++", "clang++", "cl")
 
 Finding = tuple[str, str]
@@ -28,6 +39,7 @@ def findings() -> Iterator[Finding]:
     yield "processor", f"{processor()}, {physical_cores()} physical cores to use"
     yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads, BLAS {blas(torch.__config__.show())}"
     yield "cuda", _cuda()
+    yield "cuda kernels", _cuda_kernels()
     yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     yield "compiler", _compiler()
     yield from _backends()
@@ -44,6 +56,21 @@ def _cuda() -> str:
     if not torch.cuda.is_available():
         return f"no: torch is built for CUDA {torch.version.cuda}, but finds no usable GPU or driver"
     return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
+
+def _cuda_kernels() -> str:
+    """Whether our CUDA kernels run here, and which of them; else why not."""
+    from kernels.backends.cuda_kernel import HOPPER, arch_of, capability, unavailable
+    from kernels.backends.cuda_nvrtc import nvrtc
+    from kernels.backends.cuda_rungs import WIDE
+
+    reason = unavailable()
+    if reason is not None:
+        return f"no: {reason}"
+    found = capability()
+    rungs = f"wgmma from {WIDE} tokens on, else mma.sync" if found == HOPPER else "mma.sync"
+    compiled = f"compiled for {arch_of(found)} by NVRTC {nvrtc().version}"
+    return f"compute capability {found / 10}, {compiled}; products by {rungs}, exact float32 by FFMA"
 
 
 def _version(package: str) -> str:
@@ -68,7 +95,14 @@ def _backends() -> Iterator[Finding]:
     from kernels.problem import GemmProblem
     from kernels.registry import BACKENDS
 
-    problems = GemmProblem(64, 64, 8, 16, 0.5), LstmProblem(64, 64, 2, 3, 16, 0.5)
+    problems = [
+        problem
+        for device in ("cpu", "cuda")
+        for problem in (
+            GemmProblem(64, 64, 8, 16, 0.5, device=device),
+            LstmProblem(64, 64, 2, 3, 16, 0.5, device=device),
+        )
+    ]
     for name in BACKENDS:
         try:
             reasons = [BACKENDS[name].unsupported(problem) for problem in problems]

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.cells import Cell, TimedCell
+from bench.cells import Cell, CheckCell, TimedCell, TuneCell
 from bench.progress import labels
 from bench.run import Plan
 from bench.store import Stored
@@ -37,6 +37,8 @@ def key_figures(cell: Cell, stored: Stored) -> str:
         ratio = row["baseline_ms"] / row["time_ms"] if row.get("baseline_ms") and row.get("time_ms") else None
         speed = f", {ratio:.3g}x {cell.baseline}" if ratio else ""
         return f"{_figure(row, 'time_ms')} ms{speed}{', noisy' if row.get('noisy') else ''}"
+    if isinstance(cell, CheckCell | TuneCell):
+        return f"{_figure(row, 'error_ratio')} of the error bound in the last row, {row.get('kernel') or 'watched'}"
     return (
         f"val_ppl {_figure(row, 'val_ppl')}, test_ppl {_figure(row, 'test_ppl')}, "
         f"sparsity {_figure(row, 'sparsity')}, epoch {row.get('epoch')}"

@@ -15,6 +15,7 @@ from bench.cells import TuneCell
 from bench.clocks import timer_for
 from bench.provenance import physical_cores
 from bench.timing import count_launches
+from kernels.backends.cuda_tuning import variants
 from kernels.check import check
 from kernels.problem import GemmProblem, Launch
 from kernels.registry import BACKENDS
@@ -31,13 +32,10 @@ FEWEST_ROUNDS = 5
 def candidates(backend: str, problem: GemmProblem) -> Variants:
     """What prepares each variant, by its parameters as JSON.
 
-    A backend whose kernels have parameters offers them by a method `variants(problem)` of that form. Of the others the
-    number of threads is one on a CPU.
+    Of our CUDA kernels the tiles, of a backend on a CPU the number of threads.
     """
-    offered = getattr(BACKENDS[backend], "variants", None)
-    if offered is not None:
-        found: Variants = offered(problem)
-        return found
+    if backend == "cuda":
+        return variants(problem)
     if problem.device != "cpu":
         return {}
     return {

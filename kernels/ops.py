@@ -13,17 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.backends import cuda_rungs, native_library, native_lstm, native_products
+from kernels.backends import cuda_operators, cuda_rungs, native_library, native_lstm, native_products
 from kernels.bsr import BSRIndex, BSRMatrix
 
 KERNELS = ("auto", "cuda", "native", "torch")
 
 
-def kernel_for(kernel: str, dtype: torch.dtype, device: torch.device, *, block_size: int = 16, nnzb: int = 0) -> str:
-    """'cuda', 'native' or 'torch': which one runs when `kernel` is asked for ('auto': one of our own wherever it can).
+def kernel_for(
+    kernel: str, dtype: torch.dtype, device: torch.device, *, layer: bool = False, block_size: int = 16, nnzb: int = 0
+) -> str:
+    """'cuda', 'native' or 'torch': which one runs products, or an LSTM `layer`, when `kernel` is asked for.
 
-    block_size, nnzb: of the weight, for 'cuda' hangs on them. ValueError where a kernel is asked for by name and cannot run,
-    saying why.
+    'auto' is one of our own wherever it can. block_size, nnzb: of the weight, for 'cuda' hangs on them. ValueError where a
+    kernel is asked for by name and cannot run, saying why.
     """
     if kernel not in KERNELS:
         raise ValueError(f"unknown kernel {kernel!r}; accepted: {', '.join(KERNELS)}")
@@ -32,7 +34,7 @@ def kernel_for(kernel: str, dtype: torch.dtype, device: torch.device, *, block_s
             if ours == "cuda":
                 reason = cuda_rungs.unsupported(dtype, block_size, nnzb, device)
             else:
-                reason = native_library.unsupported(dtype, device)
+                reason = native_library.unsupported(dtype, device, layer)
             if reason is None:
                 return ours
             if kernel == ours:
@@ -82,7 +84,7 @@ def dsd(
     if kernel == "native":
         return native_products.dsd(native_products.pack(data, index, x.shape[1], turned), x)
     if kernel == "cuda":
-        return _in_order(x, cuda_rungs.dsd(data, index, x, turned))
+        return _in_order(x, cuda_operators.dsd(data, index, x, turned))
     to_rows, from_rows = (indices, rows) if turned else (rows, indices)
     num_block_rows = (column_indptr if turned else indptr).numel() - 1
     product = _torch_dsd(data.mT if turned else data, to_rows, from_rows, num_block_rows, x)
@@ -123,7 +125,7 @@ def sdd(
     if kernel == "native":
         return native_products.sdd(grad, x, index, size)
     if kernel == "cuda":
-        return cuda_rungs.sdd(grad, x, index, size)
+        return cuda_operators.sdd(grad, x, index, size)
     return _torch_sdd(grad, x, rows, indices, size)
 
 
@@ -183,7 +185,8 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
 
     Where no gradient is wanted, the values are packed at the first call and kept with `weight` until they change.
     Y has the memory order of X: for activations [n, k], `block_sparse_matmul(weight, activations.T).T` copies nothing
-    and is contiguous. kernel: 'auto', 'cuda', 'native' or 'torch'; `kernel_for` says which one 'auto' is.
+    and is contiguous. kernel: 'auto', 'cuda', 'native' or 'torch'; `kernel_for` says which one 'auto' is. Native is for
+    float32, float64, and bfloat16 where the CPU has instructions for it: summed in float32, the result rounded once.
     """
     if x.ndim != 2 or x.shape[0] != weight.shape[1]:
         raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(x.shape)}")
@@ -194,7 +197,7 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     chosen = kernel_for(kernel, x.dtype, x.device, block_size=weight.block_size, nnzb=weight.nnzb)
     if chosen != "torch" and is_inference(weight.data, x):
         if chosen == "cuda":
-            return _in_order(x, cuda_rungs.dsd(weight.data, weight.index, x, False))
+            return _in_order(x, cuda_operators.dsd(weight.data, weight.index, x, False))
         return native_products.dsd(native_products.packed(weight, x.shape[1]), x)
     result: Tensor = dsd(weight.data, *weight.index, x, False, chosen)
     return result
@@ -252,7 +255,7 @@ def block_sparse_lstm(
         state = zeros, zeros
     _check_shapes(x, state, (weight_ih.shape[0], weight_ih.shape[1]), weight_hh)
     sizes = {"block_size": weight_hh.block_size, "nnzb": weight_hh.nnzb}
-    chosen = kernel_for(kernel, x.dtype, x.device, **sizes)
+    chosen = kernel_for(kernel, x.dtype, x.device, layer=True, **sizes)
     biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]
     _check_biases(biases, x, weight_hh.shape[0])
     bias = sum(biases[1:], biases[0]) if biases else x.new_zeros(weight_hh.shape[0])

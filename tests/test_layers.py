@@ -13,7 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RUNGS: list[list[str]] = [
-    ["kernels.registry", "kernels.blockmask", "kernels.compiler", "kernels.openmp", "kernels.backends.buffers"],
+    [
+        "kernels.registry",
+        "kernels.blockmask",
+        "kernels.compiler",
+        "kernels.openmp",
+        "kernels.backends.buffers",
+        "kernels.backends.tuned",
+    ],
     ["kernels.bsr", "kernels.backends.cuda_nvrtc"],
     ["kernels.backends.cuda_kernel"],
     ["kernels.problem", "kernels.backends.native_library", "kernels.backends.cuda_plan"],
@@ -24,7 +31,9 @@ RUNGS: list[list[str]] = [
         "kernels.backends.cuda_products",
         "kernels.backends.cuda_wgmma",
     ],
-    ["kernels.backends.native_lstm", "kernels.backends.cuda_rungs"],
+    ["kernels.backends.native_lstm", "kernels.backends.cuda_wgmma_sdd"],
+    ["kernels.backends.cuda_rungs"],
+    ["kernels.backends.cuda_operators"],
     ["kernels.ops"],
     ["kernels.backends.*"],
     ["kernels.check"],

@@ -83,8 +83,9 @@ def run_cells(
 ) -> Generator[Ending, None, None]:
     """Run `cells`, at most `workers` at a time, and yield each ending as it comes.
 
-    cells: the next one is asked for when it can begin. work: a module-level function. timeout: seconds a cell may take. watch: called a few times a second with what each running
-    cell last told, by cell_id. Closing the iterator ends the workers.
+    cells: the next one is asked for when it can begin. work: a module-level function. timeout: seconds a cell may take.
+    watch: called a few times a second with what each running cell last told, by cell_id. Closing the iterator ends the
+    workers.
     """
     waiting, asked = iter(cells), True
     running: dict[Future[Ending], tuple[Cell, float]] = {}

@@ -24,7 +24,7 @@ def graph_of(launch: Launch, launches: int = 1) -> Graph:
 
     Warmed up on a side stream, as torch asks for: libraries allocate and choose at their first calls, which no graph holds.
     """
-    side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    side, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
     side.wait_stream(current)
     with torch.cuda.stream(side):
         for _ in range(WARM_UPS):

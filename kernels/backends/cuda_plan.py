@@ -188,8 +188,8 @@ def sampled_plan(index: BSRIndex, tile: SampledTile) -> SampledPlan:
         kept = group >= 0
         per_block = (size // tile.unit) ** 2
         counts = (-(-kept.sum(dim=0) // 2) if tile.paired else kept.sum(dim=0)) * per_block
-        for columns in _cut(counts, tile.cols // size, tile.bins * tile.units):
-            jobs.append(_job(group[:, columns], columns, first * size, tile))
+        runs = _cut(counts, tile.cols // size, tile.bins * tile.units)
+        jobs += [_job(group[:, columns], columns, first * size, tile) for columns in runs]
     numbers = torch.stack(jobs) if jobs else torch.zeros(0, tile.job)
     return SampledPlan(numbers.to(device=index.indices.device, dtype=torch.int32))
 

@@ -20,7 +20,7 @@ from kernels.backends.cuda_variants import ProductChoice, SampledChoice, adding
 Loader = Callable[[Variant], Kernel]
 MULTIPROCESSORS = 132  # of an H200, where nobody says otherwise
 MOST_PARTS = 8
-STAGES_OF_A_PART = 4  # at least; fewer do not fill the pipeline
+STAGES_OF_A_PART = 16  # at least: about what the launch that adds the parts costs
 
 
 def structure(name: str, pointers: str, ints: str) -> type[ctypes.Structure]:
@@ -76,7 +76,7 @@ class ProductLaunch:
     def __call__(self, values: Tensor, x: Tensor, out: Tensor) -> None:
         """All contiguous and at multiples of 16 bytes."""
         arguments = self.arguments
-        if arguments.n != x.shape[0]:
+        if arguments.n != x.size(0):
             self.resize(x.shape[0])
         arguments.values, arguments.x = values.data_ptr(), x.data_ptr()
         arguments.out = out.data_ptr() if self.add is None else self.add.parts.data_ptr()
@@ -113,7 +113,7 @@ class SampledLaunch:
     def __call__(self, grad: Tensor, x: Tensor, blocks: Tensor) -> None:
         """All contiguous and at multiples of 16 bytes."""
         arguments = self.arguments
-        if arguments.n != x.shape[0]:
+        if arguments.n != x.size(0):
             self.resize(x.shape[0], blocks.numel())
         if not self.grid[0]:
             return

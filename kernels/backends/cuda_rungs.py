@@ -1,30 +1,37 @@
-"""Which of our CUDA kernels computes a product, prepared for a pattern and a number of tokens; and products of torch tensors by it.
+"""Which of our CUDA kernels computes a product, prepared for a pattern and a number of tokens.
 
 The rungs: wgmma on Hopper from WIDE tokens on (fewer leave its wide tiles half empty), mma.sync everywhere else, FFMA for
-exact float32. Operands lie token by token: x [n, k], out [n, m], grad [n, m].
+exact float32; where a tuned table knows a like product, what it says. Operands lie token by token: x [n, k], out [n, m],
+grad [n, m].
 """
 
 from __future__ import annotations
 
 import functools
-import threading
-from collections import OrderedDict
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels.backends import cuda_kernel, cuda_wgmma
+from kernels.backends import cuda_kernel, cuda_variants, cuda_wgmma, cuda_wgmma_sdd, tuned
 from kernels.backends.cuda_kernel import Kernel, Variant, arch_of
-from kernels.backends.cuda_plan import MOST_NUMBERS, product_plan, sampled_plan
+from kernels.backends.cuda_plan import MOST_NUMBERS, ProductPlan, SampledPlan, product_plan, sampled_plan
 from kernels.backends.cuda_products import ProductLaunch, SampledLaunch, parts_for
-from kernels.backends.cuda_variants import BLOCKS, ProductChoice, SampledChoice, default, is_exact
+from kernels.backends.cuda_variants import BLOCKS, ProductChoice, SampledChoice, is_exact
 from kernels.bsr import BSRIndex
 
 WIDE = 128
-MOST_PATTERNS, MOST_PREPARED = 128, 64  # kept; of patterns the last used
 ELEMENTS = {torch.float32: "Float32", torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
+SETTINGS = {  # of a problem: dtype and math
+    "Float32": ("float32", "ieee"),
+    "Tf32": ("float32", "tf32"),
+    "Bfloat16": ("bfloat16", "ieee"),
+    "Float16": ("float16", "ieee"),
+}
+NAMED = ("ROWS", "COLS", "TOKENS", "DEPTH", "STAGES", "WARPS_ROWS", "WARPS_TOKENS", "WARPS_DEPTH", "UNITS", "CTAS")
 
 
 class Gpu(NamedTuple):
@@ -88,161 +95,157 @@ class Prepared(NamedTuple):
     """run(values, x, out) of dsd and dsd_t, run(grad, x, blocks) of sdd: all contiguous, at multiples of 16 bytes."""
 
     run: Callable[[Tensor, Tensor, Tensor], None]
-    kernel: str  # 'cuda mma.sync sm_90a Bfloat16 128x256x64x4': rows, tokens, depth and number of the stages
+    kernel: str  # 'cuda mma.sync sm_90a Bfloat16 rows=128 tokens=256 depth=64 stages=4'
     index_bytes: int
+
+
+WideTile = cuda_wgmma.Tile | cuda_wgmma_sdd.SampledTile
+Choice = ProductChoice | SampledChoice | WideTile
+
+
+def has_wide(task: Task, gpu: Gpu) -> bool:
+    """Whether there is a kernel by wgmma."""
+    if task.op == "sdd":
+        reason = cuda_wgmma_sdd.unsupported(task.element, task.block_size)
+    else:
+        reason = cuda_wgmma.unsupported(task.op, task.element, task.block_size)
+    return gpu.capability == cuda_kernel.HOPPER and reason is None
+
+
+def named(choice: Choice) -> dict[str, Any]:
+    """Rung and tile of a choice by name, as a tuned table has them."""
+    if isinstance(choice, WideTile):
+        return {"rung": "wgmma", **asdict(choice)}
+    defines = dict(choice.variant.defines)
+    rung = "FFMA" if is_exact(str(defines["ELEMENT"])) else "mma.sync"
+    return {"rung": rung, "parts": choice.parts, **{name.lower(): defines[name] for name in NAMED if name in defines}}
+
+
+def offered(task: Task, gpu: Gpu) -> dict[str, Choice]:
+    """Every choice that `gpu` has room for, by its names as JSON."""
+    found: list[Choice] = [
+        choice
+        for parts in (False, True)
+        for choice in cuda_variants.variants(*task, parts=parts)
+        if choice.variant.shared_bytes <= gpu.shared_bytes and choice.variant.runs_on(gpu.capability)
+    ]
+    if has_wide(task, gpu):
+        sampled = task.op == "sdd"
+        tiles = cuda_wgmma_sdd.sampled_tiles(task.block_size) if sampled else cuda_wgmma.tiles(*task[1:3])
+        found += tiles
+    return {json.dumps(named(choice), sort_keys=True): choice for choice in found}
+
+
+def tuned_choice(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Choice | None:
+    """What was fastest for the nearest product of a tuned table, where `gpu` has it."""
+    grid = (index.indptr.numel() - 1) * (index.column_indptr.numel() - 1)
+    sparsity = 1 - index.indices.numel() / grid
+    entry = tuned.nearest(task.op, *SETTINGS[task.element], task.block_size, *shape, task.n, sparsity)
+    return None if entry is None else offered(task, gpu).get(json.dumps(entry, sort_keys=True))
+
+
+def prepare(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
+    """The product of a matrix of `shape` (m, k) with pattern `index`, compiled and planned, by the best choice known."""
+    chosen = tuned_choice(task, index, shape, gpu)
+    if chosen is None and has_wide(task, gpu) and task.n >= WIDE:
+        if task.op == "sdd":
+            chosen = cuda_wgmma_sdd.default_sampled_tile(task.block_size, index.indices.numel(), gpu.multiprocessors)
+        else:
+            chosen = cuda_wgmma.default_tile(task.element, task.block_size, task.n)
+    if chosen is not None:
+        return prepare_by(chosen, task, index, shape, gpu)
+    whole, divided = (
+        cuda_variants.default(*task, parts=parts, shared_bytes=gpu.shared_bytes) for parts in (False, True)
+    )
+    plan = _plan(whole, index)
+    if _parts(whole, plan, task.n, gpu) > 1:
+        return prepare_by(divided, task, index, shape, gpu)
+    return _by_threads(whole, plan, task, shape, gpu)
+
+
+Plan = ProductPlan | SampledPlan
+
+
+def _plan(choice: ProductChoice | SampledChoice, index: BSRIndex) -> Plan:
+    if isinstance(choice, SampledChoice):
+        return sampled_plan(index, choice.tile)
+    return product_plan(index, choice.tile)
+
+
+def _parts(choice: ProductChoice | SampledChoice, plan: Plan, n: int, gpu: Gpu) -> int:
+    """Into how many parts the reduction is best divided so that there are CTAs enough for the GPU."""
+    if isinstance(choice, SampledChoice):
+        assert isinstance(plan, SampledPlan)
+        return parts_for(len(plan.jobs), -(-n // choice.depth), gpu.multiprocessors)
+    assert isinstance(plan, ProductPlan)
+    stages = int(plan.groups[:, 2].max())
+    return parts_for(len(plan.groups) * -(-n // choice.tokens), stages, gpu.multiprocessors)
+
+
+def prepare_by(choice: Choice, task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
+    """The same by one choice."""
+    if isinstance(choice, WideTile):
+        run = Wide(choice, task, index, gpu)
+        return Prepared(run, _describe(choice, task, 1, gpu), run.index_bytes)
+    return _by_threads(choice, _plan(choice, index), task, shape, gpu)
+
+
+def _by_threads(
+    choice: ProductChoice | SampledChoice, plan: Plan, task: Task, shape: tuple[int, int], gpu: Gpu
+) -> Prepared:
+    parts = _parts(choice, plan, task.n, gpu) if choice.parts else 1
+    run: ProductLaunch | SampledLaunch
+    if isinstance(choice, SampledChoice):
+        assert isinstance(plan, SampledPlan)
+        run = SampledLaunch(choice, plan, *shape, gpu.load, parts)
+    else:
+        assert isinstance(plan, ProductPlan)
+        run = ProductLaunch(choice, plan, *(shape if task.op == "dsd_t" else shape[::-1]), gpu.load, parts)
+    return Prepared(run, _describe(choice, task, parts, gpu), plan.nbytes)
+
+
+def _describe(choice: Choice, task: Task, parts: int, gpu: Gpu) -> str:
+    names = named(choice)
+    tile = " ".join(
+        f"{name}={names[name]}" for name in ("rows", "cols", "tokens", "columns", "depth", "stages") if name in names
+    )
+    shared = f" in {parts} parts" if parts > 1 else ""
+    return f"cuda {names['rung']} {arch_of(gpu.capability)} {task.element} {tile}{shared}"
 
 
 class Wide:
     """A product by wgmma whose operands are given at each call."""
 
-    def __init__(self, task: Task, index: BSRIndex, gpu: Gpu) -> None:
-        self.task, self.index, self.gpu = task, index, gpu
-        self.tile = cuda_wgmma.default_tile(task.element, task.block_size, task.n)
-        gpu.load(cuda_wgmma.variant(task.op, task.element, task.block_size, self.tile))
-        listed = cuda_wgmma.list_columns(index, task.block_size, self.tile.rows, task.op == "dsd_t")
+    def __init__(self, tile: WideTile, task: Task, index: BSRIndex, gpu: Gpu) -> None:
+        self.tile, self.task, self.index, self.gpu = tile, task, index, gpu
+        rows = tile.strips(task.block_size)[0] if isinstance(tile, cuda_wgmma_sdd.SampledTile) else tile.rows
+        listed = cuda_wgmma.list_columns(index, task.block_size, rows, task.op == "dsd_t")
         self.index_bytes = sum(each.numel() * each.element_size() for each in listed)
-        self.product: cuda_wgmma.Product | None = None
+        self.product: cuda_wgmma.Product | cuda_wgmma_sdd.Sampled | None = None
 
-    def __call__(self, values: Tensor, x: Tensor, out: Tensor) -> None:
+    def _made(self, left: Tensor, x: Tensor, out: Tensor) -> cuda_wgmma.Product | cuda_wgmma_sdd.Sampled:
+        element, tile, gpu = self.task.element, self.tile, self.gpu
+        if isinstance(tile, cuda_wgmma_sdd.SampledTile):
+            return cuda_wgmma_sdd.Sampled(element, left, x, self.index, out, tile, gpu.multiprocessors, gpu.load)
+        return cuda_wgmma.Product(
+            self.task.op, element, left, self.index, x, out, tile, gpu.multiprocessors, gpu.load
+        )  # fmt: skip
+
+    def __call__(self, left: Tensor, x: Tensor, out: Tensor) -> None:
         if self.product is None:
-            op, element = self.task[:2]
-            ctas, load = self.gpu.multiprocessors, self.gpu.load
-            self.product = cuda_wgmma.Product(op, element, values, self.index, x, out, self.tile, ctas, load)
+            self.product = self._made(left, x, out)
             del self.product.keeps  # the caller keeps them
         else:
             given: Any = self.product.arguments
-            given.values, given.x, given.y = values.data_ptr(), x.data_ptr(), out.data_ptr()
+            given.x = x.data_ptr()
+            if isinstance(self.product, cuda_wgmma.Product):
+                given.values, given.y = left.data_ptr(), out.data_ptr()
+            else:
+                given.grad, given.values = left.data_ptr(), out.data_ptr()
         self.product()
-
-
-def is_wide(task: Task, gpu: Gpu) -> bool:
-    """Whether wgmma is taken."""
-    reason = cuda_wgmma.unsupported(task.op, task.element, task.block_size)
-    return reason is None and gpu.capability == cuda_kernel.HOPPER and task.n >= WIDE
-
-
-def prepare(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
-    """The product of a matrix of `shape` (m, k) with pattern `index`, compiled and planned."""
-    if is_wide(task, gpu):
-        wide = Wide(task, index, gpu)
-        tile = f"{wide.tile.rows}x{wide.tile.tokens}x{cuda_wgmma.LINE * wide.tile.panels}Bx{wide.tile.stages}"
-        return Prepared(wide, _describe("wgmma", task, tile, 1, gpu), wide.index_bytes)
-    return _sampled(task, index, shape, gpu) if task.op == "sdd" else _product(task, index, shape, gpu)
-
-
-def _describe(name: str, task: Task, tile: str, parts: int, gpu: Gpu) -> str:
-    shared = f" in {parts} parts" if parts > 1 else ""
-    return f"cuda {name} {arch_of(gpu.capability)} {task.element} {tile}{shared}"
-
-
-def _threads(task: Task) -> str:
-    return "FFMA" if is_exact(task.element) else "mma.sync"
-
-
-def _product(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
-    def planned(parts: bool) -> tuple[ProductLaunch, int]:
-        choice = default(*task, parts=parts, shared_bytes=gpu.shared_bytes)
-        assert isinstance(choice, ProductChoice)
-        plan = product_plan(index, choice.tile)
-        ctas, stages = len(plan.groups) * -(-task.n // choice.tokens), int(plan.groups[:, 2].max())
-        count = parts_for(ctas, stages, gpu.multiprocessors)
-        x_line, out_line = shape if task.op == "dsd_t" else shape[::-1]
-        return ProductLaunch(choice, plan, x_line, out_line, gpu.load, count if parts else 1), count
-
-    run, parts = planned(parts=False)
-    if parts > 1:  # too few CTAs for the GPU
-        run, parts = planned(parts=True)
-    defines = dict(run.choice.variant.defines)
-    tile = "x".join(str(defines[name]) for name in ("ROWS", "TOKENS", "DEPTH", "STAGES"))
-    return Prepared(run, _describe(_threads(task), task, tile, run.parts, gpu), run.plan.nbytes)
-
-
-def _sampled(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
-    def planned(parts: bool) -> tuple[SampledLaunch, int]:
-        choice = default(*task, parts=parts, shared_bytes=gpu.shared_bytes)
-        assert isinstance(choice, SampledChoice)
-        plan = sampled_plan(index, choice.tile)
-        count = parts_for(len(plan.jobs), -(-task.n // choice.depth), gpu.multiprocessors)
-        return SampledLaunch(choice, plan, *shape, gpu.load, count if parts else 1), count
-
-    run, parts = planned(parts=False)
-    if parts > 1:
-        run, parts = planned(parts=True)
-    defines = dict(run.choice.variant.defines)
-    tile = "x".join(str(defines[name]) for name in ("ROWS", "COLS", "DEPTH", "STAGES"))
-    return Prepared(run, _describe(_threads(task), task, tile, run.parts, gpu), run.plan.nbytes)
-
-
-class Pattern:
-    """A pattern that products were asked of, and what was prepared for it; holds its index, so that no other gets its place."""
-
-    def __init__(self, index: BSRIndex, shape: tuple[int, int]) -> None:
-        self.index, self.shape, self.gpu = index, shape, the_gpu(index.indices.device)
-        self.prepared: dict[Task, Prepared] = {}
-
-    def __call__(self, task: Task) -> Prepared:
-        found = self.prepared.get(task)
-        if found is None:
-            if len(self.prepared) == MOST_PREPARED:
-                self.prepared.clear()
-            found = self.prepared[task] = prepare(task, self.index, self.shape, self.gpu)
-        return found
-
-
-_patterns: OrderedDict[tuple[int, ...], Pattern] = OrderedDict()
-_one_at_a_time = threading.Lock()  # autograd has threads of its own, and a prepared launch one set of arguments
-
-
-def _run(task: Task, index: BSRIndex, left: Tensor, right: Tensor, out: Tensor) -> None:
-    with _one_at_a_time:
-        pattern_of(index, task.block_size)(task).run(left, right, out)
-
-
-def pattern_of(index: BSRIndex, block_size: int) -> Pattern:
-    """What is kept for a pattern, made at its first product. Torch's counts of changes in place tell when it is another."""
-    parts = (index.indptr, index.indices)
-    key = (
-        block_size,
-        *(each.data_ptr() for each in parts),
-        *(0 if each.is_inference() else each._version for each in parts),
-    )
-    found = _patterns.get(key)
-    if found is None:
-        shape = (index.indptr.numel() - 1) * block_size, (index.column_indptr.numel() - 1) * block_size
-        found = _patterns[key] = Pattern(index, shape)
-        if len(_patterns) > MOST_PATTERNS:
-            _patterns.popitem(last=False)
-    else:
-        _patterns.move_to_end(key)
-    return found
 
 
 def aligned(x: Tensor) -> Tensor:
     """`x` contiguous and at a multiple of 16 bytes, copied only where it is not."""
     x = x.contiguous()
     return x.clone() if x.data_ptr() % 16 else x
-
-
-def dsd(data: Tensor, index: BSRIndex, x: Tensor, turned: bool) -> Tensor:
-    """W x, or W^T x if `turned`: [m, n], column by column. data: [nnzb, b, b]; x: [k, n], not copied if it lies so too.
-
-    float32 is multiplied as torch does: by TF32 where torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
-    """
-    tokens, size = aligned(x.mT), data.shape[1]
-    out = x.new_empty(tokens.shape[0], ((index.column_indptr if turned else index.indptr).numel() - 1) * size)
-    if out.numel():
-        element = element_of(x.dtype, torch.backends.cuda.matmul.allow_tf32)
-        task = Task("dsd_t" if turned else "dsd", element, size, tokens.shape[0])
-        _run(task, index, aligned(data), tokens, out)
-    return out.mT
-
-
-def sdd(grad: Tensor, x: Tensor, index: BSRIndex, size: int) -> Tensor:
-    """The kept blocks of grad @ x^T: [nnzb, b, b]. grad: [m, n], x: [k, n]; float32 as in `dsd`."""
-    blocks = x.new_empty(index.indices.numel(), size, size)
-    if not x.shape[1]:
-        return blocks.zero_()
-    if blocks.numel():
-        element = element_of(x.dtype, torch.backends.cuda.matmul.allow_tf32)
-        _run(Task("sdd", element, size, x.shape[1]), index, aligned(grad.mT), aligned(x.mT), blocks)
-    return blocks

@@ -59,13 +59,13 @@ def product_choice(
 ) -> ProductChoice:
     """dsd with CTAs of rows x tokens, warps along rows, tokens and the reduction, `ctas` on a multiprocessor.
 
-    stages: at most; fewer where `ctas` of them exceed the shared memory of an H200, or one of them that of an 8.6 if it is small.
+    stages: at most; as many as an H200 has shared memory for, or an 8.6 if rows and tokens are at most 256 together.
     """
     size = BYTES[element]
     depth = LINE_BYTES // size
     tile = ProductTile(block, rows, depth, turned, paired=block == 8 and size == 2)
     stage = (rows + tokens) * depth * size + 2 * tile.entry * 4
-    limit = SMALLEST_SHARED_BYTES if ctas > 1 else SHARED_BYTES
+    limit = SMALLEST_SHARED_BYTES if rows + tokens <= 256 else SHARED_BYTES
     stages = min(stages, limit // stage)
     staged = warps[2] * tokens * (rows + 8) * (4 if parts or warps[2] > 1 else size)
     shared = stages * stage if is_exact(element) else max(stages * stage, staged)
@@ -99,7 +99,7 @@ def sampled_choice(
     bins, units = (1, warps * 2048 // block**2) if exact else (warps, units)
     tile = SampledTile(block, rows, cols, side, bins, units, paired=block == 8 and not exact)
     stage = (rows + cols) * depth * size
-    limit = SMALLEST_SHARED_BYTES if ctas > 1 else SHARED_BYTES
+    limit = SMALLEST_SHARED_BYTES if warps == 4 or exact else SHARED_BYTES
     stages = min(4, (limit - tile.job * 4) // stage)
     defines: dict[str, str | int] = {
         "BINS": bins,
@@ -133,8 +133,8 @@ def _products(element: str, block: int, turned: bool, n: int, parts: bool) -> It
         return product_choice(element, block, turned, rows, tokens, warps, stages, ctas, parts)
 
     if is_exact(element):
-        if n > 64:
-            yield choice(128, 128, (2, 4, 1), 3, 2)
+        if n > 64:  # alone on its multiprocessor: 128 registers a thread do not suffice
+            yield choice(128, 128, (2, 4, 1), 3)
         if n > 32:
             yield choice(64, 64, (1, 4, 1), 3, 2)
         yield choice(32, 32, (1, 4, 1), 4, 2)
@@ -142,7 +142,7 @@ def _products(element: str, block: int, turned: bool, n: int, parts: bool) -> It
     small = block <= 32
     if n > 128 and not parts:  # there are CTAs enough
         yield choice(128, 256, (1, 8, 1) if small else (2, 4, 1), 4)
-        if small:
+        if small and element != "Tf32":  # whose registers do not suffice
             yield choice(256, 128, (1, 8, 1), 4)
     if n > 80:
         yield choice(128, 128, (1, 4, 1) if small else (2, 2, 1), 3, 2)
@@ -159,7 +159,9 @@ def _products(element: str, block: int, turned: bool, n: int, parts: bool) -> It
 def _sampled(element: str, block: int, parts: bool) -> Iterator[SampledChoice]:
     """Best guess first; the second fits 99 KB."""
     if is_exact(element):
-        yield sampled_choice(element, block, max(64, min(block * 4, 128)), 128 if block == 128 else 256, 8, 0, 2, parts)
+        yield sampled_choice(
+            element, block, max(64, min(block * 4, 128)), 128 if block == 128 else 256, 8, 0, parts=parts
+        )
         return
     large = {128: (128, 256, 1), 64: (64, 512, 1), 32: (256, 512, 4), 16: (256, 512, 8), 8: (256, 512, 16)}
     tf32 = {128: (128, 256, 1), 64: (64, 512, 1), 32: (256, 256, 2), 16: (256, 256, 8), 8: (256, 256, 8)}

@@ -81,8 +81,9 @@ def variant(op: str, element: str, block_size: int, tile: Tile) -> Variant:
         reason = f"{tile} does not fit {element} blocks of {block_size}"
     if reason is not None:
         raise ValueError(reason)
-    numbers = {
+    defines: dict[str, str | int] = {
         "BLOCK": block_size,
+        "ELEMENT": element,
         "PANELS": tile.panels,
         "REGISTER_A": int(tile.register_a),
         "ROWS": tile.rows,
@@ -91,10 +92,8 @@ def variant(op: str, element: str, block_size: int, tile: Tile) -> Variant:
         "TURNED": int(op == "dsd_t"),
         "WARPGROUPS": MULTIPLIERS,
     }
-    defines: tuple[tuple[str, str | int], ...] = (("ELEMENT", element), *numbers.items())
-    return Variant(
-        "products_wgmma.cu", "dsd", tuple(sorted(defines)), THREADS, tile.shared_bytes(element, block_size), needs=90
-    )
+    named = tuple(sorted(defines.items()))
+    return Variant("products_wgmma.cu", "dsd", named, THREADS, tile.shared_bytes(element, block_size), needs=90)
 
 
 def tiles(element: str, block_size: int) -> Iterator[Tile]:
@@ -158,8 +157,7 @@ def list_columns(index: BSRIndex, block_size: int, rows: int, turned: bool = Fal
     blocks[place, row % slots] = block.to(torch.int32)
     first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
     order = torch.argsort(counts, descending=True, stable=True)
-    columns = (keys % grid_cols).to(torch.int32)
-    return Listed(order.to(torch.int32), first.to(torch.int32), columns, blocks)
+    return Listed(order.to(torch.int32), first.to(torch.int32), (keys % grid_cols).to(torch.int32), blocks)
 
 
 class Arguments(ctypes.Structure):

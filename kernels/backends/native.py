@@ -76,7 +76,10 @@ def lstm_launch(problem: LstmProblem) -> LstmLaunch:
 
 
 class NativeBackend:
-    """float32 and float64 on a CPU, every block size, where a C++ compiler is at hand."""
+    """float32 and float64 on a CPU, every block size, where a C++ compiler is at hand.
+
+    Products also in bfloat16, summed in float32, where the CPU has instructions for them.
+    """
 
     def unsupported(self, problem: Problem) -> str | None:
         return problem.missing_device() or unsupported(problem.torch_dtype, torch.device(problem.device))

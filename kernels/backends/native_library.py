@@ -16,7 +16,9 @@ from kernels.compiler import CompileError, Library, compile_library
 from kernels.openmp import torch_pool
 
 FOLDER = Path(__file__).parent / "native"
-SCALARS = {torch.float32: "float", torch.float64: "double"}
+ELEMENTS = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16"}
+LAYER_ELEMENTS = (torch.float32, torch.float64)
+NO_PAIRS = "this CPU has no bfloat16 instructions (AVX512_BF16)"  # unless BENCH_KERNEL_FLAGS has -DEMULATE_BF16
 MOST_THREADS = 128  # of pool.h
 WORK_OF_A_THREAD = 1 << 16  # multiplications, about what waking it costs
 
@@ -46,7 +48,7 @@ class Matrix(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("values", "indices", "indptr")),
-        *((name, ctypes.c_int64) for name in ("block_size", "grid_rows", "panel_rows", "tall_vectors")),
+        *((name, ctypes.c_int64) for name in ("block_size", "grid_rows", "panel_rows", "tall_vectors", "abreast")),
     )
 
 
@@ -61,7 +63,7 @@ def pool_for(work: int) -> Pool:
 
 def library(source: str, dtype: torch.dtype) -> Library:
     """native/`source`.cpp compiled for `dtype`; CompileError where it cannot be had."""
-    return compile_library(FOLDER / f"{source}.cpp", (f"SCALAR={SCALARS[dtype]}",))
+    return compile_library(FOLDER / f"{source}.cpp", (f"ELEMENT={ELEMENTS[dtype]}",))
 
 
 @functools.cache
@@ -79,14 +81,26 @@ def launch(source: str, dtype: torch.dtype, name: str, arguments: ctypes.Structu
     entry(source, dtype, name)(ctypes.byref(arguments))
 
 
-def unsupported(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why the CPU kernels cannot run, or None. Compiles dsd at the first call."""
+def text_of(compiled: Library, name: str) -> str:
+    """What a function without arguments answers."""
+    function = getattr(compiled.handle, name)
+    function.restype = ctypes.c_char_p
+    answer: bytes = function()
+    return answer.decode()
+
+
+def unsupported(dtype: torch.dtype, device: torch.device, layer: bool = False) -> str | None:
+    """Why the CPU kernels cannot compute products, or an LSTM `layer`, or None. Compiles dsd at the first call."""
     if device.type != "cpu":
         return "native runs on the CPU only"
-    if dtype not in SCALARS:
-        wanted = " and ".join(str(scalar).removeprefix("torch.") for scalar in SCALARS)
-        return f"native has no {str(dtype).removeprefix('torch.')} kernel, only {wanted}"
+    accepted = LAYER_ELEMENTS if layer else tuple(ELEMENTS)
+    if dtype not in accepted:
+        *others, last = (str(each).removeprefix("torch.") for each in accepted)
+        kernel = "LSTM layer" if layer else "kernel"
+        return f"native has no {str(dtype).removeprefix('torch.')} {kernel}, only {', '.join(others)} and {last}"
     try:
+        if dtype == torch.bfloat16 and not text_of(library("dsd", torch.float32), "pair_products"):
+            return NO_PAIRS
         library("dsd", dtype)
     except CompileError as error:
         return str(error)
@@ -95,8 +109,7 @@ def unsupported(dtype: torch.dtype, device: torch.device) -> str | None:
 
 def describe(compiled: Library, threads: int) -> str:
     """'native avx512, g++ 12.2.0, 2 threads', and the flags that were added to ours."""
-    compiled.handle.isa.restype = ctypes.c_char_p
-    isa = compiled.handle.isa().decode()
+    isa = text_of(compiled, "isa")
     version = re.search(r"\d+\.\d+(\.\d+)?", compiled.compiler)
     compiler = f"{compiled.compiler.split()[0]} {version.group() if version else ''}".strip()
     pool = "1 thread" if threads == 1 else f"{threads} threads"

@@ -2,6 +2,10 @@
 
 X and Y are [k, n] and [m, n] in either memory order: as such ("row by row") or as the transposed view of a [n, k] tensor
 ("column by column", as activations of a network lie). The output comes in the order of the input.
+
+A step of a sum is one product, or two of bfloat16: their packed operands hold pairs of elements that follow each other
+along the sum, in a last dimension of 2. A pair never reaches into the next block: blocks of odd size end with half a pair
+and a zero. The sums are float32, rounded once.
 """
 
 from __future__ import annotations
@@ -19,13 +23,13 @@ from kernels.bsr import BSRIndex, BSRMatrix
 PACKED_BYTES = 4 * 1024 * 1024  # of X that are packed at a time
 CHUNK_BYTES = 512 * 1024  # of X beside one chunk of columns: about half a core's second-level cache
 TILE_COLUMNS = 48
-WIDEST_SUM = 256  # products that sdd sums before it goes back to memory
+WIDEST_SUM = 256  # steps that sdd sums before it goes back to memory
 
 Product = structure("Product", "x y packed", "k n chunk chunks x_down x_along down along", matrix=Matrix, pool=Pool)
-Packing = structure("Packing", "data indptr positions values", "block_size grid_rows panel_rows", pool=Pool)
+Packing = structure("Packing", "data indptr positions values", "block_size grid_rows panel_rows abreast", pool=Pool)
 Sampled = structure(
     "Sampled",
-    "grad x x_first blocks columns panels indices indptr",
+    "grad x x_first blocks sums columns panels indices indptr",
     "grad_down grad_along x_down x_along n first chunk stretch block_size grid_rows grid_cols",
     pool=Pool,
 )
@@ -69,23 +73,41 @@ def empty_like_order(x: Tensor, rows: int) -> Tensor:
     )
 
 
-def tiles_for(dtype: torch.dtype, block_size: int, n: int) -> tuple[int, int]:
-    """(vectors of a tall tile or 0 for wide ones, rows of a panel)."""
+def pair(dtype: torch.dtype) -> int:
+    """Elements of a sum that are added in one step."""
+    return 2 if dtype == torch.bfloat16 else 1
+
+
+def steps_in(dtype: torch.dtype, count: int) -> int:
+    """Steps of a sum over `count` elements."""
+    return -(-count // pair(dtype))
+
+
+def empty_packed(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Room for `shape` packed elements, or pairs of them."""
+    return native_library.empty(shape if pair(dtype) == 1 else (*shape, 2), dtype=dtype)
+
+
+def tiles_for(dtype: torch.dtype, block_size: int, n: int) -> tuple[int, int, int]:
+    """(vectors of a tall tile or 0 for wide ones, rows of a panel, columns whose values lie side by side)."""
     tall = entry("dsd", dtype, "tall_vectors", "block_size", "n")(block_size, n)
-    return tall, entry("dsd", dtype, "panel_rows", "block_size", "vectors")(block_size, tall)
+    panel_rows = entry("dsd", dtype, "panel_rows", "block_size", "vectors")(block_size, tall)
+    return tall, panel_rows, entry("dsd", dtype, "abreast", "vectors")(tall)
 
 
 def pack(data: Tensor, index: BSRIndex, n: int, turned: bool = False) -> Packed:
     """The matrix with blocks `data` [nnzb, b, b], or its transpose, ready for products with n columns."""
     data, size = data.contiguous(), data.shape[1]
-    tall, panel_rows = tiles_for(data.dtype, size, n)
+    tall, panel_rows, abreast = tiles_for(data.dtype, size, n)
     indptr, indices = (index.column_indptr, index.column_rows) if turned else (index.indptr, index.indices)
-    values = native_library.empty((data.shape[0] * -(-size // panel_rows), size, panel_rows), dtype=data.dtype)
+    values = empty_packed(data.dtype, data.shape[0] * -(-size // panel_rows), steps_in(data.dtype, size), panel_rows)
     grid_rows = indptr.numel() - 1
     positions = pointer(index.positions) if turned else None
     pointers = (pointer(data), pointer(indptr), positions, pointer(values))
-    launch("dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, panel_rows, pool_for(values.numel())))
-    matrix = Matrix(pointer(values), pointer(indices), pointer(indptr), size, grid_rows, panel_rows, tall)
+    launch(
+        "dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, panel_rows, abreast, pool_for(values.numel()))
+    )
+    matrix = Matrix(pointer(values), pointer(indices), pointer(indptr), size, grid_rows, panel_rows, tall, abreast)
     return Packed(matrix, values, (indices, indptr))
 
 
@@ -98,7 +120,7 @@ def packed(weight: BSRMatrix, n: int, turned: bool = False) -> Packed:
     if weight.data.is_inference():  # torch does not say when the values of such a tensor change
         return pack(weight.data, weight.index, n, turned)
     kept: dict[tuple[int, int, bool], tuple[int, Tensor, Packed]] = weight.__dict__.setdefault("packed", {})
-    tall, panel_rows = tiles_for(weight.data.dtype, weight.block_size, n)
+    tall, panel_rows, _ = tiles_for(weight.data.dtype, weight.block_size, n)
     found = kept.get((tall, panel_rows, turned))
     if found is None or (found[0], pointer(found[1])) != (weight.data._version, pointer(weight.data)):
         # The values are held too, so that no others can come to lie at their address.
@@ -118,8 +140,9 @@ def product(packed: Packed, x: Tensor, out: Tensor) -> tuple[ctypes.Structure, t
     k, n = x.shape
     chunk = max(1, chunk_of(k, n, x.element_size()))
     chunks = max(1, min(-(-n // chunk), PACKED_BYTES // (k * chunk * x.element_size())))
-    in_place = by_rows(x) and chunk == n
-    scratch: tuple[Tensor, ...] = () if in_place else (native_library.empty((chunks, k, chunk), dtype=x.dtype),)
+    in_place = by_rows(x) and chunk == n and pair(x.dtype) == packed.matrix.abreast == 1
+    steps = k // packed.matrix.block_size * steps_in(x.dtype, packed.matrix.block_size)
+    scratch: tuple[Tensor, ...] = () if in_place else (empty_packed(x.dtype, chunks, steps, chunk),)
     pointers = (packed.matrix, pointer(x), pointer(out), None if in_place else pointer(scratch[0]))
     pool = pool_for(packed.values.numel() * n)
     return Product(*pointers, k, n, chunk, chunks, *strides(x), *strides(out), pool), scratch
@@ -137,7 +160,7 @@ def dsd(packed: Packed, x: Tensor) -> Tensor:
 
 
 class Panels(NamedTuple):
-    """A gradient [m, n] as sdd reads it: `values` [m / b * padded b, n], made by `empty_panels` and filled by a kernel."""
+    """A gradient [m, n] as sdd reads it: `values` [m / b * padded b, steps of n], made by `empty_panels` and filled by a kernel."""
 
     values: Tensor
     n: int
@@ -146,7 +169,7 @@ class Panels(NamedTuple):
 def empty_panels(rows: int, n: int, size: int, dtype: torch.dtype) -> Panels:
     """Room for a gradient of `rows` rows in block rows of `size`."""
     height = entry("sdd", dtype, "sampled_height", "block_size")(size)
-    return Panels(native_library.empty((rows // size * height, n), dtype=dtype), n)
+    return Panels(empty_packed(dtype, rows // size * height, steps_in(dtype, n)), n)
 
 
 def sampled(
@@ -161,17 +184,20 @@ def sampled(
     pool = pool_for(index.indices.numel() * size**2 * n)
     width = entry("sdd", x.dtype, "sampled_width", "block_size")(size)
     grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
-    chunk = -(-n // -(-n // WIDEST_SUM))
+    steps = steps_in(x.dtype, n)
+    steps = -(-steps // -(-steps // WIDEST_SUM))
+    chunk = steps * pair(x.dtype)
     stretch = max(1, min(grid_cols, CHUNK_BYTES // (width * chunk * x.element_size())))
-    columns = native_library.empty((grid_cols * width, chunk), dtype=x.dtype)
+    columns = empty_packed(x.dtype, grid_cols * width, steps)
+    sums = native_library.empty(blocks.shape, dtype=torch.float32) if chunk < n and pair(x.dtype) > 1 else None
     panels = empty_panels(grid_rows * size, chunk, size, x.dtype) if isinstance(grad, Tensor) else grad
     taken = (grad, strides(grad)) if isinstance(grad, Tensor) else (None, (0, 0))
-    pointers = [
-        pointer(each) for each in (taken[0], x, first, blocks, columns, panels.values, index.indices, index.indptr)
-    ]
+    tensors = (taken[0], x, first, blocks, sums, columns, panels.values, index.indices, index.indptr)
+    pointers = [pointer(each) for each in tensors]
     x_strides = strides(x) if first is None else (1, x.shape[0])
     sizes = (*taken[1], *x_strides, n, head, chunk, stretch, size, grid_rows, grid_cols)
-    return Sampled(*pointers, *sizes, pool), (columns, panels.values)
+    scratch = (columns, panels.values) if sums is None else (columns, panels.values, sums)
+    return Sampled(*pointers, *sizes, pool), scratch
 
 
 def sdd(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, first: Tensor | None = None) -> Tensor:

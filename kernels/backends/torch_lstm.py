@@ -22,7 +22,7 @@ from kernels.problem import Launch, Problem
 def _library(device: str, enabled: bool) -> Iterator[None]:
     """oneDNN on a CPU, cuDNN on a GPU, allowed or not."""
     if device == "cuda":
-        before = torch._C._get_cudnn_enabled()  # type: ignore[attr-defined]
+        before = torch._C._get_cudnn_enabled()
         switch = torch._C._set_cudnn_enabled
     else:
         before = torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags also warns about TensorFloat-32

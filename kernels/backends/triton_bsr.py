@@ -99,7 +99,7 @@ def shape_refusal(problem: GemmProblem) -> str | None:
     size, n = problem.block_size, problem.n
     if problem.dtype == "float64":
         return "torch's Triton kernels have no float64"
-    if getattr(problem, "math", "ieee") == "tf32":
+    if problem.math == "tf32":
         return "torch's Triton kernels multiply float32 without TF32"
     if size < LEAST or not _is_power_of_two(size):
         return f"torch's Triton kernels need blocks of a power of two from {LEAST} on, not {size}"

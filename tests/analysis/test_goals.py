@@ -109,13 +109,15 @@ def test_layers_are_judged_by_their_speedup_over_the_fused_one() -> None:
         assert said(layers(3.6, **other), LAYER, "lstm") == "not run"
 
 
-def test_the_training_integral_counts_cubic_runs_that_choose_their_path() -> None:
-    one = goal("training integral")
-    assert said(made.sparse_frame(1), one, "train") == "reached"  # 0.83 of theory
-    linear = pd.DataFrame(made.sparse_run(TrainCell(schedule="linear", target_sparsity=0.8, path="auto"), [0.4] * 4))
+def test_the_training_integral_counts_cubic_runs_of_its_model_that_choose_their_path() -> None:
+    one, runs = goal("training integral", "256 units"), made.sparse_frame(1).assign(hidden_size=256)
+    assert said(runs, one, "train") == "reached"  # 0.83 of theory
+    assert said(runs, goal("training integral", "1152 units"), "train") == "not run"
+    settings = {"target_sparsity": 0.8, "path": "auto", "hidden_size": 256}
+    linear = pd.DataFrame(made.sparse_run(TrainCell(schedule="linear", **settings), [0.4] * 4))
     assert said(linear, one, "train") == "not run"
-    assert said(made.sparse_frame(1).replace({"path": {"auto": "sparse"}}), one, "train") == "not run"  # an ablation
-    slow = pd.DataFrame(made.sparse_run(TrainCell(schedule="cubic", target_sparsity=0.8, path="auto"), [0.4] * 4, 0.6))
+    assert said(runs.replace({"path": {"auto": "sparse"}}), one, "train") == "not run"  # an ablation
+    slow = pd.DataFrame(made.sparse_run(TrainCell(schedule="cubic", **settings), [0.4] * 4, 0.6))
     assert said(slow, one, "train") == "missed"
 
 

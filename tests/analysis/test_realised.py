@@ -148,13 +148,15 @@ def test_the_tables_and_the_sentence_say_what_was_asked_for() -> None:
     assert len(times) == len(models) == 2 and times["seeds"].tolist() == ["2", "2"]
     assert times["dense training"].tolist() == ["40.0 s"] * 2 and times["sparse training"].tolist() == ["32.0 s"] * 2
     assert models["bytes finished"].tolist() == ["0.21 MB"] * 2
-    assert models["difference"].tolist() == ["0.2"] * 2 and models["seed noise"].tolist() == ["0.71"] * 2
+    assert models["difference"].tolist() == ["+0.2 [+0.2, +0.2]"] * 2 and models["seed noise"].tolist() == ["0.71"] * 2
     first, _ = realised_tables.statements(train)
     assert first.startswith(
         "gradual (cubic), auto path, block 16, ρ 0.8: dense training 40.0 s, masked 42.0 s, sparse 32.0 s"
     )
     assert "predicted 2.00×" in first and "at 0.21 MB of 1.00 MB" in first
-    assert "test perplexity at most 0.2 from the masked run, within the seed noise of 0.7." in first
+    assert (
+        "test perplexity +0.2 [+0.2, +0.2] from the masked run of the same seed, within the seed noise (0.7)." in first
+    )
     [single] = realised_tables.statements(frame(made.sparse_run(TrainCell(**CUBIC, path="auto"), RHOS)))
     assert "dense training –" in single and "no masked run of the same seed" in single
 

@@ -122,6 +122,9 @@ def test_training_integral_and_measured_training_speedup() -> None:
     final = variants.runs(frame(dense, sparse)).set_index("variant").loc["block lasso + gradual (linear)"]
     assert final["predicted_training"] == pytest.approx(2.0)  # 4 epochs against 4 - 2.0
     assert final["measured_training"] == pytest.approx(0.8)  # 40 s against 50 s
+    other = [row | {"source_hash": "another"} for row in sparse]  # seconds of other sources are not divided
+    final = variants.runs(frame(dense, other)).set_index("variant").loc["block lasso + gradual (linear)"]
+    assert math.isnan(final["measured_training"]) and final["ppl_ratio"] == pytest.approx(1.1)
 
 
 def test_predictions_follow_the_blocks_that_are_exactly_zero() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.cells import CheckCell
-from bench.checks import COLUMNS_OF_X, check_cell, pattern, problems
+from bench.checks import BATCHES, COLUMNS_OF_X, check_cell, pattern, problems
 from bench.schema import CHECK, PATTERNS
 from kernels.backends.dense import DenseLaunch
 from kernels.problem import GemmProblem
@@ -34,8 +34,9 @@ def test_the_patterns_are_what_they_are_called() -> None:
 @pytest.mark.parametrize("op", ["dsd", "forward_backward"])
 def test_every_block_size_has_problems(block_size: int, op: str) -> None:
     found = list(problems(CheckCell(op=op, block_size=block_size)))
-    assert {n for _, n, _ in found} == set(COLUMNS_OF_X)
-    assert len({name for name, _, _ in found}) * len(COLUMNS_OF_X) == len(found)
+    wanted = COLUMNS_OF_X if op == "dsd" else BATCHES
+    assert {n for _, n, _ in found} == set(wanted)
+    assert len({name for name, _, _ in found}) * len(wanted) == len(found)
 
 
 @pytest.mark.parametrize("op", ["dsd", "dsd_t", "sdd"])

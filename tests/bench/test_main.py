@@ -18,7 +18,7 @@ from kernels.registry import BACKENDS
 ROOT = Path(__file__).parents[2]
 
 TINY = """
-description = "three cells"
+description = "five cells"
 [[grids]]
 kind = "gemm"
 [grids.base]
@@ -33,6 +33,18 @@ backend = "loop_lstm"
 input_size = 16
 hidden_size = 16
 bptt = 3
+[[grids]]
+kind = "check"
+[grids.base]
+backend = "reference"
+block_size = 64
+[[grids]]
+kind = "tune"
+[grids.base]
+backend = "scipy_bsr"
+m = 64
+k = 64
+n = 4
 [[grids]]
 kind = "train"
 [grids.base]
@@ -71,11 +83,11 @@ def test_list_names_what_sweep_files_can_use(tmp_path: Path) -> None:
 def test_a_real_sweep_from_plan_to_show(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     done = bench("plan", "tiny.toml", cwd=tmp_path)
-    assert done.returncode == 0 and "tiny: 3 cells (1 gemm, 1 lstm, 1 train)" in done.stdout
+    assert done.returncode == 0 and "tiny: 5 cells (1 gemm, 1 lstm, 1 check, 1 tune, 1 train)" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
     done = bench("run", "tiny.toml", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "[1/3] ok" in done.stdout and "3 of 3 cells ok; results in results/tiny" in done.stdout
+    assert "[1/5] ok" in done.stdout and "5 of 5 cells ok; results in results/tiny" in done.stdout
     done = bench("show", "tiny.toml", cwd=tmp_path)
     assert (
         "x dense" in done.stdout
@@ -105,7 +117,15 @@ def test_a_folder_in_use_is_status_3_with_one_line(tmp_path: Path) -> None:
 def test_doctor_says_what_works_here(tmp_path: Path) -> None:
     done = bench("doctor", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for what in ("python", "torch", "cuda", "compiler", "dataset pydoc", *(f"backend {name}" for name in BACKENDS)):
+    for what in (
+        "python",
+        "torch",
+        "cuda",
+        "cuda kernels",
+        "compiler",
+        "dataset pydoc",
+        *(f"backend {name}" for name in BACKENDS),
+    ):
         assert what in done.stdout
     assert not list(tmp_path.iterdir())
 

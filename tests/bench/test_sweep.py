@@ -97,7 +97,7 @@ BAD = {
         TRAIN + '[base]\noptimizer = "adamw"\n', "base.optimizer", ("did you mean adam?", "sgd, adam, asgd")
     ),
     "type no layer is timed in": Bad(
-        'kind = "lstm"\n[base]\ndtype = "bfloat16"\n', "base.dtype", ("unknown value 'bfloat16'", "float32, float64")
+        'kind = "lstm"\n[base]\ndtype = "int8"\n', "base.dtype", ("unknown value 'int8'", "float32, float64")
     ),
     "layer's block size does not divide": Bad(
         'kind = "lstm"\n[base]\nhidden_size = 1150\n', "hidden_size", ("1150 is not divisible", "1136 or 1152")
@@ -126,7 +126,7 @@ BAD = {
         "grids",
         ("12000 cells",),
     ),
-    "line break in a value": Bad(GEMM + '[base]\nbackend = "a\\nb\\u2028c"\n', "base.backend", ("accepted: dense",)),
+    "line break in a value": Bad(GEMM + '[base]\nbackend = "a\\nb\\u2028c"\n', "base.backend", ("accepted: cuda",)),
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 from kernels.backends.native_library import FOLDER
 
 HERE = Path(__file__).parent
-EDGES = [str(HERE / name) for name in ("test_native_products.py", "test_lstm_rounding.py")]
+EDGES = [str(HERE / name) for name in ("test_native_products.py", "test_lstm_rounding.py", "test_bfloat16.py")]
 
 
 def made(build: str) -> dict[str, str]:
@@ -53,14 +53,16 @@ def assert_edges_pass(build: str, *arguments: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_sanitizers_find_nothing_in_float32() -> None:
-    assert_edges_pass("sanitized", "-k", "float32")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_sanitizers_find_nothing(dtype: str) -> None:
+    assert_edges_pass("sanitized", "-k", f"{dtype} and not such_a_cpu")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtypes", ["not bfloat16", "bfloat16"])
 @pytest.mark.parametrize("build", list(builds.ISAS))
-def test_narrower_vectors(build: str) -> None:
-    assert_edges_pass(build, "-k", "not fuzz")
+def test_narrower_vectors(build: str, dtypes: str) -> None:
+    assert_edges_pass(build, "-k", f"{dtypes} and not fuzz and not such_a_cpu")
 
 
 @pytest.mark.slow
@@ -69,10 +71,10 @@ def test_narrower_vectors(build: str) -> None:
 def test_neon_compiles(source: str, tmp_path: Path) -> None:
     """Only compiled: nothing here runs it."""
     command = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu", "-std=c++17", "-O0", "-fPIC"]
-    for scalar in ("float", "double"):
-        made = tmp_path / f"{scalar}.o"
+    for element in ("float", "double", *["bfloat16"] * (source != "lstm.cpp")):
+        made = tmp_path / f"{element}.o"
         done = subprocess.run(
-            [*command, "-c", f"-DSCALAR={scalar}", str(FOLDER / source), "-o", str(made)],
+            [*command, "-c", f"-DELEMENT={element}", str(FOLDER / source), "-o", str(made)],
             env={
                 **os.environ,
                 "ZIG_LOCAL_CACHE_DIR": str(tmp_path / "zig"),

@@ -90,6 +90,19 @@ def test_a_changed_header_is_compiled_again(fresh: Path, tmp_path: Path) -> None
 
 
 @needs_compiler
+def test_options_win_and_headers_of_other_folders_count(fresh: Path, tmp_path: Path) -> None:
+    source, folder = tmp_path / "tiny.cu", tmp_path / "headers"
+    source.write_text('#ifdef OTHER\n#include "missing.h"\n#endif\n#include "tiny.h"\n')
+    folder.mkdir()
+    for answer in (5, 6):
+        (folder / "tiny.h").write_text(TINY.replace("ANSWER", f"ANSWER + {answer}"))
+        options = (f"-I{folder}", "-UANSWER", "-DANSWER=10", "-x", "c++")
+        assert compile_library(source, ("ANSWER=1",), options).handle.answer() == 10 + answer
+        compiler._compile_once.cache_clear()
+    assert len(libraries(fresh)) == 2
+
+
+@needs_compiler
 def test_a_damaged_library_is_compiled_again(fresh: Path, tmp_path: Path) -> None:
     source = tmp_path / "tiny.cpp"
     source.write_text(TINY)
@@ -176,6 +189,6 @@ def test_unwritable_home_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="the ziglang wheel is not installed")
 def test_the_ziglang_wheel_is_enough(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hide_compilers(monkeypatch, zig=False)
-    library = compile_library(FOLDER / "dsd.cpp", ("SCALAR=float",))
+    library = compile_library(FOLDER / "dsd.cpp", ("ELEMENT=float",))
     assert library.handle.panel_rows(8, 0) in (4, 8)
     assert [path for path in fresh.iterdir() if path.name == "zig"]

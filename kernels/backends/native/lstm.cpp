@@ -7,6 +7,8 @@
 #include "gates.h"
 #include "parts.h"
 
+static_assert(!paired, "a layer is of float or double");
+
 struct Forward {  // mirrored by native_lstm.py
     Matrix recurrent;         // [4 hidden, hidden]
     const Scalar *x;          // [steps, batch, into]
@@ -53,8 +55,8 @@ void turn_inputs(const Forward &layer, int64_t first, int64_t steps) {
     const int64_t samples = steps * layer.batch, stride = layer.together * layer.batch;
     share(layer.pool, divide_up(layer.into, strip), [&](int64_t item, int64_t) {
         const int64_t left = item * strip;
-        turn(layer.x + first * layer.batch * layer.into + left, layer.into, samples, smaller(strip, layer.into - left),
-             layer.inputs + left * stride, stride);
+        turn_for(layer.input.abreast, layer.x + first * layer.batch * layer.into + left, layer.into, samples,
+                 smaller(strip, layer.into - left), layer.inputs + left * stride, stride);
     });
 }
 
@@ -64,14 +66,14 @@ void weight_inputs(const Forward &layer, const Part &part, int64_t grid, int64_t
     for (int64_t gate = 0; gate < 4; ++gate)
         for (int64_t step = 0; step < steps; ++step) {
             const Kept own(layer.saved, (first + step) % layer.slots, layer.hidden, batch, part);
-            const Columns columns{layer.inputs + step * batch + part.column, layer.together * batch, part.columns};
+            const Columns columns{layer.inputs + (step * batch + part.column) * layer.input.abreast, layer.together * batch, part.columns};
             multiply_part(layer.input, gate * grid, part, columns, own.at(0, gate), kept * part.rows);
         }
 }
 
 void forward_item(const Forward &layer, const Part &part, int64_t step, int64_t grid, Scalar *scratch) {
     const int64_t batch = layer.batch, hidden = layer.hidden, plane = layer.chunk * span;
-    const Scalar *state = layer.states + step % 2 * hidden * batch + part.column;
+    const Scalar *state = layer.states + step % 2 * hidden * batch + part.column * layer.recurrent.abreast;
     for (int64_t gate = 0; gate < 4; ++gate)
         multiply_part(layer.recurrent, gate * grid, part, {state, batch, part.columns}, scratch + gate * plane, span);
     const Kept own(layer.saved, step % layer.slots, hidden, batch, part);
@@ -99,7 +101,7 @@ void forward_item(const Forward &layer, const Part &part, int64_t step, int64_t 
         }
     }
     Scalar *after = layer.states + (step + 1) % 2 * hidden * batch;
-    turn(scratch, span, part.columns, part.rows, after + part.row * batch + part.column, batch);
+    turn_for(layer.recurrent.abreast, scratch, span, part.columns, part.rows, after + part.row * batch + part.column * layer.recurrent.abreast, batch);
 }
 
 // Gradients of the gates of one time step for `lanes` units, one sample after the other; their sums go to `grad_bias`.
@@ -153,8 +155,9 @@ void fill_panels(const Backward &layer, const Split &split, const Part &part, in
 
 void backward_item(const Backward &layer, const Split &split, const Part &part, int64_t step, Scalar *scratch) {
     const int64_t batch = layer.batch, hidden = layer.hidden, plane = layer.chunk * span, stride = layer.together * batch;
+    const int64_t abreast = layer.recurrent.abreast;
     const auto columns_of = [&](int64_t each) {
-        return layer.columns + each / layer.together % 2 * 4 * hidden * stride + each % layer.together * batch + part.column;
+        return layer.columns + each / layer.together % 2 * 4 * hidden * stride + (each % layer.together * batch + part.column) * abreast;
     };
     if (step + 1 < layer.steps)
         multiply_part(layer.recurrent, 0, part, {columns_of(step + 1), stride, part.columns}, scratch, span);
@@ -162,7 +165,7 @@ void backward_item(const Backward &layer, const Split &split, const Part &part, 
     for (int64_t r = 0; r < part.rows; r += lanes) backward_units(layer, part, step, r, scratch, grad_bias);
     for (int64_t gate = 0; gate < 4; ++gate) {
         const Scalar *grads = scratch + gate * plane;
-        turn(grads, span, part.columns, part.rows, columns_of(step) + (gate * hidden + part.row) * stride, stride);
+        turn_for(abreast, grads, span, part.columns, part.rows, columns_of(step) + (gate * hidden + part.row) * stride, stride);
         if (layer.panels) fill_panels(layer, split, part, gate, step, grads);
     }
 }
@@ -170,9 +173,9 @@ void backward_item(const Backward &layer, const Split &split, const Part &part, 
 // Gradients of the inputs of the steps from `first` on.
 void weight_gradients(const Backward &layer, const Part &part, int64_t first, int64_t steps) {
     const int64_t batch = layer.batch, stride = layer.together * batch;
-    const Scalar *columns = layer.columns + first / layer.together % 2 * 4 * layer.hidden * stride + part.column;
+    const Scalar *columns = layer.columns + first / layer.together % 2 * 4 * layer.hidden * stride;
     for (int64_t step = 0; step < steps; ++step)
-        multiply_part(layer.input, 0, part, {columns + step * batch, stride, part.columns},
+        multiply_part(layer.input, 0, part, {columns + (step * batch + part.column) * layer.input.abreast, stride, part.columns},
                       layer.grad_x + ((first + step) * batch + part.column) * layer.into + part.row, layer.into);
 }
 
@@ -184,7 +187,7 @@ EXPORT void lstm_forward(const Forward *given) {
     const Split split(layer.recurrent, grid, layer.batch, layer.chunk);
     Ranges steps = split.ranges(layer.pool, layer.recurrent.indptr, 4);
     Ranges inputs = split.ranges(layer.pool, layer.projected ? layer.recurrent.indptr : layer.input.indptr, 4);
-    turn(layer.h0, layer.hidden, layer.batch, layer.hidden, layer.states, layer.batch);
+    turn_for(layer.recurrent.abreast, layer.h0, layer.hidden, layer.batch, layer.hidden, layer.states, layer.batch);
     for (int64_t step = 0; step < layer.steps; ++step) {
         if (!layer.projected && step % layer.together == 0) {
             const int64_t count = smaller(layer.together, layer.steps - step);
@@ -215,6 +218,6 @@ EXPORT void lstm_backward(const Backward *given) {
         const Part part = split.part(item);
         Scalar *to = layer.grad_h0 + part.column * layer.hidden + part.row;
         const int64_t stride = layer.together * layer.batch;
-        multiply_part(layer.recurrent, 0, part, {layer.columns + part.column, stride, part.columns}, to, layer.hidden);
+        multiply_part(layer.recurrent, 0, part, {layer.columns + part.column * layer.recurrent.abreast, stride, part.columns}, to, layer.hidden);
     });
 }

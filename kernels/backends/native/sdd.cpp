@@ -1,19 +1,20 @@
 // sdd on a CPU: the blocks of G X^T at the kept places of a pattern and no others; G: [m, n], X: [k, n].
 //
-// The n products of each element are summed chunk by chunk. A chunk of X is packed vector by vector, [chunk, N] each, and
-// a chunk of G panel by panel, [chunk, P] each (or all of G came that way, [n, P] each), both padded to whole vectors and
-// panels. The register tile holds the sums
-// of P rows times V vectors, which may belong to different blocks of one block row. A work item is some block rows times
+// The n products of each element are summed chunk by chunk. A chunk of X is packed vector by vector, [steps, N] each, and
+// a chunk of G panel by panel, [steps, P] each (or all of G came that way, [n, P] each), both padded to whole vectors and
+// panels; a step is a column, or of bfloat16 a pair of columns. The register tile holds the sums of P rows
+// times V vectors, which may belong to different blocks of one block row. A work item is some block rows times
 // a stretch of block columns whose packed vectors stay in the second-level cache from item to item.
 #include "pool.h"
 
 struct Sampled {  // mirrored by native_products.py
-    const Scalar *grad;     // null where `panels` holds it already, [grid_rows * panels, n, P]
-    const Scalar *x;
-    const Scalar *x_first;  // the first columns of X, as `x` column by column; the others are in `x`
-    Scalar *blocks;         // [nnzb, b, b]
-    Scalar *columns;        // [grid_cols * vectors, chunk, N]
-    Scalar *panels;         // [grid_rows * panels, chunk, P]
+    const Element *grad;     // null where `panels` holds it already, [grid_rows * panels, n, P]
+    const Element *x;
+    const Element *x_first;  // the first columns of X, as `x` column by column; the others are in `x`; not of bfloat16
+    Element *blocks;         // [nnzb, b, b]
+    Scalar *sums;            // the same before the last chunk; of bfloat16 only, and null where one chunk is all
+    Scalar *columns;         // [grid_cols * vectors, steps of a chunk, N]
+    Scalar *panels;          // [grid_rows * panels, steps of a chunk, P]
     const int32_t *indices, *indptr;
     int64_t grad_down, grad_along, x_down, x_along;  // strides; one of each two is 1
     int64_t n, first, chunk, stretch, block_size, grid_rows, grid_cols;  // first: columns in `x_first`
@@ -25,15 +26,21 @@ namespace {
 constexpr int P = sampled_rows, most_vectors = 3;
 constexpr int rows_together = 64;  // or columns, that are packed at a time
 
-struct Chunk {
-    int64_t begin, steps;
+struct Chunk {  // some columns of G and X
+    int64_t begin, count, steps;
+    bool last;
 };
 
 struct Group {  // up to V vectors of columns
     const Scalar *x[most_vectors];
-    Scalar *to[most_vectors];
+    Element *to[most_vectors];
     int64_t used[most_vectors];  // elements of the vector that are columns of the block
 };
+
+// Where the sums that go to `to` wait for the next chunk.
+inline Scalar *waiting(const Sampled &job, Element *to) {
+    return paired ? job.sums + (to - job.blocks) : reinterpret_cast<Scalar *>(to);
+}
 
 // `whole`: every row of the panel and every element of the vectors belongs to the blocks.
 template <int N, int V, bool whole>
@@ -45,14 +52,16 @@ void sampled_tile(const Sampled &job, const Chunk &chunk, const Group &group, co
         Vector<N> columns[V];
         UNROLL for (int v = 0; v < V; ++v) columns[v] = load<N>(x[v] + step * N);
         UNROLL for (int r = 0; r < P; ++r)
-            UNROLL for (int v = 0; v < V; ++v) sums[r][v] += columns[v] * panel[r];
+            UNROLL for (int v = 0; v < V; ++v) add_products<N>(sums[r][v], columns[v], panel[r]);
     }
     UNROLL for (int r = 0; r < P; ++r) {
         if (!whole && r >= rows) return;
         UNROLL for (int v = 0; v < V; ++v) {
-            Scalar *to = group.to[v] + r * job.block_size;
+            Element *to = group.to[v] + r * job.block_size;
             const int64_t used = whole ? N : group.used[v];
-            store_some<N>(to, chunk.begin > 0 ? sums[r][v] + load_some<N>(to, used) : sums[r][v], used);
+            const Vector<N> sum = chunk.begin > 0 ? sums[r][v] + load_some<N>(waiting(job, to), used) : sums[r][v];
+            if (paired && !chunk.last) store_some<N>(waiting(job, to), sum, used);
+            else store_some_sums<N>(to, sum, used);
         }
     }
 }
@@ -103,30 +112,31 @@ int64_t first_from(const Sampled &job, int64_t row, int64_t col) {
 int64_t padded_rows(int64_t size) { return divide_up(size, P) * P; }
 
 // Pieces of memory that are far apart: the hardware does not run ahead of them by itself.
-inline void ahead(const Scalar *piece, int64_t count) {
-    for (int64_t i = 0; i < count; i += 64 / sizeof(Scalar)) __builtin_prefetch(piece + i);
+inline void ahead(const Element *piece, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / sizeof(Element)) __builtin_prefetch(piece + i);
 }
 
 // The rows of `count` block rows of G, panel by panel. Column by column, G is read in long pieces: hence several rows.
 void pack_panels(const Sampled &job, const Chunk &chunk, int64_t first, int64_t count) {
     const int64_t size = job.block_size, even = size / P * P, padded = padded_rows(size) * chunk.steps;
-    const Scalar *from = job.grad + first * size * job.grad_down + chunk.begin * job.grad_along;
+    const Element *from = job.grad + first * size * job.grad_down + chunk.begin * job.grad_along;
     Scalar *panels = job.panels + first * padded;
     if (even < size) __builtin_memset(panels, 0, sizeof(Scalar) * static_cast<unsigned long long>(count * padded));
     if (job.grad_along == 1) {
         for (int64_t row = 0; row < count; ++row)
             for (int64_t top = 0; top < size; top += P)
-                turn(from + (row * size + top) * job.grad_down, job.grad_down, smaller(P, size - top), chunk.steps,
+                turn(from + (row * size + top) * job.grad_down, job.grad_down, smaller(P, size - top), chunk.count,
                      panels + row * padded + top * chunk.steps, P);
         return;
     }
     for (int64_t step = 0; step < chunk.steps; ++step)
         for (int64_t row = 0; row < count; ++row) {
-            const Scalar *piece = from + step * job.grad_along + row * size;
+            const Element *piece = from + step * pair * job.grad_along + row * size;
             Scalar *to = panels + row * padded + step * P;
+            const int64_t left = chunk.count - step * pair;
             ahead(piece + 4 * job.grad_along, size);
-            for (int64_t top = 0; top < even; top += P) store<P>(to + top * chunk.steps, load<P>(piece + top));
-            copy_row(piece + even, size - even, to + even * chunk.steps);
+            for (int64_t top = 0; top < even; top += P) copy_step<P>(piece + top, job.grad_along, left, P, to + top * chunk.steps);
+            copy_long_step(piece + even, job.grad_along, left, size - even, to + even * chunk.steps);
         }
 }
 
@@ -138,18 +148,18 @@ template <int N> void pack_vectors(const Sampled &job, const Chunk &chunk, int64
         for (int64_t col = first; col < last; ++col)
             for (int64_t vector = 0; vector < vectors; ++vector)
                 turn(job.x + (col * size + vector * N) * job.x_down + chunk.begin, job.x_down, smaller(N, size - vector * N),
-                     chunk.steps, job.columns + (col * vectors + vector) * length, N);
+                     chunk.count, job.columns + (col * vectors + vector) * length, N);
         return;
     }
     for (int64_t step = 0; step < chunk.steps; ++step) {
-        const int64_t column = chunk.begin + step;
-        const Scalar *from = column < job.first ? job.x_first + column * job.x_along : job.x + (column - job.first) * job.x_along;
+        const int64_t column = chunk.begin + step * pair, left = chunk.count - step * pair;
+        const Element *from = column < job.first ? job.x_first + column * job.x_along : job.x + (column - job.first) * job.x_along;
         ahead(from + 4 * job.x_along + first * size, (last - first) * size);
         for (int64_t col = first; col < last; ++col)
             for (int64_t vector = 0; vector < vectors; ++vector) {
                 const int64_t used = smaller(N, size - vector * N);
-                store_some<N>(job.columns + (col * vectors + vector) * length + step * N,
-                              load_some<N>(from + col * size + vector * N, used), used);
+                copy_step<N>(from + col * size + vector * N, job.x_along, left, used,
+                             job.columns + (col * vectors + vector) * length + step * N);
             }
     }
 }
@@ -162,7 +172,8 @@ template <int N> void sample(const Sampled &job) {
     Ranges ranges(job.pool.threads, stretches, groups, 1,
                   [&](int64_t group) { return job.indptr[end(group)] - job.indptr[group * together] + 1; });
     for (int64_t begin = 0; begin < job.n; begin += job.chunk) {
-        const Chunk chunk{begin, smaller(job.chunk, job.n - begin)};
+        const int64_t count = smaller(job.chunk, job.n - begin);
+        const Chunk chunk{begin, count, steps_in(count), begin + count == job.n};
         share(job.pool, column_groups + (job.grad ? groups : 0), [&](int64_t item, int64_t) {
             const int64_t group = item - column_groups;
             if (group < 0) pack_vectors<N>(job, chunk, item * together, smaller((item + 1) * together, job.grid_cols));

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-import emulator  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent))
+import emulator
 
+HERE = Path(__file__).parent
 NO_EMULATOR = ("test_compile.py", "test_kernel.py")
 GRIDS = ("emulate", "nvrtc")
 

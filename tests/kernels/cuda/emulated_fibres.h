@@ -31,7 +31,8 @@ struct Options {  // mirrored by emulator.py
 struct Cta;
 struct Warp;
 struct Tensor;
-constexpr int lanes_of_a_warp = 32, stack_bytes = 64 * 1024;
+constexpr int lanes_of_a_warp = 32, stack_bytes = 64 * 1024, spare_bytes = 4096;
+constexpr const char *too_deep = "a thread needs more than %d bytes of stack";
 constexpr int stack_stride = stack_bytes + 1088;  // else the stacks' ends would share a few sets of the cache
 constexpr u64 canary = 0x5afe57acc5afe57aull;
 
@@ -179,7 +180,7 @@ static Fibre *next() {
 
 inline void go_on(Fibre *other) {
     Fibre *self = now;
-    if (*(u64 *)self->stack != canary) fault("a thread needs more than %d bytes of stack", stack_bytes);
+    if ((char *)__builtin_frame_address(0) < self->stack + spare_bytes) fault(too_deep, stack_bytes);
     if (other == self) return;
     now = other;
     emulated_switch(&self->stack_pointer, other->stack_pointer);
@@ -205,6 +206,7 @@ inline void let_others_run(const char *what) {
 
 static void begin_fibre() {
     run.body(run.given);
+    if (*(u64 *)now->stack != canary) fault(too_deep, stack_bytes);
     Warp *warp = now->warp;
     const u32 lane = 1u << now->lane;
     for (Meeting &meeting : warp->meetings)

@@ -8,7 +8,7 @@ from unittest import mock
 
 import emulator
 
-from kernels.backends import cuda_rungs
+from kernels.backends import cuda_operators, cuda_rungs
 from kernels.backends.cuda_rungs import Gpu
 
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -18,11 +18,11 @@ SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 def emulated_gpu(capability: int = 90, multiprocessors: int = 132) -> Iterator[Gpu]:
     """Inside, our CUDA kernels run on tensors of the CPU, as on a GPU of `capability`."""
     found = Gpu(capability, multiprocessors, SHARED_BYTES[capability], emulator.load)
-    kept = dict(cuda_rungs._patterns)
-    cuda_rungs._patterns.clear()
+    kept = dict(cuda_operators._patterns)
+    cuda_operators._patterns.clear()
     try:
         with mock.patch.object(cuda_rungs, "gpu", return_value=found):
             yield found
     finally:
-        cuda_rungs._patterns.clear()
-        cuda_rungs._patterns.update(kept)
+        cuda_operators._patterns.clear()
+        cuda_operators._patterns.update(kept)

@@ -178,6 +178,8 @@ static const char *launch(void (*body)(const void *), const void *given, const O
     static void name(const Arguments &given);                                                                                \
     extern "C" __attribute__((visibility("default"))) const char *emulated_##name(const void *given, unsigned long long size, \
                                                                                   const emulated::Options *options) {         \
+        if (options->threads < 1 || options->threads > 1024 || options->shared_bytes > 227 * 1024)                           \
+            return "a CTA has 1 to 1024 threads and at most 227 KB of shared memory";                                        \
         if (size != sizeof(Arguments)) return "the arguments have another size than " #Arguments;                            \
         if (options->threads > (threads_)) return "launched with more threads than KERNEL tells";                            \
         return emulated::launch([](const void *all) { name(*(const Arguments *)all); }, given, *options);                    \

@@ -43,6 +43,11 @@ def kept_blocks(pattern: str, rows: int, cols: int) -> Tensor:
     return kept
 
 
+def grid_of(block: int) -> tuple[int, int]:
+    """Blocks along rows and columns: more than one group and one stage, and neither a whole one."""
+    return {8: (19, 23), 16: (11, 13), 32: (7, 6), 64: (3, 4), 128: (2, 3)}[block]
+
+
 def rounded(x: Tensor, element: str) -> Tensor:
     """What is multiplied: of Tf32 the nearest number of 10 bits of fraction, ties away from zero."""
     return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32) if element == "Tf32" else x

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from emulated_gpu import emulated_gpu
 
-from kernels.backends import cuda_rungs
+from kernels.backends import cuda_operators, cuda_rungs, tuned
 from kernels.backends.cuda import BACKEND
 from kernels.backends.cuda_layer import LayerLaunch
 from kernels.backends.cuda_rungs import Task
@@ -47,7 +49,7 @@ def test_products_from_end_to_end(op: str, dtype: str, math: str) -> None:
 def test_wgmma_is_taken_on_hopper_where_it_has_a_kernel(op: str) -> None:
     problem = GemmProblem(128, 128, 130, 64, 0.5, dtype="bfloat16", op=op)
     with emulated_gpu(90):
-        assert assert_right(problem).startswith("cuda mma.sync" if op == "sdd" else "cuda wgmma sm_90a Bfloat16 ")
+        assert assert_right(problem).startswith("cuda wgmma sm_90a Bfloat16 ")
         assert BACKEND.prepare(replace(problem, n=64)).kernel.startswith("cuda mma.sync")
         assert BACKEND.prepare(replace(problem, dtype="float32", math="tf32")).kernel.split()[1] == (
             "wgmma" if op == "dsd" else "mma.sync"
@@ -59,10 +61,10 @@ def test_wgmma_is_taken_on_hopper_where_it_has_a_kernel(op: str) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_a_reduction_is_divided_where_there_are_few_ctas(op: str) -> None:
-    size = (32, 1024, 9) if op == "dsd" else (1024, 32, 9) if op == "dsd_t" else (16, 16, 1024)
-    with emulated_gpu():
+    size = (32, 4096, 9) if op == "dsd" else (4096, 32, 9) if op == "dsd_t" else (16, 16, 2048)
+    with emulated_gpu(80):
         assert "parts" in assert_right(GemmProblem(*size, 16, 0.0, dtype="float16", op=op))
-    with emulated_gpu(multiprocessors=1):
+    with emulated_gpu(80, multiprocessors=1):
         assert "parts" not in assert_right(GemmProblem(*size, 16, 0.0, dtype="float16", op=op))
 
 
@@ -112,9 +114,25 @@ def test_what_was_prepared_is_kept_by_pattern() -> None:
     problem = GemmProblem(64, 64, 7, 16, 0.5)
     bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
     with emulated_gpu():
-        launch = cuda_rungs.pattern_of(bsr.index, 16)
+        launch = cuda_operators.pattern_of(bsr.index, 16)
         task = Task("dsd", "Float32", 16, 7)
         assert launch(task) is launch(task)
-        assert cuda_rungs.pattern_of(bsr.with_data(2 * bsr.data).index, 16) is launch
+        assert cuda_operators.pattern_of(bsr.with_data(2 * bsr.data).index, 16) is launch
         bsr.indices.add_(0)  # a change in place, as far as torch can tell
-        assert cuda_rungs.pattern_of(bsr.index, 16) is not launch
+        assert cuda_operators.pattern_of(bsr.index, 16) is not launch
+
+
+def test_a_tuned_table_is_followed_where_it_knows_the_product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = GemmProblem(64, 64, 40, 16, 0.5, dtype="bfloat16")
+    task, path = Task("dsd", "Bfloat16", 16, 40), tmp_path / "tuned.json"
+    with emulated_gpu() as gpu:
+        default = BACKEND.prepare(problem).kernel
+        names = {name: choice for name, choice in cuda_rungs.offered(task, gpu).items() if "wgmma" in name}
+        name = next(iter(names))
+        shape = {"op": "dsd", "dtype": "bfloat16", "math": "ieee", "block_size": 16, "m": 64, "k": 64, "n": 33}
+        path.write_text(json.dumps({"choices": [{**shape, "target_sparsity": 0.5, "variant": json.loads(name)}]}))
+        monkeypatch.setattr(tuned.nearest, "__defaults__", (path,))
+        assert BACKEND.prepare(problem).kernel.startswith("cuda wgmma") and "mma.sync" in default
+        assert BACKEND.prepare(replace(problem, dtype="float16")).kernel.startswith("cuda mma.sync")
+    with emulated_gpu(80):  # which has no wgmma
+        assert BACKEND.prepare(problem).kernel.startswith("cuda mma.sync")

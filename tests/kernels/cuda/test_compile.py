@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from kernels.backends import cuda_variants, cuda_wgmma
+from kernels.backends import cuda_variants, cuda_wgmma, cuda_wgmma_sdd
 from kernels.backends.cuda_kernel import Variant, arch_of, compile_cubin
 from kernels.backends.cuda_lstm import Sizes, plans_for, tiles_for
 from kernels.backends.cuda_lstm_pass import variant_of
@@ -25,6 +25,7 @@ from kernels.compiler import CompileError
 CAPABILITIES = (80, 86, 90, 100)
 MULTIPROCESSORS = {80: 108, 86: 84, 90: 132, 100: 148}
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # of a CTA
+PRODUCTS = ("dsd.cu", "dsd_fp32.cu", "sdd.cu", "sdd_fp32.cu", "products_wgmma.cu", "sdd_wgmma.cu")
 REGISTERS = 65536  # of a multiprocessor
 DTYPES = {"Float32": torch.float32, "Tf32": torch.float32, "Bfloat16": torch.bfloat16, "Float16": torch.float16}
 
@@ -60,7 +61,7 @@ def lstm_variants(capability: int, blocks: Sequence[int], batches: Sequence[int]
 
 def every_variant(capability: int) -> list[Variant]:
     """All that such a GPU may be asked to run."""
-    found = [*cuda_variants.all_variants(), *cuda_wgmma.all_variants()]
+    found = every_product()
     found += lstm_variants(capability, (8, 16, 32, 64, 128), (20, 80))
     limit = SHARED_BYTES[capability]
     return list(dict.fromkeys(each for each in found if each.runs_on(capability) and each.shared_bytes <= limit))
@@ -90,9 +91,7 @@ def all_faults(variants: Sequence[Variant], capability: int) -> str:
         return "\n".join(line for lines in pool.map(lambda each: faults(each, capability), variants) for line in lines)
 
 
-@pytest.mark.parametrize(
-    "source", ["add_parts.cu", "dsd.cu", "dsd_fp32.cu", "sdd.cu", "sdd_fp32.cu", "products_wgmma.cu"]
-)
+@pytest.mark.parametrize("source", ["add_parts.cu", *PRODUCTS])
 def test_the_first_variant_of_each_product_compiles(source: str) -> None:
     variants = [each for each in every_product() if each.source == source]
     assert not all_faults(variants[:1], 90)
@@ -100,7 +99,7 @@ def test_the_first_variant_of_each_product_compiles(source: str) -> None:
 
 
 def every_product() -> list[Variant]:
-    return [*cuda_variants.all_variants(), *cuda_wgmma.all_variants()]
+    return [*cuda_variants.all_variants(), *cuda_wgmma.all_variants(), *cuda_wgmma_sdd.all_variants()]
 
 
 def test_a_layer_compiles() -> None:
@@ -121,13 +120,11 @@ def test_every_product_has_a_variant_on_every_gpu() -> None:
 
 @pytest.mark.nvrtc
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize(
-    "source", [*("dsd.cu", "dsd_fp32.cu", "sdd.cu", "sdd_fp32.cu"), "products_wgmma.cu", "lstm.cu"]
-)
+@pytest.mark.parametrize("source", [*PRODUCTS, "lstm.cu"])
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_variant_compiles(capability: int, source: str) -> None:
     variants = [each for each in every_variant(capability) if each.source == source]
-    if source == "products_wgmma.cu" and capability != 90:
+    if "wgmma" in source and capability != 90:
         assert not variants  # refused: it is in no other GPU
     else:
         assert variants

@@ -1,0 +1,104 @@
+"""Plans of the CUDA products list every piece once; choices fit their GPUs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from products_cases import grid_of, kept_blocks
+
+from kernels.backends import cuda_plan
+from kernels.backends.cuda_plan import ProductTile, SampledTile, product_plan, sampled_plan
+from kernels.backends.cuda_products import parts_for
+from kernels.backends.cuda_variants import (
+    BLOCKS,
+    ELEMENTS,
+    OPS,
+    SHARED_BYTES,
+    SMALLEST_SHARED_BYTES,
+    all_variants,
+    default,
+)
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+
+
+def pieces_of(plan: cuda_plan.ProductPlan, tile: ProductTile) -> list[tuple[int, int, int]]:
+    """(row, column, place in the values) of each piece that a plan lists, read as the kernel does."""
+    found, columns = [], tile.depth // tile.wide
+    for first_row, first, count, _ in plan.groups.tolist():
+        for stage in plan.stages[first : first + count].tolist():
+            for word in stage[2 * columns + 1 : 2 * columns + 1 + stage[2 * columns]]:
+                place, begin = word & 255, (word & 0xFFFFFFFF) >> 8
+                assert stage[columns + place % columns] >> (place // columns) & 1
+                if begin != cuda_plan.ZEROS:
+                    found.append((first_row + place // columns * tile.high, stage[place % columns], begin * 16))
+    return found
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("block", "rows", "depth"), [(8, 256, 64), (8, 32, 32), (32, 16, 64), (128, 64, 32), (16, 64, 64)]
+)
+def test_a_plan_lists_every_piece_once(turned: bool, block: int, rows: int, depth: int) -> None:
+    mask = BlockMask(kept_blocks("random", *grid_of(block)), block)
+    bsr = BSRMatrix.from_dense(torch.ones(mask.shape), mask)
+    tile = ProductTile(block, rows, depth, turned, paired=False)
+    values = torch.arange(bsr.data.numel()).view(bsr.data.shape)
+    dense = bsr.with_data(values).to_dense()
+    found = pieces_of(product_plan(bsr.index, tile), tile)
+    for row, column, place in found:
+        assert dense.T[row, column] == place if turned else dense[row, column] == place
+    assert len(set(found)) == len(found) == bsr.data.numel() // (tile.high * tile.wide)
+
+
+def test_groups_come_by_falling_work() -> None:
+    kept = torch.arange(8)[:, None] > torch.arange(8)  # row i keeps i blocks
+    bsr = BSRMatrix.from_dense(torch.ones(128, 128), BlockMask(kept, 16))
+    plan = product_plan(bsr.index, ProductTile(16, 32, 64, False, False))
+    assert plan.groups[:, 0].tolist() == [96, 64, 32, 0]
+    assert plan.groups[:, 3].tolist() == [13, 9, 5, 1] and plan.work == 13
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_jobs_cover_every_block_once(paired: bool) -> None:
+    bsr = BSRMatrix.from_dense(torch.ones(152, 184), BlockMask(kept_blocks("random", 19, 23), 8))
+    tile = SampledTile(8, 64, 64, 8, 2, 8, paired)
+    jobs, places = sampled_plan(bsr.index, tile).jobs, []
+    for job in jobs:
+        for packed, col, to, other_to in job[tile.units_at :].view(-1, 4).tolist():
+            rows = ((packed & 0xFFFF, to), (packed >> 16, other_to)) if paired else ((packed & 0xFFFF, to),)
+            for row, place in rows:
+                if to < 0 or place < 0:
+                    continue
+                slot = place // 64
+                assert int(job[0]) + row == int(bsr.row_indices[slot]) * 8
+                assert int(job[4 + col // 8]) == int(bsr.indices[slot]) * 8
+                places.append(slot)
+    assert sorted(places) == list(range(bsr.nnzb))
+
+
+def test_too_many_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_plan, "MOST_NUMBERS", 255)
+    bsr = BSRMatrix.from_dense(torch.ones(16, 16), BlockMask.full(16, 16, 16))
+    with pytest.raises(ValueError, match="at most 255 values"):
+        product_plan(bsr.index, ProductTile(16, 32, 64, False, False))
+    with pytest.raises(ValueError, match="at most 255 values"):
+        sampled_plan(bsr.index, SampledTile(16, 64, 64, 16, 4, 2, False))
+
+
+def test_every_variant_has_room_and_a_small_one_everywhere() -> None:
+    for variant in all_variants():
+        assert variant.shared_bytes <= SHARED_BYTES and dict(variant.defines).get("STAGES", 2) >= 2, str(variant)
+    for op in OPS:
+        for element in ELEMENTS:
+            for block in BLOCKS:
+                for n in (1, 20, 33, 80, 100, 160, 4096):
+                    small = default(op, element, block, n, shared_bytes=SMALLEST_SHARED_BYTES)
+                    assert small.variant.shared_bytes <= SMALLEST_SHARED_BYTES
+
+
+@pytest.mark.parametrize(
+    ("ctas", "stages", "parts"), [(132, 64, 1), (51, 128, 5), (16, 64, 4), (16, 18, 1), (1000, 64, 1), (1, 1, 1)]
+)
+def test_parts_fill_the_multiprocessors(ctas: int, stages: int, parts: int) -> None:
+    assert parts_for(ctas, stages) == parts
