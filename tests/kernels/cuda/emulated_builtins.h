@@ -47,6 +47,7 @@ ENGINE int __all_sync(u32 mask, int vote) { return emulated::ballot("__all_sync"
 ENGINE int __popc(u32 bits) { return __builtin_popcount(bits); }
 ENGINE int __popcll(u64 bits) { return __builtin_popcountll(bits); }
 ENGINE int __ffs(int bits) { return __builtin_ffs(bits); }
+ENGINE int __ffsll(long long bits) { return __builtin_ffsll(bits); }
 ENGINE int __clz(int bits) { return bits ? __builtin_clz((u32)bits) : 32; }
 template <class T> ENGINE T __ldg(const T *from) { return *from; }
 template <class T> ENGINE T __ldcg(const T *from) { return *from; }
