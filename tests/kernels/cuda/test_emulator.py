@@ -104,51 +104,6 @@ def test_multiply_of_tf32_cuts_off_what_is_beyond_tf32() -> None:
     assert np.abs(wanted - a.astype(np.float64) @ b).max() > 1e-4, "the operands must show the difference"
 
 
-def hard_floats() -> np.ndarray:
-    """Floats around every rounding boundary: ties, subnormals, the largest, infinities; and at random."""
-    halves = np.arange(1 << 16, dtype=np.uint32)
-    as_bf16, as_f16 = halves << 16, halves.astype(np.uint16).view(np.float16).astype(np.float32).view(np.uint32)
-    near = [
-        base + np.uint32(step)
-        for base in (as_bf16, as_f16)
-        for step in (0, 1, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001)
-    ]
-    tiny = np.float32(2.0**-25) * np.array([0.5, 0.999, 1, 1.001, 2, 3, 2.999, 3.001], np.float32)
-    large = np.array([65503, 65504, 65519, 65519.996, 65520, 65536, 1e38, 3.4028235e38], np.float32)
-    anywhere = np.random.default_rng(0).integers(0, 1 << 32, 1 << 16, np.uint32)
-    return np.concatenate([*near, tiny.view(np.uint32), large.view(np.uint32), anywhere])
-
-
-@pytest.mark.parametrize("kind", ["bf16", "f16"])
-def test_rounding_to_halves(kind: str) -> None:
-    floats = hard_floats()
-    got = run("convert", floats, floats.size, ["bf16", "f16"].index(kind), threads=256, grid=4) & 0xFFFF
-    wanted = bits(torch.from_numpy(floats.view(np.float32).copy()).to(ROUNDED[kind]))
-    numbers = ~np.isnan(floats.view(np.float32))
-    assert np.array_equal(got[numbers], wanted[numbers])
-    assert set(got[~numbers].tolist()) == {0x7FFF}
-
-
-def test_f16_to_float() -> None:
-    halves = np.arange(1 << 16, dtype=np.uint32)
-    got = run("convert", halves, halves.size, 2, threads=256, grid=3).view(np.float32)
-    assert np.array_equal(got, halves.astype(np.uint16).view(np.float16).astype(np.float32), equal_nan=True)
-
-
-def test_rounding_to_tf32_is_to_nearest_with_ties_away() -> None:
-    floats = hard_floats()
-    with np.errstate(invalid="ignore"):
-        values = floats.view(np.float32).astype(np.float64)
-    finite = np.isfinite(values) & (np.abs(values) >= 2.0**-126) & (np.abs(values) < 3e38)
-    got = run("convert", floats, floats.size, 3, threads=256).view(np.float32).astype(np.float64)
-    unit = 2.0 ** (np.floor(np.log2(np.abs(values[finite]))) - 10)
-    assert np.array_equal(
-        got[finite], np.copysign(np.floor(np.abs(values[finite]) / unit + 0.5) * unit, values[finite])
-    )
-    infinite = np.isinf(values)
-    assert np.array_equal(got[infinite], values[infinite])
-
-
 @every_order
 def test_what_lanes_tell_each_other(order: str) -> None:
     values = np.random.default_rng(3).integers(0, 1 << 32, 64, np.uint32)
@@ -189,6 +144,31 @@ def test_reduction_through_shared_memory(order: str) -> None:
 def test_a_missing_barrier_between_ordinary_stores_and_loads(order: str) -> None:
     with pytest.raises(emulator.EmulationError, match=r"a (load|store) .*no barrier between|never written"):
         run("reduction", np.arange(256, dtype=np.uint32), 4, kind=1, threads=256, order=order)
+
+
+@every_order
+@pytest.mark.parametrize("kind", [0, 5, 6, 7])
+def test_neighbours_that_wait_for_each_other(kind: int, order: str) -> None:
+    values = np.arange(100, 164, dtype=np.uint32)
+    got = run("neighbours", values, 64, kind, threads=64, order=order)
+    other = np.arange(64) ^ 1 if kind == 5 else (np.arange(64) + 1) % 64
+    assert np.array_equal(got, 2 * values[other] + 1)
+
+
+@pytest.mark.skipif(not emulator.watches(), reason="ziglang's compiler does not let us see ordinary accesses")
+@every_order
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (1, "a (load|store) .*no barrier between|never written"),
+        (2, "a (load|store) .*no barrier between"),
+        (3, "a load reads byte 128 of shared memory, which was never written"),
+        (4, "a load at byte 2048 of 2048 bytes"),
+    ],
+)
+def test_neighbours_that_do_not(kind: int, message: str, order: str) -> None:
+    with pytest.raises(emulator.EmulationError, match=message):
+        run("neighbours", np.arange(64, dtype=np.uint32), 64, kind, threads=64, count=1024, order=order)
 
 
 @pytest.mark.parametrize(("order", "seed"), [("forward", 0), ("reverse", 0), *(("random", seed) for seed in range(5))])

@@ -161,6 +161,13 @@ def test_faults_around_products(fault: str, order, copies) -> None:
         wide("Bfloat16", 64, Layout(128), Layout(128), 2, fault, order=order, copies=copies)
 
 
+@pytest.mark.skipif(not emulator.watches(), reason="ziglang's compiler does not let us see ordinary accesses")
+@every_way
+def test_an_ordinary_store_needs_a_proxy_fence(order, copies) -> None:
+    with pytest.raises(emulator.EmulationError, match=r"byte 16 .* thread 5 wrote without a proxy_fence"):
+        wide("Bfloat16", 64, Layout(128), Layout(128), 2, "stored_after_fence", order=order, copies=copies)
+
+
 @every_way
 def test_sums_read_too_early_are_not_numbers(order, copies) -> None:
     assert not wide("Bfloat16", 64, Layout(128), Layout(128), 2, "sums_read", order=order, copies=copies)
@@ -182,6 +189,6 @@ def test_an_operand_outside_shared_memory() -> None:
 
 
 def test_every_planted_fault_is_tried() -> None:
-    assert {*FAULTS, "none", "sums_read", "fenced_by_reader", "fragments_after_fence"} == set(
+    assert {*FAULTS, "none", "sums_read", "fenced_by_reader", "fragments_after_fence", "stored_after_fence"} == set(
         faults_of("trial_wide.cu")
     )

@@ -90,6 +90,34 @@ KERNEL(reduction, Arguments, 256, 1) {
     if (threadIdx.x == 7) atomicCAS(given.out + 3, given.in[0], 5u);
 }
 
+// Each thread stores 2 bytes and loads its neighbour's, twice. kind 1: nothing between store and load; 2: nothing between load
+// and the next store; 3: a load of what nobody wrote; 4: one outside; 5: __syncwarp only; 6: an mbarrier instead; 7: atomics.
+KERNEL(neighbours, Arguments, 64, 1) {
+    u16 *shared = (u16 *)shared_memory();
+    u64 *barrier = (u64 *)(shared + 128);
+    u32 *arrived = (u32 *)(shared + 256);
+    const u32 thread = threadIdx.x, other = given.kind == 5 ? thread ^ 1 : (thread + 1) % 64;
+    if (thread == 0) mbarrier_init(barrier, 64), *arrived = 0;
+    __syncthreads();
+    u32 sum = 0;
+    for (u32 round = 0; round < 2; ++round) {
+        shared[thread] = (u16)(given.in[thread] + round);
+        if (given.kind == 5) __syncwarp();
+        else if (given.kind == 6) mbarrier_arrive(barrier), mbarrier_wait(barrier, 0);
+        else if (given.kind == 7) {
+            atomicAdd(arrived, 1u);
+            while (atomicAdd(arrived, 0u) < 64 + 64 * round) relax();
+        } else if (given.kind != 1) barrier_wait(3, 64);
+        sum += shared[other];
+        if (given.kind == 3 && thread == 9) sum += shared[64];
+        if (given.kind == 4 && thread == 9) sum += shared[(u32)given.count];
+        if (given.kind == 5) __syncwarp();
+        else if (given.kind != 2) __syncthreads();
+        if (given.kind == 6 && round == 0) mbarrier_arrive(barrier), mbarrier_wait(barrier, 1);
+    }
+    given.out[thread] = sum;
+}
+
 // Each of `count` rounds, every CTA adds its number + 1 to a place of its own, and after a barrier of the grid sums all.
 // out: [flag, CTAs' values, sums]. kind 1: a CTA does not wait; 2: one does not arrive.
 KERNEL(rounds, Arguments, 64, 1) {

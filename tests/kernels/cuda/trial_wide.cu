@@ -10,7 +10,7 @@ struct Arguments {
     int bytes, steps, fault;
 };
 
-enum Fault { none, no_proxy_fence, sums_touched, sums_read, read_late, no_fence, not_together, no_wait, fragments_after_fence, fenced_by_reader };
+enum Fault { none, no_proxy_fence, sums_touched, sums_read, read_late, no_fence, not_together, no_wait, fragments_after_fence, fenced_by_reader, stored_after_fence };
 
 KERNEL(wide, Arguments, 256, 1) {
     const int thread = (int)threadIdx.x, lane = thread % 32, warp = thread / 32, fault = given.fault;
@@ -19,6 +19,8 @@ KERNEL(wide, Arguments, 256, 1) {
     copy_commit();
     copy_wait<0>();
     if (fault != no_proxy_fence && fault != fenced_by_reader) proxy_fence();
+    __syncthreads();
+    if (fault == stored_after_fence && thread == 5) *(u32 *)(shared + 16) ^= 1u;
     __syncthreads();
     if (fault == fenced_by_reader) proxy_fence();
     float sum[COLUMNS / 2] = {};
