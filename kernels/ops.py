@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.backends import cuda_operators, cuda_rungs, native_library, native_lstm, native_products
+from kernels.backends import (
+    cuda_lstm_operator,
+    cuda_operators,
+    cuda_rungs,
+    native_library,
+    native_lstm,
+    native_products,
+)
 from kernels.bsr import BSRIndex, BSRMatrix
 
 KERNELS = ("auto", "cuda", "native", "torch")
@@ -40,6 +47,36 @@ def kernel_for(
             if kernel == ours:
                 raise ValueError(reason)
     return "torch"
+
+
+def lstm_refusal(weight_hh: BSRMatrix, batch: int) -> str | None:
+    """Why the CUDA kernels cannot go through the steps of a layer whose products they can compute, or None.
+
+    Such a layer is computed step by step, its products by them and its gates by torch. The first call prepares the layer.
+    """
+    if torch.compiler.is_compiling():  # no pattern can be looked at then; the operator will say it
+        return None
+    found = cuda_lstm_operator.recurrence_of(weight_hh.index, weight_hh.block_size, weight_hh.data.dtype, batch)
+    return found if isinstance(found, str) else None
+
+
+def lstm_kernel(weight_hh: BSRMatrix, batch: int, kernel: str = "auto") -> str:
+    """What goes through the steps of `block_sparse_lstm` when `kernel` is asked for, in words; and why, where it is a loop."""
+    data = weight_hh.data
+    chosen = kernel_for(kernel, data.dtype, data.device, layer=True, **_sizes(weight_hh))
+    if chosen == "native":
+        library = native_library.library("lstm", data.dtype)
+        return native_library.describe(library, torch.get_num_threads())
+    if chosen == "torch":
+        return "torch, step by step"
+    refusal = lstm_refusal(weight_hh, batch)
+    if refusal is not None:
+        return f"cuda products and torch gates, step by step: {refusal}"
+    return cuda_lstm_operator.describe(weight_hh.index, weight_hh.block_size, data.dtype, batch)
+
+
+def _sizes(weight: BSRMatrix) -> dict[str, int]:
+    return {"block_size": weight.block_size, "nnzb": weight.nnzb}
 
 
 def _torch_dsd(data: Tensor, to_rows: Tensor, from_rows: Tensor, num_block_rows: int, x: Tensor) -> Tensor:
@@ -194,7 +231,7 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
         raise ValueError(f"the weight is {weight.data.dtype} and x is {x.dtype}; they must be of one type")
     if x.device != weight.data.device:
         raise ValueError(f"the weight is on {weight.data.device} and x on {x.device}; they must be on one device")
-    chosen = kernel_for(kernel, x.dtype, x.device, block_size=weight.block_size, nnzb=weight.nnzb)
+    chosen = kernel_for(kernel, x.dtype, x.device, **_sizes(weight))
     if chosen != "torch" and is_inference(weight.data, x):
         if chosen == "cuda":
             return _in_order(x, cuda_operators.dsd(weight.data, weight.index, x, False))
@@ -229,6 +266,13 @@ def _check_shapes(x: Tensor, state: tuple[Tensor, Tensor], shape: tuple[int, int
             raise ValueError(f"x is {x.dtype}, {name} {each.dtype} and the weight {weight_hh.data.dtype}: not one type")
 
 
+def _check_input_weight(x: Tensor, values: Tensor) -> None:
+    if values.dtype != x.dtype or values.device != x.device:
+        raise ValueError(
+            f"x is {x.dtype} on {x.device} and the input weight {values.dtype} on {values.device}: not alike"
+        )
+
+
 def _check_biases(biases: list[Tensor], x: Tensor, rows: int) -> None:
     for each in biases:
         if each.shape != (rows,) or each.dtype != x.dtype:
@@ -248,23 +292,24 @@ def block_sparse_lstm(
 
     x: [steps, batch, in]; state: h0 and c0, [1, batch, hidden] each, or None for zeros; weight_ih: [4 hidden, in];
     weight_hh: [4 hidden, hidden]; y: [steps, batch, hidden]. Differentiable once in x, the state, the kept values and
-    the biases. Packed values are kept as in `block_sparse_matmul`. kernel: as there; `kernel_for` says which one 'auto' is.
+    the biases. Packed values are kept as in `block_sparse_matmul`. kernel: as there; `kernel_for` says which one 'auto' is, and
+    `lstm_kernel` what goes through the steps.
     """
     if state is None:
         zeros = x.new_zeros(1, x.shape[1], weight_hh.shape[1])
         state = zeros, zeros
     _check_shapes(x, state, (weight_ih.shape[0], weight_ih.shape[1]), weight_hh)
-    sizes = {"block_size": weight_hh.block_size, "nnzb": weight_hh.nnzb}
-    chosen = kernel_for(kernel, x.dtype, x.device, layer=True, **sizes)
+    _check_input_weight(x, weight_ih.data)
+    chosen = kernel_for(kernel, x.dtype, x.device, layer=True, **_sizes(weight_hh))
     biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]
     _check_biases(biases, x, weight_hh.shape[0])
-    bias = sum(biases[1:], biases[0]) if biases else x.new_zeros(weight_hh.shape[0])
     h0, c0 = (each.squeeze(0) for each in state)
+    if chosen == "cuda" and lstm_refusal(weight_hh, x.shape[1]) is None:
+        return _cuda_lstm(x, (h0, c0), weight_ih, weight_hh, (bias_ih, bias_hh), kernel)
+    bias = sum(biases[1:], biases[0]) if biases else x.new_zeros(weight_hh.shape[0])
     same_blocks = isinstance(weight_ih, BSRMatrix) and weight_ih.block_size == weight_hh.block_size
     into = weight_ih if isinstance(weight_ih, BSRMatrix) and same_blocks and chosen == "native" else None
-    weighing = (
-        kernel if chosen == "cuda" else chosen
-    )  # cuda was chosen for the recurrent weight, whose blocks may be others
+    weighing = kernel if chosen == "cuda" else chosen  # cuda was chosen for the recurrent weight's blocks
     inputs = x if into else _weighted(x, weight_ih, weighing)
     if chosen != "native":
         y, h, c = _loop(inputs + bias, h0, c0, weight_hh, chosen)
@@ -274,6 +319,29 @@ def block_sparse_lstm(
     else:
         listed = [into.data, *into.index] if into else []
         y, h, c, _ = native_lstm.lstm(inputs, bias, h0, c0, [weight_hh.data, *weight_hh.index], listed)
+    return y, (h[None], c[None])
+
+
+def _cuda_lstm(
+    x: Tensor,
+    states: tuple[Tensor, Tensor],
+    weight_ih: Tensor | BSRMatrix,
+    weight_hh: BSRMatrix,
+    biases: tuple[Tensor | None, Tensor | None],
+    kernel: str,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The layer by the CUDA kernels; a product with an input weight whose blocks they do not know by `kernel`."""
+    into: list[Tensor] = []
+    if isinstance(weight_ih, BSRMatrix) and kernel_for(kernel, x.dtype, x.device, **_sizes(weight_ih)) == "cuda":
+        into = [weight_ih.data, *weight_ih.index]
+    inputs = x if into else _weighted(x, weight_ih, kernel)
+    first, second = (x.new_zeros(weight_hh.shape[0]) if bias is None else bias for bias in biases)
+    weight = [weight_hh.data, *weight_hh.index]
+    if is_inference(inputs, first, second, *states, weight[0], *into[:1]):
+        y, c, _ = cuda_lstm_operator.forward(inputs, (first, second), states, weight, into, keep=False)
+        h = y[-1].clone()
+    else:
+        y, h, c, _, _ = cuda_lstm_operator.lstm(inputs, first, second, *states, weight, into)
     return y, (h[None], c[None])
 
 
