@@ -40,7 +40,7 @@ RUNGS: list[list[str]] = [
     ["kernels.backends.native_lstm", "kernels.backends.cuda_wgmma_sdd", "kernels.backends.cuda_recurrence"],
     ["kernels.backends.cuda_rungs"],
     ["kernels.backends.cuda_operators"],
-    ["kernels.backends.cuda_lstm_operator"],
+    ["kernels.backends.cuda_lstm_operator", "kernels.products"],
     ["kernels.ops"],
     ["kernels.backends.*"],
     ["kernels.check"],
