@@ -212,13 +212,13 @@ class Driver:
         self.current: ctypes.c_void_p | None = None
         self.launched: list[int] = []
 
-    def cuLaunchKernel(self, handle: int, *_: object) -> int:  # noqa: N802
+    def cuLaunchKernel(self, handle: int, *_: object) -> int:
         if self.current is None:
             return cuda_kernel.INVALID_CONTEXT
         self.launched.append(handle)
         return 0
 
-    def cuCtxSetCurrent(self, context: ctypes.c_void_p) -> int:  # noqa: N802
+    def cuCtxSetCurrent(self, context: ctypes.c_void_p) -> int:
         self.current = context
         return 0
 
