@@ -1,20 +1,26 @@
-"""Differentiable products with a block-sparse weight, as torch custom operators.
+"""Differentiable products and LSTM layers with block-sparse weights, and which kernel computes them.
 
-Y = W X (dsd), dX = W^T dY (dsd with block rows and columns exchanged) and dW = dY X^T at the kept blocks only (sdd). Each
-is the derivative of the others. Three kernels compute them: 'cuda' and 'native', our own on GPUs and on the CPU, and 'torch',
-plain arithmetic everywhere: batched products of gathered blocks, added up by block row.
+Y = W X (dsd), dX = W^T dY (dsd with block rows and columns exchanged) and dW = dY X^T at the kept blocks only (sdd).
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.backends import cuda_operators, cuda_rungs, native_library, native_lstm, native_products
-from kernels.bsr import BSRIndex, BSRMatrix
+from kernels.backends import (
+    cuda_lstm_operator,
+    cuda_operators,
+    cuda_rungs,
+    native_library,
+    native_lstm,
+    native_products,
+)
+from kernels.bsr import BSRMatrix
+from kernels.products import dsd as dsd
+from kernels.products import in_order
+from kernels.products import sdd as sdd
 
 KERNELS = ("auto", "cuda", "native", "torch")
 
@@ -42,136 +48,34 @@ def kernel_for(
     return "torch"
 
 
-def _torch_dsd(data: Tensor, to_rows: Tensor, from_rows: Tensor, num_block_rows: int, x: Tensor) -> Tensor:
-    """Add data[p] @ x[block from_rows[p]] to output block to_rows[p]. data: [nnzb, b, b], x: [k, n]."""
-    size, n = data.shape[1], x.shape[1]
-    products = torch.bmm(data, x.reshape(x.shape[0] // size, size, n)[from_rows])
-    return x.new_zeros(num_block_rows, size, n).index_add(0, to_rows, products).view(num_block_rows * size, n)
+def lstm_refusal(weight_hh: BSRMatrix, batch: int) -> str | None:
+    """Why the CUDA kernels cannot go through the steps of a layer whose products they can compute, or None.
+
+    Such a layer is computed step by step, its products by them and its gates by torch. The first call prepares the layer.
+    """
+    if torch.compiler.is_compiling():  # no pattern can be looked at then; the operator will say it
+        return None
+    found = cuda_lstm_operator.recurrence_of(weight_hh.index, weight_hh.block_size, weight_hh.data.dtype, batch)
+    return found if isinstance(found, str) else None
 
 
-def _torch_sdd(grad: Tensor, x: Tensor, rows: Tensor, cols: Tensor, size: int) -> Tensor:
-    """The blocks (rows[p], cols[p]) of grad @ x^T, and no others: [nnzb, b, b]."""
-    left, right = (each.reshape(each.shape[0] // size, size, each.shape[1]) for each in (grad, x))
-    return torch.bmm(left[rows], right[cols].mT)
+def lstm_kernel(weight_hh: BSRMatrix, batch: int, kernel: str = "auto") -> str:
+    """What goes through the steps of `block_sparse_lstm` when `kernel` is asked for, in words; and why, where it is a loop."""
+    data = weight_hh.data
+    chosen = kernel_for(kernel, data.dtype, data.device, layer=True, **_sizes(weight_hh))
+    if chosen == "native":
+        library = native_library.library("lstm", data.dtype)
+        return native_library.describe(library, torch.get_num_threads())
+    if chosen == "torch":
+        return "torch, step by step"
+    refusal = lstm_refusal(weight_hh, batch)
+    if refusal is not None:
+        return f"cuda products and torch gates, step by step: {refusal}"
+    return cuda_lstm_operator.describe(weight_hh.index, weight_hh.block_size, data.dtype, batch)
 
 
-def _ordered_as(x: Tensor, rows: int) -> Tensor:
-    """[rows, n], uninitialised, in the memory order and on the device of `x`: [k, n]."""
-    n = x.shape[1]
-    return x.new_empty(rows, n) if native_products.by_rows(x) else x.new_empty(n, rows).mT
-
-
-def _in_order(x: Tensor, product: Tensor) -> Tensor:
-    """`product`, which lies column by column, in the memory order of `x`."""
-    return product.contiguous() if native_products.by_rows(x) else product
-
-
-@torch.library.custom_op("block_sparse_bench::dsd", mutates_args=())
-def dsd(
-    data: Tensor,
-    indptr: Tensor,
-    indices: Tensor,
-    rows: Tensor,
-    column_indptr: Tensor,
-    column_rows: Tensor,
-    positions: Tensor,
-    x: Tensor,
-    turned: bool,
-    kernel: str,
-) -> Tensor:
-    """Y = W X, or W^T X if `turned`, in the memory order of X. data: [nnzb, b, b]; then a `BSRIndex`."""
-    index = BSRIndex(indptr, indices, rows, column_indptr, column_rows, positions)
-    if kernel == "native":
-        return native_products.dsd(native_products.pack(data, index, x.shape[1], turned), x)
-    if kernel == "cuda":
-        return _in_order(x, cuda_operators.dsd(data, index, x, turned))
-    to_rows, from_rows = (indices, rows) if turned else (rows, indices)
-    num_block_rows = (column_indptr if turned else indptr).numel() - 1
-    product = _torch_dsd(data.mT if turned else data, to_rows, from_rows, num_block_rows, x)
-    return _ordered_as(x, product.shape[0]).copy_(product)
-
-
-@dsd.register_fake
-def _(
-    data: Tensor,
-    indptr: Tensor,
-    indices: Tensor,  # noqa: ARG001
-    rows: Tensor,  # noqa: ARG001
-    column_indptr: Tensor,
-    column_rows: Tensor,  # noqa: ARG001
-    positions: Tensor,  # noqa: ARG001
-    x: Tensor,
-    turned: bool,
-    kernel: str,  # noqa: ARG001
-) -> Tensor:
-    return _ordered_as(x, ((column_indptr if turned else indptr).shape[0] - 1) * data.shape[1])
-
-
-@torch.library.custom_op("block_sparse_bench::sdd", mutates_args=())
-def sdd(
-    grad: Tensor,
-    x: Tensor,
-    indptr: Tensor,
-    indices: Tensor,
-    rows: Tensor,
-    column_indptr: Tensor,
-    column_rows: Tensor,
-    positions: Tensor,
-    kernel: str,
-) -> Tensor:
-    """The kept blocks of grad @ x^T: [nnzb, b, b]. grad: [m, n], x: [k, n]; then a `BSRIndex`."""
-    size = grad.shape[0] // (indptr.numel() - 1)
-    index = BSRIndex(indptr, indices, rows, column_indptr, column_rows, positions)
-    if kernel == "native":
-        return native_products.sdd(grad, x, index, size)
-    if kernel == "cuda":
-        return cuda_operators.sdd(grad, x, index, size)
-    return _torch_sdd(grad, x, rows, indices, size)
-
-
-@sdd.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    indptr: Tensor,
-    indices: Tensor,
-    rows: Tensor,  # noqa: ARG001
-    column_indptr: Tensor,  # noqa: ARG001
-    column_rows: Tensor,  # noqa: ARG001
-    positions: Tensor,  # noqa: ARG001
-    kernel: str,  # noqa: ARG001
-) -> Tensor:
-    size = grad.shape[0] // (indptr.shape[0] - 1)
-    return x.new_empty(indices.shape[0], size, size)
-
-
-def _save_dsd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs[:8])
-    ctx.turned, ctx.kernel = inputs[8:]
-
-
-def _dsd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    data, *index, x = ctx.saved_tensors
-    left, right = (x, grad) if ctx.turned else (grad, x)
-    grad_data = sdd(left, right, *index, ctx.kernel) if ctx.needs_input_grad[0] else None
-    grad_x = dsd(data, *index, grad, not ctx.turned, ctx.kernel) if ctx.needs_input_grad[7] else None
-    return grad_data, *[None] * 6, grad_x, None, None
-
-
-def _save_sdd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs[:8])
-    ctx.kernel = inputs[8]
-
-
-def _sdd_backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:
-    grad, x, *index = ctx.saved_tensors
-    grad_grad = dsd(grad_data, *index, x, False, ctx.kernel) if ctx.needs_input_grad[0] else None
-    grad_x = dsd(grad_data, *index, grad, True, ctx.kernel) if ctx.needs_input_grad[1] else None
-    return grad_grad, grad_x, *[None] * 7
-
-
-dsd.register_autograd(_dsd_backward, setup_context=_save_dsd)
-sdd.register_autograd(_sdd_backward, setup_context=_save_sdd)
+def _sizes(weight: BSRMatrix) -> dict[str, int]:
+    return {"block_size": weight.block_size, "nnzb": weight.nnzb}
 
 
 def is_inference(*tensors: Tensor) -> bool:
@@ -194,10 +98,10 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
         raise ValueError(f"the weight is {weight.data.dtype} and x is {x.dtype}; they must be of one type")
     if x.device != weight.data.device:
         raise ValueError(f"the weight is on {weight.data.device} and x on {x.device}; they must be on one device")
-    chosen = kernel_for(kernel, x.dtype, x.device, block_size=weight.block_size, nnzb=weight.nnzb)
+    chosen = kernel_for(kernel, x.dtype, x.device, **_sizes(weight))
     if chosen != "torch" and is_inference(weight.data, x):
         if chosen == "cuda":
-            return _in_order(x, cuda_operators.dsd(weight.data, weight.index, x, False))
+            return in_order(x, cuda_operators.dsd(weight.data, weight.index, x, False))
         return native_products.dsd(native_products.packed(weight, x.shape[1]), x)
     result: Tensor = dsd(weight.data, *weight.index, x, False, chosen)
     return result
@@ -229,6 +133,13 @@ def _check_shapes(x: Tensor, state: tuple[Tensor, Tensor], shape: tuple[int, int
             raise ValueError(f"x is {x.dtype}, {name} {each.dtype} and the weight {weight_hh.data.dtype}: not one type")
 
 
+def _check_input_weight(x: Tensor, values: Tensor) -> None:
+    if values.dtype != x.dtype or values.device != x.device:
+        raise ValueError(
+            f"x is {x.dtype} on {x.device} and the input weight {values.dtype} on {values.device}: not alike"
+        )
+
+
 def _check_biases(biases: list[Tensor], x: Tensor, rows: int) -> None:
     for each in biases:
         if each.shape != (rows,) or each.dtype != x.dtype:
@@ -248,23 +159,24 @@ def block_sparse_lstm(
 
     x: [steps, batch, in]; state: h0 and c0, [1, batch, hidden] each, or None for zeros; weight_ih: [4 hidden, in];
     weight_hh: [4 hidden, hidden]; y: [steps, batch, hidden]. Differentiable once in x, the state, the kept values and
-    the biases. Packed values are kept as in `block_sparse_matmul`. kernel: as there; `kernel_for` says which one 'auto' is.
+    the biases. Packed values are kept as in `block_sparse_matmul`. kernel: as there; `kernel_for` says which one 'auto' is, and
+    `lstm_kernel` what goes through the steps.
     """
     if state is None:
         zeros = x.new_zeros(1, x.shape[1], weight_hh.shape[1])
         state = zeros, zeros
     _check_shapes(x, state, (weight_ih.shape[0], weight_ih.shape[1]), weight_hh)
-    sizes = {"block_size": weight_hh.block_size, "nnzb": weight_hh.nnzb}
-    chosen = kernel_for(kernel, x.dtype, x.device, layer=True, **sizes)
+    _check_input_weight(x, weight_ih.data)
+    chosen = kernel_for(kernel, x.dtype, x.device, layer=True, **_sizes(weight_hh))
     biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]
     _check_biases(biases, x, weight_hh.shape[0])
-    bias = sum(biases[1:], biases[0]) if biases else x.new_zeros(weight_hh.shape[0])
     h0, c0 = (each.squeeze(0) for each in state)
+    if chosen == "cuda" and lstm_refusal(weight_hh, x.shape[1]) is None:
+        return _cuda_lstm(x, (h0, c0), weight_ih, weight_hh, (bias_ih, bias_hh), kernel)
+    bias = sum(biases[1:], biases[0]) if biases else x.new_zeros(weight_hh.shape[0])
     same_blocks = isinstance(weight_ih, BSRMatrix) and weight_ih.block_size == weight_hh.block_size
     into = weight_ih if isinstance(weight_ih, BSRMatrix) and same_blocks and chosen == "native" else None
-    weighing = (
-        kernel if chosen == "cuda" else chosen
-    )  # cuda was chosen for the recurrent weight, whose blocks may be others
+    weighing = kernel if chosen == "cuda" else chosen  # cuda was chosen for the recurrent weight's blocks
     inputs = x if into else _weighted(x, weight_ih, weighing)
     if chosen != "native":
         y, h, c = _loop(inputs + bias, h0, c0, weight_hh, chosen)
@@ -274,6 +186,29 @@ def block_sparse_lstm(
     else:
         listed = [into.data, *into.index] if into else []
         y, h, c, _ = native_lstm.lstm(inputs, bias, h0, c0, [weight_hh.data, *weight_hh.index], listed)
+    return y, (h[None], c[None])
+
+
+def _cuda_lstm(
+    x: Tensor,
+    states: tuple[Tensor, Tensor],
+    weight_ih: Tensor | BSRMatrix,
+    weight_hh: BSRMatrix,
+    biases: tuple[Tensor | None, Tensor | None],
+    kernel: str,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The layer by the CUDA kernels; a product with an input weight whose blocks they do not know by `kernel`."""
+    into: list[Tensor] = []
+    if isinstance(weight_ih, BSRMatrix) and kernel_for(kernel, x.dtype, x.device, **_sizes(weight_ih)) == "cuda":
+        into = [weight_ih.data, *weight_ih.index]
+    inputs = x if into else _weighted(x, weight_ih, kernel)
+    first, second = (x.new_zeros(weight_hh.shape[0]) if bias is None else bias for bias in biases)
+    weight = [weight_hh.data, *weight_hh.index]
+    if is_inference(inputs, first, second, *states, weight[0], *into[:1]):
+        y, c, _ = cuda_lstm_operator.forward(inputs, (first, second), states, weight, into, keep=False)
+        h = y[-1].clone()
+    else:
+        y, h, c, _, _ = cuda_lstm_operator.lstm(inputs, first, second, *states, weight, into)
     return y, (h[None], c[None])
 
 

@@ -17,6 +17,7 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm
 
+OURS = {"cpu": "native", "cuda": "cuda"}  # by device: what the sparse path is computed by
 State = tuple[Tensor, Tensor]  # hidden and cell state of one layer, [1, batch, size] each
 
 
@@ -155,5 +156,5 @@ class LSTMLayer(nn.LSTM):
         weights = {kind: pattern.of(getattr(self, f"{kind}_l0")) for kind, pattern in self.patterns.items()}
         weight_ih = weights.get("weight_ih", self.weight_ih_l0)
         return block_sparse_lstm(
-            x, state, weight_ih, weights["weight_hh"], self.bias_ih_l0, self.bias_hh_l0, kernel="native"
+            x, state, weight_ih, weights["weight_hh"], self.bias_ih_l0, self.bias_hh_l0, kernel=OURS[x.device.type]
         )

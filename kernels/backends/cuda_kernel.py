@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from kernels.backends.cuda_nvrtc import nvrtc
 from kernels.compiler import CompileError, cache_folder
 
 FOLDER = Path(__file__).parent / "cuda"
+INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
 LEAST = 80  # compute capability 8.0, the first with cp.async and mma.sync of bfloat16 and tf32
 HOPPER = 90
 
@@ -197,20 +199,29 @@ class LoadedKernel:
             function = self.module.get_function(variant.name)
             function.max_dynamic_shared_size_bytes = variant.shared_bytes
             self.handle: int = function.kernel.ptr
+            self.context = ctypes.c_void_p()
+            _driver().cuCtxGetCurrent(ctypes.byref(self.context))
         self.variant, self.device = variant, device
         self.shape = (variant.threads, 1, 1, variant.shared_bytes)
+        self.launch: Callable[..., int]
+        self.launch_together: Callable[..., int]
         self.launch, self.launch_together = _driver().cuLaunchKernel, _driver().cuLaunchCooperativeKernel
         self.stream = torch._C._cuda_getCurrentRawStream  # a stream object costs microseconds
 
     def __call__(self, grid: tuple[int, int, int], arguments: ctypes.Structure, cooperative: bool = False) -> None:
+        status = self._launch(grid, arguments, cooperative)
+        if status == INVALID_CONTEXT:  # autograd's threads begin without one (github.com/pytorch/pytorch/issues/124565)
+            _driver().cuCtxSetCurrent(self.context)
+            status = self._launch(grid, arguments, cooperative)
+        if status:
+            raise RuntimeError(f"{self.variant} did not launch on grid {grid}: {_error_name(status)}")
+
+    def _launch(self, grid: tuple[int, int, int], arguments: ctypes.Structure, cooperative: bool) -> int:
         given = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         stream = self.stream(self.device)
         if cooperative:
-            status = self.launch_together(self.handle, *grid, *self.shape, stream, given)
-        else:
-            status = self.launch(self.handle, *grid, *self.shape, stream, given, None)
-        if status:
-            raise RuntimeError(f"{self.variant} did not launch on grid {grid}: {_error_name(status)}")
+            return self.launch_together(self.handle, *grid, *self.shape, stream, given)
+        return self.launch(self.handle, *grid, *self.shape, stream, given, None)
 
 
 def _error_name(status: int) -> str:

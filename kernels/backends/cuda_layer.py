@@ -14,23 +14,20 @@ from kernels.backends import cuda_lstm
 from kernels.backends.arithmetic import under
 from kernels.backends.captured import Replayed
 from kernels.backends.cuda_kernel import arch_of
-from kernels.backends.cuda_lstm import Lstm, Operands, Products, Sizes
-from kernels.backends.cuda_lstm_tiles import CTA_OVERHEAD, Device
-from kernels.backends.cuda_rungs import Gpu, Prepared, Task, aligned, element_of, the_gpu
+from kernels.backends.cuda_lstm import Lstm, Operands, Products
+from kernels.backends.cuda_lstm_operator import device_of
+from kernels.backends.cuda_lstm_pass import Sizes
+from kernels.backends.cuda_rungs import Prepared, Task, aligned, element_of, the_gpu
 from kernels.backends.cuda_rungs import prepare as prepare_product
 from kernels.bsr import BSRMatrix
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import Launch
 
 
-def _device(gpu: Gpu) -> Device:
-    return Device(gpu.multiprocessors, gpu.shared_bytes + CTA_OVERHEAD, gpu.shared_bytes)
-
-
 def refusal(problem: LstmProblem, together: bool) -> str | None:
     """Why the layer cannot be computed with all CTAs on the GPU `together`, or step by step; None where it can."""
     gpu = the_gpu(torch.device(problem.device))
-    return cuda_lstm.unsupported(problem, _device(gpu), together, problem.math == "tf32")
+    return cuda_lstm.unsupported(problem, device_of(gpu), together, problem.math == "tf32")
 
 
 def unsupported(problem: LstmProblem) -> str | None:
@@ -77,7 +74,7 @@ class LayerLaunch:
         else:
             products = dense_products(problem, sample)
             input_kernel, self.index_bytes = "torch.mm", 0
-        sizes = Sizes(problem.steps, problem.batch_size, problem.hidden_size, problem.block_size)
+        sizes = Sizes(problem.batch_size, problem.hidden_size, problem.block_size)
         index = bsr["weight_hh"].index
         self.layer = Lstm(
             sizes, problem.torch_dtype, index, products, self.backward, together, tf32, load=gpu.load

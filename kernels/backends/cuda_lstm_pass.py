@@ -25,9 +25,8 @@ Backward = _arguments("Backward", "values grad_y grad_h grad_c c0 kept cells gra
 
 
 class Sizes(NamedTuple):
-    """A layer's shape; `block`: side of a weight block in elements."""
+    """A layer's shape but for its steps; `block`: side of a weight block in elements."""
 
-    steps: int
     batch: int
     hidden: int
     block: int
@@ -48,30 +47,37 @@ def variant_of(name: str, plan: Plan, sizes: Sizes, tiles: Tiles, element: str) 
 
 
 class Pass:
-    """One direction: its plan, tiles, compiled kernel and arguments, of which `sizes` are set."""
+    """One direction: its plan, tiles, compiled kernel, and the arguments that are the same at every launch."""
 
     def __init__(
         self,
+        kind: type[ctypes.Structure],
         plan: Plan,
-        arguments: ctypes.Structure,
         sizes: Sizes,
         tiles: Tiles,
         element: str,
         load: Callable[[Variant], Kernel],
         together: bool,
     ) -> None:
-        self.plan, self.arguments, self.steps, self.tiles, self.together = plan, arguments, sizes.steps, tiles, together
-        arguments.plan, arguments.most_items = plan.pointers, plan.most_items
-        arguments.steps, arguments.batch, arguments.hidden = sizes[:3]
+        self.plan, self.tiles, self.together = plan, tiles, together
         self.grid = tiles.grid(sizes.hidden, sizes.batch)
-        self.flags = torch.zeros(self.grid[0] * self.grid[1], dtype=torch.int32, device=plan.items.device)
-        arguments.flags = pointer(self.flags)
-        self.variant = variant_of(
-            "lstm_backward" if isinstance(arguments, Backward) else "lstm_forward", plan, sizes, tiles, element
-        )
+        self.same: Any = kind(plan=plan.pointers, most_items=plan.most_items, batch=sizes.batch, hidden=sizes.hidden)
+        name = "lstm_backward" if kind is Backward else "lstm_forward"
+        self.variant = variant_of(name, plan, sizes, tiles, element)
         self.kernel = load(self.variant)
 
-    def run(self, begin: int, end: int) -> None:
+    def given(self, steps: int, **tensors: Tensor | None) -> Any:
+        """Arguments of a call's own, by name; the caller keeps the tensors until all is launched."""
+        arguments: Any = type(self.same).from_buffer_copy(self.same)
+        arguments.steps = steps
+        for name, tensor in tensors.items():
+            setattr(arguments, name, pointer(tensor))
+        return arguments
+
+    def run(self, given: Any, begin: int, end: int) -> None:
         """Launch for the steps from `begin` to `end`."""
-        self.arguments.begin, self.arguments.end = begin, end
-        self.kernel(self.grid, self.arguments, self.together)
+        given.begin, given.end = begin, end
+        if self.together:  # else nobody waits
+            flags = torch.zeros(self.grid[0] * self.grid[1], dtype=torch.int32, device=self.plan.items.device)
+            given.flags = pointer(flags)
+        self.kernel(self.grid, given, self.together)

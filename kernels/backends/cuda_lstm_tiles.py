@@ -120,8 +120,8 @@ def choose(
         if fits and registers <= MOST_REGISTERS and tile.ctas * tile.threads * registers <= REGISTERS:
             legal.append((not tile.resident, tile.cycles(plan, gates, batch, together, ctas), tile))
     if not legal:
-        return (
-            f"an LSTM layer of {hidden} hidden units at batch {batch} does not fit on "
-            f"{device.multiprocessors} multiprocessors at once"
-        )
+        layer = f"an LSTM layer of {hidden} hidden units at batch {batch}"
+        if together:
+            return f"{layer} does not fit on {device.multiprocessors} multiprocessors at once"
+        return f"{layer} keeps more columns in a block row or column than a CTA has shared memory for"
     return min(legal)[-1]

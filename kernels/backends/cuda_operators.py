@@ -34,11 +34,11 @@ class Pattern:
 
 
 _patterns: OrderedDict[tuple[int, ...], Pattern] = OrderedDict()
-_one_at_a_time = threading.Lock()  # autograd has threads of its own, and a prepared launch one set of arguments
+one_at_a_time = threading.Lock()  # autograd has threads of its own, and a prepared launch one set of arguments
 
 
 def _run(task: Task, index: BSRIndex, left: Tensor, right: Tensor, out: Tensor) -> None:
-    with _one_at_a_time:
+    with one_at_a_time:
         pattern_of(index, task.block_size)(task).run(left, right, out)
 
 

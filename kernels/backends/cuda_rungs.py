@@ -95,7 +95,7 @@ class Prepared(NamedTuple):
     """run(values, x, out) of dsd and dsd_t, run(grad, x, blocks) of sdd: all contiguous, at multiples of 16 bytes."""
 
     run: Callable[[Tensor, Tensor, Tensor], None]
-    kernel: str  # 'cuda mma.sync sm_90a Bfloat16 rows=128 tokens=256 depth=64 stages=4'
+    kernel: str  # 'cuda mma.sync sm_90a Bfloat16 rows=128 tokens=256 depth=64 stages=4', then perhaps ', tuned'
     index_bytes: int
 
 
@@ -146,13 +146,16 @@ def tuned_choice(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) 
 
 def prepare(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
     """The product of a matrix of `shape` (m, k) with pattern `index`, compiled and planned, by the best choice known."""
-    chosen = tuned_choice(task, index, shape, gpu)
-    if chosen is None and has_wide(task, gpu) and task.n >= WIDE:
+    best = tuned_choice(task, index, shape, gpu)
+    if best is not None:
+        found = prepare_by(best, task, index, shape, gpu)
+        return found._replace(kernel=f"{found.kernel}, tuned")
+    if has_wide(task, gpu) and task.n >= WIDE:
+        chosen: WideTile
         if task.op == "sdd":
             chosen = cuda_wgmma_sdd.default_sampled_tile(task.block_size, index.indices.numel(), gpu.multiprocessors)
         else:
             chosen = cuda_wgmma.default_tile(task.element, task.block_size, task.n)
-    if chosen is not None:
         return prepare_by(chosen, task, index, shape, gpu)
     whole, divided = (
         cuda_variants.default(*task, parts=parts, shared_bytes=gpu.shared_bytes) for parts in (False, True)

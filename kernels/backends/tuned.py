@@ -20,12 +20,23 @@ FARTHEST = log(4.0)  # an n more than 4 times another is not like it
 
 @cache
 def choices(path: Path = PATH) -> tuple[dict[str, Any], ...]:
-    """The entries of the table; none where it is absent or not readable as one."""
+    """The whole entries of the table; none where it is absent or not readable as one."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(table["choices"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return tuple(each for each in table["choices"] if _whole(each))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ()
+
+
+def _whole(entry: Any) -> bool:
+    try:
+        sizes = [entry[name] for name in NEAR]
+        known = all(name in entry for name in ALIKE) and isinstance(entry["variant"], dict)
+        return (
+            known and all(isinstance(size, int) and size > 0 for size in sizes) and 0 <= entry["target_sparsity"] <= 1
+        )
+    except (KeyError, TypeError, IndexError):
+        return False
 
 
 def nearest(

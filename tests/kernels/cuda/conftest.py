@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import emulator
 
 HERE = Path(__file__).parent
-NO_EMULATOR = ("test_compile.py", "test_kernel.py")
+NO_EMULATOR = ("test_compile.py", "test_kernel.py", "test_on_gpu.py")
 GRIDS = ("emulate", "nvrtc")
 
 

@@ -12,7 +12,7 @@ import emulator
 import torch
 from torch import Tensor
 
-from kernels.backends import cuda_lstm
+from kernels.backends import cuda_recurrence
 from kernels.backends.cuda_kernel import Kernel, Variant
 from kernels.backends.cuda_lstm import Gradients, Lstm, Operands, Products
 from kernels.backends.cuda_lstm_pass import Sizes
@@ -88,7 +88,7 @@ class Case:
         self.operands = Operands(
             layer.x, *(weights[name].data for name in ("weight_ih", "weight_hh")), *layer.biases.values(), h0, c0
         )
-        sizes = Sizes(layer.steps, layer.batch_size, layer.hidden_size, layer.block_size)
+        sizes = Sizes(layer.batch_size, layer.hidden_size, layer.block_size)
         with self.guards():
             self.lstm = Lstm(
                 sizes,
@@ -105,11 +105,11 @@ class Case:
     @contextmanager
     def guards(self) -> Iterator[None]:
         """Buffers begin as NaN, and must end with NaN around them."""
-        real, cuda_lstm.empty = cuda_lstm.empty, partial(guarded, self.held)
+        real, cuda_recurrence.empty = cuda_recurrence.empty, partial(guarded, self.held)
         try:
             yield
         finally:
-            cuda_lstm.empty = real
+            cuda_recurrence.empty = real
         for each in self.held:
             assert each[:GUARD].isnan().all() and each[-GUARD:].isnan().all()
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from emulated_gpu import emulated_gpu
 
-from kernels.backends import cuda_operators, cuda_rungs, tuned
+from kernels.backends import cuda_operators, cuda_rungs
 from kernels.backends.cuda import BACKEND
 from kernels.backends.cuda_layer import LayerLaunch
 from kernels.backends.cuda_rungs import Task
@@ -120,19 +118,3 @@ def test_what_was_prepared_is_kept_by_pattern() -> None:
         assert cuda_operators.pattern_of(bsr.with_data(2 * bsr.data).index, 16) is launch
         bsr.indices.add_(0)  # a change in place, as far as torch can tell
         assert cuda_operators.pattern_of(bsr.index, 16) is not launch
-
-
-def test_a_tuned_table_is_followed_where_it_knows_the_product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = GemmProblem(64, 64, 40, 16, 0.5, dtype="bfloat16")
-    task, path = Task("dsd", "Bfloat16", 16, 40), tmp_path / "tuned.json"
-    with emulated_gpu() as gpu:
-        default = BACKEND.prepare(problem).kernel
-        names = {name: choice for name, choice in cuda_rungs.offered(task, gpu).items() if "wgmma" in name}
-        name = next(iter(names))
-        shape = {"op": "dsd", "dtype": "bfloat16", "math": "ieee", "block_size": 16, "m": 64, "k": 64, "n": 33}
-        path.write_text(json.dumps({"choices": [{**shape, "target_sparsity": 0.5, "variant": json.loads(name)}]}))
-        monkeypatch.setattr(tuned.nearest, "__defaults__", (path,))
-        assert BACKEND.prepare(problem).kernel.startswith("cuda wgmma") and "mma.sync" in default
-        assert BACKEND.prepare(replace(problem, dtype="float16")).kernel.startswith("cuda mma.sync")
-    with emulated_gpu(80):  # which has no wgmma
-        assert BACKEND.prepare(problem).kernel.startswith("cuda mma.sync")

@@ -14,10 +14,10 @@ import torch
 
 from kernels.backends import cuda_variants, cuda_wgmma, cuda_wgmma_sdd
 from kernels.backends.cuda_kernel import Variant, arch_of, compile_cubin
-from kernels.backends.cuda_lstm import Sizes, plans_for, tiles_for
-from kernels.backends.cuda_lstm_pass import variant_of
+from kernels.backends.cuda_lstm_pass import Sizes, variant_of
 from kernels.backends.cuda_lstm_tiles import CTA_OVERHEAD, Device
 from kernels.backends.cuda_nvrtc import nvrtc
+from kernels.backends.cuda_recurrence import plans_for, tiles_for
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.compiler import CompileError
@@ -51,7 +51,7 @@ def lstm_variants(capability: int, blocks: Sequence[int], batches: Sequence[int]
         for element, dtype in DTYPES.items():
             plans = plans_for(index, block, dtype)
             for batch in batches:
-                sizes = Sizes(70, batch, 1152, block)
+                sizes = Sizes(batch, 1152, block)
                 for together in (True, False):
                     tiles = tiles_for(plans, sizes, element == "Float32", device, together)
                     if not isinstance(tiles, str):

@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,47 @@ def test_a_loaded_kernel_runs_on_torchs_current_stream(scale: Variant) -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(y, 2 * x)
+
+
+@pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+def test_a_loaded_kernel_runs_in_a_thread_that_has_no_context_yet(scale: Variant) -> None:
+    """As autograd's threads begin."""
+    kernel, x = load(scale), torch.randn(300, device="cuda")
+    y = torch.full_like(x, torch.nan)
+    arguments = Arguments(x.data_ptr(), y.data_ptr(), 300)
+    thread = threading.Thread(target=kernel, args=((3, 1, 1), arguments))
+    thread.start()
+    thread.join()
+    torch.cuda.synchronize()
+    assert torch.equal(y, 2 * x)
+
+
+class Driver:
+    """What of the driver a launch calls, where each thread has a context or none; there is no driver to test with here."""
+
+    def __init__(self) -> None:
+        self.current: ctypes.c_void_p | None = None
+        self.launched: list[int] = []
+
+    def cuLaunchKernel(self, handle: int, *_: object) -> int:
+        if self.current is None:
+            return cuda_kernel.INVALID_CONTEXT
+        self.launched.append(handle)
+        return 0
+
+    def cuCtxSetCurrent(self, context: ctypes.c_void_p) -> int:
+        self.current = context
+        return 0
+
+
+def test_a_launch_brings_the_context_to_a_thread_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, kernel = Driver(), object.__new__(cuda_kernel.LoadedKernel)
+    monkeypatch.setattr(cuda_kernel, "_driver", lambda: driver)
+    kernel.handle, kernel.device, kernel.context, kernel.shape = 5, 0, ctypes.c_void_p(9), (32, 1, 1, 0)
+    kernel.launch, kernel.stream = driver.cuLaunchKernel, lambda _: 0
+    for _ in range(2):
+        kernel((1, 1, 1), Arguments(None, None, 0))
+    assert driver.launched == [5, 5] and driver.current is kernel.context
 
 
 def test_a_cubin_knows_its_bytes(tmp_path: Path) -> None:

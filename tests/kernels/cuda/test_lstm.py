@@ -15,9 +15,10 @@ from torch import Tensor
 
 from kernels.backends import cuda_nvrtc
 from kernels.backends.cuda_kernel import Kernel, Variant, compile_cubin
-from kernels.backends.cuda_lstm import plans_for, tiles_for, unsupported
+from kernels.backends.cuda_lstm import unsupported
 from kernels.backends.cuda_lstm_pass import Sizes, variant_of
 from kernels.backends.cuda_lstm_tiles import Device, Tiles
+from kernels.backends.cuda_recurrence import plans_for, tiles_for
 from kernels.bsr import BSRMatrix
 from kernels.compiler import CompileError
 from kernels.lstm_problem import LstmProblem
@@ -87,7 +88,8 @@ def test_both_rungs_give_the_same_bits(together: bool, resident: bool) -> None:
 def test_inference_keeps_nothing(together: bool) -> None:
     case = Case(replace(layer("Float16", 8), passes="forward"), "Float16", TILES[8], together)
     case.check()
-    assert case.lstm.kept is None and case.lstm.cells.shape[0] == 1
+    assert case.lstm.last is not None
+    assert case.lstm.last[1].gates is None and case.lstm.last[1].cells.shape[0] == 1
 
 
 @pytest.mark.parametrize("element", ELEMENTS)
@@ -197,7 +199,7 @@ def spills(element: str, block: int, batch: int, arch: str) -> dict[str, int]:
     problem = Layer(1152, 1152, batch, 70, block, 0.8, dtype=DTYPES[element])
     mask = problem.masks["weight_hh"]
     index = BSRMatrix.from_dense(torch.zeros(mask.shape, dtype=torch.bool), mask).index
-    plans, sizes, found = plans_for(index, block, problem.torch_dtype), Sizes(70, batch, 1152, block), {}
+    plans, sizes, found = plans_for(index, block, problem.torch_dtype), Sizes(batch, 1152, block), {}
     for together in (True, False):
         chosen = tiles_for(plans, sizes, element == "Float32", Device(), together)
         assert not isinstance(chosen, str), chosen

@@ -1,0 +1,216 @@
+"""One LSTM layer over all time steps by our CUDA kernels, as a differentiable torch operator; prepared once for each pattern.
+
+A weight goes in and out of the operators as a list, as in `native_lstm`: its kept values [nnzb, b, b] and the six tensors of its
+`BSRIndex`. The input weight may have other blocks than the recurrent one; where it is dense the operators get the weighted
+inputs, and an empty list. Nothing here waits for the GPU but the first call of a pattern, batch and type, so that all later
+ones can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from kernels.backends import cuda_operators, cuda_recurrence
+from kernels.backends.cuda_kernel import arch_of
+from kernels.backends.cuda_lstm_pass import Sizes
+from kernels.backends.cuda_lstm_tiles import CTA_OVERHEAD, Device
+from kernels.backends.cuda_operators import Pattern, pattern_of
+from kernels.backends.cuda_recurrence import Kept, Recurrence, plans_for, tiles_for
+from kernels.backends.cuda_rungs import Gpu, aligned, element_of
+from kernels.bsr import BSRIndex
+
+MOST_PREPARED = 16  # of a pattern
+
+_prepared: WeakKeyDictionary[Pattern, dict[tuple[str, int], Recurrence | str]] = WeakKeyDictionary()
+
+
+def device_of(gpu: Gpu) -> Device:
+    """What the tiles of the time steps are chosen by."""
+    return Device(gpu.multiprocessors, gpu.shared_bytes + CTA_OVERHEAD, gpu.shared_bytes)
+
+
+def recurrence_of(index: BSRIndex, block_size: int, dtype: torch.dtype, batch: int) -> Recurrence | str:
+    """The time steps of a layer with recurrent pattern `index`, or why our kernels cannot compute them on this GPU.
+
+    One cooperative launch where it fits, else a launch a step. float32 is multiplied as torch does: by TF32 where
+    torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
+    """
+    element = element_of(dtype, torch.backends.cuda.matmul.allow_tf32)
+    with cuda_operators.one_at_a_time:
+        pattern = pattern_of(index, block_size)
+        kept = _prepared.setdefault(pattern, {})
+        found = kept.get((element, batch))
+        if found is None:
+            if len(kept) == MOST_PREPARED:
+                kept.clear()
+            found = _prepare(pattern, Sizes(batch, pattern.shape[1], block_size), element, dtype)
+            kept[element, batch] = found
+        return found
+
+
+def _prepare(pattern: Pattern, sizes: Sizes, element: str, dtype: torch.dtype) -> Recurrence | str:
+    plans, reason = plans_for(pattern.index, sizes.block, dtype), ""
+    for together in (True, False):
+        tiles = tiles_for(plans, sizes, element == "Float32", device_of(pattern.gpu), together)
+        if not isinstance(tiles, str):
+            return Recurrence(sizes, element, plans, tiles, together, pattern.gpu.load)
+        reason = tiles
+    return reason
+
+
+def describe(index: BSRIndex, block_size: int, dtype: torch.dtype, batch: int) -> str:
+    """'cuda lstm sm_90a Bfloat16, all steps in one cooperative launch', or why there is no such kernel."""
+    found = recurrence_of(index, block_size, dtype, batch)
+    if isinstance(found, str):
+        return found
+    gpu = cuda_operators.pattern_of(index, block_size).gpu
+    element = element_of(dtype, torch.backends.cuda.matmul.allow_tf32)
+    how = "all steps in one cooperative launch" if found.together else "a launch a step"
+    return f"cuda lstm {arch_of(gpu.capability)} {element}, {how}"
+
+
+def forward(
+    inputs: Tensor,
+    biases: tuple[Tensor, Tensor],
+    states: tuple[Tensor, Tensor],
+    weight: Sequence[Tensor],
+    into: Sequence[Tensor],
+    keep: bool,
+) -> tuple[Tensor, Tensor, Kept]:
+    """(y, last cells, what is kept): [steps, batch, hidden], [batch, hidden]; the backward pass may follow if `keep`.
+
+    inputs: [steps, batch, in] where the input weight is given, else already weighted, [steps, batch, 4 hidden].
+    """
+    data, *index = weight
+    steps, batch = inputs.shape[:2]
+    recurrence = recurrence_of(BSRIndex(*index), data.shape[1], data.dtype, batch)
+    if isinstance(recurrence, str):
+        raise ValueError(recurrence)
+    if into:
+        weighted = cuda_operators.dsd(into[0], BSRIndex(*into[1:]), inputs.flatten(0, 1).mT, False).mT
+        inputs = weighted.view(steps, batch, weighted.shape[1])
+    given = cuda_recurrence.Operands(*map(aligned, (data, *biases, *states)))
+    cells, kept = recurrence.forward(aligned(inputs), given, keep)
+    return kept.states[1:], cells, kept
+
+
+@torch.library.custom_op("block_sparse_bench::cuda_lstm", mutates_args=())
+def lstm(
+    inputs: Tensor,
+    bias_ih: Tensor,
+    bias_hh: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weight: Sequence[Tensor],
+    into: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(y, h, c, cells, gates): outputs, last states, and what the backward pass needs.
+
+    inputs: [steps, batch, in], or weighted already, [steps, batch, 4 hidden], if `into` is empty; h0, c0: [batch, hidden];
+    weight, into: recurrent and input weight.
+    """
+    y, c, kept = forward(inputs, (bias_ih, bias_hh), (h0, c0), weight, into, keep=True)
+    assert kept.gates is not None
+    return y, y[-1].clone(), c, kept.cells, kept.gates
+
+
+@lstm.register_fake
+def _(
+    inputs: Tensor,
+    bias_ih: Tensor,  # noqa: ARG001
+    bias_hh: Tensor,  # noqa: ARG001
+    h0: Tensor,
+    c0: Tensor,  # noqa: ARG001
+    weight: Sequence[Tensor],  # noqa: ARG001
+    into: Sequence[Tensor],  # noqa: ARG001
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (steps, batch), hidden = inputs.shape[:2], h0.shape[1]
+    y = h0.new_empty(steps + 1, batch, hidden)[1:]
+    cells, gates = (h0.new_empty(steps, batch, width, dtype=torch.float32) for width in (hidden, 4 * hidden))
+    return y, h0.new_empty(batch, hidden), h0.new_empty(batch, hidden), cells, gates
+
+
+@torch.library.custom_op("block_sparse_bench::cuda_lstm_backward", mutates_args=())
+def lstm_backward(
+    grad_y: Tensor | None,
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    states: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    into: Sequence[Tensor],
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of the bias, then of those wanted: inputs, h0 and c0, kept values of the recurrent and of the input weight.
+
+    states: y, cells, gates, h0, c0 and, where the input weight is given, the inputs.
+    """
+    y, cells, gates, h0, c0, *given = states
+    (data, *index), hidden_first = weight, aligned(h0)
+    recurrence = recurrence_of(BSRIndex(*index), data.shape[1], data.dtype, y.shape[1])
+    assert isinstance(recurrence, Recurrence), recurrence
+    grads = [None if each is None else aligned(each) for each in (grad_y, grad_h, grad_c)]
+    kept = Kept(y, cells, gates)
+    sums, bias, *firsts = recurrence.backward(kept, aligned(data), aligned(c0), *grads, wants_states=wanted[1])
+    columns, found = sums.flatten(0, 1).mT, [bias]
+    if wanted[0]:
+        back = cuda_operators.dsd(into[0], BSRIndex(*into[1:]), columns, True).mT if into else sums
+        found.append(back.view(*y.shape[:2], -1))
+    found += [each for each in firsts if each is not None]
+    if wanted[2]:
+        before = torch.cat([hidden_first[None], y[:-1]]).flatten(0, 1)
+        found.append(cuda_operators.sdd(columns, before.mT, BSRIndex(*index), data.shape[1]))
+    if wanted[3]:
+        found.append(cuda_operators.sdd(columns, given[0].flatten(0, 1).mT, BSRIndex(*into[1:]), into[0].shape[1]))
+    return found
+
+
+@lstm_backward.register_fake
+def _(
+    grad_y: Tensor | None,  # noqa: ARG001
+    grad_h: Tensor | None,  # noqa: ARG001
+    grad_c: Tensor | None,  # noqa: ARG001
+    states: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    into: Sequence[Tensor],
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    y, _, _, h0, c0, *given = states
+    (steps, batch), hidden = y.shape[:2], h0.shape[1]
+    found = [h0.new_empty(4 * hidden)]
+    if wanted[0]:
+        found.append(h0.new_empty(steps, batch, given[0].shape[2] if given else 4 * hidden))
+    shaped = ([h0, c0] if wanted[1] else []) + [
+        each[0] for want, each in zip(wanted[2:], (weight, into), strict=True) if want
+    ]
+    return found + [torch.empty_like(each, memory_format=torch.contiguous_format) for each in shaped]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    given, _, _, h0, c0, weight, into = inputs
+    y, _, _, cells, gates = output
+    ctx.mark_non_differentiable(cells, gates)
+    ctx.set_materialize_grads(False)
+    ctx.parts = len(weight), len(into)
+    ctx.save_for_backward(*weight, *into, y, cells, gates, h0, c0, *([given] if into else []))
+
+
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    saved, (own, others), needs = list(ctx.saved_tensors), ctx.parts, ctx.needs_input_grad
+    weight, into, states = saved[:own], saved[own : own + others], saved[own + others :]
+    wants_states = bool(needs[3] or needs[4])
+    wanted = [bool(needs[0]), wants_states, bool(needs[5][0]), bool(into) and bool(needs[6][0])]
+    bias, *rest = lstm_backward(*grads[:3], states, weight, into, wanted)
+    found = iter(rest)
+    inputs = next(found) if wanted[0] else None
+    h0, c0 = (next(found), next(found)) if wants_states else (None, None)
+    values = [next(found) if want else None for want in wanted[2:]]
+    lists = [[value, *[None] * 6] if each else [] for value, each in zip(values, (weight, into), strict=True)]
+    return inputs, bias, bias, h0, c0, *lists
+
+
+lstm.register_autograd(_backward, setup_context=_save)

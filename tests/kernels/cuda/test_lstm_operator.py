@@ -1,0 +1,327 @@
+"""Differentiable LSTM layers by our CUDA kernels, on an emulated GPU: against torch.nn.LSTM in float64 and against the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from emulated_gpu import emulated_gpu
+from lstm_case import DTYPES, Layer, assert_near, tolerance
+from torch import Tensor
+
+from kernels.backends import cuda_lstm_operator, cuda_rungs, native_lstm
+from kernels.backends.cuda_rungs import Gpu
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.ops import block_sparse_lstm, lstm_kernel, lstm_refusal
+
+ELEMENTS = [name for name in DTYPES if name != "Tf32"]
+INPUTS = ["same blocks", "other blocks", "dense"]
+NAMES = ("x", "h0", "c0", "into", "recurrent", "bias_ih", "bias_hh")
+Results = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def gpu() -> Iterator[Gpu]:
+    with emulated_gpu() as found:
+        yield found
+
+
+class Work:
+    """A layer 32 -> 48 of blocks of 16 with its operands and the gradients of its outputs, all of one dtype."""
+
+    def __init__(
+        self, element: str, inputs: str = "same blocks", batch: int = 5, steps: int = 3, seed: int = 0
+    ) -> None:
+        self.layer = Layer(32, 48, batch, steps, 16, 0.5, dtype=DTYPES[element], seed=seed)
+        self.element, generator = element, torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(self.layer.torch_dtype)
+
+        weights, masks = self.layer.weights, self.layer.masks
+        self.recurrent = BSRMatrix.from_dense(weights["weight_hh"], masks["weight_hh"])
+        size = 8 if inputs == "other blocks" else 16
+        mask = BlockMask.random(4 * 48, 32, size, 0.5, generator)
+        self.into = BSRMatrix.from_dense(normal(4 * 48, 32) / 6, mask)
+        self.dense = self.into.to_dense() if inputs == "dense" else None
+        values = self.into.data if self.dense is None else self.dense
+        states = [normal(1, batch, 48) for _ in range(2)]
+        operands = [normal(steps, batch, 32), *states, values, self.recurrent.data, *self.layer.biases.values()]
+        self.operands = dict(zip(NAMES, operands, strict=True))
+        self.grads = [normal(steps, batch, 48), normal(1, batch, 48), normal(1, batch, 48)]
+
+    def run(self, leaves: Results, kernel: str = "cuda") -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        x, h0, c0, into, recurrent, *biases = leaves.values()
+        weight_ih = into if self.dense is not None else self.into.with_data(into)
+        return block_sparse_lstm(x, (h0, c0), weight_ih, self.recurrent.with_data(recurrent), *biases, kernel)
+
+    def leaves(self, dtype: torch.dtype | None = None) -> Results:
+        return {name: each.to(dtype, copy=True).requires_grad_() for name, each in self.operands.items()}
+
+    def computed(self, kernel: str = "cuda", dtype: torch.dtype | None = None) -> Results:
+        leaves = self.leaves(dtype)
+        y, (h, c) = self.run(leaves, kernel)
+        return {"y": y, "h": h, "c": c} | self.backward((y, h, c), leaves)
+
+    def backward(self, outputs: tuple[Tensor, Tensor, Tensor], leaves: Results) -> Results:
+        given = [grad.to(outputs[0].dtype) for grad in self.grads]
+        found = torch.autograd.grad(outputs, list(leaves.values()), given)
+        return {f"grad_{name}": grad for name, grad in zip(leaves, found, strict=True)}
+
+    def expected(self) -> Results:
+        """By torch.nn.LSTM in float64."""
+        leaves = self.leaves(torch.float64)
+        x, h0, c0, into, recurrent, *biases = leaves.values()
+        dense = into if self.dense is not None else self.into.with_data(into).to_dense()
+        weights = [dense, self.recurrent.with_data(recurrent).to_dense(), *biases]
+        y, h, c = torch.lstm(x, (h0, c0), weights, True, 1, 0.0, False, False, False)
+        return {"y": y, "h": h, "c": c} | self.backward((y, h, c), leaves)
+
+    def check(self, found: Results) -> None:
+        expected = self.expected()
+        for name in expected:
+            assert found[name].dtype == self.layer.torch_dtype and found[name].shape == expected[name].shape
+            assert_near(found[name], expected[name], tolerance(self.layer, self.element), name)
+
+
+def same(one: Results, other: Results) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_outputs_and_gradients_against_float64(element: str, inputs: str) -> None:
+    work = Work(element, inputs)
+    found = work.computed()
+    work.check(found)
+    assert same(found, work.computed())
+    with torch.no_grad():
+        y, (h, c) = work.run(work.operands)
+    assert same({"y": y, "h": h, "c": c}, {name: found[name] for name in "yhc"})
+
+
+@pytest.mark.parametrize("multiprocessors", [132, 1])
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_against_plain_torch(inputs: str, multiprocessors: int) -> None:
+    work = Work("Float32", inputs, batch=40)
+    with emulated_gpu(multiprocessors=multiprocessors):
+        found = work.computed()
+    wanted = work.computed("torch")
+    for name, each in wanted.items():
+        torch.testing.assert_close(found[name], each, rtol=1e-4, atol=1e-5)
+
+
+def test_tf32_where_torch_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    work = Work("Tf32")
+    assert "sm_90a Tf32, " in lstm_kernel(work.recurrent, 5)
+    work.check(work.computed())
+
+
+@pytest.mark.parametrize("multiprocessors", [132, 1])
+def test_passes_may_interleave(multiprocessors: int) -> None:
+    """Two layers of one pattern, both forward passes before the first way back, and one of them there and back twice."""
+    works = [Work("Bfloat16", seed=seed) for seed in (0, 0)]
+    works[1].recurrent = works[0].recurrent
+    works[1].operands |= {name: 0.5 * works[1].operands[name] for name in ("x", "recurrent", "h0")}
+    with emulated_gpu(multiprocessors=multiprocessors):
+        alone = [work.computed() for work in works]
+        leaves = [work.leaves() for work in works]
+        outputs = [work.run(each) for work, each in zip(works, leaves, strict=True)]
+        with torch.no_grad():
+            works[0].run(works[0].operands)
+        for place in (0, 1):
+            y, (h, c) = outputs[place]
+            found = {"y": y, "h": h, "c": c} | works[place].backward((y, h, c), leaves[place])
+            assert same(found, alone[place])
+        assert not torch.equal(alone[0]["y"], alone[1]["y"])
+
+
+def test_a_way_back_may_be_gone_twice() -> None:
+    work = Work("Float16")
+    leaves = work.leaves()
+    y, _ = work.run(leaves)
+    grads = [torch.autograd.grad(y, list(leaves.values()), work.grads[0], retain_graph=True) for _ in range(2)]
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("wanted", NAMES)
+def test_gradients_of_one_operand_alone(wanted: str) -> None:
+    work = Work("Float32")
+    leaf = work.operands[wanted].clone().requires_grad_()
+    y, (h, c) = work.run(work.operands | {wanted: leaf})
+    (found,) = torch.autograd.grad((y, h, c), leaf, work.grads)
+    assert torch.equal(found, work.computed()[f"grad_{wanted}"])
+
+
+@pytest.mark.parametrize("output", [0, 1, 2])
+def test_gradients_of_one_output_alone(output: int) -> None:
+    work, leaves = Work("Float32"), None
+    found = []
+    for kernel, dtype in (("cuda", torch.float32), ("torch", torch.float64)):
+        leaves = work.leaves(dtype)
+        y, (h, c) = work.run(leaves, kernel)
+        found.append(torch.autograd.grad((y, h, c)[output], list(leaves.values()), work.grads[output].to(dtype)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", ["same blocks", "dense"])
+def test_gradients_by_finite_differences(inputs: str) -> None:
+    """Along a direction: (f(v + e d) - f(v - e d)) / 2e, the function by the kernel itself, is the gradient's product with d."""
+    work = Work("Float32", inputs)
+    leaves = work.leaves()
+
+    def value(operands: Results) -> Tensor:
+        y, (h, c) = work.run(operands)
+        return sum(
+            ((each * grad).double().sum() for each, grad in zip((y, h, c), work.grads, strict=True)), torch.zeros(())
+        )
+
+    grads = dict(zip(leaves, torch.autograd.grad(value(leaves), list(leaves.values())), strict=True))
+    generator, epsilon = torch.Generator().manual_seed(4), 1e-2
+    with torch.no_grad():
+        for name, each in work.operands.items():
+            way = torch.randn(each.shape, generator=generator)
+            ahead, behind = (value(work.operands | {name: each + sign * epsilon * way}) for sign in (1, -1))
+            wanted = float((grads[name] * way).double().sum())
+            assert abs(float(ahead - behind) / (2 * epsilon) - wanted) <= 1e-2 * max(1.0, abs(wanted)), name
+
+
+def test_the_operators_keep_torchs_rules() -> None:
+    work, checks = Work("Float32"), ("test_schema", "test_autograd_registration", "test_faketensor")
+    leaves = work.leaves()
+    x, h0, c0, into, recurrent, *biases = leaves.values()
+    lists = [recurrent, *work.recurrent.index], [into, *work.into.index]
+    projected = torch.randn(3, 5, 4 * 48).requires_grad_()
+    for inputs, other in ((x, lists[1]), (projected, [])):
+        given = inputs, *biases, h0[0], c0[0], lists[0], other
+        torch.library.opcheck(cuda_lstm_operator.lstm, given, test_utils=checks)
+        y, _, _, cells, gates = cuda_lstm_operator.lstm(
+            *(each if isinstance(each, list) else each.detach() for each in given)
+        )
+        states = [y, cells, gates, h0[0], c0[0], *([inputs] if other else [])]
+        back = (
+            work.grads[0],
+            None,
+            None,
+            [each.detach() for each in states],
+            lists[0],
+            other,
+            [True, True, True, bool(other)],
+        )
+        torch.library.opcheck(cuda_lstm_operator.lstm_backward, back, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_other_steps_and_batches_one_after_another() -> None:
+    first = Work("Bfloat16", batch=5, steps=3)
+    for batch, steps in ((5, 1), (17, 4), (5, 3)):
+        work = Work("Bfloat16", batch=batch, steps=steps)
+        work.recurrent = first.recurrent.with_data(work.recurrent.data)
+        work.check(work.computed())
+
+
+def test_strided_and_misaligned_operands() -> None:
+    work = Work("Float32")
+    plain = work.computed()
+    for name in ("x", "h0", "recurrent", "bias_ih"):
+        each = work.operands[name]
+        wide = torch.zeros(each.numel() + 1)[1:].view(each.shape).copy_(each)
+        turned = each.mT.contiguous().mT if each.ndim > 1 else each.repeat_interleave(2)[::2]
+        for other in (wide, turned):
+            work.operands[name] = other
+            leaves = {key: value.detach().requires_grad_() for key, value in work.operands.items()}
+            y, (h, c) = work.run(leaves)
+            assert same({"y": y, "h": h, "c": c} | work.backward((y, h, c), leaves), plain), name
+        work.operands[name] = each
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 1.0])
+def test_full_and_empty_patterns(sparsity: float) -> None:
+    work = Work("Float32")
+    work.recurrent = BSRMatrix.from_dense(
+        work.recurrent.to_dense(), BlockMask.random(4 * 48, 48, 16, sparsity, torch.Generator().manual_seed(0))
+    )
+    work.operands["recurrent"] = work.recurrent.data
+    work.check(work.computed())
+
+
+def test_states_and_biases_may_be_missing() -> None:
+    work = Work("Float32")
+    x, bias = work.operands["x"], torch.zeros(4 * 48)
+    zeros = torch.zeros(1, 5, 48)
+    wanted, _ = block_sparse_lstm(x, (zeros, zeros), work.into, work.recurrent, bias, bias, "torch")
+    for biases in ((), (bias,), (None, bias)):
+        y, _ = block_sparse_lstm(x, None, work.into, work.recurrent, *biases, kernel="cuda")
+        torch.testing.assert_close(y, wanted)
+
+
+def test_which_kernel_runs_is_told(gpu: Gpu) -> None:
+    recurrent = Work("Bfloat16").recurrent
+    assert lstm_kernel(recurrent, 5) == "cuda lstm sm_90a Bfloat16, all steps in one cooperative launch"
+    with emulated_gpu(multiprocessors=1):
+        assert lstm_kernel(recurrent, 40) == "cuda lstm sm_90a Bfloat16, a launch a step"
+    assert gpu.multiprocessors == 132
+
+
+def test_a_layer_that_does_not_fit_goes_step_by_step_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work("Float32")
+    wanted = work.computed()
+    with emulated_gpu() as gpu:
+        small = gpu._replace(shared_bytes=1024)
+        monkeypatch.setattr(cuda_lstm_operator, "device_of", lambda _: cuda_lstm_operator.Device(1, 2048, 1024))
+        assert small.shared_bytes == 1024
+        reason = lstm_refusal(work.recurrent, 5)
+        assert reason is not None and "48 hidden units at batch 5 keeps more columns" in reason and "\n" not in reason
+        assert lstm_kernel(work.recurrent, 5) == f"cuda products and torch gates, step by step: {reason}"
+        found = work.computed()
+        for name, each in wanted.items():
+            torch.testing.assert_close(found[name], each, rtol=1e-4, atol=1e-5)
+
+
+def test_input_blocks_that_cuda_does_not_know() -> None:
+    work = Work("Float32")
+    mask = BlockMask.random(4 * 48, 24, 12, 0.5, torch.Generator().manual_seed(0))
+    into, x = BSRMatrix.from_dense(torch.randn(mask.shape) / 6, mask), torch.randn(3, 5, 24)
+    y, _ = block_sparse_lstm(x, None, into, work.recurrent)
+    wanted, _ = block_sparse_lstm(x, None, into, work.recurrent, kernel="torch")
+    torch.testing.assert_close(y, wanted)
+    with pytest.raises(ValueError, match="not 12"):
+        block_sparse_lstm(x, None, into, work.recurrent, kernel="cuda")
+
+
+def test_an_input_weight_of_another_type_is_refused() -> None:
+    work = Work("Float32")
+    for weight in (work.into.with_data(work.into.data.double()), work.into.to_dense().bfloat16()):
+        with pytest.raises(ValueError, match="the input weight"):
+            block_sparse_lstm(work.operands["x"], None, weight, work.recurrent, kernel="cuda")
+
+
+def test_nothing_waits_for_the_gpu_once_a_layer_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CUDA graph's capture demands: no value of a tensor is asked for, and nothing is prepared."""
+    work = Work("Bfloat16", "other blocks")
+    work.computed()
+
+    def refuse(name: str, *_: Any, **__: Any) -> None:
+        raise AssertionError(f"{name} waits for the GPU")
+
+    for name in ("tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
+        monkeypatch.setattr(Tensor, name, partial(refuse, name))
+    monkeypatch.setattr(cuda_rungs, "prepare_by", partial(refuse, "prepare_by"))
+    monkeypatch.setattr(cuda_lstm_operator, "_prepare", partial(refuse, "_prepare"))
+    leaves = work.leaves()
+    y, (h, c) = work.run(leaves)
+    work.backward((y, h, c), leaves)
+    with torch.no_grad():
+        work.run(work.operands)
+
+
+def test_native_is_not_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_lstm, "forward", None)
+    work = Work("Float32")
+    leaves = work.leaves()
+    assert work.run(leaves, "auto")[0].grad_fn is not None

@@ -1,0 +1,46 @@
+"""What only a GPU can show of the differentiable layer; skipped where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.backends.cuda_kernel import unavailable
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.ops import block_sparse_lstm, lstm_kernel
+
+pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+
+
+@pytest.mark.parametrize(("batch", "how"), [(20, "all steps in one cooperative launch"), (30000, "a launch a step")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_there_and_back_is_captured_as_a_graph(dtype: torch.dtype, batch: int, how: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = [BlockMask.random(4 * 256, width, 16, 0.8, generator) for width in (128, 256)]
+    weights = [BSRMatrix.from_dense(torch.randn(mask.shape, dtype=dtype, device="cuda") / 16, mask) for mask in masks]
+    x, grad = (torch.randn(5, batch, width, dtype=dtype, device="cuda") for width in (128, 256))
+    leaves = [each.requires_grad_() for each in (x, *(weight.data for weight in weights))]
+
+    def there_and_back(kernel: str = "cuda") -> list[Tensor]:
+        into, recurrent = (weight.with_data(leaf) for weight, leaf in zip(weights, leaves[1:], strict=True))
+        y, _ = block_sparse_lstm(leaves[0], None, into, recurrent, kernel=kernel)
+        return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+
+    assert lstm_kernel(weights[1], batch).endswith(how)
+    expected = there_and_back()
+    tolerance = 1e-3 if dtype == torch.float32 else 3e-2
+    for found, wanted in zip(expected, there_and_back("torch"), strict=True):
+        assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        there_and_back()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph := torch.cuda.CUDAGraph()):
+        captured = there_and_back()
+    for each in captured:
+        each.fill_(float("nan"))
+    for _ in range(2):
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(found, wanted) for found, wanted in zip(captured, expected, strict=True))

@@ -1,0 +1,122 @@
+"""The tuned table at work on an emulated GPU: followed where it knows a like product, and no harm where it is damaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from emulated_gpu import emulated_gpu
+
+from kernels.backends import cuda_rungs, tuned
+from kernels.backends.cuda import BACKEND
+from kernels.backends.cuda_rungs import Task
+from kernels.check import check
+from kernels.lstm_problem import LstmProblem
+from kernels.problem import GemmProblem, Problem
+
+SHAPE = {"dtype": "bfloat16", "math": "ieee", "block_size": 16, "m": 64, "k": 64, "n": 33, "target_sparsity": 0.5}
+Write = Callable[[object], None]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Puts a table in the place of ours: a list of entries, or any text."""
+    path = tmp_path / "tuned.json"
+    monkeypatch.setattr(tuned.nearest, "__defaults__", (path,))
+
+    def written(content: object) -> None:
+        text = content if isinstance(content, str) else json.dumps({"provenance": {}, "choices": content})
+        path.write_text(text, encoding="utf-8")
+        tuned.choices.cache_clear()
+
+    yield written
+    tuned.choices.cache_clear()
+
+
+def entries(op: str, rung: str, element: str = "Bfloat16", capability: int = 90, **other: Any) -> list[dict[str, Any]]:
+    """An entry for each choice of a rung."""
+    with emulated_gpu(capability) as gpu:
+        names = [json.loads(name) for name in cuda_rungs.offered(Task(op, element, 16, 40), gpu)]
+    return [{"op": op, **SHAPE, **other, "variant": name} for name in names if name["rung"] == rung]
+
+
+def kernel_of(problem: Problem) -> str:
+    """What runs, checked."""
+    launch = BACKEND.prepare(problem)
+    assert check(launch, problem)[1] is None
+    return launch.kernel
+
+
+@pytest.mark.parametrize("op", ["dsd", "dsd_t", "sdd"])
+def test_it_is_followed_where_it_knows_the_product(op: str, write: Write) -> None:
+    problem = GemmProblem(64, 64, 40, 16, 0.5, dtype="bfloat16", op=op)
+    with emulated_gpu():
+        write([])
+        assert kernel_of(problem).startswith("cuda mma.sync") and "tuned" not in kernel_of(problem)
+        write(entries(op, "wgmma")[:1])
+        assert kernel_of(problem).startswith("cuda wgmma") and kernel_of(problem).endswith(", tuned")
+        assert "tuned" not in kernel_of(replace(problem, dtype="float16"))
+        assert "tuned" not in kernel_of(replace(problem, n=200))  # not like it
+
+
+def test_tf32_is_a_row_of_its_own(write: Write) -> None:
+    problem = GemmProblem(64, 64, 40, 16, 0.5, math="tf32")
+    with emulated_gpu(80):
+        write(entries("dsd", "mma.sync", "Tf32", 80, dtype="float32", math="tf32")[-1:])
+        assert kernel_of(problem).endswith(", tuned") and "tuned" not in kernel_of(replace(problem, math="ieee"))
+
+
+def test_every_entry_can_be_followed(write: Write) -> None:
+    problem = GemmProblem(64, 64, 40, 16, 0.5, dtype="bfloat16", op="sdd")
+    with emulated_gpu():
+        for rung in ("mma.sync", "wgmma"):
+            for entry in entries("sdd", rung)[:3]:
+                write([entry])
+                assert kernel_of(problem).startswith(f"cuda {rung}") and kernel_of(problem).endswith(", tuned")
+
+
+def test_a_choice_that_this_gpu_lacks_means_the_default(write: Write) -> None:
+    problem = GemmProblem(64, 64, 40, 16, 0.5, dtype="bfloat16")
+    write(entries("dsd", "wgmma")[:1])
+    with emulated_gpu(80):
+        assert kernel_of(problem).startswith("cuda mma.sync") and "tuned" not in kernel_of(problem)
+    write([{"op": "dsd", **SHAPE, "variant": {"rung": "mma.sync", "rows": 7}}])
+    with emulated_gpu():
+        assert "tuned" not in kernel_of(problem)
+
+
+def test_a_damaged_table_is_no_harm(write: Write) -> None:
+    problem = GemmProblem(64, 64, 40, 16, 0.5, dtype="bfloat16")
+    whole = entries("dsd", "wgmma")[0]
+    broken: list[object] = [
+        {**whole, name: value} for name, value in (("n", 0), ("m", "64"), ("target_sparsity", None))
+    ]
+    broken += [{name: value for name, value in whole.items() if name != gone} for gone in ("op", "k", "variant")]
+    with emulated_gpu():
+        for content in (
+            "",
+            "{",
+            "[]",
+            "3",
+            '{"choices": 3}',
+            '{"choices": {"op": 1}}',
+            "[" * 5000,
+            [3, None, [], "x"],
+            broken,
+        ):
+            write(content)
+            assert "tuned" not in kernel_of(problem)
+        write([*broken, whole])
+        assert kernel_of(problem).endswith(", tuned")
+
+
+def test_layers_follow_it_too(write: Write) -> None:
+    problem = LstmProblem(64, 16, 20, 2, 16, 0.5, dtype="bfloat16")
+    with emulated_gpu():
+        assert "tuned" not in kernel_of(problem)
+        write(entries("dsd", "wgmma")[:1])
+        assert kernel_of(problem).endswith(", tuned")
