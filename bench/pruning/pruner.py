@@ -53,6 +53,10 @@ class Pruner:
         cell = self.cell
         return self.schedule(step, self.steps, cell.target_sparsity, cell.prune_begin, cell.prune_end)
 
+    def is_final(self, step: int) -> bool:
+        """Whether the schedule asks for no more after `step` steps: its ramp has ended."""
+        return self.scheduled(step) == self.cell.target_sparsity or not self.cell.prunes
+
     @property
     def sparsity(self) -> float:
         """Achieved share of empty blocks over all prunable weights (their blocks have one size)."""
