@@ -284,7 +284,14 @@ class TrainCell(Cell):
             cell = cell.reset("beta1_dip")
         if not self.prunes:
             cell = cell.reset(
-                "schedule", "criterion", "allocation", "target_sparsity", "prune_begin", "prune_end", "prune_every", "path"
+                "schedule",
+                "criterion",
+                "allocation",
+                "target_sparsity",
+                "prune_begin",
+                "prune_end",
+                "prune_every",
+                "path",
             )
         elif self.schedule == "pre":
             cell = cell.reset("criterion", "prune_begin", "prune_end", "prune_every")

@@ -97,7 +97,7 @@ def window_lengths(length: int, bptt: int, jitter: float = 0.0, halved: float = 
     jitter: drawn from N(bptt, jitter) instead, rounded, at least SHORTEST_WINDOW. halved: share of windows around half of
     bptt (Merity et al., 1708.02182, section 4.1). The same numbers give the same lengths, everywhere.
     """
-    draw, left, lengths = random.Random(seed), length - 1, []  # noqa: S311
+    draw, left, lengths = random.Random(seed), length - 1, []
     while left > 0:
         mean = max(1, bptt // 2) if halved and draw.random() < halved else bptt
         wanted = max(SHORTEST_WINDOW, round(draw.gauss(mean, jitter))) if jitter else mean
