@@ -8,7 +8,6 @@ has time for.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bench.cells import TrainCell
 from bench.data.corpus import Corpus, batchify, cut, data_dir, epoch_slice, load_corpus, window_lengths, windows
+from bench.evaluation import EVAL_BATCH, DivergedError, Model, evaluate, finite, perplexity
 from bench.meter import Meter, norm_maps
 from bench.models.layers import State
 from bench.models.registry import MODELS
@@ -38,15 +38,8 @@ from bench.selection import Selection
 Row = dict[str, Any]
 Tell = Callable[[dict[str, float | int | str]], None]
 
-Model = Callable[[Tensor, list[State] | None], tuple[Tensor, list[State]]]
-
-EVAL_BATCH = 10
 PROBES_AN_EPOCH = 5
 SECONDS_BETWEEN_NEWS = 0.5
-
-
-class DivergedError(Exception):
-    """The loss is no longer a finite number."""
 
 
 def train_cell(cell: TrainCell, tell: Tell, export: Path | None = None) -> list[Row]:
@@ -146,12 +139,12 @@ class Run:
         """Train on one epoch; its perplexity (without the penalty) and what the meter says."""
         cell, model, weights, meter = self.cell, self.model, self.weights, Meter(self.paths)
         text = batchify(epoch_slice(self.corpus.train, cell.train_tokens, epoch), cell.batch_size)  # [time, batch]
-        lengths, states = self.lengths[epoch - 1], None
+        states = None
         model.train()
-        for number, (inputs, targets) in enumerate(cut(text, lengths)):  # [time, batch] each
+        for inputs, targets in cut(text, self.lengths[epoch - 1]):  # [time, batch] each
             states = detach(states)
             self.optimizer.zero_grad()
-            if self.probe_is_due(number, len(lengths)):
+            if self.probe_is_due(epoch):
                 with meter.stopped():
                     meter.probes.append(self.probe(inputs, states))
             logits, states = model(inputs, states)  # [time * batch, vocabulary]
@@ -178,10 +171,11 @@ class Run:
                 self.tell(epoch, train_ppl=perplexity(meter.mean_nats, epoch))
         return {"train_ppl": perplexity(meter.mean_nats, epoch), **meter.columns()}
 
-    def probe_is_due(self, number: int, count: int) -> bool:
-        """Whether the step of this number (from 0) among the epoch's `count` is one of the PROBES_AN_EPOCH; the first is."""
-        due = {probe * count // PROBES_AN_EPOCH for probe in range(PROBES_AN_EPOCH)}
-        return self.cell.path != "dense" and number in due
+    def probe_is_due(self, epoch: int) -> bool:
+        """Whether this step is one of the PROBES_AN_EPOCH, the first of the epoch among them."""
+        before, an_epoch = sum(map(len, self.lengths[: epoch - 1])), len(self.lengths[epoch - 1])
+        due = {before + number * an_epoch // PROBES_AN_EPOCH for number in range(PROBES_AN_EPOCH)}
+        return self.cell.path != "dense" and self.step in due
 
     def probe(self, inputs: Tensor, states: list[State] | None) -> Row:
         """One entry of the column `probes`."""
@@ -229,17 +223,10 @@ class Run:
 
         return measure_final(self.model, self.pruner, self.paths, window, test_ppl, export)
 
-    @torch.no_grad()
     def evaluate(self, model: Model, tokens: Tensor, batch_size: int = EVAL_BATCH) -> tuple[float, int]:
-        """Perplexity on the first `eval_tokens` (0: all) of a text, state carried all along, and the number of targets."""
-        text = tokens[: self.cell.eval_tokens or None]
-        nats, count, states = 0.0, 0, None
+        """Perplexity on the first `eval_tokens` (0: all) of a text, and the number of targets."""
         self.model.eval()
-        for inputs, targets in windows(batchify(text, batch_size), self.cell.bptt):
-            logits, states = model(inputs, states)
-            nats += F.cross_entropy(logits, targets.flatten(), reduction="sum").item()
-            count += targets.numel()
-        return perplexity(nats / count, None), count
+        return evaluate(model, tokens[: self.cell.eval_tokens or None], batch_size, self.cell.bptt)
 
     @torch.no_grad()
     def row(self, epoch: int, **measured: Any) -> Row:
@@ -298,21 +285,3 @@ def blank_row() -> Row:
 def detach(states: list[tuple[Tensor, Tensor]] | None) -> list[tuple[Tensor, Tensor]] | None:
     """The same states, cut from the graph that made them."""
     return states and [(hidden.detach(), memory.detach()) for hidden, memory in states]
-
-
-def finite(nats: float, epoch: int) -> float:
-    """The loss itself; DivergedError if it is no number to go on with."""
-    if not math.isfinite(nats):
-        raise DivergedError(f"the loss became {nats} in epoch {epoch}")
-    return nats
-
-
-def perplexity(nats: float, epoch: int | None) -> float:
-    """exp(mean nats per token); DivergedError where that is no finite double."""
-    try:
-        ppl = math.exp(nats)
-    except OverflowError:
-        ppl = math.inf
-    if not math.isfinite(ppl):
-        raise DivergedError(f"the perplexity became {ppl}" + (f" in epoch {epoch}" if epoch else " in evaluation"))
-    return ppl
