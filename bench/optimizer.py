@@ -37,7 +37,7 @@ class NTASGD(SGD):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of SGD, then the averages."""
-        loss = super().step(closure)
+        loss: float | None = super().step(closure)
         for group in self.param_groups:
             for parameter in group["params"] if group.get("averaging", False) else ():
                 state = self.state[parameter]

@@ -152,7 +152,7 @@ class Run:
             meter.step(self.pruner.sparsity, finite(loss.item(), epoch), targets.numel())
             if self.lasso.in_loss:
                 loss = loss + self.lasso.penalty(weights.values())
-            if model.penalty is not None:
+            if isinstance(model.penalty, Tensor):
                 loss = loss + model.penalty
 
             loss.backward()  # type: ignore[no-untyped-call]
