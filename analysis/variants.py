@@ -17,10 +17,13 @@ from analysis.stats import mean_interval, ratio_interval
 MODEL_SETTINGS = (
     "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers", "dropout",
     "decoder_bias", "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip", "epochs", "batch_size", "bptt",
+    "input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout", "weight_drop", "activation_penalty",
+    "temporal_penalty", "nonmonotone", "beta1", "beta1_dip", "beta2", "rate_by_length", "bptt_jitter", "bptt_halved",
+    "selection", "test_batch_size",
 )  # fmt: skip
 PRUNING_SETTINGS = (
     "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled",
-    "schedule", "criterion", "target_sparsity", "prune_begin", "prune_end", "prune_every", "path",
+    "schedule", "criterion", "allocation", "target_sparsity", "prune_begin", "prune_end", "prune_every", "path",
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
 
@@ -82,11 +85,16 @@ def variant_names(runs: pd.DataFrame) -> list[str]:
 
 
 def final_epochs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The last-epoch row of every run that finished: all its rows are ok and its last epoch is the one its settings name."""
+    """The last-epoch row of every run that finished: all its rows are ok and its last epoch is the one its settings name.
+
+    Where another epoch is the one to report (setting `selection`), val_ppl and test_ppl are that epoch's.
+    """
     if frame.empty:
         return frame
     ok = frame.groupby("cell_id")["status"].transform(lambda status: (status == "ok").all())
-    return frame[ok & (frame["epoch"] == frame["epochs"])].drop_duplicates("cell_id", keep="last")
+    final = frame[ok & (frame["epoch"] == frame["epochs"])].drop_duplicates("cell_id", keep="last")
+    reported = [name for name in ("val_ppl", "test_ppl") if f"reported_{name}" in final]
+    return final.assign(**{name: final[f"reported_{name}"].astype(float).fillna(final[name]) for name in reported})
 
 
 def failed_runs(frame: pd.DataFrame) -> pd.DataFrame:
@@ -130,9 +138,10 @@ def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
     """`final` with the columns that compare each run with the dense run of the same model, data, machine and seed."""
     same = [name for name in (*MODEL_SETTINGS, "seed", "device_name", "corpus_sha256") if name in final]
     dense_rows = [is_dense(name) for name in final["variant"]]
-    dense = final.loc[dense_rows, [*same, "test_ppl", "train_seconds_total", "source_hash"]].drop_duplicates(same)
+    values = ["test_ppl", "train_seconds_total", "source_hash"]
+    dense = final.loc[dense_rows, [*same, *values]].drop_duplicates(same)
     paired = final[same].merge(dense, on=same, how="left").set_index(final.index)
-    paired.loc[dense_rows] = math.nan
+    paired.loc[dense_rows, values] = math.nan
     comparable = paired["source_hash"] == final["source_hash"]  # seconds of other sources say nothing about these
     return final.assign(
         ppl_ratio=final["test_ppl"] / paired["test_ppl"].astype(float),

@@ -46,11 +46,13 @@ class Shape:
     scope: str
     dtype: str
     threads: int
+    weight_drop: float = 0.0
 
     def __str__(self) -> str:
         return (
             f"LSTM {self.inputs} -> {self.hidden}, batch {self.batch}, {self.steps} steps, block {self.block_size}, "
             f"{self.scope}, {self.dtype}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+            + (f", weight drop {self.weight_drop:g}" if self.weight_drop else "")
         )
 
     def masks(self, sparsity: float) -> dict[str, BlockMask]:
@@ -99,7 +101,7 @@ def measure(shape: Shape) -> Curve:
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         dtype = getattr(torch, shape.dtype)
-        dense, sparse = (LSTMLayer(shape.inputs, shape.hidden).to(dtype) for _ in range(2))
+        dense, sparse = (LSTMLayer(shape.inputs, shape.hidden, shape.weight_drop).to(dtype) for _ in range(2))
         x = torch.randn(shape.steps, shape.batch, shape.inputs, dtype=dtype).requires_grad_()
         grad = torch.randn(shape.steps, shape.batch, shape.hidden, dtype=dtype)
 

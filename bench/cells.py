@@ -191,6 +191,12 @@ class TuneCell(Cell):
         return self if self.dtype == "float32" else self.reset("math")
 
 
+AWD_LSTM = (
+    "input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout", "weight_drop", "activation_penalty",
+    "temporal_penalty",
+)  # fmt: skip
+
+
 class TrainCell(Cell):
     """One language model trained, pruned and evaluated."""
 
@@ -204,17 +210,33 @@ class TrainCell(Cell):
     embedding_size: Count = Field(64, description="width of the embedding and of the tied decoder")
     hidden_size: Count = Field(128, description="width of every LSTM layer but the last, which has the embedding's")
     num_layers: Count = Field(2, description="LSTM layers")
-    dropout: ProperFraction = Field(0.0, description="dropout between layers, fraction")
+    dropout: ProperFraction = Field(0.0, description="dropout between layers, fraction (lstm)")
+    input_dropout: ProperFraction = Field(0.0, description="locked dropout of the embedded words, fraction (awd_lstm, as all dropouts that follow)")
+    hidden_dropout: ProperFraction = Field(0.0, description="locked dropout between LSTM layers, fraction")
+    output_dropout: ProperFraction = Field(0.0, description="locked dropout of the last layer's output, fraction")
+    embedding_dropout: ProperFraction = Field(0.0, description="share of words whose whole embedding is dropped in a window, fraction")
+    weight_drop: ProperFraction = Field(0.0, description="dropout of the recurrent weights, one mask a window, fraction")
+    activation_penalty: NonNegative = Field(0.0, description="AR: this times the mean square of the last output, dropped (awd_lstm)")
+    temporal_penalty: NonNegative = Field(0.0, description="TAR: this times the mean square of the last raw output's change from step to step (awd_lstm)")
     decoder_bias: Literal["frequencies", "zeros"] = Field("frequencies", description="start of the decoder bias: log word frequencies of the training text, or zeros")
-    optimizer: Literal["sgd", "adam", "asgd"] = Field("adam", description="torch optimizer")
+    optimizer: Literal["sgd", "adam", "asgd", "nt_asgd"] = Field("adam", description="sgd and adam are torch's; asgd averages from where the ramp ends; nt_asgd is sgd that averages from when the validation perplexity stalls, at final sparsity")
+    nonmonotone: Count = Field(5, description="epochs back from which nt_asgd takes the best validation perplexity that an epoch must exceed to start the averages")
+    beta1: ProperFraction = Field(0.9, description="adam's first beta (its largest, where it is scheduled)")
+    beta1_dip: ProperFraction = Field(0.0, description="by how much beta1 is lower while four_phases holds its peak")
+    beta2: ProperFraction = Field(0.999, description="adam's second beta")
     learning_rate: Positive = Field(0.002, description="learning rate (its peak, where the rate is scheduled)")
-    lr_schedule: Literal["constant", "one_cycle"] = Field("constant", description="learning rate over the run")
+    lr_schedule: Literal["constant", "one_cycle", "four_phases"] = Field("constant", description="learning rate over the run: one_cycle is torch's; four_phases rises from a tenth for 1/12 of the steps, holds for 5/12, falls to a tenth in 5/12 and to 0 along a cosine in 1/12")
+    rate_by_length: bool = Field(False, description="scale the rate of each step by its window's length over bptt")
     momentum: ProperFraction = Field(0.0, description="momentum of sgd")
     weight_decay: NonNegative = Field(0.0, description="L2 penalty inside the optimizer")
     clip: NonNegative = Field(0.25, description="gradient norm is clipped to this; 0 means never")
     epochs: Count = Field(4, description="epochs, each of train_tokens tokens")
     batch_size: Count = Field(20, description="parallel token streams")
     bptt: Count = Field(35, description="time steps of truncated back-propagation")
+    bptt_jitter: NonNegative = Field(0.0, description="standard deviation of the length of a training window, time steps; it is then at least 5")
+    bptt_halved: Fraction = Field(0.0, description="share of training windows whose mean length is half of bptt")
+    selection: Literal["last", "best"] = Field("last", description="epoch that is reported: the last, or that of the lowest validation perplexity among those at final sparsity")
+    test_batch_size: Count = Field(10, description="streams the test text is cut into for reported_test_ppl; 1 is exact and slow")
     path: Literal["dense", "sparse", "auto"] = Field("dense", description="what multiplies pruned LSTM weights: dense kernels, kernels that skip empty blocks, or by layer whichever is faster here at the sparsity reached")
 
     block_size: BlockSize = Field(16, description="side of a square weight block, elements")
@@ -225,6 +247,7 @@ class TrainCell(Cell):
     lasso_scaled: bool = Field(True, description="multiply each block's norm by sqrt(elements in the block)")
     schedule: str = Field("none", description="pruning schedule")
     criterion: str = Field("l2", description="score by which blocks go")
+    allocation: Literal["uniform", "erk"] = Field("uniform", description="sparsity of each matrix: that of all, or density in proportion to (rows + cols) / (rows cols)")
     target_sparsity: Fraction = Field(0.0, description="share of blocks wanted empty at the end, fraction")
     prune_begin: Fraction = Field(0.0, description="where the ramp begins (or one_shot cuts), fraction of all steps")
     prune_end: Fraction = Field(0.8, description="where the ramp ends, fraction of all steps")
@@ -239,6 +262,10 @@ class TrainCell(Cell):
         if self.prunes and self.schedule not in ("pre", "one_shot") and self.prune_end < self.prune_begin:
             begin, end = self.prune_begin, self.prune_end
             raise ValueError(f"prune_end: {end} lies before prune_begin {begin}; accepted: fractions from {begin} to 1")
+        if self.beta1_dip > self.beta1:
+            raise ValueError(f"beta1_dip: {self.beta1_dip} exceeds beta1; accepted: fractions up to {self.beta1}")
+        if self.rate_by_length and self.optimizer == "asgd":
+            raise ValueError("rate_by_length: torch's asgd changes its rate a step late; accepted: false, or nt_asgd")
         return self
 
     @property
@@ -246,12 +273,25 @@ class TrainCell(Cell):
         return self.schedule != "none" and self.target_sparsity > 0.0
 
     def canonical(self) -> Self:
-        cell = self
+        cell = self._canonical_model()
         if self.optimizer != "sgd":
             cell = cell.reset("momentum")
+        if self.optimizer != "nt_asgd":
+            cell = cell.reset("nonmonotone")
+        if self.optimizer != "adam":
+            cell = cell.reset("beta1", "beta1_dip", "beta2")
+        if self.lr_schedule != "four_phases":
+            cell = cell.reset("beta1_dip")
         if not self.prunes:
             cell = cell.reset(
-                "schedule", "criterion", "target_sparsity", "prune_begin", "prune_end", "prune_every", "path"
+                "schedule",
+                "criterion",
+                "allocation",
+                "target_sparsity",
+                "prune_begin",
+                "prune_end",
+                "prune_every",
+                "path",
             )
         elif self.schedule == "pre":
             cell = cell.reset("criterion", "prune_begin", "prune_end", "prune_every")
@@ -264,6 +304,11 @@ class TrainCell(Cell):
         if not self.prunes and self.lasso == "none":
             cell = cell.reset("block_size", "scope")
         return cell
+
+    def _canonical_model(self) -> Self:
+        if self.model == "awd_lstm":
+            return self.reset("dropout")
+        return self.reset(*AWD_LSTM) if self.model == "lstm" else self
 
 
 TimedCell = GemmCell | LstmCell

@@ -58,7 +58,8 @@ class Paths:
         if cell.path == "sparse":
             return 0.0
         sizes = (layer.input_size, layer.hidden_size, cell.batch_size, cell.bptt)
-        return breakeven(Shape(*sizes, cell.block_size, cell.scope, "float32", torch.get_num_threads()))
+        threads, drop = torch.get_num_threads(), layer.weight_drop
+        return breakeven(Shape(*sizes, cell.block_size, cell.scope, "float32", threads, drop))
 
     @property
     def sparse_layers(self) -> int:

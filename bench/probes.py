@@ -57,7 +57,8 @@ def probe_layers(model: nn.Module, paths: Paths, inputs: Tensor, states: list[St
         with all_dense(paths):
             train()
 
-    dense_ms, lstm_ms = interleaved(train_dense, train, TRAINING_PAIRS)
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):  # of the recurrent weights' dropout
+        dense_ms, lstm_ms = interleaved(train_dense, train, TRAINING_PAIRS)
     model.zero_grad()
     for layer, before in zip(paths.layers, seconds, strict=True):
         layer.seconds = before

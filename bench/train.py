@@ -8,7 +8,6 @@ has time for.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,33 +18,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler
 
 from bench.cells import TrainCell
-from bench.data.corpus import Corpus, batchify, count_windows, data_dir, epoch_slice, load_corpus, windows
+from bench.data.corpus import Corpus, batchify, cut, data_dir, epoch_slice, load_corpus, window_lengths, windows
+from bench.evaluation import EVAL_BATCH, DivergedError, Model, evaluate, finite, perplexity
 from bench.meter import Meter, norm_maps
 from bench.models.layers import State
 from bench.models.registry import MODELS
-from bench.optimizer import averaged_weights, make_optimizer
+from bench.optimizer import NTASGD, NonMonotone, averaged_weights, make_optimizer, make_rates, scaled_rate
 from bench.paths import Paths, missing_kernel
 from bench.probes import measure_final, probe_layers
 from bench.provenance import physical_cores
 from bench.pruning.lasso import Lasso
 from bench.pruning.pruner import Pruner
 from bench.schema import TRAIN
+from bench.selection import Selection
 
 Row = dict[str, Any]
 Tell = Callable[[dict[str, float | int | str]], None]
 
-Model = Callable[[Tensor, list[State] | None], tuple[Tensor, list[State]]]
-
-EVAL_BATCH = 10
 PROBES_AN_EPOCH = 5
 SECONDS_BETWEEN_NEWS = 0.5
-
-
-class DivergedError(Exception):
-    """The loss is no longer a finite number."""
 
 
 def train_cell(cell: TrainCell, tell: Tell, export: Path | None = None) -> list[Row]:
@@ -70,20 +64,11 @@ def train_cell(cell: TrainCell, tell: Tell, export: Path | None = None) -> list[
         try:
             for epoch in range(1, cell.epochs + 1):
                 trained = run.train_epoch(epoch)
-                began = time.perf_counter()
-                val_ppl, evaluated = run.evaluate(run.model, run.corpus.valid)
-                test_ppl, _ = run.evaluate(run.model, run.corpus.test)
-                measured = {
-                    **trained,
-                    "val_ppl": val_ppl,
-                    "test_ppl": test_ppl,
-                    "eval_tokens_seen": evaluated,
-                    "eval_seconds": time.perf_counter() - began,
-                }
-                if epoch == cell.epochs and run.cell.path != "dense":
-                    measured |= run.finalise(export)
+                measured = {**trained, **run.evaluate_epoch(epoch)}
+                if epoch == cell.epochs:
+                    measured |= run.report(measured["test_ppl"], export)
                 rows.append(run.row(epoch=epoch, **measured))
-                run.tell(epoch, train_ppl=trained["train_ppl"], val_ppl=val_ppl)
+                run.tell(epoch, train_ppl=trained["train_ppl"], val_ppl=measured["val_ppl"])
         except DivergedError as problem:
             return diverged(rows, run.step, str(problem))
     return rows
@@ -101,7 +86,9 @@ class Run:
     lasso: Lasso
     pruner: Pruner
     paths: Paths
-    steps: int
+    lengths: list[list[int]]  # of the windows, an epoch each
+    selection: Selection
+    trigger: NonMonotone
     listener: Tell
     step: int = 0
     told: float = 0.0
@@ -113,15 +100,30 @@ class Run:
         if cell.decoder_bias == "frequencies":
             model.start_from_frequencies(torch.bincount(corpus.train, minlength=len(corpus.vocabulary)))
         streams = batchify(epoch_slice(corpus.train, cell.train_tokens, 1), cell.batch_size)
-        steps = cell.epochs * count_windows(len(streams), cell.bptt)
+        lengths = epoch_windows(cell, len(streams))
+        steps = sum(map(len, lengths))
         optimizer = make_optimizer(cell, model, steps)
-        rates = None
-        if cell.lr_schedule == "one_cycle":
-            rates = OneCycleLR(optimizer, cell.learning_rate, total_steps=steps, cycle_momentum=False)
-        pruner = Pruner(model.prunable(), cell, steps)
-        run = cls(cell, corpus, model, optimizer, rates, Lasso.of(cell), pruner, Paths(model, cell), steps, tell)
+        run = cls(
+            cell=cell,
+            corpus=corpus,
+            model=model,
+            optimizer=optimizer,
+            rates=make_rates(cell, optimizer, steps),
+            lasso=Lasso.of(cell),
+            pruner=Pruner(model.prunable(), cell, steps),
+            paths=Paths(model, cell),
+            lengths=lengths,
+            selection=Selection(cell),
+            trigger=NonMonotone(cell.nonmonotone),
+            listener=tell,
+        )
         run.choose_paths()
         return run
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.pruner.steps
 
     def choose_paths(self) -> None:
         """Put every layer on the path that its masks ask for; the pruner then knows which gradients need no mask."""
@@ -136,13 +138,13 @@ class Run:
     def train_epoch(self, epoch: int) -> Row:
         """Train on one epoch; its perplexity (without the penalty) and what the meter says."""
         cell, model, weights, meter = self.cell, self.model, self.weights, Meter(self.paths)
-        text = epoch_slice(self.corpus.train, cell.train_tokens, epoch)  # [tokens]
+        text = batchify(epoch_slice(self.corpus.train, cell.train_tokens, epoch), cell.batch_size)  # [time, batch]
         states = None
         model.train()
-        for inputs, targets in windows(batchify(text, cell.batch_size), cell.bptt):  # [time, batch] each
+        for inputs, targets in cut(text, self.lengths[epoch - 1]):  # [time, batch] each
             states = detach(states)
             self.optimizer.zero_grad()
-            if self.probe_is_due():
+            if self.probe_is_due(epoch):
                 with meter.stopped():
                     meter.probes.append(self.probe(inputs, states))
             logits, states = model(inputs, states)  # [time * batch, vocabulary]
@@ -150,13 +152,15 @@ class Run:
             meter.step(self.pruner.sparsity, finite(loss.item(), epoch), targets.numel())
             if self.lasso.in_loss:
                 loss = loss + self.lasso.penalty(weights.values())
+            if isinstance(model.penalty, Tensor):
+                loss = loss + model.penalty
 
             loss.backward()  # type: ignore[no-untyped-call]
             self.pruner.mask_gradients()
             if cell.clip:
                 nn.utils.clip_grad_norm_(model.parameters(), cell.clip)
-            rate = self.optimizer.param_groups[0]["lr"]
-            self.optimizer.step()
+            with scaled_rate(self.optimizer, len(inputs) / cell.bptt if cell.rate_by_length else 1.0) as rate:
+                self.optimizer.step()
             self.step += 1
             self.lasso.shrink_(weights.values(), rate)
             self.pruner.after_step(self.step, self.optimizer)
@@ -167,42 +171,62 @@ class Run:
                 self.tell(epoch, train_ppl=perplexity(meter.mean_nats, epoch))
         return {"train_ppl": perplexity(meter.mean_nats, epoch), **meter.columns()}
 
-    def probe_is_due(self) -> bool:
+    def probe_is_due(self, epoch: int) -> bool:
         """Whether this step is one of the PROBES_AN_EPOCH, the first of the epoch among them."""
-        an_epoch = self.steps // self.cell.epochs
-        due = {number * an_epoch // PROBES_AN_EPOCH for number in range(PROBES_AN_EPOCH)}
-        return self.cell.path != "dense" and self.step % an_epoch in due
+        before, an_epoch = sum(map(len, self.lengths[: epoch - 1])), len(self.lengths[epoch - 1])
+        due = {before + number * an_epoch // PROBES_AN_EPOCH for number in range(PROBES_AN_EPOCH)}
+        return self.cell.path != "dense" and self.step in due
 
     def probe(self, inputs: Tensor, states: list[State] | None) -> Row:
         """One entry of the column `probes`."""
         measured = probe_layers(self.model, self.paths, inputs, states)
         return {"step": self.step, "sparsity": self.pruner.sparsity, **measured}
 
+    def evaluate_epoch(self, epoch: int) -> Row:
+        """The columns of a finished epoch's evaluation, by ASGD's averages where there are any.
+
+        An epoch at final sparsity may be the one that is reported, and may start the averages of NT-ASGD.
+        """
+        began = time.perf_counter()
+        averaging = isinstance(self.optimizer, NTASGD) and self.optimizer.averaging
+        with averaged_weights(self.optimizer):
+            val_ppl, evaluated = self.evaluate(self.model, self.corpus.valid)
+            test_ppl, _ = self.evaluate(self.model, self.corpus.test)
+            if self.pruner.is_final(self.step):
+                self.selection.consider(epoch, val_ppl, self.model)
+        if isinstance(self.optimizer, NTASGD) and self.pruner.is_final(self.step) and self.trigger.sees(val_ppl):
+            self.optimizer.average_from_now()
+        return {
+            "val_ppl": val_ppl,
+            "test_ppl": test_ppl,
+            "averaging": averaging,
+            "eval_tokens_seen": evaluated,
+            "eval_seconds": time.perf_counter() - began,
+        }
+
+    def report(self, test_ppl: float, export: Path | None) -> Row:
+        """The columns of the selected epoch and of its model finalised. test_ppl: of the last epoch."""
+        cell, selection = self.cell, self.selection
+        with averaged_weights(self.optimizer), selection.restored(self.model):
+            if selection.epoch != cell.epochs or cell.test_batch_size != EVAL_BATCH:
+                test_ppl, _ = self.evaluate(self.model, self.corpus.test, cell.test_batch_size)
+            final = self.finalise(export) if cell.path != "dense" else {}
+        reported = {"epoch": selection.epoch, "val_ppl": selection.val_ppl, "test_ppl": test_ppl}
+        return {**{f"reported_{name}": value for name, value in reported.items()}, **final}
+
     def finalise(self, export: Path | None) -> Row:
-        """The columns of the finalised model, ASGD's average where there is one."""
+        """The columns of the finalised model."""
         window, _ = next(windows(batchify(self.corpus.test, EVAL_BATCH), self.cell.bptt))
 
         def test_ppl(final: Model) -> float:
             return self.evaluate(final, self.corpus.test)[0]
 
-        with averaged_weights(self.optimizer):
-            return measure_final(self.model, self.pruner, self.paths, window, test_ppl, export)
+        return measure_final(self.model, self.pruner, self.paths, window, test_ppl, export)
 
-    @torch.no_grad()
-    def evaluate(self, model: Model, tokens: Tensor) -> tuple[float, int]:
-        """Perplexity on the first `eval_tokens` (0: all) of a text, state carried all along, and the number of targets.
-
-        With ASGD it is the averaged weights that are evaluated, once there is an average.
-        """
-        text = tokens[: self.cell.eval_tokens or None]
-        nats, count, states = 0.0, 0, None
+    def evaluate(self, model: Model, tokens: Tensor, batch_size: int = EVAL_BATCH) -> tuple[float, int]:
+        """Perplexity on the first `eval_tokens` (0: all) of a text, and the number of targets."""
         self.model.eval()
-        with averaged_weights(self.optimizer):
-            for inputs, targets in windows(batchify(text, EVAL_BATCH), self.cell.bptt):
-                logits, states = model(inputs, states)
-                nats += F.cross_entropy(logits, targets.flatten(), reduction="sum").item()
-                count += targets.numel()
-        return perplexity(nats / count, None), count
+        return evaluate(model, tokens[: self.cell.eval_tokens or None], batch_size, self.cell.bptt)
 
     @torch.no_grad()
     def row(self, epoch: int, **measured: Any) -> Row:
@@ -246,6 +270,13 @@ def diverged(rows: list[Row], step: int, reason: str) -> list[Row]:
     return [{**row, "status": "diverged", "reason": reason} for row in rows]
 
 
+def epoch_windows(cell: TrainCell, length: int) -> list[list[int]]:
+    """Lengths of the windows of every epoch, for streams of `length` tokens: known beforehand, so that ramps and rates are."""
+    jitter, halved = cell.bptt_jitter, cell.bptt_halved
+    epochs = range(1, cell.epochs + 1)
+    return [window_lengths(length, cell.bptt, jitter, halved, f"{cell.seed} {epoch}") for epoch in epochs]
+
+
 def blank_row() -> Row:
     """A row with every column of the training table null."""
     return dict.fromkeys(["status", "reason", *(column.name for column in TRAIN)])
@@ -254,21 +285,3 @@ def blank_row() -> Row:
 def detach(states: list[tuple[Tensor, Tensor]] | None) -> list[tuple[Tensor, Tensor]] | None:
     """The same states, cut from the graph that made them."""
     return states and [(hidden.detach(), memory.detach()) for hidden, memory in states]
-
-
-def finite(nats: float, epoch: int) -> float:
-    """The loss itself; DivergedError if it is no number to go on with."""
-    if not math.isfinite(nats):
-        raise DivergedError(f"the loss became {nats} in epoch {epoch}")
-    return nats
-
-
-def perplexity(nats: float, epoch: int | None) -> float:
-    """exp(mean nats per token); DivergedError where that is no finite double."""
-    try:
-        ppl = math.exp(nats)
-    except OverflowError:
-        ppl = math.inf
-    if not math.isfinite(ppl):
-        raise DivergedError(f"the perplexity became {ppl}" + (f" in epoch {epoch}" if epoch else " in evaluation"))
-    return ppl

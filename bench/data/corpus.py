@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ DATASETS = Catalogue("dataset", "bench.data", "load", helpers=("corpus",))
 
 DATA_DIR_VARIABLE = "BENCH_DATA_DIR"
 EOS, UNK = "<eos>", "<unk>"
+SHORTEST_WINDOW = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,17 +91,32 @@ def batchify(tokens: Tensor, batch_size: int) -> Tensor:
     return tokens[: length * batch_size].view(batch_size, length).t().contiguous()
 
 
-def count_windows(length: int, bptt: int) -> int:
-    """Number of windows that `windows` cuts from streams of `length` tokens."""
-    return -(-(length - 1) // bptt)
+def window_lengths(length: int, bptt: int, jitter: float = 0.0, halved: float = 0.0, seed: str = "") -> list[int]:
+    """Lengths of the windows cut from streams of `length` tokens: bptt each, the last what is left.
+
+    jitter: drawn from N(bptt, jitter) instead, rounded, at least SHORTEST_WINDOW. halved: share of windows around half of
+    bptt (Merity et al., 1708.02182, section 4.1). The same numbers give the same lengths, everywhere.
+    """
+    draw, left, lengths = random.Random(seed), length - 1, []
+    while left > 0:
+        mean = max(1, bptt // 2) if halved and draw.random() < halved else bptt
+        wanted = max(SHORTEST_WINDOW, round(draw.gauss(mean, jitter))) if jitter else mean
+        lengths.append(min(wanted, left))
+        left -= lengths[-1]
+    return lengths
+
+
+def cut(streams: Tensor, lengths: Iterable[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Consecutive (inputs, targets) of these lengths, each [time, batch]."""
+    start = 0
+    for length in lengths:
+        yield streams[start : start + length], streams[start + 1 : start + length + 1]
+        start += length
 
 
 def windows(streams: Tensor, bptt: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Consecutive (inputs, targets), each [time <= bptt, batch]; together every token but the first is a target once."""
-    last = streams.shape[0] - 1
-    for start in range(0, last, bptt):
-        stop = min(start + bptt, last)
-        yield streams[start:stop], streams[start + 1 : stop + 1]
+    return cut(streams, window_lengths(streams.shape[0], bptt))
 
 
 def epoch_slice(tokens: Tensor, size: int, epoch: int) -> Tensor:

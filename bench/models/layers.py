@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
@@ -52,10 +53,10 @@ class Pattern:
         self.as_slices(self.gradient).index_copy_(0, self.slices, grad)
         weight.grad = self.gradient
 
-    def of(self, weight: Tensor) -> BSRMatrix:
-        """The kept blocks of `weight`; their gradient goes to `weight.grad`."""
+    def of(self, weight: Tensor, drop: float = 0.0) -> BSRMatrix:
+        """The kept blocks of `weight`, a share `drop` of their elements dropped; their gradient goes to `weight.grad`."""
         data: Tensor = _KeptBlocks.apply(weight, self)  # type: ignore[no-untyped-call]
-        return self.matrix.with_data(data)
+        return self.matrix.with_data(F.dropout(data, drop) if drop else data)
 
 
 class _KeptBlocks(torch.autograd.Function):
@@ -107,6 +108,8 @@ class _BackwardEnds(torch.autograd.Function):
 class LSTMLayer(nn.LSTM):
     """One layer of `torch.nn.LSTM`: its parameters, names, initialisation and results, on one of two paths.
 
+    weight_drop: share of the recurrent weight's elements dropped while training, one mask a call (Merity et al.,
+    1708.02182). The parameter stays raw: a dropped copy of it is what the layer multiplies with, on either path.
     seconds: time spent in it with gradients, forward and backward, since it was last set to 0.
     """
 
@@ -115,8 +118,9 @@ class LSTMLayer(nn.LSTM):
     bias_ih_l0: nn.Parameter
     bias_hh_l0: nn.Parameter
 
-    def __init__(self, inputs: int, size: int) -> None:
+    def __init__(self, inputs: int, size: int, weight_drop: float = 0.0) -> None:
         super().__init__(inputs, size)
+        self.weight_drop = weight_drop
         self.patterns: dict[str, Pattern] = {}
         self.seconds = self.began = 0.0
 
@@ -150,11 +154,19 @@ class LSTMLayer(nn.LSTM):
         return y, state
 
     def _multiply(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        drop = self.weight_drop if self.training else 0.0
         if not self.sparse:
-            dense: tuple[Tensor, State] = super().forward(x, state)
+            dense: tuple[Tensor, State] = self._dropped(x, state, drop) if drop else super().forward(x, state)
             return dense
-        weights = {kind: pattern.of(getattr(self, f"{kind}_l0")) for kind, pattern in self.patterns.items()}
-        weight_ih = weights.get("weight_ih", self.weight_ih_l0)
-        return block_sparse_lstm(
-            x, state, weight_ih, weights["weight_hh"], self.bias_ih_l0, self.bias_hh_l0, kernel=OURS[x.device.type]
-        )
+        drops = {"weight_ih": 0.0, "weight_hh": drop}
+        weights = {kind: each.of(getattr(self, f"{kind}_l0"), drops[kind]) for kind, each in self.patterns.items()}
+        weight_ih, weight_hh = weights.get("weight_ih", self.weight_ih_l0), weights["weight_hh"]
+        biases = self.bias_ih_l0, self.bias_hh_l0
+        return block_sparse_lstm(x, state, weight_ih, weight_hh, *biases, kernel=OURS[x.device.type])
+
+    def _dropped(self, x: Tensor, state: State | None, drop: float) -> tuple[Tensor, State]:
+        """The library's layer on the dropped weight, handed over as an operand: nn.LSTM itself would multiply the raw one."""
+        zeros = x.new_zeros(1, x.shape[1], self.hidden_size)
+        weights = [self.weight_ih_l0, F.dropout(self.weight_hh_l0, drop), self.bias_ih_l0, self.bias_hh_l0]
+        y, h, c = torch.lstm(x, state or (zeros, zeros), weights, True, 1, 0.0, True, False, False)
+        return y, (h, c)

@@ -18,7 +18,10 @@ class LSTM(nn.Module):
 
     Every layer has `hidden_size` units but the last, which has the embedding's width for the tied decoder's sake. Dropout
     acts on what goes into each layer and into the decoder, never on the recurrent connection.
+    penalty: what the last training call adds to the loss, or None.
     """
+
+    penalty: Tensor | None = None
 
     def __init__(self, cell: TrainCell, vocabulary: int) -> None:
         super().__init__()
@@ -44,17 +47,20 @@ class LSTM(nn.Module):
         """Logits of the next word and the states to go on from. inputs: [time, batch] -> [time * batch, vocabulary]."""
         x = self.dropout(self.embedding(inputs))  # [time, batch, embedding]
         x, after = self.run_layers(x, states, between=self.dropout)
-        logits = F.linear(x.flatten(0, 1), self.embedding.weight, self.decoder_bias)
-        return logits, after
+        return self.decode(self.dropout(x)), after
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Logits by the tied weight. x: [time, batch, embedding] -> [time * batch, vocabulary]."""
+        return F.linear(x.flatten(0, 1), self.embedding.weight, self.decoder_bias)
 
     def run_layers(
         self, x: Tensor, states: list[State] | None = None, between: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, list[State]]:
-        """The LSTM layers alone, `between` after each. x: [time, batch, embedding] -> the same, and the states."""
+        """The LSTM layers alone, `between` them what is given. x: [time, batch, embedding] -> the same, and the states."""
         after = []
         for number, layer in enumerate(self.layers):
+            x = between(x) if between and number else x
             x, state = layer(x, states[number] if states else None)  # [time, batch, size]
-            x = between(x) if between else x
             after.append(state)
         return x, after
 

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from bench.cells import TrainCell
+from bench.pruning.allocation import allocate
 from bench.pruning.criteria import CRITERIA, as_blocks
 from bench.pruning.schedules import SCHEDULES
 from kernels.blockmask import BlockMask
@@ -53,6 +54,10 @@ class Pruner:
         cell = self.cell
         return self.schedule(step, self.steps, cell.target_sparsity, cell.prune_begin, cell.prune_end)
 
+    def is_final(self, step: int) -> bool:
+        """Whether the schedule asks for no more after `step` steps: its ramp has ended."""
+        return self.scheduled(step) == self.cell.target_sparsity or not self.cell.prunes
+
     @property
     def sparsity(self) -> float:
         """Achieved share of empty blocks over all prunable weights (their blocks have one size)."""
@@ -77,12 +82,13 @@ class Pruner:
 
     @torch.no_grad()
     def _tighten(self, sparsity: float) -> None:
+        shares = allocate({name: mask.shape for name, mask in self.masks.items()}, sparsity, self.cell.allocation)
         for name, weight in self.weights.items():
             before = self.masks[name]
             scores = self.criterion(weight.detach(), before.block_size, self.generator).cpu()
             # Blocks that are empty already rank below all others: the mask only ever shrinks.
             scores = scores.masked_fill(~before.kept, -torch.inf)
-            after = BlockMask.from_scores(scores, sparsity, before.block_size)
+            after = BlockMask.from_scores(scores, shares[name], before.block_size)
             assert not (after.kept & ~before.kept).any(), "a pruned block came back"
             self.masks[name] = after
             self._emptied[name] = ~after.expand(weight.device)

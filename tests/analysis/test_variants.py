@@ -73,6 +73,13 @@ def test_only_the_last_epoch_of_finished_runs_is_selected() -> None:
     assert variants.failed_runs(table).to_numpy().tolist() == [["diverged", made.DIVERGED, 2]]
 
 
+def test_the_reported_epoch_stands_for_the_last_one() -> None:
+    rows = run(100.0)
+    rows[-1] |= {"reported_epoch": 1, "reported_val_ppl": 95.0, "reported_test_ppl": 90.0}
+    final = variants.final_epochs(frame(rows, run(80.0, seed=1)))
+    assert final["test_ppl"].tolist() == [90.0, 80.0] and final["val_ppl"].tolist() == [95.0, pytest.approx(88.0)]
+
+
 def test_mean_and_interval_over_three_seeds() -> None:
     table = frame(run(100.0, 0), run(104.0, 1), run(108.0, 2))
     [found] = variants.replicates(variants.runs(table)).to_dict("records")

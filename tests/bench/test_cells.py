@@ -20,6 +20,10 @@ PINNED = {
     "lstm bfloat16": (LstmCell(dtype="bfloat16", device="cuda"), "afee3df0b87eba3b"),
     "train default": (TrainCell(), "1c8392ad8a7667bf"),
     "train cubic": (TrainCell(schedule="cubic", target_sparsity=0.8, seed=2), "4b6087194515b64d"),
+    "train awd": (
+        TrainCell(model="awd_lstm", weight_drop=0.5, optimizer="nt_asgd", bptt_jitter=5.0),
+        "39a0de8c93f8dbaa",
+    ),
     "train lasso": (TrainCell(lasso="proximal", block_size=8), "a0e1a601eabdf14e"),
 }
 
@@ -42,6 +46,10 @@ def test_equal_settings_written_differently_are_one_cell() -> None:
     [
         ({"block_size": 8}, {"block_size": 64, "hidden_size": 128}),
         ({"momentum": 0.9}, {}),
+        ({"weight_drop": 0.5, "temporal_penalty": 1.0}, {}),
+        ({"model": "awd_lstm", "dropout": 0.5}, {"model": "awd_lstm"}),
+        ({"optimizer": "sgd", "beta1": 0.8, "nonmonotone": 3}, {"optimizer": "sgd"}),
+        ({"beta1_dip": 0.1, "allocation": "erk"}, {"lr_schedule": "constant"}),
         ({"schedule": "cubic", "target_sparsity": 0.0}, {"schedule": "none", "target_sparsity": 0.8}),
         ({"lasso_strength": 0.1}, {"lasso_budget": 3.0}),
         (
@@ -82,6 +90,13 @@ def test_settings_that_matter_make_a_new_cell() -> None:
 def test_wrong_settings_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         GemmCell.model_validate(settings)
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"beta1_dip: 0\.9 exceeds beta1; accepted: fractions up to 0\.8"):
+        TrainCell(beta1=0.8, beta1_dip=0.9)
+    with pytest.raises(ValidationError, match=r"rate_by_length: torch's asgd .*; accepted: false, or nt_asgd"):
+        TrainCell(optimizer="asgd", rate_by_length=True)
 
 
 def test_one_shot_late_in_the_run_is_a_cell() -> None:

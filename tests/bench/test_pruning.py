@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bench.cells import TrainCell
+from bench.pruning.allocation import allocate
 from bench.pruning.criteria import CRITERIA
 from bench.pruning.lasso import Lasso, block_norms
 from bench.pruning.pruner import Pruner
@@ -184,3 +185,30 @@ def test_the_ramp_ends_on_its_last_step_even_between_updates():
         achieved.append(pruner.sparsity)
     changes = [step for step in range(2, 21) if achieved[step - 1] != achieved[step - 2]]
     assert changes == [7, 14, 16] and achieved[-1] == 0.75
+
+
+SHAPES = {"square": (4608, 1152), "wide": (4608, 384), "small": (1536, 384)}
+
+
+@given(low=st.floats(0, 1), high=st.floats(0, 1), allocation=st.sampled_from(["uniform", "erk"]))
+def test_an_allocation_adds_up_and_never_falls(low: float, high: float, allocation: str):
+    low, high = sorted((low, high))
+    before, after = (allocate(SHAPES, sparsity, allocation) for sparsity in (low, high))
+    assert all(0 <= before[name] <= after[name] + 1e-12 <= 1 + 1e-12 for name in SHAPES)
+    sizes = {name: rows * cols for name, (rows, cols) in SHAPES.items()}
+    assert sum(after[name] * sizes[name] for name in SHAPES) / sum(sizes.values()) == pytest.approx(high, abs=1e-9)
+
+
+def test_erk_by_hand():
+    found = allocate({"large": (8, 8), "small": (4, 4)}, 0.5, "erk")  # 40 elements kept: 40 / 24 per row and column
+    assert found == {"large": pytest.approx(1 - 40 / 24 * 16 / 64), "small": pytest.approx(1 - 40 / 24 * 8 / 16)}
+    assert allocate({"large": (8, 8), "small": (4, 4)}, 0.1, "erk")["small"] == 0.0  # would be denser than dense
+
+
+def test_erk_masks_only_shrink_and_end_on_the_whole_target():
+    parameters = {"large": nn.Parameter(torch.randn(32, 32)), "small": nn.Parameter(torch.randn(16, 8))}
+    pruner = Pruner(parameters, CELL.model_copy(update={"allocation": "erk", "schedule": "cubic"}), steps=20)
+    for step in range(1, 21):
+        pruner.after_step(step)
+    assert pruner.sparsity == pytest.approx(0.75, abs=0.02)
+    assert pruner.masks["small"].sparsity < pruner.masks["large"].sparsity

@@ -1,0 +1,53 @@
+"""Perplexity: of a model on a text, and what is no perplexity any more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.data.corpus import batchify, windows
+from bench.models.layers import State
+
+EVAL_BATCH = 10
+
+Model = Callable[[Tensor, list[State] | None], tuple[Tensor, list[State]]]
+
+
+class DivergedError(Exception):
+    """The loss is no longer a finite number."""
+
+
+def finite(nats: float, epoch: int) -> float:
+    """The loss itself; DivergedError if it is no number to go on with."""
+    if not math.isfinite(nats):
+        raise DivergedError(f"the loss became {nats} in epoch {epoch}")
+    return nats
+
+
+def perplexity(nats: float, epoch: int | None) -> float:
+    """exp(mean nats per token); DivergedError where that is no finite double."""
+    try:
+        ppl = math.exp(nats)
+    except OverflowError:
+        ppl = math.inf
+    if not math.isfinite(ppl):
+        raise DivergedError(f"the perplexity became {ppl}" + (f" in epoch {epoch}" if epoch else " in evaluation"))
+    return ppl
+
+
+@torch.no_grad()
+def evaluate(model: Model, tokens: Tensor, batch_size: int, bptt: int) -> tuple[float, int]:
+    """Perplexity of a model in evaluation on a text, and the number of targets.
+
+    The state is carried all along each of the batch_size streams that the text is cut into. tokens: [n].
+    """
+    nats, count, states = 0.0, 0, None
+    for inputs, targets in windows(batchify(tokens, batch_size), bptt):  # [time, batch] each
+        logits, states = model(inputs, states)  # [time * batch, vocabulary]
+        nats += F.cross_entropy(logits, targets.flatten(), reduction="sum").item()
+        count += targets.numel()
+    return perplexity(nats / count, None), count
