@@ -13,7 +13,7 @@ from lstm_case import DTYPES, Layer, assert_near, tolerance
 from torch import Tensor
 
 from kernels.backends import cuda_lstm_operator, cuda_rungs, native_lstm
-from kernels.backends.cuda_rungs import Gpu
+from kernels.backends.cuda_lstm_tiles import Device
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm, lstm_kernel, lstm_refusal
@@ -25,9 +25,24 @@ Results = dict[str, Tensor]
 
 
 @pytest.fixture(autouse=True)
-def gpu() -> Iterator[Gpu]:
-    with emulated_gpu() as found:
-        yield found
+def _gpu() -> Iterator[None]:
+    with emulated_gpu():
+        yield
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """Allowed, and afterwards as before; monkeypatch cannot put this attribute back."""
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture
+def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No layer fits on the GPU at once."""
+    tiles_for = cuda_lstm_operator.tiles_for
+    monkeypatch.setattr(cuda_lstm_operator, "tiles_for", lambda *given: "too large" if given[-1] else tiles_for(*given))
 
 
 class Work:
@@ -88,6 +103,11 @@ class Work:
             assert_near(found[name], expected[name], tolerance(self.layer, self.element), name)
 
 
+def assert_close(found: Results, wanted: Results) -> None:
+    for name, each in wanted.items():
+        torch.testing.assert_close(found[name], each, rtol=1e-4, atol=1e-5)
+
+
 def same(one: Results, other: Results) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -104,41 +124,53 @@ def test_outputs_and_gradients_against_float64(element: str, inputs: str) -> Non
     assert same({"y": y, "h": h, "c": c}, {name: found[name] for name in "yhc"})
 
 
-@pytest.mark.parametrize("multiprocessors", [132, 1])
 @pytest.mark.parametrize("inputs", INPUTS)
-def test_against_plain_torch(inputs: str, multiprocessors: int) -> None:
+def test_against_plain_torch(inputs: str) -> None:
     work = Work("Float32", inputs, batch=40)
-    with emulated_gpu(multiprocessors=multiprocessors):
-        found = work.computed()
-    wanted = work.computed("torch")
-    for name, each in wanted.items():
-        torch.testing.assert_close(found[name], each, rtol=1e-4, atol=1e-5)
+    assert_close(work.computed(), work.computed("torch"))
 
 
-def test_tf32_where_torch_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+@pytest.mark.usefixtures("by_steps")
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_a_launch_a_step(element: str) -> None:
+    work = Work(element)
+    assert lstm_kernel(work.recurrent, 5).endswith(f"{element}, a launch a step")
+    found = work.computed()
+    work.check(found)
+    assert same(found, work.computed())
+
+
+@pytest.mark.usefixtures("tf32")
+def test_tf32_where_torch_allows_it() -> None:
     work = Work("Tf32")
     assert "sm_90a Tf32, " in lstm_kernel(work.recurrent, 5)
     work.check(work.computed())
 
 
-@pytest.mark.parametrize("multiprocessors", [132, 1])
-def test_passes_may_interleave(multiprocessors: int) -> None:
-    """Two layers of one pattern, both forward passes before the first way back, and one of them there and back twice."""
-    works = [Work("Bfloat16", seed=seed) for seed in (0, 0)]
+def check_interleaved() -> None:
+    """Two layers of one pattern, both forward passes before the first way back."""
+    works = [Work("Bfloat16") for _ in range(2)]
     works[1].recurrent = works[0].recurrent
     works[1].operands |= {name: 0.5 * works[1].operands[name] for name in ("x", "recurrent", "h0")}
-    with emulated_gpu(multiprocessors=multiprocessors):
-        alone = [work.computed() for work in works]
-        leaves = [work.leaves() for work in works]
-        outputs = [work.run(each) for work, each in zip(works, leaves, strict=True)]
-        with torch.no_grad():
-            works[0].run(works[0].operands)
-        for place in (0, 1):
-            y, (h, c) = outputs[place]
-            found = {"y": y, "h": h, "c": c} | works[place].backward((y, h, c), leaves[place])
-            assert same(found, alone[place])
-        assert not torch.equal(alone[0]["y"], alone[1]["y"])
+    alone = [work.computed() for work in works]
+    leaves = [work.leaves() for work in works]
+    outputs = [work.run(each) for work, each in zip(works, leaves, strict=True)]
+    with torch.no_grad():
+        works[0].run(works[0].operands)
+    for place in (0, 1):
+        y, (h, c) = outputs[place]
+        found = {"y": y, "h": h, "c": c} | works[place].backward((y, h, c), leaves[place])
+        assert same(found, alone[place])
+    assert not torch.equal(alone[0]["y"], alone[1]["y"])
+
+
+def test_passes_may_interleave() -> None:
+    check_interleaved()
+
+
+@pytest.mark.usefixtures("by_steps")
+def test_passes_may_interleave_step_by_step() -> None:
+    check_interleaved()
 
 
 def test_a_way_back_may_be_gone_twice() -> None:
@@ -183,13 +215,15 @@ def test_gradients_by_finite_differences(inputs: str) -> None:
         )
 
     grads = dict(zip(leaves, torch.autograd.grad(value(leaves), list(leaves.values())), strict=True))
-    generator, epsilon = torch.Generator().manual_seed(4), 1e-2
+    generator, epsilon = torch.Generator().manual_seed(4), 3e-2
     with torch.no_grad():
         for name, each in work.operands.items():
-            way = torch.randn(each.shape, generator=generator)
+            way = torch.nn.functional.normalize(torch.randn(each.shape, generator=generator).flatten(), dim=0).view(
+                each.shape
+            )
             ahead, behind = (value(work.operands | {name: each + sign * epsilon * way}) for sign in (1, -1))
             wanted = float((grads[name] * way).double().sum())
-            assert abs(float(ahead - behind) / (2 * epsilon) - wanted) <= 1e-2 * max(1.0, abs(wanted)), name
+            assert abs(float(ahead - behind) / (2 * epsilon) - wanted) <= 5e-3 * max(1.0, abs(wanted)), name
 
 
 def test_the_operators_keep_torchs_rules() -> None:
@@ -260,27 +294,24 @@ def test_states_and_biases_may_be_missing() -> None:
         torch.testing.assert_close(y, wanted)
 
 
-def test_which_kernel_runs_is_told(gpu: Gpu) -> None:
-    recurrent = Work("Bfloat16").recurrent
-    assert lstm_kernel(recurrent, 5) == "cuda lstm sm_90a Bfloat16, all steps in one cooperative launch"
-    with emulated_gpu(multiprocessors=1):
-        assert lstm_kernel(recurrent, 40) == "cuda lstm sm_90a Bfloat16, a launch a step"
-    assert gpu.multiprocessors == 132
+def test_which_kernel_runs_is_told() -> None:
+    work = Work("Bfloat16")
+    assert lstm_kernel(work.recurrent, 5) == "cuda lstm sm_90a Bfloat16, all steps in one cooperative launch"
+    assert lstm_kernel(work.recurrent, 5, "torch") == "torch, step by step"
+    with emulated_gpu(86, multiprocessors=1):
+        assert lstm_kernel(work.recurrent, 4000) == "cuda lstm sm_86 Bfloat16, a launch a step"
 
 
 def test_a_layer_that_does_not_fit_goes_step_by_step_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     work = Work("Float32")
     wanted = work.computed()
-    with emulated_gpu() as gpu:
-        small = gpu._replace(shared_bytes=1024)
-        monkeypatch.setattr(cuda_lstm_operator, "device_of", lambda _: cuda_lstm_operator.Device(1, 2048, 1024))
-        assert small.shared_bytes == 1024
+    with emulated_gpu():
+        monkeypatch.setattr(cuda_lstm_operator, "device_of", lambda _: Device(132, 2048, 1024))
         reason = lstm_refusal(work.recurrent, 5)
         assert reason is not None and "48 hidden units at batch 5 keeps more columns" in reason and "\n" not in reason
         assert lstm_kernel(work.recurrent, 5) == f"cuda products and torch gates, step by step: {reason}"
         found = work.computed()
-        for name, each in wanted.items():
-            torch.testing.assert_close(found[name], each, rtol=1e-4, atol=1e-5)
+        assert_close(found, wanted)
 
 
 def test_input_blocks_that_cuda_does_not_know() -> None:
