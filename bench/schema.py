@@ -119,6 +119,8 @@ TRAIN = (
     Column("sparse_share", pa.float64(), "measured", "fraction", "(layer, step) pairs of this epoch that ran on the sparse path; measured, because path = auto goes by timings"),
     Column("lstm_seconds", pa.float64(), "measured", "s", "time inside the LSTM layers, forward and backward, while training this epoch"),
     Column("probes", pa.list_(PROBE), "measured", "ms", "LSTM layers forward + backward on the batch of a step, interleaved pairs: all on the dense path (dense_ms) against the path in use (lstm_ms); outside train_seconds; path other than dense only"),
+    Column("resumed", pa.int64(), "measured", "", "times the run had been taken up from a checkpoint by then; seconds of its rows are sums over the pieces, what a kill lost left out"),
+    Column("earlier_seconds", pa.float64(), "measured", "s", "wall time of the pieces before the last taking up, each up to its last checkpoint; in cell_seconds too"),
     Column("dense_bytes", pa.int64(), "result", "bytes", "prunable weights as dense matrices; this and what follows: last epoch of a pruned run, path other than dense"),
     Column("final_bytes", pa.int64(), "result", "bytes", "prunable weights as exported: kept blocks and their indices"),
     Column("final_ppl", pa.float64(), "result", "", "test perplexity of the finalised model, exported and loaded again"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from bench.cells import TrainCell
+from bench.checkpoint import Attributes, Checkpoints, GlobalRandom, Keeper, Part
 from bench.data.corpus import Corpus, batchify, count_windows, data_dir, epoch_slice, load_corpus, windows
 from bench.meter import Meter, norm_maps
 from bench.models.layers import State
 from bench.models.registry import MODELS
 from bench.optimizer import averaged_weights, make_optimizer
 from bench.paths import Paths, missing_kernel
+from bench.paths import kernel as sparse_kernel
 from bench.probes import measure_final, probe_layers
 from bench.provenance import physical_cores
 from bench.pruning.lasso import Lasso
@@ -48,10 +50,12 @@ class DivergedError(Exception):
     """The loss is no longer a finite number."""
 
 
-def train_cell(cell: TrainCell, tell: Tell, export: Path | None = None) -> list[Row]:
+def train_cell(
+    cell: TrainCell, tell: Tell, export: Path | None = None, checkpoints: Checkpoints | None = None
+) -> list[Row]:
     """Train `cell` and return its rows: epoch 0 (before training), then one per epoch.
 
-    export: where the finalised model of a cell that prunes with path "sparse" or "auto" is kept; `FinalModel.load` reads it.
+    checkpoints: where the run is put aside, and gone on from; it ends with the same `result` columns. export: where the finalised model of a cell that prunes with path "sparse" or "auto" is kept; `FinalModel.load` reads it.
 
     If the loss becomes NaN or infinite, the finished epochs come back as 'diverged' (one row without epoch if there is
     none). torch's thread count is left pinned to the cell's. ValueError for unknown names and unusable data.
@@ -65,10 +69,10 @@ def train_cell(cell: TrainCell, tell: Tell, export: Path | None = None) -> list[
         return [{"status": "unsupported", "reason": f"path = sparse: {missing}"}]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
-        run = Run.of(cell.canonical(), tell)
-        rows = [run.row(epoch=0)]
+        run = Run.of(cell.canonical(), tell, checkpoints)
+        rows = run.rows = run.rows or [run.row(epoch=0)]
         try:
-            for epoch in range(1, cell.epochs + 1):
+            for epoch in range(len(rows), cell.epochs + 1):
                 trained = run.train_epoch(epoch)
                 began = time.perf_counter()
                 val_ppl, evaluated = run.evaluate(run.model, run.corpus.valid)
@@ -103,12 +107,20 @@ class Run:
     paths: Paths
     steps: int
     listener: Tell
+    keeper: Keeper
+    meter: Meter
+    rows: list[Row] = field(default_factory=list)
+    states: list[State] | None = None
     step: int = 0
     told: float = 0.0
 
     @classmethod
-    def of(cls, cell: TrainCell, tell: Tell) -> Run:
+    def of(cls, cell: TrainCell, tell: Tell, checkpoints: Checkpoints | None = None) -> Run:
+        """A run at its beginning, or where its checkpoint left it."""
         corpus = load_corpus(cell.dataset, data_dir())
+        kernel = "" if cell.path == "dense" else missing_kernel() or sparse_kernel()
+        keeper = Keeper(checkpoints, cell, text=corpus.sha256, kernel=kernel)
+        saved = keeper.find()
         model = MODELS[cell.model](cell, len(corpus.vocabulary))
         if cell.decoder_bias == "frequencies":
             model.start_from_frequencies(torch.bincount(corpus.train, minlength=len(corpus.vocabulary)))
@@ -119,9 +131,33 @@ class Run:
         if cell.lr_schedule == "one_cycle":
             rates = OneCycleLR(optimizer, cell.learning_rate, total_steps=steps, cycle_momentum=False)
         pruner = Pruner(model.prunable(), cell, steps)
-        run = cls(cell, corpus, model, optimizer, rates, Lasso.of(cell), pruner, Paths(model, cell), steps, tell)
+        paths = Paths(model, cell, saved["paths"]["thresholds"] if saved else None)
+        meter = Meter(paths)
+        run = cls(cell, corpus, model, optimizer, rates, Lasso.of(cell), pruner, paths, steps, tell, keeper, meter)
+        if saved:
+            for name, part in run.parts().items():
+                part.load_state_dict(saved[name])
         run.choose_paths()
         return run
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        self.states = detach(self.states)
+        return {name: part.state_dict() for name, part in self.parts().items()}
+
+    def parts(self) -> dict[str, Part]:
+        """Everything that the rest of the run depends on, and all that its rows will say."""
+        parts: dict[str, Part] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "pruner": self.pruner,
+            "paths": Attributes(self.paths, "thresholds"),
+            "random": GlobalRandom(),
+            "keeper": self.keeper,
+            "meter": self.meter,
+            "run": Attributes(self, "step", "states", "rows"),
+        }
+        return parts | ({"rates": self.rates} if self.rates else {})
 
     def choose_paths(self) -> None:
         """Put every layer on the path that its masks ask for; the pruner then knows which gradients need no mask."""
@@ -134,18 +170,20 @@ class Run:
         return weights
 
     def train_epoch(self, epoch: int) -> Row:
-        """Train on one epoch; its perplexity (without the penalty) and what the meter says."""
-        cell, model, weights, meter = self.cell, self.model, self.weights, Meter(self.paths)
+        """Train on one epoch or what is left of it; its perplexity (without the penalty) and what the meter says."""
+        if not self.keeper.windows:
+            self.meter, self.states = Meter(self.paths), None
+        cell, model, weights, meter = self.cell, self.model, self.weights, self.meter
         text = epoch_slice(self.corpus.train, cell.train_tokens, epoch)  # [tokens]
-        states = None
         model.train()
-        for inputs, targets in windows(batchify(text, cell.batch_size), cell.bptt):  # [time, batch] each
-            states = detach(states)
+        batches = windows(batchify(text, cell.batch_size), cell.bptt)
+        for inputs, targets in self.keeper.left(batches, self.state, meter.stopped):  # [time, batch] each
+            self.states = detach(self.states)
             self.optimizer.zero_grad()
             if self.probe_is_due():
                 with meter.stopped():
-                    meter.probes.append(self.probe(inputs, states))
-            logits, states = model(inputs, states)  # [time * batch, vocabulary]
+                    meter.probes.append(self.probe(inputs, self.states))
+            logits, self.states = model(inputs, self.states)  # [time * batch, vocabulary]
             loss = F.cross_entropy(logits, targets.flatten())
             meter.step(self.pruner.sparsity, finite(loss.item(), epoch), targets.numel())
             if self.lasso.in_loss:
@@ -165,6 +203,7 @@ class Run:
                 self.rates.step()
             if time.monotonic() - self.told > SECONDS_BETWEEN_NEWS:
                 self.tell(epoch, train_ppl=perplexity(meter.mean_nats, epoch))
+        self.keeper.windows = 0
         return {"train_ppl": perplexity(meter.mean_nats, epoch), **meter.columns()}
 
     def probe_is_due(self) -> bool:
@@ -229,6 +268,7 @@ class Run:
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "prunable_parameters": sum(weight.numel() for weight in weights.values()),
             "block_norms": norms if keep_norms else None,
+            **self.keeper.columns(),
             **measured,
         }
 

@@ -40,7 +40,7 @@ RUNGS: list[list[str]] = [
     ["bench.cells", "bench.schema", "bench.provenance", "bench.pairs", "bench.gpu", "bench.clocks"],
     ["bench.parquet"],
     ["bench.store", "bench.tables", "bench.estimate", "bench.data.*", "bench.models.*", "bench.pruning.*"],
-    ["bench.settings", "bench.columns", "bench.breakeven", "bench.optimizer"],
+    ["bench.settings", "bench.columns", "bench.breakeven", "bench.optimizer", "bench.checkpoint"],
     ["bench.paths"],
     ["bench.probes", "bench.meter"],
     ["bench.sweep", "bench.train", "bench.timing", "bench.checks", "bench.progress"],
