@@ -163,6 +163,10 @@ def campaign(
     device: Device = Processor.cuda,
     resume_from: Annotated[Path | None, typer.Option(help="the --out of an earlier campaign, to continue from")] = None,
     timeout: Timeout = 120.0,
+    checkpoint_mib: Annotated[
+        float,
+        typer.Option(min=0.0, help="keep checkpoints of cells that train in OUT, of up to so many MiB each; 0: none"),
+    ] = 0.0,
 ) -> None:
     """Check every kernel on a GPU, then time sweeps, most important cells first, until the budget is spent; resumable."""
     with _one_line_errors():
@@ -172,7 +176,9 @@ def campaign(
         with _environment_errors():
             from bench.campaign import run_campaign
 
-            status = run_campaign(sweeps, out, budget, device.value, resume_from, timeout)
+            status = run_campaign(
+                sweeps, out, budget, device.value, resume_from, timeout, checkpoint_mib=checkpoint_mib
+            )
     raise typer.Exit(status)
 
 

@@ -82,12 +82,17 @@ def measure(cell: Cell, tell: Tell, checkpoints: Checkpoints | None = None) -> l
 
 
 def run_cells(
-    cells: Iterable[Cell], work: Work, workers: int, timeout: float | None, watch: Callable[[dict[str, Progress]], None]
+    cells: Iterable[Cell],
+    work: Work,
+    workers: int,
+    timeout: float | None,
+    watch: Callable[[dict[str, Progress]], None],
+    unlimited: type[Cell] | None = None,
 ) -> Generator[Ending, None, None]:
     """Run `cells`, at most `workers` at a time, and yield each ending as it comes.
 
-    cells: the next one is asked for when it can begin. work: a module-level function. timeout: seconds a cell may take.
-    watch: called a few times a second with what each running cell last told, by cell_id. Closing the iterator ends the
+    cells: the next one is asked for when it can begin. work: a module-level function. timeout: seconds a cell may take,
+    unless it is of the kind `unlimited`. watch: called a few times a second with what each running cell last told, by cell_id. Closing the iterator ends the
     workers.
     """
     waiting, asked = iter(cells), True
@@ -106,8 +111,9 @@ def run_cells(
                     if cell is None:
                         asked = False
                         break
+                    limit = None if unlimited and isinstance(cell, unlimited) else timeout
                     future: Future[Ending] = pool.schedule(
-                        _work_on, args=(work, cell, folder / cell.cell_id), timeout=timeout
+                        _work_on, args=(work, cell, folder / cell.cell_id), timeout=limit
                     )
                     running[future] = cell, time.monotonic()
                 done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
