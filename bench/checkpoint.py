@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import signal
 import sys
@@ -115,7 +116,7 @@ class Keeper:
         self.windows = self.resumed = 0
         self.earlier_seconds = self.cost = 0.0
         self.began = self.saved = time.monotonic()
-        self.asked = False
+        self.asked = self.refused = False
         if checkpoints is not None:
             self.path = checkpoints.path(cell.cell_id)
             self.made_for = surroundings(cell) | more
@@ -164,17 +165,20 @@ class Keeper:
                     self._put_aside(state())
 
     def _put_aside(self, state: State) -> None:
+        """Write a checkpoint; one that cannot be is lost, the run not, and the first time a line says so."""
         assert self.checkpoints is not None
-        began = time.monotonic()
+        began, again = time.monotonic(), True
         try:
             write(self.path, self.made_for, state, self.checkpoints.largest)
-        except (OSError, ValueError) as problem:  # a checkpoint may be lost, the run not
-            print(f"no checkpoint: {problem}", file=sys.stderr, flush=True)
+        except (OSError, ValueError) as problem:
+            if not self.refused:
+                print(f"no checkpoint: {problem}", file=sys.stderr, flush=True)
+            self.refused, again = True, isinstance(problem, OSError)
         if self.asked:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
-        self.saved = time.monotonic()
-        self.cost = self.saved - began
+        self.cost = time.monotonic() - began
+        self.saved = time.monotonic() if again else math.inf
 
     @contextmanager
     def _asked_by_sigterm(self) -> Iterator[None]:
