@@ -30,6 +30,9 @@ Workers = Annotated[
 ]
 Timeout = Annotated[float, typer.Option(min=1.0, help="seconds a cell may take")]
 Retry = Annotated[bool, typer.Option("--retry", help="also run again every stored cell that did not end ok")]
+CheckpointSeconds = Annotated[
+    float, typer.Option(min=0.0, help="seconds between two checkpoints of a cell that trains; it goes on from the last")
+]
 
 Names = Annotated[list[str], typer.Argument(help="sweeps of bench/sweeps, or paths to .toml files")]
 Budget = Annotated[float, typer.Option(min=1.0, help="seconds for all; no cell begins that will not fit")]
@@ -110,7 +113,12 @@ def plan(name: Name, results: Results = HERE, workers: Workers = None, retry: Re
 
 @app.command()
 def run(
-    name: Name, results: Results = HERE, workers: Workers = None, timeout: Timeout = 3600.0, retry: Retry = False
+    name: Name,
+    results: Results = HERE,
+    workers: Workers = None,
+    timeout: Timeout = 3600.0,
+    retry: Retry = False,
+    checkpoint_seconds: CheckpointSeconds = 60.0,
 ) -> None:
     """Run every cell of a sweep that is not stored yet; a second run goes on where the first ended."""
     with _one_line_errors():
@@ -120,7 +128,7 @@ def run(
         with _environment_errors():
             from bench.run import run_sweep
 
-            status = run_sweep(sweep, results, workers, timeout, retry)
+            status = run_sweep(sweep, results, workers, timeout, retry, checkpoint_seconds=checkpoint_seconds)
     raise typer.Exit(status)
 
 
@@ -155,6 +163,10 @@ def campaign(
     device: Device = Processor.cuda,
     resume_from: Annotated[Path | None, typer.Option(help="the --out of an earlier campaign, to continue from")] = None,
     timeout: Timeout = 120.0,
+    checkpoint_mib: Annotated[
+        float,
+        typer.Option(min=0.0, help="keep checkpoints of cells that train in OUT, of up to so many MiB each; 0: none"),
+    ] = 0.0,
 ) -> None:
     """Check every kernel on a GPU, then time sweeps, most important cells first, until the budget is spent; resumable."""
     with _one_line_errors():
@@ -164,7 +176,9 @@ def campaign(
         with _environment_errors():
             from bench.campaign import run_campaign
 
-            status = run_campaign(sweeps, out, budget, device.value, resume_from, timeout)
+            status = run_campaign(
+                sweeps, out, budget, device.value, resume_from, timeout, checkpoint_mib=checkpoint_mib
+            )
     raise typer.Exit(status)
 
 

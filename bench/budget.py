@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from bench.cells import Cell
+from bench.cells import Cell, TrainCell
+from bench.checkpoint import Checkpoints
 from bench.engines.local import Progress, Work, failure, run_cells
 from bench.estimate import Pace
 from bench.progress import labels, reporter
@@ -16,10 +17,11 @@ from bench.run import device_of, publish_ending
 from bench.tables import Tables
 
 MARGIN = 1.25  # an estimate is trusted to be that far off
+SHORTEST_PIECE = 20.0  # seconds that a cell which goes on later is begun for
 
 
 class SpentError(Exception):
-    """The time is up while a cell is running; it is stored nowhere and runs again."""
+    """The time is up while a cell is running; it is stored nowhere and runs again, from its checkpoint where it has one."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,19 @@ class Job:
     refusal: Callable[[], tuple[str, str] | None] = lambda: None
 
 
-def run_jobs(jobs: Sequence[Job], deadline: float, timeout: float, work: Work, pace: Pace) -> list[Job]:
-    """Run `jobs` one after another until time.monotonic() is `deadline`; those that are left. timeout: seconds a cell."""
+def run_jobs(
+    jobs: Sequence[Job],
+    deadline: float,
+    timeout: float,
+    work: Work,
+    pace: Pace,
+    checkpoints: Checkpoints | None = None,
+) -> list[Job]:
+    """Run `jobs` one after another until time.monotonic() is `deadline`; those that are left.
+
+    timeout: seconds a cell may take; one that trains is bound by the deadline alone. checkpoints: those of `work`; a cell
+    that trains begins then although it will not fit, and goes on in the next call.
+    """
     by_id = {job.cell.cell_id: job for job in jobs}
     left = dict(by_id)
     for device in {device_of(job.cell) for job in jobs}:
@@ -55,8 +68,13 @@ def run_jobs(jobs: Sequence[Job], deadline: float, timeout: float, work: Work, p
                 if refused:
                     ending = failure(job.cell, *refused, 0.0)
                     ended(job, *publish_ending(job.tables, ending, 1), 0.0)
-                elif MARGIN * pace.seconds([job.cell]) <= deadline - time.monotonic():
+                elif affords(job.cell, deadline - time.monotonic()):
                     yield job.cell
+
+        def affords(cell: Cell, seconds: float) -> bool:
+            if checkpoints and isinstance(cell, TrainCell):
+                return seconds >= SHORTEST_PIECE or MARGIN * pace.seconds([cell]) <= seconds
+            return MARGIN * pace.seconds([cell]) <= seconds
 
         def watch(told: dict[str, Progress]) -> None:
             if time.monotonic() > deadline:
@@ -64,11 +82,13 @@ def run_jobs(jobs: Sequence[Job], deadline: float, timeout: float, work: Work, p
             display.running(told, deadline - time.monotonic())
 
         try:
-            with closing(run_cells(affordable(), work, 1, timeout, watch)) as endings:
+            with closing(run_cells(affordable(), work, 1, timeout, watch, unlimited=TrainCell)) as endings:
                 for ending in endings:
                     job = by_id[ending.cell.cell_id]
                     pace.learn(ending.cell, ending.seconds)
                     ended(job, *publish_ending(job.tables, ending, 1), ending.seconds)
+                    if checkpoints:
+                        checkpoints.discard([ending.cell.cell_id])
         except SpentError:
-            display.line("the time is up: the cell that was running is left for the next run")
+            display.line("the time is up: the cell that was running is left for the next run")  # after its checkpoint
     return list(left.values())

@@ -3,11 +3,13 @@
 First every kernel is checked on the device, then cells are timed in the order of their sweep files, then a few checks are
 made once more under compute-sanitizer, until the time is up.
 What is finished is on the disk after every cell: <out>/check.parquet and <out>/<sweep>/gemm.parquet or lstm.parquet, each
-with its checksum, so that three sweeps leave at most eight files.
+with its checksum, so that three sweeps leave at most eight files. Cells that train run too, on the CPU: where checkpoints are
+asked for, one that does not fit is put aside in <out>/.checkpoints when the time is up, and goes on in the next call.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,11 +20,12 @@ from pathlib import Path
 import filelock
 
 from bench.budget import Job, run_jobs
-from bench.cells import Cell, CheckCell, DeviceCell, GemmCell, LstmCell
+from bench.cells import Cell, CheckCell, GemmCell, LstmCell
+from bench.checkpoint import FOLDER, Checkpoints
 from bench.engines.local import Work, measure
 from bench.estimate import Pace, spoken
 from bench.provenance import source_hash
-from bench.run import FINE, UnusableError, counted, terminable
+from bench.run import FINE, UnusableError, check_datasets, counted, device_of, terminable
 from bench.store import LockedError
 from bench.sweep import Sweep
 from bench.tables import Tables
@@ -91,18 +94,17 @@ def run_campaign(
     resume_from: Path | None = None,
     timeout: float = 120.0,
     work: Work = measure,
+    checkpoint_mib: float = 0.0,
 ) -> int:
     """Run what is missing and return the exit status: 0, 1 (something failed) or 130 (interrupted).
 
-    budget, timeout: seconds for all, for one cell. resume_from: the `out` of an earlier campaign, where that is another
-    folder. Raises UnusableError, LockedError or OSError where the environment is at fault.
+    budget, timeout: seconds for all, for one cell that is timed. resume_from: the `out` of an earlier campaign, where that
+    is another folder. checkpoint_mib: the largest checkpoint that is kept; 0 keeps none. Raises UnusableError, LockedError
+    or OSError where the environment is at fault.
     """
     deadline = time.monotonic() + budget
     require_device(device)
-    timed = {
-        sweep.name: [cell for cell in sweep.cells if isinstance(cell, DeviceCell) and cell.device == device]
-        for sweep in sweeps
-    }
+    timed = {sweep.name: [cell for cell in sweep.cells if device_of(cell) == device] for sweep in sweeps}
     checks = checks_for([cell for cells in timed.values() for cell in cells])
     sanitized = watched(checks, "cuda") if device == "cuda" else []
     with locked(out):
@@ -129,17 +131,40 @@ def run_campaign(
         )
         if left_out:
             print(f"note: {left_out} cells of these sweeps are not on {device}; they are left out", flush=True)
+        check_datasets([job.cell for job in todo])
+        checkpoints = None
+        if checkpoint_mib:
+            checkpoints = take_over(out, resume_from, jobs, todo, int(checkpoint_mib * 2**20))
+            work = partial(measure, checkpoints=checkpoints) if work is measure else work
         try:
             with terminable():
-                run_jobs(todo, deadline, timeout, work, pace)
+                run_jobs(todo, deadline, timeout, work, pace, checkpoints)
         except KeyboardInterrupt:
             print("interrupted; run again to go on")
             return 130
         finally:
+            if checkpoints:
+                checkpoints.tidy()
             for tables in (checked, *stores.values()):
                 for kind in set(tables.kinds.values()):
                     tables.write(kind)  # what came from another folder too
         return _summary(jobs, out, budget)
+
+
+def take_over(
+    out: Path, resume_from: Path | None, jobs: Sequence[Job], todo: Sequence[Job], largest: int
+) -> Checkpoints:
+    """The checkpoints of `todo` in `out`, with those of an earlier campaign; none is left of other jobs."""
+    checkpoints = Checkpoints(out / FOLDER, largest=largest)
+    left = {job.cell.cell_id for job in todo}
+    checkpoints.discard(job.cell.cell_id for job in jobs if job.cell.cell_id not in left)
+    earlier = Checkpoints((resume_from or out) / FOLDER)
+    for cell_id in left:
+        here, there = checkpoints.path(cell_id), earlier.path(cell_id)
+        if there.is_file() and not here.exists():
+            here.parent.mkdir(exist_ok=True)
+            shutil.copyfile(there, here)
+    return checkpoints
 
 
 def _summary(jobs: Sequence[Job], out: Path, budget: float) -> int:

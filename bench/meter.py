@@ -12,6 +12,8 @@ from torch import nn
 from bench.paths import Paths
 from bench.pruning.lasso import block_norms
 
+COUNTED = ("nats", "targets", "sparsities", "sparse_layers", "probes")
+
 
 class Meter:
     """Nats, sparsity and times of one epoch, from when it is made; `stopped` around what is no training."""
@@ -46,6 +48,22 @@ class Meter:
         self.sparse_layers += self.paths.sparse_layers
         self.nats += nats * targets
         self.targets += targets
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was counted and timed so far."""
+        return {
+            **{name: getattr(self, name) for name in COUNTED},
+            "train_seconds": time.perf_counter() - self.began - self.aside,
+            "lstm_seconds": [layer.seconds for layer in self.paths.layers],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting and timing from there, now."""
+        for name in COUNTED:
+            setattr(self, name, state[name])
+        for layer, seconds in zip(self.paths.layers, state["lstm_seconds"], strict=True):
+            layer.seconds = seconds
+        self.began, self.aside = time.perf_counter() - state["train_seconds"], 0.0
 
     def columns(self) -> dict[str, Any]:
         """The columns of the epoch, which ends now."""

@@ -40,7 +40,8 @@ class Paths:
     empty where it can. ValueError where path is sparse and there are no kernels. May measure for a minute at first use.
     """
 
-    def __init__(self, model: nn.Module, cell: TrainCell) -> None:
+    def __init__(self, model: nn.Module, cell: TrainCell, thresholds: list[float] | None = None) -> None:
+        """thresholds: break-even sparsities of the layers that a run began with; None asks for them now."""
         layers: list[LSTMLayer] = list(model.layers)  # type: ignore[arg-type]
         self.layers, self.path = layers, cell.path
         self.kernel, self.reason = "", ""
@@ -50,7 +51,7 @@ class Paths:
             raise ValueError(f"path: no sparse path here: {missing}")
         if missing:
             self.reason = f"dense path: {missing}"
-        self.thresholds = [self._threshold(layer, cell) for layer in layers]
+        self.thresholds = thresholds or [self._threshold(layer, cell) for layer in layers]
 
     def _threshold(self, layer: LSTMLayer, cell: TrainCell) -> float:
         if cell.path == "dense" or self.reason:

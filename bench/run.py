@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.cells import Cell, DeviceCell, TrainCell
+from bench.checkpoint import CONTINUED, FOLDER, SECONDS, Checkpoints
 from bench.data.corpus import data_dir, load_corpus
 from bench.engines.local import Ending, Progress, Work, failure, measure, run_cells
 from bench.estimate import Pace, spoken
@@ -30,12 +32,16 @@ class UnusableError(RuntimeError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a sweep is stored and what is still to run. other: intact stored cells that the sweep no longer has."""
+    """What of a sweep is stored and what is still to run.
+
+    other: intact stored cells that the sweep no longer has. halfway: cells to run that were put aside in a checkpoint.
+    """
 
     sweep: Sweep
     stored: dict[str, Stored]
     todo: tuple[Cell, ...]
     other: int
+    halfway: int
 
     def pace(self) -> Pace:
         pace = Pace()
@@ -57,6 +63,8 @@ class Plan:
             lines.append(f"to run: {len(self.todo)}, about {spoken(seconds)} ({basis})")
         else:
             lines.append("to run: 0")
+        if self.halfway:
+            lines.append(f"half done: {self.halfway} of them go on from a checkpoint")
         if self.other:
             lines.append(
                 f"note: {self.other} more stored cells are not in this sweep file; they stay, outside the tables"
@@ -73,7 +81,9 @@ def make_plan(sweep: Sweep, results: Path, retry: bool = False) -> Plan:
     todo = tuple(
         cell for cell in sweep.cells if cell.cell_id not in ours or (retry and ours[cell.cell_id].status != "ok")
     )
-    return Plan(sweep, ours, todo, len(finished) - len(ours))
+    checkpoints = Checkpoints(results / sweep.name / FOLDER)
+    halfway = sum(checkpoints.path(cell.cell_id).is_file() for cell in todo)
+    return Plan(sweep, ours, todo, len(finished) - len(ours), halfway)
 
 
 def training_workers(cells: Sequence[Cell], wanted: int | None) -> int:
@@ -89,15 +99,20 @@ def run_sweep(
     timeout: float | None = None,
     retry: bool = False,
     work: Work = measure,
+    checkpoint_seconds: float = SECONDS,
 ) -> int:
     """Run what is not stored yet and return the exit status: 0, 1 (some cells failed) or 130 (interrupted).
 
-    timeout: seconds a cell may take. Raises OSError, LockedError or UnusableError where the environment is at fault;
+    timeout: seconds a cell may take. checkpoint_seconds: between two checkpoints of a cell that trains. Raises OSError, LockedError or UnusableError where the environment is at fault;
     every cell finished before that stays stored.
     """
     store = Store(results / sweep.name)
+    checkpoints = Checkpoints(store.folder / FOLDER, checkpoint_seconds)
+    if work is measure:
+        work = partial(measure, checkpoints=checkpoints)
     with store.lock() as repairs:
         plan = make_plan(sweep, results, retry)
+        checkpoints.discard(stale(plan))
         for line in [*repairs, *plan.lines(workers)]:
             print(line, flush=True)
         interrupted = False
@@ -105,9 +120,10 @@ def run_sweep(
             check_datasets(plan.todo)
             try:
                 with terminable(), reporter(labels(sweep.cells), len(plan.todo)) as display:
-                    _run_phases(plan, store, training_workers(plan.todo, workers), timeout, work, display)
+                    _run_phases(plan, store, training_workers(plan.todo, workers), timeout, work, display, checkpoints)
             except KeyboardInterrupt:
                 interrupted = True
+        checkpoints.tidy()
         store.compact(sweep.cells)
     plan = make_plan(sweep, results)
     if interrupted:
@@ -125,7 +141,21 @@ def check_datasets(cells: Sequence[Cell]) -> None:
             raise UnusableError(f"dataset {name}: {error}") from None
 
 
-def _run_phases(plan: Plan, store: Store, workers: int, timeout: float | None, work: Work, display: Reporter) -> None:
+def stale(plan: Plan) -> list[str]:
+    """The cells whose checkpoint nothing goes on from any more."""
+    left = {cell.cell_id for cell in plan.todo}
+    return [name for name, stored in plan.stored.items() if name not in left and stored.status not in CONTINUED]
+
+
+def _run_phases(
+    plan: Plan,
+    store: Store,
+    workers: int,
+    timeout: float | None,
+    work: Work,
+    display: Reporter,
+    checkpoints: Checkpoints,
+) -> None:
     """Timings first, one at a time with nothing else running; then training, side by side."""
     timing = [cell for cell in plan.todo if not isinstance(cell, TrainCell)]
     training = [cell for cell in plan.todo if isinstance(cell, TrainCell)]
@@ -141,6 +171,8 @@ def _run_phases(plan: Plan, store: Store, workers: int, timeout: float | None, w
             with closing(run_cells(cells, work, side_by_side, timeout, watch)) as endings:
                 for ending in endings:
                     status, reason = publish_ending(store, ending, side_by_side)
+                    if status not in CONTINUED:
+                        checkpoints.discard([ending.cell.cell_id])
                     del left[ending.cell.cell_id]
                     pace.learn(ending.cell, ending.seconds)
                     display.ended(ending.cell, status, reason, ending.seconds)

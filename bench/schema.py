@@ -123,6 +123,8 @@ TRAIN = (
     Column("reported_epoch", pa.int64(), "result", "", "the epoch that setting selection reports, at final sparsity; this and the next two: last epoch only"),
     Column("reported_val_ppl", pa.float64(), "result", "", "validation perplexity of that epoch"),
     Column("reported_test_ppl", pa.float64(), "result", "", "test perplexity of that epoch's weights, the text cut into test_batch_size streams"),
+    Column("resumed", pa.int64(), "measured", "", "times the run had been taken up from a checkpoint by then; seconds of its rows are sums over the pieces, what a kill lost left out"),
+    Column("earlier_seconds", pa.float64(), "measured", "s", "wall time of the pieces before the last taking up, each up to its last checkpoint; in cell_seconds too"),
     Column("dense_bytes", pa.int64(), "result", "bytes", "prunable weights as dense matrices; this and what follows: last epoch of a pruned run, path other than dense"),
     Column("final_bytes", pa.int64(), "result", "bytes", "prunable weights as exported: kept blocks and their indices"),
     Column("final_ppl", pa.float64(), "result", "", "test perplexity of the finalised model, exported and loaded again"),

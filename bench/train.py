@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from bench.cells import TrainCell
+from bench.checkpoint import Attributes, Checkpoints, GlobalRandom, Keeper, Part
 from bench.data.corpus import Corpus, batchify, cut, data_dir, epoch_slice, load_corpus, window_lengths, windows
 from bench.evaluation import EVAL_BATCH, DivergedError, Model, evaluate, finite, perplexity
 from bench.meter import Meter, norm_maps
@@ -28,6 +29,7 @@ from bench.models.layers import State
 from bench.models.registry import MODELS
 from bench.optimizer import NTASGD, NonMonotone, averaged_weights, make_optimizer, make_rates, scaled_rate
 from bench.paths import Paths, missing_kernel
+from bench.paths import kernel as sparse_kernel
 from bench.probes import measure_final, probe_layers
 from bench.provenance import physical_cores
 from bench.pruning.lasso import Lasso
@@ -42,10 +44,12 @@ PROBES_AN_EPOCH = 5
 SECONDS_BETWEEN_NEWS = 0.5
 
 
-def train_cell(cell: TrainCell, tell: Tell, export: Path | None = None) -> list[Row]:
+def train_cell(
+    cell: TrainCell, tell: Tell, export: Path | None = None, checkpoints: Checkpoints | None = None
+) -> list[Row]:
     """Train `cell` and return its rows: epoch 0 (before training), then one per epoch.
 
-    export: where the finalised model of a cell that prunes with path "sparse" or "auto" is kept; `FinalModel.load` reads it.
+    checkpoints: where the run is put aside, and gone on from; it ends with the same `result` columns. export: where the finalised model of a cell that prunes with path "sparse" or "auto" is kept; `FinalModel.load` reads it.
 
     If the loss becomes NaN or infinite, the finished epochs come back as 'diverged' (one row without epoch if there is
     none). torch's thread count is left pinned to the cell's. ValueError for unknown names and unusable data.
@@ -59,10 +63,10 @@ def train_cell(cell: TrainCell, tell: Tell, export: Path | None = None) -> list[
         return [{"status": "unsupported", "reason": f"path = sparse: {missing}"}]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
-        run = Run.of(cell.canonical(), tell)
-        rows = [run.row(epoch=0)]
+        run = Run.of(cell.canonical(), tell, checkpoints)
+        rows = run.rows = run.rows or [run.row(epoch=0)]
         try:
-            for epoch in range(1, cell.epochs + 1):
+            for epoch in range(len(rows), cell.epochs + 1):
                 trained = run.train_epoch(epoch)
                 measured = {**trained, **run.evaluate_epoch(epoch)}
                 if epoch == cell.epochs:
@@ -90,12 +94,20 @@ class Run:
     selection: Selection
     trigger: NonMonotone
     listener: Tell
+    keeper: Keeper
+    meter: Meter
+    rows: list[Row] = field(default_factory=list)
+    states: list[State] | None = None
     step: int = 0
     told: float = 0.0
 
     @classmethod
-    def of(cls, cell: TrainCell, tell: Tell) -> Run:
+    def of(cls, cell: TrainCell, tell: Tell, checkpoints: Checkpoints | None = None) -> Run:
+        """A run at its beginning, or where its checkpoint left it."""
         corpus = load_corpus(cell.dataset, data_dir())
+        kernel = "" if cell.path == "dense" else missing_kernel() or sparse_kernel()
+        keeper = Keeper(checkpoints, cell, text=corpus.sha256, kernel=kernel)
+        saved = keeper.find()
         model = MODELS[cell.model](cell, len(corpus.vocabulary))
         if cell.decoder_bias == "frequencies":
             model.start_from_frequencies(torch.bincount(corpus.train, minlength=len(corpus.vocabulary)))
@@ -103,6 +115,7 @@ class Run:
         lengths = epoch_windows(cell, len(streams))
         steps = sum(map(len, lengths))
         optimizer = make_optimizer(cell, model, steps)
+        paths = Paths(model, cell, saved["paths"]["thresholds"] if saved else None)
         run = cls(
             cell=cell,
             corpus=corpus,
@@ -111,12 +124,17 @@ class Run:
             rates=make_rates(cell, optimizer, steps),
             lasso=Lasso.of(cell),
             pruner=Pruner(model.prunable(), cell, steps),
-            paths=Paths(model, cell),
+            paths=paths,
             lengths=lengths,
             selection=Selection(cell),
             trigger=NonMonotone(cell.nonmonotone),
             listener=tell,
+            keeper=keeper,
+            meter=Meter(paths),
         )
+        if saved:
+            for name, part in run.parts().items():
+                part.load_state_dict(saved[name])
         run.choose_paths()
         return run
 
@@ -124,6 +142,27 @@ class Run:
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.pruner.steps
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        self.states = detach(self.states)
+        return {name: part.state_dict() for name, part in self.parts().items()}
+
+    def parts(self) -> dict[str, Part]:
+        """Everything that the rest of the run depends on, and all that its rows will say."""
+        parts: dict[str, Part] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "pruner": self.pruner,
+            "paths": Attributes(self.paths, "thresholds"),
+            "selection": Attributes(self.selection, "epoch", "val_ppl", "weights"),
+            "trigger": Attributes(self.trigger, "history"),
+            "random": GlobalRandom(),
+            "keeper": self.keeper,
+            "meter": self.meter,
+            "run": Attributes(self, "step", "states", "rows"),
+        }
+        return parts | ({"rates": self.rates} if self.rates else {})
 
     def choose_paths(self) -> None:
         """Put every layer on the path that its masks ask for; the pruner then knows which gradients need no mask."""
@@ -136,18 +175,20 @@ class Run:
         return weights
 
     def train_epoch(self, epoch: int) -> Row:
-        """Train on one epoch; its perplexity (without the penalty) and what the meter says."""
-        cell, model, weights, meter = self.cell, self.model, self.weights, Meter(self.paths)
+        """Train on one epoch or what is left of it; its perplexity (without the penalty) and what the meter says."""
+        if not self.keeper.windows:
+            self.meter, self.states = Meter(self.paths), None
+        cell, model, weights, meter = self.cell, self.model, self.weights, self.meter
         text = batchify(epoch_slice(self.corpus.train, cell.train_tokens, epoch), cell.batch_size)  # [time, batch]
-        states = None
         model.train()
-        for inputs, targets in cut(text, self.lengths[epoch - 1]):  # [time, batch] each
-            states = detach(states)
+        batches = cut(text, self.lengths[epoch - 1])
+        for inputs, targets in self.keeper.left(batches, self.state, meter.stopped):  # [time, batch] each
+            self.states = detach(self.states)
             self.optimizer.zero_grad()
             if self.probe_is_due(epoch):
                 with meter.stopped():
-                    meter.probes.append(self.probe(inputs, states))
-            logits, states = model(inputs, states)  # [time * batch, vocabulary]
+                    meter.probes.append(self.probe(inputs, self.states))
+            logits, self.states = model(inputs, self.states)  # [time * batch, vocabulary]
             loss = F.cross_entropy(logits, targets.flatten())
             meter.step(self.pruner.sparsity, finite(loss.item(), epoch), targets.numel())
             if self.lasso.in_loss:
@@ -169,6 +210,7 @@ class Run:
                 self.rates.step()
             if time.monotonic() - self.told > SECONDS_BETWEEN_NEWS:
                 self.tell(epoch, train_ppl=perplexity(meter.mean_nats, epoch))
+        self.keeper.windows = 0
         return {"train_ppl": perplexity(meter.mean_nats, epoch), **meter.columns()}
 
     def probe_is_due(self, epoch: int) -> bool:
@@ -253,6 +295,7 @@ class Run:
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "prunable_parameters": sum(weight.numel() for weight in weights.values()),
             "block_norms": norms if keep_norms else None,
+            **self.keeper.columns(),
             **measured,
         }
 

@@ -20,9 +20,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from pebble import ProcessExpired, ProcessPool
+from pebble import CONSTS, ProcessExpired, ProcessPool
 
 from bench.cells import Cell, CheckCell, TimedCell, TrainCell, TuneCell
+from bench.checkpoint import Checkpoints
 from bench.provenance import physical_cores
 
 Row = dict[str, Any]
@@ -37,6 +38,7 @@ WORKER_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "400000
 
 POLL_SECONDS = 0.25  # how often progress is looked at
 TELL_SECONDS = 0.2  # how often at most a worker writes it
+TERMINATION_SECONDS = 60.0  # a worker that trains may take to finish its batch and put the run aside
 PARENT_SECONDS = 1.0  # how often a worker looks whether its parent lives
 
 
@@ -44,6 +46,7 @@ PARENT_SECONDS = 1.0  # how often a worker looks whether its parent lives
 class Ending:
     """How one cell ended. threads_used is None where torch was not reached.
 
+    seconds: of all its pieces, where it went on from a checkpoint; started_at: of the last.
     spoiled: the worker's GPU context broke, as after an address outside memory, and fails every later cell.
     """
 
@@ -55,8 +58,8 @@ class Ending:
     spoiled: bool = False
 
 
-def measure(cell: Cell, tell: Tell) -> list[Row]:
-    """The work of a real sweep: time, train, check or tune, with the cell's threads."""
+def measure(cell: Cell, tell: Tell, checkpoints: Checkpoints | None = None) -> list[Row]:
+    """The work of a real sweep: time, train, check or tune, with the cell's threads. checkpoints: of cells that train."""
     import torch
 
     torch.set_num_threads(cell.threads or physical_cores())
@@ -75,16 +78,21 @@ def measure(cell: Cell, tell: Tell) -> list[Row]:
     assert isinstance(cell, TrainCell)
     from bench.train import train_cell
 
-    return train_cell(cell, tell)
+    return train_cell(cell, tell, checkpoints=checkpoints)
 
 
 def run_cells(
-    cells: Iterable[Cell], work: Work, workers: int, timeout: float | None, watch: Callable[[dict[str, Progress]], None]
+    cells: Iterable[Cell],
+    work: Work,
+    workers: int,
+    timeout: float | None,
+    watch: Callable[[dict[str, Progress]], None],
+    unlimited: type[Cell] | None = None,
 ) -> Generator[Ending, None, None]:
     """Run `cells`, at most `workers` at a time, and yield each ending as it comes.
 
-    cells: the next one is asked for when it can begin. work: a module-level function. timeout: seconds a cell may take.
-    watch: called a few times a second with what each running cell last told, by cell_id. Closing the iterator ends the
+    cells: the next one is asked for when it can begin. work: a module-level function. timeout: seconds a cell may take,
+    unless it is of the kind `unlimited`. watch: called a few times a second with what each running cell last told, by cell_id. Closing the iterator ends the
     workers.
     """
     waiting, asked = iter(cells), True
@@ -103,8 +111,9 @@ def run_cells(
                     if cell is None:
                         asked = False
                         break
+                    limit = None if unlimited and isinstance(cell, unlimited) else timeout
                     future: Future[Ending] = pool.schedule(
-                        _work_on, args=(work, cell, folder / cell.cell_id), timeout=timeout
+                        _work_on, args=(work, cell, folder / cell.cell_id), timeout=limit
                     )
                     running[future] = cell, time.monotonic()
                 done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -128,8 +137,9 @@ def failure(cell: Cell, status: str, reason: str, seconds: float) -> Ending:
 
 
 def _pool(workers: int, work: Work) -> ProcessPool:
-    preload = ("torch",) if work is measure else ()  # so that the first cell does not pay for it
+    preload = ("torch",) if getattr(work, "func", work) is measure else ()  # so that the first cell does not pay for it
     context = get_context("spawn")
+    CONSTS.term_timeout = TERMINATION_SECONDS
     return ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(os.getpid(), preload), context=context)
 
 
@@ -220,7 +230,8 @@ def _work_on(work: Work, cell: Cell, progress: Path) -> Ending:
         rows = [{"status": status, "reason": " ".join(f"{type(error).__name__}: {error}".split())[:500]}]
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else None
-    return Ending(cell, rows, started_at, time.monotonic() - began, threads, _is_spoiled(torch))
+    earlier = max((row.get("earlier_seconds") or 0.0 for row in rows), default=0.0)
+    return Ending(cell, rows, started_at, earlier + time.monotonic() - began, threads, _is_spoiled(torch))
 
 
 def _is_spoiled(torch: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,22 @@ class Pruner:
         self.sparse: Collection[str] = ()
         self.after_step(0)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Masks, what the schedule asked for last, and the generator of the random patterns."""
+        kept = {name: mask.kept for name, mask in self.masks.items()}
+        return {"kept": kept, "asked": self._asked, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with these masks; the weights must be zero in their empty blocks."""
+        for name, kept in state["kept"].items():
+            self._take(name, BlockMask(kept, self.cell.block_size))
+        self._asked = state["asked"]
+        self.generator.set_state(state["generator"])
+
+    def _take(self, name: str, mask: BlockMask) -> None:
+        self.masks[name] = mask
+        self._emptied[name] = ~mask.expand(self.weights[name].device)
+
     def scheduled(self, step: int) -> float:
         """The sparsity the schedule asks for after `step` optimizer steps."""
         cell = self.cell
@@ -90,8 +107,7 @@ class Pruner:
             scores = scores.masked_fill(~before.kept, -torch.inf)
             after = BlockMask.from_scores(scores, shares[name], before.block_size)
             assert not (after.kept & ~before.kept).any(), "a pruned block came back"
-            self.masks[name] = after
-            self._emptied[name] = ~after.expand(weight.device)
+            self._take(name, after)
         self._asked = sparsity
 
     def _tensors(self, name: str, optimizer: Optimizer | None) -> Iterator[Tensor]:

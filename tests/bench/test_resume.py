@@ -1,0 +1,183 @@
+"""Training cells that are killed in the middle of an epoch: the next run goes on, and stores what an unbroken one does."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.checkpoint import FOLDER
+from bench.parquet import from_parquet
+from bench.paths import missing_kernel
+from bench.schema import TRAIN
+from bench.store import Store
+from bench.sweep import load
+from bench.train import train_cell
+
+ROOT = Path(__file__).parents[2]
+CUT = Path(__file__).parent / "start_cut_campaign.py"
+NO_KERNEL = missing_kernel()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}"),
+]
+
+SWEEP = """
+kind = "train"
+[base]
+train_tokens = 30000
+eval_tokens = 1000
+embedding_size = 16
+hidden_size = 32
+block_size = 8
+epochs = 2
+dropout = 0.3
+schedule = "cubic"
+target_sparsity = 0.8
+prune_every = 2
+"""
+GRIDS = """
+[[grids]]
+[grids.base]
+optimizer = "sgd"
+learning_rate = 1.0
+momentum = 0.9
+lasso = "proximal"
+[[grids]]
+[grids.base]
+path = "sparse"
+lr_schedule = "one_cycle"
+[[grids]]
+[grids.base]
+path = "auto"
+optimizer = "asgd"
+learning_rate = 5.0
+criterion = "random"
+prune_end = 0.4
+"""
+Row = dict[str, Any]
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, *arguments], env=environment, text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def comparable(rows: list[Row]) -> list[Row]:
+    """The identity and result columns, floats and all."""
+    names = ["cell_id", "status", "reason", *(column.name for column in TRAIN if column.role == "result")]
+    return [{name: row[name] for name in names} for row in rows]
+
+
+def stored(results: Path, sweep: Path) -> list[Row]:
+    return list(Store(results / sweep.stem).read("train").to_pylist())
+
+
+def run(sweep: Path, results: Path, *options: str) -> list[str]:
+    return ["-m", "bench", "run", str(sweep), "--results", str(results), "--workers", "1", *options]
+
+
+def wait_for_change(folder: Path, seen: set[tuple[str, int]]) -> bool:
+    """Wait until a checkpoint is there that is not in `seen`, and add all there are."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        found = set()
+        for path in folder.glob("*.pt"):
+            try:
+                found.add((path.name, path.stat().st_mtime_ns))
+            except FileNotFoundError:
+                continue
+        if found - seen:
+            seen |= found
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_kills_in_the_middle_of_epochs_change_nothing_that_is_stored(tmp_path: Path) -> None:
+    sweep, rng = tmp_path / "three.toml", random.Random(3)
+    sweep.write_text(SWEEP + GRIDS)
+    with started(*run(sweep, tmp_path / "whole")) as process:
+        out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out + err
+    results, seen = tmp_path / "killed", set()
+    checkpoints = results / "three" / FOLDER
+    for _ in range(4):
+        with started(*run(sweep, results, "--checkpoint-seconds", "0.1")) as process:
+            assert wait_for_change(checkpoints, seen)
+            time.sleep(rng.uniform(0.0, 1.0))
+            process.send_signal(signal.SIGKILL)
+    with started(*run(sweep, results, "--checkpoint-seconds", "0.1")) as process:
+        out, err = process.communicate(timeout=600)
+    assert process.returncode == 0 and "not used" not in err, out + err
+    rows = stored(results, sweep)
+    assert comparable(rows) == comparable(stored(tmp_path / "whole", sweep))
+    assert max(row["resumed"] for row in rows) >= 1
+    for row in rows:
+        assert row["cell_seconds"] > row["earlier_seconds"] >= 0.0
+    assert not checkpoints.exists()
+
+
+def test_sigterm_puts_the_run_aside_at_once(tmp_path: Path) -> None:
+    """No checkpoint falls due by itself; the first is asked for once the cell has begun, as its progress lines say."""
+    sweep, results = tmp_path / "one.toml", tmp_path / "results"
+    sweep.write_text(SWEEP.replace("epochs = 2", "epochs = 1").replace("30000", "70000"))
+    (cell,) = load(sweep).cells
+    wanted = train_cell(cell, lambda _: None)
+    checkpoint = results / "one" / FOLDER / f"{cell.cell_id}.pt"
+    pieces = 0
+    for seconds in (6.0, 9.0, 12.0, 20.0, 40.0, 80.0):
+        with started(*run(sweep, results, "--checkpoint-seconds", "1e9")) as process:
+            time.sleep(seconds)
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=200)
+        if process.returncode == 0:
+            break
+        assert process.returncode == 130 and "interrupted: 0 of 1 cells are stored" in out, out + err
+        if checkpoint.exists():
+            pieces += 1
+            break
+    assert pieces == 1, "the run ended or never began"
+    with started(*run(sweep, results)) as process:
+        out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out + err
+    assert "half done: 1 of them go on from a checkpoint" in out
+    rows = stored(results, sweep)
+    assert [row["resumed"] for row in rows] == [0, 1] and comparable(rows)[1:] == comparable(
+        [{**row, "cell_id": cell.cell_id} for row in wanted]
+    )[1:]
+    assert not checkpoint.parent.exists()
+
+
+def test_a_campaign_goes_on_with_a_cell_that_did_not_fit(tmp_path: Path) -> None:
+    sweep, out = tmp_path / "one.toml", tmp_path / "out"
+    sweep.write_text(SWEEP.replace("30000", "50000"))
+    (cell,) = load(sweep).cells
+    calls, budget, path = 0, 8.0, out / "one" / "train.parquet"
+    while not path.exists() and calls < 20:
+        with started(str(CUT), str(sweep), str(out), str(budget), "16") as process:
+            said, err = process.communicate(timeout=400)
+        assert process.returncode == 0 and "not used" not in err, said + err
+        calls, budget = calls + 1, budget * (1.0 if list(out.rglob("*.pt")) else 1.5)
+        assert len([file for file in out.rglob("*") if file.is_file() and file.name != ".lock"]) <= 2
+    rows = list(from_parquet(path.read_bytes()).to_pylist())
+    assert calls > 1 and rows[-1]["resumed"] >= 1
+    wanted = [{**row, "cell_id": cell.cell_id} for row in train_cell(cell, lambda _: None)]
+    assert comparable(rows)[1:] == comparable(wanted)[1:]
+    assert not (out / FOLDER).exists()
