@@ -5,6 +5,8 @@ Y = W X (dsd), dX = W^T dY (dsd with block rows and columns exchanged) and dW = 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -74,7 +76,7 @@ def lstm_kernel(weight_hh: BSRMatrix, batch: int, kernel: str = "auto") -> str:
     return cuda_lstm_operator.describe(weight_hh.index, weight_hh.block_size, data.dtype, batch)
 
 
-def _sizes(weight: BSRMatrix) -> dict[str, int]:
+def _sizes(weight: BSRMatrix) -> dict[str, Any]:
     return {"block_size": weight.block_size, "nnzb": weight.nnzb}
 
 

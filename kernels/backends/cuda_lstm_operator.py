@@ -153,9 +153,11 @@ def lstm_backward(
     (data, *index), hidden_first = weight, aligned(h0)
     recurrence = recurrence_of(BSRIndex(*index), data.shape[1], data.dtype, y.shape[1])
     assert isinstance(recurrence, Recurrence), recurrence
-    grads = [None if each is None else aligned(each) for each in (grad_y, grad_h, grad_c)]
+    of_y, of_h, of_c = (None if each is None else aligned(each) for each in (grad_y, grad_h, grad_c))
     kept = Kept(y, cells, gates)
-    sums, bias, *firsts = recurrence.backward(kept, aligned(data), aligned(c0), *grads, wants_states=wanted[1])
+    sums, bias, *firsts = recurrence.backward(
+        kept, aligned(data), aligned(c0), of_y, of_h, of_c, wants_states=wanted[1]
+    )
     columns, found = sums.flatten(0, 1).mT, [bias]
     if wanted[0]:
         back = cuda_operators.dsd(into[0], BSRIndex(*into[1:]), columns, True).mT if into else sums
