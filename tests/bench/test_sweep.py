@@ -89,7 +89,7 @@ BAD = {
     "baseline": Bad(
         GEMM + '[axes]\nbaseline = ["dense", "x"]\n', "axes.baseline[1]", ("unknown baseline 'x'", "dense")
     ),
-    "model": Bad(TRAIN + '[base]\nmodel = "gpt"\n', "base.model", ("unknown model 'gpt'", "accepted: lstm")),
+    "model": Bad(TRAIN + '[base]\nmodel = "gpt"\n', "base.model", ("unknown model 'gpt'", "accepted: awd_lstm, lstm")),
     "dataset": Bad(TRAIN + '[base]\ndataset = "wikitext-2"\n', "base.dataset", ("did you mean wikitext2?", "pydoc")),
     "schedule": Bad(TRAIN + '[base]\nschedule = "Cubic"\n', "base.schedule", ("did you mean cubic?", "one_shot")),
     "criterion": Bad(TRAIN + '[base]\ncriterion = "L2"\n', "base.criterion", ("unknown criterion 'L2'", "random")),
