@@ -1,22 +1,39 @@
-"""The checks that a campaign on a GPU begins with, on an emulated one: what can be wrong in Python is found here."""
+"""What a campaign on a GPU does, on an emulated one: checks, timings and the tuner, for what can be wrong in their Python."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 from emulated_gpu import emulated_gpu
 
 from bench import checks
-from bench.cells import CheckCell
+from bench.cells import CheckCell, GemmCell, LstmCell, TimedCell, TuneCell
 from bench.checks import check_cell
+from bench.timing import time_cell
+from bench.tuning import tune_cell
+from kernels.lstm_problem import LstmProblem
+from kernels.problem import GemmProblem
 
 TYPES = [("float32", "ieee"), ("float32", "tf32"), ("bfloat16", "ieee"), ("float16", "ieee")]
 OPS = ["dsd", "dsd_t", "sdd", "forward", "forward_backward"]
 
 
+@pytest.fixture(autouse=True)
+def _gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU, that has tf32 too."""
+    for problem in (GemmProblem, LstmProblem):
+        monkeypatch.setattr(problem, "missing_device", lambda _: None)
+    with emulated_gpu():
+        yield
+
+
+def silent(_: dict[str, float | int | str]) -> None: ...
+
+
 def check(cell: CheckCell) -> set[str]:
     """The kernels that ran, all right."""
-    with emulated_gpu():
-        rows = check_cell(cell, lambda _: None)
+    rows = check_cell(cell, silent)
     assert {(row["status"], row["reason"]) for row in rows} == {("ok", "")}
     assert all(0 <= row["error_ratio"] <= 1 for row in rows)
     return {row["kernel"] for row in rows}
@@ -39,3 +56,25 @@ def test_every_op_and_type_is_checked(op: str, dtype: str, math: str, monkeypatc
 @pytest.mark.parametrize("op", OPS)
 def test_every_check_of_a_campaign(op: str, dtype: str, math: str, block_size: int) -> None:
     check(CheckCell(backend="cuda", op=op, block_size=block_size, dtype=dtype, math=math))
+
+
+CELLS = [
+    GemmCell(backend="cuda", m=64, k=64, n=20, block_size=16, dtype="bfloat16"),
+    LstmCell(backend="cuda", baseline="torch_lstm", input_size=32, hidden_size=48, batch_size=5, bptt=3, block_size=16),
+]
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.kind)
+def test_a_cell_is_timed(cell: TimedCell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.timing.MIN_SECONDS", 0.0)
+    (row,) = time_cell(cell, silent)
+    assert (row["status"], row["reason"]) == ("ok", "") and row["kernel"].startswith("cuda ")
+    assert row["weight_bytes"] > 0 and row["index_bytes"] > 0 and row["time_ms"] > 0
+
+
+@pytest.mark.emulate
+def test_a_product_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.tuning.ROUNDS", 2)
+    rows = tune_cell(TuneCell(backend="cuda", op="sdd", m=64, k=64, n=20, block_size=16, dtype="bfloat16"), silent)
+    assert {(row["status"], row["reason"]) for row in rows} == {("ok", "")} and sum(row["chosen"] for row in rows) == 1
+    assert any("wgmma" in row["variant"] for row in rows)
