@@ -21,7 +21,8 @@ def assert_good(wanted: Variant) -> None:
         pytest.skip(str(error))
     cubin = compile_cubin(wanted, "sm_90a")
     assert cubin.spill_bytes == 0
-    assert not re.search(r"\(C75\d\d\)", cubin.log), cubin.log
+    # C7519 is a fence more, which NVRTC 13.0 injects and 13.5 does not; the others say that wgmma is serialised.
+    assert not re.search(r"\(C75(?!19)\d\d\)", cubin.log), cubin.log
 
 
 @pytest.mark.parametrize("wanted", FIRST.values(), ids=str)
