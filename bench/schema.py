@@ -119,7 +119,7 @@ TRAIN = (
     Column("sparse_share", pa.float64(), "measured", "fraction", "(layer, step) pairs of this epoch that ran on the sparse path; measured, because path = auto goes by timings"),
     Column("lstm_seconds", pa.float64(), "measured", "s", "time inside the LSTM layers, forward and backward, while training this epoch"),
     Column("probes", pa.list_(PROBE), "measured", "ms", "LSTM layers forward + backward on the batch of a step, interleaved pairs: all on the dense path (dense_ms) against the path in use (lstm_ms); outside train_seconds; path other than dense only"),
-    Column("resumed", pa.int64(), "measured", "", "times the run had been taken up from a checkpoint by then; seconds of its rows are sums over the pieces, what a kill lost left out"),
+    Column("resumed", pa.int64(), "measured", "", "times the run had been taken up from a checkpoint by the end of this epoch; its seconds are sums over the pieces, without what a kill lost"),
     Column("earlier_seconds", pa.float64(), "measured", "s", "wall time of the pieces before the last taking up, each up to its last checkpoint; in cell_seconds too"),
     Column("dense_bytes", pa.int64(), "result", "bytes", "prunable weights as dense matrices; this and what follows: last epoch of a pruned run, path other than dense"),
     Column("final_bytes", pa.int64(), "result", "bytes", "prunable weights as exported: kept blocks and their indices"),
@@ -167,7 +167,7 @@ PROVENANCE = (
     Column("blas", pa.string(), "provenance", "", "BLAS torch was built with"),
     Column("workers", pa.int64(), "provenance", "", "cells that were running side by side"),
     Column("started_at", pa.string(), "provenance", "", "UTC, ISO 8601"),
-    Column("cell_seconds", pa.float64(), "provenance", "s", "wall time of the whole cell"),
+    Column("cell_seconds", pa.float64(), "provenance", "s", "wall time of the whole cell, summed over its pieces where it went on from a checkpoint"),
 )
 # fmt: on
 
