@@ -123,7 +123,7 @@ TRAIN = (
     Column("reported_epoch", pa.int64(), "result", "", "the epoch that setting selection reports, at final sparsity; this and the next two: last epoch only"),
     Column("reported_val_ppl", pa.float64(), "result", "", "validation perplexity of that epoch"),
     Column("reported_test_ppl", pa.float64(), "result", "", "test perplexity of that epoch's weights, the text cut into test_batch_size streams"),
-    Column("resumed", pa.int64(), "measured", "", "times the run had been taken up from a checkpoint by then; seconds of its rows are sums over the pieces, what a kill lost left out"),
+    Column("resumed", pa.int64(), "measured", "", "times the run had been taken up from a checkpoint by the end of this epoch; its seconds are sums over the pieces, without what a kill lost"),
     Column("earlier_seconds", pa.float64(), "measured", "s", "wall time of the pieces before the last taking up, each up to its last checkpoint; in cell_seconds too"),
     Column("dense_bytes", pa.int64(), "result", "bytes", "prunable weights as dense matrices; this and what follows: last epoch of a pruned run, path other than dense"),
     Column("final_bytes", pa.int64(), "result", "bytes", "prunable weights as exported: kept blocks and their indices"),
@@ -171,7 +171,7 @@ PROVENANCE = (
     Column("blas", pa.string(), "provenance", "", "BLAS torch was built with"),
     Column("workers", pa.int64(), "provenance", "", "cells that were running side by side"),
     Column("started_at", pa.string(), "provenance", "", "UTC, ISO 8601"),
-    Column("cell_seconds", pa.float64(), "provenance", "s", "wall time of the whole cell"),
+    Column("cell_seconds", pa.float64(), "provenance", "s", "wall time of the whole cell, summed over its pieces where it went on from a checkpoint"),
 )
 # fmt: on
 

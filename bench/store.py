@@ -2,6 +2,7 @@
 
     cells/<cell_id>-<sha256 of the bytes, 16 digits>.parquet   one file (a shard) per finished cell
     damaged/                                                   shards whose bytes no longer have the sha256 in their name
+    .checkpoints/                                              cells that train, half done (`bench.checkpoint`)
     gemm.parquet, gemm.parquet.sha256, lstm.parquet, ...       every finished cell of the sweep, and its checksum
 
 Parquet readers do not notice a flipped bit, hence the checksums; a name holds its file's, so that both appear at once.

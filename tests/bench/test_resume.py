@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from bench.checkpoint import FOLDER
+from bench.cells import Cell, TrainCell
+from bench.checkpoint import DIGEST_BYTES, FOLDER
 from bench.parquet import from_parquet
 from bench.paths import missing_kernel
 from bench.schema import TRAIN
@@ -69,8 +72,8 @@ Row = dict[str, Any]
 
 
 @contextmanager
-def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def started(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, *arguments], env=environment, text=True, **pipes) as process:
         try:
@@ -87,6 +90,12 @@ def comparable(rows: list[Row]) -> list[Row]:
 
 def stored(results: Path, sweep: Path) -> list[Row]:
     return list(Store(results / sweep.stem).read("train").to_pylist())
+
+
+def unbroken(cell: Cell) -> list[Row]:
+    """The rows of a cell trained here and now."""
+    assert isinstance(cell, TrainCell)
+    return [{**row, "cell_id": cell.cell_id} for row in train_cell(cell, lambda _: None)]
 
 
 def run(sweep: Path, results: Path, *options: str) -> list[str]:
@@ -118,7 +127,7 @@ def test_kills_in_the_middle_of_epochs_change_nothing_that_is_stored(tmp_path: P
     assert process.returncode == 0, out + err
     results, seen = tmp_path / "killed", set()
     checkpoints = results / "three" / FOLDER
-    for _ in range(4):
+    for _ in range(3):
         with started(*run(sweep, results, "--checkpoint-seconds", "0.1")) as process:
             assert wait_for_change(checkpoints, seen)
             time.sleep(rng.uniform(0.0, 1.0))
@@ -134,50 +143,65 @@ def test_kills_in_the_middle_of_epochs_change_nothing_that_is_stored(tmp_path: P
     assert not checkpoints.exists()
 
 
-def test_sigterm_puts_the_run_aside_at_once(tmp_path: Path) -> None:
-    """No checkpoint falls due by itself; the first is asked for once the cell has begun, as its progress lines say."""
+@contextmanager
+def terminated_while_training(temporary: Path, *arguments: str) -> Iterator[tuple[str, str]]:
+    """What a process said that gets SIGTERM once its cell tells of training."""
+    temporary.mkdir()
+    with started(*arguments, TMPDIR=str(temporary)) as process:
+        deadline = time.monotonic() + 300
+        while not list(temporary.glob("bench-*/????????????????")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 130, out + err
+    yield out, err
+
+
+def test_sigterm_puts_a_run_aside_at_once(tmp_path: Path) -> None:
+    """No checkpoint falls due by itself."""
     sweep, results = tmp_path / "one.toml", tmp_path / "results"
-    sweep.write_text(SWEEP.replace("epochs = 2", "epochs = 1").replace("30000", "70000"))
+    sweep.write_text(SWEEP)
     (cell,) = load(sweep).cells
-    wanted = train_cell(cell, lambda _: None)
     checkpoint = results / "one" / FOLDER / f"{cell.cell_id}.pt"
-    pieces = 0
-    for seconds in (6.0, 9.0, 12.0, 20.0, 40.0, 80.0):
-        with started(*run(sweep, results, "--checkpoint-seconds", "1e9")) as process:
-            time.sleep(seconds)
-            process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=200)
-        if process.returncode == 0:
-            break
-        assert process.returncode == 130 and "interrupted: 0 of 1 cells are stored" in out, out + err
-        if checkpoint.exists():
-            pieces += 1
-            break
-    assert pieces == 1, "the run ended or never began"
+    with terminated_while_training(tmp_path / "t", *run(sweep, results, "--checkpoint-seconds", "1e9")) as (out, _):
+        assert "interrupted: 0 of 1 cells are stored" in out and checkpoint.exists()
     with started(*run(sweep, results)) as process:
         out, err = process.communicate(timeout=600)
     assert process.returncode == 0, out + err
     assert "half done: 1 of them go on from a checkpoint" in out
     rows = stored(results, sweep)
-    assert [row["resumed"] for row in rows] == [0, 1] and comparable(rows)[1:] == comparable(
-        [{**row, "cell_id": cell.cell_id} for row in wanted]
-    )[1:]
+    assert [row["resumed"] for row in rows] == [0, 1, 1]
+    assert comparable(rows) == comparable(unbroken(cell))
     assert not checkpoint.parent.exists()
 
 
-def test_a_campaign_goes_on_with_a_cell_that_did_not_fit(tmp_path: Path) -> None:
-    sweep, out = tmp_path / "one.toml", tmp_path / "out"
-    sweep.write_text(SWEEP.replace("30000", "50000"))
+def test_a_campaign_goes_on_from_another_folder(tmp_path: Path) -> None:
+    sweep, cut, out = tmp_path / "one.toml", tmp_path / "cut", tmp_path / "out"
+    sweep.write_text(SWEEP)
     (cell,) = load(sweep).cells
-    calls, budget, path = 0, 8.0, out / "one" / "train.parquet"
-    while not path.exists() and calls < 20:
-        with started(str(CUT), str(sweep), str(out), str(budget), "16") as process:
-            said, err = process.communicate(timeout=400)
-        assert process.returncode == 0 and "not used" not in err, said + err
-        calls, budget = calls + 1, budget * (1.0 if list(out.rglob("*.pt")) else 1.5)
-        assert len([file for file in out.rglob("*") if file.is_file() and file.name != ".lock"]) <= 2
-    rows = list(from_parquet(path.read_bytes()).to_pylist())
-    assert calls > 1 and rows[-1]["resumed"] >= 1
-    wanted = [{**row, "cell_id": cell.cell_id} for row in train_cell(cell, lambda _: None)]
-    assert comparable(rows)[1:] == comparable(wanted)[1:]
+    command = ["-m", "bench", "campaign", str(sweep), "--device", "cpu", "--budget", "500", "--checkpoint-mib", "16"]
+    with terminated_while_training(tmp_path / "t", *command, "--out", str(cut)) as (said, _):
+        assert "interrupted; run again" in said
+        assert {str(path.relative_to(cut)) for path in cut.rglob("*.*") if path.is_file()} == {
+            ".lock", f"{FOLDER}/{cell.cell_id}.pt",
+        }  # fmt: skip
+    with started(*command, "--out", str(out), "--resume-from", str(cut)) as process:
+        said, err = process.communicate(timeout=600)
+    assert process.returncode == 0 and "not used" not in err, said + err
+    rows = list(from_parquet((out / "one" / "train.parquet").read_bytes()).to_pylist())
+    assert rows[-1]["resumed"] == 1 and comparable(rows) == comparable(unbroken(cell))
     assert not (out / FOLDER).exists()
+
+
+def test_a_campaign_puts_aside_what_is_running_when_the_time_is_up(tmp_path: Path) -> None:
+    """A cell that never fits; the budget grows until one call has begun it."""
+    sweep, out, budget = tmp_path / "long.toml", tmp_path / "out", 15.0
+    sweep.write_text(SWEEP.replace("epochs = 2", "epochs = 100000"))
+    while not list(out.rglob("*.pt")) and budget < 300.0:
+        with started(str(CUT), str(sweep), str(out), str(budget), "16") as process:
+            said, err = process.communicate(timeout=500)
+        assert process.returncode == 0 and "1 left after" in said, said + err
+        budget *= 2
+    assert "the time is up" in said
+    (path,) = out.rglob("*.pt")
+    assert torch.load(io.BytesIO(path.read_bytes()[DIGEST_BYTES:]), weights_only=True)["state"]["run"]["step"] > 0
