@@ -175,6 +175,24 @@ def test_sigterm_puts_a_run_aside_at_once(tmp_path: Path) -> None:
     assert not checkpoint.parent.exists()
 
 
+def test_a_retry_goes_on_from_where_the_time_limit_struck(tmp_path: Path) -> None:
+    sweep, results, limit = tmp_path / "one.toml", tmp_path / "results", 2
+    sweep.write_text(SWEEP.replace("epochs = 2", "epochs = 12"))
+    (cell,) = load(sweep).cells
+    checkpoint = results / "one" / FOLDER / f"{cell.cell_id}.pt"
+    while not checkpoint.exists() and limit < 100:
+        with started(*run(sweep, results, "--retry", "--timeout", str(limit))) as process:
+            out, err = process.communicate(timeout=300)
+        assert process.returncode == 1 and f"timeout: train: stopped after {limit} s" in out, out + err
+        limit *= 2
+    with started(*run(sweep, results, "--retry")) as process:
+        out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out + err
+    rows = stored(results, sweep)
+    assert rows[-1]["resumed"] == 1 and comparable(rows) == comparable(unbroken(cell))
+    assert not checkpoint.parent.exists()
+
+
 def test_a_campaign_goes_on_from_another_folder(tmp_path: Path) -> None:
     sweep, cut, out = tmp_path / "one.toml", tmp_path / "cut", tmp_path / "out"
     sweep.write_text(SWEEP)
