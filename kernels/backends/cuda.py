@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from kernels.backends import cuda_layer
-from kernels.backends.cuda_rungs import Task, aligned, element_of, prepare, the_gpu, unsupported
-from kernels.bsr import BSRMatrix
+from kernels.backends.cuda_rungs import Gpu, Prepared, Task, aligned, element_of, prepare, the_gpu, unsupported
+from kernels.bsr import BSRIndex, BSRMatrix
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import GemmProblem, Launch, Problem
 
+Prepare = Callable[[Task, BSRIndex, tuple[int, int], Gpu], Prepared]
+
 
 class ProductLaunch:
-    """One product. Its operands lie token by token, as torch.nn.Linear has them: X as [n, k], the gradient as [n, m]."""
+    """One product. Its operands lie token by token, as torch.nn.Linear has them: X as [n, k], the gradient as [n, m].
+
+    prepare: what compiles and plans it; by default the best choice known.
+    """
 
     dense = False
 
-    def __init__(self, problem: GemmProblem) -> None:
+    def __init__(self, problem: GemmProblem, prepare: Prepare = prepare) -> None:
         gpu = the_gpu(torch.device(problem.device))
         bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
         self.op, size = problem.op, problem.block_size
