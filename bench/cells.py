@@ -235,6 +235,8 @@ class TrainCell(Cell):
     bptt: Count = Field(35, description="time steps of truncated back-propagation")
     bptt_jitter: NonNegative = Field(0.0, description="standard deviation of the length of a training window, time steps; it is then at least 5")
     bptt_halved: Fraction = Field(0.0, description="share of training windows whose mean length is half of bptt")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where it trains and is evaluated; the first weights are drawn on the CPU, so a seed begins alike on both")
+    precision: Literal["ieee", "tf32", "bfloat16"] = Field("ieee", description="how float32 is multiplied: exactly; by a GPU's tensor cores with 10 bits of fraction; or as bfloat16 in the forward pass and the gradients of its products, while parameters, optimizer, averages and the loss's log-softmax stay float32")
     selection: Literal["last", "best"] = Field("last", description="epoch that is reported: the last, or that of the lowest validation perplexity among those at final sparsity")
     test_batch_size: Count = Field(10, description="streams the test text is cut into for reported_test_ppl; 1 is exact and slow")
     path: Literal["dense", "sparse", "auto"] = Field("dense", description="what multiplies pruned LSTM weights: dense kernels, kernels that skip empty blocks, or by layer whichever is faster here at the sparsity reached")
@@ -262,6 +264,8 @@ class TrainCell(Cell):
         if self.prunes and self.schedule not in ("pre", "one_shot") and self.prune_end < self.prune_begin:
             begin, end = self.prune_begin, self.prune_end
             raise ValueError(f"prune_end: {end} lies before prune_begin {begin}; accepted: fractions from {begin} to 1")
+        if self.precision == "tf32" and self.device == "cpu":
+            raise ValueError("precision: tf32 is arithmetic of GPUs; accepted: ieee or bfloat16, or device = cuda")
         if self.beta1_dip > self.beta1:
             raise ValueError(f"beta1_dip: {self.beta1_dip} exceeds beta1; accepted: fractions up to {self.beta1}")
         if self.rate_by_length and self.optimizer == "asgd":
@@ -312,6 +316,6 @@ class TrainCell(Cell):
 
 
 TimedCell = GemmCell | LstmCell
-DeviceCell = TimedCell | CheckCell | TuneCell  # has a device, and runs alone
+DeviceCell = TimedCell | CheckCell | TuneCell | TrainCell  # every kind by now
 
 KINDS: dict[str, type[Cell]] = {cell.kind: cell for cell in (GemmCell, LstmCell, TrainCell, CheckCell, TuneCell)}
