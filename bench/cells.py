@@ -78,18 +78,15 @@ def _require_division(field: str, size: int, block_size: int) -> None:
         )
 
 
-class GemmCell(Cell):
-    """One backend timed against one baseline on a product with a block-sparse W[m, k]: of it, of its transpose, or for it.
+class ProductCell(Cell):
+    """A product with a block-sparse W[m, k]: of it, of its transpose, or for it.
 
     dsd: Y[m, n] = W X[k, n]. dsd_t: Y[k, n] = W^T G[m, n], the gradient of X. sdd: the kept blocks of G[m, n] X[k, n]^T,
     the gradient of W.
     """
 
-    kind: ClassVar[str] = "gemm"
-
     # fmt: off
     backend: str = Field("native", description="backend under test")
-    baseline: str = Field("dense", description="backend it is paired with; it multiplies the unpruned weight")
     op: Literal["dsd", "dsd_t", "sdd"] = Field("dsd", description="product: dsd is dense = sparse x dense, dsd_t the same with the transpose, sdd the kept blocks of dense x dense")
     m: Count = Field(1024, description="rows of W, elements")
     k: Count = Field(1024, description="columns of W, elements")
@@ -99,7 +96,6 @@ class GemmCell(Cell):
     dtype: Dtype = Field("float32", description="type of values and operands")
     math: Math = Field("ieee", description=MATH)
     device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
-    cache: Literal["hot", "cold"] = Field("hot", description="operands left in cache, or evicted before each sample")
     # fmt: on
 
     @model_validator(mode="after")
@@ -110,6 +106,23 @@ class GemmCell(Cell):
 
     def canonical(self) -> Self:
         return self if self.dtype == "float32" else self.reset("math")
+
+
+class GemmCell(ProductCell):
+    """One backend timed against one baseline on a product."""
+
+    kind: ClassVar[str] = "gemm"
+
+    # fmt: off
+    baseline: str = Field("dense", description="backend it is paired with; it multiplies the unpruned weight")
+    cache: Literal["hot", "cold"] = Field("hot", description="operands left in cache, or evicted before each sample")
+    # fmt: on
+
+
+class TuneCell(ProductCell):
+    """The variants of our kernel for one product, timed in turns: which one is the fastest."""
+
+    kind: ClassVar[str] = "tune"
 
 
 class LstmCell(Cell):
@@ -158,34 +171,6 @@ class CheckCell(Cell):
     device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
     tool: Literal["none", "memcheck", "racecheck"] = Field("none", description="tool of compute-sanitizer that watches, or none")
     # fmt: on
-
-    def canonical(self) -> Self:
-        return self if self.dtype == "float32" else self.reset("math")
-
-
-class TuneCell(Cell):
-    """The variants of our kernel for one product, timed in turns: which one is the fastest."""
-
-    kind: ClassVar[str] = "tune"
-
-    # fmt: off
-    backend: str = Field("native", description="backend whose variants are tuned")
-    op: Literal["dsd", "dsd_t", "sdd"] = Field("dsd", description="product")
-    m: Count = Field(1024, description="rows of W, elements")
-    k: Count = Field(1024, description="columns of W, elements")
-    n: Count = Field(32, description="columns of X, elements (batch)")
-    block_size: BlockSize = Field(16, description="side of a square weight block, elements")
-    target_sparsity: Fraction = Field(0.8, description="share of blocks wanted empty, fraction")
-    dtype: Dtype = Field("float32", description="type of values and operands")
-    math: Math = Field("ieee", description=MATH)
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
-    # fmt: on
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        _require_division("m", self.m, self.block_size)
-        _require_division("k", self.k, self.block_size)
-        return self
 
     def canonical(self) -> Self:
         return self if self.dtype == "float32" else self.reset("math")
