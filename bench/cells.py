@@ -301,6 +301,6 @@ class TrainCell(Cell):
 
 
 TimedCell = GemmCell | LstmCell
-DeviceCell = TimedCell | CheckCell | TuneCell | TrainCell  # every kind by now
+DeviceCell = TimedCell | CheckCell | TuneCell | TrainCell
 
 KINDS: dict[str, type[Cell]] = {cell.kind: cell for cell in (GemmCell, LstmCell, TrainCell, CheckCell, TuneCell)}

@@ -11,7 +11,7 @@ from bench.provenance import physical_cores
 FLOPS_PER_SECOND = 20e9  # of one thread; only a start, corrected by the first cells that end
 GPU_FLOPS_PER_SECOND = 20e12  # of a GPU, float64 for the reference included
 GPU_TRAINING = {"ieee": 30e12, "tf32": 150e12, "bfloat16": 300e12}  # operations a second, by precision
-GPU_TIME_STEP = 15e-6  # seconds that a time step of one layer takes at least, forward, and again for each half of backward
+GPU_TIME_STEP = 15e-6  # seconds that a time step of one layer takes at least; the backward pass has two of them
 LAUNCHES = 60  # timed for a cell, backend and baseline together
 LONGEST_TIMING = 20.0  # seconds; launches that take long are timed fewer times
 CHECK_SECONDS = 1.0  # operands, reference, compilation
@@ -73,12 +73,11 @@ def rough_seconds(cell: Cell) -> float:
     lstm = sum(4 * out * (into + out) for into, out in pairwise(widths))
     per_token = 2 * (lstm + VOCABULARY.get(text, SMALL_TEXT["vocabulary"]) * cell.embedding_size)
     # the backward pass costs twice the forward pass
-    once = cell.test_batch_size if cell.device == "cuda" and cell.test_batch_size != 10 else 0
-    seconds = cell.epochs * per_token * (3 * train + evaluated) / rate
+    seconds = CHECK_SECONDS + cell.epochs * per_token * (3 * train + evaluated) / rate
     if cell.device == "cuda":
-        steps = cell.epochs * (3 * train / cell.batch_size + evaluated / 10) + (evaluated / 2 / once if once else 0)
-        seconds += GPU_TIME_STEP * cell.num_layers * steps
-    return CHECK_SECONDS + seconds
+        time_steps = cell.epochs * (3 * train / cell.batch_size + evaluated / 10) + evaluated / 2 / cell.test_batch_size
+        seconds += GPU_TIME_STEP * cell.num_layers * time_steps
+    return seconds
 
 
 def _dense_flops(cell: GemmCell | LstmCell) -> float:

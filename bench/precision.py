@@ -16,7 +16,9 @@ def multiplying(device: str, precision: str) -> AbstractContextManager[None]:
     """
     if device != "cuda":
         return nullcontext()
-    return applied([*settings_of("float32", "tf32" if precision == "tf32" else "ieee"), *settings_of("bfloat16", "ieee")])
+    return applied(
+        [*settings_of("float32", "tf32" if precision == "tf32" else "ieee"), *settings_of("bfloat16", "ieee")]
+    )
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[object]:

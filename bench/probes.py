@@ -21,6 +21,7 @@ from bench.paths import Paths, kernel_of
 from bench.precision import autocast, type_of_products
 from bench.pruning.finalize import FinalModel, finalize
 from bench.pruning.pruner import Pruner
+
 TRAINING_PAIRS = 5
 INFERENCE_PAIRS = 15
 
