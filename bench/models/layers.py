@@ -6,6 +6,7 @@ The parameters are torch's and dense, so optimizers, penalties and pruning know 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,9 @@ from bench.moments import Moment, Stopwatch, moment
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm
+
+# Recurrent weights that are dropped anew at each call cannot lie where cuDNN would like them.
+warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk of memory")
 
 OURS = {"cpu": "native", "cuda": "cuda"}  # by device: what the sparse path is computed by
 State = tuple[Tensor, Tensor]  # hidden and cell state of one layer, [1, batch, size] each

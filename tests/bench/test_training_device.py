@@ -134,13 +134,17 @@ def test_training_and_evaluation_mix_no_devices_and_wait_for_nothing(optimizer: 
             device.waits.clear()
             run.train_epoch(epoch)
             steps = len(run.lengths[epoch - 1])
-            assert steps == 3 and (masks_change or optimizer == "asgd" or len(device.waits) == 3)  # looks, one at the end
+            assert steps == 3 and (
+                masks_change or optimizer == "asgd" or len(device.waits) == 3
+            )  # looks, one at the end
             device.waits.clear()
             run.evaluate_epoch(epoch)
             assert device.waits.count("aten::_local_scalar_dense") <= 2 + (14 if optimizer == "asgd" else 0)
             run.row(epoch)
         run.report(1.0, None)
-        assert all(value.is_meta for state in run.optimizer.state.values() for value in state.values() if is_large(value))
+        assert all(
+            value.is_meta for state in run.optimizer.state.values() for value in state.values() if is_large(value)
+        )
 
 
 def is_large(value: object) -> bool:
@@ -182,7 +186,9 @@ def test_bfloat16_is_in_the_products_alone(settings: dict[str, Any], monkeypatch
     monkeypatch.setattr(Run, "of", lambda *given: runs.append(of(*given)) or runs[0])
     entropy = train.F.cross_entropy
     monkeypatch.setattr(
-        train.F, "cross_entropy", lambda logits, *rest, **more: losses.append(logits.dtype) or entropy(logits, *rest, **more)
+        train.F,
+        "cross_entropy",
+        lambda logits, *rest, **more: losses.append(logits.dtype) or entropy(logits, *rest, **more),
     )
     rows = train_cell(cell(**settings, **OPTIMIZERS["adam"], precision="bfloat16", path="auto"), silent)
     assert set(losses) == {torch.float32}
@@ -206,7 +212,9 @@ def test_a_layer_multiplies_as_autocast_says(drop: float):
     assert y.dtype == hidden.dtype == memory.dtype == x.grad.dtype == layer.weight_hh_l0.grad.dtype == torch.float32
     assert torch.equal(y, y.bfloat16().float()), "what comes out is rounded to bfloat16"
     if not drop:
-        assert torch.allclose(y, wanted, atol=0.02) and not torch.equal(y, wanted) and torch.allclose(hidden, h, atol=0.02)
+        assert (
+            torch.allclose(y, wanted, atol=0.02) and not torch.equal(y, wanted) and torch.allclose(hidden, h, atol=0.02)
+        )
     again = nn.LSTM(16, 8)
     again.load_state_dict(layer.state_dict())
     if not drop:
