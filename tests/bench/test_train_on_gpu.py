@@ -46,10 +46,10 @@ AWD: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def cells_of_all_tests_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.probes.INFERENCE_PAIRS", 3)
     monkeypatch.setattr(train, "PROBES_AN_EPOCH", 2)
-    monkeypatch.setattr("bench.paths.breakeven", lambda shape: 0.3)
+    monkeypatch.setattr("bench.paths.breakeven", lambda _: 0.3)
 
 
 def cell(**settings: Any) -> TrainCell:

@@ -71,7 +71,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         init(self, weights, given.model_copy(update={"device": "cuda"}), steps)
 
     monkeypatch.setattr(Pruner, "__init__", lazy)
-    monkeypatch.setattr(Run, "deferred", property(lambda self: True))
+    monkeypatch.setattr(Run, "deferred", property(lambda _: True))
     return monkeypatch
 
 
@@ -156,9 +156,9 @@ def test_the_pretended_device_sees_what_it_is_for():
     with PretendDevice() as device:
         assert float(there.sum()) == 0.0 and (there + torch.tensor(1.0)).is_meta
         assert device.waits == ["aten::_local_scalar_dense"]
-        with pytest.raises(AssertionError, match="add.* mixes devices"):
+        with pytest.raises(AssertionError, match=r"add.* mixes devices"):
             there + here
-        with pytest.raises(AssertionError, match="index.* mixes devices"):
+        with pytest.raises(AssertionError, match=r"index.* mixes devices"):
             there[here.long()]
 
 
@@ -281,7 +281,7 @@ def test_a_stopwatch_waits_for_a_gpu_only_when_it_is_read():
 def test_interleaved_samples_of_a_gpu_are_waited_for_one_by_one(monkeypatch: pytest.MonkeyPatch):
     waits: list[float] = []
     clock = iter(range(100))
-    monkeypatch.setattr("bench.pairs.moment", lambda device: Event(float(next(clock)), waits))
+    monkeypatch.setattr("bench.pairs.moment", lambda _: Event(float(next(clock)), waits))
     one, other = interleaved(lambda: None, lambda: None, 2, "cuda")
     assert one == other == [1.0, 1.0] and waits == [1.0, 3.0, 5.0, 7.0]
 
