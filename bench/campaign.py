@@ -47,9 +47,15 @@ def require_device(device: str) -> None:
 def check_of(cell: Cell) -> CheckCell | None:
     """What is to be checked before `cell` is timed, or trained on a GPU by kernels that skip empty blocks."""
     if isinstance(cell, TrainCell) and cell.device == "cuda" and cell.path != "dense":
-        dtype, math = ("bfloat16", "ieee") if cell.precision == "bfloat16" else ("float32", cell.precision)
-        settings = {"block_size": cell.block_size, "dtype": dtype, "math": math, "device": cell.device}
-        return CheckCell(backend="cuda", op="forward_backward", threads=cell.threads, **settings).canonical()
+        return CheckCell(
+            backend="cuda",
+            op="forward_backward",
+            block_size=cell.block_size,
+            dtype="bfloat16" if cell.precision == "bfloat16" else "float32",
+            math="tf32" if cell.precision == "tf32" else "ieee",
+            device="cuda",
+            threads=cell.threads,
+        )
     if not isinstance(cell, GemmCell | LstmCell):
         return None
     op = cell.op if isinstance(cell, GemmCell) else cell.passes

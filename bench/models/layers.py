@@ -196,8 +196,8 @@ class LSTMLayer(nn.LSTM):
     def _copied(self, dtype: torch.dtype, x: Tensor, state: State | None, drop: float) -> tuple[Tensor, State]:
         """The library's layer on copies of the weights, as operands: nn.LSTM itself would multiply the raw ones."""
         zeros = x.new_zeros(1, x.shape[1], self.hidden_size)
-        weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
-        weights = [weight.to(dtype) for weight in weights]
+        parameters = self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0
+        weights = [parameter.to(dtype) for parameter in parameters]
         weights[1] = F.dropout(weights[1], drop) if drop else weights[1]
         y, h, c = torch.lstm(x, state or (zeros, zeros), weights, True, 1, 0.0, True, False, False)
         return y, (h, c)

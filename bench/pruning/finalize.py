@@ -71,8 +71,8 @@ class FinalModel:
         def moved(weight: Tensor | BSRMatrix) -> Any:
             if isinstance(weight, Tensor):
                 return weight.to(device, dtype)
-            values, *index = weight.data.to(device, dtype), weight.indices.to(device), weight.indptr.to(device)
-            return BSRMatrix(values, *index, weight.shape)
+            data, indices, indptr = weight.data.to(device, dtype), weight.indices.to(device), weight.indptr.to(device)
+            return BSRMatrix(data, indices, indptr, weight.shape)
 
         layers = tuple(FinalLayer(**{name: moved(getattr(layer, name)) for name in WEIGHTS}) for layer in self.layers)
         return FinalModel(moved(self.embedding), moved(self.decoder_bias), layers)

@@ -146,8 +146,10 @@ class Pruner:
         step: looks at one block row only, another one at each step.
         """
         for name in self._left_zero:
-            mask, emptied = self.masks[name], self._emptied.get(name)
-            for tensor in self._tensors(name, optimizer) if emptied is not None else ():
+            if name not in self._emptied:
+                continue  # nothing of it is pruned yet
+            mask, emptied = self.masks[name], self._emptied[name]
+            for tensor in self._tensors(name, optimizer):
                 if step is None:
                     leaks = (tensor.ne(0.0) & emptied).any()
                 else:
