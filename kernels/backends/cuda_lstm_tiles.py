@@ -79,7 +79,7 @@ class Tiles(NamedTuple):
         """About as many as a thread needs, fitted to what ptxas takes; `exact`: for sums without tensor cores."""
         pairs = max(1, self.units // (4 * self.split))
         sums = gates * self.units // 2 * (4 if exact else 1)
-        return (70 if self.resident else 86) + sums + 8 * self.ahead + 18 * pairs
+        return (70 if self.resident else 96) + sums + 8 * self.ahead + 18 * pairs
 
     def cycles(self, plan: Plan, gates: int, batch: int, together: bool, ctas: int) -> float:
         """Of a step on the multiprocessor with most to do, `ctas` of them, without what any step costs."""
