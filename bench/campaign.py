@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -47,15 +48,9 @@ def require_device(device: str) -> None:
 def check_of(cell: Cell) -> CheckCell | None:
     """What is to be checked before `cell` is timed, or trained on a GPU by kernels that skip empty blocks."""
     if isinstance(cell, TrainCell) and cell.device == "cuda" and cell.path != "dense":
-        return CheckCell(
-            backend="cuda",
-            op="forward_backward",
-            block_size=cell.block_size,
-            dtype="bfloat16" if cell.precision == "bfloat16" else "float32",
-            math="tf32" if cell.precision == "tf32" else "ieee",
-            device="cuda",
-            threads=cell.threads,
-        )
+        arithmetic = {"dtype": "bfloat16"} if cell.precision == "bfloat16" else {"math": cell.precision}
+        alike: dict[str, Any] = {name: getattr(cell, name) for name in ("block_size", "device", "threads")}
+        return CheckCell(backend="cuda", op="forward_backward", **arithmetic, **alike)
     if not isinstance(cell, GemmCell | LstmCell):
         return None
     op = cell.op if isinstance(cell, GemmCell) else cell.passes
