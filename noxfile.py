@@ -74,7 +74,7 @@ def cuda(session: nox.Session) -> None:
 
 @nox.session
 def emulate(session: nox.Session) -> None:
-    """Run the CUDA kernels' whole test grid on all cores, no GPU needed (about two hours of one core): nox -s emulate [-- PYTEST ARGS]."""
+    """Run the CUDA kernels' whole test grid on all cores, no GPU needed (about 45 minutes of one core): nox -s emulate [-- PYTEST ARGS]."""
     run(session, "-m", "pytest", "tests/kernels/cuda", "-m", "emulate or not nvrtc", "-n", "logical", *session.posargs)
 
 
