@@ -120,10 +120,16 @@ class BSRMatrix:
         self._check_pattern()
         return BSRIndex(self.indptr, self.indices, self.row_indices, *self.transposed_index)
 
+    @cached_property
+    def plans(self) -> dict[str, Any]:
+        """What kernels have prepared for this pattern, whatever the values."""
+        return {}
+
     def with_data(self, data: Tensor) -> BSRMatrix:
         """The same pattern with other values, sharing what was derived from the pattern. data: [nnzb, b, b]."""
         other = BSRMatrix(data, self.indices, self.indptr, self.shape)
-        other.__dict__.update(row_indices=self.row_indices, transposed_index=self.transposed_index, index=self.index)
+        shared = {name: getattr(self, name) for name in ("row_indices", "transposed_index", "index", "plans")}
+        other.__dict__.update(shared)
         return other
 
     @property

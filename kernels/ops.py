@@ -13,16 +13,17 @@ from torch.nn import functional as F
 
 from kernels.backends import (
     cuda_lstm_operator,
-    cuda_operators,
     cuda_rungs,
     native_library,
     native_lstm,
     native_products,
 )
+from kernels.backends.cuda_operators import kept_pattern, pattern_for
 from kernels.bsr import BSRMatrix
+from kernels.products import cuda_dsd, taped
 from kernels.products import dsd as dsd
-from kernels.products import in_order
 from kernels.products import sdd as sdd
+from kernels.tracing import watched
 
 KERNELS = ("auto", "cuda", "native", "torch")
 
@@ -82,8 +83,7 @@ def _sizes(weight: BSRMatrix) -> dict[str, Any]:
 
 def is_inference(*tensors: Tensor) -> bool:
     """Whether no gradient can be asked for: the kernels are called directly then, and a weight's packed values are kept."""
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return not wanted and not torch.compiler.is_compiling()
+    return not watched(*tensors) and not taped(*tensors)
 
 
 def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> Tensor:
@@ -94,18 +94,22 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     and is contiguous. kernel: 'auto', 'cuda', 'native' or 'torch'; `kernel_for` says which one 'auto' is. Native is for
     float32, float64, and bfloat16 where the CPU has instructions for it: summed in float32, the result rounded once.
     """
-    if x.ndim != 2 or x.shape[0] != weight.shape[1]:
-        raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(x.shape)}")
-    if x.dtype != weight.data.dtype:
-        raise ValueError(f"the weight is {weight.data.dtype} and x is {x.dtype}; they must be of one type")
-    if x.device != weight.data.device:
-        raise ValueError(f"the weight is on {weight.data.device} and x on {x.device}; they must be on one device")
-    chosen = kernel_for(kernel, x.dtype, x.device, **_sizes(weight))
-    if chosen != "torch" and is_inference(weight.data, x):
-        if chosen == "cuda":
-            return in_order(x, cuda_operators.dsd(weight.data, weight.index, x, False))
-        return native_products.dsd(native_products.packed(weight, x.shape[1]), x)
-    result: Tensor = dsd(weight.data, *weight.index, x, False, chosen)
+    data, shape, dtype, device = weight.data, x.shape, x.dtype, x.device
+    if len(shape) != 2 or shape[0] != weight.shape[1]:
+        raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(shape)}")
+    if dtype != data.dtype:
+        raise ValueError(f"the weight is {data.dtype} and x is {dtype}; they must be of one type")
+    if device != data.device:
+        raise ValueError(f"the weight is on {data.device} and x on {device}; they must be on one device")
+    seen = watched(data, x)
+    if not seen and kernel in ("auto", "cuda") and (pattern := kept_pattern(weight, dtype, device)) is not None:
+        return cuda_dsd(pattern, data, x)
+    chosen = kernel_for(kernel, dtype, device, **_sizes(weight))
+    if not seen and chosen == "cuda":
+        return cuda_dsd(pattern_for(weight), data, x)
+    if not seen and chosen == "native" and not taped(data, x):
+        return native_products.dsd(native_products.packed(weight, shape[1]), x)
+    result: Tensor = dsd(data, *weight.index, x, False, chosen)
     return result
 
 

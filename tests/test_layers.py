@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 RUNGS: list[list[str]] = [
     [
         "kernels.registry",
+        "kernels.tracing",
         "kernels.blockmask",
         "kernels.compiler",
         "kernels.openmp",

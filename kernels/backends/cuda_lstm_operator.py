@@ -41,8 +41,8 @@ def recurrence_of(index: BSRIndex, block_size: int, dtype: torch.dtype, batch: i
     torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
     """
     element = element_of(dtype, torch.backends.cuda.matmul.allow_tf32)
+    pattern = pattern_of(index, block_size)
     with cuda_operators.one_at_a_time:
-        pattern = pattern_of(index, block_size)
         kept = _prepared.setdefault(pattern, {})
         found = kept.get((element, batch))
         if found is None:
@@ -92,7 +92,7 @@ def forward(
     if isinstance(recurrence, str):
         raise ValueError(recurrence)
     if into:
-        weighted = cuda_operators.dsd(into[0], BSRIndex(*into[1:]), inputs.flatten(0, 1).mT, False).mT
+        weighted = pattern_of(BSRIndex(*into[1:]), into[0].shape[1]).dsd(into[0], inputs.flatten(0, 1).mT).mT
         inputs = weighted.view(steps, batch, weighted.shape[1])
     given = cuda_recurrence.Operands(*map(aligned, (data, *biases, *states)))
     cells, kept = recurrence.forward(aligned(inputs), given, keep)
@@ -160,14 +160,15 @@ def lstm_backward(
     )
     columns, found = sums.flatten(0, 1).mT, [bias]
     if wanted[0]:
-        back = cuda_operators.dsd(into[0], BSRIndex(*into[1:]), columns, True).mT if into else sums
+        back = pattern_of(BSRIndex(*into[1:]), into[0].shape[1]).dsd(into[0], columns, True).mT if into else sums
         found.append(back.view(*y.shape[:2], -1))
     found += [each for each in firsts if each is not None]
     if wanted[2]:
         before = torch.cat([hidden_first[None], y[:-1]]).flatten(0, 1)
-        found.append(cuda_operators.sdd(columns, before.mT, BSRIndex(*index), data.shape[1]))
+        found.append(pattern_of(BSRIndex(*index), data.shape[1]).sdd(columns, before.mT))
     if wanted[3]:
-        found.append(cuda_operators.sdd(columns, given[0].flatten(0, 1).mT, BSRIndex(*into[1:]), into[0].shape[1]))
+        across = pattern_of(BSRIndex(*into[1:]), into[0].shape[1])
+        found.append(across.sdd(columns, given[0].flatten(0, 1).mT))
     return found
 
 

@@ -227,7 +227,7 @@ def test_a_launch_brings_the_context_to_a_thread_that_has_none(monkeypatch: pyte
     driver, kernel = Driver(), object.__new__(cuda_kernel.LoadedKernel)
     monkeypatch.setattr(cuda_kernel, "_driver", lambda: driver)
     kernel.handle, kernel.device, kernel.context, kernel.shape = 5, 0, ctypes.c_void_p(9), (32, 1, 1, 0)
-    kernel.launch, kernel.stream = driver.cuLaunchKernel, lambda _: 0
+    kernel.launch, kernel.stream, kernel.current_device = driver.cuLaunchKernel, lambda _: 0, lambda: 0
     for _ in range(2):
         kernel((1, 1, 1), Arguments(None, None, 0))
     assert driver.launched == [5, 5] and driver.current is kernel.context
