@@ -13,11 +13,13 @@ from torch.nn import functional as F
 
 from kernels.backends import (
     cuda_lstm_operator,
+    cuda_lstm_tape,
     cuda_rungs,
     native_library,
     native_lstm,
     native_products,
 )
+from kernels.backends.cuda_lstm_operator import Weight
 from kernels.backends.cuda_operators import kept_pattern, pattern_for
 from kernels.bsr import BSRMatrix
 from kernels.products import cuda_dsd, taped
@@ -58,7 +60,7 @@ def lstm_refusal(weight_hh: BSRMatrix, batch: int) -> str | None:
     """
     if torch.compiler.is_compiling():  # no pattern can be looked at then; the operator will say it
         return None
-    found = cuda_lstm_operator.recurrence_of(weight_hh.index, weight_hh.block_size, weight_hh.data.dtype, batch)
+    found = cuda_lstm_operator.recurrence_of(pattern_for(weight_hh), weight_hh.data.dtype, batch)
     return found if isinstance(found, str) else None
 
 
@@ -74,7 +76,7 @@ def lstm_kernel(weight_hh: BSRMatrix, batch: int, kernel: str = "auto") -> str:
     refusal = lstm_refusal(weight_hh, batch)
     if refusal is not None:
         return f"cuda products and torch gates, step by step: {refusal}"
-    return cuda_lstm_operator.describe(weight_hh.index, weight_hh.block_size, data.dtype, batch)
+    return cuda_lstm_operator.describe(pattern_for(weight_hh), data.dtype, batch)
 
 
 def _sizes(weight: BSRMatrix) -> dict[str, Any]:
@@ -204,17 +206,24 @@ def _cuda_lstm(
     kernel: str,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The layer by the CUDA kernels; a product with an input weight whose blocks they do not know by `kernel`."""
-    into: list[Tensor] = []
+    into = None
     if isinstance(weight_ih, BSRMatrix) and kernel_for(kernel, x.dtype, x.device, **_sizes(weight_ih)) == "cuda":
-        into = [weight_ih.data, *weight_ih.index]
-    inputs = x if into else _weighted(x, weight_ih, kernel)
+        into = weight_ih
+    inputs = x if into is not None else _weighted(x, weight_ih, kernel)
     first, second = (x.new_zeros(weight_hh.shape[0]) if bias is None else bias for bias in biases)
-    weight = [weight_hh.data, *weight_hh.index]
-    if is_inference(inputs, first, second, *states, weight[0], *into[:1]):
-        y, c, _ = cuda_lstm_operator.forward(inputs, (first, second), states, weight, into, keep=False)
-        h = y[-1].clone()
+    operands = inputs, first, second, *states, weight_hh.data
+    if watched(*operands, weight_ih.data):
+        listed = [] if into is None else [into.data, *into.index]
+        y, h, c, _, _ = cuda_lstm_operator.lstm(*operands[:5], [weight_hh.data, *weight_hh.index], listed)
+        return y, (h[None], c[None])
+    weight = Weight(weight_hh.data, pattern_for(weight_hh))
+    across = None if into is None else Weight(into.data, pattern_for(into))
+    values, pattern = (None, None) if across is None else across
+    if taped(*operands) or (values is not None and taped(values)):
+        y, h, c = cuda_lstm_tape.record(*operands, values, weight.pattern, pattern)
     else:
-        y, h, c, _, _ = cuda_lstm_operator.lstm(inputs, first, second, *states, weight, into)
+        y, c, _ = cuda_lstm_operator.forward(inputs, (first, second), states, weight, across, keep=False)
+        h = y[-1].clone()
     return y, (h[None], c[None])
 
 

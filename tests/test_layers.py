@@ -42,6 +42,7 @@ RUNGS: list[list[str]] = [
     ["kernels.backends.cuda_rungs"],
     ["kernels.backends.cuda_operators"],
     ["kernels.backends.cuda_lstm_operator", "kernels.products"],
+    ["kernels.backends.cuda_lstm_tape"],
     ["kernels.ops"],
     ["kernels.backends.*"],
     ["kernels.check"],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class Pattern:
         self.shape = (index.indptr.numel() - 1) * block_size, (index.column_indptr.numel() - 1) * block_size
         self.blocks = index.indices.numel(), block_size, block_size
         self.prepared: dict[tuple[str, str, int, int], Prepared] = {}
+        self.recurrences: dict[tuple[str, int], Any] = {}  # of `cuda_lstm_operator`, by element and batch
 
     def __call__(self, task: Task) -> Prepared:
         found = self.prepared.get(task)
@@ -39,8 +41,12 @@ class Pattern:
             found = self.prepared[task] = prepare(task, self.index, self.shape, self.gpu)
         return found
 
+    def element(self, dtype: torch.dtype) -> str:
+        """What values of `dtype` are multiplied as now."""
+        return "Tf32" if dtype is torch.float32 and allows_tf32() else ELEMENTS[dtype]
+
     def _run(self, op: str, dtype: torch.dtype, n: int, left: Tensor, right: Tensor, out: Tensor) -> None:
-        element = "Tf32" if dtype is torch.float32 and allows_tf32() else ELEMENTS[dtype]
+        element = self.element(dtype)
         with one_at_a_time:
             found = self.prepared.get((op, element, self.block_size, n))  # equal to a Task, and made in less time
             if found is None:
