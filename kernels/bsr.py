@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -40,13 +40,15 @@ class BSRMatrix:
     """Kept blocks of a matrix, block row by block row, columns ascending.
 
     data: [nnzb, b, b]; indices: int32[nnzb], block column of each block; indptr: int32[grid_rows + 1], where each block
-    row begins; shape: (rows, cols) in elements.
+    row begins; shape: (rows, cols) in elements. The pattern is never changed in place: `plans` holds what kernels have prepared
+    for it, whatever the values.
     """
 
     data: Tensor
     indices: Tensor
     indptr: Tensor
     shape: tuple[int, int]
+    plans: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.data.ndim != 3 or self.data.shape[1] != self.data.shape[2]:
@@ -62,7 +64,7 @@ class BSRMatrix:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: the fields, not what was derived from them or packed by a kernel."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {"plans": {}}
 
     @classmethod
     def from_dense(cls, weight: Tensor, mask: BlockMask) -> BSRMatrix:
@@ -119,11 +121,6 @@ class BSRMatrix:
         """Everything products need to know of the pattern; ValueError where it points outside the matrix or `data`."""
         self._check_pattern()
         return BSRIndex(self.indptr, self.indices, self.row_indices, *self.transposed_index)
-
-    @cached_property
-    def plans(self) -> dict[str, Any]:
-        """What kernels have prepared for this pattern, whatever the values."""
-        return {}
 
     def with_data(self, data: Tensor) -> BSRMatrix:
         """The same pattern with other values, sharing what was derived from the pattern. data: [nnzb, b, b]."""

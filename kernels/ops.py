@@ -215,7 +215,7 @@ def _cuda_lstm(
     if watched(*operands, weight_ih.data):
         listed = [] if into is None else [into.data, *into.index]
         y, h, c, _, _ = cuda_lstm_operator.lstm(*operands[:5], [weight_hh.data, *weight_hh.index], listed)
-        return y, (h[None], c[None])
+        return y, (h.unsqueeze(0), c.unsqueeze(0))
     weight = Weight(weight_hh.data, pattern_for(weight_hh))
     across = None if into is None else Weight(into.data, pattern_for(into))
     values, pattern = (None, None) if across is None else across
@@ -223,8 +223,8 @@ def _cuda_lstm(
         y, h, c = cuda_lstm_tape.record(*operands, values, weight.pattern, pattern)
     else:
         y, c, _ = cuda_lstm_operator.forward(inputs, (first, second), states, weight, across, keep=False)
-        h = y[-1].clone()
-    return y, (h[None], c[None])
+        h = y.select(0, -1).clone()
+    return y, (h.unsqueeze(0), c.unsqueeze(0))
 
 
 def _weighted(x: Tensor, weight: Tensor | BSRMatrix, kernel: str) -> Tensor:

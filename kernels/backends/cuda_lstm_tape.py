@@ -38,7 +38,7 @@ class Lstm(torch.autograd.Function):
         ctx.patterns = pattern, into_pattern
         given = None if into is None else inputs
         ctx.save_for_backward(y, kept.cells, kept.gates, h0, c0, data, given, into_data)
-        return y, y[-1].clone(), c
+        return y, y.select(0, -1).clone(), c
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
