@@ -15,7 +15,7 @@ from torch import Tensor, is_grad_enabled
 from kernels.backends import native_products
 from kernels.backends.cuda_operators import Pattern, pattern_of
 from kernels.bsr import BSRIndex
-from kernels.tracing import watched
+from kernels.tracing import batched, watched
 
 
 def _torch_dsd(data: Tensor, to_rows: Tensor, from_rows: Tensor, num_block_rows: int, x: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class Dsd(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (data, x), (pattern, turned), wanted = ctx.saved_tensors, ctx.how, ctx.needs_input_grad
-        if watched(data, x, grad):
+        if watched(data, x, grad) or batched(grad):
             return (*_dsd_grads(wanted, data, x, grad, pattern.index, turned, "cuda"), None, None)
         left, right = (x, grad) if turned else (grad, x)
         grad_data = cuda_sdd(pattern, left, right) if wanted[0] else None
@@ -201,7 +201,7 @@ class Sdd(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:
         (grad, x), pattern, wanted = ctx.saved_tensors, ctx.pattern, ctx.needs_input_grad
-        if watched(grad_data, grad, x):
+        if watched(grad_data, grad, x) or batched(grad_data):
             return (*_sdd_grads(wanted, grad_data, grad, x, pattern.index, "cuda"), None)
         grad_grad = cuda_dsd(pattern, grad_data, x) if wanted[0] else None
         return grad_grad, cuda_dsd(pattern, grad_data, grad, True) if wanted[1] else None, None

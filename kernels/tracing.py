@@ -11,7 +11,7 @@ from torch.nn import Parameter
 PLAIN = Tensor, Parameter
 _modes, _transforms = torch._C._len_torch_dispatch_stack, torch._C._functorch.peek_interpreter_stack
 _tracer = torch._C._get_tracing_state
-_is_batched = torch._C._functorch.is_legacy_batchedtensor  # by torch.autograd.grad with is_grads_batched
+batched = torch._C._functorch.is_legacy_batchedtensor  # a gradient, by torch.autograd.grad with is_grads_batched
 
 
 def watched(*tensors: Tensor) -> bool:
@@ -24,6 +24,6 @@ def watched(*tensors: Tensor) -> bool:
     if _modes() or _transforms() is not None or _tracer() is not None or forward_ad._current_level >= 0:
         return True
     for each in tensors:  # a generator takes as long as all the rest  # noqa: SIM110
-        if type(each) not in PLAIN or _is_batched(each):
+        if type(each) not in PLAIN:
             return True
     return False

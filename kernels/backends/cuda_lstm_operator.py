@@ -117,8 +117,8 @@ def backward(
     (data, pattern), (h0, c0), y = weight, states, kept.states
     recurrence = recurrence_of(pattern, data.dtype, y.shape[1])
     assert isinstance(recurrence, Recurrence), recurrence
-    given = (None if each is None else aligned(each) for each in grads)
-    sums, bias, *firsts = recurrence.backward(kept, aligned(data), aligned(c0), *given, wants_states=wanted[1])
+    of_y, of_h, of_c = (None if each is None else aligned(each) for each in grads)
+    sums, bias, *firsts = recurrence.backward(kept, aligned(data), aligned(c0), of_y, of_h, of_c, wanted[1])
     columns, found = sums.flatten(0, 1).mT, [bias]
     if wanted[0]:
         back = into.pattern.dsd(into.data, columns, turned=True).mT if into is not None else sums

@@ -116,6 +116,7 @@ def tables(pieces: Pieces, units: int, device: torch.device) -> Plan:
     sources = torch.full((int(of_item.sum()), PIECES), -1)
     piece, gate = has[item].nonzero(as_tuple=True)
     sources[slot[item[piece]] + (has.cumsum(dim=1) - 1)[item[piece], gate], place[piece]] = places[piece, gate]
-    given = (each.to(device=device, dtype=torch.int32) for each in (items, *first, sources))
+    tensors = [each.to(device=device, dtype=torch.int32) for each in (items, first[0], first[1], sources)]
     most_items, most_slots = of_unit.amax(dim=1).tolist()
-    return Plan(*given, most_items, most_slots, int(torch.bincount(unit, minlength=units).max()))
+    most_pieces = int(torch.bincount(unit, minlength=units).max())
+    return Plan(tensors[0], tensors[1], tensors[2], tensors[3], most_items, most_slots, most_pieces)

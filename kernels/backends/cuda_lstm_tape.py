@@ -12,7 +12,7 @@ from kernels.backends import cuda_lstm_operator
 from kernels.backends.cuda_lstm_operator import Weight
 from kernels.backends.cuda_operators import Pattern
 from kernels.backends.cuda_recurrence import Kept
-from kernels.tracing import watched
+from kernels.tracing import batched, watched
 
 
 class Lstm(torch.autograd.Function):
@@ -41,18 +41,20 @@ class Lstm(torch.autograd.Function):
         return y, y.select(0, -1).clone(), c
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         y, cells, gates, h0, c0, data, inputs, into_data = ctx.saved_tensors
         (pattern, into_pattern), needs = ctx.patterns, ctx.needs_input_grad
         wanted = [needs[0], needs[3] or needs[4], needs[5], needs[6]]
         states, given = [y, cells, gates, h0, c0], [] if inputs is None else [inputs]
-        if watched(*states, data, *(each for each in grads if each is not None)):
-            weight, into = [data, *pattern.index], [into_data, *into_pattern.index] if given else []
-            found = cuda_lstm_operator.lstm_backward(*grads, states + given, weight, into, wanted)
+        came = [each for each in grads if each is not None]
+        if watched(*states, data, *came) or any(map(batched, came)):
+            listed = [into_data, *into_pattern.index] if given else []
+            found = cuda_lstm_operator.lstm_backward(
+                *grads, states + given, [data, *pattern.index], listed, wanted
+            )  # fmt: skip
         else:
-            into = Weight(into_data, into_pattern) if given else None
-            kept = Kept(y, cells, gates)
+            kept, into = Kept(y, cells, gates), Weight(into_data, into_pattern) if given else None
             found = cuda_lstm_operator.backward(grads, kept, (h0, c0), inputs, Weight(data, pattern), into, wanted)
         bias, *rest = found
         others = iter(rest)
@@ -63,4 +65,4 @@ class Lstm(torch.autograd.Function):
 
 
 # What Function.apply ends with; before, it looks for transforms, which `watched` has done
-record = super(torch.autograd.Function, Lstm).apply  # type: ignore[misc]
+record: Any = super(torch.autograd.Function, Lstm).apply

@@ -30,7 +30,8 @@ class Pattern:
         self.gpu = the_gpu(self.device)
         self.shape = (index.indptr.numel() - 1) * block_size, (index.column_indptr.numel() - 1) * block_size
         self.blocks = index.indices.numel(), block_size, block_size
-        self.prepared: dict[tuple[str, str, int, int], Prepared] = {}
+        self.prepared: dict[Task, Prepared] = {}
+        self.at_once: dict[tuple[str, torch.dtype, bool, int], Prepared] = {}  # the same, by what a call knows
         self.recurrences: dict[tuple[str, int], Any] = {}  # of `cuda_lstm_operator`, by element and batch
 
     def __call__(self, task: Task) -> Prepared:
@@ -38,6 +39,7 @@ class Pattern:
         if found is None:
             if len(self.prepared) == MOST_PREPARED:
                 self.prepared.clear()
+                self.at_once.clear()
             found = self.prepared[task] = prepare(task, self.index, self.shape, self.gpu)
         return found
 
@@ -46,11 +48,12 @@ class Pattern:
         return "Tf32" if dtype is torch.float32 and allows_tf32() else ELEMENTS[dtype]
 
     def _run(self, op: str, dtype: torch.dtype, n: int, left: Tensor, right: Tensor, out: Tensor) -> None:
-        element = self.element(dtype)
+        key = op, dtype, dtype is torch.float32 and allows_tf32(), n
         with one_at_a_time:
-            found = self.prepared.get((op, element, self.block_size, n))  # equal to a Task, and made in less time
+            found = self.at_once.get(key)
             if found is None:
-                found = self(Task(op, element, self.block_size, n))
+                found = self(Task(op, self.element(dtype), self.block_size, n))
+                self.at_once[key] = found
             found.run(left, right, out)
 
     def dsd(self, data: Tensor, x: Tensor, turned: bool = False) -> Tensor:

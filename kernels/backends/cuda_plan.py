@@ -210,11 +210,11 @@ def _cut(group: Tensor, units: Tensor, most_columns: int, most_units: int) -> Te
     ends = torch.minimum(
         torch.searchsorted(total, total - units + most_units, right=True), torch.searchsorted(group, group, right=True)
     )
-    ends = torch.maximum(torch.minimum(ends, place + most_columns), place + 1).tolist()
+    following: list[int] = torch.maximum(torch.minimum(ends, place + most_columns), place + 1).tolist()
     begins, at = [], 0
-    while at < len(ends):
+    while at < len(following):
         begins.append(at)
-        at = ends[at]
+        at = following[at]
     return torch.tensor(begins, dtype=torch.long)
 
 
@@ -238,8 +238,9 @@ def _units(number: Tensor, slot: Tensor, blocks: Tensor, tile: SampledTile) -> t
     down, along = inside[None, :, None], inside[None, None, :]
     rows, cols = (row * size)[:, None, None] + down, (slot[listed] * size)[:, None, None] + along
     places = (blocks[listed, row] * size * size)[:, None, None] + down * size + along
-    parts = torch.broadcast_tensors(rows | (rows + 8) << 16, cols, places, places + 8 * size)
-    owner = number[listed][:, None, None].expand(parts[0].shape)
+    given = rows | (rows + 8) << 16, cols, places, places + 8 * size
+    parts = [each.expand(places.shape) for each in given]
+    owner = number[listed][:, None, None].expand(places.shape)
     order = torch.argsort((owner * tile.rows + rows).flatten(), stable=True)
     return owner.flatten()[order], torch.stack(parts, dim=3).flatten(0, 2)[order]
 

@@ -139,7 +139,8 @@ def dsd(
     stages = int(plan.groups[:, 2].max())
     ctas = len(plan.groups) * -(-x.shape[0] // choice.tokens)
     parts = parts_for(ctas, stages) if choice.parts else 1
-    ProductLaunch(choice, plan, *x.shape, out.shape[1], load, parts)(values, x, out)
+    n, line = x.shape
+    ProductLaunch(choice, plan, n, line, out.shape[1], load, parts)(values, x, out)
 
 
 def sdd(

@@ -27,15 +27,15 @@ Call = Callable[[], object]
 BATCH, SIZE, STEPS = 20, 256, 5
 PAIRS, CALLS = 31, 40
 
-# The most that each may take, in empty operators called without gradients: about twice what it took when this was written.
+# The most that each may take, in empty operators: one and a half times to twice what it took when this was written.
 MOST = {
-    "prepared": 1.0,
-    "matmul inference": 1.6,
-    "matmul forward": 3.5,
-    "matmul backward": 5.5,
-    "lstm inference": 9.0,
-    "lstm forward": 11.0,
-    "lstm backward": 17.0,
+    "prepared": 0.4,
+    "matmul inference": 1.4,
+    "matmul forward": 2.0,
+    "matmul backward": 6.5,
+    "lstm inference": 10.0,
+    "lstm forward": 12.0,
+    "lstm backward": 21.0,
 }
 
 

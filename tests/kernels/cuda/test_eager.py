@@ -148,3 +148,12 @@ def test_who_watches() -> None:
     with FakeTensorMode() as mode:
         fake = mode.from_tensor(x)
     assert watched(fake) and watched(x, fake)
+
+
+def test_a_layer_goes_back_for_many_gradients_at_once() -> None:
+    work = Work("Float32")
+    leaves = work.leaves()
+    y, _ = work.run(leaves)
+    several = torch.stack([work.grads[0], -work.grads[0]])
+    for each in torch.autograd.grad(y, list(leaves.values()), several, is_grads_batched=True):
+        torch.testing.assert_close(each[0], -each[1])
