@@ -75,7 +75,8 @@ def matmul(part: str) -> Call:
         )
         return lambda: run(weight.data, x, out)
     if part == "inference":
-        return lambda: block_sparse_matmul(weight, x.mT)
+        columns = x.mT
+        return lambda: block_sparse_matmul(weight, columns)
     (weight, leaf), columns = leaf_of(weight), x.mT.requires_grad_()
     if part == "forward":
         return lambda: block_sparse_matmul(weight, columns)
