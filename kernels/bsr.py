@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -40,13 +40,15 @@ class BSRMatrix:
     """Kept blocks of a matrix, block row by block row, columns ascending.
 
     data: [nnzb, b, b]; indices: int32[nnzb], block column of each block; indptr: int32[grid_rows + 1], where each block
-    row begins; shape: (rows, cols) in elements.
+    row begins; shape: (rows, cols) in elements. The pattern is never changed in place: `plans` holds what kernels have prepared
+    for it, whatever the values.
     """
 
     data: Tensor
     indices: Tensor
     indptr: Tensor
     shape: tuple[int, int]
+    plans: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.data.ndim != 3 or self.data.shape[1] != self.data.shape[2]:
@@ -62,7 +64,7 @@ class BSRMatrix:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: the fields, not what was derived from them or packed by a kernel."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {"plans": {}}
 
     @classmethod
     def from_dense(cls, weight: Tensor, mask: BlockMask) -> BSRMatrix:
@@ -123,7 +125,8 @@ class BSRMatrix:
     def with_data(self, data: Tensor) -> BSRMatrix:
         """The same pattern with other values, sharing what was derived from the pattern. data: [nnzb, b, b]."""
         other = BSRMatrix(data, self.indices, self.indptr, self.shape)
-        other.__dict__.update(row_indices=self.row_indices, transposed_index=self.transposed_index, index=self.index)
+        shared = {name: getattr(self, name) for name in ("row_indices", "transposed_index", "index", "plans")}
+        other.__dict__.update(shared)
         return other
 
     @property

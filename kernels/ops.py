@@ -13,16 +13,19 @@ from torch.nn import functional as F
 
 from kernels.backends import (
     cuda_lstm_operator,
-    cuda_operators,
+    cuda_lstm_tape,
     cuda_rungs,
     native_library,
     native_lstm,
     native_products,
 )
+from kernels.backends.cuda_lstm_operator import Weight
+from kernels.backends.cuda_operators import kept_pattern, pattern_for
 from kernels.bsr import BSRMatrix
+from kernels.products import cuda_dsd, taped
 from kernels.products import dsd as dsd
-from kernels.products import in_order
 from kernels.products import sdd as sdd
+from kernels.tracing import watched
 
 KERNELS = ("auto", "cuda", "native", "torch")
 
@@ -57,7 +60,7 @@ def lstm_refusal(weight_hh: BSRMatrix, batch: int) -> str | None:
     """
     if torch.compiler.is_compiling():  # no pattern can be looked at then; the operator will say it
         return None
-    found = cuda_lstm_operator.recurrence_of(weight_hh.index, weight_hh.block_size, weight_hh.data.dtype, batch)
+    found = cuda_lstm_operator.recurrence_of(pattern_for(weight_hh), weight_hh.data.dtype, batch)
     return found if isinstance(found, str) else None
 
 
@@ -73,7 +76,7 @@ def lstm_kernel(weight_hh: BSRMatrix, batch: int, kernel: str = "auto") -> str:
     refusal = lstm_refusal(weight_hh, batch)
     if refusal is not None:
         return f"cuda products and torch gates, step by step: {refusal}"
-    return cuda_lstm_operator.describe(weight_hh.index, weight_hh.block_size, data.dtype, batch)
+    return cuda_lstm_operator.describe(pattern_for(weight_hh), data.dtype, batch)
 
 
 def _sizes(weight: BSRMatrix) -> dict[str, Any]:
@@ -82,8 +85,7 @@ def _sizes(weight: BSRMatrix) -> dict[str, Any]:
 
 def is_inference(*tensors: Tensor) -> bool:
     """Whether no gradient can be asked for: the kernels are called directly then, and a weight's packed values are kept."""
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return not wanted and not torch.compiler.is_compiling()
+    return not watched(*tensors) and not taped(*tensors)
 
 
 def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> Tensor:
@@ -94,18 +96,22 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     and is contiguous. kernel: 'auto', 'cuda', 'native' or 'torch'; `kernel_for` says which one 'auto' is. Native is for
     float32, float64, and bfloat16 where the CPU has instructions for it: summed in float32, the result rounded once.
     """
-    if x.ndim != 2 or x.shape[0] != weight.shape[1]:
-        raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(x.shape)}")
-    if x.dtype != weight.data.dtype:
-        raise ValueError(f"the weight is {weight.data.dtype} and x is {x.dtype}; they must be of one type")
-    if x.device != weight.data.device:
-        raise ValueError(f"the weight is on {weight.data.device} and x on {x.device}; they must be on one device")
-    chosen = kernel_for(kernel, x.dtype, x.device, **_sizes(weight))
-    if chosen != "torch" and is_inference(weight.data, x):
-        if chosen == "cuda":
-            return in_order(x, cuda_operators.dsd(weight.data, weight.index, x, False))
-        return native_products.dsd(native_products.packed(weight, x.shape[1]), x)
-    result: Tensor = dsd(weight.data, *weight.index, x, False, chosen)
+    data, shape, dtype, device = weight.data, x.shape, x.dtype, x.device
+    if len(shape) != 2 or shape[0] != weight.shape[1]:
+        raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(shape)}")
+    if dtype != data.dtype:
+        raise ValueError(f"the weight is {data.dtype} and x is {dtype}; they must be of one type")
+    if device != data.device:
+        raise ValueError(f"the weight is on {data.device} and x on {device}; they must be on one device")
+    seen = watched(data, x)
+    if not seen and kernel in ("auto", "cuda") and (pattern := kept_pattern(weight, dtype, device)) is not None:
+        return cuda_dsd(pattern, data, x)
+    chosen = kernel_for(kernel, dtype, device, **_sizes(weight))
+    if not seen and chosen == "cuda":
+        return cuda_dsd(pattern_for(weight), data, x)
+    if not seen and chosen == "native" and not taped(data, x):
+        return native_products.dsd(native_products.packed(weight, shape[1]), x)
+    result: Tensor = dsd(data, *weight.index, x, False, chosen)
     return result
 
 
@@ -200,18 +206,25 @@ def _cuda_lstm(
     kernel: str,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The layer by the CUDA kernels; a product with an input weight whose blocks they do not know by `kernel`."""
-    into: list[Tensor] = []
+    into = None
     if isinstance(weight_ih, BSRMatrix) and kernel_for(kernel, x.dtype, x.device, **_sizes(weight_ih)) == "cuda":
-        into = [weight_ih.data, *weight_ih.index]
-    inputs = x if into else _weighted(x, weight_ih, kernel)
+        into = weight_ih
+    inputs = x if into is not None else _weighted(x, weight_ih, kernel)
     first, second = (x.new_zeros(weight_hh.shape[0]) if bias is None else bias for bias in biases)
-    weight = [weight_hh.data, *weight_hh.index]
-    if is_inference(inputs, first, second, *states, weight[0], *into[:1]):
-        y, c, _ = cuda_lstm_operator.forward(inputs, (first, second), states, weight, into, keep=False)
-        h = y[-1].clone()
+    operands = inputs, first, second, *states, weight_hh.data
+    if watched(*operands, weight_ih.data):
+        listed = [] if into is None else [into.data, *into.index]
+        y, h, c, _, _ = cuda_lstm_operator.lstm(*operands[:5], [weight_hh.data, *weight_hh.index], listed)
+        return y, (h.unsqueeze(0), c.unsqueeze(0))
+    weight = Weight(weight_hh.data, pattern_for(weight_hh))
+    across = None if into is None else Weight(into.data, pattern_for(into))
+    values, pattern = (None, None) if across is None else across
+    if taped(*operands) or (values is not None and taped(values)):
+        y, h, c = cuda_lstm_tape.record(*operands, values, weight.pattern, pattern)
     else:
-        y, h, c, _, _ = cuda_lstm_operator.lstm(inputs, first, second, *states, weight, into)
-    return y, (h[None], c[None])
+        y, c, _ = cuda_lstm_operator.forward(inputs, (first, second), states, weight, across, keep=False)
+        h = y.select(0, -1).clone()
+    return y, (h.unsqueeze(0), c.unsqueeze(0))
 
 
 def _weighted(x: Tensor, weight: Tensor | BSRMatrix, kernel: str) -> Tensor:

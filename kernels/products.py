@@ -6,13 +6,16 @@ products of gathered blocks, added up by block row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 
-from kernels.backends import cuda_operators, native_products
+from kernels.backends import native_products
+from kernels.backends.cuda_operators import Pattern, pattern_of
 from kernels.bsr import BSRIndex
+from kernels.tracing import batched, watched
 
 
 def _torch_dsd(data: Tensor, to_rows: Tensor, from_rows: Tensor, num_block_rows: int, x: Tensor) -> Tensor:
@@ -34,11 +37,6 @@ def _ordered_as(x: Tensor, rows: int) -> Tensor:
     return x.new_empty(rows, n) if native_products.by_rows(x) else x.new_empty(n, rows).mT
 
 
-def in_order(x: Tensor, product: Tensor) -> Tensor:
-    """`product`, which lies column by column, in the memory order of `x`."""
-    return product.contiguous() if native_products.by_rows(x) else product
-
-
 @torch.library.custom_op("block_sparse_bench::dsd", mutates_args=())
 def dsd(
     data: Tensor,
@@ -57,7 +55,7 @@ def dsd(
     if kernel == "native":
         return native_products.dsd(native_products.pack(data, index, x.shape[1], turned), x)
     if kernel == "cuda":
-        return in_order(x, cuda_operators.dsd(data, index, x, turned))
+        return pattern_of(index, data.shape[1]).dsd(data, x, turned)
     to_rows, from_rows = (indices, rows) if turned else (rows, indices)
     num_block_rows = (column_indptr if turned else indptr).numel() - 1
     product = _torch_dsd(data.mT if turned else data, to_rows, from_rows, num_block_rows, x)
@@ -98,7 +96,7 @@ def sdd(
     if kernel == "native":
         return native_products.sdd(grad, x, index, size)
     if kernel == "cuda":
-        return cuda_operators.sdd(grad, x, index, size)
+        return pattern_of(index, size).sdd(grad, x)
     return _torch_sdd(grad, x, rows, indices, size)
 
 
@@ -118,16 +116,34 @@ def _(
     return x.new_empty(indices.shape[0], size, size)
 
 
+Grads = tuple[Tensor | None, Tensor | None]
+
+
+def _dsd_grads(
+    wanted: Sequence[bool], data: Tensor, x: Tensor, grad: Tensor, index: Sequence[Tensor], turned: bool, kernel: str
+) -> Grads:
+    """Of data and x."""
+    left, right = (x, grad) if turned else (grad, x)
+    grad_data = sdd(left, right, *index, kernel) if wanted[0] else None
+    return grad_data, dsd(data, *index, grad, not turned, kernel) if wanted[1] else None
+
+
+def _sdd_grads(
+    wanted: Sequence[bool], grad_data: Tensor, grad: Tensor, x: Tensor, index: Sequence[Tensor], kernel: str
+) -> Grads:
+    """Of grad and x."""
+    grad_grad = dsd(grad_data, *index, x, False, kernel) if wanted[0] else None
+    return grad_grad, dsd(grad_data, *index, grad, True, kernel) if wanted[1] else None
+
+
 def _save_dsd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs[:8])
     ctx.turned, ctx.kernel = inputs[8:]
 
 
 def _dsd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    data, *index, x = ctx.saved_tensors
-    left, right = (x, grad) if ctx.turned else (grad, x)
-    grad_data = sdd(left, right, *index, ctx.kernel) if ctx.needs_input_grad[0] else None
-    grad_x = dsd(data, *index, grad, not ctx.turned, ctx.kernel) if ctx.needs_input_grad[7] else None
+    (data, *index, x), needs = ctx.saved_tensors, ctx.needs_input_grad
+    grad_data, grad_x = _dsd_grads((needs[0], needs[7]), data, x, grad, index, ctx.turned, ctx.kernel)
     return grad_data, *[None] * 6, grad_x, None, None
 
 
@@ -138,10 +154,74 @@ def _save_sdd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noq
 
 def _sdd_backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:
     grad, x, *index = ctx.saved_tensors
-    grad_grad = dsd(grad_data, *index, x, False, ctx.kernel) if ctx.needs_input_grad[0] else None
-    grad_x = dsd(grad_data, *index, grad, True, ctx.kernel) if ctx.needs_input_grad[1] else None
-    return grad_grad, grad_x, *[None] * 7
+    return *_sdd_grads(ctx.needs_input_grad, grad_data, grad, x, index, ctx.kernel), *[None] * 7
 
 
 dsd.register_autograd(_dsd_backward, setup_context=_save_dsd)
 sdd.register_autograd(_sdd_backward, setup_context=_save_sdd)
+
+
+def taped(*tensors: Tensor) -> bool:
+    """Whether autograd will want a way back."""
+    if is_grad_enabled():
+        for each in tensors:  # a generator takes as long as all the rest
+            if each.requires_grad:
+                return True
+    return False
+
+
+class Dsd(torch.autograd.Function):
+    """`dsd` by our CUDA kernels past torch's dispatcher, which takes ten times as long as they do to launch."""
+
+    @staticmethod
+    def forward(ctx: Any, data: Tensor, x: Tensor, pattern: Pattern, turned: bool) -> Tensor:
+        ctx.save_for_backward(data, x)
+        ctx.how = pattern, turned
+        return pattern.dsd(data, x, turned)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (data, x), (pattern, turned), wanted = ctx.saved_tensors, ctx.how, ctx.needs_input_grad
+        if watched(data, x, grad) or batched(grad):
+            return (*_dsd_grads(wanted, data, x, grad, pattern.index, turned, "cuda"), None, None)
+        left, right = (x, grad) if turned else (grad, x)
+        grad_data = cuda_sdd(pattern, left, right) if wanted[0] else None
+        return grad_data, cuda_dsd(pattern, data, grad, not turned) if wanted[1] else None, None, None
+
+
+class Sdd(torch.autograd.Function):
+    """`sdd` likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
+        ctx.save_for_backward(grad, x)
+        ctx.pattern = pattern
+        return pattern.sdd(grad, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:
+        (grad, x), pattern, wanted = ctx.saved_tensors, ctx.pattern, ctx.needs_input_grad
+        if watched(grad_data, grad, x) or batched(grad_data):
+            return (*_sdd_grads(wanted, grad_data, grad, x, pattern.index, "cuda"), None)
+        grad_grad = cuda_dsd(pattern, grad_data, x) if wanted[0] else None
+        return grad_grad, cuda_dsd(pattern, grad_data, grad, True) if wanted[1] else None, None
+
+
+# What Function.apply ends with; before, it looks for transforms, which `watched` has done
+_tape_dsd, _tape_sdd = (super(torch.autograd.Function, each).apply for each in (Dsd, Sdd))  # type: ignore[misc]
+
+
+def cuda_dsd(pattern: Pattern, data: Tensor, x: Tensor, turned: bool = False) -> Tensor:
+    """`dsd` by our CUDA kernels where nothing is `watched`."""
+    if taped(data, x):
+        product: Tensor = _tape_dsd(data, x, pattern, turned)
+        return product
+    return pattern.dsd(data, x, turned)
+
+
+def cuda_sdd(pattern: Pattern, grad: Tensor, x: Tensor) -> Tensor:
+    """`sdd` likewise."""
+    if taped(grad, x):
+        blocks: Tensor = _tape_sdd(grad, x, pattern)
+        return blocks
+    return pattern.sdd(grad, x)

@@ -74,8 +74,17 @@ class Catalogue:
 
 HELPERS = (
     *("arithmetic", "buffers", "captured", "cusparse", "ell", "fastest", "lstm_launch"),
-    *("cuda_kernel", "cuda_lstm", "cuda_lstm_operator", "cuda_lstm_pass", "cuda_lstm_plan", "cuda_lstm_tiles"),
-    *("cuda_layer", "cuda_nvrtc", "cuda_operators", "cuda_plan", "cuda_products", "cuda_recurrence", "cuda_rungs"),
+    *("cuda_kernel", "cuda_lstm", "cuda_lstm_operator", "cuda_lstm_pass", "cuda_lstm_plan", "cuda_lstm_tape"),
+    *(
+        "cuda_lstm_tiles",
+        "cuda_layer",
+        "cuda_nvrtc",
+        "cuda_operators",
+        "cuda_plan",
+        "cuda_products",
+        "cuda_recurrence",
+        "cuda_rungs",
+    ),
     *("cuda_tuning", "cuda_variants", "cuda_wgmma", "cuda_wgmma_sdd"),
     *("native_library", "native_lstm", "native_products", "tuned"),
 )

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 RUNGS: list[list[str]] = [
     [
         "kernels.registry",
+        "kernels.tracing",
         "kernels.blockmask",
         "kernels.compiler",
         "kernels.openmp",
@@ -41,6 +42,7 @@ RUNGS: list[list[str]] = [
     ["kernels.backends.cuda_rungs"],
     ["kernels.backends.cuda_operators"],
     ["kernels.backends.cuda_lstm_operator", "kernels.products"],
+    ["kernels.backends.cuda_lstm_tape"],
     ["kernels.ops"],
     ["kernels.backends.*"],
     ["kernels.check"],

@@ -26,6 +26,8 @@ from kernels.compiler import CompileError, cache_folder
 
 FOLDER = Path(__file__).parent / "cuda"
 INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
+ONE_POINTER = ctypes.c_void_p * 1
+NOTHING_MORE = (None,)  # `extra` of cuLaunchKernel
 LEAST = 80  # compute capability 8.0, the first with cp.async and mma.sync of bfloat16 and tf32
 HOPPER = 90
 
@@ -144,11 +146,7 @@ def _keep(cubin: Cubin, code: bytes) -> None:
 @functools.cache
 def _driver() -> ctypes.CDLL:
     """The driver's library; OSError where there is no driver."""
-    library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    numbers = (ctypes.c_uint,) * 7  # grid, CTA, shared memory
-    library.cuLaunchKernel.argtypes = (ctypes.c_void_p, *numbers, *(ctypes.c_void_p,) * 3)
-    library.cuLaunchCooperativeKernel.argtypes = (ctypes.c_void_p, *numbers, *(ctypes.c_void_p,) * 2)
-    return library
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
 def capability() -> int:
@@ -198,7 +196,7 @@ class LoadedKernel:
             self.module = cupy.RawModule(path=str(self.cubin.path))
             function = self.module.get_function(variant.name)
             function.max_dynamic_shared_size_bytes = variant.shared_bytes
-            self.handle: int = function.kernel.ptr
+            self.handle = ctypes.c_void_p(function.kernel.ptr)
             self.context = ctypes.c_void_p()
             _driver().cuCtxGetCurrent(ctypes.byref(self.context))
         self.variant, self.device = variant, device
@@ -207,21 +205,22 @@ class LoadedKernel:
         self.launch_together: Callable[..., int]
         self.launch, self.launch_together = _driver().cuLaunchKernel, _driver().cuLaunchCooperativeKernel
         self.stream = torch._C._cuda_getCurrentRawStream  # a stream object costs microseconds
+        self.current_device = torch._C._cuda_getDevice
 
     def __call__(self, grid: tuple[int, int, int], arguments: ctypes.Structure, cooperative: bool = False) -> None:
-        status = self._launch(grid, arguments, cooperative)
+        if self.current_device() != self.device:  # whose default stream is called 0 too
+            with torch.cuda.device(self.device):
+                return self(grid, arguments, cooperative)
+        # argtypes would take a microsecond, so every pointer comes as one
+        call, rest = (self.launch_together, ()) if cooperative else (self.launch, NOTHING_MORE)
+        given = ctypes.c_void_p(self.stream(self.device)), ONE_POINTER(ctypes.addressof(arguments)), *rest
+        status = call(self.handle, *grid, *self.shape, *given)
         if status == INVALID_CONTEXT:  # autograd's threads begin without one (github.com/pytorch/pytorch/issues/124565)
             _driver().cuCtxSetCurrent(self.context)
-            status = self._launch(grid, arguments, cooperative)
+            status = call(self.handle, *grid, *self.shape, *given)
         if status:
             raise RuntimeError(f"{self.variant} did not launch on grid {grid}: {_error_name(status)}")
-
-    def _launch(self, grid: tuple[int, int, int], arguments: ctypes.Structure, cooperative: bool) -> int:
-        given = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        stream = self.stream(self.device)
-        if cooperative:
-            return self.launch_together(self.handle, *grid, *self.shape, stream, given)
-        return self.launch(self.handle, *grid, *self.shape, stream, given, None)
+        return None
 
 
 def _error_name(status: int) -> str:
@@ -232,9 +231,10 @@ def _error_name(status: int) -> str:
 
 @functools.cache
 def _loaded(variant: Variant, device: int) -> LoadedKernel:
-    return LoadedKernel(variant, device)
+    with torch.cuda.device(device):
+        return LoadedKernel(variant, device)
 
 
-def load(variant: Variant) -> Kernel:
-    """`variant` on torch's current device, compiled and loaded at the first call; CompileError where it does not compile."""
-    return _loaded(variant, torch.cuda.current_device())
+def load(variant: Variant, device: int | None = None) -> Kernel:
+    """`variant` on a GPU, torch's current one by default, compiled and loaded at the first call; CompileError where it does not."""
+    return _loaded(variant, torch.cuda.current_device() if device is None else device)

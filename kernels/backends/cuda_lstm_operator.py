@@ -9,8 +9,7 @@ ones can be captured in a CUDA graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,12 +20,22 @@ from kernels.backends.cuda_lstm_pass import Sizes
 from kernels.backends.cuda_lstm_tiles import CTA_OVERHEAD, Device
 from kernels.backends.cuda_operators import Pattern, pattern_of
 from kernels.backends.cuda_recurrence import Kept, Recurrence, plans_for, tiles_for
-from kernels.backends.cuda_rungs import Gpu, aligned, element_of
+from kernels.backends.cuda_rungs import Gpu, aligned
 from kernels.bsr import BSRIndex
 
 MOST_PREPARED = 16  # of a pattern
 
-_prepared: WeakKeyDictionary[Pattern, dict[tuple[str, int], Recurrence | str]] = WeakKeyDictionary()
+
+class Weight(NamedTuple):
+    """The kept values of a weight, [nnzb, b, b], and what is prepared for its pattern."""
+
+    data: Tensor
+    pattern: Pattern
+
+
+def weight_of(listed: Sequence[Tensor]) -> Weight | None:
+    """A weight as the operators get it."""
+    return Weight(listed[0], pattern_of(BSRIndex(*listed[1:]), listed[0].shape[1])) if listed else None
 
 
 def device_of(gpu: Gpu) -> Device:
@@ -34,21 +43,19 @@ def device_of(gpu: Gpu) -> Device:
     return Device(gpu.multiprocessors, gpu.shared_bytes + CTA_OVERHEAD, gpu.shared_bytes)
 
 
-def recurrence_of(index: BSRIndex, block_size: int, dtype: torch.dtype, batch: int) -> Recurrence | str:
-    """The time steps of a layer with recurrent pattern `index`, or why our kernels cannot compute them on this GPU.
+def recurrence_of(pattern: Pattern, dtype: torch.dtype, batch: int) -> Recurrence | str:
+    """The time steps of a layer with this recurrent pattern, or why our kernels cannot compute them on this GPU.
 
     One cooperative launch where it fits, else a launch a step. float32 is multiplied as torch does: by TF32 where
     torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
     """
-    element = element_of(dtype, torch.backends.cuda.matmul.allow_tf32)
+    element, kept = pattern.element(dtype), pattern.recurrences
     with cuda_operators.one_at_a_time:
-        pattern = pattern_of(index, block_size)
-        kept = _prepared.setdefault(pattern, {})
-        found = kept.get((element, batch))
+        found: Recurrence | str | None = kept.get((element, batch))
         if found is None:
             if len(kept) == MOST_PREPARED:
                 kept.clear()
-            found = _prepare(pattern, Sizes(batch, pattern.shape[1], block_size), element, dtype)
+            found = _prepare(pattern, Sizes(batch, pattern.shape[1], pattern.block_size), element, dtype)
             kept[element, batch] = found
         return found
 
@@ -63,40 +70,67 @@ def _prepare(pattern: Pattern, sizes: Sizes, element: str, dtype: torch.dtype) -
     return reason
 
 
-def describe(index: BSRIndex, block_size: int, dtype: torch.dtype, batch: int) -> str:
+def describe(pattern: Pattern, dtype: torch.dtype, batch: int) -> str:
     """'cuda lstm sm_90a Bfloat16, all steps in one cooperative launch', or why there is no such kernel."""
-    found = recurrence_of(index, block_size, dtype, batch)
+    found = recurrence_of(pattern, dtype, batch)
     if isinstance(found, str):
         return found
-    gpu = cuda_operators.pattern_of(index, block_size).gpu
-    element = element_of(dtype, torch.backends.cuda.matmul.allow_tf32)
     how = "all steps in one cooperative launch" if found.together else "a launch a step"
-    return f"cuda lstm {arch_of(gpu.capability)} {element}, {how}"
+    return f"cuda lstm {arch_of(pattern.gpu.capability)} {pattern.element(dtype)}, {how}"
 
 
 def forward(
     inputs: Tensor,
     biases: tuple[Tensor, Tensor],
     states: tuple[Tensor, Tensor],
-    weight: Sequence[Tensor],
-    into: Sequence[Tensor],
+    weight: Weight,
+    into: Weight | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Kept]:
     """(y, last cells, what is kept): [steps, batch, hidden], [batch, hidden]; the backward pass may follow if `keep`.
 
     inputs: [steps, batch, in] where the input weight is given, else already weighted, [steps, batch, 4 hidden].
     """
-    data, *index = weight
-    steps, batch = inputs.shape[:2]
-    recurrence = recurrence_of(BSRIndex(*index), data.shape[1], data.dtype, batch)
+    data, pattern = weight
+    steps, batch, _ = inputs.shape
+    recurrence = recurrence_of(pattern, data.dtype, batch)
     if isinstance(recurrence, str):
         raise ValueError(recurrence)
-    if into:
-        weighted = cuda_operators.dsd(into[0], BSRIndex(*into[1:]), inputs.flatten(0, 1).mT, False).mT
-        inputs = weighted.view(steps, batch, weighted.shape[1])
+    if into is not None:
+        weighted = into.pattern.dsd(into.data, inputs.flatten(0, 1).mT)
+        inputs = weighted.mT.view(steps, batch, weighted.shape[0])
     given = cuda_recurrence.Operands(*map(aligned, (data, *biases, *states)))
     cells, kept = recurrence.forward(aligned(inputs), given, keep)
-    return kept.states[1:], cells, kept
+    return kept.states.narrow(0, 1, steps), cells, kept  # an index takes microseconds
+
+
+def backward(
+    grads: Sequence[Tensor | None],
+    kept: Kept,
+    states: tuple[Tensor, Tensor],
+    inputs: Tensor | None,
+    weight: Weight,
+    into: Weight | None,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """As `lstm_backward`, which see. grads: of y, h and c; kept: its `states` are y; states: h0, c0; inputs: with `into`."""
+    (data, pattern), (h0, c0), y = weight, states, kept.states
+    recurrence = recurrence_of(pattern, data.dtype, y.shape[1])
+    assert isinstance(recurrence, Recurrence), recurrence
+    of_y, of_h, of_c = (None if each is None else aligned(each) for each in grads)
+    sums, bias, *firsts = recurrence.backward(kept, aligned(data), aligned(c0), of_y, of_h, of_c, wanted[1])
+    columns, found = sums.flatten(0, 1).mT, [bias]
+    if wanted[0]:
+        back = into.pattern.dsd(into.data, columns, turned=True).mT if into is not None else sums
+        found.append(back.view(*y.shape[:2], -1))
+    found += [each for each in firsts if each is not None]
+    if wanted[2]:
+        before = torch.cat([aligned(h0)[None], y[:-1]]).flatten(0, 1)
+        found.append(pattern.sdd(columns, before.mT))
+    if wanted[3]:
+        assert into is not None and inputs is not None
+        found.append(into.pattern.sdd(columns, inputs.flatten(0, 1).mT))
+    return found
 
 
 @torch.library.custom_op("block_sparse_bench::cuda_lstm", mutates_args=())
@@ -114,7 +148,9 @@ def lstm(
     inputs: [steps, batch, in], or weighted already, [steps, batch, 4 hidden], if `into` is empty; h0, c0: [batch, hidden];
     weight, into: recurrent and input weight.
     """
-    y, c, kept = forward(inputs, (bias_ih, bias_hh), (h0, c0), weight, into, keep=True)
+    own = weight_of(weight)
+    assert own is not None
+    y, c, kept = forward(inputs, (bias_ih, bias_hh), (h0, c0), own, weight_of(into), keep=True)
     assert kept.gates is not None
     return y, y[-1].clone(), c, kept.cells, kept.gates
 
@@ -150,25 +186,12 @@ def lstm_backward(
     states: y, cells, gates, h0, c0 and, where the input weight is given, the inputs.
     """
     y, cells, gates, h0, c0, *given = states
-    (data, *index), hidden_first = weight, aligned(h0)
-    recurrence = recurrence_of(BSRIndex(*index), data.shape[1], data.dtype, y.shape[1])
-    assert isinstance(recurrence, Recurrence), recurrence
-    of_y, of_h, of_c = (None if each is None else aligned(each) for each in (grad_y, grad_h, grad_c))
-    kept = Kept(y, cells, gates)
-    sums, bias, *firsts = recurrence.backward(
-        kept, aligned(data), aligned(c0), of_y, of_h, of_c, wants_states=wanted[1]
-    )
-    columns, found = sums.flatten(0, 1).mT, [bias]
-    if wanted[0]:
-        back = cuda_operators.dsd(into[0], BSRIndex(*into[1:]), columns, True).mT if into else sums
-        found.append(back.view(*y.shape[:2], -1))
-    found += [each for each in firsts if each is not None]
-    if wanted[2]:
-        before = torch.cat([hidden_first[None], y[:-1]]).flatten(0, 1)
-        found.append(cuda_operators.sdd(columns, before.mT, BSRIndex(*index), data.shape[1]))
-    if wanted[3]:
-        found.append(cuda_operators.sdd(columns, given[0].flatten(0, 1).mT, BSRIndex(*into[1:]), into[0].shape[1]))
-    return found
+    own = weight_of(weight)
+    assert own is not None
+    inputs = given[0] if given else None
+    return backward(
+        (grad_y, grad_h, grad_c), Kept(y, cells, gates), (h0, c0), inputs, own, weight_of(into), wanted
+    )  # fmt: skip
 
 
 @lstm_backward.register_fake

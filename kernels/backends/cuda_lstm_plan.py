@@ -8,7 +8,6 @@ share an item, so that they are read once. Items of many gates come first, so th
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,9 +19,6 @@ GATES = 4
 PIECES = 4  # of an item
 PIECE_BYTES = 16
 ITEM_BYTES = 32
-
-Piece = tuple[int, dict[int, int]]  # where it begins in a row; by gate, where its weights begin in the values
-Items = list[list[Piece]]
 
 
 class PlanPointers(ctypes.Structure):
@@ -50,62 +46,77 @@ class Plan(NamedTuple):
         return PlanPointers(*(each.data_ptr() for each in self[:4]))
 
 
+class Pieces(NamedTuple):
+    """In the order in which they are multiplied: int64 [pieces], or [pieces, gates] where so it says.
+
+    unit: block of hidden units; kind: pieces of one kind share items; gates: whose bits are set; begin: in a row of what the
+    weight is multiplied by; places: [pieces, gates], where its weights begin in the values, of the gates that it has.
+    """
+
+    unit: Tensor
+    kind: Tensor
+    gates: Tensor
+    begin: Tensor
+    places: Tensor
+
+
 def forward_plan(index: BSRIndex, block: int, itemsize: int) -> Plan:
     """The rows of each block of units, in all four gates. index: of the recurrent weight [4 hidden, hidden]."""
-    indptr, columns = index.indptr.tolist(), index.indices.tolist()
-    grid = (len(indptr) - 1) // GATES
-    rows = []
-    for row in range(grid):
-        kept: dict[int, dict[int, int]] = {}  # by block column: its value block, by gate
-        for gate in range(GATES):
-            for place in range(indptr[gate * grid + row], indptr[gate * grid + row + 1]):
-                kept.setdefault(columns[place], {})[gate] = place
-        classes: dict[tuple[int, ...], list[Piece]] = {}
-        for column in sorted(kept):
-            pieces = classes.setdefault(tuple(kept[column]), [])
-            for at in range(0, block, PIECE_BYTES // itemsize):
-                places = {gate: place * block * block + at for gate, place in kept[column].items()}
-                pieces.append((column * block + at, places))
-        rows.append([item for gates in sorted(classes, key=len, reverse=True) for item in fours(classes[gates])])
-    return tables(rows, index.indptr.device)
+    rows, columns = index.rows.cpu().long(), index.indices.cpu().long()
+    grid, width = (index.indptr.numel() - 1) // GATES, index.column_indptr.numel() - 1
+    slots = torch.full((grid, width, GATES), -1)
+    slots[rows % grid, columns, rows // grid] = torch.arange(len(rows))
+    bits = ((slots >= 0).long() << torch.arange(GATES)).sum(dim=2)
+    unit, column = bits.nonzero(as_tuple=True)
+    gates, slots = bits[unit, column], slots[unit, column]
+    first = torch.full(
+        (grid * 2**GATES,), width
+    )  # column of these gates: so their pieces are sorted, after the number of gates
+    first.scatter_reduce_(0, unit * 2**GATES + gates, column, "amin")
+    kind = (unit * (GATES + 1) + (slots < 0).sum(dim=1)) * width + first[unit * 2**GATES + gates]
+    order = torch.argsort(kind * width + column)
+    inside, each = torch.arange(0, block, PIECE_BYTES // itemsize), -(-block * itemsize // PIECE_BYTES)
+    unit, kind, gates = (part[order].repeat_interleave(each) for part in (unit, kind, gates))
+    begin = column[order, None] * block + inside
+    places = slots[order, None] * block * block + inside[:, None]
+    return tables(Pieces(unit, kind, gates, begin.flatten(), places.flatten(0, 1)), grid, index.indptr.device)
 
 
 def backward_plan(index: BSRIndex, block: int, itemsize: int) -> Plan:
     """The columns of each block of units: sums over all rows of the weight, read where they are. index: as above."""
-    indptr, rows, positions = (each.tolist() for each in (index.column_indptr, index.column_rows, index.positions))
-    columns = []
-    for column in range(len(indptr) - 1):
-        pieces = [
-            (rows[place] * block + at, {0: (positions[place] * block + at) * block})
-            for place in range(indptr[column], indptr[column + 1])
-            for at in range(0, block, PIECE_BYTES // itemsize)
-        ]
-        columns.append(list(fours(pieces)))
-    return tables(columns, index.indptr.device)
+    indptr, rows, positions = (each.cpu().long() for each in (index.column_indptr, index.column_rows, index.positions))
+    inside, each = torch.arange(0, block, PIECE_BYTES // itemsize), -(-block * itemsize // PIECE_BYTES)
+    unit = torch.arange(len(indptr) - 1).repeat_interleave(indptr.diff()).repeat_interleave(each)
+    begin = rows[:, None] * block + inside
+    places = (positions[:, None] * block + inside) * block
+    pieces = Pieces(unit, unit, torch.ones_like(unit), begin.flatten(), places.flatten()[:, None])
+    return tables(pieces, len(indptr) - 1, index.indptr.device)
 
 
-def fours(pieces: list[Piece]) -> Iterator[list[Piece]]:
-    return (pieces[at : at + PIECES] for at in range(0, len(pieces), PIECES))
-
-
-def tables(rows: list[Items], device: torch.device) -> Plan:
-    """rows: the items of each block of units."""
-    items: list[list[int]] = []
-    sources: list[list[int]] = []
-    first_item, first_slot = [0], [0]
-    for row in rows:
-        for item in row:
-            gates, missing = sorted(item[0][1]), [-1] * (PIECES - len(item))
-            slot = len(sources) - first_slot[-1]
-            items.append([*(column for column, _ in item), *missing, sum(1 << gate for gate in gates), slot, 0, 0])
-            sources += [[*(places[gate] for _, places in item), *missing] for gate in gates]
-        first_item.append(len(items))
-        first_slot.append(len(sources))
-
-    def tensor(values: list[list[int]] | list[int], *width: int) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device).reshape(-1, *width)
-
-    most_items, most_slots = (int(torch.tensor(first).diff().max()) for first in (first_item, first_slot))
-    most_pieces = max(sum(map(len, row)) for row in rows)
-    indptrs = tensor(first_item), tensor(first_slot)
-    return Plan(tensor(items, 8), *indptrs, tensor(sources, PIECES), most_items, most_slots, most_pieces)
+def tables(pieces: Pieces, units: int, device: torch.device) -> Plan:
+    """Items of up to four pieces of a kind; `units`: number of blocks of hidden units."""
+    unit, kind, gates, begin, places = pieces
+    number = torch.arange(len(kind))
+    starts = torch.ones_like(kind, dtype=torch.bool)
+    starts[1:] = kind[1:] != kind[:-1]
+    rank = number - number[starts][starts.cumsum(0) - 1]  # among its kind
+    heads = rank % PIECES == 0
+    item, place = heads.cumsum(0) - 1, rank % PIECES
+    has = (gates[heads, None] >> torch.arange(places.shape[1]) & 1).bool()  # of each item
+    of_item = has.sum(dim=1)
+    of_unit = torch.zeros(2, units, dtype=torch.long)  # items and slots
+    of_unit.index_add_(1, unit[heads], torch.stack([torch.ones_like(of_item), of_item]))
+    first = torch.nn.functional.pad(of_unit.cumsum(dim=1), (1, 0))
+    slot = of_item.cumsum(0) - of_item
+    items = torch.full((len(of_item), ITEM_BYTES // 4), -1)
+    items[item, place] = begin
+    items[:, PIECES] = gates[heads]
+    items[:, PIECES + 1] = slot - first[1, unit[heads]]
+    items[:, PIECES + 2 :] = 0
+    sources = torch.full((int(of_item.sum()), PIECES), -1)
+    piece, gate = has[item].nonzero(as_tuple=True)
+    sources[slot[item[piece]] + (has.cumsum(dim=1) - 1)[item[piece], gate], place[piece]] = places[piece, gate]
+    tensors = [each.to(device=device, dtype=torch.int32) for each in (items, first[0], first[1], sources)]
+    most_items, most_slots = of_unit.amax(dim=1).tolist()
+    most_pieces = int(torch.bincount(unit, minlength=units).max())
+    return Plan(tensors[0], tensors[1], tensors[2], tensors[3], most_items, most_slots, most_pieces)

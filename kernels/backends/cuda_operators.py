@@ -7,39 +7,86 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels.backends.cuda_rungs import Prepared, Task, aligned, element_of, prepare, the_gpu
-from kernels.bsr import BSRIndex
+from kernels.backends.cuda_rungs import ELEMENTS, Prepared, Task, aligned, prepare, the_gpu
+from kernels.bsr import BSRIndex, BSRMatrix
 
 MOST_PATTERNS, MOST_PREPARED = 128, 64  # kept; of patterns the last used
 
 
 class Pattern:
-    """A pattern that products were asked of, and what was prepared for it; holds its index, so that no other gets its place."""
+    """A pattern that products were asked of, and what was prepared for it; holds its index, so that no other gets its place.
 
-    def __init__(self, index: BSRIndex, shape: tuple[int, int]) -> None:
-        self.index, self.shape, self.gpu = index, shape, the_gpu(index.indices.device)
+    Its products are of tensors [k, n] and [m, n] that are read and written column by column; others are copied first. float32
+    is multiplied as torch does: by TF32 where torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
+    """
+
+    def __init__(self, index: BSRIndex, block_size: int) -> None:
+        self.index, self.block_size, self.device = index, block_size, index.indices.device
+        self.gpu = the_gpu(self.device)
+        self.shape = (index.indptr.numel() - 1) * block_size, (index.column_indptr.numel() - 1) * block_size
+        self.blocks = index.indices.numel(), block_size, block_size
         self.prepared: dict[Task, Prepared] = {}
+        self.at_once: dict[tuple[str, torch.dtype, bool, int], Prepared] = {}  # the same, by what a call knows
+        self.recurrences: dict[tuple[str, int], Any] = {}  # of `cuda_lstm_operator`, by element and batch
 
     def __call__(self, task: Task) -> Prepared:
         found = self.prepared.get(task)
         if found is None:
             if len(self.prepared) == MOST_PREPARED:
                 self.prepared.clear()
+                self.at_once.clear()
             found = self.prepared[task] = prepare(task, self.index, self.shape, self.gpu)
         return found
 
+    def element(self, dtype: torch.dtype) -> str:
+        """What values of `dtype` are multiplied as now."""
+        return "Tf32" if dtype is torch.float32 and allows_tf32() else ELEMENTS[dtype]
+
+    def _run(self, op: str, dtype: torch.dtype, n: int, left: Tensor, right: Tensor, out: Tensor) -> None:
+        key = op, dtype, dtype is torch.float32 and allows_tf32(), n
+        with one_at_a_time:
+            found = self.at_once.get(key)
+            if found is None:
+                found = self(Task(op, self.element(dtype), self.block_size, n))
+                self.at_once[key] = found
+            found.run(left, right, out)
+
+    def dsd(self, data: Tensor, x: Tensor, turned: bool = False) -> Tensor:
+        """W x, or W^T x if `turned`: [m, n] in the memory order of x. data: [nnzb, b, b]; x: [k, n]."""
+        (k, n), rows = x.shape, self.shape[turned]
+        if n > 1 and x.stride() != (1, k):
+            return self.dsd(data, x.new_empty_strided((k, n), (1, k)).copy_(x), turned).contiguous()
+        out = x.new_empty_strided((rows, n), (1, rows))
+        if n:
+            columns = aligned(x.mT).mT if n == 1 or x.data_ptr() % 16 else x
+            self._run("dsd_t" if turned else "dsd", x.dtype, n, aligned(data), columns, out)
+        return out
+
+    def sdd(self, grad: Tensor, x: Tensor) -> Tensor:
+        """The kept blocks of grad @ x^T: [nnzb, b, b]. grad: [m, n], x: [k, n]."""
+        n, blocks = x.shape[1], x.new_empty(self.blocks)
+        if not n:
+            return blocks.zero_()
+        if self.blocks[0]:
+            self._run("sdd", x.dtype, n, by_columns(grad), by_columns(x), blocks)
+        return blocks
+
+
+KEPT = "cuda"  # what weights keep their pattern as; another name for an emulated GPU
 
 _patterns: OrderedDict[tuple[int, ...], Pattern] = OrderedDict()
+allows_tf32 = torch._C._get_cublas_allow_tf32  # torch.backends asks the same, and takes a microsecond
 one_at_a_time = threading.Lock()  # autograd has threads of its own, and a prepared launch one set of arguments
 
 
-def _run(task: Task, index: BSRIndex, left: Tensor, right: Tensor, out: Tensor) -> None:
-    with one_at_a_time:
-        pattern_of(index, task.block_size)(task).run(left, right, out)
+def by_columns(x: Tensor) -> Tensor:
+    """`x` [k, n], column by column and at a multiple of 16 bytes, copied only where it is not."""
+    return x if x.stride() == (1, x.shape[0]) and not x.data_ptr() % 16 else aligned(x.mT).mT
 
 
 def pattern_of(index: BSRIndex, block_size: int) -> Pattern:
@@ -50,37 +97,26 @@ def pattern_of(index: BSRIndex, block_size: int) -> Pattern:
         *(each.data_ptr() for each in parts),
         *(0 if each.is_inference() else each._version for each in parts),
     )
-    found = _patterns.get(key)
+    with one_at_a_time:
+        found = _patterns.get(key)
+        if found is None:
+            found = _patterns[key] = Pattern(index, block_size)
+            if len(_patterns) > MOST_PATTERNS:
+                _patterns.popitem(last=False)
+        else:
+            _patterns.move_to_end(key)
+        return found
+
+
+def kept_pattern(weight: BSRMatrix, dtype: torch.dtype, device: torch.device) -> Pattern | None:
+    """What `pattern_for` has kept, if it can multiply values of `dtype` on `device`."""
+    found: Pattern | None = weight.plans.get(KEPT)
+    return found if found is not None and device == found.device and dtype in ELEMENTS else None
+
+
+def pattern_for(weight: BSRMatrix) -> Pattern:
+    """As `pattern_of`, kept with the weight and all that share its pattern: found sooner, and not forgotten for others."""
+    found: Pattern | None = weight.plans.get(KEPT)
     if found is None:
-        shape = (index.indptr.numel() - 1) * block_size, (index.column_indptr.numel() - 1) * block_size
-        found = _patterns[key] = Pattern(index, shape)
-        if len(_patterns) > MOST_PATTERNS:
-            _patterns.popitem(last=False)
-    else:
-        _patterns.move_to_end(key)
+        found = weight.plans[KEPT] = pattern_of(weight.index, weight.block_size)
     return found
-
-
-def dsd(data: Tensor, index: BSRIndex, x: Tensor, turned: bool) -> Tensor:
-    """W x, or W^T x if `turned`: [m, n], column by column. data: [nnzb, b, b]; x: [k, n], not copied if it lies so too.
-
-    float32 is multiplied as torch does: by TF32 where torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
-    """
-    tokens, size = aligned(x.mT), data.shape[1]
-    out = x.new_empty(tokens.shape[0], ((index.column_indptr if turned else index.indptr).numel() - 1) * size)
-    if out.numel():
-        element = element_of(x.dtype, torch.backends.cuda.matmul.allow_tf32)
-        task = Task("dsd_t" if turned else "dsd", element, size, tokens.shape[0])
-        _run(task, index, aligned(data), tokens, out)
-    return out.mT
-
-
-def sdd(grad: Tensor, x: Tensor, index: BSRIndex, size: int) -> Tensor:
-    """The kept blocks of grad @ x^T: [nnzb, b, b]. grad: [m, n], x: [k, n]; float32 as in `dsd`."""
-    blocks = x.new_empty(index.indices.numel(), size, size)
-    if not x.shape[1]:
-        return blocks.zero_()
-    if blocks.numel():
-        element = element_of(x.dtype, torch.backends.cuda.matmul.allow_tf32)
-        _run(Task("sdd", element, size, x.shape[1]), index, aligned(grad.mT), aligned(x.mT), blocks)
-    return blocks

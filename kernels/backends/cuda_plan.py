@@ -181,75 +181,84 @@ def sampled_plan(index: BSRIndex, tile: SampledTile) -> SampledPlan:
     ValueError where there are more values than `product_plan` takes.
     """
     _check_size(index, tile.block_size)
-    grid, size, height = slots(index), tile.block_size, tile.rows // tile.block_size
-    jobs: list[Tensor] = []
-    for first in range(0, grid.shape[0], height):
-        group = grid[first : first + height]
-        kept = group >= 0
-        per_block = (size // tile.unit) ** 2
-        counts = (-(-kept.sum(dim=0) // 2) if tile.paired else kept.sum(dim=0)) * per_block
-        runs = _cut(counts, tile.cols // size, tile.bins * tile.units)
-        jobs += [_job(group[:, columns], columns, first * size, tile) for columns in runs]
-    numbers = torch.stack(jobs) if jobs else torch.zeros(0, tile.job)
-    return SampledPlan(numbers.to(device=index.indices.device, dtype=torch.int32))
+    size, height = tile.block_size, tile.rows // tile.block_size
+    grid = slots(index)
+    grid = torch.cat([grid, grid.new_full((-grid.shape[0] % height, grid.shape[1]), -1)])
+    grid = grid.view(-1, height, grid.shape[1])
+    kept = grid >= 0
+    counts = kept.sum(dim=1)
+    units = (-(-counts // 2) if tile.paired else counts) * (size // tile.unit) ** 2
+    group, column = counts.nonzero(as_tuple=True)
+    begins = _cut(group, units[group, column], tile.cols // size, tile.bins * tile.units)
+    number = torch.zeros_like(group)
+    number[begins] = 1
+    number = number.cumsum(0) - 1  # the job of each listed column
+    slot = torch.arange(len(group)) - begins[number]  # and its place there
+    jobs = torch.full((len(begins), tile.job), -1)
+    jobs[:, 0] = group[begins] * height * size
+    jobs[number, 4 + slot] = column * size
+    blocks = grid[group, :, column]  # [listed columns, height]
+    owner, listed = _pairs(number, slot, blocks, tile) if tile.paired else _units(number, slot, blocks, tile)
+    jobs[owner[:, None], _places(owner, len(begins), tile)[:, None] + torch.arange(4)] = listed
+    return SampledPlan(jobs.to(device=index.indices.device, dtype=torch.int32))
 
 
-def _cut(counts: Tensor, most_columns: int, most_units: int) -> list[Tensor]:
-    """Runs of the columns that have units, each within both limits."""
-    runs: list[list[int]] = []
-    units = 0
-    for column in counts.nonzero().flatten().tolist():
-        more = int(counts[column])
-        if not runs or len(runs[-1]) == most_columns or units + more > most_units:
-            runs.append([])
-            units = 0
-        runs[-1].append(column)
-        units += more
-    return [torch.tensor(run) for run in runs]
-
-
-def _job(group: Tensor, columns: Tensor, first_row: int, tile: SampledTile) -> Tensor:
-    """One job's ints. group: the slots of its rows at its columns."""
-    job = torch.full((tile.job,), -1)
-    job[0] = first_row
-    job[4 : 4 + len(columns)] = columns * tile.block_size
-    units = _pairs(group, tile) if tile.paired else _units(group, tile)
-    bins = torch.arange(tile.bins + 1) * len(units) // tile.bins  # neighbours, which often share rows, stay together
-    for number in range(tile.bins):
-        mine = units[bins[number] : bins[number + 1]]
-        at = tile.units_at + 4 * tile.units * number
-        job[at : at + 4 * len(mine)] = mine.flatten()
-    return job
-
-
-def _units(group: Tensor, tile: SampledTile) -> Tensor:
-    """[units, 4], by rows: row | other row << 16, column, place in the values, place of the other 8 rows."""
-    size, unit = tile.block_size, tile.unit
-    row, column = (group >= 0).nonzero(as_tuple=True)
-    down, along = (
-        inside.flatten() * unit for inside in torch.meshgrid(*(torch.arange(size // unit),) * 2, indexing="ij")
+def _cut(group: Tensor, units: Tensor, most_columns: int, most_units: int) -> Tensor:
+    """Where each job begins among the listed columns: as many of a group as come within both limits."""
+    total = units.cumsum(0)
+    place = torch.arange(len(group))
+    ends = torch.minimum(
+        torch.searchsorted(total, total - units + most_units, right=True), torch.searchsorted(group, group, right=True)
     )
-    rows, cols = row[:, None] * size + down, column[:, None] * size + along
-    places = group[row, column][:, None] * size * size + down * size + along
-    units = torch.stack([rows | (rows + 8) << 16, cols, places, places + 8 * size], dim=2).flatten(0, 1)
-    return units[torch.argsort(rows.flatten(), stable=True)]
+    following: list[int] = torch.maximum(torch.minimum(ends, place + most_columns), place + 1).tolist()
+    begins, at = [], 0
+    while at < len(following):
+        begins.append(at)
+        at = following[at]
+    return torch.tensor(begins, dtype=torch.long)
 
 
-def _pairs(group: Tensor, tile: SampledTile) -> Tensor:
+def _places(owner: Tensor, jobs: int, tile: SampledTile) -> Tensor:
+    """Where each unit begins in its job's ints. Neighbours, which often share rows, stay together in a bin."""
+    counts = torch.bincount(owner, minlength=jobs)
+    rank, count = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner], counts[owner]
+    bin_ = ((rank + 1) * tile.bins - 1) // count
+    return tile.units_at + 4 * (tile.units * bin_ + rank - bin_ * count // tile.bins)
+
+
+def _units(number: Tensor, slot: Tensor, blocks: Tensor, tile: SampledTile) -> tuple[Tensor, Tensor]:
+    """(job of each unit, [units, 4]), by jobs, then by rows.
+
+    Of a unit: row | other row << 16, column, place in the values, place of the other 8 rows. number, slot: job and place there
+    of each listed column; blocks: their places in the values, [columns, height].
+    """
+    size, unit = tile.block_size, tile.unit
+    listed, row = (blocks >= 0).nonzero(as_tuple=True)
+    inside = torch.arange(0, size, unit)
+    down, along = inside[None, :, None], inside[None, None, :]
+    rows, cols = (row * size)[:, None, None] + down, (slot[listed] * size)[:, None, None] + along
+    places = (blocks[listed, row] * size * size)[:, None, None] + down * size + along
+    given = rows | (rows + 8) << 16, cols, places, places + 8 * size
+    parts = [each.expand(places.shape) for each in given]
+    owner = number[listed][:, None, None].expand(places.shape)
+    order = torch.argsort((owner * tile.rows + rows).flatten(), stable=True)
+    return owner.flatten()[order], torch.stack(parts, dim=3).flatten(0, 2)[order]
+
+
+def _pairs(number: Tensor, slot: Tensor, blocks: Tensor, tile: SampledTile) -> tuple[Tensor, Tensor]:
     """As `_units`, of blocks of 8: two of the same column in one unit, the second missing (-1) where their number is odd."""
     size = tile.block_size
-    column, row = (group.T >= 0).nonzero(as_tuple=True)
-    counts = torch.bincount(column, minlength=group.shape[1])
-    rank = torch.arange(len(column)) - (counts.cumsum(0) - counts)[column]
-    head = rank % 2 == 0
-    follows = torch.cat([~head[1:], head.new_zeros(1)])[head]
-    at = head.nonzero().flatten()
+    listed, row = (blocks >= 0).nonzero(as_tuple=True)
+    counts = torch.bincount(listed, minlength=len(number))
+    rank = torch.arange(len(listed)) - (counts.cumsum(0) - counts)[listed]
+    at = (rank % 2 == 0).nonzero().flatten()
+    follows = rank[at] + 1 < counts[listed[at]]
     other = torch.where(follows, at + 1, at)
-    places = group[row, column] * size * size
+    places = blocks[listed, row] * size * size
     units = [
         row[at] * size | (row[other] * size) << 16,
-        column[at] * size,
+        slot[listed[at]] * size,
         places[at],
         torch.where(follows, places[other], -1),
     ]
-    return torch.stack(units, dim=1)
+    return number[listed[at]], torch.stack(units, dim=1)

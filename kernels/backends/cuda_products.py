@@ -48,36 +48,31 @@ class AddParts:
 
 
 class ProductLaunch:
-    """out[n, m] = x[n, k] W^T, or x[n, m] W of a turned plan, for one plan and any values.
+    """out[n, m] = x[n, k] W^T, or x[n, m] W of a turned plan, for one plan, one n and any values.
 
-    parts: CTAs that share the reduction of one tile, with a choice that has `parts`.
+    x_line, out_line: k and m, or m and k of a turned plan; parts: CTAs that share the reduction of one tile, with a choice that has `parts`.
     """
 
     def __init__(
-        self, choice: ProductChoice, plan: ProductPlan, x_line: int, out_line: int, load: Loader, parts: int = 1
+        self,
+        choice: ProductChoice,
+        plan: ProductPlan,
+        n: int,
+        x_line: int,
+        out_line: int,
+        load: Loader,
+        parts: int = 1,
     ) -> None:
         assert parts == 1 or choice.parts
-        self.choice, self.plan, self.load, self.parts = choice, plan, load, parts
-        self.element = str(dict(choice.variant.defines)["ELEMENT"])
-        self.kernel = load(choice.variant)
+        self.plan, self.kernel = plan, load(choice.variant)
         pointers = (None, None, None, plan.groups.data_ptr(), plan.stages.data_ptr())
-        self.arguments = Product(*pointers, 0, x_line, out_line, parts)
-        self.grid = (0, len(plan.groups), parts)
-        self.add: AddParts | None = None
-
-    def resize(self, n: int) -> None:
-        """From now on for n tokens."""
-        self.arguments.n = n
-        self.grid = (-(-n // self.choice.tokens), *self.grid[1:])
-        if self.choice.parts:
-            numbers = n * self.arguments.out_line
-            self.add = AddParts(self.element, numbers, self.parts, self.plan.groups.device, self.load)
+        self.arguments = Product(*pointers, n, x_line, out_line, parts)
+        self.grid = (-(-n // choice.tokens), len(plan.groups), parts)
+        self.add = AddParts(choice.element, n * out_line, parts, plan.groups.device, load) if choice.parts else None
 
     def __call__(self, values: Tensor, x: Tensor, out: Tensor) -> None:
-        """All contiguous and at multiples of 16 bytes."""
+        """All contiguous and at multiples of 16 bytes; only their addresses are read."""
         arguments = self.arguments
-        if arguments.n != x.size(0):
-            self.resize(x.shape[0])
         arguments.values, arguments.x = values.data_ptr(), x.data_ptr()
         arguments.out = out.data_ptr() if self.add is None else self.add.parts.data_ptr()
         self.kernel(self.grid, arguments)
@@ -86,35 +81,34 @@ class ProductLaunch:
 
 
 class SampledLaunch:
-    """blocks[nnzb, b, b] = the kept blocks of grad[n, m]^T x[n, k], for one plan.
+    """blocks[nnzb, b, b] = the kept blocks of grad[n, m]^T x[n, k], for one plan and one n.
 
-    parts: CTAs that share the tokens of one job, with a choice that has `parts`.
+    numbers: of the blocks; grad_line, x_line: m and k; parts: CTAs that share the tokens of one job, with a choice that has `parts`.
     """
 
     def __init__(
-        self, choice: SampledChoice, plan: SampledPlan, grad_line: int, x_line: int, load: Loader, parts: int = 1
+        self,
+        choice: SampledChoice,
+        plan: SampledPlan,
+        n: int,
+        numbers: int,
+        grad_line: int,
+        x_line: int,
+        load: Loader,
+        parts: int = 1,
     ) -> None:
         assert parts == 1 or choice.parts
-        self.choice, self.plan, self.load, self.parts = choice, plan, load, parts
-        self.element = str(dict(choice.variant.defines)["ELEMENT"])
-        self.kernel = load(choice.variant)
-        self.arguments = Sampled(None, None, None, plan.jobs.data_ptr(), 0, grad_line, x_line, 0, 0)
+        self.plan, self.kernel = plan, load(choice.variant)
+        part_tokens = -(-n // (parts * choice.depth)) * choice.depth
+        self.arguments = Sampled(
+            None, None, None, plan.jobs.data_ptr(), n, grad_line, x_line, numbers, part_tokens
+        )  # fmt: skip
         self.grid = (len(plan.jobs), parts, 1)
-        self.add: AddParts | None = None
-
-    def resize(self, n: int, numbers: int) -> None:
-        """From now on for n tokens and `numbers` values."""
-        depth = self.choice.depth
-        self.arguments.n, self.arguments.numbers = n, numbers
-        self.arguments.part_tokens = -(-n // (self.parts * depth)) * depth
-        if self.choice.parts:
-            self.add = AddParts(self.element, numbers, self.parts, self.plan.jobs.device, self.load)
+        self.add = AddParts(choice.element, numbers, parts, plan.jobs.device, load) if choice.parts else None
 
     def __call__(self, grad: Tensor, x: Tensor, blocks: Tensor) -> None:
-        """All contiguous and at multiples of 16 bytes."""
+        """All contiguous and at multiples of 16 bytes; only their addresses are read."""
         arguments = self.arguments
-        if arguments.n != x.size(0):
-            self.resize(x.shape[0], blocks.numel())
         if not self.grid[0]:
             return
         arguments.grad, arguments.x = grad.data_ptr(), x.data_ptr()
@@ -145,7 +139,8 @@ def dsd(
     stages = int(plan.groups[:, 2].max())
     ctas = len(plan.groups) * -(-x.shape[0] // choice.tokens)
     parts = parts_for(ctas, stages) if choice.parts else 1
-    ProductLaunch(choice, plan, x.shape[1], out.shape[1], load, parts)(values, x, out)
+    n, line = x.shape
+    ProductLaunch(choice, plan, n, line, out.shape[1], load, parts)(values, x, out)
 
 
 def sdd(
@@ -153,4 +148,5 @@ def sdd(
 ) -> None:
     """One sampled product: `SampledLaunch`, prepared and called. Dividing the tokens where `choice` has parts."""
     parts = parts_for(len(plan.jobs), -(-x.shape[0] // choice.depth)) if choice.parts else 1
-    SampledLaunch(choice, plan, grad.shape[1], x.shape[1], load, parts)(grad, x, blocks)
+    n, k = x.shape
+    SampledLaunch(choice, plan, n, blocks.numel(), grad.shape[1], k, load, parts)(grad, x, blocks)

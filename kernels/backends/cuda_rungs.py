@@ -52,7 +52,8 @@ def gpu(device: torch.device) -> Gpu | str:
     found = torch.cuda.get_device_properties(device)
     capability = 10 * found.major + found.minor
     shared_bytes = found.shared_memory_per_multiprocessor - 1024  # which the driver takes of each CTA
-    return Gpu(capability, found.multi_processor_count, shared_bytes, cuda_kernel.load)
+    load = functools.partial(cuda_kernel.load, device=device.index)
+    return Gpu(capability, found.multi_processor_count, shared_bytes, load)
 
 
 def the_gpu(device: torch.device) -> Gpu:
@@ -92,7 +93,10 @@ class Task(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """run(values, x, out) of dsd and dsd_t, run(grad, x, blocks) of sdd: all contiguous, at multiples of 16 bytes."""
+    """run(values, x, out) of dsd and dsd_t, run(grad, x, blocks) of sdd: all contiguous, at multiples of 16 bytes.
+
+    It reads addresses only, so that each may be given as its transposed view.
+    """
 
     run: Callable[[Tensor, Tensor, Tensor], None]
     kernel: str  # 'cuda mma.sync sm_90a Bfloat16 rows=128 tokens=256 depth=64 stages=4', then perhaps ', tuned'
@@ -163,7 +167,7 @@ def prepare(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Pr
     plan = _plan(whole, index)
     if _parts(whole, plan, task.n, gpu) > 1:
         return prepare_by(divided, task, index, shape, gpu)
-    return _by_threads(whole, plan, task, shape, gpu)
+    return _by_threads(whole, plan, task, index, shape, gpu)
 
 
 Plan = ProductPlan | SampledPlan
@@ -188,22 +192,30 @@ def _parts(choice: ProductChoice | SampledChoice, plan: Plan, n: int, gpu: Gpu) 
 def prepare_by(choice: Choice, task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
     """The same by one choice."""
     if isinstance(choice, WideTile):
-        run = Wide(choice, task, index, gpu)
-        return Prepared(run, _describe(choice, task, 1, gpu), run.index_bytes)
-    return _by_threads(choice, _plan(choice, index), task, shape, gpu)
+        run: cuda_wgmma.Product | cuda_wgmma_sdd.Sampled
+        given = task.element, task.block_size, index, task.n
+        if isinstance(choice, cuda_wgmma_sdd.SampledTile):
+            run = cuda_wgmma_sdd.Sampled(*given, choice, gpu.multiprocessors, gpu.load)
+        else:
+            run = cuda_wgmma.Product(task.op, *given, choice, gpu.multiprocessors, gpu.load)
+        listed_bytes = sum(each.numel() * each.element_size() for each in run.listed)
+        return Prepared(run, _describe(choice, task, 1, gpu), listed_bytes)
+    return _by_threads(choice, _plan(choice, index), task, index, shape, gpu)
 
 
 def _by_threads(
-    choice: ProductChoice | SampledChoice, plan: Plan, task: Task, shape: tuple[int, int], gpu: Gpu
+    choice: ProductChoice | SampledChoice, plan: Plan, task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu
 ) -> Prepared:
     parts = _parts(choice, plan, task.n, gpu) if choice.parts else 1
     run: ProductLaunch | SampledLaunch
     if isinstance(choice, SampledChoice):
         assert isinstance(plan, SampledPlan)
-        run = SampledLaunch(choice, plan, *shape, gpu.load, parts)
+        numbers = index.indices.numel() * task.block_size**2
+        run = SampledLaunch(choice, plan, task.n, numbers, *shape, gpu.load, parts)
     else:
         assert isinstance(plan, ProductPlan)
-        run = ProductLaunch(choice, plan, *(shape if task.op == "dsd_t" else shape[::-1]), gpu.load, parts)
+        lines = shape if task.op == "dsd_t" else shape[::-1]
+        run = ProductLaunch(choice, plan, task.n, *lines, gpu.load, parts)
     return Prepared(run, _describe(choice, task, parts, gpu), plan.nbytes)
 
 
@@ -216,39 +228,8 @@ def _describe(choice: Choice, task: Task, parts: int, gpu: Gpu) -> str:
     return f"cuda {names['rung']} {arch_of(gpu.capability)} {task.element} {tile}{shared}"
 
 
-class Wide:
-    """A product by wgmma whose operands are given at each call."""
-
-    def __init__(self, tile: WideTile, task: Task, index: BSRIndex, gpu: Gpu) -> None:
-        self.tile, self.task, self.index, self.gpu = tile, task, index, gpu
-        rows = tile.strips(task.block_size)[0] if isinstance(tile, cuda_wgmma_sdd.SampledTile) else tile.rows
-        listed = cuda_wgmma.list_columns(index, task.block_size, rows, task.op == "dsd_t")
-        self.index_bytes = sum(each.numel() * each.element_size() for each in listed)
-        self.product: cuda_wgmma.Product | cuda_wgmma_sdd.Sampled | None = None
-
-    def _made(self, left: Tensor, x: Tensor, out: Tensor) -> cuda_wgmma.Product | cuda_wgmma_sdd.Sampled:
-        element, tile, gpu = self.task.element, self.tile, self.gpu
-        if isinstance(tile, cuda_wgmma_sdd.SampledTile):
-            return cuda_wgmma_sdd.Sampled(element, left, x, self.index, out, tile, gpu.multiprocessors, gpu.load)
-        return cuda_wgmma.Product(
-            self.task.op, element, left, self.index, x, out, tile, gpu.multiprocessors, gpu.load
-        )  # fmt: skip
-
-    def __call__(self, left: Tensor, x: Tensor, out: Tensor) -> None:
-        if self.product is None:
-            self.product = self._made(left, x, out)
-            del self.product.keeps  # the caller keeps them
-        else:
-            given: Any = self.product.arguments
-            given.x = x.data_ptr()
-            if isinstance(self.product, cuda_wgmma.Product):
-                given.values, given.y = left.data_ptr(), out.data_ptr()
-            else:
-                given.grad, given.values = left.data_ptr(), out.data_ptr()
-        self.product()
-
-
 def aligned(x: Tensor) -> Tensor:
     """`x` contiguous and at a multiple of 16 bytes, copied only where it is not."""
-    x = x.contiguous()
+    if not x.is_contiguous():
+        x = x.contiguous()
     return x.clone() if x.data_ptr() % 16 else x

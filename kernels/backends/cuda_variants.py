@@ -30,6 +30,10 @@ class ProductChoice:
     tokens: int
     parts: bool  # writes float sums of a part of the reduction
 
+    @property
+    def element(self) -> str:
+        return str(dict(self.variant.defines)["ELEMENT"])
+
 
 @dataclass(frozen=True)
 class SampledChoice:
@@ -39,6 +43,10 @@ class SampledChoice:
     tile: SampledTile
     depth: int
     parts: bool
+
+    @property
+    def element(self) -> str:
+        return str(dict(self.variant.defines)["ELEMENT"])
 
 
 def is_exact(element: str) -> bool:

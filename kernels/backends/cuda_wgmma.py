@@ -169,41 +169,30 @@ class Arguments(ctypes.Structure):
     )
 
 
-def check_operands(*tensors: Tensor) -> None:
-    """ValueError where the kernels, which move 16 bytes at a time, cannot read or write a tensor."""
-    for tensor in tensors:
-        if not tensor.is_contiguous() or tensor.data_ptr() % 16:
-            raise ValueError("operands of wgmma must be contiguous and begin at a multiple of 16 bytes")
-
-
 class Product:
-    """A prepared out = x W^T (or x W): calling it launches and does nothing else.
-
-    The tensors' memory is read at each call, so new values may be written into them; their addresses are fixed.
-    """
+    """A prepared out = x W^T (or x W) for one pattern, one n and any values: calling it launches and does nothing else."""
 
     def __init__(
         self,
         op: str,
         element: str,
-        values: Tensor,
+        block_size: int,
         index: BSRIndex,
-        x: Tensor,
-        out: Tensor,
+        n: int,
         tile: Tile,
         ctas: int,
         load: Callable[[Variant], Kernel] = cuda_kernel.load,
     ) -> None:
-        """values: [nnzb, b, b]; x: [n, k]; out: [n, m], contiguous; at most `ctas` CTAs, one a multiprocessor."""
-        self.keeps = values, x, out
-        check_operands(*self.keeps)
-        self.variant = variant(op, element, values.shape[1], tile)
-        self.kernel = load(self.variant)
-        self.listed = list_columns(index, values.shape[1], tile.rows, turned=op == "dsd_t")
-        groups, n = self.listed.order.numel(), x.shape[0]
-        pointers = (tensor.data_ptr() for tensor in (*self.keeps, *self.listed))
-        self.arguments = Arguments(*pointers, n, x.shape[1], out.shape[1], groups)
+        """At most `ctas` CTAs, one a multiprocessor."""
+        turned, lines = op == "dsd_t", [(each.numel() - 1) * block_size for each in (index.column_indptr, index.indptr)]
+        self.kernel = load(variant(op, element, block_size, tile))
+        self.listed = list_columns(index, block_size, tile.rows, turned)
+        groups, pointers = self.listed.order.numel(), (each.data_ptr() for each in self.listed)
+        self.arguments = Arguments(None, None, None, *pointers, n, *(lines[::-1] if turned else lines), groups)
         self.grid = (min(ctas, groups * -(-n // tile.tokens)), 1, 1)
 
-    def __call__(self) -> None:
-        self.kernel(self.grid, self.arguments)
+    def __call__(self, values: Tensor, x: Tensor, out: Tensor) -> None:
+        """values: [nnzb, b, b]; x: [n, k]; out: [n, m], all contiguous and at multiples of 16 bytes; only addresses are read."""
+        arguments = self.arguments
+        arguments.values, arguments.x, arguments.y = values.data_ptr(), x.data_ptr(), out.data_ptr()
+        self.kernel(self.grid, arguments)

@@ -18,7 +18,6 @@ from kernels.backends.cuda_wgmma import (
     MULTIPLIERS,
     THREADS,
     Listed,
-    check_operands,
     list_columns,
 )
 from kernels.bsr import BSRIndex
@@ -122,34 +121,32 @@ class SampledArguments(ctypes.Structure):
 
 
 class Sampled:
-    """A prepared sdd: values [nnzb, b, b] = the kept blocks of grad^T x. Calling it launches and does nothing else."""
+    """A prepared sdd for one pattern and one n: values [nnzb, b, b] = the kept blocks of grad^T x. A call launches only."""
 
     def __init__(
         self,
         element: str,
-        grad: Tensor,
-        x: Tensor,
+        block_size: int,
         index: BSRIndex,
-        values: Tensor,
+        n: int,
         tile: SampledTile,
         ctas: int,
         load: Callable[[Variant], Kernel] = cuda_kernel.load,
     ) -> None:
-        """grad: [n, m]; x: [n, k], contiguous, n at least 1; at most `ctas` CTAs, one a multiprocessor."""
-        self.keeps = grad, x, values
-        check_operands(*self.keeps)
-        block_size = values.shape[1]
-        self.variant = sampled_variant(element, block_size, tile)
-        self.kernel = load(self.variant)
+        """n: at least 1; at most `ctas` CTAs, one a multiprocessor."""
+        self.kernel = load(sampled_variant(element, block_size, tile))
         rows, columns = tile.strips(block_size)
         self.listed = list_columns(index, block_size, rows)
         self.tasks = cut_columns(self.listed, columns)
-        lists = self.tasks, self.listed.columns, self.listed.blocks
-        pointers = (tensor.data_ptr() for tensor in (*self.keeps, *lists))
+        pointers = (each.data_ptr() for each in (self.tasks, self.listed.columns, self.listed.blocks))
+        k, m = ((each.numel() - 1) * block_size for each in (index.column_indptr, index.indptr))
         count = self.tasks.shape[0]
-        self.arguments = SampledArguments(*pointers, x.shape[0], x.shape[1], grad.shape[1], count)
+        self.arguments = SampledArguments(None, None, None, *pointers, n, k, m, count)
         self.grid = (min(ctas, count), 1, 1)
 
-    def __call__(self) -> None:
+    def __call__(self, grad: Tensor, x: Tensor, values: Tensor) -> None:
+        """grad: [n, m]; x: [n, k], all contiguous and at multiples of 16 bytes; only addresses are read."""
         if self.grid[0]:  # else nothing is kept
-            self.kernel(self.grid, self.arguments)
+            arguments = self.arguments
+            arguments.grad, arguments.x, arguments.values = grad.data_ptr(), x.data_ptr(), values.data_ptr()
+            self.kernel(self.grid, arguments)

@@ -21,7 +21,10 @@ def emulated_gpu(capability: int = 90, multiprocessors: int = 132) -> Iterator[G
     kept = dict(cuda_operators._patterns)
     cuda_operators._patterns.clear()
     try:
-        with mock.patch.object(cuda_rungs, "gpu", return_value=found):
+        with (
+            mock.patch.object(cuda_rungs, "gpu", return_value=found),
+            mock.patch.object(cuda_operators, "KEPT", object()),
+        ):
             yield found
     finally:
         cuda_operators._patterns.clear()

@@ -95,14 +95,16 @@ class Case:
         plan = product_plan(self.bsr.index, choice.tile)
         given, like = (self.grad, self.x) if choice.tile.turned else (self.x, self.grad)
         out = Guarded.like(tuple(like.shape), like.dtype)
-        launch = ProductLaunch(choice, plan, given.shape[1], like.shape[1], load, parts)
+        launch = ProductLaunch(choice, plan, *given.shape, like.shape[1], load, parts)
         return self._launched(out, launch, self.bsr.data, given)
 
     def sampled(self, choice: SampledChoice, load: Loader, parts: int = 1) -> Tensor:
         """sdd by the kernel."""
         plan = sampled_plan(self.bsr.index, choice.tile)
         out = Guarded.like(tuple(self.bsr.data.shape), self.x.dtype)
-        launch = SampledLaunch(choice, plan, self.grad.shape[1], self.x.shape[1], load, parts)
+        launch = SampledLaunch(
+            choice, plan, self.n, self.bsr.data.numel(), self.grad.shape[1], self.x.shape[1], load, parts
+        )
         return self._launched(out, launch, self.grad, self.x)
 
     @staticmethod

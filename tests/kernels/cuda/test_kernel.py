@@ -3,6 +3,8 @@
 import ctypes
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -227,10 +229,26 @@ def test_a_launch_brings_the_context_to_a_thread_that_has_none(monkeypatch: pyte
     driver, kernel = Driver(), object.__new__(cuda_kernel.LoadedKernel)
     monkeypatch.setattr(cuda_kernel, "_driver", lambda: driver)
     kernel.handle, kernel.device, kernel.context, kernel.shape = 5, 0, ctypes.c_void_p(9), (32, 1, 1, 0)
-    kernel.launch, kernel.stream = driver.cuLaunchKernel, lambda _: 0
+    kernel.launch, kernel.stream, kernel.current_device = driver.cuLaunchKernel, lambda _: 0, lambda: 0
     for _ in range(2):
         kernel((1, 1, 1), Arguments(None, None, 0))
     assert driver.launched == [5, 5] and driver.current is kernel.context
+
+
+def test_a_launch_is_made_on_the_device_of_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    current, launched, kernel = [1], [], object.__new__(cuda_kernel.LoadedKernel)
+
+    @contextmanager
+    def device(number: int) -> Iterator[None]:
+        before, current[0] = current[0], number
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    kernel.handle, kernel.device, kernel.shape, kernel.stream = 5, 0, (32, 1, 1, 0), lambda _: 0
+    kernel.current_device, kernel.launch = lambda: current[0], lambda *_: launched.append(current[0]) or 0
+    kernel((1, 1, 1), Arguments(None, None, 0))
+    assert launched == [0] and current == [1]
 
 
 def test_a_cubin_knows_its_bytes(tmp_path: Path) -> None:

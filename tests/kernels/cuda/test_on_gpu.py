@@ -9,9 +9,38 @@ from torch import Tensor
 from kernels.backends.cuda_kernel import unavailable
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.ops import block_sparse_lstm, lstm_kernel
+from kernels.ops import block_sparse_lstm, block_sparse_matmul, lstm_kernel
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_there_and_back_runs_on_the_current_stream(dtype: torch.dtype) -> None:
+    """Also where that is being captured: a replay must write what was poisoned."""
+    mask = BlockMask.random(256, 128, 16, 0.8, torch.Generator().manual_seed(0))
+    weight = BSRMatrix.from_dense(torch.randn(mask.shape, dtype=dtype, device="cuda") / 16, mask)
+    x, grad = (torch.randn(20, width, dtype=dtype, device="cuda").mT for width in (128, 256))
+    leaves = weight.data.requires_grad_(), x.requires_grad_()
+
+    def there_and_back(kernel: str = "cuda") -> list[Tensor]:
+        y = block_sparse_matmul(weight, x, kernel)
+        return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+
+    expected, stream = there_and_back(), torch.cuda.Stream()
+    for found, wanted in zip(expected, there_and_back("torch"), strict=True):
+        assert (found - wanted).abs().max() <= (1e-3 if dtype == torch.float32 else 3e-2) * wanted.abs().max()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        found = there_and_back()
+    stream.synchronize()
+    assert all(torch.equal(each, wanted) for each, wanted in zip(found, expected, strict=True))
+    with torch.cuda.graph(graph := torch.cuda.CUDAGraph()):
+        captured = there_and_back()
+    for each in captured:
+        each.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(each, wanted) for each, wanted in zip(captured, expected, strict=True))
 
 
 @pytest.mark.parametrize(("batch", "how"), [(20, "all steps in one cooperative launch"), (30000, "a launch a step")])

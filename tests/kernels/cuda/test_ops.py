@@ -81,7 +81,7 @@ def test_nothing_to_multiply(n: int) -> None:
     empty = BSRMatrix.from_dense(torch.zeros(16, 32), BlockMask(torch.zeros(2, 4, dtype=torch.bool), 8))
     output = block_sparse_matmul(empty, torch.randn(32, n), "cuda")
     assert torch.equal(output, torch.zeros(16, n))
-    assert cuda_operators.sdd(torch.randn(16, n), torch.randn(32, n), empty.index, 8).shape == (0, 8, 8)
+    assert cuda_operators.pattern_for(empty).sdd(torch.randn(16, n), torch.randn(32, n)).shape == (0, 8, 8)
 
 
 @pytest.mark.parametrize("dense_input", [False, True])

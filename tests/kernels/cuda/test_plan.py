@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import plans_by_loops
 import pytest
 import torch
 from products_cases import grid_of, kept_blocks
 
-from kernels.backends import cuda_plan
+from kernels.backends import cuda_lstm_plan, cuda_plan
 from kernels.backends.cuda_plan import ProductTile, SampledTile, product_plan, sampled_plan
 from kernels.backends.cuda_products import parts_for
 from kernels.backends.cuda_variants import (
@@ -17,9 +20,10 @@ from kernels.backends.cuda_variants import (
     SMALLEST_SHARED_BYTES,
     all_variants,
     default,
+    variants,
 )
 from kernels.blockmask import BlockMask
-from kernels.bsr import BSRMatrix
+from kernels.bsr import BSRIndex, BSRMatrix
 
 
 def pieces_of(plan: cuda_plan.ProductPlan, tile: ProductTile) -> list[tuple[int, int, int]]:
@@ -75,6 +79,40 @@ def test_jobs_cover_every_block_once(paired: bool) -> None:
                 assert int(job[4 + col // 8]) == int(bsr.indices[slot]) * 8
                 places.append(slot)
     assert sorted(places) == list(range(bsr.nnzb))
+
+
+def indices(grid_rows: int, grid_cols: int) -> Iterator[BSRIndex]:
+    """Patterns at many sparsities, and with empty rows and columns; an index does not know the size of its blocks."""
+    generator = torch.Generator().manual_seed(grid_rows)
+    for sparsity in (0.0, 0.1, 0.5, 0.8, 0.95, 1.0):
+        mask = BlockMask.random(grid_rows, grid_cols, 1, sparsity, generator)
+        yield BSRMatrix.from_dense(torch.ones(mask.shape), mask).index
+        mask.kept[::3], mask.kept[:, 1::4] = False, False
+        yield BSRMatrix.from_dense(torch.ones(mask.shape), mask).index
+
+
+@pytest.mark.parametrize("element", ["Bfloat16", "Tf32", "Float32"])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_jobs_are_those_of_the_loops(element: str, block: int) -> None:
+    tiles = {choice.tile for choice in variants("sdd", element, block, 100)}
+    for index in indices(19, 11):
+        for tile in tiles:
+            found, wanted = sampled_plan(index, tile).jobs, plans_by_loops.sampled_plan(index, tile).jobs
+            assert found.dtype == wanted.dtype and torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_steps_of_a_layer_are_those_of_the_loops(block: int, itemsize: int) -> None:
+    for index in indices(4 * 9, 9):
+        for name in ("forward_plan", "backward_plan"):
+            plans = [getattr(module, name)(index, block, itemsize) for module in (cuda_lstm_plan, plans_by_loops)]
+            for found, wanted in zip(*plans, strict=True):
+                if isinstance(found, int):
+                    assert found == wanted
+                else:
+                    assert found.dtype == wanted.dtype and torch.equal(found, wanted)
+                    assert found.is_contiguous()
 
 
 def test_too_many_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

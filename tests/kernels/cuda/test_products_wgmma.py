@@ -51,7 +51,7 @@ def check(
         wanted = wanted if source is None else replace(wanted, source=source)
         return emulator.load(wanted, order=schedule[0], copies=schedule[1], seed=n)  # type: ignore[arg-type]
 
-    Product(op, element, bsr.data, bsr.index, x, out, tile, 3, load)()
+    Product(op, element, block_size, bsr.index, n, tile, 3, load)(bsr.data, x, out)
     expected = dense.double() @ x.mT.double()
     bound = error_bound(dense, x.mT, expected)
     if element == "Tf32":  # each operand is cut to 10 bits of fraction

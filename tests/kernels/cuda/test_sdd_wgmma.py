@@ -58,7 +58,7 @@ def check(
         wanted = wanted if source is None else replace(wanted, source=source)
         return emulator.load(wanted, order=schedule[0], copies=schedule[1], seed=n)  # type: ignore[arg-type]
 
-    Sampled(element, grad, x, bsr.index, out, tile, 3, load)()
+    Sampled(element, block_size, bsr.index, n, tile, 3, load)(grad, x, out)
     expected = grad.mT.double() @ x.double()
     bound = error_bound(grad.mT, x, expected)
     expected, bound = (BSRMatrix.from_dense(each, mask).data for each in (expected, bound))

@@ -1,0 +1,68 @@
+"""The CUDA layer in torch's tape past the dispatcher, which takes longer with its lists of tensors than a layer of few steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels.backends import cuda_lstm_operator
+from kernels.backends.cuda_lstm_operator import Weight
+from kernels.backends.cuda_operators import Pattern
+from kernels.backends.cuda_recurrence import Kept
+from kernels.tracing import batched, watched
+
+
+class Lstm(torch.autograd.Function):
+    """(y, h, c) of `cuda_lstm_operator.lstm`, where nothing but autograd looks on."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        bias_ih: Tensor,
+        bias_hh: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        data: Tensor,
+        into_data: Tensor | None,
+        pattern: Pattern,
+        into_pattern: Pattern | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        into = None if into_data is None or into_pattern is None else Weight(into_data, into_pattern)
+        weight = Weight(data, pattern)
+        y, c, kept = cuda_lstm_operator.forward(inputs, (bias_ih, bias_hh), (h0, c0), weight, into, keep=True)
+        ctx.set_materialize_grads(False)
+        ctx.patterns = pattern, into_pattern
+        given = None if into is None else inputs
+        ctx.save_for_backward(y, kept.cells, kept.gates, h0, c0, data, given, into_data)
+        return y, y.select(0, -1).clone(), c
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        y, cells, gates, h0, c0, data, inputs, into_data = ctx.saved_tensors
+        (pattern, into_pattern), needs = ctx.patterns, ctx.needs_input_grad
+        wanted = [needs[0], needs[3] or needs[4], needs[5], needs[6]]
+        states, given = [y, cells, gates, h0, c0], [] if inputs is None else [inputs]
+        came = [each for each in grads if each is not None]
+        if watched(*states, data, *came) or any(map(batched, came)):
+            listed = [into_data, *into_pattern.index] if given else []
+            found = cuda_lstm_operator.lstm_backward(
+                *grads, states + given, [data, *pattern.index], listed, wanted
+            )  # fmt: skip
+        else:
+            kept, into = Kept(y, cells, gates), Weight(into_data, into_pattern) if given else None
+            found = cuda_lstm_operator.backward(grads, kept, (h0, c0), inputs, Weight(data, pattern), into, wanted)
+        bias, *rest = found
+        others = iter(rest)
+        of_inputs = next(others) if wanted[0] else None
+        of_states = (next(others), next(others)) if wanted[1] else (None, None)
+        of_values = [next(others) if want else None for want in wanted[2:]]
+        return of_inputs, bias, bias, *of_states, *of_values, None, None
+
+
+# What Function.apply ends with; before, it looks for transforms, which `watched` has done
+record: Any = super(torch.autograd.Function, Lstm).apply
