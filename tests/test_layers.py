@@ -67,7 +67,7 @@ RUNGS: list[list[str]] = [
     ["bench.tuner"],
     ["bench.__main__"],
     # the parquet wall: nothing below sees anything above
-    ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats"],
+    ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats", "analysis.published"],
     ["analysis.compare", "analysis.variants"],
     ["analysis.realised", "analysis.tradeoff"],
     ["analysis.findings", "analysis.panels"],
@@ -81,6 +81,8 @@ RUNGS: list[list[str]] = [
         "analysis.realised_tables",
         "analysis.study",
     ],
+    ["analysis.awd"],
+    ["analysis.awd_tables"],
     ["analysis.goals", "analysis.sections"],
     ["analysis.report", "analysis.execution"],
     ["analysis.__main__"],
