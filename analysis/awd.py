@@ -7,23 +7,21 @@ weights as dense), and `_small` versions for a CPU, which are other experiments 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
+from analysis.awd_lines import DENSE, FOUR, GRADUAL, PRE, Line, Row
 from analysis.load import REFERENCE, records, reference_folder
 from analysis.realised import realised
 from analysis.stats import Estimate, ratio_interval
 from analysis.study import main_part, read
-from analysis.variants import lstm_weights, prunes, runs, variant_name
+from analysis.variants import lstm_weights, runs
 
 SWEEPS = ("paper", "best", "wide")
 SMALL = "_small"
-TARGET = 0.8  # the slides'
-EQUAL = 0.05  # stored weights that differ by less are called equal
 SETTING = (
     "hidden_size", "lasso", "lasso_strength", "schedule", "criterion", "allocation", "scope", "block_size",
     "target_sparsity", "prune_begin", "prune_end", "prune_every",
@@ -98,77 +96,6 @@ def cells(train: pd.DataFrame, role: str) -> pd.DataFrame:
     return found.assign(kept=weights, width=found["hidden_size"] / base)
 
 
-Row = dict[str, Any]
-
-
-def is_plain(row: Row) -> bool:
-    """Neither pruned nor penalised."""
-    return row["lasso"] == "none" and not prunes(row)
-
-
-def _chosen(row: Row) -> bool:
-    """Pruned by the size of blocks along a ramp."""
-    return prunes(row) and row["schedule"] not in ("pre", "one_shot") and row["criterion"] != "random"
-
-
-def _at(row: Row, target: float) -> bool:
-    return prunes(row) and row["target_sparsity"] == target
-
-
-def _wider(target: float) -> Callable[[Row], bool]:
-    return lambda row: _chosen(row) and _at(row, target) and row["width"] > 1.0 and abs(row["kept"] - 1.0) <= EQUAL
-
-
-class Line(NamedTuple):
-    """One line of the table: `same` and `best` name the sweep that answers it in each column of ours (None: it has none).
-
-    test: which cells belong to it. slide: the line of the slides' table. place: whether block and settings are named in full.
-    """
-
-    name: str
-    test: Callable[[Row], bool]
-    same: str | None = None
-    best: str | None = None
-    slide: str | None = None
-    full: bool = False
-
-
-DENSE = Line("dense", lambda row: is_plain(row) and row["width"] == 1.0, "paper", "best", "dense")
-LASSO = Line(
-    "block lasso",
-    lambda row: row["lasso"] != "none" and not prunes(row) and row["width"] == 1.0,
-    "paper",
-    slide="block lasso",
-)
-GRADUAL = Line(
-    "block lasso + gradual pruning, 80 %",
-    lambda row: row["lasso"] != "none" and _chosen(row) and _at(row, TARGET) and row["width"] == 1.0,
-    "paper",
-    "best",
-    "block lasso + gradual (linear)",
-)
-PRE = Line(
-    "block lasso + random pre-pruning, 80 %",
-    lambda row: row["lasso"] != "none" and row["schedule"] == "pre" and _at(row, TARGET) and row["width"] == 1.0,
-    "paper",
-    slide="block lasso + random pre-pruning",
-)
-BEST = Line("our best at 80 %", lambda row: _at(row, TARGET) and row["width"] == 1.0, best="best", full=True)
-WIDE = tuple(
-    Line(f"wider, {100 * target:g} %, as many stored weights as dense", _wider(target), best="wide", full=True)
-    for target in (TARGET, 0.9)
-)
-SMALLER = Line(
-    "smaller dense, as many stored weights as at 80 %",
-    lambda row: is_plain(row) and row["width"] < 1.0 and abs(row["kept"] / (1.0 - TARGET) - 1.0) <= EQUAL,
-    "paper",
-    "best",
-    full=True,
-)
-FOUR = (DENSE, LASSO, GRADUAL, PRE)
-LINES = (*FOUR, BEST, *WIDE, SMALLER)
-
-
 class Answer(NamedTuple):
     """The runs of one setting that answer a line, one a seed, and how many of that setting did not finish, with their statuses."""
 
@@ -208,15 +135,6 @@ def sparse_runs(found: Sweep, chosen: Answer) -> pd.DataFrame:
         return found.realised.iloc[:0]
     same = found.cells.loc[_alike(found.cells, chosen.runs), "cell_id"]
     return found.realised[found.realised["cell_id"].isin(same)]
-
-
-def place(row: Row, full: bool) -> str:
-    """What a setting is beyond its line: 'block 16, ERK', with the variant and the width in `full`."""
-    if is_plain(row):
-        return f"{row['hidden_size']} units" if full else ""
-    words = [variant_name(row | {"path": "dense"})] if full else []
-    words += [f"{row['hidden_size']} units"] if full and row["width"] != 1.0 else []
-    return ", ".join([*words, f"block {row['block_size']}", *(["ERK"] if row["allocation"] == "erk" else [])])
 
 
 def paired_ratio(worse: pd.DataFrame, better: pd.DataFrame) -> Estimate:

@@ -12,24 +12,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from analysis.awd import (
-    BEST,
-    DENSE,
-    FOUR,
-    LINES,
-    SETTING,
-    SMALL,
-    SWEEPS,
-    Answer,
-    Line,
-    Sweep,
-    Sweeps,
-    answer,
-    order,
-    paired_ratio,
-    place,
-    sparse_runs,
-)
+from analysis.awd import SETTING, SMALL, SWEEPS, Answer, Sweep, Sweeps, answer, order, paired_ratio, sparse_runs
+from analysis.awd_lines import BEST, DENSE, FOUR, LINES, Line, place
 from analysis.load import records
 from analysis.published import ELEMENTWISE, RECIPE_90, RECIPE_750, SLIDES, Published
 from analysis.realised import over_seeds
@@ -125,8 +109,8 @@ def buys_table(sweeps: Sweeps) -> pd.DataFrame:
     for line in LINES:
         if line is DENSE:
             continue
-        for one in filter(None, (ours(sweeps, line, recipe) for recipe in ("same", "best"))):
-            rows.append(dict(zip(BUYS, _bought(one), strict=True)))
+        found = filter(None, (ours(sweeps, line, recipe) for recipe in ("same", "best")))
+        rows += [_bought(one) for one in found]
     return pd.DataFrame(rows, columns=list(BUYS))
 
 

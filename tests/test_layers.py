@@ -69,7 +69,7 @@ RUNGS: list[list[str]] = [
     # the parquet wall: nothing below sees anything above
     ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats", "analysis.published"],
     ["analysis.compare", "analysis.variants"],
-    ["analysis.realised", "analysis.tradeoff"],
+    ["analysis.realised", "analysis.tradeoff", "analysis.awd_lines"],
     ["analysis.findings", "analysis.panels"],
     [
         "analysis.figures",
