@@ -9,7 +9,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import compare, figures, measured_figures, realised_figures, study, tables, training_figures, variants
+from analysis import accuracy_figures, compare, figures, measured_figures, realised_figures, study, tables, variants
 from analysis.load import records, split
 from analysis.realised_tables import statements
 from analysis.sections import DOTS_PER_INCH, sections
@@ -61,7 +61,7 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
     if gemm is not None:
         drawn["speedup"] = figures.speedup_figure(study.main_shape(gemm))
     if train is not None:
-        drawn["perplexity"] = training_figures.perplexity_figure(train)
+        drawn["perplexity"] = accuracy_figures.cost_figure(train)
     if train is not None and gemm is not None:
         drawn["tradeoff"] = figures.tradeoff_figure(train, gemm)
     layer = study.main_layer(study.widest([found], "lstm", over="baseline"))

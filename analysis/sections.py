@@ -11,7 +11,16 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from analysis import figures, measured_figures, realised_figures, realised_tables, study, tables, training_figures
+from analysis import (
+    accuracy_figures,
+    figures,
+    measured_figures,
+    realised_figures,
+    realised_tables,
+    study,
+    tables,
+    training_figures,
+)
 from analysis.load import split
 from analysis.realised_tables import statements
 from analysis.study import Study
@@ -165,7 +174,7 @@ def _sparse_training(label: str, train: pd.DataFrame) -> Section:
 
 def _accuracy(label: str, train: pd.DataFrame, gemm: pd.DataFrame | None) -> Section:
     picture = _picture(
-        training_figures.perplexity_figure(train),
+        accuracy_figures.cost_figure(train),
         "Test perplexity against sparsity, a line for each variant and block size. The values are in the table below.",
         "Perplexity after the last epoch: lower is better. Bars are 95 % t-intervals over seeds; one seed has none.",
     )

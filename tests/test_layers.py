@@ -73,6 +73,7 @@ RUNGS: list[list[str]] = [
     ["analysis.findings", "analysis.panels"],
     [
         "analysis.figures",
+        "analysis.accuracy_figures",
         "analysis.training_figures",
         "analysis.theory_figures",
         "analysis.measured_figures",

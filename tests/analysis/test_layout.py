@@ -12,7 +12,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis import compare, figures, measured_figures, realised_figures, study, theory_figures, training_figures
+from analysis import (
+    accuracy_figures,
+    compare,
+    figures,
+    measured_figures,
+    realised_figures,
+    study,
+    theory_figures,
+    training_figures,
+)
 
 SLACK = 2.0  # pixels
 
@@ -86,7 +95,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "efficiency": lambda: figures.efficiency_figure(one_shape()),
     "roofline": lambda: theory_figures.roofline_figure(one_shape()),
     "storage": lambda: theory_figures.storage_figure(1024, 256),
-    "perplexity": lambda: training_figures.perplexity_figure(train_frame()),
+    "perplexity": lambda: accuracy_figures.perplexity_figure(train_frame()),
     "curves": lambda: training_figures.curves_figure(train_frame()),
     "norm maps": lambda: training_figures.norm_maps_figure(train_frame()),
     "integral": lambda: training_figures.integral_figure(train_frame()),
