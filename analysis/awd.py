@@ -43,6 +43,15 @@ class Sweeps(NamedTuple):
     by_role: dict[str, Sweep]
     notes: list[str]
 
+    @property
+    def names(self) -> list[str]:
+        """The sweeps that were run, by name."""
+        return [f"wikitext2_{role}{SMALL if self.small else ''}" for role in self.by_role]
+
+    def train(self, role: str) -> pd.DataFrame | None:
+        """The training table of one sweep; None where it was not run."""
+        return self.by_role[role].train if role in self.by_role else None
+
 
 def sweep_role(name: str) -> tuple[str, bool] | None:
     """(role, whether small) of a sweep by its name; None for any other sweep."""

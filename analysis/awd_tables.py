@@ -207,3 +207,17 @@ def notes(sweeps: Sweeps) -> list[str]:
             "Its values compare with each other, never with the slides' or any published ones."
         )
     return lines
+
+
+def every_table(sweeps: Sweeps) -> list[tuple[str, pd.DataFrame]]:
+    """(caption, table) of everything there is to say of the sweeps at one size, for a report."""
+    return [
+        ("Test perplexity: the slides, ours, and what is published.", beside_table(sweeps)),
+        (
+            "What each line of ours costs and saves. The cost is paired with the dense run of the same seed; speedups are over "
+            "the dense path of the same network; whole training runs ran one after another, so they are rough.",
+            buys_table(sweeps),
+        ),
+        ("The order of the slides' rows, same recipe and epochs, paired over the seeds.", order_table(sweeps)),
+        ("Wider for sparser: networks that store as many LSTM weights as the narrow dense one.", wide_table(sweeps)),
+    ]

@@ -52,8 +52,8 @@ def not_finished(train: pd.DataFrame | None) -> list[str]:
 
 
 def nothing_finished(title: str, train: pd.DataFrame | None) -> Figure:
-    """The figure of a training table in which no run finished, with why."""
-    drawn = style.empty_figure(title, "no training run has finished")
+    """The figure of a training table that is not there or in which no run finished, with why."""
+    drawn = style.empty_figure(title, "no training run has finished" + (": not run" if train is None else ""))
     style.margin(drawn, not_finished(train))
     return drawn
 

@@ -83,7 +83,7 @@ RUNGS: list[list[str]] = [
         "analysis.study",
     ],
     ["analysis.awd"],
-    ["analysis.awd_tables"],
+    ["analysis.awd_tables", "analysis.awd_goals"],
     ["analysis.goals", "analysis.sections"],
     ["analysis.report", "analysis.execution"],
     ["analysis.__main__"],
