@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,11 @@ from analysis import awd, awd_tables
 from analysis.awd import Sweep, Sweeps, answer, order, read_sweeps, sweep_role
 from analysis.awd_lines import BEST, DENSE, FOUR, GRADUAL, LASSO, LINES, PRE, SMALLER, WIDE
 from analysis.published import PUBLISHED, SLIDES, published_table
+from analysis.report import write_figures, write_report
 from bench import sweep as sweeps_of_bench
 from bench.cells import TrainCell
 
+ROOT = Path(__file__).parents[2]
 LASSO_80 = {"lasso": "subgradient", "target_sparsity": 0.8}
 SETTINGS: dict[str, dict[str, Any]] = {
     DENSE.name: {},
@@ -215,3 +220,60 @@ def test_published_figures_name_their_source() -> None:
     table = published_table()
     assert len(table) == len(SLIDES) + len(PUBLISHED)
     assert all(table["source"].str.len() > 5) and not table["source"].str.contains("memory").any()
+
+
+SWEEP = """
+description = "wikitext2_paper in a nutshell"
+kind = "train"
+[base]
+dataset = "pydoc"
+model = "awd_lstm"
+train_tokens = 1000
+eval_tokens = 400
+embedding_size = 16
+hidden_size = 32
+epochs = 2
+selection = "best"
+weight_drop = 0.2
+optimizer = "nt_asgd"
+learning_rate = 1.0
+lasso_strength = 1e-4
+[[grids]]
+[grids.axes]
+seed = [0, 1]
+[[grids]]
+[grids.base]
+lasso = "subgradient"
+[[grids]]
+[grids.base]
+lasso = "subgradient"
+target_sparsity = 0.8
+prune_end = 0.5
+prune_every = 2
+[grids.axes]
+schedule = ["linear", "pre"]
+path = ["dense", "auto"]
+"""
+
+
+@pytest.mark.slow
+def test_a_real_run_fills_the_table(tmp_path: Path) -> None:
+    """From the sweep file over training on both paths to the table, the figures and the report, nothing made up."""
+    file = tmp_path / f"{made_awd.PAPER}.toml"
+    file.write_text(SWEEP)
+    command = [sys.executable, "-m", "bench", "run", str(file), "--results", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    sweeps = read_sweeps(True, tmp_path)
+    assert sweeps.names == [made_awd.PAPER] and len(sweeps.by_role["paper"].cells) == 7
+    ours = awd_tables.beside_table(sweeps).set_index("line")["ours, slides' recipe, small version"]
+    assert "(2 seeds)" in ours[DENSE.name] and "(1 seed), block 16, ρ 0." in ours[GRADUAL.name]
+    assert "ρ 0." in ours[PRE.name] and ours[SMALLER.name] == "not run"
+    bought = awd_tables.buys_table(sweeps).set_index("line").loc[GRADUAL.name].iloc[0]
+    assert float(bought["training, predicted"].rstrip("×")) > 1.0
+    for column in ("training, LSTM layers measured", "inference, LSTM layers", "inference, whole"):
+        assert "×" in bought[column], column
+    assert [pair.verdict for pair in order(sweeps.by_role["paper"])] == ["undecided"] * 3
+    written = [path.name for path in write_figures(tmp_path / made_awd.PAPER, tmp_path / "drawn")]
+    assert {"perplexity.png", "norm_maps.png", "table.md", "awd.md"} <= set(written)
+    assert "AWD-LSTM beside the slides, small version" in write_report(tmp_path / made_awd.PAPER).read_text("utf-8")
