@@ -257,7 +257,8 @@ path = ["dense", "auto"]
 
 
 @pytest.mark.slow
-def test_a_real_run_fills_the_table(tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_a_real_run_fills_the_table(tmp_path: Path, blank_pictures: None) -> None:
     """From the sweep file over training on both paths to the table, the figures and the report, nothing made up."""
     file = tmp_path / f"{made_awd.PAPER}.toml"
     file.write_text(SWEEP)
