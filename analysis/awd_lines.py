@@ -90,4 +90,5 @@ def place(row: Row, full: bool) -> str:
         return f"{row['hidden_size']} units" if full else ""
     words = [variant_name(row | {"path": "dense"})] if full else []
     words += [f"{row['hidden_size']} units"] if full and row["width"] != 1.0 else []
-    return ", ".join([*words, f"block {row['block_size']}", *(["ERK"] if row["allocation"] == "erk" else [])])
+    words += [f"block {row['block_size']}"]
+    return ", ".join([*words, "ERK"] if row["allocation"] == "erk" and not full else words)

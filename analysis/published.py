@@ -46,8 +46,8 @@ PUBLISHED = (RECIPE_90, RECIPE_750, *ELEMENTWISE, FROM_THE_START)
 def published_table() -> pd.DataFrame:
     """Every figure of this module as text, the slides' first."""
     slides = [
-        Published(f"AWD-LSTM, {row.variant}", row.sparsity, row.val_ppl, row.test_ppl, SLIDES_SOURCE)
-        for row in SLIDES.itertuples()
+        Published(f"AWD-LSTM, {row['variant']}", row["sparsity"], row["val_ppl"], row["test_ppl"], SLIDES_SOURCE)
+        for row in SLIDES.to_dict("records")
     ]
     rows = [
         {

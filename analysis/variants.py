@@ -42,9 +42,14 @@ def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
         schedule, criterion = row["schedule"], row["criterion"]
         suffix = "" if criterion == "l2" else f", {criterion}"
         names = {"pre": "random pre-pruning", "one_shot": f"one-shot{suffix}"}
-        parts.append(names.get(schedule, f"gradual ({schedule}{suffix})"))
+        parts.append(names.get(schedule, f"gradual ({schedule}{suffix})") + _allocated(row))
     path = row.get("path") or "dense"  # tables from before there was a choice have no such column
     return (" + ".join(parts) or "dense") + ("" if path == "dense" else f", {path} path")
+
+
+def _allocated(row: dict[str, Any]) -> str:
+    """', ERK' where the sparsity of all is spread by the Erdős–Rényi rule; tables from before there was a choice have no such column."""
+    return ", ERK" if row.get("allocation") == "erk" else ""
 
 
 def without_path(variant: str) -> str:

@@ -14,7 +14,7 @@ import made_awd
 import pandas as pd
 import pytest
 
-from analysis import awd, awd_tables
+from analysis import awd, awd_tables, realised_tables
 from analysis.awd import Sweep, Sweeps, answer, order, read_sweeps, sweep_role
 from analysis.awd_lines import BEST, DENSE, FOUR, GRADUAL, LASSO, LINES, PRE, SMALLER, WIDE
 from analysis.published import PUBLISHED, SLIDES, published_table
@@ -173,6 +173,13 @@ def test_what_was_measured_stands_beside_what_was_predicted() -> None:
     assert masked["training, predicted"] == "2.29×"
     assert set(masked[list(awd_tables.SPEEDS)]) == {"not measured"}
     assert masked["cost against dense"].startswith("-3.6 %")
+
+
+def test_allocations_are_not_taken_for_seeds_of_one_setting() -> None:
+    best = small().by_role["best"]
+    times = realised_tables.training_time_table(best.train)
+    assert not times.duplicated(["variant", "block size", "target sparsity"]).any()
+    assert set(times["seeds"]) == {"3", "1"} and times["variant"].str.contains("ERK").sum() == 2
 
 
 def test_what_was_not_run_says_so_everywhere() -> None:

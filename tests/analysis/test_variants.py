@@ -37,6 +37,8 @@ def run(
         (LINEAR | {"schedule": "cubic", "lasso": "none"}, "gradual (cubic)"),
         (LINEAR | {"criterion": "random"}, "block lasso + gradual (linear, random)"),
         (LINEAR | {"schedule": "one_shot"}, "block lasso + one-shot"),
+        (LINEAR | {"allocation": "erk"}, "block lasso + gradual (linear), ERK"),
+        (LINEAR | {"allocation": "erk", "path": "auto"}, "block lasso + gradual (linear), ERK, auto path"),
         (PRE, "block lasso + random pre-pruning"),
         (PRE | {"criterion": "random"}, "block lasso + random pre-pruning"),
         (PRE | {"criterion": "l1"}, "block lasso + random pre-pruning"),
