@@ -74,8 +74,8 @@ def cuda(session: nox.Session) -> None:
 
 @nox.session
 def emulate(session: nox.Session) -> None:
-    """Run the CUDA kernels' whole test grid on the CPU, no GPU needed: nox -s emulate [-- PYTEST ARGS]."""
-    run(session, "-m", "pytest", "tests/kernels/cuda", "-m", "emulate or not nvrtc", *session.posargs)
+    """Run the CUDA kernels' whole test grid on all cores, no GPU needed (about 45 minutes of one core): nox -s emulate [-- PYTEST ARGS]."""
+    run(session, "-m", "pytest", "tests/kernels/cuda", "-m", "emulate or not nvrtc", "-n", "logical", *session.posargs)
 
 
 @nox.session

@@ -32,7 +32,17 @@ UNLIKE = {
         "scope",
         "baseline",
     ),
-    "train": ("schema_version", "device_name", "threads", "dataset", "corpus_sha256", "train_tokens", "eval_tokens"),
+    "train": (
+        "schema_version",
+        "device_name",
+        "device",
+        "threads",
+        "precision",
+        "dataset",
+        "corpus_sha256",
+        "train_tokens",
+        "eval_tokens",
+    ),
 }
 
 

@@ -167,8 +167,11 @@ def campaign(
         float,
         typer.Option(min=0.0, help="keep checkpoints of cells that train in OUT, of up to so many MiB each; 0: none"),
     ] = 0.0,
+    together: Annotated[
+        int, typer.Option(min=1, help="training cells side by side on the one device; timings run alone")
+    ] = 1,
 ) -> None:
-    """Check every kernel on a GPU, then time sweeps, most important cells first, until the budget is spent; resumable."""
+    """Check every kernel on a GPU, then time and train sweeps, most important cells first, until the budget is spent; resumable."""
     with _one_line_errors():
         from bench.sweep import load
 
@@ -177,7 +180,14 @@ def campaign(
             from bench.campaign import run_campaign
 
             status = run_campaign(
-                sweeps, out, budget, device.value, resume_from, timeout, checkpoint_mib=checkpoint_mib
+                sweeps,
+                out,
+                budget,
+                device.value,
+                resume_from,
+                timeout,
+                checkpoint_mib=checkpoint_mib,
+                together=together,
             )
     raise typer.Exit(status)
 

@@ -21,6 +21,7 @@ import torch
 
 from bench.models.layers import LSTMLayer
 from bench.pairs import interleaved, speedup
+from bench.precision import autocast, multiplying
 from bench.provenance import processor, source_hash
 from kernels.blockmask import BlockMask
 from kernels.compiler import cache_folder
@@ -47,12 +48,16 @@ class Shape:
     dtype: str
     threads: int
     weight_drop: float = 0.0
+    device: str = "cpu"
+    precision: str = "ieee"
 
     def __str__(self) -> str:
         return (
             f"LSTM {self.inputs} -> {self.hidden}, batch {self.batch}, {self.steps} steps, block {self.block_size}, "
             f"{self.scope}, {self.dtype}, {self.threads} thread{'s' if self.threads > 1 else ''}"
             + (f", weight drop {self.weight_drop:g}" if self.weight_drop else "")
+            + (f", {self.device}" if self.device != "cpu" else "")
+            + (f", {self.precision}" if self.precision != "ieee" else "")
         )
 
     def masks(self, sparsity: float) -> dict[str, BlockMask]:
@@ -72,7 +77,7 @@ def breakeven(shape: Shape) -> float:
     From the file, or measured now with torch's current threads; other processes wait for it meanwhile.
     """
     folder = cache_folder()
-    entry = {**surroundings(), "shape": asdict(shape)}
+    entry = {**surroundings(shape.device), "shape": asdict(shape)}
     key = json.dumps(entry, sort_keys=True)
     with filelock.FileLock(folder / f".{FILE}.lock"):
         entries = _read(folder / FILE)
@@ -82,38 +87,46 @@ def breakeven(shape: Shape) -> float:
         return crossing(entries[key]["curve"])
 
 
-def surroundings() -> dict[str, str]:
+def surroundings(device: str = "cpu") -> dict[str, str]:
     """What a measured break-even holds for, beside its shape."""
-    return {"processor": processor(), "torch": torch.__version__, "kernels": source_hash("kernels")}
+    chip = torch.cuda.get_device_name() if device == "cuda" else processor()
+    return {"processor": chip, "torch": torch.__version__, "kernels": source_hash("kernels")}
 
 
 def known() -> Iterator[tuple[Shape, float]]:
     """Every break-even measured on this machine with today's software, in the order of measuring; nothing is measured."""
-    here = surroundings()
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    surrounding = {device: surroundings(device) for device in devices}
     for entry in _read(cache_folder() / FILE).values():
-        if all(entry[name] == value for name, value in here.items()):
+        here = surrounding.get(Shape(**entry["shape"]).device)
+        if here and all(entry[name] == value for name, value in here.items()):
             yield Shape(**entry["shape"]), crossing(entry["curve"])
 
 
 def measure(shape: Shape) -> Curve:
     """Speedups of forward + backward over torch.nn.LSTM at rising sparsities, up to the first that is faster."""
     curve: Curve = []
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    device, dtype = shape.device, getattr(torch, shape.dtype)
+    with torch.random.fork_rng(devices=[0] if device == "cuda" else []), torch.enable_grad():
         torch.manual_seed(0)
-        dtype = getattr(torch, shape.dtype)
-        dense, sparse = (LSTMLayer(shape.inputs, shape.hidden, shape.weight_drop).to(dtype) for _ in range(2))
-        x = torch.randn(shape.steps, shape.batch, shape.inputs, dtype=dtype).requires_grad_()
-        grad = torch.randn(shape.steps, shape.batch, shape.hidden, dtype=dtype)
+        layers = [LSTMLayer(shape.inputs, shape.hidden, shape.weight_drop) for _ in range(2)]
+        dense, sparse = (layer.to(device, dtype) for layer in layers)
+        x, grad = (torch.randn(shape.steps, shape.batch, width, dtype=dtype) for width in (shape.inputs, shape.hidden))
+        x, grad = x.to(device).requires_grad_(), grad.to(device)
 
-    def train(layer: LSTMLayer) -> None:
-        layer.zero_grad()
-        layer(x)[0].backward(grad)
+        def train(layer: LSTMLayer) -> None:
+            layer.zero_grad()
+            with autocast(device, shape.precision):
+                y, _ = layer(x)
+            y.backward(grad)
 
-    for sparsity in SPARSITIES:
-        sparse.follow(shape.masks(sparsity))
-        curve.append([sparsity, speedup(*interleaved(lambda: train(dense), lambda: train(sparse), PAIRS))])
-        if curve[-1][1] >= 1.0:
-            break
+        with multiplying(device, shape.precision):
+            for sparsity in SPARSITIES:
+                sparse.follow(shape.masks(sparsity))
+                pairs = interleaved(lambda: train(dense), lambda: train(sparse), PAIRS, device)
+                curve.append([sparsity, speedup(*pairs)])
+                if curve[-1][1] >= 1.0:
+                    break
     return curve
 
 

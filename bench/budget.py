@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
 
 from bench.cells import Cell, TrainCell
 from bench.checkpoint import Checkpoints
@@ -43,11 +44,13 @@ def run_jobs(
     work: Work,
     pace: Pace,
     checkpoints: Checkpoints | None = None,
+    together: int = 1,
 ) -> list[Job]:
     """Run `jobs` one after another until time.monotonic() is `deadline`; those that are left.
 
     timeout: seconds a cell may take; one that trains is bound by the deadline alone. checkpoints: those of `work`; a cell
-    that trains begins then although it will not fit, and goes on in the next call.
+    that trains begins then although it will not fit, and goes on in the next call. together: cells that train side by
+    side, where they stand next to each other; all others run alone.
     """
     by_id = {job.cell.cell_id: job for job in jobs}
     left = dict(by_id)
@@ -60,14 +63,14 @@ def run_jobs(
             left.pop(job.cell.cell_id, None)
             display.ended(job.cell, status, reason, seconds)
 
-        def affordable() -> Iterator[Cell]:
+        def affordable(jobs: Sequence[Job], workers: int) -> Iterator[Cell]:
             for job in jobs:
                 refused = job.refusal()
                 if refused == ("", ""):
                     continue
                 if refused:
                     ending = failure(job.cell, *refused, 0.0)
-                    ended(job, *publish_ending(job.tables, ending, 1), 0.0)
+                    ended(job, *publish_ending(job.tables, ending, workers), 0.0)
                 elif affords(job.cell, deadline - time.monotonic()):
                     yield job.cell
 
@@ -81,14 +84,20 @@ def run_jobs(
                 raise SpentError
             display.running(told, deadline - time.monotonic())
 
-        try:
-            with closing(run_cells(affordable(), work, 1, timeout, watch, unlimited=TrainCell)) as endings:
+        def run(jobs: Sequence[Job], workers: int) -> None:
+            cells = affordable(jobs, workers)
+            with closing(run_cells(cells, work, workers, timeout, watch, unlimited=TrainCell)) as endings:
                 for ending in endings:
                     job = by_id[ending.cell.cell_id]
                     pace.learn(ending.cell, ending.seconds)
-                    ended(job, *publish_ending(job.tables, ending, 1), ending.seconds)
+                    ended(job, *publish_ending(job.tables, ending, workers), ending.seconds)
                     if checkpoints:
                         checkpoints.discard([ending.cell.cell_id])
+
+        try:
+            for trains, alike in groupby(jobs, lambda job: isinstance(job.cell, TrainCell)):
+                group = list(alike)
+                run(group, min(together, len(group)) if trains else 1)
         except SpentError:
-            display.line("the time is up: the cell that was running is left for the next run")  # after its checkpoint
+            display.line("the time is up: what was running is left for the next run")  # after its checkpoint
     return list(left.values())

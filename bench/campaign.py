@@ -3,8 +3,9 @@
 First every kernel is checked on the device, then cells are timed in the order of their sweep files, then a few checks are
 made once more under compute-sanitizer, until the time is up.
 What is finished is on the disk after every cell: <out>/check.parquet and <out>/<sweep>/gemm.parquet or lstm.parquet, each
-with its checksum, so that three sweeps leave at most eight files. Cells that train run too, on the CPU: where checkpoints are
-asked for, one that does not fit is put aside in <out>/.checkpoints when the time is up, and goes on in the next call.
+with its checksum, so that three sweeps leave at most eight files. Cells that train run too, several side by side where that is asked
+for: where checkpoints are, each that does not fit is put aside in <out>/.checkpoints when the time is up, and goes on in
+the next call.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from bench.budget import Job, run_jobs
-from bench.cells import Cell, CheckCell, GemmCell, LstmCell
+from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell
 from bench.checkpoint import FOLDER, Checkpoints
 from bench.engines.local import Work, measure
 from bench.estimate import Pace, spoken
@@ -44,7 +46,11 @@ def require_device(device: str) -> None:
 
 
 def check_of(cell: Cell) -> CheckCell | None:
-    """What is to be checked before `cell` is timed."""
+    """What is to be checked before `cell` is timed, or trained on a GPU by kernels that skip empty blocks."""
+    if isinstance(cell, TrainCell) and cell.device == "cuda" and cell.path != "dense":
+        arithmetic = {"dtype": "bfloat16"} if cell.precision == "bfloat16" else {"math": cell.precision}
+        alike: dict[str, Any] = {name: getattr(cell, name) for name in ("block_size", "device", "threads")}
+        return CheckCell(backend="cuda", op="forward_backward", **arithmetic, **alike)
     if not isinstance(cell, GemmCell | LstmCell):
         return None
     op = cell.op if isinstance(cell, GemmCell) else cell.passes
@@ -95,12 +101,13 @@ def run_campaign(
     timeout: float = 120.0,
     work: Work = measure,
     checkpoint_mib: float = 0.0,
+    together: int = 1,
 ) -> int:
     """Run what is missing and return the exit status: 0, 1 (something failed) or 130 (interrupted).
 
     budget, timeout: seconds for all, for one cell that is timed. resume_from: the `out` of an earlier campaign, where that
-    is another folder. checkpoint_mib: the largest checkpoint that is kept; 0 keeps none. Raises UnusableError, LockedError
-    or OSError where the environment is at fault.
+    is another folder. checkpoint_mib: the largest checkpoint that is kept; 0 keeps none. together: cells that train side
+    by side. Raises UnusableError, LockedError or OSError where the environment is at fault.
     """
     deadline = time.monotonic() + budget
     require_device(device)
@@ -138,7 +145,7 @@ def run_campaign(
             work = partial(measure, checkpoints=checkpoints) if work is measure else work
         try:
             with terminable():
-                run_jobs(todo, deadline, timeout, work, pace, checkpoints)
+                run_jobs(todo, deadline, timeout, work, pace, checkpoints, together)
         except KeyboardInterrupt:
             print("interrupted; run again to go on")
             return 130

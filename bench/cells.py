@@ -78,18 +78,15 @@ def _require_division(field: str, size: int, block_size: int) -> None:
         )
 
 
-class GemmCell(Cell):
-    """One backend timed against one baseline on a product with a block-sparse W[m, k]: of it, of its transpose, or for it.
+class ProductCell(Cell):
+    """A product with a block-sparse W[m, k]: of it, of its transpose, or for it.
 
     dsd: Y[m, n] = W X[k, n]. dsd_t: Y[k, n] = W^T G[m, n], the gradient of X. sdd: the kept blocks of G[m, n] X[k, n]^T,
     the gradient of W.
     """
 
-    kind: ClassVar[str] = "gemm"
-
     # fmt: off
     backend: str = Field("native", description="backend under test")
-    baseline: str = Field("dense", description="backend it is paired with; it multiplies the unpruned weight")
     op: Literal["dsd", "dsd_t", "sdd"] = Field("dsd", description="product: dsd is dense = sparse x dense, dsd_t the same with the transpose, sdd the kept blocks of dense x dense")
     m: Count = Field(1024, description="rows of W, elements")
     k: Count = Field(1024, description="columns of W, elements")
@@ -99,7 +96,6 @@ class GemmCell(Cell):
     dtype: Dtype = Field("float32", description="type of values and operands")
     math: Math = Field("ieee", description=MATH)
     device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
-    cache: Literal["hot", "cold"] = Field("hot", description="operands left in cache, or evicted before each sample")
     # fmt: on
 
     @model_validator(mode="after")
@@ -110,6 +106,23 @@ class GemmCell(Cell):
 
     def canonical(self) -> Self:
         return self if self.dtype == "float32" else self.reset("math")
+
+
+class GemmCell(ProductCell):
+    """One backend timed against one baseline on a product."""
+
+    kind: ClassVar[str] = "gemm"
+
+    # fmt: off
+    baseline: str = Field("dense", description="backend it is paired with; it multiplies the unpruned weight")
+    cache: Literal["hot", "cold"] = Field("hot", description="operands left in cache, or evicted before each sample")
+    # fmt: on
+
+
+class TuneCell(ProductCell):
+    """The variants of our kernel for one product, timed in turns: which one is the fastest."""
+
+    kind: ClassVar[str] = "tune"
 
 
 class LstmCell(Cell):
@@ -163,34 +176,6 @@ class CheckCell(Cell):
         return self if self.dtype == "float32" else self.reset("math")
 
 
-class TuneCell(Cell):
-    """The variants of our kernel for one product, timed in turns: which one is the fastest."""
-
-    kind: ClassVar[str] = "tune"
-
-    # fmt: off
-    backend: str = Field("native", description="backend whose variants are tuned")
-    op: Literal["dsd", "dsd_t", "sdd"] = Field("dsd", description="product")
-    m: Count = Field(1024, description="rows of W, elements")
-    k: Count = Field(1024, description="columns of W, elements")
-    n: Count = Field(32, description="columns of X, elements (batch)")
-    block_size: BlockSize = Field(16, description="side of a square weight block, elements")
-    target_sparsity: Fraction = Field(0.8, description="share of blocks wanted empty, fraction")
-    dtype: Dtype = Field("float32", description="type of values and operands")
-    math: Math = Field("ieee", description=MATH)
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
-    # fmt: on
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        _require_division("m", self.m, self.block_size)
-        _require_division("k", self.k, self.block_size)
-        return self
-
-    def canonical(self) -> Self:
-        return self if self.dtype == "float32" else self.reset("math")
-
-
 AWD_LSTM = (
     "input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout", "weight_drop", "activation_penalty",
     "temporal_penalty",
@@ -235,6 +220,8 @@ class TrainCell(Cell):
     bptt: Count = Field(35, description="time steps of truncated back-propagation")
     bptt_jitter: NonNegative = Field(0.0, description="standard deviation of the length of a training window, time steps; it is then at least 5")
     bptt_halved: Fraction = Field(0.0, description="share of training windows whose mean length is half of bptt")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where it trains and is evaluated; the first weights are drawn on the CPU, so a seed begins alike on both")
+    precision: Literal["ieee", "tf32", "bfloat16"] = Field("ieee", description="how float32 is multiplied: exactly; by a GPU's tensor cores with 10 bits of fraction; or as bfloat16 in the forward pass and the gradients of its products, while parameters, optimizer, averages and the loss's log-softmax stay float32")
     selection: Literal["last", "best"] = Field("last", description="epoch that is reported: the last, or that of the lowest validation perplexity among those at final sparsity")
     test_batch_size: Count = Field(10, description="streams the test text is cut into for reported_test_ppl; 1 is exact and slow")
     path: Literal["dense", "sparse", "auto"] = Field("dense", description="what multiplies pruned LSTM weights: dense kernels, kernels that skip empty blocks, or by layer whichever is faster here at the sparsity reached")
@@ -262,6 +249,8 @@ class TrainCell(Cell):
         if self.prunes and self.schedule not in ("pre", "one_shot") and self.prune_end < self.prune_begin:
             begin, end = self.prune_begin, self.prune_end
             raise ValueError(f"prune_end: {end} lies before prune_begin {begin}; accepted: fractions from {begin} to 1")
+        if self.precision == "tf32" and self.device == "cpu":
+            raise ValueError("precision: tf32 is arithmetic of GPUs; accepted: ieee or bfloat16, or device = cuda")
         if self.beta1_dip > self.beta1:
             raise ValueError(f"beta1_dip: {self.beta1_dip} exceeds beta1; accepted: fractions up to {self.beta1}")
         if self.rate_by_length and self.optimizer == "asgd":
@@ -312,6 +301,6 @@ class TrainCell(Cell):
 
 
 TimedCell = GemmCell | LstmCell
-DeviceCell = TimedCell | CheckCell | TuneCell  # has a device, and runs alone
+DeviceCell = TimedCell | CheckCell | TuneCell | TrainCell
 
 KINDS: dict[str, type[Cell]] = {cell.kind: cell for cell in (GemmCell, LstmCell, TrainCell, CheckCell, TuneCell)}

@@ -63,17 +63,23 @@ class Attributes:
 
 
 class GlobalRandom:
-    """torch's generator as a part: dropout draws from it. Nothing in a run draws from Python's or numpy's."""
+    """torch's generators as a part, of the CPU and of a GPU that is used: dropout draws from them. Nothing in a run draws from Python's or numpy's."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
 
     def state_dict(self) -> State:
         import torch
 
-        return {"torch": torch.get_rng_state()}
+        state = {"torch": torch.get_rng_state()}
+        return state | ({"cuda": torch.cuda.get_rng_state()} if self.device == "cuda" else {})
 
     def load_state_dict(self, state: State) -> None:
         import torch
 
         torch.set_rng_state(state["torch"])
+        if self.device == "cuda":
+            torch.cuda.set_rng_state(state["cuda"])
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,8 @@ def surroundings(cell: TrainCell) -> dict[str, str]:
     """What a run's last digits depend on."""
     import torch
 
-    return {
+    gpu = {"gpu": torch.cuda.get_device_name()} if cell.device == "cuda" else {}
+    return gpu | {
         "format": FORMAT,
         "cell": cell.cell_id,
         "sources": source_hash(),

@@ -10,6 +10,8 @@ from bench.provenance import physical_cores
 
 FLOPS_PER_SECOND = 20e9  # of one thread; only a start, corrected by the first cells that end
 GPU_FLOPS_PER_SECOND = 20e12  # of a GPU, float64 for the reference included
+GPU_TRAINING = {"ieee": 30e12, "tf32": 150e12, "bfloat16": 300e12}  # operations a second, by precision
+GPU_TIME_STEP = 15e-6  # seconds that a time step of one layer takes at least; the backward pass has two of them
 LAUNCHES = 60  # timed for a cell, backend and baseline together
 LONGEST_TIMING = 20.0  # seconds; launches that take long are timed fewer times
 CHECK_SECONDS = 1.0  # operands, reference, compilation
@@ -53,7 +55,7 @@ def rough_seconds(cell: Cell) -> float:
     """What a cell would take at FLOPS_PER_SECOND and density 1."""
     rate = FLOPS_PER_SECOND * (cell.threads or physical_cores())
     if isinstance(cell, DeviceCell) and cell.device == "cuda":
-        rate = GPU_FLOPS_PER_SECOND
+        rate = GPU_TRAINING[cell.precision] if isinstance(cell, TrainCell) else GPU_FLOPS_PER_SECOND
     if isinstance(cell, CheckCell):
         return CHECK_SECONDS if cell.tool == "none" else 60 * CHECK_SECONDS
     if isinstance(cell, TuneCell):
@@ -71,7 +73,11 @@ def rough_seconds(cell: Cell) -> float:
     lstm = sum(4 * out * (into + out) for into, out in pairwise(widths))
     per_token = 2 * (lstm + VOCABULARY.get(text, SMALL_TEXT["vocabulary"]) * cell.embedding_size)
     # the backward pass costs twice the forward pass
-    return CHECK_SECONDS + cell.epochs * per_token * (3 * train + evaluated) / rate
+    seconds = CHECK_SECONDS + cell.epochs * per_token * (3 * train + evaluated) / rate
+    if cell.device == "cuda":
+        time_steps = cell.epochs * (3 * train / cell.batch_size + evaluated / 10) + evaluated / 2 / cell.test_batch_size
+        seconds += GPU_TIME_STEP * cell.num_layers * time_steps
+    return seconds
 
 
 def _dense_flops(cell: GemmCell | LstmCell) -> float:

@@ -45,9 +45,10 @@ def evaluate(model: Model, tokens: Tensor, batch_size: int, bptt: int) -> tuple[
 
     The state is carried all along each of the batch_size streams that the text is cut into. tokens: [n].
     """
-    nats, count, states = 0.0, 0, None
+    nats = torch.zeros((), dtype=torch.float64, device=tokens.device)  # read at the end: a GPU need not be waited for
+    count, states = 0, None
     for inputs, targets in windows(batchify(tokens, batch_size), bptt):  # [time, batch] each
         logits, states = model(inputs, states)  # [time * batch, vocabulary]
-        nats += F.cross_entropy(logits, targets.flatten(), reduction="sum").item()
+        nats += F.cross_entropy(logits.float(), targets.flatten(), reduction="sum")
         count += targets.numel()
-    return perplexity(nats / count, None), count
+    return perplexity(nats.item() / count, None), count

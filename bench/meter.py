@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from bench.moments import wall_clock
 from bench.paths import Paths
 from bench.pruning.lasso import block_norms
 
@@ -16,34 +16,42 @@ COUNTED = ("nats", "targets", "sparsities", "sparse_layers", "probes")
 
 
 class Meter:
-    """Nats, sparsity and times of one epoch, from when it is made; `stopped` around what is no training."""
+    """Nats, sparsity and times of one epoch, from when it is made; `stopped` around what is no training.
+
+    nats: a number, or a tensor on the GPU that nobody waited for yet. A GPU is waited for where the clock is read.
+    """
 
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
-        self.nats, self.targets = 0.0, 0
+        self.nats: float | Tensor = 0.0
+        self.targets = 0
         self.sparsities: list[float] = []
         self.sparse_layers = 0
         self.probes: list[dict[str, Any]] = []
         for layer in paths.layers:
             layer.seconds = 0.0
-        self.began, self.aside = time.perf_counter(), 0.0
+        self.began, self.aside = self.clock(), 0.0
+
+    def clock(self) -> float:
+        """Seconds of the wall clock, when all that was begun is done."""
+        return wall_clock(self.paths.device)
 
     @property
     def mean_nats(self) -> float:
-        """Mean nats per target so far."""
-        return self.nats / self.targets
+        """Mean nats per target so far; waits for the GPU where it has them."""
+        return float(self.nats) / self.targets
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """The time inside is not counted as training."""
-        began = time.perf_counter()
+        began = self.clock()
         try:
             yield
         finally:
-            self.aside += time.perf_counter() - began
+            self.aside += self.clock() - began
 
-    def step(self, sparsity: float, nats: float, targets: int) -> None:
-        """Count one step: achieved sparsity and path it ran with, mean nats of its targets."""
+    def step(self, sparsity: float, nats: float | Tensor, targets: int) -> None:
+        """Count one step: achieved sparsity and path it ran with, mean nats of its targets as a double."""
         self.sparsities.append(sparsity)
         self.sparse_layers += self.paths.sparse_layers
         self.nats += nats * targets
@@ -53,7 +61,8 @@ class Meter:
         """All that was counted and timed so far."""
         return {
             **{name: getattr(self, name) for name in COUNTED},
-            "train_seconds": time.perf_counter() - self.began - self.aside,
+            "nats": float(self.nats),
+            "train_seconds": self.clock() - self.began - self.aside,
             "lstm_seconds": [layer.seconds for layer in self.paths.layers],
         }
 
@@ -63,7 +72,7 @@ class Meter:
             setattr(self, name, state[name])
         for layer, seconds in zip(self.paths.layers, state["lstm_seconds"], strict=True):
             layer.seconds = seconds
-        self.began, self.aside = time.perf_counter() - state["train_seconds"], 0.0
+        self.began, self.aside = self.clock() - state["train_seconds"], 0.0
 
     def columns(self) -> dict[str, Any]:
         """The columns of the epoch, which ends now."""
@@ -71,7 +80,7 @@ class Meter:
         return {
             "mean_sparsity": sum(self.sparsities) / steps,
             "train_tokens_seen": self.targets,
-            "train_seconds": time.perf_counter() - self.began - self.aside,
+            "train_seconds": self.clock() - self.began - self.aside,
             "lstm_kernel": self.paths.kernel,
             "sparse_share": self.sparse_layers / (steps * len(self.paths.layers)),
             "lstm_seconds": sum(layer.seconds for layer in self.paths.layers),

@@ -68,16 +68,18 @@ def make_optimizer(cell: TrainCell, model: nn.Module, steps: int) -> Optimizer:
 
     ASGD averages from where the ramp ends, for every schedule alike (also without pruning): the masks are final by then,
     so no average mixes different patterns. Its own decay and step decay are off (lambd = 0), as in AWD-LSTM.
+    On a GPU they are torch's fused ones where there are, and none waits for the GPU.
     """
-    rate, decay = cell.learning_rate, cell.weight_decay
+    rate, decay, on_gpu = cell.learning_rate, cell.weight_decay, cell.device == "cuda"
+    fused = True if on_gpu else None
     if cell.optimizer == "adam":
-        return Adam(model.parameters(), rate, betas=(cell.beta1, cell.beta2), weight_decay=decay)
+        return Adam(model.parameters(), rate, betas=(cell.beta1, cell.beta2), weight_decay=decay, fused=fused)
     if cell.optimizer == "sgd":
-        return SGD(model.parameters(), rate, momentum=cell.momentum, weight_decay=decay)
+        return SGD(model.parameters(), rate, momentum=cell.momentum, weight_decay=decay, fused=fused)
     if cell.optimizer == "nt_asgd":
-        return NTASGD(model.parameters(), rate, weight_decay=decay)
+        return NTASGD(model.parameters(), rate, weight_decay=decay, fused=fused)
     final = math.ceil(max(cell.prune_begin, cell.prune_end) * steps)
-    return ASGD(model.parameters(), rate, lambd=0.0, t0=final, weight_decay=decay)
+    return ASGD(model.parameters(), rate, lambd=0.0, t0=final, weight_decay=decay, capturable=on_gpu)
 
 
 def four_phases(step: int, steps: int) -> tuple[float, float]:

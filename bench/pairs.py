@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from statistics import median
+
+from bench.moments import moment, seconds_between
 
 Work = Callable[[], object]
 
 
-def interleaved(one: Work, other: Work, pairs: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of each, paired by position; the one that goes first alternates. Both run once before, untimed."""
+def interleaved(one: Work, other: Work, pairs: int, device: str = "cpu") -> tuple[list[float], list[float]]:
+    """Milliseconds of each, paired by position; the one that goes first alternates. Both run once before, untimed.
+
+    On a GPU each sample begins when all before it is done, and is the GPU's time between two CUDA events.
+    """
     sides: list[tuple[Work, list[float]]] = [(one, []), (other, [])]
     for work, _ in sides:
         work()
     for pair in range(pairs):
         for work, times in sides[:: -1 if pair % 2 else 1]:
-            began = time.perf_counter()
+            began = moment(device)
             work()
-            times.append((time.perf_counter() - began) * 1e3)
+            times.append(seconds_between(began, moment(device)) * 1e3)
     return sides[0][1], sides[1][1]
 
 

@@ -7,30 +7,44 @@ depend on the choice.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
 from bench.breakeven import NEVER, Shape, breakeven
 from bench.cells import TrainCell
-from bench.models.layers import LSTMLayer
+from bench.models.layers import OURS, LSTMLayer
+from bench.precision import type_of_products
 from bench.pruning.pruner import share_empty
 from kernels.backends.native_library import describe, library
 from kernels.blockmask import BlockMask
-from kernels.ops import kernel_for
+from kernels.bsr import BSRMatrix
+from kernels.ops import kernel_for, lstm_kernel
 
 
-def missing_kernel() -> str | None:
-    """Why nothing can run on the sparse path here, or None."""
+def missing_kernel(device: str = "cpu", precision: str = "ieee", block_size: int = 16) -> str | None:
+    """Why nothing can run on the sparse path of `device` here, or None."""
+    dtype = type_of_products(precision)
     try:
-        kernel_for("native", torch.float32, torch.device("cpu"))
+        kernel_for(OURS[device], dtype, torch.device(device), layer=True, block_size=block_size)
     except ValueError as error:
         return str(error)
     return None
 
 
 def kernel() -> str:
-    """What computes the sparse path here: kernel, compiler and threads."""
+    """What computes the sparse path on the CPU here: kernel, compiler and threads."""
     return describe(library("dsd", torch.float32), torch.get_num_threads())
+
+
+def kernel_of(recurrent: Iterable[BSRMatrix], batch: int) -> str:
+    """What goes through the steps of layers with these recurrent weights, `batch` sequences side by side."""
+    first, *others = recurrent
+    if not first.data.is_cuda:
+        native = kernel_for("auto", first.data.dtype, first.data.device, layer=True) == "native"
+        return kernel() if native else "torch"
+    return "; ".join(dict.fromkeys(lstm_kernel(weight, batch) for weight in (first, *others)))
 
 
 class Paths:
@@ -43,10 +57,11 @@ class Paths:
     def __init__(self, model: nn.Module, cell: TrainCell, thresholds: list[float] | None = None) -> None:
         """thresholds: break-even sparsities of the layers that a run began with; None asks for them now."""
         layers: list[LSTMLayer] = list(model.layers)  # type: ignore[arg-type]
-        self.layers, self.path = layers, cell.path
+        self.layers, self.path, self.batch_size = layers, cell.path, cell.batch_size
+        self.device, self.precision = cell.device, cell.precision
         self.kernel, self.reason = "", ""
         self._masks: dict[str, BlockMask] = {}
-        missing = missing_kernel() if cell.path != "dense" else None
+        missing = missing_kernel(cell.device, cell.precision, cell.block_size) if cell.path != "dense" else None
         if missing and cell.path == "sparse":
             raise ValueError(f"path: no sparse path here: {missing}")
         if missing:
@@ -60,7 +75,8 @@ class Paths:
             return 0.0
         sizes = (layer.input_size, layer.hidden_size, cell.batch_size, cell.bptt)
         threads, drop = torch.get_num_threads(), layer.weight_drop
-        return breakeven(Shape(*sizes, cell.block_size, cell.scope, "float32", threads, drop))
+        where = cell.device, cell.precision
+        return breakeven(Shape(*sizes, cell.block_size, cell.scope, "float32", threads, drop, *where))
 
     @property
     def sparse_layers(self) -> int:
@@ -80,5 +96,11 @@ class Paths:
         for number, (layer, threshold) in enumerate(zip(self.layers, self.thresholds, strict=True)):
             own = {kind: masks[name] for kind in ("weight_ih", "weight_hh") if (name := f"{kind}_l{number}") in masks}
             layer.follow(own if own and share_empty(own.values()) >= threshold else {})
-        if self.sparse_layers and not self.kernel:
-            self.kernel = kernel()
+        if self.sparse_layers and (self.device == "cuda" or not self.kernel):
+            self.kernel = kernel_of(self._recurrent_weights(), self.batch_size)
+
+    def _recurrent_weights(self) -> list[BSRMatrix]:
+        """Those of the layers on the sparse path, as they are multiplied."""
+        dtype = type_of_products(self.precision)
+        found = [layer.patterns["weight_hh"].matrix for layer in self.layers if layer.sparse]
+        return [weight.with_data(weight.data.to(dtype)) for weight in found]

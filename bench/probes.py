@@ -5,6 +5,7 @@ None of them touches the run: no random number is drawn, no gradient is left, ev
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 
 from bench.models.layers import State
 from bench.pairs import interleaved
-from bench.paths import Paths, kernel
+from bench.paths import Paths, kernel_of
+from bench.precision import autocast, type_of_products
 from bench.pruning.finalize import FinalModel, finalize
 from bench.pruning.pruner import Pruner
-from kernels.ops import kernel_for
 
 TRAINING_PAIRS = 5
 INFERENCE_PAIRS = 15
@@ -46,19 +47,21 @@ def probe_layers(model: nn.Module, paths: Paths, inputs: Tensor, states: list[St
     inputs: [time, batch]. To be called where no gradient is wanted: gradients are cleared.
     """
     x = model.embedding(inputs).detach().requires_grad_()  # type: ignore[operator]
-    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
     seconds = [layer.seconds for layer in paths.layers]
 
     def train() -> None:
         model.zero_grad()
-        model.run_layers(x, states)[0].backward(grad)  # type: ignore[operator]
+        with autocast(paths.device, paths.precision):
+            y, _ = model.run_layers(x, states)  # type: ignore[operator]
+        y.backward(grad)
 
     def train_dense() -> None:
         with all_dense(paths):
             train()
 
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):  # of the recurrent weights' dropout
-        dense_ms, lstm_ms = interleaved(train_dense, train, TRAINING_PAIRS)
+        dense_ms, lstm_ms = interleaved(train_dense, train, TRAINING_PAIRS, paths.device)
     model.zero_grad()
     for layer, before in zip(paths.layers, seconds, strict=True):
         layer.seconds = before
@@ -71,27 +74,31 @@ def measure_final(
 ) -> dict[str, Any]:
     """The columns of a finalised model: exported, loaded again, evaluated, and timed against the dense path.
 
-    window: [time, batch], what inference is timed on. export: where the model is kept; None keeps it nowhere.
+    window: [time, batch], what inference is timed on. export: where the model is kept; None keeps it nowhere. Both models
+    have their weights in the type that the run multiplied in.
     """
     with tempfile.TemporaryDirectory(prefix="bench-export-") as folder:
         path = export or Path(folder) / "model.pt"
         finalize(model, pruner.masks).save(path)
-        final = FinalModel.load(path)
+        exported = FinalModel.load(path)
+    dtype = type_of_products(paths.precision)
+    final = exported.to(window.device, dtype)
     model.eval()
-    x = model.embedding(window)  # type: ignore[operator]
     with all_dense(paths):
-        whole = interleaved(lambda: model(window), lambda: final(window), INFERENCE_PAIRS)
+        dense = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+        x = dense.embedding(window)  # type: ignore[operator]
+        whole = interleaved(lambda: dense(window), lambda: final(window), INFERENCE_PAIRS, paths.device)
         layers = interleaved(
-            lambda: model.run_layers(x),  # type: ignore[operator]
+            lambda: dense.run_layers(x),  # type: ignore[operator]
             lambda: final.run_layers(x),
             INFERENCE_PAIRS,
+            paths.device,
         )
-    native = kernel_for("auto", torch.float32, window.device) == "native"
     return {
-        "dense_bytes": final.dense_nbytes,
-        "final_bytes": final.nbytes,
+        "dense_bytes": exported.dense_nbytes,
+        "final_bytes": exported.nbytes,
         "final_ppl": evaluate(final),
-        "inference_kernel": kernel() if native else "torch",
+        "inference_kernel": kernel_of([layer.weight_hh for layer in final.layers], window.shape[1]),
         "inference_dense_ms": whole[0],
         "inference_ms": whole[1],
         "inference_lstm_dense_ms": layers[0],

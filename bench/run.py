@@ -87,7 +87,9 @@ def make_plan(sweep: Sweep, results: Path, retry: bool = False) -> Plan:
 
 
 def training_workers(cells: Sequence[Cell], wanted: int | None) -> int:
-    """Training cells side by side: as many as fit the physical cores, unless `wanted`."""
+    """Training cells side by side: as many as fit the physical cores, or one where a GPU trains, unless `wanted`."""
+    if not wanted and any(isinstance(cell, TrainCell) and cell.device == "cuda" for cell in cells):
+        return 1
     threads = max((cell.threads or physical_cores() for cell in cells if isinstance(cell, TrainCell)), default=1)
     return wanted or max(1, physical_cores() // threads)
 

@@ -30,6 +30,7 @@ from bench.models.registry import MODELS
 from bench.optimizer import NTASGD, NonMonotone, averaged_weights, make_optimizer, make_rates, scaled_rate
 from bench.paths import Paths, missing_kernel
 from bench.paths import kernel as sparse_kernel
+from bench.precision import autocast, multiplying
 from bench.probes import measure_final, probe_layers
 from bench.provenance import physical_cores
 from bench.pruning.lasso import Lasso
@@ -42,6 +43,7 @@ Tell = Callable[[dict[str, float | int | str]], None]
 
 PROBES_AN_EPOCH = 5
 SECONDS_BETWEEN_NEWS = 0.5
+STEPS_BETWEEN_LOOKS = 50  # on a GPU: each look waits for it
 
 
 def train_cell(
@@ -55,13 +57,16 @@ def train_cell(
     none). torch's thread count is left pinned to the cell's. ValueError for unknown names and unusable data.
     """
     torch.set_num_threads(cell.threads or physical_cores())
+    if cell.device == "cuda" and not torch.cuda.is_available():
+        return [{"status": "unsupported", "reason": "no CUDA device"}]
     if export is not None and (cell.canonical().path == "dense" or not export.parent.is_dir()):
         raise ValueError(
             f"export: {export}: accepted: a path in a folder that exists, of a cell that prunes on another path than dense"
         )
-    if cell.canonical().path == "sparse" and (missing := missing_kernel()):
+    if cell.canonical().path == "sparse" and (missing := missing_kernel_of(cell)):
         return [{"status": "unsupported", "reason": f"path = sparse: {missing}"}]
-    with torch.random.fork_rng(devices=[]):
+    gpus = [0] if cell.device == "cuda" else []
+    with torch.random.fork_rng(devices=gpus), multiplying(cell.device, cell.precision):
         torch.manual_seed(cell.seed)
         run = Run.of(cell.canonical(), tell, checkpoints)
         rows = run.rows = run.rows or [run.row(epoch=0)]
@@ -103,14 +108,15 @@ class Run:
 
     @classmethod
     def of(cls, cell: TrainCell, tell: Tell, checkpoints: Checkpoints | None = None) -> Run:
-        """A run at its beginning, or where its checkpoint left it."""
+        """A run at its beginning, or where its checkpoint left it. The first weights are drawn on the CPU, whatever the device."""
         corpus = load_corpus(cell.dataset, data_dir())
-        kernel = "" if cell.path == "dense" else missing_kernel() or sparse_kernel()
+        kernel = "" if cell.path == "dense" else missing_kernel_of(cell) or sparse_kernel()
         keeper = Keeper(checkpoints, cell, text=corpus.sha256, kernel=kernel)
         saved = keeper.find()
         model = MODELS[cell.model](cell, len(corpus.vocabulary))
         if cell.decoder_bias == "frequencies":
             model.start_from_frequencies(torch.bincount(corpus.train, minlength=len(corpus.vocabulary)))
+        model.to(cell.device)
         streams = batchify(epoch_slice(corpus.train, cell.train_tokens, 1), cell.batch_size)
         lengths = epoch_windows(cell, len(streams))
         steps = sum(map(len, lengths))
@@ -157,7 +163,7 @@ class Run:
             "paths": Attributes(self.paths, "thresholds"),
             "selection": Attributes(self.selection, "epoch", "val_ppl", "weights"),
             "trigger": Attributes(self.trigger, "history"),
-            "random": GlobalRandom(),
+            "random": GlobalRandom(self.cell.device),
             "keeper": self.keeper,
             "meter": self.meter,
             "run": Attributes(self, "step", "states", "rows"),
@@ -180,6 +186,7 @@ class Run:
             self.meter, self.states = Meter(self.paths), None
         cell, model, weights, meter = self.cell, self.model, self.weights, self.meter
         text = batchify(epoch_slice(self.corpus.train, cell.train_tokens, epoch), cell.batch_size)  # [time, batch]
+        text = text.to(cell.device)
         model.train()
         batches = cut(text, self.lengths[epoch - 1])
         for inputs, targets in self.keeper.left(batches, self.state, meter.stopped):  # [time, batch] each
@@ -188,9 +195,10 @@ class Run:
             if self.probe_is_due(epoch):
                 with meter.stopped():
                     meter.probes.append(self.probe(inputs, self.states))
-            logits, self.states = model(inputs, self.states)  # [time * batch, vocabulary]
-            loss = F.cross_entropy(logits, targets.flatten())
-            meter.step(self.pruner.sparsity, finite(loss.item(), epoch), targets.numel())
+            with autocast(cell.device, cell.precision):
+                logits, self.states = model(inputs, self.states)  # [time * batch, vocabulary]
+            loss = F.cross_entropy(logits.float(), targets.flatten())
+            meter.step(self.pruner.sparsity, self.nats(loss, epoch), targets.numel())
             if self.lasso.in_loss:
                 loss = loss + self.lasso.penalty(weights.values())
             if isinstance(model.penalty, Tensor):
@@ -208,10 +216,30 @@ class Run:
             self.choose_paths()
             if self.rates is not None:
                 self.rates.step()
-            if time.monotonic() - self.told > SECONDS_BETWEEN_NEWS:
-                self.tell(epoch, train_ppl=perplexity(meter.mean_nats, epoch))
+            if not self.deferred or self.step % STEPS_BETWEEN_LOOKS == 0:
+                self.look(epoch)
         self.keeper.windows = 0
-        return {"train_ppl": perplexity(meter.mean_nats, epoch), **meter.columns()}
+        return {"train_ppl": self.train_ppl(epoch), **meter.columns()}
+
+    @property
+    def deferred(self) -> bool:
+        """Whether the loss stays on a GPU that nobody waits for, and is looked at every STEPS_BETWEEN_LOOKS steps only."""
+        return self.cell.device != "cpu"
+
+    def nats(self, loss: Tensor, epoch: int) -> float | Tensor:
+        """The loss of a step as a double: a number that was seen to be one, or what is to be looked at later."""
+        return loss.detach().double() if self.deferred else finite(loss.item(), epoch)
+
+    def look(self, epoch: int) -> None:
+        """See that the nats so far are finite, and tell of them now and then."""
+        train_ppl = self.train_ppl(epoch) if self.deferred else None
+        if time.monotonic() - self.told > SECONDS_BETWEEN_NEWS:
+            self.tell(epoch, train_ppl=train_ppl or self.train_ppl(epoch))
+
+    def train_ppl(self, epoch: int) -> float:
+        """The perplexity of the epoch so far; DivergedError where it is none any more."""
+        mean = self.meter.mean_nats
+        return perplexity(finite(mean, epoch) if self.deferred else mean, epoch)
 
     def probe_is_due(self, epoch: int) -> bool:
         """Whether this step is one of the PROBES_AN_EPOCH, the first of the epoch among them."""
@@ -258,7 +286,7 @@ class Run:
 
     def finalise(self, export: Path | None) -> Row:
         """The columns of the finalised model."""
-        window, _ = next(windows(batchify(self.corpus.test, EVAL_BATCH), self.cell.bptt))
+        window, _ = next(windows(batchify(self.corpus.test, EVAL_BATCH).to(self.cell.device), self.cell.bptt))
 
         def test_ppl(final: Model) -> float:
             return self.evaluate(final, self.corpus.test)[0]
@@ -267,8 +295,11 @@ class Run:
 
     def evaluate(self, model: Model, tokens: Tensor, batch_size: int = EVAL_BATCH) -> tuple[float, int]:
         """Perplexity on the first `eval_tokens` (0: all) of a text, and the number of targets."""
+        cell = self.cell
         self.model.eval()
-        return evaluate(model, tokens[: self.cell.eval_tokens or None], batch_size, self.cell.bptt)
+        tokens = tokens[: cell.eval_tokens or None].to(cell.device)
+        with autocast(cell.device, cell.precision):
+            return evaluate(model, tokens, batch_size, cell.bptt)
 
     @torch.no_grad()
     def row(self, epoch: int, **measured: Any) -> Row:
@@ -304,6 +335,11 @@ class Run:
         self.told = time.monotonic()
         place = {"epoch": epoch, "epochs": self.cell.epochs, "step": self.step, "steps": self.steps}
         self.listener({**place, "sparsity": self.pruner.sparsity, **news})
+
+
+def missing_kernel_of(cell: TrainCell) -> str | None:
+    """Why nothing can run on the sparse path of a cell here, or None."""
+    return missing_kernel(cell.device, cell.precision, cell.block_size)
 
 
 def diverged(rows: list[Row], step: int, reason: str) -> list[Row]:

@@ -64,10 +64,12 @@ class BlockMask:
     @classmethod
     def from_scores(cls, scores: Tensor, sparsity: float, block_size: int) -> BlockMask:
         """The lowest-scoring share `sparsity` of the blocks emptied; ties go to the lower index. scores: [grid_rows, grid_cols]."""
-        kept = torch.ones(scores.numel(), dtype=torch.bool)
-        order = torch.argsort(scores.detach().double().cpu().flatten(), stable=True)
+        kept = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
+        order = torch.argsort(
+            scores.detach().double().flatten(), stable=True
+        )  # on a GPU if they are there: in a ramp it is often
         kept[order[: blocks_to_empty(sparsity, scores.numel())]] = False
-        return cls(kept.view(scores.shape), block_size)
+        return cls(kept.view(scores.shape).cpu(), block_size)
 
     @classmethod
     def random(cls, rows: int, cols: int, block_size: int, sparsity: float, generator: torch.Generator) -> BlockMask:

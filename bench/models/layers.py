@@ -6,7 +6,7 @@ The parameters are torch's and dense, so optimizers, penalties and pruning know 
 
 from __future__ import annotations
 
-import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.moments import Moment, Stopwatch, moment
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm
+
+# Recurrent weights that are dropped anew at each call cannot lie where cuDNN would like them.
+warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk of memory")
 
 OURS = {"cpu": "native", "cuda": "cuda"}  # by device: what the sparse path is computed by
 State = tuple[Tensor, Tensor]  # hidden and cell state of one layer, [1, batch, size] each
@@ -53,9 +57,10 @@ class Pattern:
         self.as_slices(self.gradient).index_copy_(0, self.slices, grad)
         weight.grad = self.gradient
 
-    def of(self, weight: Tensor, drop: float = 0.0) -> BSRMatrix:
-        """The kept blocks of `weight`, a share `drop` of their elements dropped; their gradient goes to `weight.grad`."""
+    def of(self, weight: Tensor, drop: float, dtype: torch.dtype) -> BSRMatrix:
+        """The kept blocks of `weight` as `dtype`, a share `drop` of their elements dropped; their gradient goes to `weight.grad`."""
         data: Tensor = _KeptBlocks.apply(weight, self)  # type: ignore[no-untyped-call]
+        data = data.to(dtype)
         return self.matrix.with_data(F.dropout(data, drop) if drop else data)
 
 
@@ -87,7 +92,7 @@ class _BackwardBegins(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        ctx.layer.began = time.perf_counter()
+        ctx.layer.began = moment(grad.device.type)
         return grad, None
 
 
@@ -101,7 +106,7 @@ class _BackwardEnds(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        ctx.layer.seconds += time.perf_counter() - ctx.layer.began
+        ctx.layer.stopwatch.add(ctx.layer.began, moment(grad.device.type))
         return grad, None
 
 
@@ -110,7 +115,8 @@ class LSTMLayer(nn.LSTM):
 
     weight_drop: share of the recurrent weight's elements dropped while training, one mask a call (Merity et al.,
     1708.02182). The parameter stays raw: a dropped copy of it is what the layer multiplies with, on either path.
-    seconds: time spent in it with gradients, forward and backward, since it was last set to 0.
+    Under torch.autocast both paths multiply copies in its type; what goes in and comes out keeps the type of x.
+    seconds: time spent in it with gradients, forward and backward, since it was last set to 0; a GPU's own time there.
     """
 
     weight_ih_l0: nn.Parameter
@@ -122,7 +128,16 @@ class LSTMLayer(nn.LSTM):
         super().__init__(inputs, size)
         self.weight_drop = weight_drop
         self.patterns: dict[str, Pattern] = {}
-        self.seconds = self.began = 0.0
+        self.stopwatch = Stopwatch()
+        self.began: Moment = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.stopwatch.seconds
+
+    @seconds.setter
+    def seconds(self, seconds: float) -> None:
+        self.stopwatch.seconds = seconds
 
     @property
     def sparse(self) -> bool:
@@ -147,26 +162,50 @@ class LSTMLayer(nn.LSTM):
         """(y, (h, c)). x: [steps, batch, in]; y: [steps, batch, size]; h, c: [1, batch, size]."""
         if not torch.is_grad_enabled():
             return self._multiply(x, state)
-        began = time.perf_counter()
+        began = moment(x.device.type)
         y, state = self._multiply(_BackwardEnds.apply(x, self), state)  # type: ignore[no-untyped-call]
         y = _BackwardBegins.apply(y, self)  # type: ignore[no-untyped-call]
-        self.seconds += time.perf_counter() - began
+        self.stopwatch.add(began, moment(x.device.type))
         return y, state
 
     def _multiply(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        dtype = type_under_autocast(x)
+        if dtype == x.dtype:
+            return self._multiply_as(dtype, x, state)
+        state = state and (state[0].to(dtype), state[1].to(dtype))
+        with torch.autocast(x.device.type, enabled=False):
+            y, (h, c) = self._multiply_as(dtype, x.to(dtype), state)
+        return y.to(x.dtype), (h.to(x.dtype), c.to(x.dtype))
+
+    def _multiply_as(self, dtype: torch.dtype, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """The layer with its weights as `dtype`, which x and the state have."""
         drop = self.weight_drop if self.training else 0.0
         if not self.sparse:
-            dense: tuple[Tensor, State] = self._dropped(x, state, drop) if drop else super().forward(x, state)
+            as_it_is = not drop and dtype == self.weight_hh_l0.dtype
+            dense: tuple[Tensor, State] = super().forward(x, state) if as_it_is else self._copied(dtype, x, state, drop)
             return dense
         drops = {"weight_ih": 0.0, "weight_hh": drop}
-        weights = {kind: each.of(getattr(self, f"{kind}_l0"), drops[kind]) for kind, each in self.patterns.items()}
-        weight_ih, weight_hh = weights.get("weight_ih", self.weight_ih_l0), weights["weight_hh"]
-        biases = self.bias_ih_l0, self.bias_hh_l0
+        weights = {
+            kind: each.of(getattr(self, f"{kind}_l0"), drops[kind], dtype) for kind, each in self.patterns.items()
+        }
+        weight_ih = weights["weight_ih"] if "weight_ih" in weights else self.weight_ih_l0.to(dtype)
+        weight_hh = weights["weight_hh"]
+        biases = self.bias_ih_l0.to(dtype), self.bias_hh_l0.to(dtype)
         return block_sparse_lstm(x, state, weight_ih, weight_hh, *biases, kernel=OURS[x.device.type])
 
-    def _dropped(self, x: Tensor, state: State | None, drop: float) -> tuple[Tensor, State]:
-        """The library's layer on the dropped weight, handed over as an operand: nn.LSTM itself would multiply the raw one."""
+    def _copied(self, dtype: torch.dtype, x: Tensor, state: State | None, drop: float) -> tuple[Tensor, State]:
+        """The library's layer on copies of the weights, as operands: nn.LSTM itself would multiply the raw ones."""
         zeros = x.new_zeros(1, x.shape[1], self.hidden_size)
-        weights = [self.weight_ih_l0, F.dropout(self.weight_hh_l0, drop), self.bias_ih_l0, self.bias_hh_l0]
+        parameters = self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0
+        weights = [parameter.to(dtype) for parameter in parameters]
+        weights[1] = F.dropout(weights[1], drop) if drop else weights[1]
         y, h, c = torch.lstm(x, state or (zeros, zeros), weights, True, 1, 0.0, True, False, False)
         return y, (h, c)
+
+
+def type_under_autocast(x: Tensor) -> torch.dtype:
+    """What products of `x` are computed in: torch.autocast's type where that is on, else its own."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype

@@ -53,6 +53,9 @@ def rms(weight: Tensor, block_size: int, generator: Generator) -> Tensor:
 
 @CRITERIA.register
 def random(weight: Tensor, block_size: int, generator: Generator) -> Tensor:
-    """Uniform noise: the control."""
+    """Uniform noise, drawn on the CPU: the control."""
+    import torch  # here, for naming the criteria must not load it
+
     rows, cols = weight.shape
-    return weight.new_empty(rows // block_size, cols // block_size).uniform_(generator=generator)
+    drawn = torch.empty(rows // block_size, cols // block_size, dtype=weight.dtype).uniform_(generator=generator)
+    return drawn.to(weight.device)

@@ -65,6 +65,18 @@ class FinalModel:
             after.append(state)
         return x, after
 
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> FinalModel:
+        """The same model there, its values as `dtype`."""
+
+        def moved(weight: Tensor | BSRMatrix) -> Any:
+            if isinstance(weight, Tensor):
+                return weight.to(device, dtype)
+            data, indices, indptr = weight.data.to(device, dtype), weight.indices.to(device), weight.indptr.to(device)
+            return BSRMatrix(data, indices, indptr, weight.shape)
+
+        layers = tuple(FinalLayer(**{name: moved(getattr(layer, name)) for name in WEIGHTS}) for layer in self.layers)
+        return FinalModel(moved(self.embedding), moved(self.decoder_bias), layers)
+
     @property
     def sparse_weights(self) -> list[BSRMatrix]:
         """The weights that were pruned."""
@@ -82,9 +94,10 @@ class FinalModel:
         return sum(weight.shape[0] * weight.shape[1] * weight.data.element_size() for weight in self.sparse_weights)
 
     def save(self, path: Path) -> None:
-        """Write the model to `path` and its checksum to `path`.sha256."""
-        layers = [{name: _pack(getattr(layer, name)) for name in WEIGHTS} for layer in self.layers]
-        content = {"format": FORMAT, "embedding": self.embedding, "decoder_bias": self.decoder_bias, "layers": layers}
+        """Write the model to `path`, as tensors of the CPU, and its checksum to `path`.sha256."""
+        here = self.to("cpu", self.embedding.dtype)
+        layers = [{name: _pack(getattr(layer, name)) for name in WEIGHTS} for layer in here.layers]
+        content = {"format": FORMAT, "embedding": here.embedding, "decoder_bias": here.decoder_bias, "layers": layers}
         buffer = io.BytesIO()
         torch.save(content, buffer)
         data = buffer.getvalue()

@@ -32,6 +32,9 @@ class Pruner:
     sparse: names of weights whose gradients come exactly zero in empty blocks (the sparse path's). What was zeroed when
     the mask changed then stays zero through every optimizer step, so it is not zeroed again but checked, a block row at
     each step: multiplying whole matrices by masks took a quarter as long as a sparse layer.
+
+    lazy: on a GPU all weights are treated so, their gradients being masked, and looked at whole by `check` at an epoch's
+    end, for looking waits for the GPU.
     """
 
     def __init__(self, weights: dict[str, Parameter], cell: TrainCell, steps: int) -> None:
@@ -46,6 +49,8 @@ class Pruner:
             for name, weight in self.weights.items()
         }
         self._emptied: dict[str, Tensor] = {}  # bool[rows, cols], True = pruned
+        self._sparsity: float | None = None  # of the masks as they are
+        self.lazy = cell.device != "cpu"
         self._asked = 0.0
         self.sparse: Collection[str] = ()
         self.after_step(0)
@@ -63,7 +68,7 @@ class Pruner:
         self.generator.set_state(state["generator"])
 
     def _take(self, name: str, mask: BlockMask) -> None:
-        self.masks[name] = mask
+        self.masks[name], self._sparsity = mask, None
         self._emptied[name] = ~mask.expand(self.weights[name].device)
 
     def scheduled(self, step: int) -> float:
@@ -78,7 +83,9 @@ class Pruner:
     @property
     def sparsity(self) -> float:
         """Achieved share of empty blocks over all prunable weights (their blocks have one size)."""
-        return share_empty(self.masks.values())
+        if self._sparsity is None:
+            self._sparsity = share_empty(self.masks.values())
+        return self._sparsity
 
     def mask_gradients(self) -> None:
         """Zero the gradients of pruned blocks: to be done before clipping, so that they do not count in the norm."""
@@ -94,17 +101,23 @@ class Pruner:
         tightened = due and wanted > self._asked
         if tightened:
             self._tighten(wanted)
-        self._zero(optimizer, () if tightened else self.sparse)
-        self.check(optimizer, step)
+        self._zero(optimizer, () if tightened else self._left_zero)
+        if not self.lazy:
+            self.check(optimizer, step)
+
+    @property
+    def _left_zero(self) -> Collection[str]:
+        """Weights of which everything stays zero in empty blocks until the mask changes."""
+        return self.masks if self.lazy else self.sparse
 
     @torch.no_grad()
     def _tighten(self, sparsity: float) -> None:
         shares = allocate({name: mask.shape for name, mask in self.masks.items()}, sparsity, self.cell.allocation)
         for name, weight in self.weights.items():
             before = self.masks[name]
-            scores = self.criterion(weight.detach(), before.block_size, self.generator).cpu()
+            scores = self.criterion(weight.detach(), before.block_size, self.generator)
             # Blocks that are empty already rank below all others: the mask only ever shrinks.
-            scores = scores.masked_fill(~before.kept, -torch.inf)
+            scores = scores.masked_fill(~before.kept.to(scores.device), -torch.inf)
             after = BlockMask.from_scores(scores, shares[name], before.block_size)
             assert not (after.kept & ~before.kept).any(), "a pruned block came back"
             self._take(name, after)
@@ -128,14 +141,18 @@ class Pruner:
 
     @torch.no_grad()
     def check(self, optimizer: Optimizer | None, step: int | None = None) -> None:
-        """Assert exact zeros in the empty blocks of everything that belongs to a weight of the sparse path.
+        """Assert exact zeros in the empty blocks of everything that belongs to a weight which is not zeroed at each step.
 
         step: looks at one block row only, another one at each step.
         """
-        for name in self.sparse:
-            mask = self.masks[name]
-            rows = range(mask.grid[0]) if step is None else [step % mask.grid[0]]
+        for name in self._left_zero:
+            if name not in self._emptied:
+                continue  # nothing of it is pruned yet
+            mask, emptied = self.masks[name], self._emptied[name]
             for tensor in self._tensors(name, optimizer):
-                blocks = as_blocks(tensor, mask.block_size)  # [grid_rows, b, grid_cols, b]
-                for row in rows:
-                    assert not blocks[row][:, ~mask.kept[row]].any(), f"{name}: a pruned block is not zero"
+                if step is None:
+                    leaks = (tensor.ne(0.0) & emptied).any()
+                else:
+                    row = step % mask.grid[0]
+                    leaks = as_blocks(tensor, mask.block_size)[row][:, ~mask.kept[row]].any()
+                assert not leaks, f"{name}: a pruned block is not zero"

@@ -7,7 +7,8 @@ The settings are put back after each launch: about 2 us on the processor, nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -20,14 +21,32 @@ Setting = tuple[Any, str, Any]  # of an object, its attribute, the value
 
 
 def settings(problem: Problem) -> list[Setting]:
-    """What is to be set for `problem`. allow_tf32 keeps torch's older and newer names for it consistent; cuDNN's has one."""
+    """What is to be set for `problem`."""
+    return settings_of(problem.dtype, problem.math)
+
+
+def settings_of(dtype: str, math: str) -> list[Setting]:
+    """What is to be set for products of `dtype`. allow_tf32 keeps torch's older and newer names for it consistent; cuDNN's has one."""
     matmul, layers = torch.backends.cuda.matmul, torch.backends.cudnn.rnn
     wanted: dict[str, list[Setting]] = {
-        "float32": [(matmul, "allow_tf32", problem.math == "tf32"), (layers, "fp32_precision", problem.math)],
+        "float32": [(matmul, "allow_tf32", math == "tf32"), (layers, "fp32_precision", math)],
         "bfloat16": [(matmul, "allow_bf16_reduced_precision_reduction", False)],
         "float16": [(matmul, "allow_fp16_reduced_precision_reduction", False)],
     }
-    return wanted.get(problem.dtype, [])
+    return wanted.get(dtype, [])
+
+
+@contextmanager
+def applied(chosen: Sequence[Setting]) -> Iterator[None]:
+    """Inside, the settings are as chosen; then as before."""
+    before = [getattr(owner, name) for owner, name, _ in chosen]
+    for owner, name, value in chosen:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for (owner, name, _), value in zip(chosen, before, strict=True):
+            setattr(owner, name, value)
 
 
 def under(problem: Problem, run: Callable[[], T]) -> Callable[[], T]:
@@ -37,13 +56,7 @@ def under(problem: Problem, run: Callable[[], T]) -> Callable[[], T]:
     chosen = settings(problem)
 
     def launch() -> T:
-        before = [getattr(owner, name) for owner, name, _ in chosen]
-        for owner, name, value in chosen:
-            setattr(owner, name, value)
-        try:
+        with applied(chosen):
             return run()
-        finally:
-            for (owner, name, _), value in zip(chosen, before, strict=True):
-                setattr(owner, name, value)
 
     return launch

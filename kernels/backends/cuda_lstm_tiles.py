@@ -18,7 +18,8 @@ import torch
 from kernels.backends.cuda_lstm_plan import ITEM_BYTES, PIECE_BYTES, PIECES, Plan
 
 L2_BYTES, SHARED_BYTES, LATENCY = 25, 128, 800
-REGISTERS, MOST_REGISTERS = 65536, 255  # of a multiprocessor, and of a thread
+PARTITIONS, REGISTERS = 4, 16384  # of a multiprocessor; of a partition, whose warps get 8 a thread at a time
+MOST_REGISTERS = 255  # of a thread
 MOST_THREADS = 512  # of a CTA
 SAMPLES = 16  # of a tile
 CTA_OVERHEAD = 1024  # bytes of shared memory that a CTA takes beside its own
@@ -75,9 +76,10 @@ class Tiles(NamedTuple):
         return self.sums_bytes(gates) + ITEM_BYTES * plan.most_items + weights
 
     def registers(self, gates: int, exact: bool) -> int:
-        """About as many as a thread needs; `exact`: for sums without tensor cores."""
+        """About as many as a thread needs, fitted to what ptxas takes; `exact`: for sums without tensor cores."""
         pairs = max(1, self.units // (4 * self.split))
-        return 76 + gates * self.units // 2 * (4 if exact else 1) + 8 * self.ahead + 12 * pairs
+        sums = gates * self.units // 2 * (4 if exact else 1)
+        return (70 if self.resident else 96) + sums + 8 * self.ahead + 18 * pairs
 
     def cycles(self, plan: Plan, gates: int, batch: int, together: bool, ctas: int) -> float:
         """Of a step on the multiprocessor with most to do, `ctas` of them, without what any step costs."""
@@ -87,6 +89,11 @@ class Tiles(NamedTuple):
         shared = weights * self.tiles + 2 * self.sums_bytes(gates)
         rounds = ceil(plan.most_items / (self.split * self.ahead))
         return max(rounds * LATENCY, ctas * from_cache / L2_BYTES) + ctas * shared / SHARED_BYTES
+
+
+def most_registers(warps: int) -> int:
+    """Of a thread, where `warps` warps live on one multiprocessor, dealt out to its partitions."""
+    return min(MOST_REGISTERS, REGISTERS // (32 * ceil(warps / PARTITIONS)) // 8 * 8)
 
 
 def candidates(block: int, batch: int, exact: bool) -> Iterator[Tiles]:
@@ -116,8 +123,7 @@ def choose(
         tile = tile._replace(ctas=ctas if together else 1)
         shared = tile.shared_bytes(plan, gates)
         fits = tile.ctas * (shared + CTA_OVERHEAD) <= device.shared_bytes and shared <= device.cta_bytes
-        registers = tile.registers(gates, exact)
-        if fits and registers <= MOST_REGISTERS and tile.ctas * tile.threads * registers <= REGISTERS:
+        if fits and tile.registers(gates, exact) <= most_registers(tile.ctas * tile.threads // 32):
             legal.append((not tile.resident, tile.cycles(plan, gates, batch, together, ctas), tile))
     if not legal:
         layer = f"an LSTM layer of {hidden} hidden units at batch {batch}"

@@ -142,7 +142,7 @@ def _products(element: str, block: int, turned: bool, n: int, parts: bool) -> It
     small = block <= 32
     if n > 128 and not parts:  # there are CTAs enough
         yield choice(128, 256, (1, 8, 1) if small else (2, 4, 1), 4)
-        if small and element != "Tf32":  # whose registers do not suffice
+        if 8 < block <= 32 and element != "Tf32":  # of those two, registers do not suffice
             yield choice(256, 128, (1, 8, 1), 4)
     if n > 80:
         yield choice(128, 128, (1, 4, 1) if small else (2, 2, 1), 3, 2)

@@ -1,4 +1,4 @@
-"""Run a campaign on the CPU with stand-in work, as a process that tests can kill: start_campaign.py FILE OUT BUDGET."""
+"""Run a campaign on the CPU with stand-in work, as a process that tests can kill: start_campaign.py FILE OUT BUDGET [TOGETHER]."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import work
 
 import bench.budget
+import bench.campaign
 import bench.run
 from bench.campaign import run_campaign
 from bench.cells import Cell
@@ -25,5 +26,7 @@ def fake(cell: Cell, tell: Tell) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     bench.run.facts = bench.budget.facts = lambda _: {"source_hash": source_hash()}  # torch is slow to import
-    file, out, budget = sys.argv[1:]
-    sys.exit(run_campaign([load(file)], Path(out), float(budget), "cpu", work=fake))
+    bench.campaign.check_datasets = lambda _: None
+    file, out, budget, *together = sys.argv[1:]
+    more = {"together": int(together[0])} if together else {}
+    sys.exit(run_campaign([load(file)], Path(out), float(budget), "cpu", work=fake, **more))

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.campaign import check_of, checks_for, is_finished, verdict
-from bench.cells import Cell, CheckCell, GemmCell, LstmCell
+from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell
 from bench.parquet import checksum_line, checksum_of, from_parquet
 from bench.provenance import source_hash
 from bench.sweep import load
@@ -121,6 +122,41 @@ def test_a_kill_costs_the_running_cell_alone(tmp_path: Path) -> None:
         kept = len(tables.tables)
     assert deaths >= 1 and kept == 8
     assert [row["seed"] for row in table(out / "many" / "gemm.parquet")] == list(range(8))
+
+
+def test_cells_that_train_run_side_by_side_and_timings_alone(tmp_path: Path) -> None:
+    """Stand-in work of 0.7 s a cell; two workers, four cells that train between cells that are timed."""
+    sweep, out = tmp_path / "mixed.toml", tmp_path / "out"
+    grids = [("gemm", [0, 1]), ("train", [0, 1, 2, 3]), ("lstm", [0, 1])]
+    sweep.write_text("".join(f'[[grids]]\nkind = "{kind}"\n[grids.axes]\nseed = {seeds}\n' for kind, seeds in grids))
+    status, said, err = finished(str(sweep), str(out), "20000", "2", script=(str(START),))
+    assert status == 0, said + err
+    spans, workers = {}, {}
+    for kind, _ in grids:
+        rows = table(out / "mixed" / f"{kind}.parquet")
+        workers[kind] = {row["workers"] for row in rows}
+        for row in rows:
+            began = datetime.fromisoformat(row["started_at"]).timestamp()
+            spans[kind, row["seed"]] = began, began + row["cell_seconds"]
+    assert workers == {"gemm": {1}, "train": {2}, "lstm": {1}}
+    for one, (begin, _) in spans.items():
+        beside = [other for other, span in spans.items() if other != one and span[0] < begin < span[1]]
+        assert len(beside) <= 1 and all(other[0] == one[0] == "train" for other in beside)
+
+
+def test_training_by_our_kernels_on_a_gpu_is_checked_first() -> None:
+    settings = {"device": "cuda", "schedule": "pre", "target_sparsity": 0.8, "block_size": 32}
+    cells = [TrainCell(**settings, path=path, precision=precision) for path, precision in PRECISIONS]
+    found = checks_for(cells)
+    assert [(check.op, check.dtype, check.math) for check in found] == [
+        ("forward_backward", "float32", "tf32"),
+        ("forward_backward", "bfloat16", "ieee"),
+    ]
+    assert {(check.backend, check.device, check.block_size) for check in found} == {("cuda", "cuda", 32)}
+    assert check_of(TrainCell(schedule="pre", target_sparsity=0.8, path="sparse")) is None
+
+
+PRECISIONS = [("dense", "tf32"), ("sparse", "tf32"), ("auto", "bfloat16"), ("sparse", "bfloat16")]
 
 
 def test_sigterm_ends_it_with_everything_finished_stored(tmp_path: Path) -> None:

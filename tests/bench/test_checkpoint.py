@@ -136,9 +136,26 @@ def leaves(thing: Any, path: str, above: tuple[int, ...] = ()) -> Iterator[tuple
             yield from leaves(value, f"{path}.{name}", (*above, id(thing)))
 
 
-CLOCKS = {"began", "aside", "told", "saved", "cost", "seconds", "dense_ms", "lstm_ms", "train_seconds", "lstm_seconds"}
+CLOCKS = {
+    "began",
+    "aside",
+    "told",
+    "saved",
+    "cost",
+    "stopwatch",
+    "seconds",
+    "dense_ms",
+    "lstm_ms",
+    "train_seconds",
+    "lstm_seconds",
+}
 ELSEWHERE = {"resumed", "earlier_seconds", "eval_seconds", "corpus", "_masks"}  # counted up, or known by other names
-PASSING = {"gradient", "matrix", "_opt_called"}  # written before it is read, derived from the mask, only warned about
+PASSING = {
+    "gradient",
+    "matrix",
+    "_sparsity",
+    "_opt_called",
+}  # written before it is read, of the masks, only warned about
 
 
 def everything(run: Run) -> dict[str, Any]:

@@ -67,11 +67,12 @@ def one_block(rows: int, cols: int, block_size: int) -> BlockMask:
 
 
 def assert_solves_or_declines(name: str, problem: GemmProblem | LstmProblem) -> None:
+    """To decline is a right answer too; who may not is asked by test_common_types_are_supported_on_a_cpu and its like."""
     backend = BACKENDS[name]
     reason = backend.unsupported(problem)
     if reason is not None:
         assert reason and "\n" not in reason
-        pytest.skip(reason)
+        return
     launch = backend.prepare(problem)
     ratio, wrong = check(launch, problem)
     assert wrong is None, wrong
@@ -90,24 +91,24 @@ def test_every_registered_backend_is_expected() -> None:
     assert [name for name in BACKENDS if name not in EXPECTED] == []
 
 
-@pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", BACKENDS.names())
-def test_output_is_within_the_bound(name: str, op: str, shape: tuple[int, int, int, int, float], dtype: str) -> None:
+def test_output_is_within_the_bound(name: str, op: str, shape: tuple[int, int, int, int, float]) -> None:
     m, k, n, block_size, sparsity = shape
-    assert_solves_or_declines(name, GemmProblem(m, k, n, block_size, sparsity, dtype=dtype, seed=3, op=op))
+    for dtype in DTYPES:
+        assert_solves_or_declines(name, GemmProblem(m, k, n, block_size, sparsity, dtype=dtype, seed=3, op=op))
 
 
-@pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("passes", ["forward", "forward_backward"])
 @pytest.mark.parametrize("scope", ["all", "weight_hh"])
 @pytest.mark.parametrize("shape", LAYERS, ids=str)
 @pytest.mark.parametrize("name", BACKENDS.names())
 def test_layers_are_within_the_bound(
-    name: str, shape: tuple[int, int, int, int, int, float], scope: str, passes: str, dtype: str
+    name: str, shape: tuple[int, int, int, int, int, float], scope: str, passes: str
 ) -> None:
-    assert_solves_or_declines(name, LstmProblem(*shape, passes=passes, scope=scope, dtype=dtype, seed=3))
+    for dtype in DTYPES:
+        assert_solves_or_declines(name, LstmProblem(*shape, passes=passes, scope=scope, dtype=dtype, seed=3))
 
 
 @pytest.mark.parametrize("pattern", [empty_rows_and_columns, one_block])

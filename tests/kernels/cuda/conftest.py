@@ -11,6 +11,7 @@ import emulator
 HERE = Path(__file__).parent
 NO_EMULATOR = ("test_compile.py", "test_kernel.py", "test_on_gpu.py")
 GRIDS = ("emulate", "nvrtc")
+PATIENCE = 1800  # seconds that a test of the emulated grid may take: half a minute, but beside others on a busy machine
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -21,5 +22,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if reason is not None and HERE in item.path.parents and item.path.name not in NO_EMULATOR:
             item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("emulate"):
+            item.add_marker(pytest.mark.timeout(PATIENCE))
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]

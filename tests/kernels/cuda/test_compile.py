@@ -15,7 +15,7 @@ import torch
 from kernels.backends import cuda_variants, cuda_wgmma, cuda_wgmma_sdd
 from kernels.backends.cuda_kernel import Variant, arch_of, compile_cubin
 from kernels.backends.cuda_lstm_pass import Sizes, variant_of
-from kernels.backends.cuda_lstm_tiles import CTA_OVERHEAD, Device
+from kernels.backends.cuda_lstm_tiles import CTA_OVERHEAD, Device, most_registers
 from kernels.backends.cuda_nvrtc import nvrtc
 from kernels.backends.cuda_recurrence import plans_for, tiles_for
 from kernels.blockmask import BlockMask
@@ -26,7 +26,6 @@ CAPABILITIES = (80, 86, 90, 100)
 MULTIPROCESSORS = {80: 108, 86: 84, 90: 132, 100: 148}
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # of a CTA
 PRODUCTS = ("dsd.cu", "dsd_fp32.cu", "sdd.cu", "sdd_fp32.cu", "products_wgmma.cu", "sdd_wgmma.cu")
-REGISTERS = 65536  # of a multiprocessor
 DTYPES = {"Float32": torch.float32, "Tf32": torch.float32, "Bfloat16": torch.bfloat16, "Float16": torch.float16}
 
 
@@ -77,7 +76,7 @@ def faults(variant: Variant, capability: int) -> list[str]:
     found = []
     if cubin.spill_bytes:
         found.append(f"{cubin.spill_bytes} bytes of registers spilled")
-    if cubin.registers * variant.threads * ctas > REGISTERS:
+    if cubin.registers > most_registers(ctas * variant.threads // 32):
         found.append(f"{cubin.registers} registers of {variant.threads} threads do not fit {ctas} times")
     if ctas * (variant.shared_bytes + cubin.shared_bytes + CTA_OVERHEAD) > SHARED_BYTES[90] + CTA_OVERHEAD:
         found.append(f"{variant.shared_bytes} bytes of shared memory do not fit {ctas} times")
