@@ -14,7 +14,7 @@ from analysis import style
 from analysis.load import records
 from analysis.panels import not_finished, nothing_finished
 from analysis.stats import Estimate
-from analysis.variants import is_dense, replicates, runs
+from analysis.variants import is_dense, replicates, runs, without_path
 
 CONTROL = "smaller dense network, as many stored LSTM weights"
 
@@ -40,7 +40,7 @@ def perplexity_figure(train: pd.DataFrame | None) -> Figure:
     final = runs(train) if train is not None and not train.empty else pd.DataFrame()
     if final.empty:
         return nothing_finished(title, train)
-    found = replicates(final)
+    found = _whole_lines(replicates(final))
     dense = found["variant"].map(is_dense).astype(bool)
     band = found[dense].sort_values("stored_weights").tail(1)
     smaller = found[dense].sort_values("stored_weights").iloc[:-1]
@@ -63,6 +63,16 @@ def perplexity_figure(train: pd.DataFrame | None) -> Figure:
     drawn.suptitle(title, fontsize=12)
     style.margin(drawn, [*_intervals(found), *not_finished(train)])
     return drawn
+
+
+def _whole_lines(found: pd.DataFrame) -> pd.DataFrame:
+    """`replicates` with the path left out of the names of variants that no setting has on two paths: their line is one.
+
+    Paths compute the same up to rounding, and a sweep may take the sparse one at some of its sparsities only.
+    """
+    plain = found["variant"].map(without_path)
+    twice = plain.isin(plain[found.assign(plain=plain).duplicated(["plain", "block_size", "target_sparsity"])])
+    return found.assign(variant=found["variant"].where(twice, plain))
 
 
 def _band(ax: Axes, dense: Estimate, horizontal: bool) -> None:
@@ -135,7 +145,7 @@ def wide_figure(train: pd.DataFrame | None) -> Figure:
 
 def _network(row: dict[str, Any], base: float) -> str:
     """'gradual (cubic), 640 units, ρ 0.80, block 16: 0.97× the weights'."""
-    words = [row["variant"].split(", hidden_size")[0], f"{row['hidden_size']:.0f} units"]
+    words = [without_path(row["variant"].split(", hidden_size")[0]), f"{row['hidden_size']:.0f} units"]
     if not is_dense(row["variant"]):
         words += [f"ρ {row['stored_sparsity']:.2f}, block {row['block_size']}"]
     share = "" if math.isnan(base) else f"\n{row['stored_weights'] / base:.2f}× the narrow dense network's weights"

@@ -119,18 +119,24 @@ class Answer(NamedTuple):
 def answer(found: pd.DataFrame, line: Line, blocks: tuple[int, ...] = ()) -> Answer:
     """The setting of `cells` that answers a line; among several, of those with the most seeds the one with the best validation.
 
-    The test perplexity has no say in it. blocks: only these block sizes. Masked runs stand for their setting; those on the
-    sparse path only where there are none: they compute the same up to rounding, and a seed counts once.
+    The test perplexity has no say in it. blocks: only these block sizes. A seed counts once: see `one_path`.
     """
     mine = found[[line.test(row) and (not blocks or row["block_size"] in blocks) for row in records(found)]]
-    masked = mine[mine["path"] == "dense"]
-    mine = mine if masked.empty else masked
+    mine = one_path(mine)
     done = mine[mine["finished"].astype(bool)]
     if done.empty:
         return Answer(done, mine["status"].tolist())
     groups = [part.drop_duplicates("seed").sort_values("seed") for _, part in done.groupby([*SETTING], sort=False)]
     best = min(groups, key=lambda part: (-len(part), part["val_ppl"].mean()))
     return Answer(best, mine.loc[_alike(mine, best) & ~mine["finished"].astype(bool), "status"].tolist())
+
+
+def one_path(found: pd.DataFrame) -> pd.DataFrame:
+    """`cells` without those on the sparse path whose setting has finished masked runs: both compute the same up to rounding."""
+    masked = found["path"] == "dense"
+    done = masked & found["finished"].astype(bool)
+    has_masked = done.groupby([found[name] for name in SETTING], dropna=False).transform("any")
+    return found[masked | ~has_masked.astype(bool)]
 
 
 def _alike(found: pd.DataFrame, runs_of_one: pd.DataFrame) -> pd.Series:
@@ -190,9 +196,8 @@ def order(found: Sweep | None) -> list[Pair]:
 
 
 def four_lines(found: Sweep | None) -> pd.DataFrame | None:
-    """The masked runs' rows of the slides' four lines, without the sweep's other sizes and sparsities; None where it was not run."""
+    """The rows of the slides' four lines, `one_path` of each, without the sweep's other sizes; None where it was not run."""
     if found is None:
         return None
-    rows = [row for row in records(found.cells) if row["path"] == "dense"]
-    kept = [row["cell_id"] for row in rows if any(line.test(row) for line in FOUR)]
+    kept = [row["cell_id"] for row in records(one_path(found.cells)) if any(line.test(row) for line in FOUR)]
     return found.train[found.train["cell_id"].isin(kept)]

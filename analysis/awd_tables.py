@@ -12,7 +12,19 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from analysis.awd import SETTING, SMALL, SWEEPS, Answer, Sweep, Sweeps, answer, order, paired_ratio, sparse_runs
+from analysis.awd import (
+    SETTING,
+    SMALL,
+    SWEEPS,
+    Answer,
+    Sweep,
+    Sweeps,
+    answer,
+    one_path,
+    order,
+    paired_ratio,
+    sparse_runs,
+)
 from analysis.awd_lines import BEST, DENSE, FOUR, LINES, Line, place
 from analysis.load import records
 from analysis.published import ELEMENTWISE, RECIPE_90, RECIPE_750, SLIDES, Published
@@ -166,7 +178,7 @@ def wide_table(sweeps: Sweeps) -> pd.DataFrame:
     if "wide" not in sweeps.by_role:
         return pd.DataFrame([[DENSE.name, NOTHING, NOT_RUN, NOT_RUN]], columns=list(names))
     found = sweeps.by_role["wide"].cells
-    done = found[found["finished"].astype(bool) & (found["path"] == "dense")]
+    done = one_path(found[found["finished"].astype(bool)])
     dense = answer(found, DENSE).runs
     rows = []
     for _, part in done.sort_values(["width", "kept"]).groupby([*SETTING], sort=False):

@@ -96,7 +96,7 @@ def norm_maps_figure(train: pd.DataFrame | None, weight: str = "weight_hh_l0") -
             image = ax.imshow(np.ma.masked_less_equal(grid.T, 0.0), cmap="viridis", norm=scale, aspect="auto")
             ax.set_title(f"epoch {epoch}", fontsize=10)
             _gates(ax, grid.shape[0])
-        line[0].set_ylabel(variant.replace(" + ", "\n+ "), rotation=0, ha="right", va="center")
+        line[0].set_ylabel(variant.replace(" + ", "\n+ ").replace(", ", ",\n"), rotation=0, ha="right", va="center")
     assert image is not None
     drawn.colorbar(image, ax=[ax for line in axes for ax in line], label="L2 norm of a block (log)", pad=0.01)
     drawn.suptitle(f"{title} ({_place(size, target)}; white: empty; one scale for all panels)", fontsize=12)

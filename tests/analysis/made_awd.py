@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +51,7 @@ def with_norms(cell: TrainCell, rows: list[dict[str, Any]]) -> list[dict[str, An
         "val_ppl": None,
         "train_ppl": None,
         "mean_sparsity": None,
+        "probes": None,
     }
     rows = [first | {"sparsity": cell.target_sparsity if cell.schedule == "pre" else 0.0}, *rows]
     return [
@@ -66,20 +66,13 @@ def run(cell: TrainCell, **values: Any) -> list[dict[str, Any]]:
     rhos = sparsities(cell)
     if cell.path == "dense":
         return with_norms(cell, made.run_rows(cell, perplexity(cell), rhos, **values))
-    return made.sparse_run(cell, rhos, test_ppl=perplexity(cell.model_copy(update={"path": "dense"})), **values)
+    masked = perplexity(cell.model_copy(update={"path": "dense"}))
+    return with_norms(cell, made.sparse_run(cell, rhos, test_ppl=masked, **values))
 
 
-def table(name: str, auto: Sequence[int] = (16,), seeds: int = 3) -> pd.DataFrame:
-    """Every cell of a sweep; `auto`: block sizes at which the 80 % runs on the sparse path are there too."""
-    found = [cell for cell in cells(name) if cell.seed < seeds]
-    twins = [
-        cell.model_copy(update={"path": "auto"})
-        for cell in found
-        if cell.path == "dense" and cell.target_sparsity == 0.8 and cell.block_size in auto and cell.lasso != "none"
-    ]
-    known = {cell.cell_id for cell in found}
-    every = [*found, *(cell for cell in twins if cell.cell_id not in known)]
-    return pd.DataFrame([row for cell in every for row in run(cell)])
+def table(name: str, seeds: int = 3) -> pd.DataFrame:
+    """Every cell of a sweep with the first `seeds` seeds."""
+    return pd.DataFrame([row for cell in cells(name) if cell.seed < seeds for row in run(cell)])
 
 
 def write(parent: Path, *names: str, **options: Any) -> None:
