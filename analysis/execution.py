@@ -15,6 +15,7 @@ EXPECTED = (
     "02_perplexity.ipynb",
     "03_tradeoff.ipynb",
     "04_measured_against_theoretical.ipynb",
+    "05_awd_lstm.ipynb",
 )
 TIMEOUT = 300  # seconds a cell may take
 

@@ -158,7 +158,7 @@ def _measured(part: pd.DataFrame, goal: Goal) -> pd.DataFrame:
 
 
 def _integrals(part: pd.DataFrame) -> pd.DataFrame:
-    found = realised(part)
+    found = realised(part[part["model"] == "lstm"])
     found = found[
         found["measured"].map(lambda one: one.n > 0) & found["variant"].str.contains("gradual (cubic", regex=False)
     ]

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from analysis import compare, style, theory
 from analysis.load import records
+from analysis.variants import failed_runs
 
 MAX_COLS = 3
 
@@ -41,6 +42,20 @@ def not_measured(frame: pd.DataFrame, name: str) -> list[str]:
     groups = records(compare.failure_groups(frame, name))
     lines = [f"{row[name]}: {row['status']} ({row['cells']} cells): {row['reason']}" for row in groups]
     return ["Not measured:", *lines] if lines else []
+
+
+def not_finished(train: pd.DataFrame | None) -> list[str]:
+    """One line per status and reason of the training runs that did not finish."""
+    if train is None or train.empty:
+        return []
+    return [f"Not finished: {row['runs']} × {row['status']}: {row['reason']}" for row in records(failed_runs(train))]
+
+
+def nothing_finished(title: str, train: pd.DataFrame | None) -> Figure:
+    """The figure of a training table that is not there or in which no run finished, with why."""
+    drawn = style.empty_figure(title, "no training run has finished" + (": not run" if train is None else ""))
+    style.margin(drawn, not_finished(train))
+    return drawn
 
 
 def limits(points: pd.DataFrame) -> Limits:

@@ -9,7 +9,19 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import compare, figures, measured_figures, realised_figures, study, tables, training_figures, variants
+from analysis import (
+    accuracy_figures,
+    awd,
+    awd_tables,
+    compare,
+    figures,
+    measured_figures,
+    realised_figures,
+    study,
+    tables,
+    training_figures,
+    variants,
+)
 from analysis.load import records, split
 from analysis.realised_tables import statements
 from analysis.sections import DOTS_PER_INCH, sections
@@ -53,17 +65,20 @@ def write_report(folder: Path) -> Path:
 
 
 def write_figures(folder: Path, out: Path) -> list[Path]:
-    """Write the pictures of a README and table.md into `out`: what the sweep has of them."""
+    """Write the pictures of a README and table.md into `out`: what the sweep has of them; of an AWD-LSTM sweep awd.md too."""
     found = study.read(folder)
     _, train, gemm, _ = found.comparable()
     out.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, Figure] = {}
+    role = awd.sweep_role(found.name)
     if gemm is not None:
         drawn["speedup"] = figures.speedup_figure(study.main_shape(gemm))
     if train is not None:
-        drawn["perplexity"] = training_figures.perplexity_figure(train)
+        drawn["perplexity"] = accuracy_figures.cost_figure(train)
     if train is not None and gemm is not None:
         drawn["tradeoff"] = figures.tradeoff_figure(train, gemm)
+    if role is not None and role[0] == "paper" and train is not None:
+        drawn["norm_maps"] = training_figures.norm_maps_figure(awd.four_lines(awd.sweep(train, "paper")))
     layer = study.main_layer(study.widest([found], "lstm", over="baseline"))
     if layer is not None:
         drawn["layer"] = measured_figures.layer_figure(layer)
@@ -78,6 +93,11 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
     table = table if train is None else tables.main_table(train, gemm)
     written.append(out / "table.md")
     written[-1].write_text(tables.to_markdown(table).rstrip() + "\n", encoding="utf-8")
+    if role is not None:
+        sweeps = awd.read_sweeps(role[1], folder.resolve().parent)
+        parts = [f"{caption}\n\n{tables.to_markdown(table)}" for caption, table in awd_tables.every_table(sweeps)]
+        written.append(out / "awd.md")
+        written[-1].write_text("\n\n".join([*parts, *awd_tables.notes(sweeps)]) + "\n", encoding="utf-8")
     return written
 
 

@@ -11,7 +11,19 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from analysis import figures, measured_figures, realised_figures, realised_tables, study, tables, training_figures
+from analysis import (
+    accuracy_figures,
+    awd,
+    awd_goals,
+    awd_tables,
+    figures,
+    measured_figures,
+    realised_figures,
+    realised_tables,
+    study,
+    tables,
+    training_figures,
+)
 from analysis.load import split
 from analysis.realised_tables import statements
 from analysis.study import Study
@@ -50,9 +62,11 @@ def sections(found: Study) -> Iterator[Section]:
             yield _ops(label, gemm)
     for label, lstm in _parts(found, "lstm", over="baseline"):
         yield _layers(label, lstm)
-    main = found.comparable()
+    main, role = found.comparable(), awd.sweep_role(found.name)
     for label, train in _parts(found, "train"):
-        yield _accuracy(label, train, main.gemm)
+        yield _accuracy(label, train, main.gemm, beside_slides=role is None)
+    if role is not None:
+        yield _beside_the_slides(found, small=role[1])
     if main.train is not None and main.gemm is not None:
         yield _tradeoff(main.train, main.gemm)
     for label, train in _parts(found, "train"):
@@ -163,23 +177,36 @@ def _sparse_training(label: str, train: pd.DataFrame) -> Section:
     )
 
 
-def _accuracy(label: str, train: pd.DataFrame, gemm: pd.DataFrame | None) -> Section:
+def _beside_the_slides(found: Study, small: bool) -> Section:
+    """The tables of the AWD-LSTM sweeps: this one and those beside it in the same folder."""
+    sweeps = awd.read_sweeps(small, found.folder.resolve().parent)
+    return Section(
+        "AWD-LSTM beside the slides" + (", small version" if small else ""),
+        "The slides' lines, ours by their recipe and by our best one. What was not run says so.",
+        tables=[(caption, Markup(tables.to_html(table))) for caption, table in awd_tables.every_table(sweeps)],
+        sentences=[*awd_goals.statements(sweeps), *awd_tables.notes(sweeps)],
+    )
+
+
+def _accuracy(label: str, train: pd.DataFrame, gemm: pd.DataFrame | None, beside_slides: bool) -> Section:
     picture = _picture(
-        training_figures.perplexity_figure(train),
+        accuracy_figures.cost_figure(train),
         "Test perplexity against sparsity, a line for each variant and block size. The values are in the table below.",
         "Perplexity after the last epoch: lower is better. Bars are 95 % t-intervals over seeds; one seed has none.",
     )
+    shown = [("Every variant, block size and sparsity.", Markup(tables.to_html(tables.main_table(train, gemm))))]
+    if beside_slides:
+        shown.append(
+            (
+                "Beside the slides' table: another model, other data and other epochs, so compare directions, not values.",
+                Markup(tables.to_html(tables.slides_table(train))),
+            )
+        )
     return Section(
         _titled("What sparsity costs", label),
         "Perplexity of the same language model without pruning, with block lasso, and with block lasso and pruning.",
         [picture],
-        [
-            ("Every variant, block size and sparsity.", Markup(tables.to_html(tables.main_table(train, gemm)))),
-            (
-                "Beside the slides' table: another model, other data and other epochs, so compare directions, not values.",
-                Markup(tables.to_html(tables.slides_table(train))),
-            ),
-        ],
+        shown,
     )
 
 

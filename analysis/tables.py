@@ -11,10 +11,11 @@ import pandas as pd
 from analysis import compare
 from analysis.findings import findings
 from analysis.load import records
+from analysis.published import SLIDES
 from analysis.stats import change, plus_minus, times
 from analysis.theory import layer_speedup, speedup
 from analysis.tradeoff import chosen_product, recurrent_shape, with_speedup
-from analysis.variants import PPL, SLIDES, replicates, runs, without_path
+from analysis.variants import PPL, replicates, runs, without_path
 
 __all__ = ["breakeven_table", "findings", "layer_table", "main_table", "slides_table", "to_html", "to_markdown"]
 

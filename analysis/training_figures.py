@@ -1,8 +1,7 @@
-"""Figures of training runs: perplexity, curves, block norms, and the training-time integral beside what was measured."""
+"""Figures of training runs: curves, block norms, and the training-time integral beside what was measured."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import matplotlib as mpl
@@ -15,70 +14,10 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.load import records
-from analysis.variants import common_block_size, common_sparsity, failed_runs, is_dense, replicates, runs
+from analysis.panels import nothing_finished
+from analysis.variants import common_block_size, common_sparsity, is_dense, replicates, runs
 
-GATES = ("input", "forget", "cell", "output")
-MAX_NORM_ROWS = 6
-
-
-def perplexity_figure(train: pd.DataFrame | None) -> Figure:
-    """Test perplexity against achieved sparsity: a colour per variant, a marker per block size, dense as a band."""
-    title = "What sparsity costs in perplexity"
-    final = runs(train) if train is not None and not train.empty else pd.DataFrame()
-    if final.empty:
-        return _nothing(title, train)
-    found = replicates(final)
-    drawn, [[ax]] = style.figure(5.2)
-    colours = style.variant_colours(found["variant"])
-    for row in records(found[found["variant"].map(is_dense)]):
-        dense = row["test_ppl"]
-        ax.axhline(dense.value, color=style.BLACK, linewidth=1.2)
-        ax.axhspan(*([dense.low, dense.high] if dense.n > 1 else [dense.value] * 2), color="#dddddd", zorder=0)
-    sparse = found[~found["variant"].map(is_dense)]
-    perplexities = [one.value for one in found["test_ppl"]]
-    top = style.ceiling(perplexities)
-    for position, ((variant, size), line) in enumerate(sparse.groupby(["variant", "block_size"], sort=False)):
-        values = [
-            one if one.value <= top else one._replace(value=0.99 * top, low=math.nan, high=math.nan)
-            for one in line["test_ppl"]
-        ]
-        at = line["stored_sparsity"] + 0.0025 * (position % 5 - 2)  # error bars side by side, not on top of each other
-        ax.errorbar(at, [one.value for one in values], yerr=style.spread(values), color=colours[str(variant)], capsize=2.5,
-                    marker=style.block_marker(size), linewidth=1.1, alpha=0.9)  # fmt: skip
-    ax.set(xlabel="sparsity ρ stored (share of empty blocks)", ylabel="test perplexity")
-    if top < math.inf:
-        ax.set_ylim(top=top)
-    drawn.legend(handles=_handles(found, colours), loc="outside right upper")
-    drawn.suptitle(title, fontsize=12)
-    seeds = sorted({row["test_ppl"].n for row in records(found)})
-    notes = [
-        f"Bars and band: 95 % t-intervals over seeds ({' or '.join(map(str, seeds))} per point; none where there is one)."
-    ]
-    notes += style.beyond(found["variant"].tolist(), perplexities)
-    style.margin(drawn, [*notes, *_not_finished(train)])
-    return drawn
-
-
-def _handles(found: pd.DataFrame, colours: dict[str, str]) -> list[Line2D]:
-    sizes = sorted(found.loc[~found["variant"].map(is_dense), "block_size"].dropna().unique())
-    handles = [Line2D([], [], color=colour, linewidth=4, label=variant) for variant, colour in colours.items()]
-    return handles + [
-        Line2D([], [], color=style.GREY, marker=style.block_marker(size), linestyle="", label=f"block {size}")
-        for size in sizes
-    ]
-
-
-def _nothing(title: str, train: pd.DataFrame | None) -> Figure:
-    drawn = style.empty_figure(title, "no training run has finished")
-    style.margin(drawn, _not_finished(train))
-    return drawn
-
-
-def _not_finished(train: pd.DataFrame | None) -> list[str]:
-    """One line per status and reason of the runs that did not finish."""
-    if train is None or train.empty:
-        return []
-    return [f"Not finished: {row['runs']} × {row['status']}: {row['reason']}" for row in records(failed_runs(train))]
+GATES = ("i input", "f forget", "g cell", "o output")
 
 
 def chosen_runs(final: pd.DataFrame) -> tuple[pd.DataFrame, int | None, float | None]:
@@ -103,7 +42,7 @@ def curves_figure(train: pd.DataFrame | None) -> Figure:
     title = "How the variants train"
     final = runs(train) if train is not None and not train.empty else pd.DataFrame()
     if train is None or final.empty:
-        return _nothing(title, train)
+        return nothing_finished(title, train)
     chosen, size, target = chosen_runs(final)
     drawn, [[left, right]] = style.figure(4.4, 1, 2)
     colours = style.variant_colours(chosen["variant"])
@@ -133,12 +72,13 @@ def _curve(ax: Axes, rows: pd.DataFrame, column: str, colour: str) -> None:
 def norm_maps_figure(train: pd.DataFrame | None, weight: str = "weight_hh_l0") -> Figure:
     """The slides' heat maps: L2 norms of the blocks of one weight, a row per variant, first, middle and last epoch.
 
-    Drawn transposed, so that the four gates lie side by side. One shared log scale; empty blocks are white.
+    Drawn transposed, so that the four gates lie side by side. One log scale for all panels, so that a colour means the same
+    norm in each of them; empty blocks are white, the smallest of the others dark.
     """
     title = f"Block norms of {weight}"
     final = runs(train) if train is not None and not train.empty else pd.DataFrame()
     if train is None or final.empty:
-        return _nothing(title, train)
+        return nothing_finished(title, train)
     chosen, size, target = chosen_runs(final)
     chosen = chosen.sort_values("seed").drop_duplicates("variant").sort_index()
     maps = {row["variant"]: norm_maps(train[train["cell_id"] == row["cell_id"]], weight) for row in records(chosen)}
@@ -156,10 +96,10 @@ def norm_maps_figure(train: pd.DataFrame | None, weight: str = "weight_hh_l0") -
             image = ax.imshow(np.ma.masked_less_equal(grid.T, 0.0), cmap="viridis", norm=scale, aspect="auto")
             ax.set_title(f"epoch {epoch}", fontsize=10)
             _gates(ax, grid.shape[0])
-        line[0].set_ylabel(variant.replace(" + ", "\n+ "), rotation=0, ha="right", va="center")
+        line[0].set_ylabel(variant.replace(" + ", "\n+ ").replace(", ", ",\n"), rotation=0, ha="right", va="center")
     assert image is not None
     drawn.colorbar(image, ax=[ax for line in axes for ax in line], label="L2 norm of a block (log)", pad=0.01)
-    drawn.suptitle(f"{title} ({_place(size, target)}; white: empty)", fontsize=12)
+    drawn.suptitle(f"{title} ({_place(size, target)}; white: empty; one scale for all panels)", fontsize=12)
     return drawn
 
 

@@ -27,16 +27,6 @@ PRUNING_SETTINGS = (
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
 
-SLIDES = pd.DataFrame(
-    [
-        ("dense", 79.13, 86.81, 81.76, 0.0, 1.0),
-        ("block lasso", 132.52, 115.43, 108.06, 0.0, 1.0),
-        ("block lasso + gradual (linear)", 189.62, 151.05, 140.87, 0.8, 1.9),
-        ("block lasso + random pre-pruning", 201.72, 158.71, 148.37, 0.8, 5.0),
-    ],
-    columns=["variant", *PPL, "sparsity", "claimed_speedup"],
-)
-
 
 def prunes(row: dict[str, Any]) -> bool:
     """Whether the settings of a run prune at all."""
@@ -52,9 +42,14 @@ def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
         schedule, criterion = row["schedule"], row["criterion"]
         suffix = "" if criterion == "l2" else f", {criterion}"
         names = {"pre": "random pre-pruning", "one_shot": f"one-shot{suffix}"}
-        parts.append(names.get(schedule, f"gradual ({schedule}{suffix})"))
+        parts.append(names.get(schedule, f"gradual ({schedule}{suffix})") + _allocated(row))
     path = row.get("path") or "dense"  # tables from before there was a choice have no such column
     return (" + ".join(parts) or "dense") + ("" if path == "dense" else f", {path} path")
+
+
+def _allocated(row: dict[str, Any]) -> str:
+    """', ERK' where the sparsity of all is spread by the Erdős–Rényi rule; tables from before there was a choice have no such column."""
+    return ", ERK" if row.get("allocation") == "erk" else ""
 
 
 def without_path(variant: str) -> str:
@@ -103,6 +98,16 @@ def failed_runs(frame: pd.DataFrame) -> pd.DataFrame:
     return bad.groupby(["status", "reason"], sort=True)["cell_id"].count().reset_index(name="runs")
 
 
+def lstm_weights(row: dict[str, Any], sparsity: float) -> float:
+    """LSTM weights of a run's model that are stored at one sparsity of its prunable ones, biases aside.
+
+    One weight a multiply-add and token, so theory counts them. Sizes of networks are compared by it.
+    """
+    weight_ih, weight_hh = theory.lstm_multiply_adds(row["embedding_size"], row["hidden_size"], row["num_layers"])
+    pruned, other = (weight_hh, weight_ih) if row["scope"] == "weight_hh" else (weight_hh + weight_ih, 0)
+    return pruned * (1.0 - sparsity) + other
+
+
 def amdahl(row: dict[str, Any]) -> float:
     """Ceiling of the whole forward pass at a run's sparsity, from its LSTM and decoder multiply-adds per token."""
     weight_ih, weight_hh = theory.lstm_multiply_adds(row["embedding_size"], row["hidden_size"], row["num_layers"])
@@ -114,15 +119,15 @@ def amdahl(row: dict[str, Any]) -> float:
 def runs(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
     """One row per finished run: its final epoch, variant, predictions, and its ratio to the dense run of its size and seed.
 
-    Adds variant, stored_sparsity (blocks that are exactly zero), predicted_speedup (of the pruned products), ceiling
-    (of the forward pass, Amdahl), predicted_training and measured_training (speedup of the whole training run; NaN where
-    the two ran from different sources),
-    ppl_ratio and ppl_difference (test perplexity against dense; NaN for dense itself and where it has no partner).
+    Adds variant, stored_sparsity (blocks that are exactly zero), stored_weights (`lstm_weights` there), predicted_speedup
+    (of the pruned products), ceiling (of the forward pass, Amdahl), predicted_training and measured_training (speedup of
+    the whole training run; NaN where the two ran from different sources), ppl_ratio and ppl_difference (test perplexity against dense; NaN for dense itself and where it has no partner).
     """
     one_of(frame, UNLIKE["train"], over)
     final = final_epochs(frame).copy()
     final["variant"] = variant_names(final)
     final["stored_sparsity"] = final["zero_block_share"].fillna(final["sparsity"]).fillna(0.0).astype(float)
+    final["stored_weights"] = [lstm_weights(row, row["stored_sparsity"]) for row in records(final)]
     final["predicted_speedup"] = final["stored_sparsity"].map(theory.speedup)
     final["ceiling"] = [amdahl(row) for row in records(final)]
     epochs = frame[frame["epoch"] >= 1].sort_values("epoch").groupby("cell_id")
@@ -162,7 +167,14 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
     one_of(final, UNLIKE["train"])
     rows = []
     for (variant, block_size, target), part in final.groupby(["variant", "block_size", "target_sparsity"], sort=False):
-        means = ("stored_sparsity", "predicted_speedup", "ceiling", "predicted_training")
+        means = (
+            "hidden_size",
+            "stored_weights",
+            "stored_sparsity",
+            "predicted_speedup",
+            "ceiling",
+            "predicted_training",
+        )
         rows.append(
             {
                 "variant": variant,

@@ -14,12 +14,12 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import figures, style, theory_figures, training_figures
+from analysis import accuracy_figures, figures, style, theory_figures, training_figures
 from analysis.stats import Estimate
 from bench.cells import GemmCell, TrainCell
 
 TRAINING = {
-    "perplexity": training_figures.perplexity_figure,
+    "perplexity": accuracy_figures.perplexity_figure,
     "curves": training_figures.curves_figure,
     "norms": training_figures.norm_maps_figure,
     "integral": training_figures.integral_figure,
@@ -162,14 +162,14 @@ def test_training_figures_without_a_finished_run_say_why(name: str) -> None:
 
 
 def test_the_perplexity_figure_lists_failed_runs_variants_and_seeds() -> None:
-    words = texts(training_figures.perplexity_figure(TWO_SEEDS))
+    words = texts(accuracy_figures.perplexity_figure(TWO_SEEDS))
     assert f"Not finished: 1 × diverged: {made.DIVERGED}" in words
     assert "block lasso + random pre-pruning" in words and "95 % t-intervals over seeds (2 per point" in words
 
 
 def test_a_long_reason_is_wrapped_and_gets_room() -> None:
     frame = pd.DataFrame([*ONE_SEED.to_dict("records"), made.diverged_row() | {"cell_id": "x", "reason": "long " * 80}])
-    short, tall = training_figures.perplexity_figure(ONE_SEED), training_figures.perplexity_figure(frame)
+    short, tall = accuracy_figures.perplexity_figure(ONE_SEED), accuracy_figures.perplexity_figure(frame)
     assert tall.get_figheight() > short.get_figheight()
     assert max(map(len, tall.texts[-1].get_text().splitlines())) <= 135
 

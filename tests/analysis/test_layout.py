@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from itertools import combinations, product
 
+import made_awd
 import pandas as pd
 import pytest
 from made import gemm_frame, lstm_frame, ratio_row, sparse_frame, train_frame
@@ -12,7 +14,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis import compare, figures, measured_figures, realised_figures, study, theory_figures, training_figures
+from analysis import (
+    accuracy_figures,
+    awd,
+    compare,
+    figures,
+    measured_figures,
+    realised_figures,
+    study,
+    theory_figures,
+    training_figures,
+)
 
 SLACK = 2.0  # pixels
 
@@ -81,12 +93,25 @@ def large_layer() -> pd.DataFrame:
     return study.main_layer(lstm_frame((1152,), batches=(1, 20, 80), blocks=SIZES))
 
 
+@cache
+def awd_table(name: str) -> pd.DataFrame:
+    return made_awd.table(name, seeds=2)
+
+
+def four_rows() -> pd.DataFrame | None:
+    return awd.four_lines(awd.sweep(awd_table(made_awd.PAPER), "paper"))
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "speedup": lambda: figures.speedup_figure(one_shape()),
     "efficiency": lambda: figures.efficiency_figure(one_shape()),
     "roofline": lambda: theory_figures.roofline_figure(one_shape()),
     "storage": lambda: theory_figures.storage_figure(1024, 256),
-    "perplexity": lambda: training_figures.perplexity_figure(train_frame()),
+    "perplexity": lambda: accuracy_figures.perplexity_figure(train_frame()),
+    "perplexity, dense controls": lambda: accuracy_figures.cost_figure(awd_table(made_awd.BEST)),
+    "perplexity, many block sizes": lambda: accuracy_figures.cost_figure(awd_table(made_awd.PAPER)),
+    "wider for sparser": lambda: accuracy_figures.cost_figure(awd_table(made_awd.WIDE)),
+    "norm maps of the slides' rows": lambda: training_figures.norm_maps_figure(four_rows()),
     "curves": lambda: training_figures.curves_figure(train_frame()),
     "norm maps": lambda: training_figures.norm_maps_figure(train_frame()),
     "integral": lambda: training_figures.integral_figure(train_frame()),

@@ -1,22 +1,27 @@
-"""The notebooks: exactly four, committed clean and without logic, each running to its end against made-up results."""
+"""The notebooks: exactly five, committed clean and without logic, each running to its end against made-up results."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import made
+import made_awd
 import nbformat
 import psutil
 import pytest
 
+from analysis import execution
 from analysis.execution import EXPECTED, NOTEBOOKS, NotebookError, execute_all
 
 COMMITTED = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
 LONGEST_CELL = 12  # lines
 SHOWN = {"image/png", "text/html", "text/markdown"}
+
+AWD = "05_awd_lstm.ipynb"
 
 notebook = pytest.mark.parametrize("name", COMMITTED)
 
@@ -41,15 +46,29 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.name: path for path in execute_all(folder / "executed", folder)}
 
 
-def test_four_are_collected() -> None:
-    assert len(COMMITTED) == 4
+def test_the_awd_notebook_shows_the_sweep_that_is_named_and_says_what_was_not_run(tmp_path: Path) -> None:
+    made_awd.write(tmp_path, made_awd.PAPER, seeds=2)
+    environment = os.environ | {
+        "BENCH_RESULTS": str(tmp_path / made_awd.PAPER),
+        "PYTHONPATH": str(NOTEBOOKS.parents[1]),
+    }
+    setup, full, small, *_ = code(execution._execute(NOTEBOOKS / AWD, tmp_path / AWD, environment))
+    assert setup.outputs[0].text == f"Results of the sweep {made_awd.PAPER}\n"
+    tables = ["".join(output.data.get("text/html", "") for output in cell.outputs) for cell in (full, small)]
+    assert "not run" in tables[0] and "(2 seeds)" not in tables[0]
+    assert "not run" in tables[1] and "(2 seeds)" in tables[1]  # best and wide were not run
+
+
+def test_five_are_collected() -> None:
+    assert len(COMMITTED) == 5
     assert tuple(COMMITTED) == EXPECTED
 
 
 @notebook
 def test_it_runs_and_every_cell_shows_something(name: str, executed: dict[str, Path]) -> None:
     setup, *others = code(executed[name])
-    assert [output.text for output in setup.outputs] == ["Results of the sweep made up0\n"]
+    read = "none of AWD-LSTM: not run" if name == AWD else "made up0"
+    assert [output.text for output in setup.outputs] == [f"Results of the sweep {read}\n"]
     for cell in others:
         assert cell.execution_count is not None
         assert cell.outputs, f"{cell.id} shows nothing"
@@ -83,7 +102,7 @@ def test_a_text_comes_before_every_code_cell_and_says_what_to_conclude(name: str
 def test_ids_are_unique_and_chosen() -> None:
     ids = [cell.id for name in COMMITTED for cell in cells(NOTEBOOKS / name)]
     assert len(set(ids)) == len(ids)
-    assert all(re.fullmatch(r"(gemm|perplexity|tradeoff|theory)(-[a-z]+)+", one) for one in ids)
+    assert all(re.fullmatch(r"(gemm|perplexity|tradeoff|theory|awd)(-[a-z]+)+", one) for one in ids)
 
 
 @pytest.mark.usefixtures("executed")
@@ -102,14 +121,15 @@ def copies(tmp_path: Path) -> Iterator[Path]:
 def test_a_missing_notebook_fails_loudly(copies: Path, tmp_path: Path) -> None:
     (copies / EXPECTED[1]).unlink()
     with pytest.raises(
-        NotebookError, match=r"expected 01_.*, 02_.*, 03_.*, 04_.*; found 01_\w+\.ipynb, 03_\w+\.ipynb, 04_\w+\.ipynb$"
+        NotebookError,
+        match=r"expected 01_.*, 02_.*, 03_.*, 04_.*, 05_.*; found 01_\w+\.ipynb, 03_\w+\.ipynb, 04_\w+\.ipynb, 05_\w+\.ipynb$",
     ):
         execute_all(tmp_path / "out", tmp_path, copies)
 
 
 def test_an_extra_notebook_fails_loudly(copies: Path, tmp_path: Path) -> None:
-    shutil.copy(copies / EXPECTED[1], copies / "05_more.ipynb")
-    with pytest.raises(NotebookError, match=r"found .*05_more\.ipynb$"):
+    shutil.copy(copies / EXPECTED[1], copies / "06_more.ipynb")
+    with pytest.raises(NotebookError, match=r"found .*06_more\.ipynb$"):
         execute_all(tmp_path / "out", tmp_path, copies)
 
 

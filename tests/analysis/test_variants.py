@@ -9,7 +9,7 @@ import made
 import pandas as pd
 import pytest
 
-from analysis import variants
+from analysis import published, variants
 from analysis.variants import runs, without_path
 from bench.cells import TrainCell
 
@@ -37,6 +37,8 @@ def run(
         (LINEAR | {"schedule": "cubic", "lasso": "none"}, "gradual (cubic)"),
         (LINEAR | {"criterion": "random"}, "block lasso + gradual (linear, random)"),
         (LINEAR | {"schedule": "one_shot"}, "block lasso + one-shot"),
+        (LINEAR | {"allocation": "erk"}, "block lasso + gradual (linear), ERK"),
+        (LINEAR | {"allocation": "erk", "path": "auto"}, "block lasso + gradual (linear), ERK, auto path"),
         (PRE, "block lasso + random pre-pruning"),
         (PRE | {"criterion": "random"}, "block lasso + random pre-pruning"),
         (PRE | {"criterion": "l1"}, "block lasso + random pre-pruning"),
@@ -48,7 +50,7 @@ def test_variant_names(settings: dict[str, Any], name: str) -> None:
 
 def test_the_slides_variants_are_named_as_ours() -> None:
     cells = [TrainCell(), TrainCell(lasso="proximal"), TrainCell(**LINEAR), TrainCell(**PRE)]
-    assert [variants.variant_name(cell.model_dump()) for cell in cells] == variants.SLIDES["variant"].tolist()
+    assert [variants.variant_name(cell.model_dump()) for cell in cells] == published.SLIDES["variant"].tolist()
 
 
 def test_only_what_tells_runs_apart_is_added_to_their_names() -> None:
