@@ -20,7 +20,8 @@ from analysis.load import records, split
 from analysis.realised import realised
 from analysis.study import Study
 
-THREADS = 2  # what the figures for kernels are about
+THREADS = 2  # what the figures for kernels of a CPU are about
+HOST_MS = 0.01  # that a launch on a GPU may take of the processor
 LSTM_STEP = {"m": (4608,), "k": (1152,), "n": (20, 80)}
 SQUARE = {"m": (4096,), "k": (4096,), "n": (256, 2048)}
 COARSE = {"block_size": (16, 32, 64, 128)}
@@ -36,8 +37,9 @@ TABLE = ("what", "where", "reach", "worst", "median", "cells", "verdict", "worst
 class Goal:
     """One figure to reach: `reach` or more in every cell of `grids`.
 
-    kind: what is compared, 'efficiency' or 'speedup' of the native backend, 'rival' (a backend's time over native's) or
-    'integral'. bound: what holds it back where it was not reached, said in one sentence by who measured it.
+    kind: what is compared, 'efficiency' or 'speedup' of `backend`, 'rival' (another one's time over its own), 'relative'
+    (efficiency of an op over that of dsd), 'host' (HOST_MS over the processor's time of a launch) or 'integral'. bound: what
+    holds it back where it was not reached, said in one sentence by who measured it.
     """
 
     what: str
@@ -48,6 +50,7 @@ class Goal:
     grids: tuple[Grid, ...]
     rival: str = ""
     bound: str = ""
+    backend: str = "native"
 
 
 def _dsd(sparsity: float, reach: float) -> Goal:
@@ -132,14 +135,16 @@ def points(studies: Sequence[Study], goal: Goal) -> pd.DataFrame:
     if not kept:
         return pd.DataFrame(columns=[*goal.grids[0], "value", "low", "high", "noisy"])
     every = pd.concat(kept, ignore_index=True)
+    if goal.kind == "relative":
+        every = _beside_dsd(every)
     return every[np.any([_inside(every, grid) for grid in goal.grids], axis=0)]
 
 
 def _parts(studies: Sequence[Study], goal: Goal) -> Iterator[pd.DataFrame]:
-    """The comparable parts of the goal's table; kernels are judged at THREADS threads, rivals at any."""
+    """The comparable parts of the goal's table; kernels of a CPU are judged at THREADS threads, rivals at any."""
     for study in studies:
         frame = study.tables.get(goal.table)
-        if frame is not None and goal.kind in ("efficiency", "speedup"):
+        if frame is not None and goal.kind in ("efficiency", "speedup") and goal.backend == "native":
             frame = frame[frame["threads_used"] == THREADS]
         if frame is not None and not frame.empty:
             yield from (part for _, part in split(frame, goal.table))
@@ -148,12 +153,17 @@ def _parts(studies: Sequence[Study], goal: Goal) -> Iterator[pd.DataFrame]:
 def _measured(part: pd.DataFrame, goal: Goal) -> pd.DataFrame:
     if goal.kind == "integral":
         return _integrals(part)
-    found = compare.timed_points(part, goal.table)
+    if goal.kind == "host":
+        return _host_times(part, goal.backend)
+    maths = part["math"].dropna().unique() if "math" in part else ()
+    found = compare.timed_points(part, goal.table).assign(math=next(iter(maths), "ieee"))
     if goal.kind == "rival":
-        return _against_rival(found, goal.rival)
+        return _against_rival(found, goal.backend, goal.rival)
     baselines = ("dense",) if goal.table == "gemm" else ("torch_lstm",)
-    found = found[(found["backend"] == "native") & found["baseline"].isin(baselines) & (found["dtype"] == "float32")]
-    scale = found["predicted_speedup"] if goal.kind == "efficiency" else 1.0
+    found = found[(found["backend"] == goal.backend) & found["baseline"].isin(baselines)]
+    if goal.backend == "native":
+        found = found[found["dtype"] == "float32"]
+    scale = 1.0 if goal.kind == "speedup" else found["predicted_speedup"]
     return found.assign(value=found["measured_speedup"] / scale, low=found["low"] / scale, high=found["high"] / scale)
 
 
@@ -166,12 +176,27 @@ def _integrals(part: pd.DataFrame) -> pd.DataFrame:
     return found.assign(**bounds, noisy=False)
 
 
-def _against_rival(found: pd.DataFrame, rival: str) -> pd.DataFrame:
-    """Native against a rival: pairs of the two where they were timed, else the ratio of both speedups over dense.
+def _host_times(part: pd.DataFrame, backend: str) -> pd.DataFrame:
+    rows = part[(part["status"] == "ok") & (part["backend"] == backend) & part["host_ms"].notna()]
+    return rows.assign(value=HOST_MS / rows["host_ms"], low=math.nan, high=math.nan)
+
+
+def _beside_dsd(found: pd.DataFrame) -> pd.DataFrame:
+    """Efficiencies of gradients over those of dsd on the same cells; the bounds are the widest that both intervals allow."""
+    keys = [name for name in (*compare.GEMM_SETTINGS, "math") if name != "op"]
+    is_dsd = found["op"] == "dsd"
+    both = found[~is_dsd].merge(found[is_dsd], on=keys, suffixes=("", "_dsd"))
+    return both.assign(
+        value=both["value"] / both["value_dsd"], low=both["low"] / both["high_dsd"], high=both["high"] / both["low_dsd"]
+    )
+
+
+def _against_rival(found: pd.DataFrame, backend: str, rival: str) -> pd.DataFrame:
+    """A backend against a rival: pairs of the two where they were timed, else the ratio of both speedups over dense.
 
     The bounds of such a ratio are the widest that both intervals allow.
     """
-    ours = found[found["backend"] == "native"]
+    ours = found[found["backend"] == backend]
     paired = ours[ours["baseline"] == rival]
     keys = [name for name in compare.GEMM_SETTINGS if name != "backend"]
     both = ours.merge(found[found["backend"] == rival], on=keys, suffixes=("", "_rival"))
@@ -213,13 +238,13 @@ def verdict(found: pd.DataFrame, goal: Goal) -> str:
     return "reached" if measured == wanted else "incomplete"
 
 
-def goals_table(studies: Sequence[Study]) -> pd.DataFrame:
+def goals_table(studies: Sequence[Study], goals: Sequence[Goal] = GOALS) -> pd.DataFrame:
     """Every goal with its worst and median cell, the worst with its interval, and the verdict, as text."""
-    return pd.DataFrame([_judged(points(studies, goal), goal) for goal in GOALS], columns=list(TABLE))
+    return pd.DataFrame([_judged(points(studies, goal), goal) for goal in goals], columns=list(TABLE))
 
 
 def _judged(found: pd.DataFrame, goal: Goal) -> dict[str, str]:
-    unit = "×" if goal.kind in ("speedup", "rival") else ""
+    unit = "×" if goal.kind in ("speedup", "rival", "host") else ""
     measured, wanted = missing(found, goal)
     said = verdict(found, goal)
     row = {"what": goal.what, "where": goal.where, "reach": f"≥ {goal.reach:.2f}{unit}", "worst": "–", "median": "–",
@@ -243,4 +268,6 @@ def _cell(row: dict[str, Any], goal: Goal) -> str:
         return f"{row['variant']}, block {int(row['block_size'])}, seed {int(row['seed'])}"
     axes = {name: {value for grid in goal.grids for value in grid[name]} for name in goal.grids[0]}
     names = {"block_size": "block", "batch_size": "batch", "target_sparsity": "ρ"}
-    return ", ".join(f"{names.get(name, name)} {row[name]:g}" for name, values in axes.items() if len(values) > 1)
+    varied = [name for name, values in axes.items() if len(values) > 1]
+    said = {name: row[name] if isinstance(row[name], str) else f"{row[name]:g}" for name in varied}
+    return ", ".join(text if name == "dtype" else f"{names.get(name, name)} {text}" for name, text in said.items())

@@ -88,7 +88,7 @@ RUNGS: list[list[str]] = [
     ["analysis.awd"],
     ["analysis.awd_tables", "analysis.awd_goals"],
     ["analysis.goals", "analysis.sections"],
-    ["analysis.report", "analysis.execution"],
+    ["analysis.report", "analysis.execution", "analysis.gpu_goals"],
     ["analysis.__main__"],
 ]
 

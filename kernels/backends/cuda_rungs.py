@@ -161,6 +161,11 @@ def prepare(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Pr
         else:
             chosen = cuda_wgmma.default_tile(task.element, task.block_size, task.n)
         return prepare_by(chosen, task, index, shape, gpu)
+    return prepare_by_warps(task, index, shape, gpu)
+
+
+def prepare_by_warps(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
+    """The same by the first rung, which every GPU has: mma.sync, or FFMA for exact float32."""
     whole, divided = (
         cuda_variants.default(*task, parts=parts, shared_bytes=gpu.shared_bytes) for parts in (False, True)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import made
 import pandas as pd
 import pytest
 
-from analysis import goals
+from analysis import goals, gpu_goals
 from analysis.goals import GOALS, goals_table, missing, points, verdict
 from analysis.study import Study
-from bench.cells import TrainCell
+from bench.cells import GemmCell, LstmCell, TrainCell
+from bench.sweep import load
 
 STEP = {"m": 4608, "k": 1152, "threads": 2}
 
@@ -137,3 +139,67 @@ def test_a_bound_is_said_only_where_a_goal_was_not_reached() -> None:
     bounded = goals.Goal(DSD.what, DSD.where, DSD.kind, DSD.table, DSD.reach, DSD.grids, bound="reading X again")
     said = [goals._judged(points(study(gemm=step_cells(ratio)), bounded), bounded) for ratio in (4.9, 4.0)]
     assert [row["what bounds it"] for row in said] == ["–", "reading X again"]
+
+
+def gpu_cells(
+    one: goals.Goal, ratio: float, cells: type[GemmCell | LstmCell] = GemmCell, **values: Any
+) -> pd.DataFrame:
+    """Every cell of a goal of a GPU, at `ratio` times theory."""
+    make = made.ratio_row if cells is GemmCell else made.layer_row
+    rows = []
+    for grid in one.grids:
+        for cell in product(*grid.values()):
+            settings = dict(zip(grid, cell, strict=True))
+            sparsity = settings["target_sparsity"]
+            shown = {"backend": one.backend, **settings}
+            rows.append(make([ratio / (1 - sparsity)] * 3, sparsity, shown, timer="events", **values))
+    return pd.DataFrame(rows)
+
+
+def gpu_goal(what: str, where: str = "") -> goals.Goal:
+    return next(one for one in gpu_goals.GOALS if one.what.startswith(what) and where in one.where)
+
+
+@pytest.mark.parametrize("one", gpu_goals.GOALS[:16], ids=lambda one: f"{one.what}, {one.where}")
+def test_products_on_a_gpu_are_judged_by_type_and_block(one: goals.Goal) -> None:
+    assert said(gpu_cells(one, one.reach + 0.01), one) == "reached"
+    assert said(gpu_cells(one, one.reach - 0.01), one) == "missed"
+    others = [other for other in gpu_goals.GOALS[:16] if other is not one]
+    assert {said(gpu_cells(one, 0.99), other) for other in others} == {"not run"}
+
+
+def test_gradients_on_a_gpu_are_judged_beside_dsd() -> None:
+    one = gpu_goal("sdd")
+    as_dsd = gpu_cells(one, 0.5).assign(op="dsd")
+    for ratio, expected in ((0.45, "reached"), (0.35, "missed")):
+        assert said(pd.concat([gpu_cells(one, ratio), as_dsd], ignore_index=True), one) == expected
+    assert said(gpu_cells(one, 0.5), one) == "not run"
+
+
+def test_rivals_layers_and_launches_on_a_gpu() -> None:
+    rival = gpu_goal("dsd, time of triton")
+    assert said(gpu_cells(rival, 0.3).assign(baseline="triton_bsr"), rival) == "reached"  # 1.5 times as fast
+    for passes, ratio, expected in (("forward", 0.61, "reached"), ("forward_backward", 0.39, "missed")):
+        one = next(each for each in gpu_goals.GOALS if each.table == "lstm" and each.grids[0]["passes"] == (passes,))
+        assert said(gpu_cells(one, ratio, LstmCell), one, "lstm") == expected
+    launch = gpu_goal("10 µs")
+    assert said(gpu_cells(launch, 0.5, host_ms=0.009), launch) == "reached"
+    assert said(gpu_cells(launch, 0.5, host_ms=0.011), launch) == "missed"
+
+
+def test_the_sweeps_of_a_gpu_answer_its_goals() -> None:
+    cells = {"gemm": load("gemm_gpu").cells, "lstm": load("lstm_gpu").cells}
+    for one in gpu_goals.GOALS:
+        for grid in one.grids:
+            for values in product(*grid.values()):
+                wanted = {"backend": one.backend, "baseline": one.rival or grid.get("baseline", ("dense",))[0]}
+                wanted |= dict(zip(grid, values, strict=True))
+                assert any(wanted.items() <= cell.model_dump().items() for cell in cells[one.table]), (one.what, wanted)
+
+
+def test_the_table_of_a_gpus_goals_says_not_run_until_there_are_rows() -> None:
+    table = goals_table(study(), gpu_goals.GOALS)
+    assert len(table) == 25 and set(table["verdict"]) == {"not run"}
+    one = gpu_goals.GOALS[0]
+    judged = goals_table(study(gemm=gpu_cells(one, 0.4)), gpu_goals.GOALS).iloc[0]
+    assert judged["verdict"] == "missed" and judged["worst cell"] in ("bfloat16, ρ 0.5", "ρ 0.5, bfloat16")

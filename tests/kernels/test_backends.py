@@ -15,6 +15,7 @@ from kernels.registry import BACKENDS
 
 EXPECTED = [
     "cuda",
+    "cuda_mma",
     "cusparse_bsr",
     "cusparse_ell",
     "dense",

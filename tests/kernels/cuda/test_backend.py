@@ -8,7 +8,7 @@ import pytest
 import torch
 from emulated_gpu import emulated_gpu
 
-from kernels.backends import cuda_operators, cuda_rungs
+from kernels.backends import cuda_mma, cuda_operators, cuda_rungs
 from kernels.backends.cuda import BACKEND
 from kernels.backends.cuda_layer import LayerLaunch
 from kernels.backends.cuda_rungs import Task
@@ -55,6 +55,15 @@ def test_wgmma_is_taken_on_hopper_where_it_has_a_kernel(op: str) -> None:
     for capability in (80, 86, 100):
         with emulated_gpu(capability):
             assert BACKEND.prepare(problem).kernel.startswith("cuda mma.sync")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_first_rung_can_be_asked_for(op: str) -> None:
+    problem = GemmProblem(128, 128, 130, 64, 0.5, dtype="bfloat16", op=op)
+    with emulated_gpu(90):
+        launch = cuda_mma.BACKEND.prepare(problem)
+        assert launch.kernel.startswith("cuda mma.sync sm_90a Bfloat16 ") and check(launch, problem)[1] is None
+        assert "no LSTM layer" in str(cuda_mma.BACKEND.unsupported(LstmProblem(32, 64, 5, 3, 16, 0.6)))
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -1,0 +1,24 @@
+"""Our CUDA products by the first rung alone, mma.sync, so that a GPU with wgmma can say what the second is worth."""
+
+from __future__ import annotations
+
+from kernels.backends import cuda
+from kernels.backends.cuda_rungs import prepare_by_warps
+from kernels.lstm_problem import LstmProblem
+from kernels.problem import GemmProblem, Launch, Problem
+
+
+class FirstRungBackend:
+    """As `cuda`, but for its choice of the kernel."""
+
+    def unsupported(self, problem: Problem) -> str | None:
+        if isinstance(problem, LstmProblem):
+            return "cuda_mma has no LSTM layer; cuda has"
+        return cuda.BACKEND.unsupported(problem)
+
+    def prepare(self, problem: Problem) -> Launch:
+        assert isinstance(problem, GemmProblem)
+        return cuda.ProductLaunch(problem, prepare_by_warps)
+
+
+BACKEND = FirstRungBackend()
