@@ -148,11 +148,3 @@ def test_what_is_not_possible_is_refused_with_a_reason() -> None:
             variant(op, element, block_size, Tile(128, 128, 3))
     with pytest.raises(ValueError, match="does not fit"):
         variant("dsd", "Bfloat16", 64, Tile(128, 256, 6))
-
-
-def test_operands_that_are_not_aligned_are_refused() -> None:
-    mask = BlockMask(kept_blocks("full", 2, 2), 64)
-    bsr = BSRMatrix.from_dense(torch.ones(mask.shape, dtype=torch.bfloat16), mask)
-    x, out = torch.ones(3 * 128 + 1, dtype=torch.bfloat16)[1:].view(3, 128), torch.empty(3, 128, dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="multiple of 16 bytes"):
-        Product("dsd", "Bfloat16", bsr.data, bsr.index, x, out, Tile(128, 32, 3), 1, emulator.load)
