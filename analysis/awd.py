@@ -24,7 +24,7 @@ SWEEPS = ("paper", "best", "wide")
 SMALL = "_small"
 SETTING = (
     "hidden_size", "lasso", "lasso_strength", "schedule", "criterion", "allocation", "scope", "block_size",
-    "target_sparsity", "prune_begin", "prune_end", "prune_every",
+    "target_sparsity", "prune_begin", "prune_end", "prune_every", "scaled_start",
 )  # fmt: skip
 
 
@@ -102,7 +102,8 @@ def cells(train: pd.DataFrame, role: str) -> pd.DataFrame:
         lstm_weights(row, row["target_sparsity"]) / lstm_weights(row | {"hidden_size": base}, 0.0)
         for row in records(found)
     ]
-    return found.assign(kept=weights, width=found["hidden_size"] / base)
+    scaled = found.get("scaled_start", False)  # older tables have no such choice
+    return found.assign(kept=weights, width=found["hidden_size"] / base, scaled_start=scaled)
 
 
 class Answer(NamedTuple):

@@ -23,7 +23,8 @@ MODEL_SETTINGS = (
 )  # fmt: skip
 PRUNING_SETTINGS = (
     "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled",
-    "schedule", "criterion", "allocation", "target_sparsity", "prune_begin", "prune_end", "prune_every", "path",
+    "schedule", "criterion", "allocation", "target_sparsity", "prune_begin", "prune_end", "prune_every",
+    "scaled_start", "path",
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
 
@@ -41,7 +42,8 @@ def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
     if prunes(row):
         schedule, criterion = row["schedule"], row["criterion"]
         suffix = "" if criterion == "l2" else f", {criterion}"
-        names = {"pre": "random pre-pruning", "one_shot": f"one-shot{suffix}"}
+        start = ", scaled start" if row.get("scaled_start") in (True,) else ""
+        names = {"pre": f"random pre-pruning{start}", "one_shot": f"one-shot{suffix}"}
         parts.append(names.get(schedule, f"gradual ({schedule}{suffix})") + _allocated(row))
     path = row.get("path") or "dense"  # tables from before there was a choice have no such column
     return (" + ".join(parts) or "dense") + ("" if path == "dense" else f", {path} path")

@@ -238,6 +238,7 @@ class TrainCell(Cell):
     target_sparsity: Fraction = Field(0.0, description="share of blocks wanted empty at the end, fraction")
     prune_begin: Fraction = Field(0.0, description="where the ramp begins (or one_shot cuts), fraction of all steps")
     prune_end: Fraction = Field(0.8, description="where the ramp ends, fraction of all steps")
+    scaled_start: bool = Field(False, description="with schedule = pre: the weights that are kept begin larger by 1/sqrt(density), so that sums over what is left have the variance that they have in the dense model")
     prune_every: Count = Field(10, description="steps between two mask updates of a ramp")
     # fmt: on
 
@@ -286,6 +287,8 @@ class TrainCell(Cell):
             cell = cell.reset("criterion", "prune_begin", "prune_end", "prune_every")
         elif self.schedule == "one_shot":
             cell = cell.reset("prune_end", "prune_every")
+        if not self.prunes or self.schedule != "pre":
+            cell = cell.reset("scaled_start")
         if self.lasso == "none":
             cell = cell.reset("lasso_strength", "lasso_scaled")
         if self.lasso != "hinge":

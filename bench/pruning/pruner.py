@@ -54,6 +54,16 @@ class Pruner:
         self._asked = 0.0
         self.sparse: Collection[str] = ()
         self.after_step(0)
+        if cell.scaled_start and cell.schedule == "pre":
+            self._scale()
+
+    @torch.no_grad()
+    def _scale(self) -> None:
+        """Make up for the pruned weights of a row in the variance of its sum: those kept times 1/sqrt(density)."""
+        for name, weight in self.weights.items():
+            density = 1.0 - self.masks[name].sparsity
+            if density:
+                weight.mul_(density**-0.5)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, what the schedule asked for last, and the generator of the random patterns."""

@@ -42,6 +42,7 @@ def run(
         (PRE, "block lasso + random pre-pruning"),
         (PRE | {"criterion": "random"}, "block lasso + random pre-pruning"),
         (PRE | {"criterion": "l1"}, "block lasso + random pre-pruning"),
+        (PRE | {"scaled_start": True}, "block lasso + random pre-pruning, scaled start"),
     ],
 )
 def test_variant_names(settings: dict[str, Any], name: str) -> None:

@@ -212,3 +212,18 @@ def test_erk_masks_only_shrink_and_end_on_the_whole_target():
         pruner.after_step(step)
     assert pruner.sparsity == pytest.approx(0.75, abs=0.02)
     assert pruner.masks["small"].sparsity < pruner.masks["large"].sparsity
+
+
+def test_a_scaled_start_keeps_the_variance_of_what_is_left():
+    cell = CELL.model_copy(update={"schedule": "pre"})
+    plain, scaled = weights(), weights()
+    pruner = Pruner(plain, cell, 10)
+    Pruner(scaled, cell.model_copy(update={"scaled_start": True}), 10)
+    for name, mask in pruner.masks.items():
+        torch.testing.assert_close(scaled[name], plain[name] / (1 - mask.sparsity) ** 0.5)
+    assert any(not torch.equal(scaled[name], plain[name]) for name in plain)
+    gradual = TrainCell(schedule="cubic", target_sparsity=0.5)
+    assert gradual.model_copy(update={"scaled_start": True}).cell_id == gradual.cell_id
+    begun = weights()
+    Pruner(begun, CELL.model_copy(update={"scaled_start": True}), 10)  # a ramp begins dense
+    assert all(torch.equal(begun[name], weights()[name]) for name in begun)
