@@ -14,7 +14,7 @@ from bench.engines.local import Progress, Work, failure, run_cells
 from bench.estimate import Pace
 from bench.progress import labels, reporter
 from bench.provenance import facts
-from bench.run import device_of, publish_ending
+from bench.run import publish_ending
 from bench.tables import Tables
 
 MARGIN = 1.25  # an estimate is trusted to be that far off
@@ -54,7 +54,7 @@ def run_jobs(
     """
     by_id = {job.cell.cell_id: job for job in jobs}
     left = dict(by_id)
-    for device in {device_of(job.cell) for job in jobs}:
+    for device in {job.cell.device for job in jobs}:
         facts(device)  # imports torch: now, not while something is being timed
 
     with reporter(labels([job.cell for job in jobs]), len(jobs)) as display:

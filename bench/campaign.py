@@ -27,7 +27,7 @@ from bench.checkpoint import FOLDER, Checkpoints
 from bench.engines.local import Work, measure
 from bench.estimate import Pace, spoken
 from bench.provenance import source_hash
-from bench.run import FINE, UnusableError, check_datasets, counted, device_of, terminable
+from bench.run import FINE, UnusableError, check_datasets, counted, terminable
 from bench.store import LockedError
 from bench.sweep import Sweep
 from bench.tables import Tables
@@ -111,7 +111,7 @@ def run_campaign(
     """
     deadline = time.monotonic() + budget
     require_device(device)
-    timed = {sweep.name: [cell for cell in sweep.cells if device_of(cell) == device] for sweep in sweeps}
+    timed = {sweep.name: [cell for cell in sweep.cells if cell.device == device] for sweep in sweeps}
     checks = checks_for([cell for cells in timed.values() for cell in cells])
     sanitized = watched(checks, "cuda") if device == "cuda" else []
     with locked(out):

@@ -41,6 +41,7 @@ class Cell(BaseModel):
 
     seed: Natural = Field(0, description="replicate: seeds the operands or the training run")
     threads: Natural = Field(1, description="CPU threads the cell may use; 0 means all physical cores")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
 
     def canonical(self) -> Self:
         """The same measurement with every setting that cannot matter put back to its default."""
@@ -95,7 +96,6 @@ class ProductCell(Cell):
     target_sparsity: Fraction = Field(0.8, description="share of blocks wanted empty, fraction")
     dtype: Dtype = Field("float32", description="type of values and operands")
     math: Math = Field("ieee", description=MATH)
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
     # fmt: on
 
     @model_validator(mode="after")
@@ -143,7 +143,6 @@ class LstmCell(Cell):
     scope: Literal["all", "weight_hh"] = Field("all", description="weights that are block-sparse: both, or the recurrent one")
     dtype: Dtype = Field("float32", description="type of values and operands")
     math: Math = Field("ieee", description=MATH)
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
     # fmt: on
 
     @model_validator(mode="after")
@@ -168,7 +167,6 @@ class CheckCell(Cell):
     block_size: BlockSize = Field(16, description="side of a square weight block, elements")
     dtype: Dtype = Field("float32", description="type of values and operands")
     math: Math = Field("ieee", description=MATH)
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where it runs")
     tool: Literal["none", "memcheck", "racecheck"] = Field("none", description="tool of compute-sanitizer that watches, or none")
     # fmt: on
 
@@ -304,6 +302,5 @@ class TrainCell(Cell):
 
 
 TimedCell = GemmCell | LstmCell
-DeviceCell = TimedCell | CheckCell | TuneCell | TrainCell
 
 KINDS: dict[str, type[Cell]] = {cell.kind: cell for cell in (GemmCell, LstmCell, TrainCell, CheckCell, TuneCell)}

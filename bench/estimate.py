@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from bench.cells import Cell, CheckCell, DeviceCell, GemmCell, LstmCell, TrainCell, TuneCell
+from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell, TuneCell
 from bench.provenance import physical_cores
 
 FLOPS_PER_SECOND = 20e9  # of one thread; only a start, corrected by the first cells that end
@@ -48,13 +48,13 @@ class Pace:
 
 def _likeness(cell: Cell) -> tuple[str, str]:
     """Cells of one likeness are estimated from each other."""
-    return cell.kind, cell.device if isinstance(cell, DeviceCell) else "cpu"
+    return cell.kind, cell.device
 
 
 def rough_seconds(cell: Cell) -> float:
     """What a cell would take at FLOPS_PER_SECOND and density 1."""
     rate = FLOPS_PER_SECOND * (cell.threads or physical_cores())
-    if isinstance(cell, DeviceCell) and cell.device == "cuda":
+    if cell.device == "cuda":
         rate = GPU_TRAINING[cell.precision] if isinstance(cell, TrainCell) else GPU_FLOPS_PER_SECOND
     if isinstance(cell, CheckCell):
         return CHECK_SECONDS if cell.tool == "none" else 60 * CHECK_SECONDS

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.cells import Cell, DeviceCell, TrainCell
+from bench.cells import Cell, TrainCell
 from bench.checkpoint import CONTINUED, FOLDER, SECONDS, Checkpoints
 from bench.data.corpus import data_dir, load_corpus
 from bench.engines.local import Ending, Progress, Work, failure, measure, run_cells
@@ -161,7 +161,7 @@ def _run_phases(
     """Timings first, one at a time with nothing else running; then training, side by side."""
     timing = [cell for cell in plan.todo if not isinstance(cell, TrainCell)]
     training = [cell for cell in plan.todo if isinstance(cell, TrainCell)]
-    for device in {device_of(cell) for cell in plan.todo}:
+    for device in {cell.device for cell in plan.todo}:
         facts(device)  # imports torch: now, not while something is being timed
     left, pace = {cell.cell_id: cell for cell in plan.todo}, plan.pace()
 
@@ -183,7 +183,7 @@ def _run_phases(
 def publish_ending(store: Store | Tables, ending: Ending, workers: int) -> tuple[str, str]:
     """Store one ending; rows that do not fit the table are a failed cell, not the end of the sweep."""
     provenance = {
-        **facts(device_of(ending.cell)),
+        **facts(ending.cell.device),
         "threads_used": ending.threads_used,
         "workers": workers,
         "started_at": ending.started_at,
@@ -196,11 +196,6 @@ def publish_ending(store: Store | Tables, ending: Ending, workers: int) -> tuple
         store.put(ending.cell, ending.rows, provenance)
     worst = next((row for row in ending.rows if row["status"] != "ok"), ending.rows[-1])
     return str(worst["status"]), str(worst.get("reason") or "")
-
-
-def device_of(cell: Cell) -> str:
-    """'cpu' or 'cuda'."""
-    return cell.device if isinstance(cell, DeviceCell) else "cpu"
 
 
 def _summary(plan: Plan, store: Store) -> int:
