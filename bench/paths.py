@@ -33,8 +33,15 @@ def missing_kernel(device: str = "cpu", precision: str = "ieee", block_size: int
     return None
 
 
-def kernel() -> str:
-    """What computes the sparse path on the CPU here: kernel, compiler and threads."""
+def missing_kernel_of(cell: TrainCell) -> str | None:
+    """Why nothing can run on the sparse path of a cell here, or None."""
+    return missing_kernel(cell.device, cell.precision, cell.block_size)
+
+
+def kernel(device: str = "cpu") -> str:
+    """What computes the sparse path of `device` here: kernel, compiler and threads; of a GPU its name, the rest hangs on the weights."""
+    if device == "cuda":
+        return OURS[device]
     return describe(library("dsd", torch.float32), torch.get_num_threads())
 
 
@@ -61,7 +68,7 @@ class Paths:
         self.device, self.precision = cell.device, cell.precision
         self.kernel, self.reason = "", ""
         self._masks: dict[str, BlockMask] = {}
-        missing = missing_kernel(cell.device, cell.precision, cell.block_size) if cell.path != "dense" else None
+        missing = missing_kernel_of(cell) if cell.path != "dense" else None
         if missing and cell.path == "sparse":
             raise ValueError(f"path: no sparse path here: {missing}")
         if missing:

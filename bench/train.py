@@ -28,7 +28,7 @@ from bench.meter import Meter, norm_maps
 from bench.models.layers import State
 from bench.models.registry import MODELS
 from bench.optimizer import NTASGD, NonMonotone, averaged_weights, make_optimizer, make_rates, scaled_rate
-from bench.paths import Paths, missing_kernel
+from bench.paths import Paths, missing_kernel_of
 from bench.paths import kernel as sparse_kernel
 from bench.precision import autocast, multiplying
 from bench.probes import measure_final, probe_layers
@@ -110,7 +110,7 @@ class Run:
     def of(cls, cell: TrainCell, tell: Tell, checkpoints: Checkpoints | None = None) -> Run:
         """A run at its beginning, or where its checkpoint left it. The first weights are drawn on the CPU, whatever the device."""
         corpus = load_corpus(cell.dataset, data_dir())
-        kernel = "" if cell.path == "dense" else missing_kernel_of(cell) or sparse_kernel()
+        kernel = "" if cell.path == "dense" else missing_kernel_of(cell) or sparse_kernel(cell.device)
         keeper = Keeper(checkpoints, cell, text=corpus.sha256, kernel=kernel)
         saved = keeper.find()
         model = MODELS[cell.model](cell, len(corpus.vocabulary))
@@ -335,11 +335,6 @@ class Run:
         self.told = time.monotonic()
         place = {"epoch": epoch, "epochs": self.cell.epochs, "step": self.step, "steps": self.steps}
         self.listener({**place, "sparsity": self.pruner.sparsity, **news})
-
-
-def missing_kernel_of(cell: TrainCell) -> str | None:
-    """Why nothing can run on the sparse path of a cell here, or None."""
-    return missing_kernel(cell.device, cell.precision, cell.block_size)
 
 
 def diverged(rows: list[Row], step: int, reason: str) -> list[Row]:
