@@ -24,6 +24,7 @@ THREADS = 2  # what the figures for kernels of a CPU are about
 HOST_MS = 0.01  # that a launch on a GPU may take of the processor
 LSTM_STEP = {"m": (4608,), "k": (1152,), "n": (20, 80)}
 SQUARE = {"m": (4096,), "k": (4096,), "n": (256, 2048)}
+FLOAT = {"dtype": ("float32",)}
 COARSE = {"block_size": (16, 32, 64, 128)}
 LAYER = {
     "passes": ("forward_backward",), "baseline": ("torch_lstm",), "scope": ("all",), "input_size": (1152,),
@@ -54,7 +55,8 @@ class Goal:
 
 
 def _dsd(sparsity: float, reach: float) -> Goal:
-    grid = {**LSTM_STEP, "op": ("dsd",), "block_size": (8, *COARSE["block_size"]), "target_sparsity": (sparsity,)}
+    axes = {"op": ("dsd",), "block_size": (8, *COARSE["block_size"]), "target_sparsity": (sparsity,)}
+    grid = {**LSTM_STEP, **FLOAT, **axes}
     where = f"W 4608 × 1152, n 20 and 80, block 8 to 128, ρ {sparsity:g}"
     return Goal("dsd, measured / theory", where, "efficiency", "gemm", reach, (grid,))
 
@@ -66,7 +68,7 @@ GRADIENT_BOUNDS = {
 
 
 def _gradient(op: str) -> Goal:
-    grids = tuple({**shape, **COARSE, "op": (op,), "target_sparsity": (0.8,)} for shape in (LSTM_STEP, SQUARE))
+    grids = tuple({**shape, **FLOAT, **COARSE, "op": (op,), "target_sparsity": (0.8,)} for shape in (LSTM_STEP, SQUARE))
     where = "W 4608 × 1152, n 20 and 80; W 4096 × 4096, n 256 and 2048; block 16 to 128, ρ 0.8"
     return Goal(f"{op}, measured / theory", where, "efficiency", "gemm", 0.75, grids, bound=GRADIENT_BOUNDS[op])
 
@@ -82,7 +84,7 @@ def _rival(name: str) -> Goal:
 
 def _layer(sparsity: float, reach: float) -> Goal:
     where = f"LSTM 1152 → 1152, batch 20 and 80, 35 steps, forward + backward, block 16 and 32, ρ {sparsity:g}"
-    grid = {**LAYER, "target_sparsity": (sparsity,)}
+    grid = {**LAYER, **FLOAT, "target_sparsity": (sparsity,)}
     bound = (
         "beside the products, a step packs the values, stores gradients block by block and computes gates: none of it is "
         "saved by a full mask, and at batch 80 the dense products run at their best"
@@ -111,7 +113,7 @@ GOALS = (
     _dsd(0.95, 0.65),
     Goal(
         "dsd, measured / theory", "W 4096 × 4096, n 256 and 2048, block 16 to 128, ρ 0.5 to 0.9", "efficiency", "gemm", 0.80,
-        ({**SQUARE, **COARSE, "op": ("dsd",), "target_sparsity": (0.5, 0.8, 0.9)},),
+        ({**SQUARE, **FLOAT, **COARSE, "op": ("dsd",), "target_sparsity": (0.5, 0.8, 0.9)},),
         bound="at n 2048, packing X and writing Y take as long at every sparsity: about a fifth of the time at ρ 0.9",
     ),
     _gradient("dsd_t"),
@@ -161,8 +163,6 @@ def _measured(part: pd.DataFrame, goal: Goal) -> pd.DataFrame:
         return _against_rival(found, goal.backend, goal.rival)
     baselines = ("dense",) if goal.table == "gemm" else ("torch_lstm",)
     found = found[(found["backend"] == goal.backend) & found["baseline"].isin(baselines)]
-    if goal.backend == "native":
-        found = found[found["dtype"] == "float32"]
     scale = 1.0 if goal.kind == "speedup" else found["predicted_speedup"]
     return found.assign(value=found["measured_speedup"] / scale, low=found["low"] / scale, high=found["high"] / scale)
 
