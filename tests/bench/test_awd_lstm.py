@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from rows import silent
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,10 +31,6 @@ SIZES: dict[str, Any] = {
     "bptt": TIME, "schedule": "pre", "target_sparsity": 0.5,
 }  # fmt: skip
 PENALTIES = {"activation_penalty": 2.0, "temporal_penalty": 1.0}
-
-
-def silent(news: dict[str, Any]) -> None:
-    pass
 
 
 def build(seed: int = 0, **settings: Any) -> AWDLSTM:

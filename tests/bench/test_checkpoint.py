@@ -10,18 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from rows import results, silent
 
 from bench import train
 from bench.breakeven import NEVER
 from bench.cells import TrainCell
 from bench.checkpoint import DIGEST_BYTES, Checkpoints, write
 from bench.paths import missing_kernel
-from bench.schema import TRAIN
 from bench.train import Run, train_cell
 
 NO_KERNEL = missing_kernel()
 needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
-MEASURED = [column.name for column in TRAIN if column.role == "measured"]
 TINY = {
     "train_tokens": 2000, "eval_tokens": 500, "embedding_size": 16, "hidden_size": 32, "block_size": 8, "batch_size": 10,
     "bptt": 20, "epochs": 3, "prune_every": 2, "dropout": 0.3, "threads": 1,
@@ -47,15 +46,6 @@ class Stop(Exception):  # noqa: N818  (no error)
 
 def cell(**settings: Any) -> TrainCell:
     return TrainCell(**{**TINY, **settings})
-
-
-def silent(news: dict[str, Any]) -> None:
-    pass
-
-
-def results(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows without the columns that differ from run to run."""
-    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from rows import silent
 from torch import nn
 
 from bench.cells import TrainCell
@@ -28,10 +29,6 @@ TINY: dict[str, Any] = {
     "model": "awd_lstm", "train_tokens": 600, "eval_tokens": 300, "embedding_size": 8, "hidden_size": 16, "block_size": 8,
     "batch_size": 5, "bptt": 10, "prune_every": 1, "schedule": "linear", "target_sparsity": 0.5, "weight_drop": 0.3,
 }  # fmt: skip
-
-
-def silent(news: dict[str, Any]) -> None:
-    pass
 
 
 def moved(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, gradients: list[float]) -> list[float]:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from rows import silent
 
 from bench import breakeven as module
+from bench import paths
 from bench.breakeven import FILE, NEVER, Shape, breakeven, crossing, known
 from bench.cells import TrainCell
 from bench.doctor import findings
@@ -189,10 +191,6 @@ def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     compiler._compile_once.cache_clear()
 
 
-def silent(news: dict) -> None:
-    pass
-
-
 SMALL = {"train_tokens": 400, "eval_tokens": 200, "epochs": 1}
 
 
@@ -208,3 +206,11 @@ def test_auto_without_a_compiler_is_dense_and_says_why(no_compiler: None, measur
     assert last["status"] == "ok" and last["lstm_kernel"] == "" and last["sparse_share"] == 0.0
     assert "no C++ compiler" in last["reason"] and not measured
     assert last["inference_kernel"] == "torch" and last["final_ppl"] == pytest.approx(last["test_ppl"], rel=1e-5)
+
+
+def test_the_kernel_of_a_gpu_is_named_without_building_that_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("built for nothing")
+
+    monkeypatch.setattr(paths, "library", refuse)
+    assert paths.kernel("cuda") == "cuda"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rows import results, silent
 
 from bench import probes, train
 from bench.breakeven import NEVER
@@ -21,7 +22,6 @@ from bench.train import train_cell
 
 NO_KERNEL = missing_kernel()
 pytestmark = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
-MEASURED = [column.name for column in TRAIN if column.role == "measured"]
 FINAL = [column.name for column in TRAIN if column.name.startswith(("dense_", "final_", "inference_"))]
 TINY = {
     "train_tokens": 2000, "eval_tokens": 500, "embedding_size": 16, "hidden_size": 32, "block_size": 8, "batch_size": 10,
@@ -39,10 +39,6 @@ def cell(**settings: Any) -> TrainCell:
     return TrainCell(**{**TINY, **settings})
 
 
-def silent(news: dict[str, Any]) -> None:
-    pass
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No probes where a test does not ask for them, and few samples."""
@@ -57,11 +53,6 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     finite = train.finite
     monkeypatch.setattr(train, "finite", lambda nats, epoch: seen.append(nats) or finite(nats, epoch))
     return seen
-
-
-def results(rows: list[dict]) -> list[dict]:
-    """The rows without the columns that differ from run to run."""
-    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
 
 
 def run(settings: dict[str, Any], losses: list[float]) -> tuple[list[dict], list[float]]:

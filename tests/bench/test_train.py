@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rows import results, silent
 
 from bench import train
 from bench.cells import TrainCell
@@ -22,7 +23,6 @@ from bench.schema import TRAIN
 from bench.train import train_cell
 
 ROOT = Path(__file__).parents[2]
-MEASURED = [column.name for column in TRAIN if column.role == "measured"]
 TINY = {
     "train_tokens": 2000,
     "eval_tokens": 500,
@@ -46,15 +46,6 @@ PRUNED = {"schedule": "linear", "target_sparsity": 0.8, "prune_end": 0.5}
 
 def cell(**settings: object) -> TrainCell:
     return TrainCell(**{**TINY, **settings})
-
-
-def silent(news: dict) -> None:
-    pass
-
-
-def results(rows: list[dict]) -> list[dict]:
-    """The rows without the columns that differ from run to run."""
-    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
 
 
 @pytest.mark.parametrize("lasso", ["none", "subgradient", "hinge", "proximal"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rows import results, silent
 
 from bench import train
 from bench.breakeven import Shape, measure
@@ -15,7 +16,6 @@ from bench.campaign import run_campaign
 from bench.cells import TrainCell
 from bench.checkpoint import Checkpoints
 from bench.paths import missing_kernel
-from bench.schema import TRAIN
 from bench.sweep import load
 from bench.tables import Tables
 from bench.train import train_cell
@@ -27,7 +27,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU he
 NO_KERNEL = unavailable()
 needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path on a GPU here: {NO_KERNEL}")
 PATHS = ["dense", pytest.param("sparse", marks=needs_kernel), pytest.param("auto", marks=needs_kernel)]
-MEASURED = [column.name for column in TRAIN if column.role == "measured"]
 SMALL = {
     "train_tokens": 8000, "eval_tokens": 2000, "embedding_size": 64, "hidden_size": 128, "block_size": 16,
     "batch_size": 20, "bptt": 20, "epochs": 2, "prune_every": 2, "threads": 1, "schedule": "cubic",
@@ -54,14 +53,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def cell(**settings: Any) -> TrainCell:
     return TrainCell(**{**SMALL, **settings})
-
-
-def silent(news: dict[str, Any]) -> None:
-    pass
-
-
-def results(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
 
 
 @pytest.mark.parametrize("path", PATHS)

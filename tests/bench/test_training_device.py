@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pretend import PretendDevice
+from rows import results, silent
 from torch import nn
 
 from bench import probes, train
@@ -24,15 +25,10 @@ from bench.precision import autocast, multiplying
 from bench.pruning.finalize import FinalModel, finalize
 from bench.pruning.pruner import Pruner
 from bench.run import training_workers
-from bench.schema import TRAIN
 from bench.sweep import load
 from bench.train import Run, train_cell
 from kernels.backends.cuda_kernel import unavailable
 
-sys.path.insert(0, str(Path(__file__).parent))
-from pretend import PretendDevice
-
-MEASURED = [column.name for column in TRAIN if column.role == "measured"]
 TINY = {
     "train_tokens": 600, "eval_tokens": 300, "embedding_size": 16, "hidden_size": 32, "block_size": 8, "batch_size": 10,
     "bptt": 20, "epochs": 2, "prune_every": 1, "threads": 1, "schedule": "linear", "target_sparsity": 0.8, "prune_end": 0.5,
@@ -52,15 +48,6 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU he
 
 def cell(**settings: Any) -> TrainCell:
     return TrainCell(**{**TINY, **settings})
-
-
-def silent(news: dict[str, Any]) -> None:
-    pass
-
-
-def results(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows without the columns that differ from run to run."""
-    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
 
 
 @pytest.fixture
