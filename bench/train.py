@@ -22,21 +22,21 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bench.cells import TrainCell
 from bench.checkpoint import Attributes, Checkpoints, GlobalRandom, Keeper, Part
-from bench.data.corpus import Corpus, batchify, cut, data_dir, epoch_slice, load_corpus, window_lengths, windows
-from bench.evaluation import EVAL_BATCH, DivergedError, Model, evaluate, finite, perplexity
+from bench.data.corpus import Corpus, batchify, cut, data_dir, epoch_slice, load_corpus, window_lengths
+from bench.evaluation import DivergedError, finite, perplexity
+from bench.examiner import Examiner
 from bench.meter import Meter, norm_maps
 from bench.models.layers import State
 from bench.models.registry import MODELS
-from bench.optimizer import NTASGD, NonMonotone, averaged_weights, make_optimizer, make_rates, scaled_rate
+from bench.optimizer import make_optimizer, make_rates, scaled_rate
 from bench.paths import Paths, missing_kernel_of
 from bench.paths import kernel as sparse_kernel
 from bench.precision import autocast, multiplying
-from bench.probes import measure_final, probe_layers
+from bench.probes import probe_layers
 from bench.provenance import physical_cores
 from bench.pruning.lasso import Lasso
 from bench.pruning.pruner import Pruner
 from bench.schema import TRAIN
-from bench.selection import Selection
 
 Row = dict[str, Any]
 Tell = Callable[[dict[str, float | int | str]], None]
@@ -73,9 +73,9 @@ def train_cell(
         try:
             for epoch in range(len(rows), cell.epochs + 1):
                 trained = run.train_epoch(epoch)
-                measured = {**trained, **run.evaluate_epoch(epoch)}
+                measured = {**trained, **run.examiner.after(epoch, run.step)}
                 if epoch == cell.epochs:
-                    measured |= run.report(measured["test_ppl"], export)
+                    measured |= run.examiner.at_the_end(measured["test_ppl"], export)
                 rows.append(run.row(epoch=epoch, **measured))
                 run.tell(epoch, train_ppl=trained["train_ppl"], val_ppl=measured["val_ppl"])
         except DivergedError as problem:
@@ -96,8 +96,7 @@ class Run:
     pruner: Pruner
     paths: Paths
     lengths: list[list[int]]  # of the windows, an epoch each
-    selection: Selection
-    trigger: NonMonotone
+    examiner: Examiner
     listener: Tell
     keeper: Keeper
     meter: Meter
@@ -121,6 +120,7 @@ class Run:
         lengths = epoch_windows(cell, len(streams))
         steps = sum(map(len, lengths))
         optimizer = make_optimizer(cell, model, steps)
+        pruner = Pruner(model.prunable(), cell, steps)
         paths = Paths(model, cell, saved["paths"]["thresholds"] if saved else None)
         run = cls(
             cell=cell,
@@ -129,11 +129,10 @@ class Run:
             optimizer=optimizer,
             rates=make_rates(cell, optimizer, steps),
             lasso=Lasso.of(cell),
-            pruner=Pruner(model.prunable(), cell, steps),
+            pruner=pruner,
             paths=paths,
             lengths=lengths,
-            selection=Selection(cell),
-            trigger=NonMonotone(cell.nonmonotone),
+            examiner=Examiner(cell, corpus, model, optimizer, pruner, paths),
             listener=tell,
             keeper=keeper,
             meter=Meter(paths),
@@ -161,8 +160,8 @@ class Run:
             "optimizer": self.optimizer,
             "pruner": self.pruner,
             "paths": Attributes(self.paths, "thresholds"),
-            "selection": Attributes(self.selection, "epoch", "val_ppl", "weights"),
-            "trigger": Attributes(self.trigger, "history"),
+            "selection": Attributes(self.examiner.selection, "epoch", "val_ppl", "weights"),
+            "trigger": Attributes(self.examiner.trigger, "history"),
             "random": GlobalRandom(self.cell.device),
             "keeper": self.keeper,
             "meter": self.meter,
@@ -251,55 +250,6 @@ class Run:
         """One entry of the column `probes`."""
         measured = probe_layers(self.model, self.paths, inputs, states)
         return {"step": self.step, "sparsity": self.pruner.sparsity, **measured}
-
-    def evaluate_epoch(self, epoch: int) -> Row:
-        """The columns of a finished epoch's evaluation, by ASGD's averages where there are any.
-
-        An epoch at final sparsity may be the one that is reported, and may start the averages of NT-ASGD.
-        """
-        began = time.perf_counter()
-        averaging = isinstance(self.optimizer, NTASGD) and self.optimizer.averaging
-        with averaged_weights(self.optimizer):
-            val_ppl, evaluated = self.evaluate(self.model, self.corpus.valid)
-            test_ppl, _ = self.evaluate(self.model, self.corpus.test)
-            if self.pruner.is_final(self.step):
-                self.selection.consider(epoch, val_ppl, self.model)
-        if isinstance(self.optimizer, NTASGD) and self.pruner.is_final(self.step) and self.trigger.sees(val_ppl):
-            self.optimizer.average_from_now()
-        return {
-            "val_ppl": val_ppl,
-            "test_ppl": test_ppl,
-            "averaging": averaging,
-            "eval_tokens_seen": evaluated,
-            "eval_seconds": time.perf_counter() - began,
-        }
-
-    def report(self, test_ppl: float, export: Path | None) -> Row:
-        """The columns of the selected epoch and of its model finalised. test_ppl: of the last epoch."""
-        cell, selection = self.cell, self.selection
-        with averaged_weights(self.optimizer), selection.restored(self.model):
-            if selection.epoch != cell.epochs or cell.test_batch_size != EVAL_BATCH:
-                test_ppl, _ = self.evaluate(self.model, self.corpus.test, cell.test_batch_size)
-            final = self.finalise(export) if cell.path != "dense" else {}
-        reported = {"epoch": selection.epoch, "val_ppl": selection.val_ppl, "test_ppl": test_ppl}
-        return {**{f"reported_{name}": value for name, value in reported.items()}, **final}
-
-    def finalise(self, export: Path | None) -> Row:
-        """The columns of the finalised model."""
-        window, _ = next(windows(batchify(self.corpus.test, EVAL_BATCH).to(self.cell.device), self.cell.bptt))
-
-        def test_ppl(final: Model) -> float:
-            return self.evaluate(final, self.corpus.test)[0]
-
-        return measure_final(self.model, self.pruner, self.paths, window, test_ppl, export)
-
-    def evaluate(self, model: Model, tokens: Tensor, batch_size: int = EVAL_BATCH) -> tuple[float, int]:
-        """Perplexity on the first `eval_tokens` (0: all) of a text, and the number of targets."""
-        cell = self.cell
-        self.model.eval()
-        tokens = tokens[: cell.eval_tokens or None].to(cell.device)
-        with autocast(cell.device, cell.precision):
-            return evaluate(model, tokens, batch_size, cell.bptt)
 
     @torch.no_grad()
     def row(self, epoch: int, **measured: Any) -> Row:

@@ -61,6 +61,7 @@ RUNGS: list[list[str]] = [
     ],
     ["bench.paths"],
     ["bench.probes", "bench.meter"],
+    ["bench.examiner"],
     ["bench.sweep", "bench.train", "bench.timing", "bench.checks", "bench.progress"],
     ["bench.tuning"],
     ["bench.engines.*"],

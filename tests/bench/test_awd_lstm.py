@@ -14,6 +14,7 @@ from bench import train
 from bench.cells import TrainCell
 from bench.models.awd_lstm import AWDLSTM, locked_dropout
 from bench.models.registry import MODELS
+from bench.optimizer import NonMonotone
 from bench.paths import Paths, missing_kernel
 from bench.pruning.finalize import finalize
 from bench.pruning.pruner import Pruner
@@ -230,7 +231,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_few_steps_lower_the_loss_and_masks_survive(recipe: str, path: str, lasso: str, monkeypatch):
     monkeypatch.setattr(train, "epoch_slice", lambda tokens, size, _epoch: tokens[:size])  # the same text again
-    monkeypatch.setattr(train.NonMonotone, "sees", lambda _self, _val_ppl: True)  # averages as soon as they may
+    monkeypatch.setattr(NonMonotone, "sees", lambda _self, _val_ppl: True)  # averages as soon as they may
     after_step, averages = Pruner.after_step, []
 
     def checked(self: Pruner, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:

@@ -126,10 +126,10 @@ def test_training_and_evaluation_mix_no_devices_and_wait_for_nothing(optimizer: 
                 masks_change or optimizer == "asgd" or len(device.waits) == 3
             )  # looks, one at the end
             device.waits.clear()
-            run.evaluate_epoch(epoch)
+            run.examiner.after(epoch, run.step)
             assert device.waits.count("aten::_local_scalar_dense") <= 2 + (14 if optimizer == "asgd" else 0)
             run.row(epoch)
-        run.report(1.0, None)
+        run.examiner.at_the_end(1.0, None)
         assert all(
             value.is_meta for state in run.optimizer.state.values() for value in state.values() if is_large(value)
         )
