@@ -1,4 +1,4 @@
-"""Tables of the AWD-LSTM sweeps: beside the slides and what is published, what the sparsity buys, the order, wider networks.
+"""Tables of the AWD-LSTM sweeps: beside the slides and what is published, what the sparsity buys, and the order.
 
 Every cell is text. What was not run says so; nothing is filled in from another sweep or another size.
 """
@@ -13,26 +13,24 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.awd import (
-    SETTING,
     SMALL,
     SWEEPS,
     Answer,
     Sweep,
     Sweeps,
     answer,
-    one_path,
     order,
     paired_ratio,
     sparse_runs,
 )
-from analysis.awd_lines import BEST, DENSE, FOUR, LINES, Line, place
-from analysis.load import records
+from analysis.awd_equal import smaller_table, wide_table
+from analysis.awd_lines import BEST, DENSE, FOUR, LINES, NOT_RUN, NOTHING, Line, place
 from analysis.published import ELEMENTWISE, RECIPE_90, RECIPE_750, SLIDES, Published
 from analysis.realised import over_seeds
 from analysis.stats import change, mean_interval, plus_minus, times
 from analysis.variants import prunes
 
-NOTHING, NOT_RUN, NOT_MEASURED = "–", "not run", "not measured"
+NOT_MEASURED = "not measured"
 PUBLISHED_BESIDE = {DENSE.name: (RECIPE_90, RECIPE_750), BEST.name: (ELEMENTWISE[2],)}
 BUYS = (
     "line", "recipe", "setting", "sparsity stored", "cost against dense", "slides' speedup", "training, predicted",
@@ -172,34 +170,6 @@ def order_table(sweeps: Sweeps) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(names))
 
 
-def wide_table(sweeps: Sweeps) -> pd.DataFrame:
-    """Wider for sparser: every setting of the sweep 'wide', its stored weights, and its cost against the narrow dense model."""
-    names = ("network", "stored LSTM weights", "test ppl", "cost against the narrow dense model")
-    if "wide" not in sweeps.by_role:
-        return pd.DataFrame([[DENSE.name, NOTHING, NOT_RUN, NOT_RUN]], columns=list(names))
-    found = sweeps.by_role["wide"].cells
-    done = one_path(found[found["finished"].astype(bool)])
-    dense = answer(found, DENSE).runs
-    rows = []
-    for _, part in done.sort_values(["width", "kept"]).groupby([*SETTING], sort=False):
-        setting = records(part)[0]
-        pruned = prunes(setting)
-        what = place(setting, True) + (f", ρ {part['stored_sparsity'].mean():.2f}" if pruned else ", dense")
-        size = f"{part['stored_weights'].mean() / 1e6:.2f} M, {_share(part, dense)}"
-        cost = NOTHING if not pruned and setting["width"] == 1.0 else change(paired_ratio(part, dense))
-        rows.append((what, size, plus_minus(mean_interval(part["test_ppl"].tolist())), cost))
-    return pd.DataFrame(rows, columns=list(names))
-
-
-def _share(part: pd.DataFrame, dense: pd.DataFrame) -> str:
-    """'0.97× dense', or that there is no dense run."""
-    return (
-        "no dense run"
-        if dense.empty
-        else f"{part['stored_weights'].mean() / dense['stored_weights'].mean():.2f}× dense"
-    )
-
-
 def notes(sweeps: Sweeps) -> list[str]:
     """What the reader must know of these sweeps: which were not run, and that the small version is another experiment."""
     size = SMALL if sweeps.small else ""
@@ -231,5 +201,9 @@ def every_table(sweeps: Sweeps) -> list[tuple[str, pd.DataFrame]]:
             buys_table(sweeps),
         ),
         ("The order of the slides' rows, same recipe and epochs, paired over the seeds.", order_table(sweeps)),
+        (
+            "Pruned networks beside smaller dense ones that store as many LSTM weights, paired over the seeds.",
+            smaller_table(sweeps),
+        ),
         ("Wider for sparser: networks that store as many LSTM weights as the narrow dense one.", wide_table(sweeps)),
     ]

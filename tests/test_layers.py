@@ -87,6 +87,7 @@ RUNGS: list[list[str]] = [
         "analysis.study",
     ],
     ["analysis.awd"],
+    ["analysis.awd_equal"],
     ["analysis.awd_tables", "analysis.awd_goals"],
     ["analysis.goals", "analysis.sections"],
     ["analysis.report", "analysis.execution", "analysis.gpu_goals"],

@@ -14,7 +14,7 @@ import made_awd
 import pandas as pd
 import pytest
 
-from analysis import accuracy_figures, awd, awd_tables, realised_tables
+from analysis import accuracy_figures, awd, awd_equal, awd_tables, realised_tables
 from analysis.awd import Sweep, Sweeps, answer, order, read_sweeps, sweep_role
 from analysis.awd_lines import BEST, DENSE, FOUR, GRADUAL, LASSO, LINES, PRE, SMALLER, WIDE
 from analysis.published import PUBLISHED, SLIDES, published_table
@@ -203,7 +203,8 @@ def test_allocations_are_not_taken_for_seeds_of_one_setting() -> None:
 
 
 def test_what_was_not_run_says_so_everywhere() -> None:
-    for function in (awd_tables.beside_table, awd_tables.order_table, awd_tables.wide_table, awd_tables.buys_table):
+    tables = awd_tables.beside_table, awd_tables.order_table, awd_tables.buys_table
+    for function in (*tables, awd_equal.wide_table, awd_equal.smaller_table):
         assert "not run" in function(NOTHING).to_string()
     buys = awd_tables.buys_table(NOTHING)
     assert set(buys["cost against dense"]) == {"not run"}
