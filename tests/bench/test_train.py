@@ -13,9 +13,10 @@ import pytest
 import torch
 from rows import results, silent
 
-from bench import train
+from bench import examiner, train
 from bench.cells import TrainCell
 from bench.models.registry import MODELS
+from bench.optimizer import averaged_weights
 from bench.pruning.lasso import block_norms
 from bench.pruning.pruner import Pruner
 from bench.pruning.schedules import SCHEDULES
@@ -165,7 +166,7 @@ def test_a_planted_leak_is_seen(optimizer: str, monkeypatch: pytest.MonkeyPatch)
 def test_asgd_is_evaluated_at_its_average(monkeypatch: pytest.MonkeyPatch):
     settings = {**PRUNED, **OPTIMIZERS["asgd"]}
     averaged = train_cell(cell(**settings), silent)
-    monkeypatch.setattr(train, "averaged_weights", lambda _optimizer: torch.no_grad())
+    monkeypatch.setattr(examiner, "averaged_weights", lambda _optimizer: torch.no_grad())
     raw = train_cell(cell(**settings), silent)
     assert averaged[1]["val_ppl"] == raw[1]["val_ppl"]  # the ramp ends with epoch 1: nothing is averaged yet
     assert averaged[2]["val_ppl"] != raw[2]["val_ppl"] and averaged[2]["train_ppl"] == raw[2]["train_ppl"]
@@ -177,7 +178,7 @@ def test_the_average_is_put_back_after_evaluation():
     for gradient in (1.0, 2.0, 4.0):
         parameter.grad = torch.full((2,), gradient)
         optimizer.step()
-    with train.averaged_weights(optimizer):
+    with averaged_weights(optimizer):
         assert parameter.tolist() == [-5.0, -5.0]  # the mean of -3 and -7
     assert parameter.tolist() == [-7.0, -7.0]
 
