@@ -25,7 +25,7 @@ Columns = dict[str, Any]
 
 @dataclass
 class Examiner:
-    """Evaluates the model of the run of `cell`, by ASGD's averages where there are any, and leaves it as it was.
+    """Evaluates the model of the run of `cell`, by ASGD's averages where there are any, and leaves its weights as they were.
 
     selection: the epoch to report so far. trigger: starts the averages of NT-ASGD.
     """
