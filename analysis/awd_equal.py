@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.awd import SETTING, Sweep, Sweeps, answer, one_path, paired_ratio
-from analysis.awd_lines import DENSE, EQUAL, NOT_RUN, NOTHING, is_plain, place
+from analysis.awd_lines import DENSE, EQUAL, NOT_RUN, NOTHING, Row, is_plain, place
 from analysis.load import records
 from analysis.stats import Estimate, change, mean_interval, plus_minus
 from analysis.variants import prunes
@@ -40,14 +40,23 @@ def against_smaller(found: Sweep) -> Iterator[Equal]:
 
     As many: at its target sparsity, within EQUAL. By sparsity, then by mean test perplexity.
     """
-    done = one_path(found.cells[found.cells["finished"].astype(bool)])
-    plain = pd.Series([is_plain(row) and row["width"] < 1.0 for row in records(done)], index=done.index, dtype=bool)
-    pruned = pd.Series([prunes(row) and row["width"] == 1.0 for row in records(done)], index=done.index, dtype=bool)
-    parts = [part for _, part in done[pruned].groupby([*SETTING], sort=False)]
-    for part in sorted(parts, key=lambda part: (part["target_sparsity"].iloc[0], part["test_ppl"].mean())):
-        smaller = done[plain & ((done["kept"] / part["kept"].iloc[0] - 1.0).abs() <= EQUAL)]
-        if not smaller.empty:
-            yield Equal(part, smaller, paired_ratio(part, smaller))
+    parts = _settings(found.cells)
+    smaller = [part for part in parts if is_plain(_first(part)) and _first(part)["width"] < 1.0]
+    pruned = [part for part in parts if prunes(_first(part)) and _first(part)["width"] == 1.0]
+    for part in sorted(pruned, key=lambda part: (_first(part)["target_sparsity"], part["test_ppl"].mean())):
+        for other in smaller:
+            if abs(_first(other)["kept"] / _first(part)["kept"] - 1.0) <= EQUAL:
+                yield Equal(part, other, paired_ratio(part, other))
+
+
+def _settings(cells: pd.DataFrame) -> list[pd.DataFrame]:
+    """The finished runs, `one_path` of each, apart by setting."""
+    done = one_path(cells[cells["finished"].astype(bool)])
+    return [part for _, part in done.groupby([*SETTING], sort=False)]
+
+
+def _first(part: pd.DataFrame) -> Row:
+    return records(part.iloc[:1])[0]
 
 
 def smaller_table(sweeps: Sweeps) -> pd.DataFrame:
@@ -65,10 +74,10 @@ def smaller_table(sweeps: Sweeps) -> pd.DataFrame:
 
 
 def _beside(equal: Equal) -> Iterator[str]:
-    yield place(records(equal.pruned)[0], True)
+    yield place(_first(equal.pruned), True)
     yield f"{equal.pruned['stored_sparsity'].mean():.3f}"
     yield _perplexity(equal.pruned)
-    yield f"{equal.smaller['hidden_size'].iloc[0]} units"
+    yield place(_first(equal.smaller), True)
     yield _perplexity(equal.smaller)
     yield change(equal.ratio) if equal.ratio.n else NOT_RUN
     yield equal.better
@@ -79,11 +88,10 @@ def wide_table(sweeps: Sweeps) -> pd.DataFrame:
     if "wide" not in sweeps.by_role:
         return pd.DataFrame([[DENSE.name, NOTHING, NOT_RUN, NOT_RUN]], columns=list(WIDE))
     found = sweeps.by_role["wide"].cells
-    done = one_path(found[found["finished"].astype(bool)])
     dense = answer(found, DENSE).runs
     rows = []
-    for _, part in done.sort_values(["width", "kept"]).groupby([*SETTING], sort=False):
-        setting = records(part)[0]
+    for part in _settings(found.sort_values(["width", "kept"])):
+        setting = _first(part)
         pruned = prunes(setting)
         what = place(setting, True) + (f", ρ {part['stored_sparsity'].mean():.2f}" if pruned else ", dense")
         size = f"{part['stored_weights'].mean() / 1e6:.2f} M, {_share(part, dense)}"
