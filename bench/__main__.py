@@ -33,6 +33,10 @@ Retry = Annotated[bool, typer.Option("--retry", help="also run again every store
 CheckpointSeconds = Annotated[
     float, typer.Option(min=0.0, help="seconds between two checkpoints of a cell that trains; it goes on from the last")
 ]
+WaitQuiet = Annotated[
+    float,
+    typer.Option(min=0.0, help="seconds to wait for a machine that is busy with other work, before anything is timed"),
+]
 
 Names = Annotated[list[str], typer.Argument(help="sweeps of bench/sweeps, or paths to .toml files")]
 Budget = Annotated[float, typer.Option(min=1.0, help="seconds for all; no cell begins that will not fit")]
@@ -119,6 +123,7 @@ def run(
     timeout: Timeout = 3600.0,
     retry: Retry = False,
     checkpoint_seconds: CheckpointSeconds = 60.0,
+    wait_quiet: WaitQuiet = 0.0,
 ) -> None:
     """Run every cell of a sweep that is not stored yet; a second run goes on where the first ended."""
     with _one_line_errors():
@@ -128,7 +133,9 @@ def run(
         with _environment_errors():
             from bench.run import run_sweep
 
-            status = run_sweep(sweep, results, workers, timeout, retry, checkpoint_seconds=checkpoint_seconds)
+            status = run_sweep(
+                sweep, results, workers, timeout, retry, checkpoint_seconds=checkpoint_seconds, wait_quiet=wait_quiet
+            )
     raise typer.Exit(status)
 
 
@@ -170,6 +177,7 @@ def campaign(
     together: Annotated[
         int, typer.Option(min=1, help="training cells side by side on the one device; timings run alone")
     ] = 1,
+    wait_quiet: WaitQuiet = 0.0,
 ) -> None:
     """Check every kernel on a GPU, then time and train sweeps, most important cells first, until the budget is spent; resumable."""
     with _one_line_errors():
@@ -188,6 +196,7 @@ def campaign(
                 timeout,
                 checkpoint_mib=checkpoint_mib,
                 together=together,
+                wait_quiet=wait_quiet,
             )
     raise typer.Exit(status)
 

@@ -27,6 +27,7 @@ from bench.checkpoint import FOLDER, Checkpoints
 from bench.engines.local import Work, measure
 from bench.estimate import Pace, spoken
 from bench.provenance import source_hash
+from bench.quiet import await_quiet
 from bench.run import FINE, UnusableError, check_datasets, counted, terminable
 from bench.store import LockedError
 from bench.sweep import Sweep
@@ -102,12 +103,14 @@ def run_campaign(
     work: Work = measure,
     checkpoint_mib: float = 0.0,
     together: int = 1,
+    wait_quiet: float | None = None,
 ) -> int:
     """Run what is missing and return the exit status: 0, 1 (something failed) or 130 (interrupted).
 
     budget, timeout: seconds for all, for one cell that is timed. resume_from: the `out` of an earlier campaign, where that
     is another folder. checkpoint_mib: the largest checkpoint that is kept; 0 keeps none. together: cells that train side
-    by side. Raises UnusableError, LockedError or OSError where the environment is at fault.
+    by side. wait_quiet: seconds to wait for a machine that is busy with other work, None does not look. Raises
+    UnusableError, LockedError or OSError where the environment is at fault.
     """
     deadline = time.monotonic() + budget
     require_device(device)
@@ -145,6 +148,8 @@ def run_campaign(
             work = partial(measure, checkpoints=checkpoints) if work is measure else work
         try:
             with terminable():
+                if todo and wait_quiet is not None:
+                    await_quiet(wait_quiet, partial(print, flush=True))
                 run_jobs(todo, deadline, timeout, work, pace, checkpoints, together)
         except KeyboardInterrupt:
             print("interrupted; run again to go on")

@@ -18,6 +18,7 @@ from bench.engines.local import Ending, Progress, Work, failure, measure, run_ce
 from bench.estimate import Pace, spoken
 from bench.progress import Reporter, labels, reporter
 from bench.provenance import facts, physical_cores, source_hash
+from bench.quiet import await_quiet
 from bench.store import Store, Stored
 from bench.sweep import Sweep
 from bench.tables import Tables
@@ -102,11 +103,13 @@ def run_sweep(
     retry: bool = False,
     work: Work = measure,
     checkpoint_seconds: float = SECONDS,
+    wait_quiet: float | None = None,
 ) -> int:
     """Run what is not stored yet and return the exit status: 0, 1 (some cells failed) or 130 (interrupted).
 
-    timeout: seconds a cell may take. checkpoint_seconds: between two checkpoints of a cell that trains. Raises OSError, LockedError or UnusableError where the environment is at fault;
-    every cell finished before that stays stored.
+    timeout: seconds a cell may take. checkpoint_seconds: between two checkpoints of a cell that trains. wait_quiet: seconds
+    to wait for a machine that is busy with other work, None does not look. Raises OSError, LockedError or UnusableError where
+    the environment is at fault; every cell finished before that stays stored.
     """
     store = Store(results / sweep.name)
     checkpoints = Checkpoints(store.folder / FOLDER, checkpoint_seconds)
@@ -121,6 +124,8 @@ def run_sweep(
         if plan.todo:
             check_datasets(plan.todo)
             try:
+                if wait_quiet is not None:
+                    await_quiet(wait_quiet, partial(print, flush=True))
                 with terminable(), reporter(labels(sweep.cells), len(plan.todo)) as display:
                     _run_phases(plan, store, training_workers(plan.todo, workers), timeout, work, display, checkpoints)
             except KeyboardInterrupt:

@@ -47,7 +47,7 @@ RUNGS: list[list[str]] = [
     ["kernels.backends.*"],
     ["kernels.check"],
     ["bench.moments", "bench.precision"],
-    ["bench.cells", "bench.schema", "bench.provenance", "bench.pairs", "bench.gpu", "bench.clocks"],
+    ["bench.cells", "bench.schema", "bench.provenance", "bench.pairs", "bench.gpu", "bench.clocks", "bench.quiet"],
     ["bench.parquet"],
     ["bench.store", "bench.tables", "bench.estimate", "bench.data.*", "bench.models.*", "bench.pruning.*"],
     [
