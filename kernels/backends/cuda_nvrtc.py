@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from kernels.compiler import CompileError
+from kernels.resources import ResourceError, is_lack
 
 HOW_TO_GET_IT = "pip install cuda-bindings nvidia-cuda-nvrtc"
 
@@ -78,10 +79,12 @@ WAYS: tuple[Callable[[], Nvrtc], ...] = (_through_bindings, _through_cupy)
 
 @functools.cache
 def nvrtc() -> Nvrtc:
-    """The compiler of the first package that has one; CompileError where none has."""
+    """The compiler of the first package that has one; CompileError where none has, ResourceError where one has none today."""
     for way in WAYS:
         try:
             return way()
-        except Exception:  # absent, or without its library: each package has exceptions of its own for that
+        except Exception as error:  # absent, or without its library: each package has exceptions of its own for that
+            if is_lack(error):
+                raise ResourceError(f"the CUDA compiler cannot be loaded today: {error}") from error
             continue
     raise CompileError(f"no CUDA compiler found; {HOW_TO_GET_IT}")

@@ -19,6 +19,7 @@ from kernels.backends.ell import BlockedEll
 from kernels.backends.fastest import fastest
 from kernels.bsr import BSRMatrix
 from kernels.problem import GemmProblem
+from kernels.resources import ResourceError, is_lack
 
 LIBRARIES = ("libcusparse.so.12", "libcusparse.so.13", "libcusparse.so", "cusparse64_12.dll")
 VALUE_TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 14}  # cudaDataType
@@ -42,7 +43,14 @@ DECLARATIONS: dict[str, list[type]] = {
 
 
 class CusparseError(RuntimeError):
-    """cuSPARSE refused; its own words."""
+    """cuSPARSE refused, in its own words: it has no such product, or none on this GPU."""
+
+
+class CusparseFailedError(RuntimeError):
+    """cuSPARSE failed, in its own words: not for what it was asked, but for memory, or a GPU in disorder."""
+
+
+REFUSALS = (3, 4, 8, 10)  # CUSPARSE_STATUS_INVALID_VALUE, _ARCH_MISMATCH, _MATRIX_TYPE_NOT_SUPPORTED, _NOT_SUPPORTED
 
 
 class Library:
@@ -59,11 +67,12 @@ class Library:
         self.version = version.value
 
     def call(self, name: str, *arguments: object) -> None:
-        """CusparseError where the status is not 0."""
+        """CusparseError where the status says that it cannot, CusparseFailedError where it is another than 0."""
         status = getattr(self.library, name)(*arguments)
         if status:
             words = self.library.cusparseGetErrorString(status) or b"unknown status"
-            raise CusparseError(f"{name}: {words.decode(errors='replace')}")
+            kind = CusparseError if status in REFUSALS else CusparseFailedError
+            raise kind(f"{name}: {words.decode(errors='replace')}")
 
 
 @cache
@@ -73,6 +82,8 @@ def load() -> Library | str:
         try:
             return Library(ctypes.CDLL(name))
         except (OSError, AttributeError, CusparseError) as error:
+            if is_lack(error):
+                raise ResourceError(f"cuSPARSE cannot be loaded today: {error}") from error
             reason = f"cuSPARSE cannot be used: {str(error).splitlines()[0]}"
     return reason
 

@@ -19,6 +19,7 @@ from bench.tuning import tune_cell
 from kernels.backends.dense import BACKEND as DENSE
 from kernels.backends.dense import DenseLaunch
 from kernels.backends.tuned import choices, nearest
+from kernels.cache import SEAL, read_sealed, sealed
 from kernels.problem import GemmProblem
 
 SWEEP = """
@@ -102,6 +103,7 @@ def test_the_table_is_a_result_with_provenance(
     out = tmp_path / "out" / "tuned.json"
     assert run_tuner([load(sweep_file)], out, 200.0, "cpu") == 0
     table = json.loads(out.read_text())
+    assert {SEAL: table[SEAL], **read_sealed(out)} == table and out.read_text().count("\n") == 8
     assert table["provenance"]["torch"] and table["provenance"]["device_name"]
     assert [choice["n"] for choice in table["choices"]] == [4, 8]
     stored = out.parent / "tune.parquet"
@@ -121,7 +123,7 @@ def entry(n: int, name: str, **more: Any) -> dict[str, Any]:
 def test_the_nearest_shape_is_taken_and_nothing_far(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
     entries = [entry(20, "a"), entry(80, "b"), entry(80, "c", m=1024), entry(80, "d", target_sparsity=0.5)]
-    path.write_text(json.dumps({"provenance": {}, "choices": entries}))
+    path.write_text(json.dumps(sealed({"provenance": {}, "choices": entries})))
 
     def found(n: int, m: int = 4096, sparsity: float = 0.8, **other: Any) -> str | None:
         wanted = {"op": "dsd", "dtype": "bfloat16", "math": "ieee", "block_size": 32, **other}

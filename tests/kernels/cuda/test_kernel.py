@@ -144,6 +144,32 @@ def test_what_does_not_compile_is_one_line_without_a_path(scale: Variant) -> Non
         compile_cubin(other(scale, name="missing"), "sm_90a")
 
 
+def test_a_cubin_is_believed_only_with_its_own_facts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without a compiler: what is kept, and then altered, cut, exchanged."""
+    path, other_path = tmp_path / "dsd.cubin", tmp_path / "sdd.cubin"
+    cubin = Cubin(path, registers=40, spill_bytes=0, shared_bytes=2048, seconds=1.5, log="ptxas\n")
+    cuda_kernel._keep(cubin, b"\x7fELF code")
+    cuda_kernel._keep(Cubin(other_path, 32, 0, 0, 1.5, ""), b"\x7fELF other code")
+    facts = path.with_suffix(".json")
+    assert cuda_kernel._cached(path) == cubin and capfd.readouterr().err == ""
+    for kept in (path, facts):
+        data = kept.read_bytes()
+        for place in range(0, 8 * len(data), 3):
+            altered = bytearray(data)
+            altered[place // 8] ^= 1 << place % 8
+            kept.write_bytes(altered)
+            assert cuda_kernel._cached(path) in (None, cubin)
+        for length in range(0, len(data), 5):
+            kept.write_bytes(data[:length])
+            assert cuda_kernel._cached(path) is None
+        kept.write_bytes(data)
+    assert all("compiled anew" in line for line in capfd.readouterr().err.splitlines())
+    assert cuda_kernel._cached(path) == cubin
+    other_path.replace(path)
+    other_path.with_suffix(".json").replace(facts)
+    assert cuda_kernel._cached(path) is None, "another kernel's code with its own facts"
+
+
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_nvrtc, "WAYS", ())
     cuda_nvrtc.nvrtc.cache_clear()
