@@ -40,9 +40,12 @@ def _through_bindings() -> Nvrtc:
         return answers[0] if len(answers) == 1 else answers
 
     def read(size: Callable[..., Any], text: Callable[..., Any], program: Any) -> bytes:
-        buffer: bytes = b" " * ask(size, program)
+        count = ask(size, program)
+        buffer = bytes(
+            count + 2
+        )  # written to, and Python has one object for all equal bytes of length 1, as of an empty log
         ask(text, program, buffer)
-        return buffer
+        return buffer[:count]
 
     def compile_(source: str, name: str, options: Sequence[str]) -> tuple[bytes, str]:
         program = ask(nvrtc.nvrtcCreateProgram, source.encode(), name.encode(), 0, [], [])

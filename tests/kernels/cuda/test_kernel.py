@@ -1,6 +1,7 @@
 """Compiling variants to cubins without a GPU: what ptxas says of them, the cache, and one line for every failure."""
 
 import ctypes
+import io
 import re
 import threading
 from collections.abc import Iterator
@@ -85,6 +86,7 @@ def test_every_way_to_nvrtc_compiles_and_names_errors(way: object) -> None:
     assert re.fullmatch(r"\d+\.\d+", found.version)
     code, log = found.compile('extern "C" __global__ void f() {}', "f.cu", ["--gpu-architecture=sm_90a"])
     assert code.startswith(b"\x7fELF") and log == ""
+    assert io.BytesIO(b"  ").read(1)[0] == ord(" "), "the log of one NUL was written over all bytes of one space"
     with pytest.raises(CompileError, match=r"^f\.cu\(1\): error: "):
         found.compile("wrong", "f.cu", ["--gpu-architecture=sm_90a"])
 
