@@ -18,7 +18,7 @@ from bench.engines.local import Work, measure
 from bench.estimate import Pace
 from bench.parquet import publish
 from bench.provenance import source_hash
-from bench.run import terminable
+from bench.run import lacked, terminable
 from bench.sweep import Sweep
 from bench.tables import Tables
 from kernels.cache import SEAL, sealed
@@ -75,7 +75,7 @@ def run_tuner(
 
 
 def _is_stale(rows: list[dict[str, Any]]) -> bool:
-    return not rows or rows[0]["source_hash"] != source_hash()
+    return not rows or rows[0]["source_hash"] != source_hash() or any(map(lacked, rows))
 
 
 def winner(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

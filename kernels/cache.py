@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
 import sys
@@ -90,11 +91,21 @@ def _claim(folder: Path) -> None:
         if folder.stat().st_mode & 0o022:  # as on a file system without owners
             raise DoubtError(f"{shown(folder)} can be written by others")
         if found.st_mode & 0o022:
-            say(f"{shown(folder)} could be written by others: its mode is 700 now, and what is not yours is made anew")
+            _set_aside(folder)
+            say(
+                f"{shown(folder)} could be written by others: its mode is 700 now, and what is not yours there is not used"
+            )
     for parent in folder.resolve().parents:
         mode = parent.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:  # anybody could put another folder in our folder's place
             raise DoubtError(f"{shown(parent)} can be written by everybody")
+
+
+def _set_aside(folder: Path) -> None:
+    """Give what others have put into a folder of ours names that nothing looks for: compilers keep whole folders there."""
+    for entry in list(folder.iterdir()):
+        if entry.lstat().st_uid != os.geteuid():
+            entry.rename(folder / f".not-yours-{secrets.token_hex(4)}")
 
 
 def read(path: Path, own: bool = True) -> bytes:

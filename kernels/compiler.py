@@ -3,7 +3,7 @@
 A library's name is the hash of its source and headers, flags, compiler version and CPU model, so that a changed source, a new
 compiler or a home folder shared between machines never finds a wrong one. It is compiled under a name of its own and
 then renamed, so that two processes may compile at once. A kept one is loaded only if it is whole (`kernels.cache`), which
-takes half a millisecond a library.
+takes 0.2 ms a library.
 
 What the machine lacks today (space, memory, permission, time) is a ResourceError, and asked again at the next call; it is no
 property of its compilers, as a CompileError is.
@@ -113,7 +113,7 @@ def _run(command: list[str], folder: Path) -> str:
     if done.returncode:
         lines = [line.strip()[:200] for line in done.stderr.strip().splitlines()] or [_ended(done.returncode)]
         if lack := next(filter(is_lack, lines), None) or _killed(done.returncode) or full(folder):
-            raise ResourceError(f"{program}: {lack}")
+            raise ResourceError(f"{program}: {lack} (compiled in {shown(folder)})")
         raise CompileError(next((line for line in lines if "error" in line), lines[0]))
     return done.stdout
 

@@ -12,9 +12,10 @@ import pytest
 from bench import tuning
 from bench.cells import TuneCell
 from bench.parquet import checksum_line, checksum_of, from_parquet
+from bench.provenance import source_hash
 from bench.schema import TUNE
 from bench.sweep import load
-from bench.tuner import run_tuner, tune_cells, winner
+from bench.tuner import _is_stale, run_tuner, tune_cells, winner
 from bench.tuning import tune_cell
 from kernels.backends.dense import BACKEND as DENSE
 from kernels.backends.dense import DenseLaunch
@@ -113,6 +114,13 @@ def test_the_table_is_a_result_with_provenance(
     assert "0 to tune" in capsys.readouterr().out and json.loads(out.read_text()) == table
     variant = nearest("dsd", "float32", "ieee", 8, 64, 64, 5, 0.8, out)
     assert variant == table["choices"][0]["variant"]
+
+
+def test_what_was_tuned_is_stale_by_other_sources_or_for_want_of_room() -> None:
+    row = {"status": "failed", "reason": "RuntimeError: x", "source_hash": source_hash()}
+    assert not _is_stale([row])
+    assert _is_stale([]) and _is_stale([{**row, "source_hash": "old"}])
+    assert _is_stale([row, {**row, "reason": "ResourceError: kernels cannot be compiled today"}])
 
 
 def entry(n: int, name: str, **more: Any) -> dict[str, Any]:
