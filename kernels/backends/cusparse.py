@@ -156,7 +156,7 @@ def in_order(matrix: Tensor, order: str) -> Tensor:
 def products(matrix: Sparse, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Every product that cuSPARSE does not refuse, by name: the memory orders of x and of the result."""
     found: dict[str, Callable[[], Tensor]] = {}
-    refusals = []
+    problems: list[RuntimeError] = []
     if not matrix.data.numel():
         return {"no block to multiply": x.new_empty(matrix.shape[0], x.shape[1]).zero_}
     for order, out in product(ORDERS, repeat=2):
@@ -164,12 +164,12 @@ def products(matrix: Sparse, x: Tensor) -> dict[str, Callable[[], Tensor]]:
         try:
             ready = Product(matrix, in_order(x, order), result)
             ready()
-        except CusparseError as error:
-            refusals.append(str(error))
+        except (CusparseError, CusparseFailedError) as error:
+            problems.append(error)
             continue
         found[f"x by {order} -> {out}"] = ready
     if not found:
-        raise CusparseError(refusals[0])
+        raise next((each for each in problems if isinstance(each, CusparseFailedError)), problems[0])
     return found
 
 

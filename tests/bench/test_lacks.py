@@ -113,11 +113,8 @@ def test_only_what_cusparse_has_not_is_unsupported(status: int, refused: bool, m
     library = object.__new__(cusparse.Library)
     library.library = Answering(status)  # type: ignore[assignment]
 
-    def products(*_: object) -> None:
-        library.call("cusparseSpMM")
-
     for module, trial in ((cusparse_bsr, cusparse_bsr._trial), (cusparse_ell, cusparse_ell._layout)):
-        monkeypatch.setattr(module, "products", products)
+        monkeypatch.setattr(cusparse, "Product", lambda *_: library.call("cusparseSpMM"))
         monkeypatch.setattr(module, "GemmProblem", OnCpu)
         if refused:
             assert "cuSPARSE refuses" in str(trial.__wrapped__("float32", 16))
