@@ -72,10 +72,11 @@ def _environment_errors() -> Iterator[None]:
     from bench.parquet import DamagedError
     from bench.run import UnusableError
     from bench.store import LockedError
+    from kernels.resources import ResourceError
 
     try:
         yield
-    except (UnusableError, LockedError, DamagedError) as error:
+    except (UnusableError, LockedError, DamagedError, ResourceError) as error:
         raise _ending(str(error), ENVIRONMENT) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

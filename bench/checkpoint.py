@@ -28,6 +28,7 @@ from typing import Any, Protocol, TypeVar
 from bench.cells import TrainCell
 from bench.parquet import publish
 from bench.provenance import processor, source_hash
+from kernels.cache import read as regular
 
 FORMAT = "training checkpoint 1"
 FOLDER = ".checkpoints"
@@ -235,7 +236,7 @@ def read(path: Path, made_for: Mapping[str, str]) -> State:
     """What was written; ValueError, one line, where it is not whole or was made for anything else."""
     import torch
 
-    content = path.read_bytes()
+    content = regular(path, own=False)
     digest, data = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
     if hashlib.sha256(data).digest() != digest:
         raise ValueError(f"{path} is damaged: its sha256 is not the one at its beginning")

@@ -37,6 +37,7 @@ from bench.provenance import physical_cores
 from bench.pruning.lasso import Lasso
 from bench.pruning.pruner import Pruner
 from bench.schema import TRAIN
+from kernels.driver import missing_gpu
 
 Row = dict[str, Any]
 Tell = Callable[[dict[str, float | int | str]], None]
@@ -57,8 +58,8 @@ def train_cell(
     none). torch's thread count is left pinned to the cell's. ValueError for unknown names and unusable data.
     """
     torch.set_num_threads(cell.threads or physical_cores())
-    if cell.device == "cuda" and not torch.cuda.is_available():
-        return [{"status": "unsupported", "reason": "no CUDA device"}]
+    if cell.device == "cuda" and (missing := missing_gpu()):
+        return [{"status": "unsupported", "reason": missing}]
     if export is not None and (cell.canonical().path == "dense" or not export.parent.is_dir()):
         raise ValueError(
             f"export: {export}: accepted: a path in a folder that exists, of a cell that prunes on another path than dense"

@@ -36,7 +36,7 @@ def kernel_for(
     """'cuda', 'native' or 'torch': which one runs products, or an LSTM `layer`, when `kernel` is asked for.
 
     'auto' is one of our own wherever it can. block_size, nnzb: of the weight, for 'cuda' hangs on them. ValueError where a
-    kernel is asked for by name and cannot run, saying why.
+    kernel is asked for by name and cannot run, saying why; ResourceError where one that could cannot be compiled today.
     """
     if kernel not in KERNELS:
         raise ValueError(f"unknown kernel {kernel!r}; accepted: {', '.join(KERNELS)}")

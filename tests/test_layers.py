@@ -13,15 +13,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 RUNGS: list[list[str]] = [
+    ["kernels.resources"],
     [
         "kernels.registry",
         "kernels.tracing",
         "kernels.blockmask",
-        "kernels.compiler",
         "kernels.openmp",
+        "kernels.cache",
+        "kernels.driver",
         "kernels.backends.buffers",
-        "kernels.backends.tuned",
     ],
+    ["kernels.compiler", "kernels.backends.tuned"],
     ["kernels.bsr", "kernels.backends.cuda_nvrtc"],
     ["kernels.backends.cuda_kernel"],
     [

@@ -82,7 +82,8 @@ class NativeBackend:
     """
 
     def unsupported(self, problem: Problem) -> str | None:
-        return problem.missing_device() or unsupported(problem.torch_dtype, torch.device(problem.device))
+        layer = isinstance(problem, LstmProblem)
+        return problem.missing_device() or unsupported(problem.torch_dtype, torch.device(problem.device), layer)
 
     def prepare(self, problem: Problem) -> Launch:
         if isinstance(problem, LstmProblem):
