@@ -35,7 +35,12 @@ FOLDER = ".checkpoints"
 SECONDS = 60.0
 DIGEST_BYTES = 32
 SHARE = 0.1  # of the time since the last checkpoint that another one at the end of an epoch may cost
-CONTINUED = ("timeout", "crashed", "out_of_memory")  # endings that a retry goes on from, where a checkpoint was left
+CONTINUED = (
+    "timeout",
+    "crashed",
+    "out_of_memory",
+    "failed",
+)  # endings that a retry goes on from, where a checkpoint was left
 
 State = dict[str, Any]
 Batch = TypeVar("Batch")

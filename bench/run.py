@@ -14,6 +14,7 @@ from typing import Any
 from bench.cells import Cell, TrainCell
 from bench.checkpoint import CONTINUED, FOLDER, SECONDS, Checkpoints
 from bench.data.corpus import data_dir, load_corpus
+from bench.emptied import warnings
 from bench.engines.local import Ending, Progress, Work, failure, measure, run_cells
 from bench.estimate import Pace, spoken
 from bench.progress import Reporter, labels, reporter
@@ -65,6 +66,7 @@ class Plan:
             lines.append(f"to run: {len(self.todo)}, about {spoken(seconds)} ({basis})")
         else:
             lines.append("to run: 0")
+        lines += warnings(self.todo)
         if self.halfway:
             lines.append(f"half done: {self.halfway} of them go on from a checkpoint")
         if self.other:
