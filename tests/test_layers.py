@@ -16,13 +16,14 @@ RUNGS: list[list[str]] = [
     [
         "kernels.registry",
         "kernels.tracing",
-        "kernels.blockmask",
+        "kernels.operands",
         "kernels.compiler",
         "kernels.openmp",
         "kernels.backends.buffers",
         "kernels.backends.tuned",
     ],
-    ["kernels.bsr", "kernels.backends.cuda_nvrtc"],
+    ["kernels.blockmask", "kernels.index", "kernels.backends.cuda_nvrtc"],
+    ["kernels.bsr"],
     ["kernels.backends.cuda_kernel"],
     [
         "kernels.problem",

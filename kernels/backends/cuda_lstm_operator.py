@@ -21,7 +21,8 @@ from kernels.backends.cuda_lstm_tiles import CTA_OVERHEAD, Device
 from kernels.backends.cuda_operators import Pattern, pattern_of
 from kernels.backends.cuda_recurrence import Kept, Recurrence, plans_for, tiles_for
 from kernels.backends.cuda_rungs import Gpu, aligned
-from kernels.bsr import BSRIndex
+from kernels.index import BSRIndex
+from kernels.operands import require
 
 MOST_PREPARED = 16  # of a pattern
 
@@ -93,6 +94,7 @@ def forward(
     """
     data, pattern = weight
     steps, batch, _ = inputs.shape
+    _check(inputs, biases, states, weight, into)
     recurrence = recurrence_of(pattern, data.dtype, batch)
     if isinstance(recurrence, str):
         raise ValueError(recurrence)
@@ -102,6 +104,39 @@ def forward(
     given = cuda_recurrence.Operands(*map(aligned, (data, *biases, *states)))
     cells, kept = recurrence.forward(aligned(inputs), given, keep)
     return kept.states.narrow(0, 1, steps), cells, kept  # an index takes microseconds
+
+
+def _check(
+    inputs: Tensor, biases: Sequence[Tensor], states: Sequence[Tensor], weight: Weight, into: Weight | None
+) -> None:
+    """ValueError where they are no operands of one layer."""
+    (data, pattern), (steps, batch, _) = weight, inputs.shape
+    rows, hidden = pattern.shape
+    if rows != 4 * hidden or (into is not None and into.pattern.shape[0] != rows):
+        raise ValueError(f"both weights must have 4 x {hidden} rows")
+    width = rows if into is None else into.pattern.shape[1]
+    operands = [inputs, *biases, *states, data]
+    names = ("inputs", "bias_ih", "bias_hh", "h0", "c0", "weight")
+    shapes = ((steps, batch, width), (rows,), (rows,), (batch, hidden), (batch, hidden), pattern.blocks)
+    for name, each, shape in zip(names, operands, shapes, strict=True):
+        if each.shape != shape or each.dtype is not data.dtype or each.device != pattern.device:
+            require(name, each, shape, data.dtype, pattern.device)
+
+
+def _check_kept(
+    grads: Sequence[Tensor | None], kept: Kept, states: Sequence[Tensor], pattern: Pattern, dtype: torch.dtype
+) -> None:
+    """ValueError where they are not what a forward pass of this layer has left."""
+    (steps, batch, _), (rows, hidden) = kept.states.shape, pattern.shape
+    state, sample = (steps, batch, hidden), (batch, hidden)
+    wanted = [state, sample, sample, state, sample, sample]
+    names = ("grad_y", "grad_h", "grad_c", "y", "h0", "c0")
+    for name, each, shape in zip(names, (*grads, kept.states, *states), wanted, strict=True):
+        if each is not None and (each.shape != shape or each.dtype is not dtype or each.device != pattern.device):
+            require(name, each, shape, dtype, pattern.device)
+    assert kept.gates is not None
+    for name, each, width in (("cells", kept.cells, hidden), ("gates", kept.gates, rows)):
+        require(name, each, (steps, batch, width), torch.float32, pattern.device)
 
 
 def backward(
@@ -115,6 +150,7 @@ def backward(
 ) -> list[Tensor]:
     """As `lstm_backward`, which see. grads: of y, h and c; kept: its `states` are y; states: h0, c0; inputs: with `into`."""
     (data, pattern), (h0, c0), y = weight, states, kept.states
+    _check_kept(grads, kept, states, pattern, data.dtype)
     recurrence = recurrence_of(pattern, data.dtype, y.shape[1])
     assert isinstance(recurrence, Recurrence), recurrence
     of_y, of_h, of_c = (None if each is None else aligned(each) for each in grads)
