@@ -1,7 +1,8 @@
 """Break-even sparsity of an LSTM layer on this machine: from where on the kernels that skip empty blocks train it faster.
 
 Measured once per machine, software and shape, by interleaved pairs, and kept in a small JSON file beside the compiled
-kernels. Nothing in that file is trusted: an entry that is not whole is measured again.
+kernels. It holds for these sources, this build of the kernels and so many threads alone. Nothing in that file is trusted: an
+entry that is not whole, or lies under another's name, is measured again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ import torch
 from bench.models.layers import LSTMLayer
 from bench.pairs import interleaved, speedup
 from bench.precision import autocast, multiplying
-from bench.provenance import processor, source_hash
+from bench.provenance import physical_cores, processor, source_hash
+from kernels.backends import native_library
 from kernels.blockmask import BlockMask
-from kernels.compiler import cache_folder
+from kernels.compiler import CompileError, cache_folder
 
 FILE = "breakeven.json"
 PAIRS = 5
@@ -74,11 +77,11 @@ class Shape:
 def breakeven(shape: Shape) -> float:
     """The sparsity from which on the sparse path is faster: 0 where it always is, infinite where it never is.
 
-    From the file, or measured now with torch's current threads; other processes wait for it meanwhile.
+    From the file, or measured now with as many threads as the shape says; other processes wait for it meanwhile.
     """
     folder = cache_folder()
     entry = {**surroundings(shape.device), "shape": asdict(shape)}
-    key = json.dumps(entry, sort_keys=True)
+    key = _key(entry)
     with filelock.FileLock(folder / f".{FILE}.lock"):
         entries = _read(folder / FILE)
         if key not in entries:
@@ -88,9 +91,27 @@ def breakeven(shape: Shape) -> float:
 
 
 def surroundings(device: str = "cpu") -> dict[str, str]:
-    """What a measured break-even holds for, beside its shape."""
-    chip = torch.cuda.get_device_name() if device == "cuda" else processor()
-    return {"processor": chip, "torch": torch.__version__, "kernels": source_hash("kernels")}
+    """What a measured break-even holds for, beside its shape.
+
+    kernels: the sources of kernels and of what measures them, the layers of bench among it; build: compiler, flags and instructions of
+    the CPU's kernels; cores: that this process may use.
+    """
+    chip, build = (torch.cuda.get_device_name(), "") if device == "cuda" else (processor(), _build())
+    sources = source_hash("kernels", "bench")
+    return {
+        "processor": chip,
+        "torch": torch.__version__,
+        "kernels": sources,
+        "build": build,
+        "cores": str(physical_cores()),
+    }
+
+
+def _build() -> str:
+    try:
+        return native_library.describe(native_library.library("dsd", torch.float32), 1)
+    except CompileError as error:
+        return str(error)
 
 
 def known() -> Iterator[tuple[Shape, float]]:
@@ -105,8 +126,17 @@ def known() -> Iterator[tuple[Shape, float]]:
 
 def measure(shape: Shape) -> Curve:
     """Speedups of forward + backward over torch.nn.LSTM at rising sparsities, up to the first that is faster."""
+    device, dtype, threads = shape.device, getattr(torch, shape.dtype), torch.get_num_threads()
+    torch.set_num_threads(shape.threads)
+    try:
+        with torch.inference_mode(False), torch.device("cpu"):
+            return _measure(shape, device, dtype)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(shape: Shape, device: str, dtype: torch.dtype) -> Curve:
     curve: Curve = []
-    device, dtype = shape.device, getattr(torch, shape.dtype)
     with torch.random.fork_rng(devices=[0] if device == "cuda" else []), torch.enable_grad():
         torch.manual_seed(0)
         layers = [LSTMLayer(shape.inputs, shape.hidden, shape.weight_drop) for _ in range(2)]
@@ -149,7 +179,14 @@ def _read(path: Path) -> dict[str, Entry]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return {key: entry for key, entry in content.items() if _whole(entry)} if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    return {key: entry for key, entry in content.items() if _whole(entry) and key == _key(entry)}
+
+
+def _key(entry: Entry) -> str:
+    """All that an entry holds for, in one name."""
+    return json.dumps({name: value for name, value in entry.items() if name != "curve"}, sort_keys=True)
 
 
 def _whole(entry: object) -> bool:
@@ -157,9 +194,14 @@ def _whole(entry: object) -> bool:
         assert isinstance(entry, dict)
         Shape(**entry["shape"])
         curve = [(float(sparsity), float(ratio)) for sparsity, ratio in entry["curve"]]
-        names = ("processor", "torch", "kernels")
-        return all(isinstance(entry[name], str) for name in names) and all(
-            0.0 <= sparsity <= 1.0 and 0.0 < ratio < math.inf for sparsity, ratio in curve
+        names = ("processor", "torch", "kernels", "build", "cores")
+        sparsities, ratios = zip(*curve, strict=True)
+        return (
+            all(isinstance(entry[name], str) for name in names)
+            and all(0.0 <= sparsity <= 1.0 and 0.0 < ratio < math.inf for sparsity, ratio in curve)
+            and all(one < other for one, other in pairwise(sparsities))
+            and all(ratio < 1.0 for ratio in ratios[:-1])
+            and (ratios[-1] >= 1.0 or sparsities[-1] >= SPARSITIES[-1])  # it goes on up to there
         )
     except (AssertionError, KeyError, TypeError, ValueError):
         return False

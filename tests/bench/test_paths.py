@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_it_is_measured_once(measured: list[Shape]):
     assert list(known()) == [(SHAPE, pytest.approx(0.4))]
 
 
-@pytest.mark.parametrize("what", ["processor", "source_hash"])
+@pytest.mark.parametrize("what", ["processor", "source_hash", "physical_cores", "_build"])
 def test_another_machine_or_other_kernels_measure_anew(
     what: str, measured: list[Shape], monkeypatch: pytest.MonkeyPatch
 ):
@@ -106,7 +107,39 @@ def test_a_corrupt_or_foreign_file_is_made_anew(content: str, folder: Path, meas
     assert sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock")) == [FILE]
 
 
-@pytest.mark.parametrize("curve", [[[0.0, -1.0]], [[0.0, math.nan]], [[2.0, 1.0]], [["a", 1.0]], [[0.0]], 3, None])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_is_measured_with_the_threads_that_it_names(
+    threads: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(module, "speedup", lambda *_: seen.append(torch.get_num_threads()) or 2.0)
+    with torch.inference_mode():
+        breakeven(replace(SHAPE, threads=threads, block_size=4))
+    assert seen == [threads] and torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("field", ["threads", "block_size"])
+def test_an_entry_under_another_name_is_not_believed(field: str, folder: Path, measured: list[Shape]) -> None:
+    breakeven(SHAPE)
+    ((key, entry),) = json.loads((folder / FILE).read_text()).items()
+    entry["shape"][field] += 1
+    (folder / FILE).write_text(json.dumps({key: entry}))
+    assert list(known()) == []
+    assert breakeven(SHAPE) == pytest.approx(0.4) and measured == [SHAPE, SHAPE]
+
+
+def test_it_follows_the_sources_of_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(module, "source_hash", lambda *tops: asked.append(tops) or "hash")
+    assert module.surroundings()["kernels"] == "hash" and asked == [("kernels", "bench")]
+
+
+CUT_SHORT = [[], [[0.0, 0.5]], [[0.0, 0.5], [0.25, 0.6]], [[0.0, 2.0], [0.25, 2.0]], [[0.5, 0.5], [0.25, 2.0]]]
+
+
+@pytest.mark.parametrize(
+    "curve", [[[0.0, -1.0]], [[0.0, math.nan]], [[2.0, 1.0]], [["a", 1.0]], [[0.0]], 3, None, *CUT_SHORT]
+)
 def test_an_entry_that_is_not_whole_is_measured_again(curve: object, folder: Path, measured: list[Shape]):
     breakeven(SHAPE)
     entries = json.loads((folder / FILE).read_text())
