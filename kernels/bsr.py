@@ -106,9 +106,9 @@ class BSRMatrix:
     def freeze(self) -> FrozenBSRMatrix:
         """The matrix with a copy of today's values that nobody can change, so that kernels may keep what they pack of them.
 
-        For inference: products on a CPU pack the values, which costs about as much as a product with few columns, and of a
+        For inference: products on a CPU pack the values, which takes about as long as a product with 20 columns, and of a
         frozen matrix they do so once. It costs memory: the copy, and beside it one packed copy as large for each height of
-        tiles that the numbers of columns call for (mostly one, at most three). No gradient reaches it. `unfreeze` gives an ordinary
+        tiles that the numbers of columns call for (one or two). No gradient reaches it. `unfreeze` gives an ordinary
         matrix again; copies and pickles are ordinary too.
         """
         return FrozenBSRMatrix(self)

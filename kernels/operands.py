@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+STRIDED = torch.strided
+
 
 def settled(x: Tensor) -> Tensor:
     """`x` whose memory holds what it shows: a view that torch negates or conjugates when it is read is copied."""
@@ -26,7 +28,7 @@ def require_memory(name: str, x: object) -> None:
     """ValueError where `x` is no tensor, or one that is not laid out by strides. Wrapped ones are torch's to unwrap."""
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} must be a tensor, got {type(x).__name__}")
-    if x.is_nested or x.layout is not torch.strided:
+    if x.layout is not STRIDED or x.is_nested:
         raise ValueError(f"{name} must be a dense tensor (torch.strided), got {'nested' if x.is_nested else x.layout}")
 
 

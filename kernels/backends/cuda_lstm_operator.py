@@ -94,7 +94,6 @@ def forward(
     """
     data, pattern = weight
     steps, batch, _ = inputs.shape
-    _check(inputs, biases, states, weight, into)
     recurrence = recurrence_of(pattern, data.dtype, batch)
     if isinstance(recurrence, str):
         raise ValueError(recurrence)
@@ -150,7 +149,6 @@ def backward(
 ) -> list[Tensor]:
     """As `lstm_backward`, which see. grads: of y, h and c; kept: its `states` are y; states: h0, c0; inputs: with `into`."""
     (data, pattern), (h0, c0), y = weight, states, kept.states
-    _check_kept(grads, kept, states, pattern, data.dtype)
     recurrence = recurrence_of(pattern, data.dtype, y.shape[1])
     assert isinstance(recurrence, Recurrence), recurrence
     of_y, of_h, of_c = (None if each is None else aligned(each) for each in grads)
@@ -184,9 +182,10 @@ def lstm(
     inputs: [steps, batch, in], or weighted already, [steps, batch, 4 hidden], if `into` is empty; h0, c0: [batch, hidden];
     weight, into: recurrent and input weight.
     """
-    own = weight_of(weight)
+    own, other = weight_of(weight), weight_of(into)
     assert own is not None
-    y, c, kept = forward(inputs, (bias_ih, bias_hh), (h0, c0), own, weight_of(into), keep=True)
+    _check(inputs, (bias_ih, bias_hh), (h0, c0), own, other)
+    y, c, kept = forward(inputs, (bias_ih, bias_hh), (h0, c0), own, other, keep=True)
     assert kept.gates is not None
     return y, y[-1].clone(), c, kept.cells, kept.gates
 
@@ -224,10 +223,9 @@ def lstm_backward(
     y, cells, gates, h0, c0, *given = states
     own = weight_of(weight)
     assert own is not None
-    inputs = given[0] if given else None
-    return backward(
-        (grad_y, grad_h, grad_c), Kept(y, cells, gates), (h0, c0), inputs, own, weight_of(into), wanted
-    )  # fmt: skip
+    inputs, grads, kept = given[0] if given else None, (grad_y, grad_h, grad_c), Kept(y, cells, gates)
+    _check_kept(grads, kept, (h0, c0), own.pattern, own.data.dtype)
+    return backward(grads, kept, (h0, c0), inputs, own, weight_of(into), wanted)
 
 
 @lstm_backward.register_fake

@@ -15,7 +15,7 @@ from torch import Tensor
 from kernels.backends.cuda_rungs import ELEMENTS, Prepared, Task, aligned, prepare, the_gpu
 from kernels.bsr import BSRMatrix
 from kernels.index import BSRIndex, checked, is_derived
-from kernels.operands import require, settled
+from kernels.operands import require
 
 MOST_PATTERNS, MOST_PREPARED = 128, 64  # kept; of patterns the last used
 
@@ -60,7 +60,7 @@ class Pattern:
 
     def dsd(self, data: Tensor, x: Tensor, turned: bool = False) -> Tensor:
         """W x, or W^T x if `turned`: [m, n] in the memory order of x. data: [nnzb, b, b]; x: [k, n]."""
-        x = settled(x)
+        x = x.resolve_neg()
         self._check(data, x, self.shape[not turned])
         (k, n), rows = x.shape, self.shape[turned]
         if n > 1 and x.stride() != (1, k):
@@ -83,11 +83,11 @@ class Pattern:
 
     def _check(self, left: Tensor, x: Tensor, lines: int, wanted: tuple[int, ...] | None = None) -> None:
         """ValueError where these are no operands of a product: values, or a gradient of shape `wanted`, and x: [lines, n]."""
-        shape, dtype = wanted or self.blocks, x.dtype
-        if left.shape != shape or left.dtype is not dtype or left.device != self.device:
-            require("grad" if wanted else "data", left, shape, dtype, self.device)
-        if len(x.shape) != 2 or x.shape[0] != lines or x.device != self.device or dtype not in ELEMENTS:
-            raise ValueError(f"x must be [{lines}, n] on {self.device}, got {dtype} {list(x.shape)} on {x.device}")
+        shape, dtype, device, given = wanted or self.blocks, x.dtype, self.device, x.shape
+        if left.shape != shape or left.dtype is not dtype or left.device != device:
+            require("grad" if wanted else "data", left, shape, dtype, device)
+        if len(given) != 2 or given[0] != lines or x.device != device or dtype not in ELEMENTS:
+            raise ValueError(f"x must be [{lines}, n] on {device}, got {dtype} {list(given)} on {x.device}")
 
 
 KEPT = "cuda"  # what weights keep their pattern as; another name for an emulated GPU
@@ -99,7 +99,7 @@ one_at_a_time = threading.Lock()  # autograd has threads of its own, and a prepa
 
 def by_columns(x: Tensor) -> Tensor:
     """`x` [k, n], column by column and at a multiple of 16 bytes, copied only where it is not."""
-    x = settled(x)
+    x = x.resolve_neg()
     return x if x.stride() == (1, x.shape[0]) and not x.data_ptr() % 16 else aligned(x.mT).mT
 
 
