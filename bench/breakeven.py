@@ -1,8 +1,8 @@
 """Break-even sparsity of an LSTM layer on this machine: from where on the kernels that skip empty blocks train it faster.
 
 Measured once per machine, software and shape, by interleaved pairs, and kept in a small JSON file beside the compiled
-kernels, sealed by its own sha256. A file that does not hold is not believed in any part: a line says so, and all is measured
-again.
+kernels, sealed by its own sha256. It holds for these sources, this build of the kernels and so many threads alone. A file that
+does not hold is not believed in any part: a line says so, and all is measured again.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ import torch
 from bench.models.layers import LSTMLayer
 from bench.pairs import interleaved, speedup
 from bench.precision import autocast, multiplying
-from bench.provenance import processor, source_hash
+from bench.provenance import physical_cores, processor, source_hash
+from kernels.backends import native_library
 from kernels.blockmask import BlockMask
 from kernels.cache import DoubtError, cache_folder, publish, read_sealed, say, sealed
+from kernels.compiler import CompileError
 from kernels.resources import in_words, shown
 
 FILE = "breakeven.json"
 PAIRS = 5
 SPARSITIES = (0.0, 0.25, 0.5, 0.75, 0.9)
 NEVER = math.inf
-SURROUNDINGS = ("processor", "torch", "kernels")
+SURROUNDINGS = ("processor", "torch", "kernels", "build", "cores")
 
 Curve = list[list[float]]  # [sparsity, speedup of the sparse path] in order
 Entry = dict[str, Any]
@@ -75,7 +77,7 @@ class Shape:
 def breakeven(shape: Shape) -> float:
     """The sparsity from which on the sparse path is faster: 0 where it always is, infinite where it never is.
 
-    From the file, or measured now with torch's current threads; other processes wait for it meanwhile.
+    From the file, or measured now with as many threads as the shape says; other processes wait for it meanwhile.
     """
     folder = cache_folder()
     entry = {**surroundings(shape.device), "shape": asdict(shape)}
@@ -89,9 +91,27 @@ def breakeven(shape: Shape) -> float:
 
 
 def surroundings(device: str = "cpu") -> dict[str, str]:
-    """What a measured break-even holds for, beside its shape."""
-    chip = torch.cuda.get_device_name() if device == "cuda" else processor()
-    return {"processor": chip, "torch": torch.__version__, "kernels": source_hash("kernels")}
+    """What a measured break-even holds for, beside its shape.
+
+    kernels: the sources of kernels and of what measures them, the layers of bench among it; build: compiler, flags and instructions of
+    the CPU's kernels; cores: that this process may use.
+    """
+    chip, build = (torch.cuda.get_device_name(), "") if device == "cuda" else (processor(), _build())
+    sources = source_hash("kernels", "bench")
+    return {
+        "processor": chip,
+        "torch": torch.__version__,
+        "kernels": sources,
+        "build": build,
+        "cores": str(physical_cores()),
+    }
+
+
+def _build() -> str:
+    try:
+        return native_library.describe(native_library.library("dsd", torch.float32), 1)
+    except CompileError as error:
+        return str(error)
 
 
 def known() -> Iterator[tuple[Shape, float]]:
@@ -108,8 +128,17 @@ def known() -> Iterator[tuple[Shape, float]]:
 
 def measure(shape: Shape) -> Curve:
     """Speedups of forward + backward over torch.nn.LSTM at rising sparsities, up to the first that is faster."""
+    device, dtype, threads = shape.device, getattr(torch, shape.dtype), torch.get_num_threads()
+    torch.set_num_threads(shape.threads)
+    try:
+        with torch.inference_mode(False), torch.device("cpu"):
+            return _measure(shape, device, dtype)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(shape: Shape, device: str, dtype: torch.dtype) -> Curve:
     curve: Curve = []
-    device, dtype = shape.device, getattr(torch, shape.dtype)
     with torch.random.fork_rng(devices=[0] if device == "cuda" else []), torch.enable_grad():
         torch.manual_seed(0)
         layers = [LSTMLayer(shape.inputs, shape.hidden, shape.weight_drop) for _ in range(2)]
@@ -198,7 +227,8 @@ def _is_curve(curve: object) -> bool:
     sparsities, ratios = zip(*curve, strict=True)
     rising = all(low < high for low, high in pairwise(sparsities))
     in_range = sparsities[0] >= 0.0 and sparsities[-1] <= 1.0 and all(0.0 < ratio < math.inf for ratio in ratios)
-    return rising and in_range and all(ratio < 1.0 for ratio in ratios[:-1])
+    whole = ratios[-1] >= 1.0 or sparsities[-1] >= SPARSITIES[-1]  # it goes on up to there
+    return rising and in_range and whole and all(ratio < 1.0 for ratio in ratios[:-1])
 
 
 def _is_todays(entry: Entry) -> bool:

@@ -65,13 +65,13 @@ class Problem:
         return "tf32 is arithmetic of GPUs" if self.device == "cpu" and self.math == "tf32" else None
 
     def _generator(self, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 16 + stream)
+        return torch.Generator("cpu").manual_seed(self.seed * 16 + stream)
 
     def _random_mask(self, stream: int, rows: int, cols: int) -> BlockMask:
         return BlockMask.random(rows, cols, self.block_size, self.sparsity, self._generator(stream))
 
     def _normal(self, stream: int, *shape: int, scale: float = 1.0) -> Tensor:
-        drawn = torch.randn(shape, generator=self._generator(stream), dtype=torch.float32) * scale
+        drawn = torch.randn(shape, generator=self._generator(stream), dtype=torch.float32, device="cpu") * scale
         return drawn.to(device=self.device, dtype=self.torch_dtype).contiguous()
 
     def _pruned(self, weight: Tensor, mask: BlockMask) -> Tensor:

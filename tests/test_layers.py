@@ -17,14 +17,15 @@ RUNGS: list[list[str]] = [
     [
         "kernels.registry",
         "kernels.tracing",
-        "kernels.blockmask",
+        "kernels.operands",
         "kernels.openmp",
         "kernels.cache",
         "kernels.driver",
         "kernels.backends.buffers",
     ],
     ["kernels.compiler", "kernels.backends.tuned"],
-    ["kernels.bsr", "kernels.backends.cuda_nvrtc"],
+    ["kernels.blockmask", "kernels.index", "kernels.backends.cuda_nvrtc"],
+    ["kernels.bsr"],
     ["kernels.backends.cuda_kernel"],
     [
         "kernels.problem",

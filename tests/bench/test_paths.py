@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -76,7 +76,7 @@ def test_it_is_measured_once(measured: list[Shape]):
     assert list(known()) == [(SHAPE, pytest.approx(0.4))]
 
 
-@pytest.mark.parametrize("what", ["processor", "source_hash"])
+@pytest.mark.parametrize("what", ["processor", "source_hash", "physical_cores", "_build"])
 def test_another_machine_or_other_kernels_measure_anew(
     what: str, measured: list[Shape], monkeypatch: pytest.MonkeyPatch
 ):
@@ -117,11 +117,40 @@ def altered(folder: Path, **parts: object) -> None:
     publish(folder / FILE, json.dumps(sealed({"entries": entries})).encode())
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_is_measured_with_the_threads_that_it_names(
+    threads: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(module, "speedup", lambda *_: seen.append(torch.get_num_threads()) or 2.0)
+    with torch.inference_mode():
+        breakeven(replace(SHAPE, threads=threads, block_size=4))
+    assert seen == [threads] and torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("field", ["threads", "block_size"])
+def test_an_entry_under_another_name_is_not_believed(field: str, folder: Path, measured: list[Shape]) -> None:
+    breakeven(SHAPE)
+    ((_, entry),) = read_sealed(folder / FILE)["entries"].items()
+    altered(folder, shape={**entry["shape"], field: entry["shape"][field] + 1})
+    assert list(known()) == []
+    assert breakeven(SHAPE) == pytest.approx(0.4) and measured == [SHAPE, SHAPE]
+
+
+def test_it_follows_the_sources_of_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(module, "source_hash", lambda *tops: asked.append(tops) or "hash")
+    assert module.surroundings()["kernels"] == "hash" and asked == [("kernels", "bench")]
+
+
+CUT_SHORT = [[], [[0.0, 0.5]], [[0.0, 0.5], [0.25, 0.6]], [[0.0, 2.0], [0.25, 2.0]], [[0.5, 0.5], [0.25, 2.0]]]
+
+
 @pytest.mark.parametrize(
     "curve",
     [
-        [], [[0.0, -1.0]], [[0.0, math.nan]], [[0.0, 0.0]], [[0.0, math.inf]], [[2.0, 1.0]], [["a", 1.0]], [[0.0]], 3, None,
-        [[0.5, 0.5], [0.0, 2.0]], [[0.0, 1.5], [0.5, 2.0]], [[0.0, True]],
+        [[0.0, -1.0]], [[0.0, math.nan]], [[0.0, 0.0]], [[0.0, math.inf]], [[2.0, 1.0]], [["a", 1.0]], [[0.0]], 3, None,
+        [[0.5, 0.5], [0.0, 2.0]], [[0.0, 1.5], [0.5, 2.0]], [[0.0, True]], *CUT_SHORT,
     ],
 )  # fmt: skip
 def test_an_entry_that_is_not_whole_is_measured_again(curve: object, folder: Path, measured: list[Shape]):
