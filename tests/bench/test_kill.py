@@ -156,12 +156,14 @@ def test_no_table_is_called_damaged_beside_its_writer_or_after_its_death(tmp_pat
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for moment in moments(4, 2, 1.0):
         with subprocess.Popen([sys.executable, str(COMPACTION), str(tmp_path)], env=environment) as process:
-            while process.poll() is None and not (folder / "gemm.parquet").exists():
-                time.sleep(0.01)
-            end = time.monotonic() + moment
-            while time.monotonic() < end:
-                readings += read_both(tmp_path)
-            process.send_signal(signal.SIGKILL)
+            try:
+                while process.poll() is None and not (folder / "gemm.parquet").exists():
+                    time.sleep(0.01)
+                end = time.monotonic() + moment
+                while time.monotonic() < end:
+                    readings += read_both(tmp_path)
+            finally:
+                process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
         assert read_both(tmp_path) == 4
         tables = Tables(folder, cells)
