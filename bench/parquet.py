@@ -145,14 +145,20 @@ def publish_table(path: Path, data: bytes, damaged: Path) -> None:
     try:
         before = checksum_line(path, read_table(path))
     except DamagedError:
-        table_too = os.path.lexists(path)
-        if table_too:
-            set_aside(path, damaged)
-        if os.path.lexists(checksum_of(path)) and (table_too or not checksum_of(path).is_file()):
-            set_aside(checksum_of(path), damaged)
+        set_table_aside(path, damaged)
     publish(checksum_of(path), (line + before).encode())
     publish(path, data)
     publish(checksum_of(path), line.encode())
+
+
+def set_table_aside(path: Path, folder: Path) -> Path:
+    """Move a table and its checksum file into `folder`, and return where the table would be; a sum alone is no harm."""
+    place, sidecar, there = free_name(path, folder), checksum_of(path), os.path.lexists(path)
+    if there:
+        place = set_aside(path, folder)
+    if os.path.lexists(sidecar) and (there or not sidecar.is_file()):
+        set_aside(sidecar, folder)
+    return place
 
 
 def set_aside(path: Path, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
     cells/<cell_id>-<sha256 of the bytes, 16 digits>.parquet   one file (a shard) per finished cell
     damaged/                                                   shards that are not what was written, and tables likewise
+    replaced/                                                  tables that had rows of cells without a shard: a campaign's
     .checkpoints/                                              cells that train, half done (`bench.checkpoint`)
     gemm.parquet, gemm.parquet.sha256, lstm.parquet, ...       every finished cell of the sweep, and its checksum
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,17 +29,19 @@ from bench.parquet import (
     Row,
     checksum_of,
     concatenated,
+    free_name,
     from_parquet,
     publish,
     publish_table,
     read_table,
     regular,
     set_aside,
+    set_table_aside,
     to_parquet,
     to_table,
 )
 from bench.schema import COLUMNS
-from bench.validation import shard_table, short_sum
+from bench.validation import shard_table, short_sum, whole_table
 
 SHARD = re.compile(r"(?P<cell_id>[0-9a-f]+)-(?P<sha>[0-9a-f]{16})\.parquet")
 
@@ -65,7 +68,8 @@ class Store:
     """One folder of results."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.cells, self.damaged = folder, folder / "cells", folder / "damaged"
+        self.folder, self.cells = folder, folder / "cells"
+        self.damaged, self.replaced = folder / "damaged", folder / "replaced"
 
     @contextmanager
     def lock(self) -> Iterator[list[str]]:
@@ -100,6 +104,26 @@ class Store:
                 lines.append(f"{stored}; moved to {set_aside(path, self.damaged)}, its cell runs again")
             elif newest[stored.cell_id] is not stored:
                 path.unlink()  # a retry was killed between storing the new rows and removing these
+        return lines + self._put_tables_right(newest.keys())
+
+    def _put_tables_right(self, stored: Set[str]) -> list[str]:
+        """Tables are written anew when a run ends: before that, what they alone hold is kept where nothing replaces it."""
+        lines = []
+        for kind in COLUMNS:
+            path = self.folder / f"{kind}.parquet"
+            if not os.path.lexists(path):
+                continue
+            try:
+                data = read_table(path)
+                table, _ = whole_table(data, kind, path)
+            except DamagedError as error:
+                lines.append(f"{error}; moved to {set_table_aside(path, self.damaged)}, it is written anew")
+                continue
+            alone = set(table["cell_id"].to_pylist()) - stored
+            if alone:
+                self.replaced.mkdir(exist_ok=True)
+                publish(place := free_name(path, self.replaced), data)
+                lines.append(f"{path} has rows of {len(alone)} cells that are not in {self.cells}: kept as {place}")
         return lines
 
     def finished(self) -> dict[str, Stored]:

@@ -17,13 +17,12 @@ from bench.cells import Cell
 from bench.parquet import (
     DamagedError,
     Row,
-    checksum_of,
     concatenated,
     free_name,
     publish,
     publish_table,
     read_table,
-    set_aside,
+    set_table_aside,
     to_parquet,
     to_table,
 )
@@ -77,10 +76,7 @@ class Tables:
             publish(place, data)
             self.write(path.stem)
             return f"kept as {place}"
-        place = set_aside(path, self.damaged)
-        if os.path.lexists(checksum_of(path)):
-            set_aside(checksum_of(path), self.damaged)
-        return f"moved to {place}"
+        return f"moved to {set_table_aside(path, self.damaged)}"
 
     def put(self, cell: Cell, rows: Sequence[Row], provenance: Row) -> None:
         """Publish the rows of one finished cell, replacing earlier ones. ValueError where a row does not fit the table."""

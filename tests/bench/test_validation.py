@@ -171,13 +171,6 @@ def test_what_is_no_file_is_set_aside_and_never_waited_for(what: str, store: Sto
     assert len(store.read("gemm")) == 3
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every file")
-def test_a_file_that_may_not_be_read_is_named_and_stays(store: Store, sweep_file: Path) -> None:
-    path = next(store.cells.glob("*.parquet"))
-    path.chmod(0)
-    _refused_by_name(store, sweep_file, path)
-
-
 def test_a_file_that_cannot_be_read_is_named_and_stays(
     store: Store, sweep_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,10 +182,6 @@ def test_a_file_that_cannot_be_read_is_named_and_stays(
         return real(this)
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    _refused_by_name(store, sweep_file, path)
-
-
-def _refused_by_name(store: Store, sweep_file: Path, path: Path) -> None:
     for command in ("plan", "run", "show"):
         status, said = ended(command, sweep_file, "--results", store.folder.parent)
         assert (status, said.count("\n")) == (3, 1) and str(path) in said
@@ -298,6 +287,27 @@ def test_bytes_that_rot_while_a_campaign_runs_are_not_written_over(tmp_path: Pat
     assert (tmp_path / "damaged" / "gemm.parquet").read_bytes() == b"rotten"
     again = Tables(tmp_path, CELLS)
     assert again.load() == [] and len(again.tables) == 2
+
+
+def test_a_run_in_the_folder_of_a_campaign_keeps_its_table(store: Store) -> None:
+    Tables(store.folder, CELLS).put(CELLS[0], [{**ROW, "time_ms": 9.0}], PROVENANCE)
+    with store.lock() as lines:
+        assert len(lines) == 1 and "has rows of 1 cells that are not in" in lines[0]
+        store.put(CELLS[0], [ROW], PROVENANCE)
+        store.compact(CELLS)
+    assert from_parquet((store.replaced / "gemm.parquet").read_bytes())["time_ms"].to_pylist() == [9.0]
+    with store.lock() as lines:
+        assert lines == []
+
+
+def test_a_damaged_table_is_set_aside_and_written_anew_from_the_cells(store: Store) -> None:
+    store.compact(CELLS)
+    path = store.folder / "gemm.parquet"
+    path.write_bytes(b"rotten")
+    with store.lock() as lines:
+        assert len(lines) == 1 and f"{path} is damaged" in lines[0] and "it is written anew" in lines[0]
+        store.compact(CELLS)
+    assert (store.damaged / "gemm.parquet").read_bytes() == b"rotten" and len(store.read("gemm")) == 3
 
 
 def test_a_renamed_table_is_known_by_its_sum_alone(tmp_path: Path) -> None:
