@@ -28,9 +28,9 @@ ROUNDING = 1e-9
 
 # Without these columns a table says nothing; a row that is ok has a value in each.
 TIMED = ("sparsity", "time_ms", "baseline_ms", "samples_ms", "baseline_samples_ms", "timer")
-NEEDED = {"gemm": TIMED, "lstm": TIMED, "train": ("epoch", "sparsity", "train_seconds", "val_ppl", "test_ppl")}
+AFTER_TRAINING = ("mean_sparsity", "train_seconds", "val_ppl", "test_ppl")  # null in epoch 0, which is before it
+NEEDED = {"gemm": TIMED, "lstm": TIMED, "train": ("epoch", "sparsity", "vocabulary", *AFTER_TRAINING)}
 ALWAYS = ("cell_id", "kind", "status", "schema_version", "device_name")  # a value in every row
-AFTER_TRAINING = ("train_seconds", "val_ppl", "test_ppl")  # null in epoch 0, which is before it
 PAIRED = ("samples_ms", "baseline_samples_ms")
 
 
@@ -209,6 +209,10 @@ def _missing(table: pa.Table, kind: str) -> Iterator[Fault]:
             null = null & (begun if name in AFTER_TRAINING else ok)
         if null.any():
             yield Fault(name, "missing", np.flatnonzero(null).tolist())
+    if kind == "train":
+        unplaced = ok & table["step"].is_null().to_numpy() & table["probes"].is_valid().to_numpy()
+        if unplaced.any():
+            yield Fault("step", "missing beside probes", np.flatnonzero(unplaced).tolist())
 
 
 def _foreign(table: pa.Table, kind: str) -> Iterator[Fault]:
@@ -240,6 +244,9 @@ def _out_of_bounds(stored: pa.ChunkedArray, column: Column, ok: np.ndarray) -> I
     """Numbers that nothing measured: of rows that are ok, since what failed may have measured anything."""
     flat = stored.combine_chunks() if isinstance(stored, pa.ChunkedArray) else stored
     for name, leaf, rows in _leaves(flat, column.name, np.arange(len(flat))):
+        gaps = leaf.is_null().to_numpy(zero_copy_only=False) & ok[rows]
+        if leaf is not flat and gaps.any():
+            yield Fault(column.name, "a value in it is missing", sorted(set(rows[gaps].tolist())))
         if not (pa.types.is_integer(leaf.type) or pa.types.is_floating(leaf.type)):
             continue
         values = pc.cast(leaf, pa.float64(), safe=False).to_numpy(zero_copy_only=False)

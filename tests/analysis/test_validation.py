@@ -63,6 +63,7 @@ def retyped(name: str, type_: pa.DataType) -> Harm:
     return lambda table: table.set_column(table.schema.get_field_index(name), name, table[name].cast(type_))
 
 
+PROBE = {"step": 1, "sparsity": 0.0, "sparse_layers": 0, "dense_ms": [1.0, 1.0], "lstm_ms": [1.0, 1.0]}
 # One cell says what cannot be: it is left out, and the line names the column.
 LEFT: dict[str, tuple[str, Harm, str]] = {
     **{
@@ -75,6 +76,7 @@ LEFT: dict[str, tuple[str, Harm, str]] = {
         for name, value in (("samples_ms", 0.0), ("baseline_samples_ms", -1.0), ("samples_ms", NAN))
     },
     "fewer samples than pairs": ("gemm", in_row("samples_ms", [1.0]), "samples_ms"),
+    "a gap among samples": ("gemm", in_row("samples_ms", [1.0] * 9 + [None]), "samples_ms"),
     "no samples": ("gemm", in_row("samples_ms", []), "samples_ms"),
     "no sample at all": ("lstm", in_row("baseline_samples_ms", None), "baseline_samples_ms"),
     "a layer's time": ("lstm", in_row("time_ms", -3.0), "time_ms"),
@@ -96,6 +98,8 @@ LEFT: dict[str, tuple[str, Harm, str]] = {
     "perplexity below 0": ("train", in_row("val_ppl", -5.0), "val_ppl"),
     "perplexity NaN": ("train", in_row("train_ppl", NAN), "train_ppl"),
     "no perplexity": ("train", in_row("test_ppl", None), "test_ppl"),
+    "no vocabulary": ("train", in_row("vocabulary", None), "vocabulary"),
+    "no mean sparsity": ("train", in_row("mean_sparsity", None), "mean_sparsity"),
     "no epoch": ("train", in_row("epoch", None), "epoch"),
     "an epoch in no time": ("train", in_row("train_seconds", 0.0), "train_seconds"),
     "a time before the epoch": ("train", in_row("eval_seconds", -1.0), "eval_seconds"),
@@ -106,11 +110,14 @@ LEFT: dict[str, tuple[str, Harm, str]] = {
         in_row("block_norms", [{"weight": "a", "grid_rows": 1, "grid_cols": 1, "norms": [-1.0]}]),
         "block_norms",
     ),
+    "probes at no step": (
+        "train",
+        lambda table: in_row("step", None)(in_row("probes", [PROBE])(table)),
+        "step",
+    ),
     "a probe of no time": (
         "train",
-        in_row(
-            "probes", [{"step": 1, "sparsity": 0.0, "sparse_layers": 0, "dense_ms": [1.0, 0.0], "lstm_ms": [1.0, 1.0]}]
-        ),
+        in_row("probes", [PROBE | {"dense_ms": [1.0, 0.0]}]),
         "probes",
     ),
 }
