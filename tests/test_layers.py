@@ -61,6 +61,7 @@ RUNGS: list[list[str]] = [
         "bench.causes",
     ],
     ["bench.parquet"],
+    ["bench.validation"],
     ["bench.store", "bench.tables", "bench.estimate", "bench.data.*", "bench.models.*", "bench.pruning.*"],
     [
         "bench.settings",
@@ -84,6 +85,7 @@ RUNGS: list[list[str]] = [
     ["bench.tuner"],
     ["bench.__main__"],
     # the parquet wall: nothing below sees anything above
+    ["analysis.validation"],
     ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats", "analysis.published"],
     ["analysis.compare", "analysis.variants"],
     ["analysis.realised", "analysis.tradeoff", "analysis.awd_lines"],
@@ -110,7 +112,14 @@ RUNGS: list[list[str]] = [
 PACKAGES = ("kernels", "bench", "analysis")
 ONLY_IN = {
     "cupy": ("kernels.backends.",),
-    "pyarrow": ("bench.schema", "bench.parquet", "bench.store", "analysis.load"),
+    "pyarrow": (
+        "bench.schema",
+        "bench.parquet",
+        "bench.validation",
+        "bench.store",
+        "analysis.validation",
+        "analysis.load",
+    ),
     "torch": ("kernels.", "bench."),
 }
 
