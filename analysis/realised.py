@@ -71,6 +71,7 @@ def realised(train: pd.DataFrame | None) -> pd.DataFrame:
     epochs = train[train["epoch"] >= 1].groupby("cell_id")
     for name, column in (("seconds", "train_seconds"), ("lstm_total", "lstm_seconds")):
         final[name] = final["cell_id"].map(epochs[column].sum(min_count=1)).astype(float)
+    final["unpruned"] = [variant_name(row) == "dense" for row in records(final)]
     rows = [
         _row(row, train[(train["cell_id"] == row["cell_id"]) & (train["epoch"] >= 1)], final)
         for row in records(final)
@@ -134,13 +135,17 @@ def amdahl(share: float, speedup: float) -> float:
     """Speedup of the whole when `share` of its time becomes `speedup` times as fast; NaN where the share is none."""
     if not 0.0 <= share <= 1.0:  # NaN, or seconds of two runs that do not fit together
         return math.nan
-    return 1.0 / (1.0 - share + share / speedup)
+    remaining = 1.0 - share + share / speedup
+    return 1.0 / remaining if remaining > 0.0 else math.inf
 
 
 def over_seeds(found: pd.Series) -> Estimate:
-    """Geometric mean over seeds of estimates or plain ratios; of a single seed its own interval. NaNs are left out."""
+    """Geometric mean over seeds of estimates or plain ratios; of a single seed its own interval.
+
+    What is no number, or has no bound, is left out.
+    """
     every = [one if isinstance(one, Estimate) else Estimate(float(one), math.nan, math.nan, 1) for one in found]
-    kept = [one for one in every if not math.isnan(one.value)]
+    kept = [one for one in every if math.isfinite(one.value)]
     return kept[0] if len(kept) == 1 else ratio_interval([one.value for one in kept])
 
 
@@ -150,8 +155,7 @@ def _partner(final: pd.DataFrame, row: dict[str, Any], pruning: Sequence[str]) -
     here = final[final["path"] == "dense"]
     for name in (name for name in same if name in here):
         here = here[here[name] == row[name]]
-    unpruned = [variant_name(other) == "dense" for other in records(here)]
-    return here if pruning else here[unpruned]
+    return here if pruning else here[here["unpruned"]]
 
 
 def _value(partner: pd.DataFrame, column: str) -> float:

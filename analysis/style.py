@@ -78,8 +78,8 @@ def empty_figure(title: str, words: str) -> Figure:
 
 def spread(found: Sequence[Any]) -> list[list[float]]:
     """[below, above] of estimates (value, low, high) for error bars; no bar where there is no interval."""
-    low = [0.0 if math.isnan(one.low) else max(one.value - one.low, 0.0) for one in found]
-    high = [0.0 if math.isnan(one.high) else max(one.high - one.value, 0.0) for one in found]
+    low = [max(one.value - one.low, 0.0) if math.isfinite(one.low) else math.nan for one in found]
+    high = [max(one.high - one.value, 0.0) if math.isfinite(one.high) else math.nan for one in found]
     return [low, high]
 
 
@@ -107,11 +107,14 @@ def beyond(names: Sequence[str], perplexities: Sequence[float]) -> list[str]:
     for name, value in zip(names, perplexities, strict=True):
         if value > top:
             found.setdefault(name, []).append(value)
-    words = [
-        f"{name}: {min(values):.0f}" + (f" to {max(values):.0f}" if len(values) > 1 else "")
-        for name, values in found.items()
-    ]
+    words = [f"{name}: {_range(values)}" for name, values in found.items()]
     return [f"At the upper edge, beyond the scale: {'; '.join(words)}."] if words else []
+
+
+def _range(values: Sequence[float]) -> str:
+    """'950', or '1058 to 1059'."""
+    ends = dict.fromkeys(f"{value:.0f}" for value in (min(values), max(values)))
+    return " to ".join(ends)
 
 
 def margin(drawn: Figure, lines: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import accuracy_figures, figures, style, theory_figures, training_figures
+from analysis import accuracy_figures, figures, realised_figures, style, theory_figures, training_figures
 from analysis.stats import Estimate
 from bench.cells import GemmCell, TrainCell
 
@@ -262,3 +262,82 @@ def test_every_colour_of_a_variant_is_its_own() -> None:
 def test_one_failed_cell_alone_gives_a_figure_with_its_reason() -> None:
     frame = pd.DataFrame([made.row(GemmCell(), "wrong", "error 3.1 times the bound")])
     assert "native: wrong (1 cells): error 3.1 times the bound" in texts(figures.speedup_figure(frame))
+
+
+def wide(*runs: tuple[int, float]) -> pd.DataFrame:
+    """Training runs of a hidden size at a target sparsity each; dense at 0."""
+    rows = []
+    for hidden, target in runs:
+        pruned = {"schedule": "cubic", "target_sparsity": target} if target else {}
+        cell = TrainCell(hidden_size=hidden, embedding_size=64, block_size=8, **pruned)
+        rows += made.run_rows(cell, 100.0 + hidden / 100, [target] * 2)
+    return pd.DataFrame(rows)
+
+
+# with 64 in, n hidden and 64 out a network stores 8 n (n / 2 + 96) + const weights: 256 at 0.8 stores as many as 80 dense
+CONTROLS = [(256, 0.8), (256, 0.0), (80, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("runs", "narrow"),
+    [
+        (CONTROLS, None),  # 80 units are there for their weights only
+        ([(256, 0.8), (80, 0.0)], 80),  # nothing dense of the pruned network's width: 80 is what it is compared with
+        ([*CONTROLS, (80, 0.5)], 80),  # pruned at 80 too
+        ([(640, 0.8), (944, 0.9), (256, 0.0), (640, 0.0), (944, 0.0)], 256),
+        ([(128, 0.8), (64, 0.0), (128, 0.0)], None),  # two sizes whose weights have nothing to do with each other
+    ],
+)
+def test_the_narrow_network_is_what_wider_ones_are_compared_with(
+    runs: list[tuple[int, float]], narrow: int | None
+) -> None:
+    figure = accuracy_figures.cost_figure(wide(*runs))
+    words = texts(figure)
+    if narrow is None:
+        assert "What sparsity costs in perplexity" in words and "narrow" not in words
+    else:
+        assert "Wider for sparser" in words
+        assert f"dense, {narrow} units 1.00× the narrow dense network's weights" in words
+        [line] = [line for line in figure.axes[0].lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2]
+        assert line.get_xdata()[0] == pytest.approx(100.0 + narrow / 100)
+
+
+def test_labels_of_the_front_cover_neither_each_other_nor_a_point() -> None:
+    rows = [made.run_rows(TrainCell(), 100.0, [0.0])]
+    targets = (0.80, 0.81, 0.82, 0.83)
+    for at, rho in enumerate(targets):
+        cell = TrainCell(schedule="cubic", target_sparsity=rho, block_size=16)
+        rows.append(made.run_rows(cell, 110.0 + 0.2 * at, [rho]))
+    speeds = [
+        made.ratio_row([4.0 + 0.1 * at] * 3, rho, {"m": 512, "k": 128, "n": 20}) for at, rho in enumerate(targets)
+    ]
+    figure = figures.tradeoff_figure(pd.DataFrame([row for run in rows for row in run]), pd.DataFrame(speeds))
+    draw(figure)
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 5
+    assert not [1 for at, one in enumerate(boxes) for other in boxes[:at] if one.overlaps(other)]
+    points = [figure.axes[0].transData.transform((speed["baseline_ms"], 110.0)) for speed in speeds]
+    assert not [1 for box in boxes for point in points if box.contains(*point)]
+
+
+def test_every_panel_of_the_integral_holds_its_lines() -> None:
+    slow = made.sparse_frame(1)
+    first = slow["block_size"] == 16
+    slow.loc[first, "probes"] = slow.loc[first, "probes"].map(
+        lambda stored: (
+            [one | {"dense_ms": [9.0 * ms for ms in one["dense_ms"]]} for one in stored] if stored else stored
+        )
+    )
+    figure = realised_figures.integral_steps_figure(slow)
+    for ax in figure.axes:
+        low, high = ax.get_ylim()
+        assert all(low <= value <= high for line in ax.lines for value in line.get_ydata())
+
+
+def test_no_bar_is_drawn_where_there_is_no_interval() -> None:
+    below, above = style.spread([Estimate(2.0, float("nan"), float("nan"), 1), Estimate(2.0, 1.5, 3.0, 3)])
+    assert np.isnan([below[0], above[0]]).all() and (below[1], above[1]) == (0.5, 1.0)
+
+
+def test_what_lies_beyond_the_scale_is_said_once() -> None:
+    assert style.beyond(["a", "b", "b"], [100.0, 950.1, 950.4]) == ["At the upper edge, beyond the scale: b: 950."]
