@@ -16,6 +16,7 @@ from analysis.panels import not_finished, nothing_finished
 from analysis.stats import Estimate
 from analysis.variants import EQUAL, is_dense, replicates, runs, without_path
 
+BESIDE = 0.016  # share of the sparsity axis
 CONTROL = "smaller dense network, as many stored LSTM weights"
 
 
@@ -79,8 +80,9 @@ def perplexity_figure(train: pd.DataFrame | None) -> Figure:
         _band(ax, row["test_ppl"], horizontal=True)
     top = style.ceiling([one.value for one in found["test_ppl"]])
     colours = style.variant_colours(sparse["variant"])
-    for position, ((variant, size), line) in enumerate(sparse.groupby(["variant", "block_size"], sort=False)):
-        at = line["stored_sparsity"] + 0.0025 * (position % 5 - 2)  # error bars side by side, not on top of each other
+    groups = list(sparse.groupby(["variant", "block_size"], sort=False))
+    for shift, ((variant, size), line) in zip(_side_by_side(len(groups)), groups, strict=True):
+        at = line["stored_sparsity"] + shift
         _line(ax, at, line, top, color=colours[str(variant)], marker=style.block_marker(size))
     if not smaller.empty:
         at = 1.0 - smaller["stored_weights"] / band["stored_weights"].iloc[0]
@@ -91,8 +93,14 @@ def perplexity_figure(train: pd.DataFrame | None) -> Figure:
     drawn.legend(handles=_handles(sparse, colours, not smaller.empty, not band.empty), loc="outside right upper")
     drawn.suptitle(title, fontsize=12)
     edge = style.beyond(found["variant"].tolist(), [one.value for one in found["test_ppl"]])
-    style.margin(drawn, [*_intervals(found), *edge, *not_finished(train)])
+    beside = f"Lines are drawn up to {BESIDE:g} beside their sparsity, so that points of one sparsity stand side by side."
+    style.margin(drawn, [*_intervals(found), *([beside] if len(groups) > 1 else []), *edge, *not_finished(train)])
     return drawn
+
+
+def _side_by_side(lines: int) -> list[float]:
+    """How far each of some lines is drawn beside its sparsity."""
+    return [0.0] if lines == 1 else [BESIDE * (2.0 * at / (lines - 1) - 1.0) for at in range(lines)]
 
 
 def _whole_lines(found: pd.DataFrame) -> pd.DataFrame:

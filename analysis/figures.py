@@ -155,8 +155,14 @@ def _no_trade(lost: list[str]) -> Figure:
 def _noisy_speeds(joined: pd.DataFrame) -> list[str]:
     """One line that names the settings whose product speedup rests on a noisy timing; none without one."""
     noisy = records(joined[joined["product_noisy"].astype(bool)])
-    named = dict.fromkeys(f"block {row['block_size']} at ρ {row['stored_sparsity']:.2g}" for row in noisy)
-    return [f"Speedups from noisy timings: {', '.join(named)}."] if named else []
+    sparsities: dict[int, set[str]] = {}
+    for row in noisy:
+        sparsities.setdefault(int(row["block_size"]), set()).add(f"{row['stored_sparsity']:.2g}")
+    named = [f"block {size} at ρ {', '.join(sorted(found))}" for size, found in sorted(sparsities.items())]
+    return [f"Speedups from noisy timings: {'; '.join(named)}."] if named else []
+
+
+MARKER = 11.0  # pixels across
 
 
 class Place(NamedTuple):
@@ -182,16 +188,38 @@ PLACES = tuple(
 
 
 def _label_front(drawn: Figure, ax: Axes, front: pd.DataFrame, shown: pd.DataFrame) -> None:
-    """Name every point of the front beside it, at the nearest place where the words cover no point, no bar, no other words."""
+    """Name every point of the front beside it, at the nearest place where the words cover no point, no bar, no other words.
+
+    Points of the front whose markers lie on each other share their words.
+    """
     canvas = FigureCanvasAgg(drawn)
     canvas.draw()  # type: ignore[no-untyped-call]
     taken = [box for row in records(shown) for box in _boxes(ax, row)]
-    for row in records(front):
-        words = "dense" if row["dense"] else f"ρ {row['stored_sparsity']:.2g}"
-        text = ax.annotate(words, (row["speed"], row["ppl"]), xytext=(0, 0), textcoords="offset points", fontsize=9)
+    points = _pixels(ax, shown)
+    for group in _together(ax, front):
+        first = records(group)[0]
+        words = "dense" if first["dense"] else f"ρ {', '.join(f'{one:.2g}' for one in group['stored_sparsity'])}"
+        text = ax.annotate(words, (first["speed"], first["ppl"]), xytext=(0, 0), textcoords="offset points", fontsize=9)
         tried = [_put(text, place, canvas) for place in PLACES]
-        faults = [sum(map(box.overlaps, taken)) + 9 * (not _within(ax, box)) for box in tried]
+        own = _pixels(ax, group)
+        faults = [
+            sum(map(box.overlaps, taken)) + 4 * _nearer_another(box, own, points) + 9 * (not _within(ax, box))
+            for box in tried
+        ]
         taken.append(_put(text, PLACES[faults.index(min(faults))], canvas))
+
+
+def _pixels(ax: Axes, points: pd.DataFrame) -> np.ndarray:
+    found: np.ndarray = ax.transData.transform(points[["speed", "ppl"]].to_numpy(dtype=float))
+    return found
+
+
+def _together(ax: Axes, front: pd.DataFrame) -> list[pd.DataFrame]:
+    """The points of the front in the order of their speed, those together that lie within a marker of each other."""
+    apart = np.hypot(*np.diff(_pixels(ax, front), axis=0).T) > MARKER
+    return (
+        [front.iloc[part] for part in np.split(np.arange(len(front)), np.flatnonzero(apart) + 1)] if len(front) else []
+    )
 
 
 def _put(text: Annotation, place: Place, canvas: FigureCanvasAgg) -> Bbox:
@@ -199,6 +227,12 @@ def _put(text: Annotation, place: Place, canvas: FigureCanvasAgg) -> Bbox:
     text.xyann = (place.across, place.down)
     text.set_horizontalalignment(place.side)
     return text.get_window_extent(canvas.get_renderer()).padded(2.0)  # type: ignore[no-untyped-call]
+
+
+def _nearer_another(box: Bbox, own: np.ndarray, points: np.ndarray) -> bool:
+    """Whether words would be taken for those of another point: it is nearer to the middle of their box."""
+    middle = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+    return bool(np.hypot(*(points - middle).T).min() < np.hypot(*(own - middle).T).min() - 1e-6)
 
 
 def _within(ax: Axes, box: Bbox) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -91,9 +92,9 @@ def _reached(row: dict[str, Any]) -> str:
 
 def _setting(row: dict[str, Any]) -> str:
     """'block lasso + gradual (cubic),\nsparse path, ρ 0.8, block 16'."""
-    variant, _, path = row["variant"].partition(", ")
-    place = f"ρ {row['target_sparsity']:g}, block {int(row['block_size'])}"
-    return f"{variant},\n{path}, {place}" if path else f"{variant},\n{place}"
+    variant, *path = re.split(r", (?![^(]*\))", row["variant"], maxsplit=1)  # not at a comma inside brackets
+    place = [*path, f"ρ {row['target_sparsity']:g}", f"block {int(row['block_size'])}"]
+    return f"{variant},\n{', '.join(place)}"
 
 
 def end_to_end_figure(train: pd.DataFrame | None) -> Figure:
@@ -110,6 +111,7 @@ def end_to_end_figure(train: pd.DataFrame | None) -> Figure:
     highest = max(_bars(ax, [part for _, part in groups], training) for ax, training in ((left, True), (right, False)))
     for ax, words in ((left, "training"), (right, "inference of the finished model")):
         ax.axvline(1.0, color=style.GREY, linewidth=1.0)
+        ax.set_axisbelow(True)
         ax.set(xlabel="speedup over dense", title=words, xlim=(0.0, 1.3 * highest))
     left.set_yticks(range(len(groups)), [_setting(records(part)[0]) for _, part in groups], fontsize=8.5)
     left.set_ylim(len(groups) - 0.4, -0.6)

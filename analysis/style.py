@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -30,7 +31,7 @@ VARIANT_COLOURS = {
     "block lasso + random pre-pruning": RED,
     "block lasso + one-shot": ORANGE,
 }
-SPARE = (PURPLE, GREY, ORANGE, GREEN, "#8c564b", YELLOW)
+SPARE = (PURPLE, GREY, ORANGE, GREEN, "#8c564b", YELLOW, "#004d40", "#7570b3")
 
 RC: dict[Any, Any] = {
     "font.size": 10.0, "axes.titlesize": 11.0, "axes.labelsize": 10.0, "legend.fontsize": 9.5, "font.family": "DejaVu Sans",
@@ -56,7 +57,8 @@ def block_marker(block_size: Any) -> str:
 def variant_colours(variants: Iterable[str]) -> dict[str, str]:
     """A colour for each variant: fixed for the usual ones, spare colours in order for the others."""
     variants = list(dict.fromkeys(variants))
-    spare = iter(SPARE * (1 + len(variants) // len(SPARE)))
+    taken = {VARIANT_COLOURS[name] for name in variants if name in VARIANT_COLOURS}
+    spare = cycle([colour for colour in (*SPARE, *VARIANT_COLOURS.values()) if colour not in taken])
     return {name: VARIANT_COLOURS.get(name) or next(spare) for name in variants}
 
 

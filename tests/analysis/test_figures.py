@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis import accuracy_figures, figures, realised_figures, style, theory_figures, training_figures
@@ -255,7 +256,11 @@ def test_roofline_is_made_of_the_best_that_was_reached() -> None:
 def test_every_colour_of_a_variant_is_its_own() -> None:
     names: list[Any] = [*style.VARIANT_COLOURS, "gradual (cubic)", "one-shot"]
     colours = style.variant_colours(names)
-    assert list(colours) == names
+    assert list(colours) == names and len(set(colours.values())) == len(names)
+    beside = style.variant_colours(
+        ["gradual", "one-shot", "random pre-pruning", "scaled", "block lasso + gradual (cubic)"]
+    )
+    assert len(set(beside.values())) == len(beside)
     assert style.block_marker(7) == "X" and style.block_colour(7) == style.GREY
 
 
@@ -302,22 +307,35 @@ def test_the_narrow_network_is_what_wider_ones_are_compared_with(
         assert line.get_xdata()[0] == pytest.approx(100.0 + narrow / 100)
 
 
-def test_labels_of_the_front_cover_neither_each_other_nor_a_point() -> None:
-    rows = [made.run_rows(TrainCell(), 100.0, [0.0])]
-    targets = (0.80, 0.81, 0.82, 0.83)
-    for at, rho in enumerate(targets):
-        cell = TrainCell(schedule="cubic", target_sparsity=rho, block_size=16)
-        rows.append(made.run_rows(cell, 110.0 + 0.2 * at, [rho]))
-    speeds = [
-        made.ratio_row([4.0 + 0.1 * at] * 3, rho, {"m": 512, "k": 128, "n": 20}) for at, rho in enumerate(targets)
-    ]
-    figure = figures.tradeoff_figure(pd.DataFrame([row for run in rows for row in run]), pd.DataFrame(speeds))
-    draw(figure)
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
-    assert len(boxes) == 5
+@pytest.mark.parametrize(
+    ("speeds", "labels"),
+    [
+        ((4.0, 4.3, 4.6, 4.9), ["dense", "ρ 0.8", "ρ 0.81", "ρ 0.82", "ρ 0.83"]),
+        ((4.0, 4.01, 4.02, 6.0), ["dense", "ρ 0.8, 0.81, 0.82", "ρ 0.83"]),
+    ],
+    ids=["close", "on each other"],
+)
+def test_labels_of_the_front_cover_neither_each_other_nor_a_point(speeds: tuple[float, ...], labels: list[str]) -> None:
+    train = made.run_rows(TrainCell(), 100.0, [0.0])
+    timed = []
+    for at, speed in enumerate(speeds):
+        rho = 0.8 + 0.01 * at
+        train += made.run_rows(TrainCell(schedule="cubic", target_sparsity=rho), 110.0 + 0.02 * at, [rho])
+        timed.append(made.ratio_row([speed] * 3, rho, {"m": 512, "k": 128, "n": 20}))
+    figure = figures.tradeoff_figure(pd.DataFrame(train), pd.DataFrame(timed))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    [ax] = figure.axes
+    assert [text.get_text() for text in ax.texts] == labels
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in ax.texts]
+    points = ax.transData.transform([(1.0, 100.0), *((speed, 110.0 + 0.02 * at) for at, speed in enumerate(speeds))])
     assert not [1 for at, one in enumerate(boxes) for other in boxes[:at] if one.overlaps(other)]
-    points = [figure.axes[0].transData.transform((speed["baseline_ms"], 110.0)) for speed in speeds]
     assert not [1 for box in boxes for point in points if box.contains(*point)]
+    if len(labels) == len(points):  # no label looks like the words of another point
+        for box, point in zip(boxes, points, strict=True):
+            middle = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+            nearest = min(np.hypot(*(middle - one)) for one in points)
+            assert np.hypot(*(middle - point)) == pytest.approx(nearest)
 
 
 def test_every_panel_of_the_integral_holds_its_lines() -> None:
