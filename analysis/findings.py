@@ -207,4 +207,5 @@ def _allowed(promised: list[float]) -> str:
     bounded = [one for one in promised if math.isfinite(one)]
     if not bounded:
         return "no run kept a block, so skipping the empty ones would leave nothing to multiply"
-    return f"skipping empty blocks would allow {min(bounded):.2f}× to {max(bounded):.2f}× in the pruned products"
+    ends = dict.fromkeys(f"{one:.2f}×" for one in (min(bounded), max(bounded)))
+    return f"skipping empty blocks would allow {' to '.join(ends)} in the pruned products"

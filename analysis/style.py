@@ -137,4 +137,4 @@ def margin(drawn: Figure, lines: Sequence[str]) -> None:
     for legend in below:
         legend.set_bbox_to_anchor((0.0, notes / height, 1.0, 1.0 - notes / height), transform=drawn.transFigure)
     drawn.text(0.01, (notes - 0.08) / height, "\n".join(wrapped), va="top", ha="left", fontsize=9, color=GREY,
-               linespacing=1.35).set_in_layout(False)  # fmt: skip
+               linespacing=1.35)  # fmt: skip

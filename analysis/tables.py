@@ -193,7 +193,7 @@ def to_html(table: pd.DataFrame) -> str:
 
 
 _TABLE = "table-layout:auto;width:auto;max-width:none"
-_HEAD = "text-align:left;vertical-align:bottom;min-width:4em"
+_HEAD = "text-align:left;vertical-align:bottom;min-width:5.5em"
 _SHORT, _LONG = "text-align:left;white-space:nowrap", "text-align:left;white-space:normal;min-width:22em"
 ONE_LINE = 56  # characters of a cell that is not broken
 

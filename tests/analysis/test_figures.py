@@ -359,3 +359,13 @@ def test_no_bar_is_drawn_where_there_is_no_interval() -> None:
 
 def test_what_lies_beyond_the_scale_is_said_once() -> None:
     assert style.beyond(["a", "b", "b"], [100.0, 950.1, 950.4]) == ["At the upper edge, beyond the scale: b: 950."]
+
+
+def test_a_notebook_shows_the_margin_though_it_cuts_pictures_to_what_is_in_the_layout() -> None:
+    figure = accuracy_figures.perplexity_figure(TWO_SEEDS)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    [note] = figure.texts[-1:]
+    assert note.get_text().startswith("Bars and band")
+    below = note.get_window_extent(canvas.get_renderer()).y0 / figure.dpi
+    assert figure.get_tightbbox(canvas.get_renderer()).y0 <= below
