@@ -93,7 +93,9 @@ def perplexity_figure(train: pd.DataFrame | None) -> Figure:
     drawn.legend(handles=_handles(sparse, colours, not smaller.empty, not band.empty), loc="outside right upper")
     drawn.suptitle(title, fontsize=12)
     edge = style.beyond(found["variant"].tolist(), [one.value for one in found["test_ppl"]])
-    beside = f"Lines are drawn up to {BESIDE:g} beside their sparsity, so that points of one sparsity stand side by side."
+    beside = (
+        f"Lines are drawn up to {BESIDE:g} beside their sparsity, so that points of one sparsity stand side by side."
+    )
     style.margin(drawn, [*_intervals(found), *([beside] if len(groups) > 1 else []), *edge, *not_finished(train)])
     return drawn
 

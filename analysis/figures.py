@@ -72,12 +72,15 @@ def efficiency_figure(frame: pd.DataFrame) -> Figure:
     drawn, axes = panels(len(backends), 0.8 + 0.42 * len(sizes))
     image = None
     for ax, backend in zip(axes, backends, strict=False):
-        table = points[points["backend"] == backend].pivot_table(
-            index="block_size", columns="target_sparsity", values="efficiency"
+        mine = points[points["backend"] == backend].assign(noise=lambda mine: mine["noisy"].astype(float))
+        grid, noise = (
+            mine.pivot_table(index="block_size", columns="target_sparsity", values=column)
+            .reindex(index=sizes, columns=sparsities)
+            .to_numpy(dtype=float)
+            for column in ("efficiency", "noise")
         )
-        grid = table.reindex(index=sizes, columns=sparsities).to_numpy(dtype=float)
         image = ax.imshow(np.ma.masked_invalid(grid), cmap="cividis", vmin=0.0, vmax=1.0, aspect="auto")
-        _annotate(ax, grid)
+        _annotate(ax, grid, noise > 0.0)
         ax.set(title=backend, xlabel="target sparsity ρ", ylabel="block size (elements)")
         ax.set_xticks(range(len(sparsities)), [f"{sparsity:g}" for sparsity in sparsities])
         ax.set_yticks(range(len(sizes)), [str(size) for size in sizes])
@@ -87,13 +90,14 @@ def efficiency_figure(frame: pd.DataFrame) -> Figure:
     else:
         drawn.colorbar(image, ax=axes, label="measured / predicted", pad=0.01)
     drawn.suptitle(f"Efficiency: {_shape_of(frame)}", fontsize=12)
-    style.margin(drawn, [*nothing_kept(points), *not_measured(frame, "backend")])
+    brackets = ["In brackets: noisy."] if points["noisy"].any() else []
+    style.margin(drawn, [*brackets, *nothing_kept(points), *not_measured(frame, "backend")])
     return drawn
 
 
-def _annotate(ax: Axes, grid: np.ndarray) -> None:
+def _annotate(ax: Axes, grid: np.ndarray, noisy: np.ndarray) -> None:
     for (row, col), value in np.ndenumerate(grid):
-        words = "–" if math.isnan(value) else f"{value:.0%}"
+        words = "–" if math.isnan(value) else f"({value:.0%})" if noisy[row, col] else f"{value:.0%}"
         ax.text(
             col,
             row,

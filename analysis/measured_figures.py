@@ -11,7 +11,16 @@ from matplotlib.lines import Line2D
 
 from analysis import compare, style, theory
 from analysis.load import one_of
-from analysis.panels import MAX_COLS, block_legend, limits, not_measured, nothing_kept, panels, speedup_panel
+from analysis.panels import (
+    MAX_COLS,
+    block_legend,
+    limits,
+    noisy_points,
+    not_measured,
+    nothing_kept,
+    panels,
+    speedup_panel,
+)
 
 OPS = {"dsd": "dsd: Y = W X", "dsd_t": "dsd_t: dX = Wᵀ dY", "sdd": "sdd: dW = dY Xᵀ"}
 BASELINES = {"torch_lstm": "torch.nn.LSTM, fused", "loop_lstm": "step loop, dense products"}
@@ -136,7 +145,7 @@ def layer_efficiency_figure(lstm: pd.DataFrame | None, target: float = 0.8, back
         handles.append(hollow)
     drawn.legend(handles=handles, loc="outside lower center", ncols=6)
     drawn.suptitle(title, fontsize=12)
-    style.margin(drawn, nothing_kept(every))
+    style.margin(drawn, [*nothing_kept(every), *noisy_points(points)])
     return drawn
 
 

@@ -54,6 +54,12 @@ def nothing_kept(points: pd.DataFrame) -> list[str]:
     return [f"{words}: {'; '.join(named)}."] if named else []
 
 
+def noisy_points(points: pd.DataFrame) -> list[str]:
+    """One line that counts the noisy points of a figure which does not draw them apart; none where all are quiet."""
+    noisy = int(points["noisy"].astype(bool).sum())
+    return [f"{noisy} of the {len(points)} points are noisy."] if noisy else []
+
+
 def no_bound(what: str, found: pd.DataFrame) -> list[str]:
     """One line for the margin that says `what` of settings of training runs which keep no block; none without one."""
     named = dict.fromkeys(

@@ -55,11 +55,12 @@ def block_marker(block_size: Any) -> str:
 
 
 def variant_colours(variants: Iterable[str]) -> dict[str, str]:
-    """A colour for each variant: fixed for the usual ones, spare colours in order for the others."""
+    """A colour for each variant: fixed for the usual ones, spare colours by name for the others, none twice while they last."""
     variants = list(dict.fromkeys(variants))
     taken = {VARIANT_COLOURS[name] for name in variants if name in VARIANT_COLOURS}
     spare = cycle([colour for colour in (*SPARE, *VARIANT_COLOURS.values()) if colour not in taken])
-    return {name: VARIANT_COLOURS.get(name) or next(spare) for name in variants}
+    others = {name: next(spare) for name in sorted(set(variants) - set(VARIANT_COLOURS))}
+    return {name: VARIANT_COLOURS.get(name) or others[name] for name in variants}
 
 
 def figure(height: float, rows: int = 1, cols: int = 1, **options: Any) -> tuple[Figure, list[list[Axes]]]:

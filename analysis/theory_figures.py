@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis import compare, style, theory
 from analysis.load import one_of
-from analysis.panels import nothing_kept
+from analysis.panels import noisy_points, nothing_kept
 from analysis.variants import runs
 
 AWD_LSTM = {"embedding_size": 400, "hidden_size": 1150, "num_layers": 3, "vocabulary": 33278}  # slides' network
@@ -74,7 +74,7 @@ def roofline_figure(frame: pd.DataFrame) -> Figure:
     ax.set(xscale="log", yscale="log", xlabel="FLOP per byte (every operand moved once)", ylabel="GFLOP/s")
     ax.set_title(f"Rate against arithmetic intensity: {compare.shape_name(tuple(timed[compare.SHAPE].iloc[0]))}")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    style.margin(drawn, nothing_kept(every))
+    style.margin(drawn, [*nothing_kept(every), *noisy_points(timed)])
     return drawn
 
 

@@ -46,7 +46,8 @@ def curves_figure(train: pd.DataFrame | None) -> Figure:
         return nothing_finished(title, train)
     chosen, size, target = chosen_runs(final)
     drawn, [[left, right]] = style.figure(4.4, 1, 2)
-    colours = style.variant_colours(chosen["variant"])
+    every = style.variant_colours(final["variant"])  # as in the other figures of the sweep
+    colours = {variant: every[variant] for variant in dict.fromkeys(chosen["variant"])}
     epochs = train.merge(chosen[["cell_id", "variant"]], on="cell_id")
     for variant, colour in colours.items():
         mine = epochs[epochs["variant"] == variant]

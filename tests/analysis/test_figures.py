@@ -15,7 +15,15 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis import accuracy_figures, figures, realised_figures, style, theory_figures, training_figures
+from analysis import (
+    accuracy_figures,
+    figures,
+    measured_figures,
+    realised_figures,
+    style,
+    theory_figures,
+    training_figures,
+)
 from analysis.stats import Estimate
 from bench.cells import GemmCell, TrainCell
 
@@ -251,6 +259,29 @@ def test_roofline_is_made_of_the_best_that_was_reached() -> None:
     assert float(dense.get_ydata()[0]) == pytest.approx(1.024e-3)
     assert float(points["native, block 2"].get_ydata()[0]) == pytest.approx(0.512e-3)
     assert max(points["best of this sweep"].get_ydata()) == pytest.approx(1.024e-3)
+
+
+def test_noisy_points_are_told_where_they_are_not_drawn_apart() -> None:
+    rows = [made.ratio_row([2.0] * 3, 0.8, noisy=True), made.ratio_row([1.5] * 3, 0.5)]
+    efficiency = texts(figures.efficiency_figure(pd.DataFrame(rows)))
+    assert "(40%)" in efficiency and "(75%)" not in efficiency and "In brackets: noisy." in efficiency
+    assert "1 of the 2 points are noisy." in texts(theory_figures.roofline_figure(pd.DataFrame(rows)))
+    layer = texts(measured_figures.layer_efficiency_figure(pd.DataFrame([made.layer_row([2.0] * 3, noisy=True)])))
+    assert "1 of the 1 points are noisy." in layer
+
+
+def test_a_variant_has_one_colour_in_all_figures_of_a_sweep() -> None:
+    frame = pd.concat([made.sparse_frame(1), made.train_frame(1, ("gradual",), lasso="none")], ignore_index=True)
+    labels = [
+        {handle.get_label(): handle.get_color() for legend in figure.legends for handle in legend.get_lines()}
+        for figure in (
+            accuracy_figures.perplexity_figure(frame),
+            training_figures.curves_figure(frame),
+            training_figures.integral_figure(frame),
+        )
+    ]
+    for variant in ("gradual (cubic)", "gradual (cubic), auto path"):
+        assert len({label[variant] for label in labels if variant in label}) == 1
 
 
 def test_every_colour_of_a_variant_is_its_own() -> None:
