@@ -51,7 +51,7 @@ def _speed(gemm: pd.DataFrame | None) -> str:
     best = compare.best_product(points)
     if best is None:
         count = _count(gemm["cell_id"].nunique(), "product cell")
-        return f"Speed: {_nothing_timed(gemm, points, f'block-sparse product was timed in {count}')}"
+        return f"Speed: {_nothing_timed(gemm, points, 'block-sparse product', f' in {count}')}"
     found = Estimate(best["measured_speedup"], best["low"], best["high"], int(best["seeds"]))
     shape = compare.shape_name((best["m"], best["k"], best["n"])) + ("" if best["op"] == "dsd" else f", {best['op']}")
     product = f"{_quietly(compare.kept(compare.block_sparse(points)))}block-sparse product"
@@ -68,13 +68,14 @@ def _speed(gemm: pd.DataFrame | None) -> str:
     return f"{sentence}; {OURS} {_efficiency(ours)}."
 
 
-def _nothing_timed(frame: pd.DataFrame, points: pd.DataFrame, what: str) -> str:
+def _nothing_timed(frame: pd.DataFrame, points: pd.DataFrame, what: str, where: str = "") -> str:
     """'no ... was timed in 12 product cells; most often: ...', or that what was timed keeps no block."""
     empty = compare.block_sparse(compare.nothing_kept(points))
     if len(empty):
-        return f"no {what} that keeps a block: the target of {_count(len(empty), 'setting')} empties the whole weight."
+        settings = _count(len(empty), "setting")
+        return f"no {what} that keeps a block was timed{where}: the target of {settings} empties the whole weight."
     why = _most_common_reason(frame) if (frame["status"] != "ok").any() else "only the dense baseline was timed"
-    return f"no {what}; most often: {why}."
+    return f"no {what} was timed{where}; most often: {why}."
 
 
 def _layer(lstm: pd.DataFrame) -> str:
@@ -83,7 +84,7 @@ def _layer(lstm: pd.DataFrame) -> str:
     points = points[points["baseline"] == FUSED] if FUSED in set(points["baseline"]) else points
     best = compare.best_product(points)
     if best is None:
-        return f"Layer: {_nothing_timed(lstm, points, 'block-sparse LSTM layer was timed')}"
+        return f"Layer: {_nothing_timed(lstm, points, 'block-sparse LSTM layer')}"
     found = Estimate(best["measured_speedup"], best["low"], best["high"], int(best["seeds"]))
     name = compare.layer_name([best[side] for side in compare.LAYER_SIDES])
     passes = best["passes"].replace("_", " + ")

@@ -140,30 +140,23 @@ def _bars(ax: Axes, groups: list[pd.DataFrame], training: bool) -> float:
         expected = part["allowed"].mean() if training else math.nan
         marks = [(at, colour) for at, colour in ((expected, style.BLUE), (ceiling, style.RED)) if math.isfinite(at)]
         for offset, one, (face, edge, hatch) in zip((-0.27, 0.0, 0.27), bars, looks, strict=True):
+            beside = [1.0, *(at for at, _ in marks if offset > 0.0)]  # the marks stand at the height of the last bar
             if one.n == 0 or math.isinf(one.value):
-                words = "not run" if one.n == 0 else factor(one.value)
-                ax.text(0.05, height + offset, words, fontsize=8.5, va="center", color=style.GREY)
+                _say(ax, "not run" if one.n == 0 else factor(one.value), max(beside), height + offset, style.GREY)
                 continue
             ax.barh(height + offset, one.value, 0.24, color=face, edgecolor=edge, hatch=hatch, xerr=None)
             ax.errorbar(one.value, height + offset, xerr=style.spread([one]), color=style.BLACK, capsize=2)
-            top = one.value if math.isnan(one.high) else one.high
-            beside = [
-                1.0,
-                top,
-                *(at for at, _ in marks if offset > 0.0),
-            ]  # the marks stand at the height of the last bar
-            ax.annotate(
-                f"{one.value:.2f}×",
-                (max(beside), height + offset),
-                (5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8.5,
-            )
+            beside.append(one.value if math.isnan(one.high) else one.high)
+            _say(ax, factor(one.value), max(beside), height + offset, style.BLACK)
             highest = max(highest, *beside)
         for at, colour in marks:
             ax.plot([at] * 2, [height + 0.13, height + 0.41], color=colour, linewidth=2.5, zorder=5)
     return highest
+
+
+def _say(ax: Axes, words: str, at: float, height: float, colour: str) -> None:
+    """Words to the right of everything that a bar has drawn."""
+    ax.annotate(words, (at, height), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour)
 
 
 def training_bars(part: pd.DataFrame) -> tuple[list[Estimate], float]:

@@ -58,6 +58,7 @@ def variant_colours(variants: Iterable[str]) -> dict[str, str]:
     """A colour for each variant: fixed for the usual ones, spare colours by name for the others, none twice while they last."""
     variants = list(dict.fromkeys(variants))
     taken = {VARIANT_COLOURS[name] for name in variants if name in VARIANT_COLOURS}
+    taken.add(BLACK)  # that of dense, whatever else there is
     spare = cycle([colour for colour in (*SPARE, *VARIANT_COLOURS.values()) if colour not in taken])
     others = {name: next(spare) for name in sorted(set(variants) - set(VARIANT_COLOURS))}
     return {name: VARIANT_COLOURS.get(name) or others[name] for name in variants}

@@ -145,7 +145,8 @@ def integral_figure(train: pd.DataFrame | None) -> Figure:
     if train is None or final.empty:
         return style.empty_figure(title, "no pruned run has finished")
     chosen, size, target = chosen_runs(final)
-    drawn, [[left, right]] = style.figure(4.6, 1, 2)
+    found = replicates(final)
+    drawn, [[left, right]] = style.figure(max(4.6, 1.8 + 0.2 * len(found)), 1, 2)
     colours = style.variant_colours(final["variant"])
     for variant in dict.fromkeys(chosen["variant"]):
         cells = chosen.loc[chosen["variant"] == variant, "cell_id"]
@@ -156,7 +157,6 @@ def integral_figure(train: pd.DataFrame | None) -> Figure:
         xlabel="epoch", ylabel="share of blocks to multiply, 1 − mean ρ", ylim=(0, 1.05), title=_place(size, target)
     )
     left.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    found = replicates(final)
     _training_speedups(right, found, colours)
     handles: list[Any] = [Line2D([], [], color=colours[name], linewidth=3, label=name) for name in colours]
     handles.append(

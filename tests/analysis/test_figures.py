@@ -292,6 +292,7 @@ def test_every_colour_of_a_variant_is_its_own() -> None:
         ["gradual", "one-shot", "random pre-pruning", "scaled", "block lasso + gradual (cubic)"]
     )
     assert len(set(beside.values())) == len(beside)
+    assert style.BLACK not in style.variant_colours([f"variant {at}" for at in range(20)]).values()
     assert style.block_marker(7) == "X" and style.block_colour(7) == style.GREY
 
 

@@ -141,6 +141,13 @@ def four_rows() -> pd.DataFrame | None:
     return awd.four_lines(awd.sweep(awd_table(made_awd.PAPER), "paper"))
 
 
+def emptied() -> pd.DataFrame:
+    """Runs on the sparse path that keep no block from the first step on."""
+    frame = sparse_frame(1)
+    frame.loc[frame["path"] == "auto", ["sparsity", "mean_sparsity"]] = 1.0
+    return frame
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "speedup": lambda: figures.speedup_figure(one_shape()),
     "efficiency": lambda: figures.efficiency_figure(one_shape()),
@@ -166,6 +173,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "integral by step": lambda: realised_figures.integral_steps_figure(sparse_frame()),
     "end to end": lambda: realised_figures.end_to_end_figure(sparse_frame()),
     "end to end, one seed": lambda: realised_figures.end_to_end_figure(sparse_frame(1, lasso="proximal")),
+    "end to end, no block kept": lambda: realised_figures.end_to_end_figure(emptied()),
     "nothing run": lambda: measured_figures.layer_figure(None),
 }
 

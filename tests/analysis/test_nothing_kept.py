@@ -143,10 +143,10 @@ def test_the_findings_quote_what_keeps_a_block() -> None:
     assert "4 product cells kept no block and 2 layer cells kept no block and 5 training runs kept no block" in limits
     speed, _, limits, layer = findings(runs(False), products(False), layers(False))
     assert speed == (
-        "Speed: no block-sparse product was timed in 4 product cells that keeps a block: "
+        "Speed: no block-sparse product that keeps a block was timed in 4 product cells: "
         "the target of 4 settings empties the whole weight."
     )
-    assert layer.startswith("Layer: no block-sparse LSTM layer was timed that keeps a block")
+    assert layer.startswith("Layer: no block-sparse LSTM layer that keeps a block was timed: ")
 
 
 def test_a_layer_whose_weight_hh_is_empty_has_amdahls_bound() -> None:
