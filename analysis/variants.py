@@ -201,8 +201,10 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
 
 
 def common_sparsity(found: pd.DataFrame) -> float | None:
-    """The target sparsity that stands for the pruned variants of `replicates`: the one with the most seeds, of equal ones
-    that at which most variants were run, of those the highest; None without one."""
+    """The target sparsity that stands for the pruned variants of `replicates`; None without one.
+
+    That with the most seeds, of equal ones that at which most variants were run, of those the highest.
+    """
     if found.empty or not (found["target_sparsity"] > 0).any():
         return None
     by_target = found[found["target_sparsity"] > 0].groupby("target_sparsity")
