@@ -161,7 +161,7 @@ def test_the_table_of_speedups() -> None:
         for target, words in zip(targets, quoted, strict=True):
             if words:
                 wrong += faults(f"{label}, ρ {target:g}", words, [expected(plain, target)])
-    assert wrong == []
+    assert wrong == [], "\n".join(wrong)
     assert [row[0].removesuffix(" (noisy)") for row in rows] == list(TIMED)
 
 
@@ -188,7 +188,7 @@ def test_the_table_of_perplexities() -> None:
         wrong += faults(f"{label}, perplexity", ppl, [Quoted(row["test_ppl"].value), Quoted(half)])
         wrong += faults(f"{label}, cost", cost, per_cent)
         wrong += faults(f"{label}, product", product, speeds)
-    assert wrong == []
+    assert wrong == [], "\n".join(wrong)
 
 
 def of(estimate: Estimate) -> list[Quoted]:
