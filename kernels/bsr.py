@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.blockmask import BlockMask, grid_shape
+from kernels.tracing import lasting
 
 
 class TransposedIndex(NamedTuple):
@@ -111,16 +112,19 @@ class BSRMatrix:
             raise ValueError("indices must ascend within each block row")
 
     @cached_property
+    @lasting
     def row_indices(self) -> Tensor:
         """Block row of each block: int32[nnzb]."""
         rows = torch.arange(self.grid[0], dtype=torch.int32, device=self.indptr.device)
         return rows.repeat_interleave(self.indptr.diff(), output_size=self.nnzb)
 
     @cached_property
+    @lasting
     def index(self) -> BSRIndex:
         """Everything products need to know of the pattern; ValueError where it points outside the matrix or `data`."""
         self._check_pattern()
-        return BSRIndex(self.indptr, self.indices, self.row_indices, *self.transposed_index)
+        indptr, indices = (each.clone() if each.is_inference() else each for each in (self.indptr, self.indices))
+        return BSRIndex(indptr, indices, self.row_indices, *self.transposed_index)
 
     def with_data(self, data: Tensor) -> BSRMatrix:
         """The same pattern with other values, sharing what was derived from the pattern. data: [nnzb, b, b]."""
@@ -143,6 +147,7 @@ class BSRMatrix:
         return blocks.permute(0, 2, 1, 3).reshape(self.shape)
 
     @cached_property
+    @lasting
     def transposed_index(self) -> TransposedIndex:
         """The blocks by block column, for products with the transpose; no value is copied."""
         positions = torch.argsort(self.indices, stable=True)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import Parameter
+from torch.utils._python_dispatch import _disable_current_modes
+
+Given = TypeVar("Given")
+Found = TypeVar("Found")
 
 PLAIN = Tensor, Parameter
 _modes, _transforms = torch._C._len_torch_dispatch_stack, torch._C._functorch.peek_interpreter_stack
@@ -27,3 +37,56 @@ def watched(*tensors: Tensor) -> bool:
         if type(each) not in PLAIN:
             return True
     return False
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is under way.
+
+    Such a call has more derivatives than torch's registered operators have formulas for.
+    """
+    return not is_compiling() and (_transforms() is not None or forward_ad._current_level >= 0)
+
+
+def watcher() -> str | None:
+    """What sees every operator of torch that is called now, in words, or None."""
+    seen = {
+        "torch.compile": is_compiling(),
+        "a transform of torch.func": _transforms() is not None,
+        "forward-mode differentiation": forward_ad._current_level >= 0,
+        "a mode of __torch_dispatch__": _modes() > 0,
+        "torch.jit.trace": _tracer() is not None,
+    }
+    return next((name for name, there in seen.items() if there), None)
+
+
+def refuse_second(*_: object) -> None:
+    """The way back through a way back: whoever has no formula for it registers this one."""
+    raise ValueError(
+        "second derivatives of an LSTM layer: accepted: kernel = 'torch', which takes its steps one by one"
+    )
+
+
+def refuse_transforms() -> None:
+    """ValueError where a layer that was computed before a transform began is to be gone back through inside it."""
+    if transformed():
+        raise ValueError("an LSTM layer has no way back inside a transform that began after it: call it inside, too")
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Inside, nobody sees what torch computes, and it is usable whatever torch's mode is later."""
+    with temporarily_clear_interpreter_stack(), _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def lasting(compute: Callable[[Given], Found]) -> Callable[[Given], Found]:
+    """Decorator of what is computed once and kept: `unwatched`, for a transform's tensors die with it."""
+
+    @wraps(compute)
+    def computed(given: Given) -> Found:
+        if is_compiling():
+            return compute(given)
+        with unwatched():
+            return compute(given)
+
+    return computed
