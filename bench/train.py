@@ -28,6 +28,7 @@ from bench.examiner import Examiner
 from bench.meter import Meter, norm_maps
 from bench.models.layers import State
 from bench.models.registry import MODELS
+from bench.modes import initial_modes
 from bench.optimizer import make_optimizer, make_rates, scaled_rate
 from bench.paths import Paths, missing_kernel_of
 from bench.paths import kernel as sparse_kernel
@@ -46,6 +47,7 @@ SECONDS_BETWEEN_NEWS = 0.5
 STEPS_BETWEEN_LOOKS = 50  # on a GPU: each look waits for it
 
 
+@initial_modes()
 def train_cell(
     cell: TrainCell, tell: Tell, export: Path | None = None, checkpoints: Checkpoints | None = None
 ) -> list[Row]:
@@ -54,7 +56,8 @@ def train_cell(
     checkpoints: where the run is put aside, and gone on from; it ends with the same `result` columns. export: where the finalised model of a cell that prunes with path "sparse" or "auto" is kept; `FinalModel.load` reads it.
 
     If the loss becomes NaN or infinite, the finished epochs come back as 'diverged' (one row without epoch if there is
-    none). torch's thread count is left pinned to the cell's. ValueError for unknown names and unusable data.
+    none). torch's thread count is left pinned to the cell's, its modes are `initial_modes` until the end. ValueError for
+    unknown names and unusable data.
     """
     torch.set_num_threads(cell.threads or physical_cores())
     if cell.device == "cuda" and not torch.cuda.is_available():

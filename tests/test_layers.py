@@ -16,6 +16,7 @@ RUNGS: list[list[str]] = [
     [
         "kernels.registry",
         "kernels.tracing",
+        "kernels.autocast",
         "kernels.blockmask",
         "kernels.compiler",
         "kernels.openmp",
@@ -46,7 +47,7 @@ RUNGS: list[list[str]] = [
     ["kernels.ops"],
     ["kernels.backends.*"],
     ["kernels.check"],
-    ["bench.moments", "bench.precision"],
+    ["bench.moments", "bench.modes", "bench.precision"],
     ["bench.cells", "bench.schema", "bench.provenance", "bench.pairs", "bench.gpu", "bench.clocks"],
     ["bench.parquet"],
     ["bench.store", "bench.tables", "bench.estimate", "bench.data.*", "bench.models.*", "bench.pruning.*"],
