@@ -151,7 +151,7 @@ def test_a_way_back_begun_outside_a_transform_is_refused_inside() -> None:
     case = Case(2, 1, 1, 2, 2)
     x = case.x.requires_grad_()
     y, _ = block_sparse_lstm(x, None, *case.weights)
-    with forward_ad.dual_level(), pytest.raises(ValueError, match="^an LSTM layer has no way back inside .*$"):
+    with forward_ad.dual_level(), pytest.raises(ValueError, match=r"^an LSTM layer has no way back inside .*$"):
         torch.autograd.grad(y, x, forward_ad.make_dual(case.grads[0], case.grads[0]))
 
 
@@ -260,7 +260,7 @@ def test_a_training_layer_gives_its_gradient_to_whoever_asks() -> None:
     assert all(each.grad is None for each in parameters)
     (alone,) = torch.autograd.grad(layer(x)[0].square().sum(), layer.weight_hh_l0, create_graph=True)
     torch.testing.assert_close(alone, wanted["weight_hh_l0"])
-    with pytest.raises(ValueError, match="^second derivatives of an LSTM layer"):
+    with pytest.raises(ValueError, match=r"^second derivatives of an LSTM layer"):
         alone.square().sum().backward()
     layer.zero_grad()
     layer(x)[0].square().sum().backward(inputs=[layer.weight_hh_l0])
