@@ -272,7 +272,7 @@ Bilinear = Callable[[Tensor, Tensor, How], Tensor]
 def _tangent(ctx: Any, call: Bilinear, tangents: Sequence[Tensor | None]) -> Tensor:
     """Of left times right: that of left times right, and left times that of right."""
     with forward_ad._set_fwd_grad_enabled(True):  # off in here, so that the tangent would have none of outer levels
-        left, right = (forward_ad.unpack_dual(each).primal for each in ctx.saved_tensors)
+        left, right = (forward_ad.unpack_dual(each).primal for each in ctx.saved_tensors)  # type: ignore[no-untyped-call]
         parts = [] if tangents[0] is None else [call(tangents[0], right, ctx.how)]
         parts += [] if tangents[1] is None else [call(left, tangents[1], ctx.how)]
         return sum(parts[1:], parts[0])
