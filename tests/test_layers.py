@@ -18,6 +18,7 @@ RUNGS: list[list[str]] = [
         "kernels.registry",
         "kernels.tracing",
         "kernels.operands",
+        "kernels.autocast",
         "kernels.openmp",
         "kernels.cache",
         "kernels.driver",
@@ -49,7 +50,7 @@ RUNGS: list[list[str]] = [
     ["kernels.ops"],
     ["kernels.backends.*"],
     ["kernels.check"],
-    ["bench.moments", "bench.precision"],
+    ["bench.moments", "bench.modes", "bench.precision"],
     [
         "bench.cells",
         "bench.schema",
