@@ -173,9 +173,9 @@ def campaign(
 ) -> None:
     """Check every kernel on a GPU, then time and train sweeps, most important cells first, until the budget is spent; resumable."""
     with _one_line_errors():
-        from bench.sweep import load
+        from bench.sweep import load_all
 
-        sweeps = [load(name) for name in names]
+        sweeps = load_all(names)
         with _environment_errors():
             from bench.campaign import run_campaign
 

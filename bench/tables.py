@@ -78,6 +78,10 @@ class Tables:
         publish(path, data)
         publish(checksum_of(path), line.encode())
 
+    def share(self, cell: Cell, other: Tables) -> None:
+        """Take over the rows of one cell from other tables; `write` publishes them."""
+        self.tables[cell.cell_id], self.kinds[cell.cell_id] = other.tables[cell.cell_id], cell.kind
+
     def rows(self, cell: Cell) -> list[dict[str, Any]]:
         """What is stored of a cell; nothing where it is not finished."""
         table = self.tables.get(cell.cell_id)
