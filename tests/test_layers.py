@@ -47,7 +47,7 @@ RUNGS: list[list[str]] = [
     ["kernels.backends.*"],
     ["kernels.check"],
     ["bench.moments", "bench.precision"],
-    ["bench.cells", "bench.schema", "bench.provenance", "bench.pairs", "bench.gpu", "bench.clocks"],
+    ["bench.cells", "bench.schema", "bench.provenance", "bench.pairs", "bench.gpu", "bench.clocks", "bench.output"],
     ["bench.parquet"],
     ["bench.store", "bench.tables", "bench.estimate", "bench.data.*", "bench.models.*", "bench.pruning.*"],
     [
@@ -71,7 +71,7 @@ RUNGS: list[list[str]] = [
     ["bench.tuner"],
     ["bench.__main__"],
     # the parquet wall: nothing below sees anything above
-    ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats", "analysis.published"],
+    ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats", "analysis.published", "analysis.output"],
     ["analysis.compare", "analysis.variants"],
     ["analysis.realised", "analysis.tradeoff", "analysis.awd_lines"],
     ["analysis.findings", "analysis.panels"],
