@@ -89,5 +89,13 @@ def figures(name: Name, out: Out, results: Results = None) -> None:
         print("\n".join(str(path) for path in write_figures(find_folder(name, results), out)))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command line as a process of its own."""
+    from analysis.output import outlive_readers
+
+    outlive_readers()
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -202,9 +202,9 @@ def tune(
 ) -> None:
     """Time every variant of our kernels for the products of sweeps, and write which is the fastest; resumable."""
     with _one_line_errors():
-        from bench.sweep import load
+        from bench.sweep import load_all
 
-        sweeps = [load(name) for name in names]
+        sweeps = load_all(names)
         with _environment_errors():
             from bench.tuner import run_tuner
 
@@ -222,5 +222,13 @@ def columns(results: Results = HERE) -> None:
         (results / "README.md").write_text(documentation(), encoding="utf-8")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command line as a process of its own."""
+    from bench.output import outlive_readers
+
+    outlive_readers()
     app()
+
+
+if __name__ == "__main__":
+    main()
