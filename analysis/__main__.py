@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,6 +95,7 @@ def main() -> None:
     from analysis.output import outlive_readers
 
     outlive_readers()
+    os.environ["MPLBACKEND"] = "agg"  # no screen is needed, nor a backend that the user has named
     app()
 
 

@@ -76,6 +76,9 @@ def _environment_errors() -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise _ending(f"{where}{error.strerror or error}", ENVIRONMENT) from None
+    except ImportError as error:
+        why = (str(error).splitlines() or ["no reason given"])[0]
+        raise _ending(f"{error.name or 'a package'} cannot be imported here: {why}", ENVIRONMENT) from None
 
 
 def _ending(line: str, status: int) -> typer.Exit:
@@ -149,10 +152,11 @@ def show(name: Name, results: Results = HERE) -> None:
 @app.command()
 def doctor() -> None:
     """Say what works on this machine: compiler, backends, GPU, data sets; and why the rest does not."""
-    from bench.doctor import findings
+    with _one_line_errors(), _environment_errors():
+        from bench.doctor import findings
 
-    for what, how in findings():
-        print(f"{what:<18} {how}")
+        for what, how in findings():
+            print(f"{what:<18} {how}")
 
 
 @app.command()

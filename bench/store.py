@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ class Stored:
 class Store:
     """One folder of results."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | PathLike[str]) -> None:
+        folder = Path(folder)
         self.folder, self.cells, self.damaged = folder, folder / "cells", folder / "damaged"
 
     @contextmanager

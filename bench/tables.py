@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,16 @@ from bench.schema import COLUMNS
 class Tables:
     """The finished cells of one folder, by cell_id; `order` first, others that are stored after them."""
 
-    def __init__(self, folder: Path, order: Iterable[Cell]) -> None:
-        self.folder, self.places = folder, {cell.cell_id: place for place, cell in enumerate(order)}
+    def __init__(self, folder: str | PathLike[str], order: Iterable[Cell]) -> None:
+        self.folder, self.places = Path(folder), {cell.cell_id: place for place, cell in enumerate(order)}
         self.tables: dict[str, Any] = {}
         self.kinds: dict[str, str] = {}
 
-    def load(self, folder: Path | None = None) -> list[str]:
+    def load(self, folder: str | PathLike[str] | None = None) -> list[str]:
         """Take up what is stored in `folder` (default: its own); a line for every file that is damaged, and left out."""
         lines = []
         for kind in COLUMNS:
-            path = (folder or self.folder) / f"{kind}.parquet"
+            path = Path(folder or self.folder) / f"{kind}.parquet"
             if not path.is_file():
                 continue
             data, accepted = path.read_bytes(), []

@@ -45,16 +45,16 @@ class Library:
 
 def cache_folder() -> Path:
     """Where compiled libraries are kept: a folder of the user's, or a temporary one where that cannot be written."""
-    if sys.platform == "win32":
-        home = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    else:
-        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(home) / "block-sparse-bench"
     try:
+        if sys.platform == "win32":
+            home = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+        else:
+            home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        folder = Path(home) / "block-sparse-bench"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where the user has no home
         return Path(tempfile.mkdtemp(prefix="block-sparse-bench-"))
 
 
