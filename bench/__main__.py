@@ -221,9 +221,10 @@ def columns(results: Results = HERE) -> None:
     """Write README.md, the meaning of every column of the tables, into the results folder."""
     with _environment_errors():
         from bench.columns import documentation
+        from bench.parquet import publish
 
         results.mkdir(parents=True, exist_ok=True)
-        (results / "README.md").write_text(documentation(), encoding="utf-8")
+        publish(results / "README.md", documentation().encode())
 
 
 def main() -> None:

@@ -107,23 +107,24 @@ def run_cells(
         try:
             while asked or running or again:
                 while (asked or again) and len(running) < workers:
-                    if not pool.active:  # it gives up when a worker dies between two cells
-                        if running:
-                            break  # cells that end open the way
-                        _stop(pool, starts)
-                        pool = _pool(workers, work, starts)
                     cell = again.pop(0) if again else next(waiting, None)
                     if cell is None:
                         asked = False
                         break
                     limit = None if unlimited and isinstance(cell, unlimited) else timeout
                     try:
+                        if not pool.active and not running:  # it gives up when a worker dies between two cells
+                            _stop(pool, starts)
+                            pool = _pool(workers, work, starts)
                         future: Future[Ending] = pool.schedule(
                             _work_on, args=(work, cell, folder / cell.cell_id), timeout=limit
                         )
-                    except RuntimeError as error:  # the system has no process left, or the pool broke just now
-                        starts.refused(error)
-                        again.append(cell)
+                    except (
+                        RuntimeError
+                    ) as error:  # no process to be had; or the pool gave up: cells that end open the way
+                        again.insert(0, cell)
+                        if not running:
+                            starts.refused(error)
                         break
                     running[future] = cell, time.monotonic()
                 done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)

@@ -70,7 +70,8 @@ class Starts:
 
     def refused(self, error: BaseException) -> None:
         """Count a start that the system refused."""
-        self.died, self.reason = self.died + 1, " ".join(f"{error.__cause__ or error}".split())
+        with self.lock:
+            self.died, self.reason = self.died + 1, " ".join(f"{error.__cause__ or error}".split())
 
     def _mark(self, pid: int) -> Path:
         return self.folder / f"{pid}.took-up"

@@ -18,6 +18,7 @@ import work
 
 from bench.cells import Cell, GemmCell, TrainCell
 from bench.engines.local import WORKER_ENVIRONMENT, Ending, Work, run_cells
+from bench.engines.starts import Starts
 
 
 def endings(cells: Sequence[Cell], do: Work, workers: int = 1, timeout: float = 30.0) -> dict[int, Ending]:
@@ -89,6 +90,28 @@ def test_a_worker_that_dies_at_its_start_is_counted_and_the_cell_says_so(breakab
         row = found[seed].rows[0]
         assert row["status"] == "crashed" and NO_START.fullmatch(row["reason"]), row
     assert (breakable / "tries").stat().st_size < 30
+
+
+@pytest.mark.parametrize("refusals", [2, 1000])
+def test_a_system_without_processes_is_tried_again_and_then_said(
+    monkeypatch: pytest.MonkeyPatch, refusals: int
+) -> None:
+    left, make = [refusals], Starts.Process
+
+    def refuse(self: Starts, *given: Any, **named: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return make(self, *given, **named)
+
+    monkeypatch.setattr(Starts, "Process", refuse)
+    found = endings([GemmCell(seed=seed) for seed in range(2)], work.succeed)
+    rows = [found[seed].rows[0] for seed in range(2)]
+    if refusals == 2:
+        assert [row["status"] for row in rows] == ["ok", "ok"]
+    else:
+        assert [row["status"] for row in rows] == ["crashed", "crashed"] and left[0] > refusals - 10
+        assert all(row["reason"].endswith("Resource temporarily unavailable") for row in rows), rows
 
 
 def test_cells_that_run_go_on_beside_workers_that_cannot_start(breakable: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -184,6 +185,10 @@ def test_the_commit_is_that_of_the_checkout_whatever_the_environment_names(
         commits[name] = _git("rev-parse", "HEAD", folder=folder)
     ours, other = tmp_path / "ours", tmp_path / "other"
     monkeypatch.setattr(provenance, "ROOT", ours)
+    somebody = tmp_path / "bin"  # git's own way to try a folder of somebody else
+    somebody.mkdir()
+    (somebody / "git").write_text(f"#!/bin/sh\nGIT_TEST_ASSUME_DIFFERENT_OWNER=1 exec '{shutil.which('git')}' \"$@\"\n")
+    (somebody / "git").chmod(0o755)
     surroundings: list[dict[str, Any]] = [
         {"GIT_DIR": other / ".git"},
         {"GIT_DIR": other / ".git", "GIT_WORK_TREE": ours},
@@ -191,7 +196,7 @@ def test_the_commit_is_that_of_the_checkout_whatever_the_environment_names(
         {"GIT_COMMON_DIR": other / ".git"},
         {"GIT_OBJECT_DIRECTORY": other / ".git" / "objects"},
         {"GIT_CEILING_DIRECTORIES": tmp_path},
-        {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"},  # git's own way to try a folder of somebody else
+        {"PATH": f"{somebody}{os.pathsep}{os.environ['PATH']}"},
         {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "status.showUntrackedFiles", "GIT_CONFIG_VALUE_0": "no"},
     ]
     for variables in surroundings:
