@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ STEPS_BETWEEN_LOOKS = 50  # on a GPU: each look waits for it
 
 @initial_modes()
 def train_cell(
-    cell: TrainCell, tell: Tell, export: Path | None = None, checkpoints: Checkpoints | None = None
+    cell: TrainCell, tell: Tell, export: str | PathLike[str] | None = None, checkpoints: Checkpoints | None = None
 ) -> list[Row]:
     """Train `cell` and return its rows: epoch 0 (before training), then one per epoch.
 
@@ -64,6 +65,7 @@ def train_cell(
     unknown names and unusable data, MemoryError where a step cannot fit the memory there is; both before the first step.
     """
     torch.set_num_threads(cell.threads or physical_cores())
+    export = None if export is None else Path(export)
     if cell.device == "cuda" and (missing := missing_gpu()):
         return [{"status": "unsupported", "reason": missing}]
     if export is not None and (cell.canonical().path == "dense" or not export.parent.is_dir()):

@@ -60,6 +60,7 @@ RUNGS: list[list[str]] = [
         "bench.clocks",
         "bench.quiet",
         "bench.causes",
+        "bench.output",
     ],
     ["bench.parquet"],
     ["bench.validation"],
@@ -87,7 +88,7 @@ RUNGS: list[list[str]] = [
     ["bench.__main__"],
     # the parquet wall: nothing below sees anything above
     ["analysis.validation"],
-    ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats", "analysis.published"],
+    ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats", "analysis.published", "analysis.output"],
     ["analysis.compare", "analysis.variants"],
     ["analysis.realised", "analysis.tradeoff", "analysis.awd_lines"],
     ["analysis.findings", "analysis.panels"],
