@@ -29,6 +29,7 @@ from bench.cells import TrainCell
 from bench.parquet import publish
 from bench.provenance import processor, source_hash
 from kernels.cache import read as regular
+from kernels.resources import in_words
 
 FORMAT = "training checkpoint 1"
 FOLDER = ".checkpoints"
@@ -185,10 +186,10 @@ class Keeper:
         began, again = time.monotonic(), True
         try:
             write(self.path, self.made_for, state, self.checkpoints.largest)
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, MemoryError, RuntimeError) as problem:  # torch's lack of memory is a RuntimeError
             if not self.refused:
-                print(f"no checkpoint: {problem}", file=sys.stderr, flush=True)
-            self.refused, again = True, isinstance(problem, OSError)
+                print(f"no checkpoint: {in_words(problem)}", file=sys.stderr, flush=True)
+            self.refused, again = True, not isinstance(problem, ValueError)
         if self.asked:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)

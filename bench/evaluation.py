@@ -12,8 +12,6 @@ from torch.nn import functional as F
 from bench.data.corpus import batchify, windows
 from bench.models.layers import State
 
-EVAL_BATCH = 10
-
 Model = Callable[[Tensor, list[State] | None], tuple[Tensor, list[State]]]
 
 

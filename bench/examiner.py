@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bench.cells import TrainCell
-from bench.data.corpus import Corpus, batchify, windows
-from bench.evaluation import EVAL_BATCH, Model, evaluate
+from bench.data.corpus import EVAL_BATCH, Corpus, batchify, windows
+from bench.evaluation import Model, evaluate
 from bench.optimizer import NTASGD, NonMonotone, averaged_weights
 from bench.paths import Paths
 from bench.precision import autocast

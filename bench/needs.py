@@ -1,68 +1,76 @@
-"""What a training cell needs of its text and of memory, known before its first step: nothing is trained to be thrown away."""
+"""What a training cell needs of its text, and where it is exported to: known before its first step, so that nothing is trained to be thrown away."""
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import psutil
-
-from bench.cells import TrainCell
-from bench.data.corpus import Corpus
-from bench.evaluation import EVAL_BATCH
-
-FLOAT_BYTES = 4
-STATES = {"adam": 2, "asgd": 1, "nt_asgd": 1}  # tensors of a weight's size that an optimizer keeps
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+from bench.cells import Cell, TrainCell
+from bench.data.corpus import EVAL_BATCH, Sizes, known_sizes
+from bench.memory import time_steps
+from kernels.resources import in_words
 
 
-def require_text(cell: TrainCell, corpus: Corpus) -> None:
-    """ValueError, one line naming the field, where a part of the text is too short for the streams it is cut into."""
-    limited = cell.eval_tokens or None
+def text_fault(cell: TrainCell, sizes: Sizes) -> str | None:
+    """One line naming the field where a part of the text is too short for the streams it is cut into, or None."""
     batch, test_batch = ("batch_size", cell.batch_size), ("test_batch_size", cell.test_batch_size)
     parts = (
-        ("training", len(corpus.train[: cell.train_tokens or None]), "train_tokens", batch),
-        ("validation", len(corpus.valid[:limited]), "eval_tokens", ("evaluation", EVAL_BATCH)),
-        ("test", len(corpus.test[:limited]), "eval_tokens", ("evaluation", EVAL_BATCH)),
-        ("test", len(corpus.test[:limited]), "eval_tokens", test_batch),
+        ("training", sizes.train, "train_tokens", batch),
+        ("validation", sizes.valid, "eval_tokens", ("evaluation", EVAL_BATCH)),
+        ("test", sizes.test, "eval_tokens", ("evaluation", EVAL_BATCH)),
+        ("test", sizes.test, "eval_tokens", test_batch),
     )
     for part, tokens, cut_by, (field, streams) in parts:
-        if tokens < 2 * streams:
-            raise ValueError(
-                f"{field}: {streams} streams need {2 * streams} tokens of the {part} text, which has {tokens} here "
-                f"(dataset {cell.dataset}, {cut_by} {getattr(cell, cut_by)}); accepted: up to {tokens // 2} streams"
+        limit: int = getattr(cell, cut_by)
+        if time_steps(tokens, limit, streams) < 1:
+            used = min(tokens, limit or tokens)
+            return (
+                f"{field}: {streams} streams need {2 * streams} tokens of the {part} text, which has {used} here "
+                f"(dataset {cell.dataset}, {cut_by} {limit}); accepted: up to {used // 2} streams"
             )
+    return None
 
 
-def least_bytes(cell: TrainCell, parameters: int, vocabulary: int) -> int:
-    """Bytes below which no step is possible: weights, gradients, the optimizer's states, a window's logits and their gradient.
-
-    Activations, buffers and torch itself come on top.
-    """
-    states = STATES.get(cell.optimizer, 1 if cell.momentum else 0)
-    window = cell.bptt * cell.batch_size
-    return FLOAT_BYTES * (parameters * (2 + states) + 2 * window * vocabulary)
+def require_text(cell: TrainCell, sizes: Sizes) -> None:
+    """ValueError where a part of the text is too short."""
+    if fault := text_fault(cell, sizes):
+        raise ValueError(fault)
 
 
-def memory_bytes(device: str) -> int:
-    """All the memory there is: of this machine or container with its swap space, or of the GPU."""
-    if device == "cuda":
-        import torch
-
-        return int(torch.cuda.get_device_properties(torch.device("cuda")).total_memory)
-    limits = [psutil.virtual_memory().total + psutil.swap_memory().total]
-    for path in CGROUP_LIMITS:
-        try:
-            limits.append(int(path.read_text()))
-        except (OSError, ValueError):  # no such file, or 'max'
-            continue
-    return min(limits)
+def text_notes(cell: TrainCell, sizes: Sizes) -> Iterator[str]:
+    """Settings that ask for more than the text has: such a cell runs, on what there is."""
+    if cell.train_tokens > sizes.train:
+        yield f"train_tokens: the training text has {sizes.train} tokens, not {cell.train_tokens}: all are read in each epoch"
+    evaluated = max(sizes.valid, sizes.test)
+    if cell.eval_tokens > evaluated:
+        yield f"eval_tokens: no text to evaluate has more than {evaluated} tokens, asked for are {cell.eval_tokens}: all are used"
+    steps = time_steps(sizes.train, cell.train_tokens, cell.batch_size)
+    if cell.bptt > steps:
+        yield f"bptt: {cell.batch_size} training streams have {steps} time steps, fewer than {cell.bptt}: one window an epoch"
 
 
-def require_memory(cell: TrainCell, parameters: int, vocabulary: int) -> None:
-    """MemoryError, one line, where a step certainly takes more memory than there is."""
-    needed, there = least_bytes(cell, parameters, vocabulary), memory_bytes(cell.device)
-    if needed > there:
-        raise MemoryError(
-            f"a step needs more than {needed / 2**30:.1f} GiB ({parameters:,} parameters, batch_size {cell.batch_size} x "
-            f"bptt {cell.bptt} x {vocabulary:,} words of logits), and {cell.device} has {there / 2**30:.1f} GiB"
-        )
+def lines(cells: Sequence[Cell]) -> list[str]:
+    """What a plan says of texts, where their sizes are known without reading them: a line for each fault and each note."""
+    found: Counter[str] = Counter()
+    for cell in cells:
+        if isinstance(cell, TrainCell) and (sizes := known_sizes(cell.dataset)):
+            fault = text_fault(cell, sizes)
+            found.update(
+                [f"warning: will fail: {fault}"] if fault else [f"note: {each}" for each in text_notes(cell, sizes)]
+            )
+    return [f"{line} ({count} cell{'s' if count > 1 else ''})" for line, count in found.items()]
+
+
+def require_writable(export: Path) -> None:
+    """ValueError, one line, where no file can be written to `export`."""
+    try:
+        if export.is_dir():
+            raise IsADirectoryError(f"{export.name} is a folder")
+        with tempfile.TemporaryFile(dir=export.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"export: {export}: {in_words(error)}; accepted: a file in a folder that can be written"
+        ) from None

@@ -19,6 +19,8 @@ from bench.data.corpus import data_dir, load_corpus
 from bench.emptied import warnings
 from bench.engines.local import Ending, Progress, Work, failure, measure, run_cells
 from bench.estimate import Pace, spoken
+from bench.memory import lines as memory_lines
+from bench.needs import lines as needs_lines
 from bench.parquet import publish
 from bench.progress import Reporter, labels, reporter
 from bench.provenance import facts, physical_cores, source_hash
@@ -70,6 +72,7 @@ class Plan:
             lines.append(f"to run: {len(self.todo)}, about {spoken(seconds)} ({basis})")
         else:
             lines.append("to run: 0")
+        lines += [*memory_lines(self.todo, training_workers(self.todo, workers)), *needs_lines(self.todo)]
         lines += warnings(self.todo)
         if self.halfway:
             lines.append(f"half done: {self.halfway} of them go on from a checkpoint")

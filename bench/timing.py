@@ -18,6 +18,7 @@ import torch
 from bench.cells import GemmCell, LstmCell, TimedCell
 from bench.clocks import Evictor, Timer, host_ms, timer_for
 from bench.gpu import gpu_state
+from bench.memory import require_operands
 from bench.modes import initial_modes
 from bench.provenance import physical_cores
 from kernels.check import check
@@ -157,6 +158,7 @@ def time_cell(cell: TimedCell, tell: Tell) -> list[Row]:
             reason = BACKENDS[name].unsupported(problem)
             if reason:
                 return [{"status": "unsupported", "reason": reason if name == cell.backend else f"{name}: {reason}"}]
+        require_operands(cell)
         return [_measure(cell, problem, tell)]
 
 

@@ -27,11 +27,12 @@ from bench.checkpoint import Attributes, Checkpoints, GlobalRandom, Keeper, Part
 from bench.data.corpus import Corpus, batchify, cut, data_dir, epoch_slice, load_corpus, window_lengths
 from bench.evaluation import DivergedError, finite, perplexity
 from bench.examiner import Examiner
+from bench.memory import require_memory, time_steps
 from bench.meter import Meter, norm_maps
 from bench.models.layers import State
 from bench.models.registry import MODELS
 from bench.modes import initial_modes
-from bench.needs import require_memory, require_text
+from bench.needs import require_text, require_writable
 from bench.optimizer import make_optimizer, make_rates, scaled_rate
 from bench.paths import Paths, missing_kernel_of
 from bench.paths import kernel as sparse_kernel
@@ -72,6 +73,8 @@ def train_cell(
         raise ValueError(
             f"export: {export}: accepted: a path in a folder that exists, of a cell that prunes on another path than dense"
         )
+    if export is not None:
+        require_writable(export)
     if cell.canonical().path == "sparse" and (missing := missing_kernel_of(cell)):
         return [{"status": "unsupported", "reason": f"path = sparse: {missing}"}]
     gpus = [0] if cell.device == "cuda" else []
@@ -83,9 +86,9 @@ def train_cell(
             for epoch in range(len(rows), cell.epochs + 1):
                 trained = run.train_epoch(epoch)
                 measured = {**trained, **run.examiner.after(epoch, run.step)}
-                if epoch == cell.epochs:
-                    measured |= run.examiner.at_the_end(measured["test_ppl"], export)
                 rows.append(run.row(epoch=epoch, **measured))
+                if epoch == cell.epochs:
+                    rows[-1] |= run.examiner.at_the_end(measured["test_ppl"], export)
                 run.tell(epoch, train_ppl=trained["train_ppl"], val_ppl=measured["val_ppl"])
         except DivergedError as problem:
             return diverged(rows, run.step, str(problem))
@@ -122,8 +125,8 @@ class Run:
     def of(cls, cell: TrainCell, tell: Tell, checkpoints: Checkpoints | None = None) -> Run:
         """A run at its beginning, or where its checkpoint left it. The first weights are drawn on the CPU, whatever the device."""
         corpus = load_corpus(cell.dataset, data_dir())
-        require_text(cell, corpus)
-        require_memory(cell, count_parameters(cell, len(corpus.vocabulary)), len(corpus.vocabulary))
+        require_text(cell, corpus.sizes)
+        require_memory(cell, count_parameters(cell, len(corpus.vocabulary)), corpus.sizes)
         kernel = "" if cell.path == "dense" else missing_kernel_of(cell) or sparse_kernel(cell.device)
         keeper = Keeper(checkpoints, cell, text=corpus.sha256, kernel=kernel)
         saved = keeper.find()
@@ -136,7 +139,9 @@ class Run:
         steps = sum(map(len, lengths))
         optimizer = make_optimizer(cell, model, steps)
         pruner = Pruner(model.prunable(), cell, steps)
-        paths = Paths(model, cell, saved["paths"]["thresholds"] if saved else None)
+        longest = time_steps(len(corpus.train), cell.train_tokens, cell.batch_size)  # no window has more
+        as_trained = cell.model_copy(update={"bptt": min(cell.bptt, longest)})
+        paths = Paths(model, as_trained, saved["paths"]["thresholds"] if saved else None)
         run = cls(
             cell=cell,
             corpus=corpus,

@@ -73,6 +73,7 @@ RUNGS: list[list[str]] = [
         "bench.selection",
         "bench.evaluation",
         "bench.emptied",
+        "bench.memory",
         "bench.checkpoint",
     ],
     ["bench.paths"],

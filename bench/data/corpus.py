@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import os
 import random
 import tempfile
@@ -26,7 +27,18 @@ DATASETS = Catalogue("dataset", "bench.data", "load", helpers=("corpus",))
 
 DATA_DIR_VARIABLE = "BENCH_DATA_DIR"
 EOS, UNK = "<eos>", "<unk>"
+EVAL_BATCH = 10  # streams that a text is cut into for evaluation
 SHORTEST_WINDOW = 5
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens of the three texts of a corpus, and words of its vocabulary."""
+
+    train: int
+    valid: int
+    test: int
+    vocabulary: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +53,10 @@ class Corpus:
     test: Tensor
     vocabulary: list[str]
     sha256: str
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(len(self.train), len(self.valid), len(self.test), len(self.vocabulary))
 
     @classmethod
     def from_words(cls, train: list[str], valid: list[str], test: list[str], vocabulary: list[str]) -> Corpus:
@@ -98,6 +114,14 @@ def load_corpus(name: str, folder: str | PathLike[str]) -> Corpus:
 def _load_corpus(name: str, folder: Path) -> Corpus:
     corpus: Corpus = DATASETS[name](folder)
     return corpus
+
+
+@functools.cache
+def known_sizes(name: str) -> Sizes | None:
+    """The sizes of a data set, where its module can tell them (`sizes()`) without torch and without a file; else None."""
+    module = importlib.import_module(f"{DATASETS.package}.{name}")
+    sizes: Sizes | None = module.sizes() if hasattr(module, "sizes") else None
+    return sizes
 
 
 def batchify(tokens: Tensor, batch_size: int) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from bench.data.corpus import EOS, UNK, Corpus, build_vocabulary
+from bench.data.corpus import EOS, UNK, Corpus, Sizes, build_vocabulary
 
 TOKEN = re.compile(r"[^\W\d]+|\d+|([^\w\s])\1*")
 
@@ -21,8 +21,8 @@ def tokenise(line: str) -> list[str]:
     return [match.group() for match in TOKEN.finditer(line.lower())] + [EOS]
 
 
-def load(folder: Path) -> Corpus:  # noqa: ARG001  (nothing lies in a folder here)
-    """The corpus; `folder` is not used."""
+def words() -> tuple[list[str], list[str], list[str], list[str]]:
+    """The words of the three texts, and the vocabulary."""
     from pydoc_data.topics import topics
 
     train: list[str] = []
@@ -33,5 +33,13 @@ def load(folder: Path) -> Corpus:  # noqa: ARG001  (nothing lies in a folder her
         first, second = len(lines) * 8 // 10, len(lines) * 9 // 10
         for words, part in ((train, lines[:first]), (valid, lines[first:second]), (test, lines[second:])):
             words.extend(word for line in part for word in line)
-    vocabulary = build_vocabulary(train, at_least=2)
-    return Corpus.from_words(train, valid, test, [UNK, *vocabulary])
+    return train, valid, test, [UNK, *build_vocabulary(train, at_least=2)]
+
+
+def sizes() -> Sizes:
+    return Sizes(*map(len, words()))
+
+
+def load(folder: Path) -> Corpus:  # noqa: ARG001  (nothing lies in a folder here)
+    """The corpus; `folder` is not used."""
+    return Corpus.from_words(*words())

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.data.corpus import DATA_DIR_VARIABLE, EOS, Corpus, build_vocabulary
+from bench.data.corpus import DATA_DIR_VARIABLE, EOS, Corpus, Sizes, build_vocabulary
 from kernels.resources import is_of_disk
 
 PARTS = ("train", "valid", "test")
@@ -104,6 +104,10 @@ def missing(folder: Path) -> str | None:
     """What a run would have to download, or None."""
     absent = [file_name(part) for part in PARTS if not (folder / "wikitext-2" / file_name(part)).is_file()]
     return f"{', '.join(absent)}; a run downloads them" if absent else None
+
+
+def sizes() -> Sizes:
+    return Sizes(**TOKENS, vocabulary=TYPES)
 
 
 def load(folder: Path) -> Corpus:

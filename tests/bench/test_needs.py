@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +11,25 @@ import pytest
 import torch
 
 import bench.train
-from bench import needs
+from bench import memory
+from bench.breakeven import NEVER
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell
-from bench.checkpoint import Checkpoints
-from bench.data.corpus import data_dir, load_corpus
+from bench.checkpoint import FOLDER, Checkpoints
+from bench.data.corpus import Sizes, data_dir, known_sizes, load_corpus
 from bench.emptied import emptied, warnings
 from bench.engines.local import measure
 from bench.examiner import Examiner
+from bench.models.registry import MODELS
 from bench.pruning.finalize import FinalModel
+from bench.pruning.pruner import Pruner
 from bench.run import make_plan, run_sweep
 from bench.store import Store
 from bench.sweep import Sweep
+from bench.timing import time_cell
 from bench.train import Run, train_cell
 
+ROOT = Path(__file__).parents[2]
+SIZES = Sizes(1000, 100, 100, 50)
 SMALL = {
     "embedding_size": 16,
     "hidden_size": 16,
@@ -40,6 +48,10 @@ def sweep_of(*cells: Cell) -> Sweep:
     return Sweep("sweep", "", Path("sweep.toml"), cells)
 
 
+def no_step(*_: object) -> None:
+    raise AssertionError("trained although it was known to be in vain")
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
@@ -51,9 +63,6 @@ def sweep_of(*cells: Cell) -> Sweep:
 def test_a_text_that_is_too_short_is_refused_before_the_first_step(
     settings: dict[str, Any], line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_step(*_: object) -> None:
-        raise AssertionError("trained although the text is too short")
-
     monkeypatch.setattr(Run, "train_epoch", no_step)
     with pytest.raises(ValueError, match=line):
         train_cell(cell_of(**settings), tell=lambda _: None)
@@ -71,9 +80,9 @@ def test_what_cannot_fit_the_memory_is_refused_before_it_is_allocated(monkeypatc
     ):
         train_cell(huge, tell=lambda _: None)
     cell = cell_of(epochs=1)
-    words = len(load_corpus(cell.dataset, data_dir()).vocabulary)
-    least = needs.least_bytes(cell, bench.train.count_parameters(cell, words), words)
-    monkeypatch.setattr(needs, "memory_bytes", lambda _: least - 1)
+    sizes = load_corpus(cell.dataset, data_dir()).sizes
+    least = memory.least_bytes(cell, bench.train.count_parameters(cell, sizes.vocabulary), sizes)
+    monkeypatch.setattr(memory, "memory_bytes", lambda _: least - 1)
     with pytest.raises(MemoryError, match="a step needs more than"):
         train_cell(cell, tell=lambda _: None)
 
@@ -84,71 +93,223 @@ def test_counting_parameters_draws_no_number() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-class Trouble:
-    """An evaluation that fails after `epoch`, as long as it is asked to."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, epoch: int, error: Exception) -> None:
-        self.on = True
-        after = Examiner.after
-
-        def failing(examiner: Examiner, at: int, step: int) -> dict[str, Any]:
-            if self.on and at == epoch:
-                raise error
-            return after(examiner, at, step)
-
-        monkeypatch.setattr(Examiner, "after", failing)
-
-
 def deterministic(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    return [tuple(row[name] for name in ("epoch", "step", "train_ppl", "val_ppl", "test_ppl")) for row in rows]
+    return [
+        tuple(row[name] for name in ("epoch", "step", "sparsity", "train_ppl", "val_ppl", "test_ppl")) for row in rows
+    ]
+
+
+class Trouble:
+    """From the end of the first epoch on, calls of `owner`.`name` raise `error`, as long as `on`; to be told of epochs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: Exception) -> None:
+        self.on, self.due, real = True, False, getattr(owner, name)
+
+        def failing(*given: Any, **named: Any) -> Any:
+            if self.on and self.due:
+                raise error
+            return real(*given, **named)
+
+        monkeypatch.setattr(owner, name, failing)
+
+    def __call__(self, news: dict[str, Any]) -> None:
+        self.due |= "val_ppl" in news
+
+
+ODD, FULL, BIG = RuntimeError("odd"), OSError(28, "No space left"), MemoryError("big")
 
 
 @pytest.mark.parametrize(
-    ("error", "status"),
-    [(RuntimeError("odd"), "failed"), (OSError(28, "No space left"), "failed"), (MemoryError("big"), "out_of_memory")],
-)
+    ("owner", "name", "kept", "error", "status"),
+    [
+        (Run, "probe", 2, ODD, "failed"), (Pruner, "after_step", 2, BIG, "out_of_memory"), (Run, "row", 2, ODD, "failed"),
+        (Examiner, "after", 2, ODD, "failed"), (Examiner, "at_the_end", 3, BIG, "out_of_memory"),
+        (FinalModel, "save", 3, FULL, "failed"),
+    ],
+)  # fmt: skip
 def test_an_exception_after_an_epoch_keeps_the_finished_ones_and_the_checkpoint(
-    error: Exception, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    owner: type, name: str, kept: int, error: Exception, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    cell, checkpoints = cell_of(epochs=3), Checkpoints(tmp_path, seconds=0.0)
+    cell = cell_of(epochs=2, path="auto", schedule="cubic", target_sparsity=0.5, block_size=8, prune_every=2)
+    monkeypatch.setattr("bench.paths.breakeven", lambda _: NEVER)
+    monkeypatch.setattr("bench.probes.INFERENCE_PAIRS", 2)
+    checkpoints = Checkpoints(tmp_path, seconds=0.0)
     wanted = train_cell(cell, tell=lambda _: None)
-    trouble = Trouble(monkeypatch, 2, error)
-    rows = train_cell(cell, lambda _: None, checkpoints=checkpoints)
-    assert [row["status"] for row in rows] == [status] * 2
+    trouble = Trouble(monkeypatch, owner, name, error)
+    rows = train_cell(cell, trouble, checkpoints=checkpoints)
+    assert [row["status"] for row in rows] == [status] * kept
     assert all(type(error).__name__ in row["reason"] for row in rows)
-    assert deterministic(rows) == deterministic(wanted[:2])
+    assert deterministic(rows) == deterministic(wanted[:kept])
     trouble.on = False
     again = train_cell(cell, lambda _: None, checkpoints=checkpoints)
-    assert deterministic(again) == deterministic(wanted)
+    assert deterministic(again) == deterministic(wanted) and again[-1]["reported_epoch"] == 2
     assert again[-1]["resumed"] == 1
 
 
-def test_a_sweep_keeps_the_epochs_of_a_failed_cell_and_a_retry_goes_on(tmp_path: Path) -> None:
-    cell = cell_of(epochs=2)
-    cut = bench.train.stopped(train_cell(cell, lambda _: None)[:2], "failed", "RuntimeError: odd")
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] can't allocate memory"), OSError(28, "")]
+)
+def test_a_checkpoint_there_is_no_room_for_costs_the_run_nothing(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise error
 
-    checkpoints = Checkpoints(tmp_path / "sweep" / ".checkpoints")
-    store = Store(tmp_path / "sweep")
-    with store.lock():
-        pass
-    checkpoints.folder.mkdir()
-    checkpoints.path(cell.cell_id).write_bytes(b"put aside")
-    assert run_sweep(sweep_of(cell), tmp_path, work=FailedWork(cut)) == 1
+    monkeypatch.setattr("bench.checkpoint.write", full)
+    rows = train_cell(cell_of(epochs=2), lambda _: None, checkpoints=Checkpoints(tmp_path, seconds=0.0))
+    assert [row["status"] for row in rows] == ["ok"] * 3
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("no checkpoint: ") and len(said) > len("no checkpoint: ")
+
+
+class FailsOnce:
+    """Trains in a worker; the evaluation of the second epoch fails as long as `flag` is a file."""
+
+    def __init__(self, flag: Path, checkpoints: Checkpoints) -> None:
+        self.flag, self.checkpoints = flag, checkpoints
+
+    def __call__(self, cell: TrainCell, tell: Any) -> list[dict[str, Any]]:
+        after = Examiner.after
+
+        def failing(examiner: Examiner, epoch: int, step: int) -> dict[str, Any]:
+            if epoch == 2 and self.flag.exists():
+                raise RuntimeError("odd")
+            return after(examiner, epoch, step)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Examiner, "after", failing)
+            return measure(cell, tell, self.checkpoints)
+
+
+def test_a_sweep_keeps_the_epochs_of_a_failed_cell_and_a_retry_goes_on(tmp_path: Path) -> None:
+    cell, flag = cell_of(epochs=2), tmp_path / "flag"
+    flag.touch()
+    checkpoints, store = Checkpoints(tmp_path / "sweep" / FOLDER), Store(tmp_path / "sweep")
+    work = FailsOnce(flag, checkpoints)
+    assert run_sweep(sweep_of(cell), tmp_path, work=work) == 1
     stored = store.finished()[cell.cell_id]
     assert (stored.status, stored.reason) == ("failed", "RuntimeError: odd")
     assert store.read("train")["epoch"].to_pylist() == [0, 1]
     assert checkpoints.path(cell.cell_id).exists()
     assert make_plan(sweep_of(cell), tmp_path, retry=True).halfway == 1
+    flag.unlink()
+    again = train_cell(cell, lambda _: None, checkpoints=checkpoints)
+    assert [row["epoch"] for row in again] == [0, 1, 2] and again[-1]["resumed"] == 1
 
 
-class FailedWork:
-    """Work that returns given rows; it travels to a worker."""
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("/proc/self/model.pt", "export: /proc/self/model.pt: .+; accepted: a file in a folder that can be written"),
+        ("", "is a folder"),
+    ],
+)
+def test_an_export_that_cannot_be_written_is_refused_before_the_first_step(
+    place: str, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if place and not Path(place).parent.is_dir():
+        pytest.skip("needs /proc, which root cannot write to either")
+    monkeypatch.setattr(Run, "train_epoch", no_step)
+    cell = cell_of(path="auto", schedule="pre", target_sparsity=0.5)
+    with pytest.raises(ValueError, match=line):
+        train_cell(cell, lambda _: None, export=Path(place or tmp_path))
 
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.rows = rows
 
-    def __call__(self, *_: Any) -> list[dict[str, Any]]:
-        return self.rows
+def test_memory_is_that_of_the_largest_window_there_is() -> None:
+    sizes = Sizes(train=1000, valid=100, test=5000, vocabulary=100)
+
+    def logits(**settings: Any) -> int:
+        cell = TrainCell(**{"batch_size": 20, "bptt": 10, **settings})
+        return (memory.least_bytes(cell, 7, sizes) - 4 * 7 * 4) // (2 * 4 * 100)
+
+    assert logits() == 20 * 10
+    assert logits(bptt=2**31 - 1) == 4990  # ten streams of the whole test text, whatever was asked for
+    assert logits(bptt=2**31 - 1, eval_tokens=100) == 20 * 49
+    assert logits(test_batch_size=400) == 400 * 10  # noticed after all epochs otherwise
+    assert logits(test_batch_size=400, eval_tokens=2000) == 400 * 4
+    assert logits(bptt_halved=1.0) == 20 * 5
+
+
+def test_a_window_cannot_be_longer_than_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked for would be too large for memory, and for the measurement of the break-even."""
+    shapes: list[Any] = []
+    monkeypatch.setattr("bench.probes.INFERENCE_PAIRS", 1)
+    monkeypatch.setattr("bench.probes.TRAINING_PAIRS", 1)
+    monkeypatch.setattr("bench.paths.breakeven", lambda shape: shapes.append(shape) or NEVER)
+    cell = cell_of(epochs=1, bptt=2**31 - 1, path="auto", schedule="pre", target_sparsity=0.5)
+    assert train_cell(cell, lambda _: None)[-1]["status"] == "ok"
+    assert {shape.steps for shape in shapes} == {800 // 20 - 1}
+
+
+HUGE = 2**30
+HUGE_CELLS = [
+    GemmCell(m=HUGE, k=HUGE), GemmCell(m=HUGE, k=HUGE, op="sdd"), GemmCell(m=HUGE, k=HUGE, dtype="float64"),
+    LstmCell(hidden_size=HUGE), LstmCell(input_size=HUGE, hidden_size=2**20, scope="weight_hh", dtype="bfloat16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", HUGE_CELLS)
+def test_weights_that_cannot_fit_are_refused_before_they_are_drawn(cell: GemmCell | LstmCell) -> None:
+    cell = cell.model_copy(update={"backend": "dense" if isinstance(cell, GemmCell) else "loop_lstm"})
+    with pytest.raises(MemoryError, match=r"the weights \(.+ need more than [\d.]+ GiB, and cpu has"):
+        time_cell(cell, lambda _: None)
+
+
+def test_a_plan_says_what_cells_lack_without_loading_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from bench.sweep import load; from bench.run import make_plan;"
+        "print('\\n'.join(make_plan(load(Path(sys.argv[1])), Path('nowhere')).lines())); assert 'torch' not in sys.modules"
+    )
+    path = tmp_path / "sweep.toml"
+    path.write_text(
+        'kind = "train"\n[base]\ndataset = "wikitext2"\n[[grids]]\n[grids.base]\ntest_batch_size = 200000\n'
+        "[[grids]]\n[grids.base]\ntrain_tokens = 3000000\neval_tokens = 300000\n[grids.axes]\nseed = [1, 2]\n"
+        '[[grids]]\n[grids.base]\ndataset = "pydoc"\ntrain_tokens = 800\n[grids.axes]\nbptt = [39, 40]\n'
+        f"[[grids]]\n[grids.base]\nembedding_size = {2**30}\n[[grids]]\nkind = 'gemm'\n[grids.base]\nm = {2**30}\nk = {2**30}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    for line in (
+        "warning: will fail: test_batch_size: 200000 streams need 400000 tokens of the test text, which has 245569 here "
+        "(dataset wikitext2, eval_tokens 0); accepted: up to 122784 streams (1 cell)",
+        "note: train_tokens: the training text has 2088628 tokens, not 3000000: all are read in each epoch (2 cells)",
+        "note: eval_tokens: no text to evaluate has more than 245569 tokens, asked for are 300000: all are used (2 cells)",
+        "note: bptt: 20 training streams have 39 time steps, fewer than 40: one window an epoch (1 cell)",
+    ):
+        assert line in said
+    assert any(line.startswith("warning: memory: about ") and "GiB are available" in line for line in said)
+    assert any(line.startswith("warning: memory: 2 cells need more than ") and "out_of_memory" in line for line in said)
+
+
+def test_what_is_known_of_texts_and_models_beforehand_is_what_they_are() -> None:
+    assert known_sizes("pydoc") == load_corpus("pydoc", data_dir()).sizes
+    for name in MODELS.names():
+        for layers in (1, 3):
+            cell = cell_of(model=name, num_layers=layers, hidden_size=32)
+            assert memory.parameters_of(cell, 50) == bench.train.count_parameters(cell, 50)
+            assert memory.rough_bytes(cell, SIZES) > memory.least_bytes(cell, memory.parameters_of(cell, 50), SIZES)
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {}, {"optimizer": "asgd", "learning_rate": 1.0}, {"model": "awd_lstm", "weight_drop": 0.5}, {"precision": "bfloat16"},
+    {"optimizer": "nt_asgd", "learning_rate": 1.0, "selection": "best", "nonmonotone": 1, "epochs": 3},
+    {"allocation": "erk", "num_layers": 2}, {"lasso": "proximal"}, {"lasso": "hinge"}, {"scope": "weight_hh"},
+    {"block_size": 64, "embedding_size": 64, "hidden_size": 64, "scope": "weight_hh"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_every_kind_of_cell_trains_with_nothing_kept(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("bench.paths.breakeven", lambda _: 0.5)
+    monkeypatch.setattr("bench.probes.INFERENCE_PAIRS", 2)
+    pruned = {"schedule": "pre", "target_sparsity": 0.9, "scaled_start": True, "path": "auto", "epochs": 1}
+    last = train_cell(cell_of(**{**pruned, **settings}), lambda _: None, export=tmp_path / "model.pt")[-1]
+    assert (last["status"], last["sparsity"], last["final_bytes"] < last["dense_bytes"]) == ("ok", 1.0, True)
 
 
 @pytest.mark.parametrize("target", [0.9, 1.0])
@@ -186,7 +347,6 @@ def test_a_plan_warns_of_targets_that_leave_nothing_of_a_weight(tmp_path: Path) 
 
 def test_the_grids_are_those_of_the_models() -> None:
     from bench.emptied import grids
-    from bench.models.registry import MODELS
 
     for name in MODELS.names():
         for scope in ("all", "weight_hh"):

@@ -1,0 +1,162 @@
+"""Memory that a cell takes: the least, without which it is refused before its first step, and a rough figure for a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+
+from bench.cells import Cell, GemmCell, LstmCell, TimedCell, TrainCell
+from bench.data.corpus import EVAL_BATCH, Sizes, known_sizes, window_lengths
+
+GIB = 2**30
+FLOAT_BYTES = 4
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+STATES = {"adam": 2, "asgd": 1, "nt_asgd": 1}  # tensors of a weight's size that an optimizer keeps
+PROCESS_BYTES = 600 * 2**20  # rough: of a process that has loaded torch and a corpus
+KEPT_AN_OUTPUT = 12  # rough: floats kept for the backward pass, an output of an LSTM layer
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def memory_bytes(device: str) -> int:
+    """All the memory there is: of this machine or container with its swap space, or of the GPU."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(torch.device("cuda")).total_memory)
+    limits = [psutil.virtual_memory().total + psutil.swap_memory().total]
+    for path in CGROUP_LIMITS:
+        try:
+            limits.append(int(path.read_text()))
+        except (OSError, ValueError):  # no such file, or 'max'
+            continue
+    return min(limits)
+
+
+def time_steps(tokens: int, limit: int, streams: int) -> int:
+    """Time steps of a whole stream of a text of `tokens`, of which the first `limit` are used (0: all)."""
+    return min(tokens, limit or tokens) // streams - 1
+
+
+def largest_window(cell: TrainCell, sizes: Sizes) -> int:
+    """Targets of the largest window that is computed at once: of the first epoch's training, or of an evaluation."""
+    steps = time_steps(sizes.train, cell.train_tokens, cell.batch_size)
+    if cell.bptt_jitter or cell.bptt_halved:
+        longest = max(window_lengths(steps + 1, cell.bptt, cell.bptt_jitter, cell.bptt_halved, f"{cell.seed} 1"))
+    else:
+        longest = min(cell.bptt, steps)
+    evaluated = [
+        streams * min(cell.bptt, time_steps(tokens, cell.eval_tokens, streams))
+        for tokens, streams in ((sizes.valid, EVAL_BATCH), (sizes.test, EVAL_BATCH), (sizes.test, cell.test_batch_size))
+    ]
+    return max(longest * cell.batch_size, *evaluated)
+
+
+def least_bytes(cell: TrainCell, parameters: int, sizes: Sizes) -> int:
+    """Bytes below which no run is possible: weights, gradients, the optimizer's states, a window's logits and their logarithms.
+
+    Activations, buffers and torch itself come on top.
+    """
+    states = STATES.get(cell.optimizer, 1 if cell.momentum else 0)
+    return FLOAT_BYTES * (parameters * (2 + states) + 2 * largest_window(cell, sizes) * sizes.vocabulary)
+
+
+def require_memory(cell: TrainCell, parameters: int, sizes: Sizes) -> None:
+    """MemoryError, one line, where a cell certainly takes more memory than there is."""
+    needed, there = least_bytes(cell, parameters, sizes), memory_bytes(cell.device)
+    if needed > there:
+        raise MemoryError(
+            f"a step needs more than {needed / GIB:.1f} GiB ({parameters:,} parameters, batch_size {cell.batch_size} x "
+            f"bptt {cell.bptt} x {sizes.vocabulary:,} words of logits, in the test test_batch_size {cell.test_batch_size} x as "
+            f"many), and {cell.device} has {there / GIB:.1f} GiB"
+        )
+
+
+def operand_bytes(cell: TimedCell) -> int:
+    """Bytes below which nothing can be timed: weights, full and pruned, and what checks them in float64."""
+    item = BYTES[cell.dtype]
+    if isinstance(cell, LstmCell):
+        across, recurrent = 4 * cell.hidden_size * cell.input_size, 4 * cell.hidden_size**2
+        return item * (across * (2 if cell.scope == "all" else 1) + 2 * recurrent)
+    reference = 8 * cell.m * cell.k
+    return reference if cell.op == "sdd" else 2 * item * cell.m * cell.k + (0 if item == 8 else reference)
+
+
+def require_operands(cell: TimedCell) -> None:
+    """MemoryError, one line, where the weights of a cell certainly take more memory than there is."""
+    needed, there = operand_bytes(cell), memory_bytes(cell.device)
+    if needed > there:
+        if isinstance(cell, GemmCell):
+            sides = f"m {cell.m} x k {cell.k}"
+        else:
+            sides = f"hidden_size {cell.hidden_size}, input_size {cell.input_size}"
+        raise MemoryError(
+            f"the weights ({sides}, {cell.dtype}) and their check need more than {needed / GIB:.1f} GiB, and {cell.device} has "
+            f"{there / GIB:.1f} GiB"
+        )
+
+
+def parameters_of(cell: TrainCell, vocabulary: int) -> int:
+    """Parameters of a model, from the settings alone: embedding, decoder bias, layers."""
+    layers = sum(4 * out * (into + out + 2) for into, out in pairwise(layer_widths(cell)))
+    return vocabulary * (cell.embedding_size + 1) + layers
+
+
+def layer_widths(cell: TrainCell) -> list[int]:
+    return [cell.embedding_size, *[cell.hidden_size] * (cell.num_layers - 1), cell.embedding_size]
+
+
+def rough_bytes(cell: TrainCell, sizes: Sizes) -> int:
+    """What a run may take in all: the least, and on top torch, what the backward pass keeps, and copies of the weights."""
+    parameters, outputs = parameters_of(cell, sizes.vocabulary), sum(layer_widths(cell)[1:])
+    copies = parameters * (2 if cell.selection == "best" else 1)
+    window = largest_window(cell, sizes)
+    more = FLOAT_BYTES * (copies + window * (sizes.vocabulary + KEPT_AN_OUTPUT * outputs))
+    return PROCESS_BYTES + least_bytes(cell, parameters, sizes) + more
+
+
+def lines(cells: Sequence[Cell], workers: int) -> list[str]:
+    """What a plan says of memory: roughly, of the training cells of the CPU; and which cells of the CPU cannot fit."""
+    there = memory_bytes("cpu")
+    training: list[int] = []
+    impossible: list[int] = []
+    for cell in cells:
+        if cell.device != "cpu":
+            continue
+        if isinstance(cell, GemmCell | LstmCell):
+            least = operand_bytes(cell)
+        elif isinstance(cell, TrainCell) and (sizes := known_sizes(cell.dataset)) and is_cuttable(cell, sizes):
+            least = least_bytes(cell, parameters_of(cell, sizes.vocabulary), sizes)
+            training.append(rough_bytes(cell, sizes))
+        else:
+            continue
+        if least > there:
+            impossible.append(least)
+    said = []
+    if training:
+        largest = sorted(training)[-workers:]
+        together, free = sum(largest), min(there, psutil.virtual_memory().available)
+        side = f"{len(largest)} training cells side by side" if len(largest) > 1 else "the largest training cell"
+        said.append(
+            f"{'warning: ' if together > free else ''}memory: about {together / GIB:.1f} GiB for {side}, "
+            f"{free / GIB:.1f} GiB are available"
+        )
+    if impossible:
+        said.append(
+            f"warning: memory: {len(impossible)} cell{'s need' if len(impossible) > 1 else ' needs'} more than "
+            f"{min(impossible) / GIB:.1f} GiB, and there are {there / GIB:.1f}: out_of_memory before the first step"
+        )
+    return said
+
+
+def is_cuttable(cell: TrainCell, sizes: Sizes) -> bool:
+    """Whether every text is long enough for the streams it is cut into."""
+    limit, streams = cell.eval_tokens, max(EVAL_BATCH, cell.test_batch_size)
+    cuts = (
+        (sizes.train, cell.train_tokens, cell.batch_size),
+        (sizes.valid, limit, EVAL_BATCH),
+        (sizes.test, limit, streams),
+    )
+    return all(time_steps(*each) >= 1 for each in cuts)
