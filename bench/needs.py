@@ -10,7 +10,6 @@ from pathlib import Path
 from bench.cells import Cell, TrainCell
 from bench.data.corpus import EVAL_BATCH, Sizes, known_sizes
 from bench.memory import time_steps
-from kernels.resources import in_words
 
 
 def text_fault(cell: TrainCell, sizes: Sizes) -> str | None:
@@ -72,5 +71,5 @@ def require_writable(export: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"export: {export}: {in_words(error)}; accepted: a file in a folder that can be written"
+            f"export: {export}: {error.strerror or error}; accepted: a file in a folder that can be written"
         ) from None
