@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,9 +31,24 @@ Tables = Annotated[
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """What a user can mend becomes one line on standard error and an exit status."""
+    """What a user can mend becomes one line on standard error, and an exit status where nothing can be done without."""
+    shown = warnings.showwarning
+    said: set[str] = set()  # a table that is read twice is told of once
+
+    def say(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        from analysis.load import LeftOutWarning
+
+        if not issubclass(category, LeftOutWarning):
+            shown(message, category, *where, **more)
+        elif str(message) not in said:
+            said.add(str(message))
+            print(message, file=sys.stderr)
+
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            warnings.showwarning = say
+            yield
     except ValueError as error:
         raise _ending(str(error).splitlines()[0], BAD_INPUT) from None
     except ModuleNotFoundError as error:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+
+from analysis.validation import validated
 
 TABLES = ("gemm", "lstm", "train")
-SCHEMA_VERSION = 1
+READINGS = 100  # of a table that changes while it is read
+LEFT_OUT = "left out"  # the attribute of a loaded frame that lists what was
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"  # one folder a sweep, committed
 
@@ -77,32 +80,81 @@ def find_folder(name: str, results: Path | None = None) -> Path:
     )
 
 
+class LeftOutWarning(UserWarning):
+    """A part of a table is left out, or not read; one line."""
+
+
 def tables_in(folder: Path) -> list[str]:
-    """The tables a sweep's folder holds."""
-    return [table for table in TABLES if (folder / f"{table}.parquet").is_file()]
+    """The tables a sweep's folder holds, whatever is under their names."""
+    return [table for table in TABLES if os.path.lexists(folder / f"{table}.parquet")]
 
 
 def load(folder: Path | str, table: str) -> pd.DataFrame:
-    """One table of a sweep, after its bytes matched the sha256 beside it.
+    """One table of a sweep with every column of today's schema, after its bytes matched a sha256 beside it.
 
-    ValueError with one line where the file or its checksum is missing, damaged, or of another schema version.
+    ValueError with one line where the file or its checksum is missing, damaged, of another schema version or no such table.
+    Cells that say what cannot be are left out with a `LeftOutWarning` for each kind of fault, listed in `attrs` too.
     """
     path = Path(folder) / f"{table}.parquet"
-    if not path.is_file():
-        raise ValueError(f"{path}: missing; run the sweep first")
-    data = path.read_bytes()
-    sidecar = path.with_name(path.name + ".sha256")
-    if not sidecar.is_file():
-        raise ValueError(f"{path}: its checksum {sidecar.name} is missing; run the sweep again to rebuild both")
-    wanted = sidecar.read_text(encoding="utf-8", errors="replace").split()
-    if not wanted or hashlib.sha256(data).hexdigest() != wanted[0].lower():
-        raise ValueError(f"{path}: damaged, its bytes do not match {sidecar.name}; run the sweep again to rebuild it")
-    # read_table and its threads now and then abort the process at exit
-    frame: pd.DataFrame = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pandas(use_threads=False)
-    versions = sorted({int(version) for version in frame["schema_version"].dropna()})
-    if versions and versions != [SCHEMA_VERSION]:
-        raise ValueError(f"{path}: written with schema {versions}, this analysis reads schema {SCHEMA_VERSION}")
+    data = _verified(path)
+    try:
+        kept, lines = validated(data, table)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for line in lines:
+        warnings.warn(f"{path}: {line}", LeftOutWarning, stacklevel=2)
+    frame: pd.DataFrame = kept.to_pandas(use_threads=False)
+    frame.attrs[LEFT_OUT] = [f"{path.name}: {line}" for line in lines]
     return frame
+
+
+def _verified(path: Path) -> bytes:
+    """The bytes of a table that match its checksum file.
+
+    The two are written one after the other, so beside a run they may be of different moments: they are read again while
+    they change.
+    """
+    sidecar = path.with_name(path.name + ".sha256")
+    for _ in range(READINGS):
+        seen = _moment(path), _moment(sidecar)
+        data, sums = _regular(path), _regular(sidecar)
+        if data is not None and sums is not None and hashlib.sha256(data).hexdigest() in _sums(sums):
+            return data
+        if (_moment(path), _moment(sidecar)) == seen:
+            break
+    else:
+        raise BlockingIOError(errno.EAGAIN, "written faster than it can be read; try again", str(path))
+    if data is None:
+        raise ValueError(f"{path}: {'no regular file' if os.path.lexists(path) else 'missing'}; run the sweep first")
+    if sums is None:
+        raise ValueError(f"{path}: its checksum {sidecar.name} is missing; run the sweep again to rebuild both")
+    raise ValueError(f"{path}: damaged, its bytes do not match {sidecar.name}; run the sweep again to rebuild it")
+
+
+def _regular(path: Path) -> bytes | None:
+    """The bytes of a file; None where there is none: missing, a folder, a pipe that would be waited for, a link to nothing."""
+    try:
+        return path.read_bytes() if path.is_file() else None
+    except FileNotFoundError:
+        return None
+
+
+def _sums(sidecar: bytes) -> set[str]:
+    """The sums of a checksum file, which names the bytes before and after while a table is replaced.
+
+    The file names beside them do not count, so that a table may be copied or renamed.
+    """
+    lines = sidecar.decode("ascii", errors="replace").splitlines()
+    return {line.split()[0].lower() for line in lines if line.strip()}
+
+
+def _moment(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is replaced; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from analysis import (
     training_figures,
     variants,
 )
-from analysis.load import records, split
+from analysis.load import LEFT_OUT, records, split
 from analysis.realised_tables import statements
 from analysis.sections import DOTS_PER_INCH, sections
 from analysis.study import Study
@@ -156,7 +156,7 @@ _TRAIN_SETTINGS = tuple(
 
 def caveats(found: Study) -> list[str]:
     """What a reader should know before quoting a number."""
-    lines = []
+    lines = [f"Left out: {line}." for frame in found.tables.values() for line in frame.attrs.get(LEFT_OUT, [])]
     gemm, train = found.gemm, found.train
     if train is not None:
         lines.append(

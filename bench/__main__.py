@@ -72,10 +72,11 @@ def _environment_errors() -> Iterator[None]:
     from bench.parquet import DamagedError
     from bench.run import UnusableError
     from bench.store import LockedError
+    from bench.validation import NewerError
 
     try:
         yield
-    except (UnusableError, LockedError, DamagedError) as error:
+    except (UnusableError, LockedError, DamagedError, NewerError) as error:
         raise _ending(str(error), ENVIRONMENT) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -222,13 +223,18 @@ def tune(
 
 
 @app.command()
-def columns(results: Results = HERE) -> None:
+def columns(
+    results: Results = HERE,
+    schema: Annotated[Path | None, typer.Option(help="also write them for the analysis: analysis/columns.json")] = None,
+) -> None:
     """Write README.md, the meaning of every column of the tables, into the results folder."""
     with _environment_errors():
-        from bench.columns import documentation
+        from bench.columns import documentation, machine_readable
 
         results.mkdir(parents=True, exist_ok=True)
         (results / "README.md").write_text(documentation(), encoding="utf-8")
+        if schema is not None:
+            schema.write_text(machine_readable(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -58,8 +59,7 @@ class Cell(BaseModel):
     @property
     def cell_id(self) -> str:
         """sha256 of the canonical JSON of kind and non-default settings, the first 16 hex digits."""
-        text = json.dumps({"kind": self.kind, **self.canonical().settings()}, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
+        return identity(self.kind, self.canonical().model_dump())
 
     def reset(self, *names: str) -> Self:
         """A copy with the named settings at their defaults."""
@@ -304,3 +304,11 @@ class TrainCell(Cell):
 TimedCell = GemmCell | LstmCell
 
 KINDS: dict[str, type[Cell]] = {cell.kind: cell for cell in (GemmCell, LstmCell, TrainCell, CheckCell, TuneCell)}
+
+
+def identity(kind: str, settings: Mapping[str, Any]) -> str:
+    """The cell_id of canonical settings: those at their defaults, given or not, do not count."""
+    fields = KINDS[kind].model_fields
+    own = {name: value for name, value in settings.items() if value != fields[name].get_default()}
+    text = json.dumps({"kind": kind, **own}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]

@@ -1,9 +1,15 @@
-"""The documentation of the result tables: results/README.md is made of the columns' own descriptions."""
+"""What the result tables hold, told to people (results/README.md) and across the parquet wall (analysis/columns.json).
+
+Both are made of the columns' own descriptions.
+"""
 
 from __future__ import annotations
 
+import json
+
+from bench.cells import KINDS
 from bench.parquet import arrow_schema
-from bench.schema import COLUMNS, STATUSES
+from bench.schema import COLUMNS, SCHEMA_VERSION, STATUSES
 
 INTRODUCTION = """# Results
 
@@ -33,6 +39,20 @@ def documentation() -> str:
                 f"| `{field.name}` | {_spoken(field.type)} | {about['role']} | {about['unit']} | {about['doc']} |"
             )
     return "\n".join(parts) + "\n"
+
+
+def machine_readable() -> str:
+    """The text of analysis/columns.json: a column a line, settings with their default."""
+    tables = []
+    for kind in COLUMNS:
+        fields, lines = KINDS[kind].model_fields, []
+        for column in arrow_schema(kind):
+            about = {key.decode(): value.decode() for key, value in column.metadata.items() if key != b"doc"}
+            default = {"default": fields[column.name].get_default()} if about["role"] == "setting" else {}
+            lines.append(json.dumps({"name": column.name, "type": _spoken(column.type), **about, **default}))
+        tables.append(f'    "{kind}": [\n      ' + ",\n      ".join(lines) + "\n    ]")
+    head = f'  "schema_version": {SCHEMA_VERSION},\n  "statuses": {json.dumps(list(STATUSES))},\n'
+    return f'{{\n{head}  "tables": {{\n' + ",\n".join(tables) + "\n  }\n}\n"
 
 
 def _spoken(type_: object) -> str:

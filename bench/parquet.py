@@ -1,14 +1,18 @@
-"""Rows as parquet: typed by the schema, brought up to today's, and published whole or not at all.
+"""Rows as parquet: typed by the schema, and published whole or not at all.
 
-Parquet readers do not notice a flipped bit, hence the checksums of those that call this.
+Parquet readers do not notice a flipped bit, hence the checksums: a table's stands in a file beside it. Of these two files one
+is always written first, so the checksum file names the new bytes beside the old ones until the table has taken its place:
+one of its lines is right at any moment, whatever a kill leaves.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from bench.schema import SCHEMA_VERSION, STATUSES, columns
 
 Row = Mapping[str, Any]
 
+READINGS = 100  # of a table that changes while it is read
 SETTING_TYPES = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 
@@ -73,22 +78,6 @@ def _epoch_order(row: Row) -> tuple[bool, int]:
     return epoch is None, epoch or 0
 
 
-def conform(table: pa.Table, kind: str, path: Path) -> pa.Table:
-    """A shard under today's schema: a setting it lacks had its default, a result it lacks is null."""
-    schema, fields = arrow_schema(kind), KINDS[kind].model_fields
-    foreign = sorted(set(table.column_names) - set(schema.names))
-    if foreign:
-        raise DamagedError(f"{path} has columns this version does not know: {', '.join(foreign)}")
-    arrays = []
-    for field in schema:
-        if field.name in table.column_names:
-            arrays.append(table[field.name].cast(field.type))
-        else:
-            default = fields[field.name].get_default() if field.name in fields else None
-            arrays.append(pa.array([default] * len(table), field.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
 def to_parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
@@ -102,6 +91,86 @@ def from_parquet(data: bytes) -> pa.Table:
 
 def checksum_of(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
+
+
+def read_table(path: Path) -> bytes:
+    """The bytes of a table, of which its checksum file has the sum. DamagedError where a file is missing or they differ.
+
+    Beside a run that writes them the two files may be of different moments: they are read again while they change.
+    """
+    for _ in range(READINGS):
+        seen, data = _moment(path), regular(path)
+        try:
+            if hashlib.sha256(data).hexdigest() in _sums(path):
+                return data
+            wrong = DamagedError(f"{path} is damaged: its sha256 is not that of {checksum_of(path).name}")
+        except DamagedError as error:
+            wrong = DamagedError(f"{path} cannot be verified: {error}")
+        if _moment(path) == seen:
+            raise wrong
+    raise BlockingIOError(errno.EAGAIN, "written faster than it can be read; try again", str(path))
+
+
+def _sums(path: Path) -> set[str]:
+    """The sums in the checksum file of a table. The names beside them do not count: a table may be copied or renamed."""
+    text = regular(checksum_of(path)).decode("ascii", errors="replace")
+    return {line.split()[0].lower() for line in text.splitlines() if line.strip()}
+
+
+def regular(path: Path) -> bytes:
+    """The bytes of a file. DamagedError where it is none: missing, a folder, a pipe that would be waited for, a link to nothing."""
+    if not path.is_file():
+        raise DamagedError(f"{path} is {'no regular file' if os.path.lexists(path) else 'missing'}")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DamagedError(f"{path} is missing") from None
+
+
+def _moment(path: Path) -> list[tuple[int, int, int] | None]:
+    """What changes when a table or its checksum file is replaced; None where there is none."""
+    found: list[tuple[int, int, int] | None] = []
+    for file in (path, checksum_of(path)):
+        try:
+            status = file.stat()
+            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        except OSError:
+            found.append(None)
+    return found
+
+
+def publish_table(path: Path, data: bytes, damaged: Path) -> None:
+    """A table and its checksum, so that they agree at any moment; what of them was damaged before goes to the folder `damaged`."""
+    before, line = "", checksum_line(path, data)
+    try:
+        before = checksum_line(path, read_table(path))
+    except DamagedError:
+        set_table_aside(path, damaged)
+    publish(checksum_of(path), (line + before).encode())
+    publish(path, data)
+    publish(checksum_of(path), line.encode())
+
+
+def set_table_aside(path: Path, folder: Path) -> Path:
+    """Move a table and its checksum file into `folder`, and return where the table would be; a sum alone is no harm."""
+    place, sidecar, there = free_name(path, folder), checksum_of(path), os.path.lexists(path)
+    if there:
+        place = set_aside(path, folder)
+    if os.path.lexists(sidecar) and (there or not sidecar.is_file()):
+        set_aside(sidecar, folder)
+    return place
+
+
+def set_aside(path: Path, folder: Path) -> Path:
+    """Move a file into `folder` and return its new path: no other file there is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return path.rename(free_name(path, folder))
+
+
+def free_name(path: Path, folder: Path) -> Path:
+    """A name in `folder` that nothing has, as near to that of `path` as can be."""
+    names = chain([path.name], (f"{path.name}.{number}" for number in count(1)))
+    return next(folder / name for name in names if not os.path.lexists(folder / name))
 
 
 def publish(path: Path, data: bytes) -> None:

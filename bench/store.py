@@ -1,7 +1,8 @@
 """The store: results/<sweep>/ on disk. A finished cell is never lost, never half there, never silently damaged.
 
     cells/<cell_id>-<sha256 of the bytes, 16 digits>.parquet   one file (a shard) per finished cell
-    damaged/                                                   shards whose bytes no longer have the sha256 in their name
+    damaged/                                                   shards that are not what was written, and tables likewise
+    replaced/                                                  tables that had rows of cells without a shard: a campaign's
     .checkpoints/                                              cells that train, half done (`bench.checkpoint`)
     gemm.parquet, gemm.parquet.sha256, lstm.parquet, ...       every finished cell of the sweep, and its checksum
 
@@ -11,9 +12,9 @@ Files are written under a hidden name, flushed to the disk and renamed: a kill o
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +27,21 @@ from bench.cells import Cell
 from bench.parquet import (
     DamagedError,
     Row,
-    checksum_line,
     checksum_of,
     concatenated,
-    conform,
+    free_name,
     from_parquet,
     publish,
+    publish_table,
+    read_table,
+    regular,
+    set_aside,
+    set_table_aside,
     to_parquet,
     to_table,
 )
 from bench.schema import COLUMNS
+from bench.validation import shard_table, short_sum, whole_table
 
 SHARD = re.compile(r"(?P<cell_id>[0-9a-f]+)-(?P<sha>[0-9a-f]{16})\.parquet")
 
@@ -62,13 +68,15 @@ class Store:
     """One folder of results."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.cells, self.damaged = folder, folder / "cells", folder / "damaged"
+        self.folder, self.cells = folder, folder / "cells"
+        self.damaged, self.replaced = folder / "damaged", folder / "replaced"
 
     @contextmanager
     def lock(self) -> Iterator[list[str]]:
         """Hold the folder for one run; yields a line for everything that had to be put right. Makes the folder.
 
-        LockedError at once where another run holds it; OSError where the folder cannot be written.
+        LockedError at once where another run holds it; NewerError where a newer version of the suite has left cells in it;
+        OSError where the folder cannot be written, or a file in it cannot be read.
         """
         self.cells.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.folder / ".lock", timeout=0)
@@ -86,21 +94,43 @@ class Store:
     def _put_right(self) -> list[str]:
         for folder in (self.folder, self.cells):
             for stray in folder.glob(".*.tmp"):
-                stray.unlink()
+                if not stray.is_dir():
+                    stray.unlink()
         scanned = self._scan()
         newest = _newest(scanned)
         lines = []
         for path, stored in scanned.items():
             if isinstance(stored, DamagedError):
-                self.damaged.mkdir(exist_ok=True)
-                path.rename(self.damaged / path.name)
-                lines.append(f"{stored}; moved to {self.damaged}, its cell runs again")
+                lines.append(f"{stored}; moved to {set_aside(path, self.damaged)}, its cell runs again")
             elif newest[stored.cell_id] is not stored:
                 path.unlink()  # a retry was killed between storing the new rows and removing these
+        return lines + self._put_tables_right(newest.keys())
+
+    def _put_tables_right(self, stored: Set[str]) -> list[str]:
+        """Tables are written anew when a run ends: before that, what they alone hold is kept where nothing replaces it."""
+        lines = []
+        for kind in COLUMNS:
+            path = self.folder / f"{kind}.parquet"
+            if not os.path.lexists(path):
+                continue
+            try:
+                data = read_table(path)
+                table, _ = whole_table(data, kind, path)
+            except DamagedError as error:
+                lines.append(f"{error}; moved to {set_table_aside(path, self.damaged)}, it is written anew")
+                continue
+            alone = set(table["cell_id"].to_pylist()) - stored
+            if alone:
+                self.replaced.mkdir(exist_ok=True)
+                publish(place := free_name(path, self.replaced), data)
+                lines.append(f"{path} has rows of {len(alone)} cells that are not in {self.cells}: kept as {place}")
         return lines
 
     def finished(self) -> dict[str, Stored]:
-        """What is stored and intact, by cell_id; of two shards of a cell the one started last. Changes nothing."""
+        """What is stored and intact, by cell_id; of two shards of a cell the one started last. Changes nothing.
+
+        NewerError where a newer version of the suite has stored some of it.
+        """
         return _newest(self._scan())
 
     def _scan(self) -> dict[Path, Stored | DamagedError]:
@@ -109,7 +139,8 @@ class Store:
             try:
                 found[path] = _read_shard(path)
             except DamagedError as error:
-                found[path] = error
+                if os.path.lexists(path):  # else replaced by a run beside this one
+                    found[path] = error
         return found
 
     def put(self, cell: Cell, rows: Sequence[Row], provenance: Row) -> Path:
@@ -118,7 +149,7 @@ class Store:
         ValueError naming the column where a row does not fit the table; OSError leaves everything as it was.
         """
         data = to_parquet(to_table(cell, rows, provenance))
-        path = self.cells / f"{cell.cell_id}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+        path = self.cells / f"{cell.cell_id}-{short_sum(data)}.parquet"
         publish(path, data)
         for old in self.cells.glob(f"{cell.cell_id}-*.parquet"):
             if old != path:
@@ -135,21 +166,15 @@ class Store:
                 target.unlink(missing_ok=True)
                 checksum_of(target).unlink(missing_ok=True)
                 continue
-            data = to_parquet(concatenated([conform(_verified(path), kind, path) for path in paths]))
-            publish(target, data)
-            publish(checksum_of(target), checksum_line(target, data).encode())
+            data = to_parquet(concatenated([_read_table(path) for path in paths]))
+            publish_table(target, data, self.damaged)
 
     def read(self, kind: str) -> pa.Table:
         """One compacted table, verified. DamagedError where it is missing or damaged."""
-        target = self.folder / f"{kind}.parquet"
-        remedy = f"run the sweep {self.folder.name} again: finished cells are kept"
         try:
-            data, wanted = target.read_bytes(), checksum_of(target).read_bytes()
-        except FileNotFoundError as error:
-            raise DamagedError(f"{error.filename} is missing; {remedy}") from None
-        if checksum_line(target, data).encode() != wanted:
-            raise DamagedError(f"{target} is damaged: its sha256 is not that of {checksum_of(target).name}; {remedy}")
-        return from_parquet(data)
+            return from_parquet(read_table(self.folder / f"{kind}.parquet"))
+        except DamagedError as error:
+            raise DamagedError(f"{error}; run the sweep {self.folder.name} again: finished cells are kept") from None
 
 
 def _newest(scanned: Mapping[Path, Stored | DamagedError]) -> dict[str, Stored]:
@@ -157,19 +182,17 @@ def _newest(scanned: Mapping[Path, Stored | DamagedError]) -> dict[str, Stored]:
     return {stored.cell_id: stored for stored in sorted(whole, key=lambda stored: stored.started_at)}
 
 
-def _verified(path: Path) -> pa.Table:
-    """The table of a shard whose bytes have the sha256 in its name. DamagedError otherwise."""
-    match = SHARD.fullmatch(path.name)
-    data = path.read_bytes()
-    if match is None or hashlib.sha256(data).hexdigest()[:16] != match["sha"]:
+def _read_table(path: Path) -> pa.Table:
+    """The rows of a shard whose bytes have the sha256 in its name, under today's schema. DamagedError otherwise."""
+    match, data = SHARD.fullmatch(path.name), regular(path)
+    if match is None or short_sum(data) != match["sha"]:
         raise DamagedError(f"{path} is damaged: its sha256 is not the one in its name")
-    return from_parquet(data)
+    return shard_table(data, match["cell_id"], path)
 
 
 def _read_shard(path: Path) -> Stored:
-    table = _verified(path)
+    table = _read_table(path)
     rows = table.select([field.name for field in table.schema if not pa.types.is_list(field.type)]).to_pylist()
     worst = next((row for row in rows if row["status"] != "ok"), rows[-1])
     names = ("cell_id", "status", "reason", "cell_seconds", "started_at", "source_hash")
-    values = {name: worst.get(name) for name in names}
-    return Stored(path=path, last_row=rows[-1], **values)
+    return Stored(path=path, last_row=rows[-1], **{name: worst[name] for name in names})

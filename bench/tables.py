@@ -1,60 +1,82 @@
 """Tables that are rewritten whole after every cell: few files, for a machine that brings few back.
 
     <folder>/gemm.parquet, gemm.parquet.sha256, ...   every finished cell, in the order of the sweep
+    damaged/                                          tables that were not what was written
 
-A kill at any moment leaves the tables before or after a cell: the checksum file names the new bytes beside the old ones
-until the table has taken its place, so that one of its lines is always right.
+A kill at any moment leaves the tables before or after a cell.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bench.cells import Cell
 from bench.parquet import (
+    DamagedError,
     Row,
-    checksum_line,
-    checksum_of,
     concatenated,
-    conform,
-    from_parquet,
+    free_name,
     publish,
+    publish_table,
+    read_table,
+    set_table_aside,
     to_parquet,
     to_table,
 )
 from bench.schema import COLUMNS
+from bench.validation import whole_table
 
 
 class Tables:
     """The finished cells of one folder, by cell_id; `order` first, others that are stored after them."""
 
     def __init__(self, folder: Path, order: Iterable[Cell]) -> None:
-        self.folder, self.places = folder, {cell.cell_id: place for place, cell in enumerate(order)}
+        self.folder, self.damaged = folder, folder / "damaged"
+        self.places = {cell.cell_id: place for place, cell in enumerate(order)}
         self.tables: dict[str, Any] = {}
         self.kinds: dict[str, str] = {}
 
     def load(self, folder: Path | None = None) -> list[str]:
-        """Take up what is stored in `folder` (default: its own); a line for every file that is damaged, and left out."""
+        """Take up what is stored in `folder` (default: its own); a line for everything that is damaged, and left out.
+
+        Of its own folder what is damaged is moved aside, so that nothing is written over it; another's stays as it is.
+        NewerError where a newer version of the suite has stored something.
+        """
         lines = []
         for kind in COLUMNS:
             path = (folder or self.folder) / f"{kind}.parquet"
-            if not path.is_file():
+            if not os.path.lexists(path):
                 continue
-            data, accepted = path.read_bytes(), []
-            with suppress(OSError):
-                accepted = checksum_of(path).read_text().splitlines(keepends=True)
-            if checksum_line(path, data) not in accepted:
-                lines.append(f"{path} is damaged: its sha256 is not the one beside it; its cells run again")
+            try:
+                data = read_table(path)
+                table, wrong = whole_table(data, kind, path)
+            except DamagedError as error:
+                lines.append(f"{error}; {self._put_away(path, own=folder is None)}; its cells run again")
                 continue
-            table = conform(from_parquet(data), kind, path)
             names = table["cell_id"].to_pylist()
             for cell_id in dict.fromkeys(names):
                 rows = [place for place, name in enumerate(names) if name == cell_id]
                 self.tables[cell_id], self.kinds[cell_id] = table.take(rows), kind
+            if wrong:
+                more = f" and {len(wrong) - 1} more cells" if len(wrong) > 1 else ""
+                where = self._put_away(path, own=folder is None, data=data)
+                lines.append(f"{path} is damaged: {wrong[0]}{more}; {where}; the others are kept")
         return lines
+
+    def _put_away(self, path: Path, own: bool, data: bytes | None = None) -> str:
+        """Keep a damaged table where nothing is written over it, and say where; data: of one with cells that are intact."""
+        if not own:
+            return "it stays there"
+        if data is not None and path.stem in self.kinds.values():
+            self.damaged.mkdir(parents=True, exist_ok=True)
+            place = free_name(path, self.damaged)
+            publish(place, data)
+            self.write(path.stem)
+            return f"kept as {place}"
+        return f"moved to {set_table_aside(path, self.damaged)}"
 
     def put(self, cell: Cell, rows: Sequence[Row], provenance: Row) -> None:
         """Publish the rows of one finished cell, replacing earlier ones. ValueError where a row does not fit the table."""
@@ -68,15 +90,9 @@ class Tables:
         ids.sort(key=lambda cell_id: self.places.get(cell_id, len(self.places)))
         if not ids:
             return
-        data = to_parquet(concatenated(self.tables[cell_id] for cell_id in ids))
-        path = self.folder / f"{kind}.parquet"
         self.folder.mkdir(parents=True, exist_ok=True)
-        before, line = "", checksum_line(path, data)
-        if path.is_file():
-            before = checksum_line(path, path.read_bytes())
-        publish(checksum_of(path), (line + before).encode())
-        publish(path, data)
-        publish(checksum_of(path), line.encode())
+        data = to_parquet(concatenated(self.tables[cell_id] for cell_id in ids))
+        publish_table(self.folder / f"{kind}.parquet", data, self.damaged)
 
     def rows(self, cell: Cell) -> list[dict[str, Any]]:
         """What is stored of a cell; nothing where it is not finished."""

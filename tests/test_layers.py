@@ -49,6 +49,7 @@ RUNGS: list[list[str]] = [
     ["bench.moments", "bench.precision"],
     ["bench.cells", "bench.schema", "bench.provenance", "bench.pairs", "bench.gpu", "bench.clocks", "bench.quiet"],
     ["bench.parquet"],
+    ["bench.validation"],
     ["bench.store", "bench.tables", "bench.estimate", "bench.data.*", "bench.models.*", "bench.pruning.*"],
     [
         "bench.settings",
@@ -71,6 +72,7 @@ RUNGS: list[list[str]] = [
     ["bench.tuner"],
     ["bench.__main__"],
     # the parquet wall: nothing below sees anything above
+    ["analysis.validation"],
     ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats", "analysis.published"],
     ["analysis.compare", "analysis.variants"],
     ["analysis.realised", "analysis.tradeoff", "analysis.awd_lines"],
@@ -97,7 +99,14 @@ RUNGS: list[list[str]] = [
 PACKAGES = ("kernels", "bench", "analysis")
 ONLY_IN = {
     "cupy": ("kernels.backends.",),
-    "pyarrow": ("bench.schema", "bench.parquet", "bench.store", "analysis.load"),
+    "pyarrow": (
+        "bench.schema",
+        "bench.parquet",
+        "bench.validation",
+        "bench.store",
+        "analysis.validation",
+        "analysis.load",
+    ),
     "torch": ("kernels.", "bench."),
 }
 

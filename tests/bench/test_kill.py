@@ -17,13 +17,16 @@ from typing import Any
 import psutil
 import pytest
 
-from bench.cells import KINDS
+from analysis.load import load as load_table
+from bench.cells import KINDS, Cell, GemmCell
 from bench.schema import columns
 from bench.store import Store
 from bench.sweep import load
+from bench.tables import Tables
 
 ROOT = Path(__file__).parents[2]
 START = Path(__file__).parent / "start.py"
+COMPACTION = Path(__file__).parent / "start_compaction.py"
 
 REAL = """
 [[grids]]
@@ -144,6 +147,37 @@ def test_kills_between_fast_cells(tmp_path: Path) -> None:
     sweep_file.write_text(FAST)
     runs = Runs(sweep_file, [str(START), str(sweep_file), "RESULTS", "succeed"])
     assert kill_at_random_moments(runs, moments(3, 0, 3.0), tmp_path) >= 1
+
+
+def test_no_table_is_called_damaged_beside_its_writer_or_after_its_death(tmp_path: Path) -> None:
+    """Both sides of the parquet wall read while a process writes, and once more after SIGKILL in the middle of it."""
+    cells: list[Cell] = [GemmCell(seed=seed) for seed in range(2)]
+    folder, readings = tmp_path / "campaign", 0
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for moment in moments(4, 2, 1.0):
+        with subprocess.Popen([sys.executable, str(COMPACTION), str(tmp_path)], env=environment) as process:
+            try:
+                while process.poll() is None and not (folder / "gemm.parquet").exists():
+                    time.sleep(0.01)
+                end = time.monotonic() + moment
+                while time.monotonic() < end:
+                    readings += read_both(tmp_path)
+            finally:
+                process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert read_both(tmp_path) == 4
+        tables = Tables(folder, cells)
+        assert tables.load() == [] and len(tables.tables) == 2
+    assert readings >= 40
+    assert not list(tmp_path.rglob("damaged"))
+
+
+def read_both(folder: Path) -> int:
+    """Read the tables of start_compaction.py by `bench` and by `analysis`, and count them."""
+    found = [Store(folder / name).read("gemm") for name in ("sweep", "campaign")]
+    frames = [load_table(folder / name, "gemm") for name in ("sweep", "campaign")]
+    assert all(len(table) in (1, 2) for table in found) and all(len(frame) in (1, 2) for frame in frames)
+    return len(found) + len(frames)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.columns import documentation
+from bench.columns import documentation, machine_readable
 from bench.gpu import QUERIES
 from bench.schema import COLUMNS, columns
 from bench.store import Store
@@ -138,4 +138,10 @@ def test_the_documentation_has_every_column(kind: str) -> None:
 def test_the_committed_documentation_is_current() -> None:
     assert (ROOT / "results" / "README.md").read_text(encoding="utf-8") == documentation(), (
         "run: python -m bench columns"
+    )
+
+
+def test_the_analysis_knows_the_columns_of_today() -> None:
+    assert (ROOT / "analysis" / "columns.json").read_text(encoding="utf-8") == machine_readable(), (
+        "run: python -m bench columns --schema analysis/columns.json"
     )
