@@ -14,20 +14,50 @@ from analysis import style
 from analysis.load import records
 from analysis.panels import not_finished, nothing_finished
 from analysis.stats import Estimate
-from analysis.variants import is_dense, replicates, runs, without_path
+from analysis.variants import EQUAL, is_dense, replicates, runs, without_path
 
+BESIDE = 0.016  # share of the sparsity axis
 CONTROL = "smaller dense network, as many stored LSTM weights"
 
 
 def cost_figure(train: pd.DataFrame | None) -> Figure:
-    """`wide_figure` where a pruned network is wider than a dense one, else `perplexity_figure`."""
+    """`wide_figure` where pruned networks spend a dense one's weights on wider layers, else `perplexity_figure`."""
     final = runs(train) if train is not None and not train.empty else pd.DataFrame()
-    return wide_figure(train) if not final.empty and _is_wide(final) else perplexity_figure(train)
+    return wide_figure(train) if not final.empty and _is_wide(replicates(final)) else perplexity_figure(train)
 
 
-def _is_wide(final: pd.DataFrame) -> bool:
-    dense = final["variant"].map(is_dense).astype(bool)
-    return bool(final.loc[~dense, "hidden_size"].max() > final.loc[dense, "hidden_size"].min())
+def _is_wide(found: pd.DataFrame) -> bool:
+    """Whether a dense network of `replicates` is what wider pruned ones are compared with, not a control of their weights.
+
+    A control is there for pruned networks of one width, beside a dense one of that width; nothing is pruned at its own.
+    """
+    narrow, wider = narrow_network(found)
+    if narrow is None:
+        return False
+    dense = found["variant"].map(is_dense).astype(bool)
+    beside = set(wider["hidden_size"]) & set(found.loc[dense, "hidden_size"])
+    pruned_too = (found.loc[~dense, "hidden_size"] == narrow["hidden_size"]).any()
+    return bool(wider["hidden_size"].nunique() > 1 or not beside or pruned_too)
+
+
+def narrow_network(found: pd.DataFrame) -> tuple[dict[str, Any] | None, pd.DataFrame]:
+    """(the dense network of `replicates` whose weights wider pruned ones store, those): the one that most widths share.
+
+    None where no wider pruned network stores as many weights as a dense one, within EQUAL.
+    """
+    dense = found["variant"].map(is_dense).astype(bool)
+    pruned = found[~dense]
+    wider = {
+        at: pruned[
+            (pruned["hidden_size"] > row["hidden_size"])
+            & ((pruned["stored_weights"] - row["stored_weights"]).abs() <= EQUAL * row["stored_weights"])
+        ]
+        for at, row in zip(found.index[dense], records(found[dense]), strict=True)
+    }
+    best = max(wider, key=lambda at: (wider[at]["hidden_size"].nunique(), len(wider[at])), default=None)
+    if best is None or wider[best].empty:
+        return None, pruned.head(0)
+    return records(found.loc[[best]])[0], wider[best]
 
 
 def perplexity_figure(train: pd.DataFrame | None) -> Figure:
@@ -50,19 +80,29 @@ def perplexity_figure(train: pd.DataFrame | None) -> Figure:
         _band(ax, row["test_ppl"], horizontal=True)
     top = style.ceiling([one.value for one in found["test_ppl"]])
     colours = style.variant_colours(sparse["variant"])
-    for position, ((variant, size), line) in enumerate(sparse.groupby(["variant", "block_size"], sort=False)):
-        at = line["stored_sparsity"] + 0.0025 * (position % 5 - 2)  # error bars side by side, not on top of each other
+    groups = list(sparse.groupby(["variant", "block_size"], sort=False))
+    for shift, ((variant, size), line) in zip(_side_by_side(len(groups)), groups, strict=True):
+        at = line["stored_sparsity"] + shift
         _line(ax, at, line, top, color=colours[str(variant)], marker=style.block_marker(size))
     if not smaller.empty:
         at = 1.0 - smaller["stored_weights"] / band["stored_weights"].iloc[0]
         _line(ax, at, smaller, top, color=style.BLACK, marker="*", markersize=10, linestyle=":")
-    ax.set(xlabel="sparsity ρ stored (share of empty blocks)", ylabel="test perplexity")
+    ax.set(xlabel="sparsity ρ stored (share of empty blocks)", ylabel="test perplexity", xlim=(-0.03, 1.03))
     if top < math.inf:
         ax.set_ylim(top=top)
     drawn.legend(handles=_handles(sparse, colours, not smaller.empty, not band.empty), loc="outside right upper")
     drawn.suptitle(title, fontsize=12)
-    style.margin(drawn, [*_intervals(found), *not_finished(train)])
+    edge = style.beyond(found["variant"].tolist(), [one.value for one in found["test_ppl"]])
+    beside = (
+        f"Lines are drawn up to {BESIDE:g} beside their sparsity, so that points of one sparsity stand side by side."
+    )
+    style.margin(drawn, [*_intervals(found), *([beside] if len(groups) > 1 else []), *edge, *not_finished(train)])
     return drawn
+
+
+def _side_by_side(lines: int) -> list[float]:
+    """How far each of some lines is drawn beside its sparsity."""
+    return [0.0] if lines == 1 else [BESIDE * (2.0 * at / (lines - 1) - 1.0) for at in range(lines)]
 
 
 def _whole_lines(found: pd.DataFrame) -> pd.DataFrame:
@@ -112,24 +152,24 @@ def _broken(words: str) -> str:
 
 
 def _intervals(found: pd.DataFrame) -> list[str]:
-    """What the bars are, and what lies beyond the scale."""
+    """What the bars are."""
     seeds = sorted({one.n for one in found["test_ppl"]})
     note = f"Bars and band: 95 % t-intervals over seeds ({' or '.join(map(str, seeds))} per point; none where there is one)."
-    return [note, *style.beyond(found["variant"].tolist(), [one.value for one in found["test_ppl"]])]
+    return [note]
 
 
 def wide_figure(train: pd.DataFrame | None) -> Figure:
-    """Wider for sparser: test perplexity of each network, grouped by stored LSTM weights, the narrowest dense one as a band."""
+    """Wider for sparser: test perplexity of each network by stored LSTM weights; the narrow dense one they share as a band."""
     title = "Wider for sparser: test perplexity beside the stored LSTM weights"
     final = runs(train) if train is not None and not train.empty else pd.DataFrame()
     if final.empty:
         return nothing_finished(title, train)
     found = replicates(final).sort_values(["stored_weights", "hidden_size", "block_size"], ignore_index=True)
-    dense = found[found["variant"].map(is_dense).astype(bool)].sort_values("hidden_size")
-    base = dense["stored_weights"].iloc[0] if len(dense) else math.nan
+    narrow = narrow_network(found)[0] or next(iter(_dense_by_width(found)), None)
+    base = math.nan if narrow is None else narrow["stored_weights"]
     drawn, [[ax]] = style.figure(1.6 + 0.34 * len(found))
-    for row in records(dense.head(1)):
-        _band(ax, row["test_ppl"], horizontal=False)
+    if narrow is not None:
+        _band(ax, narrow["test_ppl"], horizontal=False)
     for height, row in enumerate(records(found)):
         one = row["test_ppl"]
         colour = style.BLACK if is_dense(row["variant"]) else style.RED if "random" in row["variant"] else style.GREEN
@@ -141,6 +181,11 @@ def wide_figure(train: pd.DataFrame | None) -> Figure:
     drawn.suptitle(title, fontsize=12)
     style.margin(drawn, [*_intervals(found), *not_finished(train)])
     return drawn
+
+
+def _dense_by_width(found: pd.DataFrame) -> list[dict[str, Any]]:
+    """The dense networks of `replicates`, the narrowest first."""
+    return records(found[found["variant"].map(is_dense).astype(bool)].sort_values("hidden_size"))
 
 
 def _network(row: dict[str, Any], base: float) -> str:

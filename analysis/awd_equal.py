@@ -8,10 +8,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.awd import SETTING, Sweep, Sweeps, answer, one_path, paired_ratio
-from analysis.awd_lines import DENSE, EQUAL, NOT_RUN, NOTHING, Row, is_plain, place
+from analysis.awd_lines import DENSE, NOT_RUN, NOTHING, Row, is_plain, place
 from analysis.load import records
 from analysis.stats import Estimate, change, mean_interval, plus_minus
-from analysis.variants import prunes
+from analysis.variants import EQUAL, prunes
 
 SMALLER = (
     "recipe", "network", "sparsity stored", "test ppl", "smaller dense", "its test ppl", "perplexity over the smaller one's",
@@ -40,13 +40,13 @@ def against_smaller(found: Sweep) -> Iterator[Equal]:
 
     As many: at its target sparsity, within EQUAL. By sparsity, then by mean test perplexity.
     """
-    parts = _settings(found.cells)
-    smaller = [part for part in parts if is_plain(_first(part)) and _first(part)["width"] < 1.0]
-    pruned = [part for part in parts if prunes(_first(part)) and _first(part)["width"] == 1.0]
-    for part in sorted(pruned, key=lambda part: (_first(part)["target_sparsity"], part["test_ppl"].mean())):
-        for other in smaller:
-            if abs(_first(other)["kept"] / _first(part)["kept"] - 1.0) <= EQUAL:
-                yield Equal(part, other, paired_ratio(part, other))
+    parts = [(_first(part), part) for part in _settings(found.cells)]
+    smaller = [(setting, part) for setting, part in parts if is_plain(setting) and setting["width"] < 1.0]
+    pruned = [(setting, part) for setting, part in parts if prunes(setting) and setting["width"] == 1.0]
+    for setting, part in sorted(pruned, key=lambda one: (one[0]["target_sparsity"], one[1]["test_ppl"].mean())):
+        for other, dense in smaller:
+            if abs(other["kept"] - setting["kept"]) <= EQUAL * setting["kept"]:
+                yield Equal(part, dense, paired_ratio(part, dense))
 
 
 def _settings(cells: pd.DataFrame) -> list[pd.DataFrame]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from analysis.variants import prunes, variant_name
+from analysis.variants import EQUAL, prunes, variant_name
 
 TARGET = 0.8  # the slides'
 NOTHING, NOT_RUN = "–", "not run"
-EQUAL = 0.05  # stored weights that differ by less are called equal
 
 Row = dict[str, Any]
 

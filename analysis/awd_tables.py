@@ -27,7 +27,7 @@ from analysis.awd_equal import smaller_table, wide_table
 from analysis.awd_lines import BEST, DENSE, FOUR, LINES, NOT_RUN, NOTHING, Line, place
 from analysis.published import ELEMENTWISE, RECIPE_90, RECIPE_750, SLIDES, Published
 from analysis.realised import over_seeds
-from analysis.stats import change, mean_interval, plus_minus, times
+from analysis.stats import change, factor, mean_interval, plus_minus, times
 from analysis.variants import prunes
 
 NOT_MEASURED = "not measured"
@@ -136,7 +136,7 @@ def _bought(one: Ours) -> list[str]:
     start += [place(setting, True) or NOTHING, f"{done['stored_sparsity'].mean():.3f}", cost, claimed]
     if not prunes(setting):
         return [*start, *[NOTHING] * 7]
-    return [*start, f"{done['predicted_training'].mean():.2f}×", *_speeds(sparse_runs(one.sweep, one.answer))]
+    return [*start, factor(done["predicted_training"].mean()), *_speeds(sparse_runs(one.sweep, one.answer))]
 
 
 def _speeds(part: pd.DataFrame) -> Iterator[str]:

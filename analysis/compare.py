@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis import theory
@@ -45,6 +46,15 @@ RESULTS = (
     "time_ms", "baseline_ms", "seeds", "noisy",
 )  # fmt: skip
 POINTS = [*GEMM_SETTINGS, *RESULTS]
+BREAKEVEN = (
+    "breakeven_sparsity",
+    "breakeven_noisy",
+    "fastest",
+    "at_sparsity",
+    "noisy",
+    "passed_over",
+    "efficiency",
+)
 
 
 def shape_name(shape: tuple[int, int, int]) -> str:
@@ -85,7 +95,7 @@ def measured_speedup(frame: pd.DataFrame, over: str | None = None, table: str = 
                 "low": found.low,
                 "high": found.high,
                 "predicted_speedup": predicted,
-                "efficiency": found.value / predicted,
+                "efficiency": theory.efficiency(found.value, predicted),
             }
         )
     names = [*kept, "measured_speedup", "low", "high", "predicted_speedup", "efficiency"]
@@ -129,7 +139,7 @@ def timed_points(frame: pd.DataFrame, table: str, over: str | None = None) -> pd
                 "low": part["low"].min(),
                 "high": part["high"].max(),
                 "predicted_speedup": predicted,
-                "efficiency": measured / predicted,
+                "efficiency": theory.efficiency(measured, predicted),
                 "time_ms": part["time_ms"].median(),
                 "baseline_ms": part["baseline_ms"].median(),
                 "seeds": len(part),
@@ -140,27 +150,55 @@ def timed_points(frame: pd.DataFrame, table: str, over: str | None = None) -> pd
 
 
 def breakeven_sparsity(points: pd.DataFrame, by: Sequence[str] = SHAPE) -> pd.DataFrame:
-    """The sparsity where the measured speedup crosses 1x, per `by`, block size and backend, with the fastest point."""
+    """The sparsity where the measured speedup crosses 1x, per `by`, block size and backend, with the fastest point.
+
+    breakeven_noisy: a point that it rests on is noisy. noisy: the fastest point is. passed_over: a noisy point is faster.
+    A point without a kept block is passed over, but the fastest is one where there is no other.
+    """
     keys = [*by, "backend", "block_size"]
     rows = []
     for key, part in points.groupby(keys, sort=True):
-        candidates = quiet(part)
+        working = kept(part)
+        candidates = quiet(part if working.empty else working)
         best = candidates.iloc[int(candidates["measured_speedup"].to_numpy().argmax())]
+        crossing = theory.breakeven(working["sparsity"].tolist(), working["measured_speedup"].tolist())
         rows.append(
             {
                 **dict(zip(keys, key, strict=True)),
-                "breakeven_sparsity": theory.breakeven(part["sparsity"].tolist(), part["measured_speedup"].tolist()),
+                "breakeven_sparsity": crossing,
+                "breakeven_noisy": bool(_deciding(working, crossing)["noisy"].any()),
                 "fastest": best["measured_speedup"],
                 "at_sparsity": best["sparsity"],
+                "noisy": bool(best["noisy"]),
+                "passed_over": bool((working["measured_speedup"] > best["measured_speedup"]).any()),
                 "efficiency": candidates["efficiency"].median(),
             }
         )
-    return pd.DataFrame(rows, columns=[*keys, "breakeven_sparsity", "fastest", "at_sparsity", "efficiency"])
+    return pd.DataFrame(rows, columns=[*keys, *BREAKEVEN])
+
+
+def _deciding(part: pd.DataFrame, crossing: theory.Breakeven) -> pd.DataFrame:
+    """The points that a break-even rests on: both sides of the crossing, the slowest of 'always', the sparsest of 'never'."""
+    ordered = part.sort_values(["sparsity", "measured_speedup"])
+    if crossing.kind == "crosses":
+        last = int(np.flatnonzero(ordered["measured_speedup"].to_numpy() < 1.0)[-1])
+        return ordered.iloc[last : last + 2]
+    return ordered.tail(1) if crossing.kind == "never" else ordered.nsmallest(1, "measured_speedup")
 
 
 def block_sparse(points: pd.DataFrame) -> pd.DataFrame:
     """The points of backends that use the sparsity: all but the baseline timed against itself."""
     return points[points["backend"] != points["baseline"]]
+
+
+def kept(points: pd.DataFrame) -> pd.DataFrame:
+    """The points for which theory has a bound: where no block is kept, nothing is multiplied, and any speed says nothing."""
+    return points[np.isfinite(points["predicted_speedup"].astype(float))]
+
+
+def nothing_kept(points: pd.DataFrame) -> pd.DataFrame:
+    """The other points than `kept`."""
+    return points.drop(kept(points).index)
 
 
 def quiet(points: pd.DataFrame) -> pd.DataFrame:
@@ -170,14 +208,15 @@ def quiet(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_product(points: pd.DataFrame) -> pd.Series | None:
-    """The fastest block-sparse point against dense, a noisy one only where all are; None where none was measured."""
-    candidates = quiet(block_sparse(points))
+    """The fastest block-sparse point that keeps a block, a noisy one only where all are; None where none was measured."""
+    candidates = quiet(kept(block_sparse(points)))
     return None if candidates.empty else candidates.iloc[int(candidates["measured_speedup"].to_numpy().argmax())]
 
 
 def leading_backend(points: pd.DataFrame) -> str | None:
-    """The block-sparse backend with the highest geometric-mean speedup over what was measured."""
+    """The block-sparse backend with the highest geometric-mean speedup over what was measured with a block kept."""
     candidates = block_sparse(points)
+    candidates = candidates if kept(candidates).empty else kept(candidates)
     if candidates.empty:
         return None
     return str(candidates["measured_speedup"].map(math.log).groupby(candidates["backend"]).mean().idxmax())
@@ -203,14 +242,24 @@ def speedup_at(
     Time is linear in density, so the relative time 1 / speedup is what is interpolated. column: or 'low' or 'high'.
     NaN outside the measured sparsities (beyond `tolerance`, room for rounding to whole blocks): nothing is extrapolated.
     """
-    ordered = points.sort_values("sparsity")
-    if ordered.empty or not ordered["sparsity"].min() - tolerance <= sparsity <= ordered["sparsity"].max() + tolerance:
-        return math.nan
-    at, relative = ordered["sparsity"].tolist(), (1.0 / ordered[column]).tolist()
-    below = [index for index, value in enumerate(at) if value <= sparsity]
-    left = below[-1] if below else 0
+    around = _around(points, sparsity, tolerance)
+    return float(1.0 / sum(share * (1.0 / row[column]) for row, share in around)) if around else math.nan
+
+
+def noisy_at(points: pd.DataFrame, sparsity: float, tolerance: float = 0.02) -> bool:
+    """Whether a point that `speedup_at` rests on, for more than a hundredth, is noisy."""
+    return any(row["noisy"] for row, share in _around(points, sparsity, tolerance) if share > 0.01)
+
+
+def _around(points: pd.DataFrame, sparsity: float, tolerance: float) -> list[tuple[dict[str, Any], float]]:
+    """The points next to a sparsity, each with its share of the relative time there; none outside the measured sparsities."""
+    ordered = records(points.sort_values("sparsity"))
+    at = [row["sparsity"] for row in ordered]
+    if not at or not at[0] - tolerance <= sparsity <= at[-1] + tolerance:
+        return []
+    left = max((index for index, value in enumerate(at) if value <= sparsity), default=0)
     right = min(left + 1, len(at) - 1)
     if at[right] == at[left] or sparsity <= at[0]:
-        return float(1.0 / relative[left])
+        return [(ordered[left], 1.0)]
     share = (sparsity - at[left]) / (at[right] - at[left])
-    return float(1.0 / (relative[left] + share * (relative[right] - relative[left])))
+    return [(ordered[left], 1.0 - share), (ordered[right], share)]

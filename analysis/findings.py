@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from analysis import compare
 from analysis.load import records, split
 from analysis.stats import Estimate, change, median_interval, times
-from analysis.variants import common_sparsity, is_dense, replicates, runs, without_path
+from analysis.variants import best_replicated, common_sparsity, is_dense, replicates, runs, without_path
 
 OURS = "native"
 FUSED = "torch_lstm"
@@ -29,9 +31,10 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _points(gemm: pd.DataFrame) -> pd.DataFrame:
+def _points(frame: pd.DataFrame, table: str = "gemm") -> pd.DataFrame:
     """The points of every comparable part of a table; each speedup is within its own part."""
-    return pd.concat([compare.gemm_points(part) for _, part in split(gemm, "gemm")], ignore_index=True)
+    parts = [compare.timed_points(part, table) for _, part in split(frame, table)]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _most_common_reason(frame: pd.DataFrame) -> str:
@@ -48,11 +51,10 @@ def _speed(gemm: pd.DataFrame | None) -> str:
     best = compare.best_product(points)
     if best is None:
         count = _count(gemm["cell_id"].nunique(), "product cell")
-        why = _most_common_reason(gemm) if (gemm["status"] != "ok").any() else "only the dense baseline was timed"
-        return f"Speed: no block-sparse product was timed in {count}; most often: {why}."
+        return f"Speed: {_nothing_timed(gemm, points, 'block-sparse product', f' in {count}')}"
     found = Estimate(best["measured_speedup"], best["low"], best["high"], int(best["seeds"]))
     shape = compare.shape_name((best["m"], best["k"], best["n"])) + ("" if best["op"] == "dsd" else f", {best['op']}")
-    product = f"{_quietly(compare.block_sparse(points))}block-sparse product"
+    product = f"{_quietly(compare.kept(compare.block_sparse(points)))}block-sparse product"
     verdict = f"the fastest {product}" if found.value >= 1.0 else f"no {product} beat dense; the nearest"
     doubt = " (noisy)" if best["noisy"] else ""
     where = f"{best['backend']} at block {best['block_size']} and sparsity {best['sparsity']:.2f}, {shape}"
@@ -66,20 +68,30 @@ def _speed(gemm: pd.DataFrame | None) -> str:
     return f"{sentence}; {OURS} {_efficiency(ours)}."
 
 
+def _nothing_timed(frame: pd.DataFrame, points: pd.DataFrame, what: str, where: str = "") -> str:
+    """'no ... was timed in 12 product cells; most often: ...', or that what was timed keeps no block."""
+    empty = compare.block_sparse(compare.nothing_kept(points))
+    if len(empty):
+        settings = _count(len(empty), "setting")
+        return f"no {what} that keeps a block was timed{where}: the target of {settings} empties the whole weight."
+    why = _most_common_reason(frame) if (frame["status"] != "ok").any() else "only the dense baseline was timed"
+    return f"no {what} was timed{where}; most often: {why}."
+
+
 def _layer(lstm: pd.DataFrame) -> str:
     """The fastest block-sparse LSTM layer against the fused one, where that was timed, and theory."""
-    parts = [compare.lstm_points(part) for _, part in split(lstm, "lstm")]
-    points = pd.concat(parts, ignore_index=True)
+    points = _points(lstm, "lstm")
     points = points[points["baseline"] == FUSED] if FUSED in set(points["baseline"]) else points
     best = compare.best_product(points)
     if best is None:
-        return f"Layer: no block-sparse LSTM layer was timed; most often: {_most_common_reason(lstm)}."
+        return f"Layer: {_nothing_timed(lstm, points, 'block-sparse LSTM layer')}"
     found = Estimate(best["measured_speedup"], best["low"], best["high"], int(best["seeds"]))
     name = compare.layer_name([best[side] for side in compare.LAYER_SIDES])
     passes = best["passes"].replace("_", " + ")
     doubt = " (noisy)" if best["noisy"] else ""
+    quietly = _quietly(compare.kept(compare.block_sparse(points)))
     return (
-        f"Layer: the fastest {_quietly(compare.block_sparse(points))}block-sparse LSTM layer is {best['backend']} at block "
+        f"Layer: the fastest {quietly}block-sparse LSTM layer is {best['backend']} at block "
         f"{best['block_size']} and sparsity {best['sparsity']:.2f}, {name}, batch {best['batch_size']}, {passes}, at "
         f"{times(found)} of {best['baseline']}{doubt}, where theory promises {best['predicted_speedup']:.2f}×."
     )
@@ -92,14 +104,17 @@ def _quietly(points: pd.DataFrame) -> str:
 
 def _efficiency(ours: pd.DataFrame) -> str:
     """'reaches 62 % of theory in the median of 12 settings', without the noisy settings where there are others."""
-    quiet = compare.quiet(ours)
-    settings = _count(len(quiet), f"{_quietly(ours)}setting")
+    working = compare.kept(ours)
+    if working.empty:
+        return "has no setting that keeps a block"
+    quiet = compare.quiet(working)
+    settings = _count(len(quiet), f"{_quietly(working)}setting")
     doubt = " (noisy)" if quiet["noisy"].any() else ""
     return f"reaches {quiet['efficiency'].median():.0%} of theory in the median of {settings}{doubt}"
 
 
 def _cost(train: pd.DataFrame | None) -> str:
-    """What sparsity cost in perplexity, the best pruned variant chosen by validation perplexity."""
+    """What sparsity cost in perplexity, the best pruned variant chosen by validation perplexity among those with most seeds."""
     if train is None:
         return "Accuracy: this sweep trained no network."
     parts = [(label, runs(part)) for label, part in split(train, "train")]
@@ -112,10 +127,11 @@ def _cost(train: pd.DataFrame | None) -> str:
     dense = found[found["variant"].map(is_dense)]
     if target is None:
         return f"Accuracy: no pruned run has finished{place}, so the cost of sparsity is not known."
-    best = min(records(found[found["target_sparsity"] == target]), key=lambda row: float(row["val_ppl"].value))
+    best = best_replicated(records(found[found["target_sparsity"] == target]))
+    emptied = " (which empties every one of its blocks)" if best["stored_sparsity"] == 1.0 else ""
     sentence = (
-        f"Accuracy{place}: at {100 * target:g} % sparsity the best pruned variant, {best['variant']} at block {best['block_size']}, "
-        f"has test perplexity {best['test_ppl'].value:.1f}"
+        f"Accuracy{place}: at {100 * target:g} % sparsity the best pruned variant, {best['variant']} at block {best['block_size']}"
+        f"{emptied}, has test perplexity {best['test_ppl'].value:.1f}"
     )
     if dense.empty or best["ppl_ratio"].n == 0:
         return sentence + "; no dense run with its settings and seed has finished, so the cost is not known."
@@ -128,8 +144,22 @@ def _cost(train: pd.DataFrame | None) -> str:
 
 
 def _limits(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None) -> str:
-    """What failed or was noisy, and what masks alone buy in training time."""
-    return f"Limits: {'; '.join([*_gaps(train, gemm, lstm), _masks(train)])}."
+    """What failed or was noisy, what keeps no block, and what masks alone buy in training time."""
+    return f"Limits: {'; '.join([*_gaps(train, gemm, lstm), *_emptied(train, gemm, lstm), _masks(train)])}."
+
+
+def _emptied(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None) -> list[str]:
+    """How many cells keep no block, whose speed no theory bounds."""
+    words = []
+    for frame, noun in ((gemm, "product cell"), (lstm, "layer cell"), (train, "training run")):
+        if frame is None:
+            continue
+        ok = frame[frame["status"] == "ok"]
+        bounded = ok["scope"].eq("weight_hh") if noun == "layer cell" else pd.Series(False, index=ok.index)  # Amdahl
+        cells = ok.loc[(ok["sparsity"] == 1.0) & ~bounded, "cell_id"].nunique()
+        if cells:
+            words.append(f"{_count(cells, noun)} kept no block")
+    return [f"{' and '.join(words)}: 1/(1−ρ) has no bound there, so they stand beside no theory"] if words else []
 
 
 def _gaps(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None) -> list[str]:
@@ -166,9 +196,17 @@ def _masks(train: pd.DataFrame | None) -> str:
 
 
 def _masks_alone(masked: pd.DataFrame) -> str:
-    measured, promised = masked["measured_training"].tolist(), masked["predicted_training"]
+    measured = masked["measured_training"].tolist()
     return (
         f"masks alone made training {times(median_interval(measured))} as fast as dense (median of {_count(len(measured), 'run')}), "
-        f"because the dense path multiplies masked weights at dense speed; skipping empty blocks would allow "
-        f"{promised.min():.2f}× to {promised.max():.2f}× in the pruned products"
+        f"because the dense path multiplies masked weights at dense speed; {_allowed(masked['predicted_training'].tolist())}"
     )
+
+
+def _allowed(promised: list[float]) -> str:
+    """What the integral allows; runs without a block from the first step on have no bound, and are left out."""
+    bounded = [one for one in promised if math.isfinite(one)]
+    if not bounded:
+        return "no run kept a block, so skipping the empty ones would leave nothing to multiply"
+    ends = dict.fromkeys(f"{one:.2f}×" for one in (min(bounded), max(bounded)))
+    return f"skipping empty blocks would allow {' to '.join(ends)} in the pruned products"

@@ -162,7 +162,7 @@ def _measured(part: pd.DataFrame, goal: Goal) -> pd.DataFrame:
     if goal.kind == "rival":
         return _against_rival(found, goal.backend, goal.rival)
     baselines = ("dense",) if goal.table == "gemm" else ("torch_lstm",)
-    found = found[(found["backend"] == goal.backend) & found["baseline"].isin(baselines)]
+    found = compare.kept(found[(found["backend"] == goal.backend) & found["baseline"].isin(baselines)])
     scale = 1.0 if goal.kind == "speedup" else found["predicted_speedup"]
     return found.assign(value=found["measured_speedup"] / scale, low=found["low"] / scale, high=found["high"] / scale)
 
@@ -170,7 +170,7 @@ def _measured(part: pd.DataFrame, goal: Goal) -> pd.DataFrame:
 def _integrals(part: pd.DataFrame) -> pd.DataFrame:
     found = realised(part[part["model"] == "lstm"])
     found = found[
-        found["measured"].map(lambda one: one.n > 0) & found["variant"].str.contains("gradual (cubic", regex=False)
+        found["efficiency"].map(lambda one: one.n > 0) & found["variant"].str.contains("gradual (cubic", regex=False)
     ]
     bounds = {name: [getattr(one, name) for one in found["efficiency"]] for name in ("value", "low", "high")}
     return found.assign(**bounds, noisy=False)
@@ -248,7 +248,7 @@ def _judged(found: pd.DataFrame, goal: Goal) -> dict[str, str]:
     measured, wanted = missing(found, goal)
     said = verdict(found, goal)
     row = {"what": goal.what, "where": goal.where, "reach": f"≥ {goal.reach:.2f}{unit}", "worst": "–", "median": "–",
-           "cells": f"{measured} of {wanted}", "verdict": said, "worst cell": "–",
+           "cells": f"{measured} of {wanted}" + _noisy(found), "verdict": said, "worst cell": "–",
            "what bounds it": goal.bound if said in ("missed", "undecided") and goal.bound else "–"}  # fmt: skip
     if found.empty:
         return row
@@ -260,6 +260,12 @@ def _judged(found: pd.DataFrame, goal: Goal) -> dict[str, str]:
         "median": f"{found['value'].median():.2f}{unit}",
         "worst cell": _cell(worst, goal) + noisy,
     }
+
+
+def _noisy(found: pd.DataFrame) -> str:
+    """', 3 noisy', or nothing where no cell is."""
+    noisy = int(found["noisy"].eq(True).sum())
+    return f", {noisy} noisy" if noisy else ""
 
 
 def _cell(row: dict[str, Any], goal: Goal) -> str:

@@ -11,7 +11,16 @@ from matplotlib.lines import Line2D
 
 from analysis import compare, style, theory
 from analysis.load import one_of
-from analysis.panels import MAX_COLS, block_legend, limits, not_measured, panels, speedup_panel
+from analysis.panels import (
+    MAX_COLS,
+    block_legend,
+    limits,
+    noisy_points,
+    not_measured,
+    nothing_kept,
+    panels,
+    speedup_panel,
+)
 
 OPS = {"dsd": "dsd: Y = W X", "dsd_t": "dsd_t: dX = Wᵀ dY", "sdd": "sdd: dW = dY Xᵀ"}
 BASELINES = {"torch_lstm": "torch.nn.LSTM, fused", "loop_lstm": "step loop, dense products"}
@@ -26,10 +35,11 @@ def op_figure(gemm: pd.DataFrame | None, backend: str = "native") -> Figure:
     title = f"Products of the {backend} backend against dense, measured and in theory"
     if gemm is None or gemm.empty:
         return style.empty_figure(title, "no sweep timed products: not run")
-    points = compare.gemm_points(gemm, over="op")
-    points = points[points["backend"] == backend]
+    every = compare.gemm_points(gemm, over="op")
+    every = every[every["backend"] == backend]
+    points = compare.kept(every)
     if points.empty:
-        return style.empty_figure(title, f"no product of {backend} was measured")
+        return _nothing_measured(title, f"no product of {backend} was measured", every, [])
     parts = [part for _, part in points.groupby([*compare.SHAPE, "op"], sort=True)]
     columns = points["op"].nunique() if points["op"].nunique() > 1 else MAX_COLS
     drawn, axes = panels(len(parts), 3.9, columns, sharey=True)
@@ -42,7 +52,7 @@ def op_figure(gemm: pd.DataFrame | None, backend: str = "native") -> Figure:
         ax.set_ylabel(SPEEDUP)
     block_legend(drawn, points)
     drawn.suptitle(title, fontsize=12)
-    style.margin(drawn, not_measured(gemm[gemm["backend"] == backend], "op"))
+    style.margin(drawn, [*nothing_kept(every), *not_measured(gemm[gemm["backend"] == backend], "op")])
     return drawn
 
 
@@ -56,12 +66,11 @@ def layer_figure(lstm: pd.DataFrame | None, backend: str = "native") -> Figure:
     if lstm is None or lstm.empty:
         return style.empty_figure(title, "no sweep timed LSTM layers: not run")
     one_of(lstm, compare.LAYER_SIDES)
-    points = compare.lstm_points(lstm, over="baseline")
-    points = points[points["backend"] == backend]
+    every = compare.lstm_points(lstm, over="baseline")
+    every = every[every["backend"] == backend]
+    points = compare.kept(every)
     if points.empty:
-        drawn = style.empty_figure(title, "no cell was measured")
-        style.margin(drawn, not_measured(lstm, "baseline"))
-        return drawn
+        return _nothing_measured(title, "no cell was measured", every, not_measured(lstm, "baseline"))
     baselines, batches = sorted(points["baseline"].unique(), reverse=True), sorted(points["batch_size"].unique())
     drawn, axes = panels(len(baselines) * len(batches), 3.6, len(batches), sharey=True)
     first = lstm.iloc[0]
@@ -77,7 +86,14 @@ def layer_figure(lstm: pd.DataFrame | None, backend: str = "native") -> Figure:
     drawn.suptitle(
         f"{compare.layer_name(first[compare.LAYER_SIDES].tolist())}, {passes}, {_sparse(scope)}", fontsize=12
     )
-    style.margin(drawn, not_measured(lstm, "baseline"))
+    style.margin(drawn, [*nothing_kept(every), *not_measured(lstm, "baseline")])
+    return drawn
+
+
+def _nothing_measured(title: str, words: str, measured: pd.DataFrame, failed: list[str]) -> Figure:
+    """The figure of a table without a point to draw: none measured, or none that keeps a block."""
+    drawn = style.empty_figure(title, words + ("" if measured.empty else " that keeps a block"))
+    style.margin(drawn, [*nothing_kept(measured), *failed])
     return drawn
 
 
@@ -103,10 +119,11 @@ def layer_efficiency_figure(lstm: pd.DataFrame | None, target: float = 0.8, back
     title = f"Efficiency of the LSTM layer at ρ = {target:g}: measured / theory"
     if lstm is None or lstm.empty:
         return style.empty_figure(title, "no sweep timed LSTM layers: not run")
-    points = compare.lstm_points(lstm, over="baseline")
-    points = points[(points["backend"] == backend) & (points["target_sparsity"] == target)]
+    every = compare.lstm_points(lstm, over="baseline")
+    every = every[(every["backend"] == backend) & (every["target_sparsity"] == target)]
+    points = compare.kept(every)
     if points.empty:
-        return style.empty_figure(title, f"no cell at ρ = {target:g} was measured")
+        return _nothing_measured(title, f"no cell at ρ = {target:g} was measured", every, [])
     batches = sorted(points["batch_size"].unique())
     drawn, axes = panels(len(batches), 3.4, sharey=True, sharex=True)
     for ax, batch in zip(axes, batches, strict=True):
@@ -128,6 +145,7 @@ def layer_efficiency_figure(lstm: pd.DataFrame | None, target: float = 0.8, back
         handles.append(hollow)
     drawn.legend(handles=handles, loc="outside lower center", ncols=6)
     drawn.suptitle(title, fontsize=12)
+    style.margin(drawn, [*nothing_kept(every), *noisy_points(points)])
     return drawn
 
 

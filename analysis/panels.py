@@ -44,6 +44,30 @@ def not_measured(frame: pd.DataFrame, name: str) -> list[str]:
     return ["Not measured:", *lines] if lines else []
 
 
+def nothing_kept(points: pd.DataFrame) -> list[str]:
+    """One line that names the points of `compare` without a kept block, which stand beside no theory; none without one."""
+    empty = compare.nothing_kept(points)
+    named = dict.fromkeys(
+        f"{row['backend']}, block {row['block_size']}, target {row['target_sparsity']:g}" for row in records(empty)
+    )
+    words = "No block is kept, so 1/(1−ρ) has no bound and there is no efficiency"
+    return [f"{words}: {'; '.join(named)}."] if named else []
+
+
+def noisy_points(points: pd.DataFrame) -> list[str]:
+    """One line that counts the noisy points of a figure which does not draw them apart; none where all are quiet."""
+    noisy = int(points["noisy"].astype(bool).sum())
+    return [f"{noisy} of the {len(points)} points are noisy."] if noisy else []
+
+
+def no_bound(what: str, found: pd.DataFrame) -> list[str]:
+    """One line for the margin that says `what` of settings of training runs which keep no block; none without one."""
+    named = dict.fromkeys(
+        f"{row['variant']}, block {row['block_size']}, target {row['target_sparsity']:g}" for row in records(found)
+    )
+    return [f"{what}: {'; '.join(named)}."] if named else []
+
+
 def not_finished(train: pd.DataFrame | None) -> list[str]:
     """One line per status and reason of the training runs that did not finish."""
     if train is None or train.empty:
@@ -60,9 +84,10 @@ def nothing_finished(title: str, train: pd.DataFrame | None) -> Figure:
 
 def limits(points: pd.DataFrame) -> Limits:
     """Axis limits that hold every point of several panels, its interval and its prediction."""
-    low = min(0.5, points["low"].min(), points["measured_speedup"].min()) / 1.15
-    high = max(2.0, points["high"].max(), points["predicted_speedup"].replace(math.inf, 0).max()) * 1.15
-    span = (max(0.0, points["sparsity"].min() - 0.04), min(1.0, points["sparsity"].max() + 0.04))
+    low = min(0.5, points[["low", "measured_speedup"]].min().min()) / 1.15
+    highest = points[["high", "measured_speedup", "predicted_speedup"]].replace(math.inf, 0.0).max().max()
+    high = max(2.0, highest) * 1.15
+    span = (points["sparsity"].min() - 0.04, points["sparsity"].max() + 0.04)
     return Limits(span, (low, high))
 
 
@@ -75,15 +100,15 @@ def speedup_panel(
     ax.set_xlim(*span)
     ax.axhspan(bounds[0], 1.0, color=style.SHADE, zorder=0)
     ax.axhline(1.0, color=style.GREY, linewidth=1.0, zorder=1)
-    rhos = np.linspace(span[0], min(span[1], 0.999), 200)
+    rhos = np.linspace(max(span[0], 0.0), min(span[1], 0.999), 200)
     ax.plot(rhos, [promise(rho) for rho in rhos], "--", color="black", linewidth=1.2, zorder=2)
     crossings = []
     for block_size, line in points.groupby("block_size", sort=True):
         colour = style.block_colour(block_size)
         line = line.sort_values("sparsity")
         spread = [
-            (line["measured_speedup"] - line["low"]).fillna(0).clip(lower=0),  # rounding can put a mean past its bound
-            (line["high"] - line["measured_speedup"]).fillna(0).clip(lower=0),
+            (line["measured_speedup"] - line["low"]).clip(lower=0),  # rounding can put a mean past its bound
+            (line["high"] - line["measured_speedup"]).clip(lower=0),
         ]
         ax.errorbar(line["sparsity"], line["measured_speedup"], yerr=spread, color=colour, capsize=2, zorder=3)
         for noisy, part in line.groupby("noisy"):

@@ -71,6 +71,8 @@ def realised(train: pd.DataFrame | None) -> pd.DataFrame:
     epochs = train[train["epoch"] >= 1].groupby("cell_id")
     for name, column in (("seconds", "train_seconds"), ("lstm_total", "lstm_seconds")):
         final[name] = final["cell_id"].map(epochs[column].sum(min_count=1)).astype(float)
+    final["unpruned"] = [variant_name(row) == "dense" for row in records(final)]
+    final["alike"], final["pruned_alike"] = _alike(final, ()), _alike(final, PRUNING_SETTINGS)
     rows = [
         _row(row, train[(train["cell_id"] == row["cell_id"]) & (train["epoch"] >= 1)], final)
         for row in records(final)
@@ -82,7 +84,7 @@ def realised(train: pd.DataFrame | None) -> pd.DataFrame:
 def _row(row: dict[str, Any], epochs: pd.DataFrame, final: pd.DataFrame) -> dict[str, Any]:
     names = ("cell_id", "hidden_size", "block_size", "target_sparsity", "seed", "path", "lstm_kernel", "inference_kernel", "dense_bytes",
              "final_bytes", "test_ppl", "final_ppl")  # fmt: skip
-    masked, dense = _partner(final, row, PRUNING_SETTINGS), _partner(final, row, ())
+    masked, dense = _partner(final, row, pruned=True), _partner(final, row, pruned=False)
     found = {
         **{name: row[name] for name in names},
         "variant": variant_name(row),
@@ -134,24 +136,31 @@ def amdahl(share: float, speedup: float) -> float:
     """Speedup of the whole when `share` of its time becomes `speedup` times as fast; NaN where the share is none."""
     if not 0.0 <= share <= 1.0:  # NaN, or seconds of two runs that do not fit together
         return math.nan
-    return 1.0 / (1.0 - share + share / speedup)
+    remaining = 1.0 - share + share / speedup
+    return 1.0 / remaining if remaining > 0.0 else math.inf
 
 
 def over_seeds(found: pd.Series) -> Estimate:
-    """Geometric mean over seeds of estimates or plain ratios; of a single seed its own interval. NaNs are left out."""
+    """Geometric mean over seeds of estimates or plain ratios; of a single seed its own interval.
+
+    What is no number, or has no bound, is left out.
+    """
     every = [one if isinstance(one, Estimate) else Estimate(float(one), math.nan, math.nan, 1) for one in found]
-    kept = [one for one in every if not math.isnan(one.value)]
+    kept = [one for one in every if math.isfinite(one.value)]
     return kept[0] if len(kept) == 1 else ratio_interval([one.value for one in kept])
 
 
-def _partner(final: pd.DataFrame, row: dict[str, Any], pruning: Sequence[str]) -> pd.DataFrame:
-    """Runs on the dense path with a run's model, data, machine and seed: equally pruned, or (no `pruning`) unpruned."""
-    same = [name for name in (*MODEL_SETTINGS, *pruning, "seed", "device_name", "corpus_sha256") if name != "path"]
-    here = final[final["path"] == "dense"]
-    for name in (name for name in same if name in here):
-        here = here[here[name] == row[name]]
-    unpruned = [variant_name(other) == "dense" for other in records(here)]
-    return here if pruning else here[unpruned]
+def _alike(final: pd.DataFrame, pruning: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Model, data, machine and seed of each run, and its `pruning`: partners have the same."""
+    names = (*MODEL_SETTINGS, *pruning, "seed", "device_name", "corpus_sha256")
+    return list(zip(*(final[name] for name in names if name != "path" and name in final), strict=True))
+
+
+def _partner(final: pd.DataFrame, row: dict[str, Any], pruned: bool) -> pd.DataFrame:
+    """Runs on the dense path with a run's model, data, machine and seed: equally pruned, or unpruned."""
+    column = "pruned_alike" if pruned else "alike"
+    alike = np.array([one == row[column] for one in final[column]])
+    return final[(final["path"] == "dense") & alike & (pruned | final["unpruned"])]
 
 
 def _value(partner: pd.DataFrame, column: str) -> float:

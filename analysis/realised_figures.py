@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from analysis import style
 from analysis.load import records
 from analysis.panels import panels
 from analysis.realised import layers_speedup, over_seeds, probes, realised
-from analysis.stats import Estimate, times
+from analysis.stats import Estimate, factor, times
 
 MAX_RUNS = 3
 NOT_RUN = "no finished run on the sparse path: not run"
@@ -40,8 +41,11 @@ def integral_steps_figure(train: pd.DataFrame | None) -> Figure:
     chosen = found.assign(order=order).sort_values(["order", "variant", "block_size", "seed"])
     chosen = chosen.drop_duplicates(["variant", "block_size", "target_sparsity"]).head(MAX_RUNS)
     drawn, axes = panels(len(chosen), 3.9, sharey=True)
-    for ax, row in zip(axes, records(chosen), strict=True):
+    highest = [
         _steps_panel(ax, row, train[train["cell_id"] == row["cell_id"]])
+        for ax, row in zip(axes, records(chosen), strict=True)
+    ]
+    axes[0].set_ylim(0.0, 1.05 * max(highest))
     axes[0].set_ylabel("LSTM layers, forward + backward (ms a step)")
     drawn.legend(handles=[
         Line2D([], [], color=style.BLACK, marker="o", label="dense path, measured"),
@@ -54,8 +58,8 @@ def integral_steps_figure(train: pd.DataFrame | None) -> Figure:
     return drawn
 
 
-def _steps_panel(ax: Axes, row: dict[str, Any], run: pd.DataFrame) -> None:
-    """One run: medians of each probe's pairs at its step, held to the ends of the run."""
+def _steps_panel(ax: Axes, row: dict[str, Any], run: pd.DataFrame) -> float:
+    """One run: medians of each probe's pairs at its step, held to the ends of the run; the highest value drawn."""
     taken, settings = probes(run), records(run)[0]
     steps = np.array([0, *(probe.step for probe in taken), row["steps"]], dtype=float)
     held = [taken[0], *taken, taken[-1]]
@@ -68,22 +72,29 @@ def _steps_panel(ax: Axes, row: dict[str, Any], run: pd.DataFrame) -> None:
     ax.fill_between(
         steps, theory, used, where=(theory <= used).tolist(), interpolate=True, color=style.RED, alpha=0.2, linewidth=0
     )
-    for values, colour, dashes, marker in (
-        (dense, style.BLACK, "-", "o"), (used, style.BLUE, "-", "s"), (theory, style.GREEN, "--", ""),
-    ):  # fmt: skip
+    for values, colour, dashes in ((dense, style.BLACK, "-"), (used, style.BLUE, "-"), (theory, style.GREEN, "--")):
         ax.plot(steps, values, dashes, color=colour)
+    for values, colour, marker in ((dense, style.BLACK, "o"), (used, style.BLUE, "s")):
         ax.plot(steps[1:-1], values[1:-1], marker, color=colour, markersize=3.5)
-    ax.set(xlabel="optimizer step", ylim=(0.0, 1.1 * max(dense.max(), used.max())))
+    ax.set(xlabel="optimizer step")
     ax.locator_params(axis="x", nbins=4)
-    words = f"measured {times(row['measured'])}\nof theory's {row['predicted']:.2f}×: {row['efficiency'].value:.0%}"
-    ax.set_title(f"{_setting(row)}\n{words}", fontsize=9.5)
+    ax.set_title(f"{_setting(row)}\n{_reached(row)}", fontsize=9.5)
+    return float(max(dense.max(), used.max()))
+
+
+def _reached(row: dict[str, Any]) -> str:
+    """'measured 2.41× [2.23, 2.53]\nof theory's 2.58×: 94%'."""
+    measured = f"measured {times(row['measured'])}"
+    if math.isinf(row["predicted"]):
+        return f"{measured}\ntheory: {factor(row['predicted'])}"
+    return f"{measured}\nof theory's {factor(row['predicted'])}: {row['efficiency'].value:.0%}"
 
 
 def _setting(row: dict[str, Any]) -> str:
     """'block lasso + gradual (cubic),\nsparse path, ρ 0.8, block 16'."""
-    variant, _, path = row["variant"].partition(", ")
-    place = f"ρ {row['target_sparsity']:g}, block {int(row['block_size'])}"
-    return f"{variant},\n{path}, {place}" if path else f"{variant},\n{place}"
+    variant, *path = re.split(r", (?![^(]*\))", row["variant"], maxsplit=1)  # not at a comma inside brackets
+    place = [*path, f"ρ {row['target_sparsity']:g}", f"block {int(row['block_size'])}"]
+    return f"{variant},\n{', '.join(place)}"
 
 
 def end_to_end_figure(train: pd.DataFrame | None) -> Figure:
@@ -100,9 +111,10 @@ def end_to_end_figure(train: pd.DataFrame | None) -> Figure:
     highest = max(_bars(ax, [part for _, part in groups], training) for ax, training in ((left, True), (right, False)))
     for ax, words in ((left, "training"), (right, "inference of the finished model")):
         ax.axvline(1.0, color=style.GREY, linewidth=1.0)
+        ax.set_axisbelow(True)
         ax.set(xlabel="speedup over dense", title=words, xlim=(0.0, 1.3 * highest))
     left.set_yticks(range(len(groups)), [_setting(records(part)[0]) for _, part in groups], fontsize=8.5)
-    left.invert_yaxis()
+    left.set_ylim(len(groups) - 0.4, -0.6)
     drawn.legend(handles=[
         Patch(facecolor="white", edgecolor=style.GREEN, hatch="//", label="LSTM layers, theory"),
         Patch(color=style.BLUE, label="LSTM layers, measured"),
@@ -122,31 +134,29 @@ def _tick(colour: str, label: str) -> Line2D:
 def _bars(ax: Axes, groups: list[pd.DataFrame], training: bool) -> float:
     """Draw the three bars and the ceiling of every group; the highest value drawn."""
     highest = 1.0
+    looks = (("white", style.GREEN, "//"), (style.BLUE, style.BLUE, ""), (style.ORANGE, style.ORANGE, ""))
     for height, part in enumerate(groups):
         bars, ceiling = training_bars(part) if training else inference_bars(part)
         expected = part["allowed"].mean() if training else math.nan
-        looks = (("white", style.GREEN, "//"), (style.BLUE, style.BLUE, ""), (style.ORANGE, style.ORANGE, ""))
+        marks = [(at, colour) for at, colour in ((expected, style.BLUE), (ceiling, style.RED)) if math.isfinite(at)]
         for offset, one, (face, edge, hatch) in zip((-0.27, 0.0, 0.27), bars, looks, strict=True):
-            if one.n == 0:
-                ax.text(0.05, height + offset, "not run", fontsize=8.5, va="center", color=style.GREY)
+            beside = [1.0, *(at for at, _ in marks if offset > 0.0)]  # the marks stand at the height of the last bar
+            if one.n == 0 or math.isinf(one.value):
+                _say(ax, "not run" if one.n == 0 else factor(one.value), max(beside), height + offset, style.GREY)
                 continue
             ax.barh(height + offset, one.value, 0.24, color=face, edgecolor=edge, hatch=hatch, xerr=None)
             ax.errorbar(one.value, height + offset, xerr=style.spread([one]), color=style.BLACK, capsize=2)
-            top = one.value if math.isnan(one.high) else one.high
-            ax.annotate(
-                f"{one.value:.2f}×",
-                (top, height + offset),
-                (5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8.5,
-            )
-            highest = max(highest, top)
-        for at, colour in ((expected, style.BLUE), (ceiling, style.RED)):
-            if not math.isnan(at):
-                ax.plot([at] * 2, [height + 0.13, height + 0.41], color=colour, linewidth=2.5, zorder=5)
-                highest = max(highest, at)
+            beside.append(one.value if math.isnan(one.high) else one.high)
+            _say(ax, factor(one.value), max(beside), height + offset, style.BLACK)
+            highest = max(highest, *beside)
+        for at, colour in marks:
+            ax.plot([at] * 2, [height + 0.13, height + 0.41], color=colour, linewidth=2.5, zorder=5)
     return highest
+
+
+def _say(ax: Axes, words: str, at: float, height: float, colour: str) -> None:
+    """Words to the right of everything that a bar has drawn."""
+    ax.annotate(words, (at, height), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour)
 
 
 def training_bars(part: pd.DataFrame) -> tuple[list[Estimate], float]:

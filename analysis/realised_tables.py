@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.load import records
 from analysis.realised import over_seeds, realised
-from analysis.stats import Estimate, mean_interval, plus_minus, signed, times
+from analysis.stats import Estimate, factor, mean_interval, plus_minus, signed, times
 
 NOTHING = "–"
 TIME = (
@@ -46,7 +46,7 @@ def training_time_table(train: pd.DataFrame | None) -> pd.DataFrame:
                 **named,
                 "seeds": str(len(part)),
                 **{f"{name} training": _seconds(part[f"{name}_seconds"]) for name in ("dense", "masked", "sparse")},
-                "integral predicted": f"{part['predicted'].mean():.2f}×",
+                "integral predicted": factor(part["predicted"].mean()),
                 "integral measured": times(over_seeds(part["measured"])),
                 "measured / theory": times(ratio).replace("×", ""),
                 "LSTM share": _share(part["lstm_share"]),
@@ -101,7 +101,7 @@ def _statement(named: dict[str, Any], part: pd.DataFrame) -> str:
     return (
         f"{named['variant']}, block {named['block size']}, ρ {named['target sparsity']}: "
         f"dense training {_seconds(part['dense_seconds'])}, masked {_seconds(part['masked_seconds'])}, "
-        f"sparse {_seconds(part['sparse_seconds'])}; integral of the LSTM layers predicted {part['predicted'].mean():.2f}×, "
+        f"sparse {_seconds(part['sparse_seconds'])}; integral of the LSTM layers predicted {factor(part['predicted'].mean())}, "
         f"measured {times(over_seeds(part['measured']))}; inference after finalize {times(over_seeds(part['inference']))} "
         f"of dense at {_bytes(part['final_bytes'])} of {_bytes(part['dense_bytes'])}; {_perplexity(part)}."
     )
@@ -135,7 +135,7 @@ def _share(values: pd.Series) -> str:
 
 
 def _factor(values: pd.Series) -> str:
-    return NOTHING if values.isna().all() else f"{values.mean():.2f}×"
+    return factor(float(values.mean()))
 
 
 def _number(value: float) -> str:

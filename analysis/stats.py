@@ -76,7 +76,9 @@ def integral_ratio(
 
 
 def scaled(estimate: Estimate, divisor: float) -> Estimate:
-    """An estimate over a number that is known without error, such as a prediction."""
+    """An estimate over a number that is known without error, such as a prediction; nothing where that has no bound."""
+    if not math.isfinite(divisor):
+        return Estimate(math.nan, math.nan, math.nan, 0)
     return Estimate(estimate.value / divisor, estimate.low / divisor, estimate.high / divisor, estimate.n)
 
 
@@ -141,3 +143,11 @@ def times(estimate: Estimate) -> str:
         return "–"
     interval = "" if math.isnan(estimate.low) else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
     return f"{estimate.value:.2f}×{interval}"
+
+
+NOTHING_KEPT = "no block kept"
+
+
+def factor(value: float) -> str:
+    """A speedup without an interval: '5.00×', '–' where there is none, and why where theory has no bound."""
+    return "–" if math.isnan(value) else f"no bound: {NOTHING_KEPT}" if math.isinf(value) else f"{value:.2f}×"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -30,7 +31,7 @@ VARIANT_COLOURS = {
     "block lasso + random pre-pruning": RED,
     "block lasso + one-shot": ORANGE,
 }
-SPARE = (PURPLE, GREY, ORANGE, GREEN, "#8c564b", YELLOW)
+SPARE = (PURPLE, GREY, ORANGE, GREEN, "#8c564b", YELLOW, "#004d40", "#7570b3")
 
 RC: dict[Any, Any] = {
     "font.size": 10.0, "axes.titlesize": 11.0, "axes.labelsize": 10.0, "legend.fontsize": 9.5, "font.family": "DejaVu Sans",
@@ -54,10 +55,13 @@ def block_marker(block_size: Any) -> str:
 
 
 def variant_colours(variants: Iterable[str]) -> dict[str, str]:
-    """A colour for each variant: fixed for the usual ones, spare colours in order for the others."""
+    """A colour for each variant: fixed for the usual ones, spare colours by name for the others, none twice while they last."""
     variants = list(dict.fromkeys(variants))
-    spare = iter(SPARE * (1 + len(variants) // len(SPARE)))
-    return {name: VARIANT_COLOURS.get(name) or next(spare) for name in variants}
+    taken = {VARIANT_COLOURS[name] for name in variants if name in VARIANT_COLOURS}
+    taken.add(BLACK)  # that of dense, whatever else there is
+    spare = cycle([colour for colour in (*SPARE, *VARIANT_COLOURS.values()) if colour not in taken])
+    others = {name: next(spare) for name in sorted(set(variants) - set(VARIANT_COLOURS))}
+    return {name: VARIANT_COLOURS.get(name) or others[name] for name in variants}
 
 
 def figure(height: float, rows: int = 1, cols: int = 1, **options: Any) -> tuple[Figure, list[list[Axes]]]:
@@ -78,8 +82,8 @@ def empty_figure(title: str, words: str) -> Figure:
 
 def spread(found: Sequence[Any]) -> list[list[float]]:
     """[below, above] of estimates (value, low, high) for error bars; no bar where there is no interval."""
-    low = [0.0 if math.isnan(one.low) else max(one.value - one.low, 0.0) for one in found]
-    high = [0.0 if math.isnan(one.high) else max(one.high - one.value, 0.0) for one in found]
+    low = [max(one.value - one.low, 0.0) if math.isfinite(one.low) else math.nan for one in found]
+    high = [max(one.high - one.value, 0.0) if math.isfinite(one.high) else math.nan for one in found]
     return [low, high]
 
 
@@ -107,11 +111,14 @@ def beyond(names: Sequence[str], perplexities: Sequence[float]) -> list[str]:
     for name, value in zip(names, perplexities, strict=True):
         if value > top:
             found.setdefault(name, []).append(value)
-    words = [
-        f"{name}: {min(values):.0f}" + (f" to {max(values):.0f}" if len(values) > 1 else "")
-        for name, values in found.items()
-    ]
+    words = [f"{name}: {_range(values)}" for name, values in found.items()]
     return [f"At the upper edge, beyond the scale: {'; '.join(words)}."] if words else []
+
+
+def _range(values: Sequence[float]) -> str:
+    """'950', or '1058 to 1059'."""
+    ends = dict.fromkeys(f"{value:.0f}" for value in (min(values), max(values)))
+    return " to ".join(ends)
 
 
 def margin(drawn: Figure, lines: Sequence[str]) -> None:
@@ -132,4 +139,4 @@ def margin(drawn: Figure, lines: Sequence[str]) -> None:
     for legend in below:
         legend.set_bbox_to_anchor((0.0, notes / height, 1.0, 1.0 - notes / height), transform=drawn.transFigure)
     drawn.text(0.01, (notes - 0.08) / height, "\n".join(wrapped), va="top", ha="left", fontsize=9, color=GREY,
-               linespacing=1.35).set_in_layout(False)  # fmt: skip
+               linespacing=1.35)  # fmt: skip

@@ -12,10 +12,10 @@ from analysis import compare
 from analysis.findings import findings
 from analysis.load import records
 from analysis.published import SLIDES
-from analysis.stats import change, plus_minus, times
+from analysis.stats import NOTHING_KEPT, change, factor, plus_minus, times
 from analysis.theory import layer_speedup, speedup
 from analysis.tradeoff import chosen_product, recurrent_shape, with_speedup
-from analysis.variants import PPL, replicates, runs, without_path
+from analysis.variants import PPL, best_replicated, replicates, runs, without_path
 
 __all__ = ["breakeven_table", "findings", "layer_table", "main_table", "slides_table", "to_html", "to_markdown"]
 
@@ -44,10 +44,6 @@ def joined(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> pd.DataFram
     return found if found.empty else with_speedup(found, points, chosen_product(points, recurrent_shape(final)))
 
 
-def _factor(value: float) -> str:
-    return NOTHING if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.2f}×"
-
-
 def main_table(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> pd.DataFrame:
     """Every variant, block size and sparsity: perplexities over seeds, the cost against dense, and speedups beside theory.
 
@@ -63,25 +59,25 @@ def main_table(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> pd.Data
             f"{row['stored_sparsity']:.3f}",
             *(plus_minus(row[name]) for name in PPL),
             change(row["ppl_ratio"]),
-            _factor(speedup(row["stored_sparsity"])) if prunes else NOTHING,
-            times(row["product_speedup"]) if prunes else NOTHING,
-            _factor(row["predicted_training"]) if prunes else NOTHING,
+            factor(speedup(row["stored_sparsity"])) if prunes else NOTHING,
+            _measured(row) if prunes else NOTHING,
+            factor(row["predicted_training"]) if prunes else NOTHING,
             times(row["measured_training"]),
-            _factor(row["ceiling"]) if prunes else NOTHING,
+            factor(row["ceiling"]) if prunes else NOTHING,
         ]
         rows.append(dict(zip(MAIN, texts, strict=True)))
     return pd.DataFrame(rows, columns=list(MAIN))
 
 
 def _ours(found: pd.DataFrame, slide: dict[str, Any]) -> dict[str, Any] | None:
-    """Our runs that answer a row of the slides: the block size with the best validation perplexity."""
+    """Our runs that answer a row of the slides: of the block sizes with the most seeds that with the best validation perplexity."""
     here = found[found["target_sparsity"] == slide["sparsity"]]
     kinds = {"dense": ("dense",), "block lasso": ("block lasso",)}
     names = kinds.get(slide["variant"], (slide["variant"], slide["variant"].replace("linear", "cubic")))
     for name in names:
         mine = here[here["variant"].map(without_path) == name]
         if not mine.empty:
-            return min(records(mine), key=lambda row: float(row["val_ppl"].value))
+            return best_replicated(records(mine))
     return None
 
 
@@ -99,8 +95,8 @@ def slides_table(train: pd.DataFrame | None, gemm: pd.DataFrame | None = None) -
                 "ours": NOTHING if ours is None else _name(ours),
                 **{f"our {name[:-4]} ppl": NOTHING if ours is None else plus_minus(ours[name]) for name in PPL},
                 "our cost against dense": NOTHING if ours is None else change(ours["ppl_ratio"]),
-                "our predicted training speedup": NOTHING if ours is None else _factor(ours["predicted_training"]),
-                "our measured product speedup": NOTHING if ours is None else times(ours["product_speedup"]),
+                "our predicted training speedup": NOTHING if ours is None else factor(ours["predicted_training"]),
+                "our measured product speedup": NOTHING if ours is None else _measured(ours),
             }
         )
     return pd.DataFrame(rows)
@@ -109,6 +105,23 @@ def slides_table(train: pd.DataFrame | None, gemm: pd.DataFrame | None = None) -
 def _name(row: dict[str, Any]) -> str:
     """'block lasso + gradual (cubic), block 16'."""
     return str(row["variant"]) if pd.isna(row["block_size"]) else f"{row['variant']}, block {row['block_size']}"
+
+
+def _measured(row: dict[str, Any]) -> str:
+    """The product's speedup with its interval, and whether it rests on a noisy timing."""
+    return _doubted(times(row["product_speedup"]), row["product_noisy"])
+
+
+def _doubted(words: str, noisy: bool) -> str:
+    return f"{words} (noisy)" if noisy else words
+
+
+def _fastest(row: dict[str, Any]) -> str:
+    """The speedup of the fastest point, and how far it can be trusted: noisy, or passed over for a quiet one that is slower."""
+    value = f"{row['fastest']:.2f}×"
+    if math.isnan(row["efficiency"]):
+        return f"{value} ({NOTHING_KEPT})"
+    return f"{value} (quiet)" if row["passed_over"] else _doubted(value, row["noisy"])
 
 
 def breakeven_table(gemm: pd.DataFrame | None) -> pd.DataFrame:
@@ -121,10 +134,10 @@ def breakeven_table(gemm: pd.DataFrame | None) -> pd.DataFrame:
             compare.shape_name((row["m"], row["k"], row["n"])),
             row["backend"],
             str(row["block_size"]),
-            str(row["breakeven_sparsity"]),
-            f"{row['fastest']:.2f}×",
+            _doubted(str(row["breakeven_sparsity"]), row["breakeven_noisy"]),
+            _fastest(row),
             f"{row['at_sparsity']:.2f}",
-            f"{row['efficiency']:.0%}",
+            NOTHING if math.isnan(row["efficiency"]) else _doubted(f"{row['efficiency']:.0%}", row["noisy"]),
         ]
         rows.append(dict(zip(names, texts, strict=True)))
     return pd.DataFrame(rows, columns=names)
@@ -149,11 +162,11 @@ def layer_table(lstm: pd.DataFrame | None) -> pd.DataFrame:
             row["baseline"],
             row["backend"],
             str(row["block_size"]),
-            str(row["breakeven_sparsity"]),
-            f"{row['fastest']:.2f}×",
+            _doubted(str(row["breakeven_sparsity"]), row["breakeven_noisy"]),
+            _fastest(row),
             f"{row['at_sparsity']:.2f}",
-            _factor(layer_speedup(row["input_size"], row["hidden_size"], row["at_sparsity"], scope)),
-            f"{row['efficiency']:.0%}",
+            factor(layer_speedup(row["input_size"], row["hidden_size"], row["at_sparsity"], scope)),
+            NOTHING if math.isnan(row["efficiency"]) else _doubted(f"{row['efficiency']:.0%}", row["noisy"]),
         ]
         rows.append(dict(zip(names, texts, strict=True)))
     return pd.DataFrame(rows, columns=names)
@@ -166,8 +179,24 @@ def to_markdown(table: pd.DataFrame) -> str:
 
 
 def to_html(table: pd.DataFrame) -> str:
-    """A table as an HTML <table>."""
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)
-    rows = ["".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in table.to_numpy().tolist()]
+    """A table as an HTML <table>: short cells keep to one line, and what is too wide for the page scrolls sideways.
+
+    The styles stand in the elements: a notebook's own would give all columns one width, and their words a line each.
+    """
+    head = "".join(f"<th style='{_HEAD}'>{html.escape(str(name))}</th>" for name in table.columns)
+    rows = ["".join(_cell(str(cell)) for cell in row) for row in table.to_numpy().tolist()]
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    return (
+        f"<div style='overflow-x:auto'><table style='{_TABLE}'>\n<thead><tr>{head}</tr></thead>\n"
+        f"<tbody>\n{body}\n</tbody>\n</table></div>"
+    )
+
+
+_TABLE = "table-layout:auto;width:auto;max-width:none"
+_HEAD = "text-align:left;vertical-align:bottom;min-width:5.5em"
+_SHORT, _LONG = "text-align:left;white-space:nowrap", "text-align:left;white-space:normal;min-width:22em"
+ONE_LINE = 56  # characters of a cell that is not broken
+
+
+def _cell(words: str) -> str:
+    return f"<td style='{_SHORT if len(words) <= ONE_LINE else _LONG}'>{html.escape(words)}</td>"

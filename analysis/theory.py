@@ -23,6 +23,11 @@ def speedup(rho: float) -> float:
     return math.inf if _fraction(rho) == 1.0 else 1.0 / (1.0 - rho)
 
 
+def efficiency(measured: float, predicted: float) -> float:
+    """Measured over predicted speedup; NaN where theory has no bound: with no block kept there is nothing to be efficient at."""
+    return measured / predicted if math.isfinite(predicted) else math.nan
+
+
 def dense_multiplications(m1: int, m2: int, m3: int) -> int:
     """m1 m2 m3 multiplications, and as many additions, in W1[m1, m2] @ W2[m2, m3] (blog, "Tensor Multiplication")."""
     return m1 * m2 * m3

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis import compare, style, theory
 from analysis.load import one_of
+from analysis.panels import noisy_points, nothing_kept
 from analysis.variants import runs
 
 AWD_LSTM = {"embedding_size": 400, "hidden_size": 1150, "num_layers": 3, "vocabulary": 33278}  # slides' network
@@ -51,10 +52,13 @@ def roofline_figure(frame: pd.DataFrame) -> Figure:
     """
     one_of(frame, compare.SHAPE)
     drawn, [[ax]] = style.figure(5.0)
-    timed = compare.block_sparse(compare.gemm_points(frame))
+    every = compare.block_sparse(compare.gemm_points(frame))
+    timed = compare.kept(every)
     if timed.empty:
-        ax.text(0.5, 0.5, "no block-sparse product of this shape was measured", ha="center", transform=ax.transAxes)
+        words = "no block-sparse product of this shape was measured" + ("" if every.empty else " that keeps a block")
+        ax.text(0.5, 0.5, words, ha="center", transform=ax.transAxes)
         ax.axis("off")
+        style.margin(drawn, nothing_kept(every))
         return drawn
     points = _rates(timed)
     peak, slope = points["rate"].max(), (points["rate"] / points["intensity"]).max()
@@ -70,6 +74,7 @@ def roofline_figure(frame: pd.DataFrame) -> Figure:
     ax.set(xscale="log", yscale="log", xlabel="FLOP per byte (every operand moved once)", ylabel="GFLOP/s")
     ax.set_title(f"Rate against arithmetic intensity: {compare.shape_name(tuple(timed[compare.SHAPE].iloc[0]))}")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    style.margin(drawn, [*nothing_kept(every), *noisy_points(timed)])
     return drawn
 
 
@@ -109,10 +114,12 @@ def amdahl_figure(train: pd.DataFrame | None) -> Figure:
         ("AWD-LSTM of the slides, weight_hh pruned", weight_hh, weight_ih + decoder, style.ORANGE),
     ):
         ax.plot(RHOS, [theory.amdahl_ceiling(pruned, other, rho) for rho in RHOS], color=colour, label=label)
+    highest = 24.0
     if train is not None:
         final = runs(train)
         ax.plot(final["stored_sparsity"], final["ceiling"], "o", color=style.GREEN, label="runs of this sweep")
-    style.speedup_axis(ax.yaxis, 0.9, 24.0)
+        highest = max([highest, *(1.15 * final["ceiling"]).tolist()])
+    style.speedup_axis(ax.yaxis, 0.9, highest)
     ax.axhline(1.0, color=style.GREY, linewidth=1.0)
     ax.set(xlabel="sparsity ρ", ylabel="speedup over dense (log₂)", xlim=(0, 1))
     ax.set_title("What is not pruned bounds the whole forward pass (Amdahl)")

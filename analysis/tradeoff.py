@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from analysis.compare import SHAPE, block_sparse, leading_backend, shape_name, speedup_at
+from analysis.compare import SHAPE, block_sparse, kept, leading_backend, noisy_at, shape_name, speedup_at
 from analysis.load import records
 from analysis.stats import Estimate
 from analysis.variants import is_dense
@@ -50,27 +50,36 @@ def chosen_product(points: pd.DataFrame, network: tuple[int, int, int] | None = 
 
 def product_speedups(points: pd.DataFrame, product: Product | None, block_size: object, sparsity: float) -> Estimate:
     """The measured speedup of `product` at one block size and sparsity with its interval; NaN where nothing was measured."""
-    if product is None:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    here = block_sparse(points)
-    here = here[(here["backend"] == product.backend) & (here["block_size"] == block_size)]
-    here = here[(here[SHAPE] == list(product.shape)).all(axis=1)]
+    here = _timed(points, product, block_size)
     value, low, high = (speedup_at(here, sparsity, column) for column in ("measured_speedup", "low", "high"))
     return Estimate(value, low, high, 0 if math.isnan(value) else len(here))
 
 
+def _timed(points: pd.DataFrame, product: Product | None, block_size: object) -> pd.DataFrame:
+    """The points of `product` at one block size."""
+    here = block_sparse(points)
+    if product is None:
+        return here.head(0)
+    here = here[(here["backend"] == product.backend) & (here["block_size"] == block_size)]
+    return here[(here[SHAPE] == list(product.shape)).all(axis=1)]
+
+
 def with_speedup(replicates: pd.DataFrame, points: pd.DataFrame, product: Product | None) -> pd.DataFrame:
-    """`replicates` with `product_speedup`, an `Estimate`: measured at the same block size and sparsity.
+    """`replicates` with `product_speedup`, an `Estimate`: measured at the same block size and sparsity, and whether it is noisy.
 
     Runs that prune nothing multiply with the dense baseline: 1x by definition, without an interval.
     """
-    speedups = []
+    speedups, noisy = [], []
     for row in records(replicates):
         if row["target_sparsity"] == 0.0:
             speedups.append(Estimate(1.0, math.nan, math.nan, 0))
+            noisy.append(False)
         else:
             speedups.append(product_speedups(points, product, row["block_size"], row["stored_sparsity"]))
-    return replicates.assign(product_speedup=pd.Series(speedups, index=replicates.index, dtype=object))
+            noisy.append(noisy_at(_timed(points, product, row["block_size"]), row["stored_sparsity"]))
+    return replicates.assign(
+        product_speedup=pd.Series(speedups, index=replicates.index, dtype=object), product_noisy=noisy
+    )
 
 
 def on_front(speedups: pd.Series, perplexities: pd.Series) -> list[bool]:
@@ -83,8 +92,11 @@ def on_front(speedups: pd.Series, perplexities: pd.Series) -> list[bool]:
 
 
 def tradeoff(replicates: pd.DataFrame, points: pd.DataFrame, product: Product | None) -> pd.DataFrame:
-    """Variants with both a perplexity and a product speedup, with `speed`, `ppl` and `front`: not beaten in both by another."""
-    joined = with_speedup(replicates, points, product)
+    """Variants with both a perplexity and a product speedup, with `speed`, `ppl` and `front`: not beaten in both by another.
+
+    A network that keeps no block is no trade, and left out.
+    """
+    joined = with_speedup(kept(replicates), points, product)
     joined = joined.assign(
         speed=[found.value for found in joined["product_speedup"]], ppl=[found.value for found in joined["test_ppl"]]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import matplotlib as mpl
@@ -14,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.load import records
-from analysis.panels import nothing_finished
+from analysis.panels import no_bound, nothing_finished
 from analysis.variants import common_block_size, common_sparsity, is_dense, replicates, runs
 
 GATES = ("i input", "f forget", "g cell", "o output")
@@ -45,7 +46,8 @@ def curves_figure(train: pd.DataFrame | None) -> Figure:
         return nothing_finished(title, train)
     chosen, size, target = chosen_runs(final)
     drawn, [[left, right]] = style.figure(4.4, 1, 2)
-    colours = style.variant_colours(chosen["variant"])
+    every = style.variant_colours(final["variant"])  # as in the other figures of the sweep
+    colours = {variant: every[variant] for variant in dict.fromkeys(chosen["variant"])}
     epochs = train.merge(chosen[["cell_id", "variant"]], on="cell_id")
     for variant, colour in colours.items():
         mine = epochs[epochs["variant"] == variant]
@@ -143,7 +145,8 @@ def integral_figure(train: pd.DataFrame | None) -> Figure:
     if train is None or final.empty:
         return style.empty_figure(title, "no pruned run has finished")
     chosen, size, target = chosen_runs(final)
-    drawn, [[left, right]] = style.figure(4.6, 1, 2)
+    found = replicates(final)
+    drawn, [[left, right]] = style.figure(max(4.6, 1.8 + 0.2 * len(found)), 1, 2)
     colours = style.variant_colours(final["variant"])
     for variant in dict.fromkeys(chosen["variant"]):
         cells = chosen.loc[chosen["variant"] == variant, "cell_id"]
@@ -154,7 +157,7 @@ def integral_figure(train: pd.DataFrame | None) -> Figure:
         xlabel="epoch", ylabel="share of blocks to multiply, 1 − mean ρ", ylim=(0, 1.05), title=_place(size, target)
     )
     left.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    _training_speedups(right, replicates(final), colours)
+    _training_speedups(right, found, colours)
     handles: list[Any] = [Line2D([], [], color=colours[name], linewidth=3, label=name) for name in colours]
     handles.append(
         Line2D([], [], color=style.GREY, marker="D", markerfacecolor="white", linestyle="--", label="predicted")
@@ -165,7 +168,8 @@ def integral_figure(train: pd.DataFrame | None) -> Figure:
     style.margin(drawn, [
         "Predicted: T_D / (T_S − Σ mean ρ_t) over the pruned matrices, were empty blocks free. Measured: seconds of the dense run of the "
         "same seed over seconds of this run; the runs were not interleaved, so it is rough. Runs on the dense path multiply masked weights at "
-        "dense speed: about 1× is what masks alone buy."])  # fmt: skip
+        "dense speed: about 1× is what masks alone buy.",
+        *no_bound("No prediction, for no block is ever kept", found[np.isinf(found["predicted_training"])])])  # fmt: skip
     return drawn
 
 
@@ -173,15 +177,17 @@ def _training_speedups(ax: Axes, found: pd.DataFrame, colours: dict[str, str]) -
     """Predicted (hollow) and measured (filled, with interval) training speedup, a line of the axis per setting."""
     found = found.sort_values(["target_sparsity", "variant", "block_size"], ascending=False, ignore_index=True)
     measured = list(found["measured_training"])
-    values = [bound for one in measured for bound in one[:3] if bound == bound] + found["predicted_training"].tolist()
-    low, high = min([0.7, *values]) / 1.1, max([2.0, *values]) * 1.15
+    values = [bound for one in measured for bound in one[:3]] + found["predicted_training"].tolist()
+    bounded = [value for value in values if math.isfinite(value)]
+    low, high = min([0.7, *bounded]) / 1.1, max([2.0, *bounded]) * 1.15
     style.speedup_axis(ax.xaxis, low, high)
     ax.axvspan(low, 1.0, color=style.SHADE, zorder=0)
     ax.axvline(1.0, color=style.GREY, linewidth=1.0, zorder=1)
     for height, row in enumerate(records(found)):
         colour, one = colours[row["variant"]], row["measured_training"]
-        ax.plot([1.0, row["predicted_training"]], [height] * 2, "--", color=colour, linewidth=1.0)
-        ax.plot(row["predicted_training"], height, "D", color=colour, markerfacecolor="white")
+        if math.isfinite(row["predicted_training"]):
+            ax.plot([1.0, row["predicted_training"]], [height] * 2, "--", color=colour, linewidth=1.0)
+            ax.plot(row["predicted_training"], height, "D", color=colour, markerfacecolor="white")
         if one.n:
             ax.errorbar(one.value, height, xerr=style.spread([one]), fmt="o", color=colour, capsize=2)
     labels = [f"ρ {row['target_sparsity']:g}, block {row['block_size']}" for row in records(found)]

@@ -6,6 +6,7 @@ Selection is at final sparsity only: an earlier epoch of a gradually pruned run 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -27,6 +28,7 @@ PRUNING_SETTINGS = (
     "scaled_start", "path",
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
+EQUAL = 0.05  # stored weights that differ by less, as a share, are called equal
 
 
 def prunes(row: dict[str, Any]) -> bool:
@@ -199,11 +201,20 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
 
 
 def common_sparsity(found: pd.DataFrame) -> float | None:
-    """The target sparsity that most pruned variants of `replicates` reached, the highest where several tie; None without one."""
+    """The target sparsity that stands for the pruned variants of `replicates`; None without one.
+
+    That with the most seeds, of equal ones that at which most variants were run, of those the highest.
+    """
     if found.empty or not (found["target_sparsity"] > 0).any():
         return None
-    variants = found[found["target_sparsity"] > 0].groupby("target_sparsity")["variant"].nunique()
-    return float(max(variants.index[variants == variants.max()]))
+    by_target = found[found["target_sparsity"] > 0].groupby("target_sparsity")
+    seeds, variants = by_target["seeds"].max(), by_target["variant"].nunique()
+    return float(max(seeds.index, key=lambda target: (seeds[target], variants[target], target)))
+
+
+def best_replicated(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of rows of `replicates`, among those with the most seeds the one with the best validation perplexity."""
+    return min(settings, key=lambda row: (-row["seeds"], float(row["val_ppl"].value)))
 
 
 def common_block_size(found: pd.DataFrame, target: float | None) -> int | None:

@@ -73,10 +73,11 @@ def _environment_errors() -> Iterator[None]:
     from bench.run import UnusableError
     from bench.store import LockedError
     from bench.validation import NewerError
+    from kernels.resources import ResourceError
 
     try:
         yield
-    except (UnusableError, LockedError, DamagedError, NewerError) as error:
+    except (UnusableError, LockedError, DamagedError, NewerError, ResourceError) as error:
         raise _ending(str(error), ENVIRONMENT) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

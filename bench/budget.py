@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from bench.cells import Cell, TrainCell
-from bench.checkpoint import Checkpoints
+from bench.checkpoint import CONTINUED, Checkpoints
 from bench.engines.local import Progress, Work, failure, run_cells
 from bench.estimate import Pace
 from bench.progress import labels, reporter
@@ -90,8 +90,9 @@ def run_jobs(
                 for ending in endings:
                     job = by_id[ending.cell.cell_id]
                     pace.learn(ending.cell, ending.seconds)
-                    ended(job, *publish_ending(job.tables, ending, workers), ending.seconds)
-                    if checkpoints:
+                    status, reason = publish_ending(job.tables, ending, workers)
+                    ended(job, status, reason, ending.seconds)
+                    if checkpoints and status not in CONTINUED:
                         checkpoints.discard([ending.cell.cell_id])
 
         try:

@@ -28,7 +28,7 @@ from bench.engines.local import Work, measure
 from bench.estimate import Pace, spoken
 from bench.provenance import source_hash
 from bench.quiet import await_quiet
-from bench.run import FINE, UnusableError, check_datasets, counted, terminable
+from bench.run import FINE, UnusableError, check_datasets, counted, lacked, terminable
 from bench.store import LockedError
 from bench.sweep import Sweep
 from bench.tables import Tables
@@ -74,10 +74,13 @@ def watched(checks: Sequence[CheckCell], ours: str) -> list[CheckCell]:
 
 
 def verdict(tables: Tables, cell: Cell) -> tuple[str, str] | None:
-    """What the check of a cell's kernel says against timing it: (status, reason), ('', '') where it is not made yet, or None."""
+    """What the check of a cell's kernel says against timing it: (status, reason), ('', '') where it is not made yet, or None.
+
+    A check for which the machine lacked something is not made yet.
+    """
     check = check_of(cell)
     rows = tables.rows(check) if check else []
-    if check and not rows:
+    if check and (not rows or any(map(lacked, rows))):
         return "", ""
     for row in rows:
         if row["status"] not in FINE:
@@ -87,8 +90,13 @@ def verdict(tables: Tables, cell: Cell) -> tuple[str, str] | None:
 
 
 def is_finished(tables: Tables, cell: Cell) -> bool:
-    """Whether a cell need not run: one that ended ill, and every check, is run again by other sources."""
+    """Whether a cell need not run. One that ended ill, and every check, is run again by other sources.
+
+    One for which the machine lacked something is run again always.
+    """
     rows = tables.rows(cell)
+    if any(map(lacked, rows)):
+        return False
     settled = rows and all(row["status"] == "ok" for row in rows) and not isinstance(cell, CheckCell)
     return bool(settled or (rows and rows[0]["source_hash"] == source_hash()))
 

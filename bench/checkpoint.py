@@ -28,13 +28,19 @@ from typing import Any, Protocol, TypeVar
 from bench.cells import TrainCell
 from bench.parquet import publish
 from bench.provenance import processor, source_hash
+from kernels.cache import read as regular
 
 FORMAT = "training checkpoint 1"
 FOLDER = ".checkpoints"
 SECONDS = 60.0
 DIGEST_BYTES = 32
 SHARE = 0.1  # of the time since the last checkpoint that another one at the end of an epoch may cost
-CONTINUED = ("timeout", "crashed", "out_of_memory")  # endings that a retry goes on from, where a checkpoint was left
+CONTINUED = (
+    "timeout",
+    "crashed",
+    "out_of_memory",
+    "failed",
+)  # endings that a retry goes on from, where a checkpoint was left
 
 State = dict[str, Any]
 Batch = TypeVar("Batch")
@@ -235,7 +241,7 @@ def read(path: Path, made_for: Mapping[str, str]) -> State:
     """What was written; ValueError, one line, where it is not whole or was made for anything else."""
     import torch
 
-    content = path.read_bytes()
+    content = regular(path, own=False)
     digest, data = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
     if hashlib.sha256(data).digest() != digest:
         raise ValueError(f"{path} is damaged: its sha256 is not the one at its beginning")

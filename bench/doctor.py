@@ -7,8 +7,10 @@ import importlib.metadata
 import platform
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 from bench.provenance import blas, physical_cores, processor, revision, source_hash
+from kernels.resources import ResourceError
 
 PACKAGES = (
     "numpy",
@@ -31,8 +33,6 @@ def findings() -> Iterator[Finding]:
     """(what, how it is) line by line; nothing is downloaded."""
     import torch
 
-    from bench.paths import kernel, missing_kernel
-
     commit, dirty = revision()
     yield "suite", f"commit {commit[:12] or 'unknown'}{' with changes' if dirty else ''}, sources {source_hash()}"
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
@@ -43,9 +43,19 @@ def findings() -> Iterator[Finding]:
     yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     yield "compiler", _compiler()
     yield from _backends()
-    yield "sparse path", missing_kernel() or kernel()
+    yield "sparse path", _sparse_path()
     yield from _breakevens()
     yield from _datasets()
+
+
+def _sparse_path() -> str:
+    """What computes the sparse path of the CPU, else why there is none."""
+    from bench.paths import kernel, missing_kernel
+
+    try:
+        return missing_kernel() or kernel()
+    except ResourceError as error:
+        return f"not today: {error}"
 
 
 def _cuda() -> str:
@@ -64,7 +74,10 @@ def _cuda_kernels() -> str:
     from kernels.backends.cuda_nvrtc import nvrtc
     from kernels.backends.cuda_rungs import WIDE
 
-    reason = unavailable()
+    try:
+        reason = unavailable()
+    except ResourceError as error:
+        return f"not today: {error}"
     if reason is not None:
         return f"no: {reason}"
     found = capability()
@@ -104,12 +117,22 @@ def _backends() -> Iterator[Finding]:
         )
     ]
     for name in BACKENDS:
-        try:
-            reasons = [BACKENDS[name].unsupported(problem) for problem in problems]
-            reason = None if None in reasons else "; ".join(dict.fromkeys(filter(None, reasons)))
-        except Exception as error:  # a broken backend is what a doctor is asked about
-            reason = f"{type(error).__name__}: {error}"
-        yield f"backend {name}", "works" if reason is None else f"unsupported: {reason}"
+        reasons = [_reason(name, problem) for problem in problems]
+        told = "; ".join(dict.fromkeys(filter(None, reasons))).replace("; unsupported: ", "; ")
+        yield f"backend {name}", "works" if None in reasons else told
+
+
+def _reason(name: str, problem: Any) -> str | None:
+    """Why a backend cannot solve a problem here, or not today, or None."""
+    from kernels.registry import BACKENDS
+
+    try:
+        reason = BACKENDS[name].unsupported(problem)
+    except ResourceError as error:
+        return f"not today: {error}"
+    except Exception as error:  # a broken backend is what a doctor is asked about
+        return f"broken: {type(error).__name__}: {error}"
+    return None if reason is None else f"unsupported: {reason}"
 
 
 def _breakevens() -> Iterator[Finding]:

@@ -24,7 +24,7 @@ from kernels.ops import kernel_for, lstm_kernel
 
 
 def missing_kernel(device: str = "cpu", precision: str = "ieee", block_size: int = 16) -> str | None:
-    """Why nothing can run on the sparse path of `device` here, or None."""
+    """Why nothing can run on the sparse path of `device` here, or None. ResourceError where that is so today only."""
     dtype = type_of_products(precision)
     try:
         kernel_for(OURS[device], dtype, torch.device(device), layer=True, block_size=block_size)

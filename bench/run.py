@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Any
 from bench.cells import Cell, TrainCell
 from bench.checkpoint import CONTINUED, FOLDER, SECONDS, Checkpoints
 from bench.data.corpus import data_dir, load_corpus
+from bench.emptied import warnings
 from bench.engines.local import Ending, Progress, Work, failure, measure, run_cells
 from bench.estimate import Pace, spoken
 from bench.progress import Reporter, labels, reporter
@@ -22,6 +23,7 @@ from bench.quiet import await_quiet
 from bench.store import Store, Stored
 from bench.sweep import Sweep
 from bench.tables import Tables
+from kernels.resources import ResourceError, is_lack
 
 FINE = ("ok", "unsupported")  # a sweep of these alone ends with exit status 0
 LISTED = 20  # cells that are not ok, named at the end
@@ -64,6 +66,7 @@ class Plan:
             lines.append(f"to run: {len(self.todo)}, about {spoken(seconds)} ({basis})")
         else:
             lines.append("to run: 0")
+        lines += warnings(self.todo)
         if self.halfway:
             lines.append(f"half done: {self.halfway} of them go on from a checkpoint")
         if self.other:
@@ -146,6 +149,12 @@ def check_datasets(cells: Sequence[Cell]) -> None:
             load_corpus(name, data_dir())
         except (OSError, ValueError, AssertionError) as error:
             raise UnusableError(f"dataset {name}: {error}") from None
+
+
+def lacked(row: Mapping[str, Any]) -> bool:
+    """Whether a cell failed for what the machine lacked that day, space or permission or a GPU that answers: no answer to be kept."""
+    reason = str(row["reason"])
+    return row["status"] == "failed" and (reason.startswith(ResourceError.__name__) or is_lack(reason))
 
 
 def stale(plan: Plan) -> list[str]:

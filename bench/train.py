@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from bench.causes import status_of
 from bench.cells import TrainCell
 from bench.checkpoint import Attributes, Checkpoints, GlobalRandom, Keeper, Part
 from bench.data.corpus import Corpus, batchify, cut, data_dir, epoch_slice, load_corpus, window_lengths
@@ -28,6 +29,7 @@ from bench.examiner import Examiner
 from bench.meter import Meter, norm_maps
 from bench.models.layers import State
 from bench.models.registry import MODELS
+from bench.needs import require_memory, require_text
 from bench.optimizer import make_optimizer, make_rates, scaled_rate
 from bench.paths import Paths, missing_kernel_of
 from bench.paths import kernel as sparse_kernel
@@ -37,6 +39,7 @@ from bench.provenance import physical_cores
 from bench.pruning.lasso import Lasso
 from bench.pruning.pruner import Pruner
 from bench.schema import TRAIN
+from kernels.driver import missing_gpu
 
 Row = dict[str, Any]
 Tell = Callable[[dict[str, float | int | str]], None]
@@ -54,11 +57,13 @@ def train_cell(
     checkpoints: where the run is put aside, and gone on from; it ends with the same `result` columns. export: where the finalised model of a cell that prunes with path "sparse" or "auto" is kept; `FinalModel.load` reads it.
 
     If the loss becomes NaN or infinite, the finished epochs come back as 'diverged' (one row without epoch if there is
-    none). torch's thread count is left pinned to the cell's. ValueError for unknown names and unusable data.
+    none); where anything else ends the run after an epoch, they come back as 'failed' or 'out_of_memory', and its checkpoint
+    stays. torch's thread count is left pinned to the cell's. ValueError for unknown names and unusable data, MemoryError where
+    a step cannot fit the memory there is; both before the first step.
     """
     torch.set_num_threads(cell.threads or physical_cores())
-    if cell.device == "cuda" and not torch.cuda.is_available():
-        return [{"status": "unsupported", "reason": "no CUDA device"}]
+    if cell.device == "cuda" and (missing := missing_gpu()):
+        return [{"status": "unsupported", "reason": missing}]
     if export is not None and (cell.canonical().path == "dense" or not export.parent.is_dir()):
         raise ValueError(
             f"export: {export}: accepted: a path in a folder that exists, of a cell that prunes on another path than dense"
@@ -80,6 +85,10 @@ def train_cell(
                 run.tell(epoch, train_ppl=trained["train_ppl"], val_ppl=measured["val_ppl"])
         except DivergedError as problem:
             return diverged(rows, run.step, str(problem))
+        except Exception as problem:
+            if len(rows) == 1:
+                raise  # no epoch to keep
+            return stopped(rows, *status_of(problem))
     return rows
 
 
@@ -109,6 +118,8 @@ class Run:
     def of(cls, cell: TrainCell, tell: Tell, checkpoints: Checkpoints | None = None) -> Run:
         """A run at its beginning, or where its checkpoint left it. The first weights are drawn on the CPU, whatever the device."""
         corpus = load_corpus(cell.dataset, data_dir())
+        require_text(cell, corpus)
+        require_memory(cell, count_parameters(cell, len(corpus.vocabulary)), len(corpus.vocabulary))
         kernel = "" if cell.path == "dense" else missing_kernel_of(cell) or sparse_kernel(cell.device)
         keeper = Keeper(checkpoints, cell, text=corpus.sha256, kernel=kernel)
         saved = keeper.find()
@@ -291,7 +302,19 @@ def diverged(rows: list[Row], step: int, reason: str) -> list[Row]:
     """The rows of a run that diverged: its finished epochs, or a single row without an epoch."""
     if len(rows) == 1:
         rows = [{**rows[0], "epoch": None, "step": step}]
-    return [{**row, "status": "diverged", "reason": reason} for row in rows]
+    return stopped(rows, "diverged", reason)
+
+
+def stopped(rows: list[Row], status: str, reason: str) -> list[Row]:
+    """The rows of finished epochs of a run that did not end ok, and why."""
+    return [{**row, "status": status, "reason": reason} for row in rows]
+
+
+def count_parameters(cell: TrainCell, vocabulary: int) -> int:
+    """Parameters of the model of a cell, without memory for it and without drawing a number."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = MODELS[cell.model](cell, vocabulary)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def epoch_windows(cell: TrainCell, length: int) -> list[list[int]]:

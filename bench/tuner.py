@@ -18,9 +18,10 @@ from bench.engines.local import Work, measure
 from bench.estimate import Pace
 from bench.parquet import publish
 from bench.provenance import source_hash
-from bench.run import terminable
+from bench.run import lacked, terminable
 from bench.sweep import Sweep
 from bench.tables import Tables
+from kernels.cache import SEAL, sealed
 
 SHAPE = ("op", "dtype", "math", "block_size", "m", "k", "n", "target_sparsity")
 PROVENANCE = ("commit", "dirty", "source_hash", "device_name", "driver", "torch", "python", "os", "started_at")
@@ -74,7 +75,7 @@ def run_tuner(
 
 
 def _is_stale(rows: list[dict[str, Any]]) -> bool:
-    return not rows or rows[0]["source_hash"] != source_hash()
+    return not rows or rows[0]["source_hash"] != source_hash() or any(map(lacked, rows))
 
 
 def winner(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -93,9 +94,10 @@ def winner(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(choices: list[dict[str, Any]], tables: Tables, cells: Sequence[TuneCell]) -> str:
-    """The table as JSON, an entry a line, with the provenance of the shape tuned last."""
+    """The table as JSON, an entry a line, with its sha256 and the provenance of the shape tuned last."""
     rows = [row for cell in cells for row in tables.rows(cell)[:1]]
     last = max(rows, key=lambda row: str(row["started_at"]))
-    provenance = json.dumps({name: last[name] for name in PROVENANCE})
+    whole = sealed({"provenance": {name: last[name] for name in PROVENANCE}, "choices": choices})
     lines = ",\n    ".join(json.dumps(choice) for choice in choices)
-    return f'{{\n  "provenance": {provenance},\n  "choices": [\n    {lines}\n  ]\n}}\n'
+    parts = [f'"{name}": {json.dumps(whole[name])}' for name in (SEAL, "provenance")]
+    return f'{{\n  {parts[0]},\n  {parts[1]},\n  "choices": [\n    {lines}\n  ]\n}}\n'

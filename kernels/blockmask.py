@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.operands import contiguous, require_values
+
 
 def nearest_multiples(size: int, block_size: int) -> str:
     """'640 or 672': the sizes around `size` that `block_size` divides, for error messages."""
@@ -42,47 +44,54 @@ def blocks_to_empty(sparsity: float, num_blocks: int) -> int:
 class BlockMask:
     """A boolean grid over square blocks, True = kept.
 
-    kept: bool[grid_rows, grid_cols], on the CPU. block_size: side of a block in elements.
+    kept: bool[grid_rows, grid_cols]; a copy of it is kept, on the CPU. block_size: side of a block in elements.
     """
 
     kept: Tensor
     block_size: int
 
     def __post_init__(self) -> None:
+        require_values("kept", self.kept)
         if self.kept.dtype != torch.bool or self.kept.ndim != 2:
             raise ValueError(
                 f"a BlockMask needs a 2-d bool grid, got {self.kept.dtype} with shape {tuple(self.kept.shape)}"
             )
         if self.block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {self.block_size}")
+        object.__setattr__(self, "kept", contiguous(self.kept.detach().to("cpu", copy=True)))
 
     @classmethod
     def full(cls, rows: int, cols: int, block_size: int) -> BlockMask:
         """Every block of a rows x cols matrix kept."""
-        return cls(torch.ones(grid_shape(rows, cols, block_size), dtype=torch.bool), block_size)
+        return cls(torch.ones(grid_shape(rows, cols, block_size), dtype=torch.bool, device="cpu"), block_size)
 
     @classmethod
     def from_scores(cls, scores: Tensor, sparsity: float, block_size: int) -> BlockMask:
         """The lowest-scoring share `sparsity` of the blocks emptied; ties go to the lower index. scores: [grid_rows, grid_cols]."""
+        require_values("scores", scores)
         kept = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
         order = torch.argsort(
             scores.detach().double().flatten(), stable=True
         )  # on a GPU if they are there: in a ramp it is often
         kept[order[: blocks_to_empty(sparsity, scores.numel())]] = False
-        return cls(kept.view(scores.shape).cpu(), block_size)
+        return cls(kept.view(scores.shape), block_size)
 
     @classmethod
     def random(cls, rows: int, cols: int, block_size: int, sparsity: float, generator: torch.Generator) -> BlockMask:
         """Exactly `blocks_to_empty` blocks, drawn uniformly, are empty."""
-        scores = torch.rand(grid_shape(rows, cols, block_size), generator=generator, dtype=torch.float64)
+        grid, device = grid_shape(rows, cols, block_size), generator.device
+        scores = torch.rand(grid, generator=generator, dtype=torch.float64, device=device)
         return cls.from_scores(scores, sparsity, block_size)
 
     @classmethod
     def from_dense(cls, weight: Tensor, block_size: int) -> BlockMask:
         """Kept = any element of the block is non-zero (NaN counts as non-zero). weight: [rows, cols]."""
+        require_values("weight", weight)
+        if weight.ndim != 2:
+            raise ValueError(f"weight must be [rows, cols], got {list(weight.shape)}")
         grid = grid_shape(weight.shape[0], weight.shape[1], block_size)
         blocks = (weight.detach() != 0).view(grid[0], block_size, grid[1], block_size)
-        return cls(blocks.any(dim=3).any(dim=1).cpu(), block_size)
+        return cls(blocks.any(dim=3).any(dim=1), block_size)
 
     @property
     def grid(self) -> tuple[int, int]:

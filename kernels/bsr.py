@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from kernels.blockmask import BlockMask, grid_shape
+from kernels.index import BSRIndex as BSRIndex
+from kernels.index import derive, unobserved
+from kernels.operands import contiguous, require_memory, require_values
 
 
 class TransposedIndex(NamedTuple):
@@ -24,24 +27,14 @@ class TransposedIndex(NamedTuple):
     positions: Tensor
 
 
-class BSRIndex(NamedTuple):
-    """Where the blocks lie, by block row (`rows` beside `indices`) and by block column (a `TransposedIndex`). All int32."""
-
-    indptr: Tensor
-    indices: Tensor
-    rows: Tensor
-    column_indptr: Tensor
-    column_rows: Tensor
-    positions: Tensor
-
-
 @dataclass(frozen=True, eq=False)
 class BSRMatrix:
     """Kept blocks of a matrix, block row by block row, columns ascending.
 
     data: [nnzb, b, b]; indices: int32[nnzb], block column of each block; indptr: int32[grid_rows + 1], where each block
-    row begins; shape: (rows, cols) in elements. The pattern is never changed in place: `plans` holds what kernels have prepared
-    for it, whatever the values.
+    row begins, all on one device; shape: (rows, cols) in elements. The values may change at any time and in any way: kernels
+    read them anew at each product, unless the matrix was frozen (`freeze`). The pattern is copied and never changes:
+    `plans` holds what kernels have prepared for it, whatever the values.
     """
 
     data: Tensor
@@ -49,8 +42,11 @@ class BSRMatrix:
     indptr: Tensor
     shape: tuple[int, int]
     plans: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    packed: dict[Any, Any] | None = field(default=None, init=False, repr=False)  # what kernels keep of values that stay
 
     def __post_init__(self) -> None:
+        for name in ("data", "indices", "indptr"):
+            require_memory(name, getattr(self, name))
         if self.data.ndim != 3 or self.data.shape[1] != self.data.shape[2]:
             raise ValueError(f"data must be [nnzb, b, b] with square blocks, got {tuple(self.data.shape)}")
         grid_rows, _ = grid_shape(*self.shape, self.block_size)
@@ -61,14 +57,20 @@ class BSRMatrix:
                 f"{self.nnzb} blocks in {grid_rows} block rows need indices[{self.nnzb}] and indptr[{grid_rows + 1}], "
                 f"got {tuple(self.indices.shape)} and {tuple(self.indptr.shape)}"
             )
+        if not self.data.device == self.indices.device == self.indptr.device:
+            devices = f"{self.data.device}, {self.indices.device} and {self.indptr.device}"
+            raise ValueError(f"data, indices and indptr must be on one device, got {devices}")
+        for name in ("indices", "indptr"):  # what others hold, they may change
+            object.__setattr__(self, name, contiguous(getattr(self, name).detach().clone()))
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: the fields, not what was derived from them or packed by a kernel."""
-        return {each.name: getattr(self, each.name) for each in fields(self)} | {"plans": {}}
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {"plans": {}, "packed": None}
 
     @classmethod
     def from_dense(cls, weight: Tensor, mask: BlockMask) -> BSRMatrix:
         """The blocks of `weight` that `mask` keeps, copied; what lies outside them is dropped. weight: [rows, cols]."""
+        require_values("weight", weight)
         if tuple(weight.shape) != mask.shape:
             raise ValueError(f"the mask covers {mask.shape}, the weight is {tuple(weight.shape)}")
         kept, size = mask.kept.to(weight.device), mask.block_size
@@ -77,6 +79,43 @@ class BSRMatrix:
         indptr = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=weight.device)
         indptr[1:] = kept.sum(dim=1).cumsum(0)
         return cls(blocks[rows, cols].contiguous(), cols.to(torch.int32), indptr, mask.shape)
+
+    @property
+    def operand(self) -> BSRMatrix:
+        """What kernels multiply: this one, or of a frozen matrix the one that holds its values.
+
+        ValueError where a tensor of the user's that holds the values was given another size since.
+        """
+        if self.data.shape != self.blocks:
+            raise ValueError(
+                f"data must be {list(self.blocks)} as when the matrix was made, got {list(self.data.shape)}"
+            )
+        return self
+
+    @cached_property
+    def blocks(self) -> tuple[int, int, int]:
+        """(nnzb, b, b) by the pattern alone."""
+        size = self.shape[0] // (self.indptr.shape[0] - 1)
+        return self.indices.shape[0], size, size
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the values can no longer change."""
+        return False
+
+    def freeze(self) -> FrozenBSRMatrix:
+        """The matrix with a copy of today's values that nobody can change, so that kernels may keep what they pack of them.
+
+        For inference: products on a CPU pack the values, which takes about as long as a product with 20 columns, and of a
+        frozen matrix they do so once. It costs memory: the copy, and beside it one packed copy as large for each height of
+        tiles that the numbers of columns call for (one or two). No gradient reaches it. `unfreeze` gives an ordinary
+        matrix again; copies and pickles are ordinary too.
+        """
+        return FrozenBSRMatrix(self)
+
+    def unfreeze(self) -> BSRMatrix:
+        """An ordinary matrix of these values: this one if it is, else with a copy of them."""
+        return self
 
     @property
     def block_size(self) -> int:
@@ -101,51 +140,90 @@ class BSRMatrix:
         """Bytes of `indices` and `indptr`."""
         return 4 * (self.indices.numel() + self.indptr.numel())
 
-    def _check_pattern(self) -> None:
-        """Kernels neither look where `indptr` and `indices` point nor sort them."""
-        if self.indptr[[0, -1]].tolist() != [0, self.nnzb] or bool((self.indptr.diff() < 0).any()):
-            raise ValueError(f"indptr must rise from 0 to {self.nnzb}, the number of blocks in data")
-        if bool(((self.indices < 0) | (self.indices >= self.grid[1])).any()):
-            raise ValueError(f"indices must lie in [0, {self.grid[1]}), the number of block columns")
-        if bool((self.indices.diff() <= 0)[self.row_indices.diff() == 0].any()):
-            raise ValueError("indices must ascend within each block row")
-
-    @cached_property
-    def row_indices(self) -> Tensor:
-        """Block row of each block: int32[nnzb]."""
-        rows = torch.arange(self.grid[0], dtype=torch.int32, device=self.indptr.device)
-        return rows.repeat_interleave(self.indptr.diff(), output_size=self.nnzb)
-
     @cached_property
     def index(self) -> BSRIndex:
         """Everything products need to know of the pattern; ValueError where it points outside the matrix or `data`."""
-        self._check_pattern()
-        return BSRIndex(self.indptr, self.indices, self.row_indices, *self.transposed_index)
+        return derive(self.indptr, self.indices, self.grid[1])
+
+    @property
+    def row_indices(self) -> Tensor:
+        """Block row of each block: int32[nnzb]."""
+        return self.index.rows
+
+    @property
+    def transposed_index(self) -> TransposedIndex:
+        """The blocks by block column, for products with the transpose; no value is copied."""
+        index = self.index
+        return TransposedIndex(index.column_indptr, index.column_rows, index.positions)
 
     def with_data(self, data: Tensor) -> BSRMatrix:
         """The same pattern with other values, sharing what was derived from the pattern. data: [nnzb, b, b]."""
-        other = BSRMatrix(data, self.indices, self.indptr, self.shape)
-        shared = {name: getattr(self, name) for name in ("row_indices", "transposed_index", "index", "plans")}
-        other.__dict__.update(shared)
+        require_memory("data", data)
+        if data.shape != self.blocks or data.device != self.indices.device:
+            wanted = f"{list(self.blocks)} on {self.indices.device}"
+            raise ValueError(f"data must be {wanted}, got {list(data.shape)} on {data.device}")
+        other, index = object.__new__(BSRMatrix), self.index
+        same = {name: self.__dict__[name] for name in ("indices", "indptr", "shape", "plans", "blocks")}
+        other.__dict__.update(same, data=data, packed=None, index=index)
         return other
 
     @property
     def mask(self) -> BlockMask:
-        kept = torch.zeros(self.grid, dtype=torch.bool)
-        kept[self.row_indices.cpu(), self.indices.cpu()] = True
+        kept = torch.zeros(self.grid, dtype=torch.bool, device="cpu")
+        kept[self.index.rows.cpu(), self.index.indices.cpu()] = True
         return BlockMask(kept, self.block_size)
 
     def to_dense(self) -> Tensor:
         """[rows, cols], zero outside the stored blocks; differentiable in `data`."""
         grid_rows, grid_cols = self.grid
         blocks = self.data.new_zeros(grid_rows, grid_cols, self.block_size, self.block_size)
-        blocks = blocks.index_put((self.row_indices.long(), self.indices.long()), self.data)
+        blocks = blocks.index_put((self.index.rows.long(), self.index.indices.long()), self.data)
         return blocks.permute(0, 2, 1, 3).reshape(self.shape)
 
-    @cached_property
-    def transposed_index(self) -> TransposedIndex:
-        """The blocks by block column, for products with the transpose; no value is copied."""
-        positions = torch.argsort(self.indices, stable=True)
-        indptr = torch.zeros(self.grid[1] + 1, dtype=torch.int32, device=self.indices.device)
-        indptr[1:] = torch.bincount(self.indices, minlength=self.grid[1]).cumsum(0)
-        return TransposedIndex(indptr, self.row_indices[positions], positions.to(torch.int32))
+
+class FrozenBSRMatrix(BSRMatrix):
+    """A BSRMatrix whose values are its own: `data` is a copy of them, made at each access, so writing to it changes nothing."""
+
+    def __init__(self, matrix: BSRMatrix) -> None:
+        with unobserved(), torch.no_grad():
+            inner = matrix.with_data(contiguous(matrix.data.detach().clone()))
+        inner.__dict__["packed"] = {}
+        self.__dict__.update(inner=inner, **{name: getattr(inner, name) for name in ("indices", "indptr", "shape")})
+        self.__dict__.update(plans=inner.plans, packed=inner.packed, index=inner.index)
+
+    @property
+    def data(self) -> Tensor:
+        return self.operand.data.clone()
+
+    @property
+    def operand(self) -> BSRMatrix:
+        inner: BSRMatrix = self.__dict__["inner"]
+        return inner
+
+    @property
+    def frozen(self) -> bool:
+        return True
+
+    def freeze(self) -> FrozenBSRMatrix:
+        return self
+
+    def unfreeze(self) -> BSRMatrix:
+        return self.with_data(self.data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BSRMatrix, (self.data, self.indices, self.indptr, self.shape)
+
+    @property
+    def block_size(self) -> int:
+        return self.operand.block_size
+
+    @property
+    def nnzb(self) -> int:
+        return self.operand.nnzb
+
+    @property
+    def values_nbytes(self) -> int:
+        return self.operand.values_nbytes
+
+    def to_dense(self) -> Tensor:
+        return self.operand.to_dense()

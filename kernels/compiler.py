@@ -2,7 +2,11 @@
 
 A library's name is the hash of its source and headers, flags, compiler version and CPU model, so that a changed source, a new
 compiler or a home folder shared between machines never finds a wrong one. It is compiled under a name of its own and
-then renamed, so that two processes may compile at once.
+then renamed, so that two processes may compile at once. A kept one is loaded only if it is whole (`kernels.cache`), which
+takes 0.2 ms a library.
+
+What the machine lacks today (space, memory, permission, time) is a ResourceError, and asked again at the next call; it is no
+property of its compilers, as a CompileError is.
 
 The environment variable BENCH_KERNEL_FLAGS adds flags after ours, for all kernels of a process: sanitizers
 ('-fsanitize=address'), or another CPU ('-march=x86-64'). Its builds have names of their own in the cache.
@@ -19,14 +23,21 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernels.cache import cache_folder, is_kept, keep
+from kernels.resources import ResourceError, in_words, is_lack, shown
+
 HOW_TO_GET_ONE = "install g++ or clang++, set CXX, or pip install ziglang"
 COMPILE_SECONDS = 300
+ROOM = 2**20  # bytes: on a disk with less, that is the reason of a failure, whatever the compiler says
+KILLED = ("SIGKILL", "SIGTERM", "SIGBUS", "SIGXFSZ", "SIGXCPU")  # from outside; a compiler that crashes does not work
 FLAGS_VARIABLE = "BENCH_KERNEL_FLAGS"
 
 
@@ -41,21 +52,6 @@ class Library:
     handle: ctypes.CDLL
     compiler: str
     added_flags: tuple[str, ...] = ()
-
-
-def cache_folder() -> Path:
-    """Where compiled libraries are kept: a folder of the user's, or a temporary one where that cannot be written."""
-    if sys.platform == "win32":
-        home = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    else:
-        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(home) / "block-sparse-bench"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="block-sparse-bench-"))
 
 
 def candidates() -> list[list[str]]:
@@ -100,22 +96,65 @@ def cpu_model() -> str:
 
 
 def _run(command: list[str], folder: Path) -> str:
-    """Standard output of `command`; CompileError with the first line that mentions an error."""
+    """Standard output of `command`. CompileError with the first line that mentions an error, ResourceError for a lack."""
     environment = {
         "ZIG_GLOBAL_CACHE_DIR": str(folder / "zig"),
         "ZIG_LOCAL_CACHE_DIR": str(folder / "zig"),
         **os.environ,
+        "LC_ALL": "C",  # the words for a lack are known in English
     }
+    program = Path(command[0]).name
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=COMPILE_SECONDS, env=environment, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CompileError(f"{Path(command[0]).name}: {error}") from error
+        done = _done(command, environment)
+    except subprocess.TimeoutExpired:
+        raise ResourceError(f"{program} took more than {COMPILE_SECONDS} s") from None
+    except OSError as error:
+        raise (ResourceError if is_lack(error) else CompileError)(f"{program}: {error}") from error
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise CompileError(next((line for line in lines if "error" in line), lines[0])[:200])
+        lines = [line.strip()[:200] for line in done.stderr.strip().splitlines()] or [_ended(done.returncode)]
+        if lack := next(filter(is_lack, lines), None) or _killed(done.returncode) or full(folder):
+            raise ResourceError(f"{program}: {lack} (compiled in {shown(folder)})")
+        raise CompileError(next((line for line in lines if "error" in line), lines[0]))
     return done.stdout
+
+
+def _done(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`command` run to its end. Where it is cut short its own children end too, for they would hold the pipes."""
+    posix = os.name == "posix"
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        encoding="utf-8", errors="replace", env=environment, start_new_session=posix,
+    ) as process:  # fmt: skip
+        try:
+            out, err = process.communicate(timeout=COMPILE_SECONDS)
+        except BaseException:
+            with suppress(OSError):
+                if posix:
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _ended(status: int) -> str:
+    """How a program ended, or one that it ran, as shells tell it."""
+    number = -status if status < 0 else status - 128
+    return f"killed by {signal.Signals(number).name}" if number in set(signal.Signals) else f"exit status {status}"
+
+
+def _killed(status: int) -> str | None:
+    """What killed a program from outside, if anything did."""
+    ended = _ended(status)
+    return ended if ended.split()[-1] in KILLED else None
+
+
+def full(folder: Path) -> str | None:
+    """Which of the disks that a compiler writes to has no room, or None."""
+    for each in (folder, Path(tempfile.gettempdir())):
+        with suppress(OSError):
+            if shutil.disk_usage(each).free < ROOM:
+                return f"No space left on device: {shown(each)}"
+    return None
 
 
 def source_text(source: Path, folders: tuple[Path, ...] = ()) -> str:
@@ -125,7 +164,7 @@ def source_text(source: Path, folders: tuple[Path, ...] = ()) -> str:
         path = waiting.pop()
         if path in texts:
             continue
-        texts[path] = path.read_text(encoding="utf-8")
+        texts[path] = path.read_text(encoding="utf-8", errors="replace")
         for name in re.findall(r'^#include "(.+)"', texts[path], re.MULTILINE):
             found = [folder / name for folder in (path.parent, *folders) if (folder / name).exists()]
             waiting += found[:1]  # none: what only another compiler includes
@@ -134,32 +173,34 @@ def source_text(source: Path, folders: tuple[Path, ...] = ()) -> str:
 
 def _build(command: list[str], source: Path, defines: tuple[str, ...], options: tuple[str, ...]) -> Library:
     folder = cache_folder()
-    version = _run([*command, "--version"], folder).splitlines()[0]
+    version = next(iter(_run([*command, "--version"], folder).splitlines()), "")
     arguments = [*flags(command), *(f"-D{define}" for define in defines), *options]
     folders = tuple(Path(option[2:]) for option in options if option.startswith("-I"))
     parts = [source_text(source, folders), *command, *arguments, version, platform.platform(), cpu_model()]
     name = f"{source.stem}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}"
     path = folder / (name + (".dll" if sys.platform == "win32" else ".so"))
-    if path.exists():
-        try:
+    if is_kept(path):
+        with suppress(OSError):  # whole, and yet it does not load: compiled again below
             return Library(ctypes.CDLL(str(path)), version, added_flags())
-        except OSError:
-            path.unlink(missing_ok=True)  # damaged: compiled again below
     with tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as temporary:
         fresh = Path(temporary) / path.name
         _run([*command, *arguments, str(source), "-o", str(fresh)], folder)
-        fresh.replace(path)
+        keep(fresh, path)
     try:
         return Library(ctypes.CDLL(str(path)), version, added_flags())
     except OSError as error:
-        raise CompileError(f"the compiled library does not load: {error}") from error
+        lack = str(error) if is_lack(error) else full(folder)
+        raise (ResourceError if lack else CompileError)(
+            f"the compiled library does not load: {lack or error}"
+        ) from error
 
 
 def compile_library(source: Path, defines: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> Library:
     """`source` compiled by the first compiler that manages, and loaded; CompileError, one line, where none does.
 
     defines: 'NAME=VALUE' macros. options: compiler options that win over ours; headers are looked for in their '-IFOLDER'.
-    Tried once per process, with or without success.
+    Tried once per process, with or without success. ResourceError where the machine lacks something today: no other compiler
+    is tried then, whose library would be another, and the next call tries again.
     """
     result = _compile_once(source, defines, options)
     if isinstance(result, str):
@@ -177,9 +218,14 @@ def _compile_once(source: Path, defines: tuple[str, ...], options: tuple[str, ..
     for command in commands:
         try:
             return _build(command, source, defines, options)
-        except (CompileError, OSError) as error:
+        except CompileError as error:
             failures.append(f"{' '.join([Path(command[0]).name, *command[1:]])}: {error}")
+        except (OSError, ResourceError) as error:
+            raise ResourceError(_short(f"kernels cannot be compiled today: {in_words(error)}", source)) from error
     added = os.environ.get(FLAGS_VARIABLE)
     remedy = f"{FLAGS_VARIABLE} adds {added!r}" if added else HOW_TO_GET_ONE
-    reason = f"no C++ compiler works here ({failures[0]}); {remedy}"
+    return _short(f"no C++ compiler works here ({failures[0]}); {remedy}", source)
+
+
+def _short(reason: str, source: Path) -> str:
     return reason.replace("\n", " ").replace(f"{source.parent}{os.sep}", "")

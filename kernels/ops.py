@@ -22,6 +22,7 @@ from kernels.backends import (
 from kernels.backends.cuda_lstm_operator import Weight
 from kernels.backends.cuda_operators import kept_pattern, pattern_for
 from kernels.bsr import BSRMatrix
+from kernels.operands import require, require_memory
 from kernels.products import cuda_dsd, taped
 from kernels.products import dsd as dsd
 from kernels.products import sdd as sdd
@@ -36,7 +37,7 @@ def kernel_for(
     """'cuda', 'native' or 'torch': which one runs products, or an LSTM `layer`, when `kernel` is asked for.
 
     'auto' is one of our own wherever it can. block_size, nnzb: of the weight, for 'cuda' hangs on them. ValueError where a
-    kernel is asked for by name and cannot run, saying why.
+    kernel is asked for by name and cannot run, saying why; ResourceError where one that could cannot be compiled today.
     """
     if kernel not in KERNELS:
         raise ValueError(f"unknown kernel {kernel!r}; accepted: {', '.join(KERNELS)}")
@@ -91,11 +92,14 @@ def is_inference(*tensors: Tensor) -> bool:
 def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> Tensor:
     """Y[m, n] = W[m, k] @ X[k, n]; differentiable in `weight.data` and `x`, so no gradient exists at empty blocks.
 
-    Where no gradient is wanted, the values are packed at the first call and kept with `weight` until they change.
+    Values are packed at each call, for they may change in ways that torch does not count; of a frozen weight (`BSRMatrix.freeze`)
+    once, where no gradient is wanted.
     Y has the memory order of X: for activations [n, k], `block_sparse_matmul(weight, activations.T).T` copies nothing
     and is contiguous. kernel: 'auto', 'cuda', 'native' or 'torch'; `kernel_for` says which one 'auto' is. Native is for
     float32, float64, and bfloat16 where the CPU has instructions for it: summed in float32, the result rounded once.
     """
+    require_memory("x", x)
+    weight = weight.operand
     data, shape, dtype, device = weight.data, x.shape, x.dtype, x.device
     if len(shape) != 2 or shape[0] != weight.shape[1]:
         raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(shape)}")
@@ -126,13 +130,16 @@ def _loop(projected: Tensor, h: Tensor, c: Tensor, weight: BSRMatrix, kernel: st
     return torch.stack(outputs), h, c
 
 
-def _check_shapes(x: Tensor, state: tuple[Tensor, Tensor], shape: tuple[int, int], weight_hh: BSRMatrix) -> None:
+def _check_shapes(x: Tensor, state: tuple[Tensor, Tensor], shape: tuple[int, ...], weight_hh: BSRMatrix) -> None:
+    if len(shape) != 2:
+        raise ValueError(f"weight_ih must be [rows, in], got {list(shape)}")
     (rows, into), hidden = shape, weight_hh.shape[1]
     if weight_hh.shape[0] != 4 * hidden or rows != 4 * hidden:
         raise ValueError(f"the weights must have 4 x {hidden} rows, got {rows} and {weight_hh.shape[0]}")
     if x.ndim != 3 or x.shape[0] < 1 or x.shape[1] < 1 or x.shape[2] != into:
         raise ValueError(f"x must be [steps, batch, {into}], got {tuple(x.shape)}")
     for name, each in zip(("h0", "c0"), state, strict=True):
+        require_memory(name, each)
         if each.shape != (1, x.shape[1], hidden):
             raise ValueError(f"{name} must be {(1, x.shape[1], hidden)}, got {tuple(each.shape)}")
         if each.device != x.device or weight_hh.data.device != x.device:
@@ -150,8 +157,7 @@ def _check_input_weight(x: Tensor, values: Tensor) -> None:
 
 def _check_biases(biases: list[Tensor], x: Tensor, rows: int) -> None:
     for each in biases:
-        if each.shape != (rows,) or each.dtype != x.dtype:
-            raise ValueError(f"biases must be {x.dtype} [{rows}], got {each.dtype} {list(each.shape)}")
+        require("biases", each, (rows,), x.dtype, x.device)
 
 
 def block_sparse_lstm(
@@ -167,13 +173,18 @@ def block_sparse_lstm(
 
     x: [steps, batch, in]; state: h0 and c0, [1, batch, hidden] each, or None for zeros; weight_ih: [4 hidden, in];
     weight_hh: [4 hidden, hidden]; y: [steps, batch, hidden]. Differentiable once in x, the state, the kept values and
-    the biases. Packed values are kept as in `block_sparse_matmul`. kernel: as there; `kernel_for` says which one 'auto' is, and
+    the biases. Values are packed as in `block_sparse_matmul`. kernel: as there; `kernel_for` says which one 'auto' is, and
     `lstm_kernel` what goes through the steps.
     """
+    for name, each in (("x", x), ("weight_ih", weight_ih), ("bias_ih", bias_ih), ("bias_hh", bias_hh)):
+        if each is not None and not isinstance(each, BSRMatrix):
+            require_memory(name, each)
+    weight_hh = weight_hh.operand
+    weight_ih = weight_ih.operand if isinstance(weight_ih, BSRMatrix) else weight_ih
     if state is None:
-        zeros = x.new_zeros(1, x.shape[1], weight_hh.shape[1])
+        zeros = x.new_zeros(1, *x.shape[1:2], weight_hh.shape[1])
         state = zeros, zeros
-    _check_shapes(x, state, (weight_ih.shape[0], weight_ih.shape[1]), weight_hh)
+    _check_shapes(x, state, tuple(weight_ih.shape), weight_hh)
     _check_input_weight(x, weight_ih.data)
     chosen = kernel_for(kernel, x.dtype, x.device, layer=True, **_sizes(weight_hh))
     biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]

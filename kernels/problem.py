@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernels.blockmask import BlockMask, grid_shape
 from kernels.bsr import BSRMatrix
+from kernels.driver import missing_gpu
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPS = ("dsd", "dsd_t", "sdd")
@@ -55,19 +56,22 @@ class Problem:
         return DTYPES[self.dtype]
 
     def missing_device(self) -> str | None:
-        """Why the operands cannot be made, or not be multiplied as wanted, on the device here; or None."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            return "no CUDA device"
+        """Why the operands cannot be made, or not be multiplied as wanted, on the device here; or None.
+
+        ResourceError where the device does not answer today.
+        """
+        if self.device == "cuda" and (missing := missing_gpu()):
+            return missing
         return "tf32 is arithmetic of GPUs" if self.device == "cpu" and self.math == "tf32" else None
 
     def _generator(self, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 16 + stream)
+        return torch.Generator("cpu").manual_seed(self.seed * 16 + stream)
 
     def _random_mask(self, stream: int, rows: int, cols: int) -> BlockMask:
         return BlockMask.random(rows, cols, self.block_size, self.sparsity, self._generator(stream))
 
     def _normal(self, stream: int, *shape: int, scale: float = 1.0) -> Tensor:
-        drawn = torch.randn(shape, generator=self._generator(stream), dtype=torch.float32) * scale
+        drawn = torch.randn(shape, generator=self._generator(stream), dtype=torch.float32, device="cpu") * scale
         return drawn.to(device=self.device, dtype=self.torch_dtype).contiguous()
 
     def _pruned(self, weight: Tensor, mask: BlockMask) -> Tensor:
@@ -179,7 +183,10 @@ class Backend(Protocol):
     """One implementation of the problems, or of some of them."""
 
     def unsupported(self, problem: Problem) -> str | None:
-        """Why this backend cannot solve `problem` here, or None. Never raises."""
+        """Why this backend cannot solve `problem` here, or None.
+
+        The answer is kept. What the machine lacks today is none: that raises, as ResourceError or in words of its own.
+        """
         ...
 
     def prepare(self, problem: Problem) -> Launch:

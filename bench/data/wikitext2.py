@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.data.corpus import DATA_DIR_VARIABLE, EOS, Corpus, build_vocabulary
+from kernels.resources import is_of_disk
 
 PARTS = ("train", "valid", "test")
 TOKENS = {"train": 2_088_628, "valid": 217_646, "test": 245_569}
@@ -73,7 +74,10 @@ def _fetch(url: str, scratch: Path, name: str) -> Path:
 
 
 def download(home: Path) -> None:
-    """Put verified files into `home` from the first mirror that works. ValueError with what to do where none does."""
+    """Put verified files into `home` from the first mirror that works.
+
+    ValueError with what to do where none does; OSError where the disk has no room for them.
+    """
     sources: list[Callable[[Path], dict[str, Path]]] = [from_files]
     sources += [functools.partial(from_archive, url) for url in ARCHIVE_MIRRORS]
     home.mkdir(parents=True, exist_ok=True)
@@ -81,7 +85,9 @@ def download(home: Path) -> None:
         with tempfile.TemporaryDirectory(dir=home, prefix=".download-") as scratch:
             try:
                 found = source(Path(scratch))
-            except Exception:  # a mirror fails in many ways (network, HTTP status, not a zip): the next one is tried
+            except Exception as error:  # in many ways (network, HTTP status, not a zip): the next mirror is tried
+                if is_of_disk(error):
+                    raise
                 continue
             if not any(fault(part, path.read_bytes()) for part, path in found.items()):
                 for part, path in found.items():

@@ -22,6 +22,7 @@ from typing import Any
 
 from pebble import CONSTS, ProcessExpired, ProcessPool
 
+from bench.causes import status_of
 from bench.cells import Cell, CheckCell, TimedCell, TrainCell, TuneCell
 from bench.checkpoint import Checkpoints
 from bench.provenance import physical_cores
@@ -226,8 +227,8 @@ def _work_on(work: Work, cell: Cell, progress: Path) -> Ending:
     try:
         rows = work(cell, tell)
     except (Exception, SystemExit) as error:
-        status = "out_of_memory" if _is_out_of_memory(error) else "failed"
-        rows = [{"status": status, "reason": " ".join(f"{type(error).__name__}: {error}".split())[:500]}]
+        status, reason = status_of(error)
+        rows = [{"status": status, "reason": reason}]
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else None
     earlier = max((row.get("earlier_seconds") or 0.0 for row in rows), default=0.0)
@@ -243,12 +244,3 @@ def _is_spoiled(torch: Any) -> bool:
     except RuntimeError:
         return True
     return False
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Python says MemoryError, torch OutOfMemoryError on a GPU, and on a CPU a RuntimeError in words of its own."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
-    )

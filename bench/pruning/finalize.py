@@ -42,12 +42,16 @@ class FinalLayer:
 class FinalModel:
     """The model of `bench.models.lstm` in evaluation, its pruned weights as BSR; calls give what that gives.
 
-    embedding: [vocabulary, size], the decoder's weight too; decoder_bias: [vocabulary].
+    embedding: [vocabulary, size], the decoder's weight too; decoder_bias: [vocabulary]. The block-sparse weights are frozen:
+    a copy of each is kept, and on a CPU a packed one beside it from the first call on.
     """
 
     embedding: Tensor
     decoder_bias: Tensor
     layers: tuple[FinalLayer, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(map(_frozen, self.layers)))
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
@@ -71,7 +75,8 @@ class FinalModel:
         def moved(weight: Tensor | BSRMatrix) -> Any:
             if isinstance(weight, Tensor):
                 return weight.to(device, dtype)
-            data, indices, indptr = weight.data.to(device, dtype), weight.indices.to(device), weight.indptr.to(device)
+            data = weight.operand.data.to(device, dtype)
+            indices, indptr = weight.indices.to(device), weight.indptr.to(device)
             return BSRMatrix(data, indices, indptr, weight.shape)
 
         layers = tuple(FinalLayer(**{name: moved(getattr(layer, name)) for name in WEIGHTS}) for layer in self.layers)
@@ -91,7 +96,9 @@ class FinalModel:
     @property
     def dense_nbytes(self) -> int:
         """Bytes of the same weights as dense matrices."""
-        return sum(weight.shape[0] * weight.shape[1] * weight.data.element_size() for weight in self.sparse_weights)
+        return sum(
+            weight.shape[0] * weight.shape[1] * weight.operand.data.element_size() for weight in self.sparse_weights
+        )
 
     def save(self, path: Path) -> None:
         """Write the model to `path`, as tensors of the CPU, and its checksum to `path`.sha256."""
@@ -147,10 +154,17 @@ def finalize(model: nn.Module, masks: Mapping[str, BlockMask]) -> FinalModel:
     return FinalModel(embedding, model.decoder_bias.detach().clone(), tuple(layers))  # type: ignore[operator]
 
 
+def _frozen(layer: FinalLayer) -> FinalLayer:
+    """The same layer, its block-sparse weights frozen."""
+    weights: dict[str, Any] = {name: getattr(layer, name) for name in WEIGHTS}
+    weights |= {name: each.freeze() for name, each in weights.items() if isinstance(each, BSRMatrix)}
+    return FinalLayer(**weights)
+
+
 def _pack(weight: Tensor | BSRMatrix) -> Tensor | dict[str, Any]:
     if isinstance(weight, Tensor):
         return weight
-    return {"data": weight.data, "indices": weight.indices, "indptr": weight.indptr, "shape": weight.shape}
+    return {"data": weight.operand.data, "indices": weight.indices, "indptr": weight.indptr, "shape": weight.shape}
 
 
 def _unpack(stored: Any) -> Any:

@@ -34,7 +34,7 @@ class Buffers:
         """As torch.empty on a CPU."""
         size = math.prod(shape) * dtype.itemsize
         if size < SMALLEST:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         buffer = self._take(-(-size // GRAIN) * GRAIN)
         array: np.ndarray[tuple[int], np.dtype[np.uint8]] = buffer.numpy()[:size]
         weakref.finalize(array, self._give_back, buffer).atexit = False
@@ -71,7 +71,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 def _fresh(size: int) -> Tensor:
     """`size` bytes that begin where a huge page does."""
-    memory = torch.empty(size + GRAIN, dtype=torch.uint8)
+    memory = torch.empty(size + GRAIN, dtype=torch.uint8, device="cpu")
     skipped = -memory.data_ptr() % GRAIN
     buffer = memory[skipped : skipped + size]
     if advise := _madvise():

@@ -11,8 +11,6 @@ import functools
 import hashlib
 import json
 import re
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,9 +20,14 @@ from typing import Any, Protocol
 import torch
 
 from kernels.backends.cuda_nvrtc import nvrtc
-from kernels.compiler import CompileError, cache_folder
+from kernels.cache import DoubtError, cache_folder, publish, read, read_sealed, say, sealed
+from kernels.compiler import CompileError
+from kernels.driver import driver as _driver
+from kernels.driver import error_name, missing_gpu
+from kernels.resources import shown
 
 FOLDER = Path(__file__).parent / "cuda"
+FACTS = {"registers": int, "spill_bytes": int, "shared_bytes": int, "seconds": float, "log": str}  # of a `Cubin`, kept
 INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
 ONE_POINTER = ctypes.c_void_p * 1
 NOTHING_MORE = (None,)  # `extra` of cuLaunchKernel
@@ -123,30 +126,27 @@ def compile_cubin(variant: Variant, arch: str) -> Cubin:
 
 
 def _cached(path: Path) -> Cubin | None:
-    """The cubin at `path` with its facts; None where there is none, or where what is there is damaged."""
+    """The cubin at `path` with its facts; None where there is none, or where what is there is doubtful, and a line says why."""
     try:
-        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        intact = facts.pop("sha256") == hashlib.sha256(path.read_bytes()).hexdigest()
-        return Cubin(path, **facts) if intact else None
-    except (OSError, ValueError, TypeError, KeyError):
+        facts = read_sealed(path.with_suffix(".json"))
+        if facts.pop("name", None) != path.name or facts.pop("code", None) != hashlib.sha256(read(path)).hexdigest():
+            raise DoubtError(f"{shown(path)} is damaged: it is not the code that its facts are of")
+        if {name: type(fact) for name, fact in facts.items()} != FACTS:
+            raise DoubtError(f"{shown(path)} has other facts than a cubin has")
+        return Cubin(path, **facts)
+    except FileNotFoundError:
+        return None
+    except DoubtError as doubt:
+        say(f"{doubt}; compiled anew")
         return None
 
 
 def _keep(cubin: Cubin, code: bytes) -> None:
-    """Write code and facts under names of their own, then rename: two processes may compile at once."""
-    facts: dict[str, Any] = {**asdict(cubin), "sha256": hashlib.sha256(code).hexdigest()}
+    """Publish code and facts; two processes may compile at once."""
+    facts: dict[str, Any] = {"name": cubin.path.name, "code": hashlib.sha256(code).hexdigest(), **asdict(cubin)}
     del facts["path"]
-    with tempfile.TemporaryDirectory(prefix=".compiling-", dir=cubin.path.parent) as temporary:
-        for path, content in ((cubin.path, code), (cubin.path.with_suffix(".json"), json.dumps(facts).encode())):
-            fresh = Path(temporary) / path.name
-            fresh.write_bytes(content)
-            fresh.replace(path)
-
-
-@functools.cache
-def _driver() -> ctypes.CDLL:
-    """The driver's library; OSError where there is no driver."""
-    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    publish(cubin.path, code)
+    publish(cubin.path.with_suffix(".json"), json.dumps(sealed(facts)).encode())
 
 
 def capability() -> int:
@@ -156,14 +156,14 @@ def capability() -> int:
 
 
 def unavailable() -> str | None:
-    """Why our CUDA kernels cannot run here, in one line, or None."""
+    """Why our CUDA kernels cannot run here, in one line, or None. ResourceError where that is so today only."""
     try:
         _driver()
     except OSError:
         return "no NVIDIA driver"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
-    if not torch.cuda.is_available():
+    if missing_gpu():
         return f"the NVIDIA driver finds no GPU that torch {torch.__version__} can use"
     if capability() < LEAST:
         return f"{torch.cuda.get_device_name()} has compute capability {capability() / 10}; our kernels need 8.0"
@@ -219,14 +219,8 @@ class LoadedKernel:
             _driver().cuCtxSetCurrent(self.context)
             status = call(self.handle, *grid, *self.shape, *given)
         if status:
-            raise RuntimeError(f"{self.variant} did not launch on grid {grid}: {_error_name(status)}")
+            raise RuntimeError(f"{self.variant} did not launch on grid {grid}: {error_name(status)}")
         return None
-
-
-def _error_name(status: int) -> str:
-    name = ctypes.c_char_p()
-    _driver().cuGetErrorName(status, ctypes.byref(name))
-    return name.value.decode() if name.value else f"error {status}"
 
 
 @functools.cache

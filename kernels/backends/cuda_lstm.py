@@ -131,7 +131,7 @@ def unsupported(problem: LstmProblem, device: Device, together: bool = True, tf3
     if block not in BLOCKS:
         return f"block_size {block}: the CUDA kernels take {', '.join(map(str, BLOCKS))}"
     mask = problem.masks["weight_hh"]
-    index = BSRMatrix.from_dense(torch.zeros(mask.shape, dtype=torch.bool), mask).index
+    index = BSRMatrix.from_dense(torch.zeros(mask.shape, dtype=torch.bool, device="cpu"), mask).index
     sizes = Sizes(problem.batch_size, problem.hidden_size, block)
     tiles = tiles_for(plans_for(index, block, dtype), sizes, dtype == torch.float32 and not tf32, device, together)
     return tiles if isinstance(tiles, str) else None

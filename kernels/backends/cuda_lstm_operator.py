@@ -21,7 +21,8 @@ from kernels.backends.cuda_lstm_tiles import CTA_OVERHEAD, Device
 from kernels.backends.cuda_operators import Pattern, pattern_of
 from kernels.backends.cuda_recurrence import Kept, Recurrence, plans_for, tiles_for
 from kernels.backends.cuda_rungs import Gpu, aligned
-from kernels.bsr import BSRIndex
+from kernels.index import BSRIndex
+from kernels.operands import require
 
 MOST_PREPARED = 16  # of a pattern
 
@@ -104,6 +105,39 @@ def forward(
     return kept.states.narrow(0, 1, steps), cells, kept  # an index takes microseconds
 
 
+def _check(
+    inputs: Tensor, biases: Sequence[Tensor], states: Sequence[Tensor], weight: Weight, into: Weight | None
+) -> None:
+    """ValueError where they are no operands of one layer."""
+    (data, pattern), (steps, batch, _) = weight, inputs.shape
+    rows, hidden = pattern.shape
+    if rows != 4 * hidden or (into is not None and into.pattern.shape[0] != rows):
+        raise ValueError(f"both weights must have 4 x {hidden} rows")
+    width = rows if into is None else into.pattern.shape[1]
+    operands = [inputs, *biases, *states, data]
+    names = ("inputs", "bias_ih", "bias_hh", "h0", "c0", "weight")
+    shapes = ((steps, batch, width), (rows,), (rows,), (batch, hidden), (batch, hidden), pattern.blocks)
+    for name, each, shape in zip(names, operands, shapes, strict=True):
+        if each.shape != shape or each.dtype is not data.dtype or each.device != pattern.device:
+            require(name, each, shape, data.dtype, pattern.device)
+
+
+def _check_kept(
+    grads: Sequence[Tensor | None], kept: Kept, states: Sequence[Tensor], pattern: Pattern, dtype: torch.dtype
+) -> None:
+    """ValueError where they are not what a forward pass of this layer has left."""
+    (steps, batch, _), (rows, hidden) = kept.states.shape, pattern.shape
+    state, sample = (steps, batch, hidden), (batch, hidden)
+    wanted = [state, sample, sample, state, sample, sample]
+    names = ("grad_y", "grad_h", "grad_c", "y", "h0", "c0")
+    for name, each, shape in zip(names, (*grads, kept.states, *states), wanted, strict=True):
+        if each is not None and (each.shape != shape or each.dtype is not dtype or each.device != pattern.device):
+            require(name, each, shape, dtype, pattern.device)
+    assert kept.gates is not None
+    for name, each, width in (("cells", kept.cells, hidden), ("gates", kept.gates, rows)):
+        require(name, each, (steps, batch, width), torch.float32, pattern.device)
+
+
 def backward(
     grads: Sequence[Tensor | None],
     kept: Kept,
@@ -148,9 +182,10 @@ def lstm(
     inputs: [steps, batch, in], or weighted already, [steps, batch, 4 hidden], if `into` is empty; h0, c0: [batch, hidden];
     weight, into: recurrent and input weight.
     """
-    own = weight_of(weight)
+    own, other = weight_of(weight), weight_of(into)
     assert own is not None
-    y, c, kept = forward(inputs, (bias_ih, bias_hh), (h0, c0), own, weight_of(into), keep=True)
+    _check(inputs, (bias_ih, bias_hh), (h0, c0), own, other)
+    y, c, kept = forward(inputs, (bias_ih, bias_hh), (h0, c0), own, other, keep=True)
     assert kept.gates is not None
     return y, y[-1].clone(), c, kept.cells, kept.gates
 
@@ -188,10 +223,9 @@ def lstm_backward(
     y, cells, gates, h0, c0, *given = states
     own = weight_of(weight)
     assert own is not None
-    inputs = given[0] if given else None
-    return backward(
-        (grad_y, grad_h, grad_c), Kept(y, cells, gates), (h0, c0), inputs, own, weight_of(into), wanted
-    )  # fmt: skip
+    inputs, grads, kept = given[0] if given else None, (grad_y, grad_h, grad_c), Kept(y, cells, gates)
+    _check_kept(grads, kept, (h0, c0), own.pattern, own.data.dtype)
+    return backward(grads, kept, (h0, c0), inputs, own, weight_of(into), wanted)
 
 
 @lstm_backward.register_fake

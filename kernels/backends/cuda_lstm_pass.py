@@ -34,8 +34,12 @@ class Sizes(NamedTuple):
 
 def pointer(tensor: Tensor | None) -> int | None:
     """Its address, for a kernel that reads it row by row, 16 bytes at a time; None: null."""
-    assert tensor is None or (tensor.is_contiguous() and tensor.data_ptr() % 16 == 0)
-    return None if tensor is None else tensor.data_ptr()
+    if tensor is None:
+        return None
+    found = tensor.data_ptr()
+    assert tensor.is_contiguous() and found % 16 == 0 and not tensor.is_neg()
+    assert found or not tensor.numel(), "no memory"
+    return found
 
 
 def variant_of(name: str, plan: Plan, sizes: Sizes, tiles: Tiles, element: str) -> Variant:

@@ -64,18 +64,18 @@ def forward_plan(index: BSRIndex, block: int, itemsize: int) -> Plan:
     """The rows of each block of units, in all four gates. index: of the recurrent weight [4 hidden, hidden]."""
     rows, columns = index.rows.cpu().long(), index.indices.cpu().long()
     grid, width = (index.indptr.numel() - 1) // GATES, index.column_indptr.numel() - 1
-    slots = torch.full((grid, width, GATES), -1)
-    slots[rows % grid, columns, rows // grid] = torch.arange(len(rows))
-    bits = ((slots >= 0).long() << torch.arange(GATES)).sum(dim=2)
+    slots = torch.full((grid, width, GATES), -1, device="cpu")
+    slots[rows % grid, columns, rows // grid] = torch.arange(len(rows), device="cpu")
+    bits = ((slots >= 0).long() << torch.arange(GATES, device="cpu")).sum(dim=2)
     unit, column = bits.nonzero(as_tuple=True)
     gates, slots = bits[unit, column], slots[unit, column]
     first = torch.full(
-        (grid * 2**GATES,), width
+        (grid * 2**GATES,), width, device="cpu"
     )  # column of these gates: so their pieces are sorted, after the number of gates
     first.scatter_reduce_(0, unit * 2**GATES + gates, column, "amin")
     kind = (unit * (GATES + 1) + (slots < 0).sum(dim=1)) * width + first[unit * 2**GATES + gates]
     order = torch.argsort(kind * width + column)
-    inside, each = torch.arange(0, block, PIECE_BYTES // itemsize), -(-block * itemsize // PIECE_BYTES)
+    inside, each = torch.arange(0, block, PIECE_BYTES // itemsize, device="cpu"), -(-block * itemsize // PIECE_BYTES)
     unit, kind, gates = (part[order].repeat_interleave(each) for part in (unit, kind, gates))
     begin = column[order, None] * block + inside
     places = slots[order, None] * block * block + inside[:, None]
@@ -85,8 +85,8 @@ def forward_plan(index: BSRIndex, block: int, itemsize: int) -> Plan:
 def backward_plan(index: BSRIndex, block: int, itemsize: int) -> Plan:
     """The columns of each block of units: sums over all rows of the weight, read where they are. index: as above."""
     indptr, rows, positions = (each.cpu().long() for each in (index.column_indptr, index.column_rows, index.positions))
-    inside, each = torch.arange(0, block, PIECE_BYTES // itemsize), -(-block * itemsize // PIECE_BYTES)
-    unit = torch.arange(len(indptr) - 1).repeat_interleave(indptr.diff()).repeat_interleave(each)
+    inside, each = torch.arange(0, block, PIECE_BYTES // itemsize, device="cpu"), -(-block * itemsize // PIECE_BYTES)
+    unit = torch.arange(len(indptr) - 1, device="cpu").repeat_interleave(indptr.diff()).repeat_interleave(each)
     begin = rows[:, None] * block + inside
     places = (positions[:, None] * block + inside) * block
     pieces = Pieces(unit, unit, torch.ones_like(unit), begin.flatten(), places.flatten()[:, None])
@@ -96,24 +96,24 @@ def backward_plan(index: BSRIndex, block: int, itemsize: int) -> Plan:
 def tables(pieces: Pieces, units: int, device: torch.device) -> Plan:
     """Items of up to four pieces of a kind; `units`: number of blocks of hidden units."""
     unit, kind, gates, begin, places = pieces
-    number = torch.arange(len(kind))
+    number = torch.arange(len(kind), device="cpu")
     starts = torch.ones_like(kind, dtype=torch.bool)
     starts[1:] = kind[1:] != kind[:-1]
     rank = number - number[starts][starts.cumsum(0) - 1]  # among its kind
     heads = rank % PIECES == 0
     item, place = heads.cumsum(0) - 1, rank % PIECES
-    has = (gates[heads, None] >> torch.arange(places.shape[1]) & 1).bool()  # of each item
+    has = (gates[heads, None] >> torch.arange(places.shape[1], device="cpu") & 1).bool()  # of each item
     of_item = has.sum(dim=1)
-    of_unit = torch.zeros(2, units, dtype=torch.long)  # items and slots
+    of_unit = torch.zeros(2, units, dtype=torch.long, device="cpu")  # items and slots
     of_unit.index_add_(1, unit[heads], torch.stack([torch.ones_like(of_item), of_item]))
     first = torch.nn.functional.pad(of_unit.cumsum(dim=1), (1, 0))
     slot = of_item.cumsum(0) - of_item
-    items = torch.full((len(of_item), ITEM_BYTES // 4), -1)
+    items = torch.full((len(of_item), ITEM_BYTES // 4), -1, device="cpu")
     items[item, place] = begin
     items[:, PIECES] = gates[heads]
     items[:, PIECES + 1] = slot - first[1, unit[heads]]
     items[:, PIECES + 2 :] = 0
-    sources = torch.full((int(of_item.sum()), PIECES), -1)
+    sources = torch.full((int(of_item.sum()), PIECES), -1, device="cpu")
     piece, gate = has[item].nonzero(as_tuple=True)
     sources[slot[item[piece]] + (has.cumsum(dim=1) - 1)[item[piece], gate], place[piece]] = places[piece, gate]
     tensors = [each.to(device=device, dtype=torch.int32) for each in (items, first[0], first[1], sources)]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from kernels.compiler import CompileError
+from kernels.resources import ResourceError, is_lack
 
 HOW_TO_GET_IT = "pip install cuda-bindings nvidia-cuda-nvrtc"
 
@@ -39,9 +40,12 @@ def _through_bindings() -> Nvrtc:
         return answers[0] if len(answers) == 1 else answers
 
     def read(size: Callable[..., Any], text: Callable[..., Any], program: Any) -> bytes:
-        buffer: bytes = b" " * ask(size, program)
+        count = ask(size, program)
+        buffer = bytes(
+            count + 2
+        )  # written to, and Python has one object for all equal bytes of length 1, as of an empty log
         ask(text, program, buffer)
-        return buffer
+        return buffer[:count]
 
     def compile_(source: str, name: str, options: Sequence[str]) -> tuple[bytes, str]:
         program = ask(nvrtc.nvrtcCreateProgram, source.encode(), name.encode(), 0, [], [])
@@ -78,10 +82,12 @@ WAYS: tuple[Callable[[], Nvrtc], ...] = (_through_bindings, _through_cupy)
 
 @functools.cache
 def nvrtc() -> Nvrtc:
-    """The compiler of the first package that has one; CompileError where none has."""
+    """The compiler of the first package that has one; CompileError where none has, ResourceError where one has none today."""
     for way in WAYS:
         try:
             return way()
-        except Exception:  # absent, or without its library: each package has exceptions of its own for that
+        except Exception as error:  # absent, or without its library: each package has exceptions of its own for that
+            if is_lack(error):
+                raise ResourceError(f"the CUDA compiler cannot be loaded today: {error}") from error
             continue
     raise CompileError(f"no CUDA compiler found; {HOW_TO_GET_IT}")

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from kernels.backends.cuda_rungs import ELEMENTS, Prepared, Task, aligned, prepare, the_gpu
-from kernels.bsr import BSRIndex, BSRMatrix
+from kernels.bsr import BSRMatrix
+from kernels.index import BSRIndex, checked, is_derived
+from kernels.operands import require
 
 MOST_PATTERNS, MOST_PREPARED = 128, 64  # kept; of patterns the last used
 
 
 class Pattern:
-    """A pattern that products were asked of, and what was prepared for it; holds its index, so that no other gets its place.
+    """A pattern that products were asked of, and what was prepared for it; holds its index, which was derived by us.
 
     Its products are of tensors [k, n] and [m, n] that are read and written column by column; others are copied first. float32
     is multiplied as torch does: by TF32 where torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
@@ -58,6 +60,8 @@ class Pattern:
 
     def dsd(self, data: Tensor, x: Tensor, turned: bool = False) -> Tensor:
         """W x, or W^T x if `turned`: [m, n] in the memory order of x. data: [nnzb, b, b]; x: [k, n]."""
+        x = x.resolve_neg()
+        self._check(data, x, self.shape[not turned])
         (k, n), rows = x.shape, self.shape[turned]
         if n > 1 and x.stride() != (1, k):
             return self.dsd(data, x.new_empty_strided((k, n), (1, k)).copy_(x), turned).contiguous()
@@ -69,12 +73,21 @@ class Pattern:
 
     def sdd(self, grad: Tensor, x: Tensor) -> Tensor:
         """The kept blocks of grad @ x^T: [nnzb, b, b]. grad: [m, n], x: [k, n]."""
+        self._check(grad, x, self.shape[1], (self.shape[0], x.shape[-1]))
         n, blocks = x.shape[1], x.new_empty(self.blocks)
         if not n:
             return blocks.zero_()
         if self.blocks[0]:
             self._run("sdd", x.dtype, n, by_columns(grad), by_columns(x), blocks)
         return blocks
+
+    def _check(self, left: Tensor, x: Tensor, lines: int, wanted: tuple[int, ...] | None = None) -> None:
+        """ValueError where these are no operands of a product: values, or a gradient of shape `wanted`, and x: [lines, n]."""
+        shape, dtype, device, given = wanted or self.blocks, x.dtype, self.device, x.shape
+        if left.shape != shape or left.dtype is not dtype or left.device != device:
+            require("grad" if wanted else "data", left, shape, dtype, device)
+        if len(given) != 2 or given[0] != lines or x.device != device or dtype not in ELEMENTS:
+            raise ValueError(f"x must be [{lines}, n] on {device}, got {dtype} {list(given)} on {x.device}")
 
 
 KEPT = "cuda"  # what weights keep their pattern as; another name for an emulated GPU
@@ -86,26 +99,40 @@ one_at_a_time = threading.Lock()  # autograd has threads of its own, and a prepa
 
 def by_columns(x: Tensor) -> Tensor:
     """`x` [k, n], column by column and at a multiple of 16 bytes, copied only where it is not."""
+    x = x.resolve_neg()
     return x if x.stride() == (1, x.shape[0]) and not x.data_ptr() % 16 else aligned(x.mT).mT
 
 
 def pattern_of(index: BSRIndex, block_size: int) -> Pattern:
-    """What is kept for a pattern, made at its first product. Torch's counts of changes in place tell when it is another."""
-    parts = (index.indptr, index.indices)
-    key = (
-        block_size,
-        *(each.data_ptr() for each in parts),
-        *(0 if each.is_inference() else each._version for each in parts),
-    )
+    """What is kept for a pattern, made at its first product.
+
+    It is found by where its index lies, which is ours and does not change. One that comes from elsewhere, as from an exported
+    program, is compared at each call with the pattern that lay there before; the GPU must be waited for then.
+    """
+    parts = (index.indptr, index.indices, index.column_indptr)
+    key = block_size, *(each.data_ptr() for each in parts), *(each.numel() for each in parts)
+    ours = is_derived(index)
     with one_at_a_time:
         found = _patterns.get(key)
-        if found is None:
-            found = _patterns[key] = Pattern(index, block_size)
+        if found is None or not (_same(found.index, index) if ours else _alike(found.index, index)):
+            found = _patterns[key] = Pattern(checked(index), block_size)
             if len(_patterns) > MOST_PATTERNS:
                 _patterns.popitem(last=False)
-        else:
-            _patterns.move_to_end(key)
+        _patterns.move_to_end(key)
         return found
+
+
+def _same(kept: BSRIndex, index: BSRIndex) -> bool:
+    """Whether they are the same tensors."""
+    return kept.indptr.data_ptr() == index.indptr.data_ptr()
+
+
+def _alike(kept: BSRIndex, index: BSRIndex) -> bool:
+    """Whether the same numbers lie on the same device."""
+    return all(
+        one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+        for one, other in zip(kept, index, strict=True)
+    )
 
 
 def kept_pattern(weight: BSRMatrix, dtype: torch.dtype, device: torch.device) -> Pattern | None:

@@ -101,8 +101,8 @@ class SampledPlan:
 
 def slots(index: BSRIndex) -> Tensor:
     """Where each block of the grid lies in the values, -1 for an empty one: int64[grid_rows, grid_cols] on the CPU."""
-    grid = torch.full((index.indptr.numel() - 1, index.column_indptr.numel() - 1), -1)
-    grid[index.rows.cpu().long(), index.indices.cpu().long()] = torch.arange(index.indices.numel())
+    grid = torch.full((index.indptr.numel() - 1, index.column_indptr.numel() - 1), -1, device="cpu")
+    grid[index.rows.cpu().long(), index.indices.cpu().long()] = torch.arange(index.indices.numel(), device="cpu")
     return grid
 
 
@@ -122,7 +122,7 @@ def pieces(grid: Tensor, tile: ProductTile) -> Tensor:
     grid: `slots`, of the transpose where the tile is turned.
     """
     size, high, wide = tile.block_size, tile.high, tile.wide
-    down, along = torch.arange(size // high) * high, torch.arange(size // wide) * wide
+    down, along = torch.arange(size // high, device="cpu") * high, torch.arange(size // wide, device="cpu") * wide
     inside = down[:, None] + along[None, :] * size if tile.turned else down[:, None] * size + along[None, :]
     begins = torch.where(grid < 0, -1, grid * size * size)
     begins = begins.repeat_interleave(size // high, 0).repeat_interleave(size // wide, 1)
@@ -148,13 +148,15 @@ def product_plan(index: BSRIndex, tile: ProductTile) -> ProductPlan:
     stage, slot = first[group] + rank // columns, rank % columns
     begins = places.new_full((int(counts.sum()), heights, columns), -1)
     begins[stage, :, slot] = places[group, :, column]
-    stages = torch.zeros(begins.shape[0], tile.entry, dtype=torch.int32)
+    stages = torch.zeros(begins.shape[0], tile.entry, dtype=torch.int32, device="cpu")
     stages[:, :columns] = -1
     stages[stage, slot] = (column * tile.wide).to(torch.int32)
     _list_pieces(stages, begins, columns, tile.paired)
     work = (places >= 0).sum(dim=(1, 2))
     order = torch.argsort(work, descending=True, stable=True)
-    groups = torch.stack([torch.arange(len(order)) * tile.rows, first, counts, work], dim=1)[order].to(torch.int32)
+    groups = torch.stack([torch.arange(len(order), device="cpu") * tile.rows, first, counts, work], dim=1)[order].to(
+        torch.int32
+    )
     device = index.indices.device
     return ProductPlan(groups.to(device), stages.to(device), int(work.max()))
 
@@ -166,10 +168,12 @@ def _list_pieces(stages: Tensor, begins: Tensor, columns: int, paired: bool) -> 
     if paired:
         pairs = wanted.view(count, heights, columns // 2, 2).any(dim=3)
         wanted = pairs.repeat_interleave(2, dim=2)
-    bits = wanted.long() << torch.arange(heights)[:, None]
+    bits = wanted.long() << torch.arange(heights, device="cpu")[:, None]
     stages[:, columns : 2 * columns] = to_int32(bits.sum(dim=1))
     stages[:, 2 * columns] = wanted.sum(dim=(1, 2))
-    words = torch.where(begins < 0, ZEROS, begins // 16) * 256 + torch.arange(heights * columns).view(heights, columns)
+    words = torch.where(begins < 0, ZEROS, begins // 16) * 256 + torch.arange(heights * columns, device="cpu").view(
+        heights, columns
+    )
     order = torch.argsort(~wanted.flatten(1), dim=1, stable=True)
     listed = 2 * columns + 1 + heights * columns
     stages[:, 2 * columns + 1 : listed] = to_int32(words.flatten(1).gather(1, order))
@@ -193,20 +197,20 @@ def sampled_plan(index: BSRIndex, tile: SampledTile) -> SampledPlan:
     number = torch.zeros_like(group)
     number[begins] = 1
     number = number.cumsum(0) - 1  # the job of each listed column
-    slot = torch.arange(len(group)) - begins[number]  # and its place there
-    jobs = torch.full((len(begins), tile.job), -1)
+    slot = torch.arange(len(group), device="cpu") - begins[number]  # and its place there
+    jobs = torch.full((len(begins), tile.job), -1, device="cpu")
     jobs[:, 0] = group[begins] * height * size
     jobs[number, 4 + slot] = column * size
     blocks = grid[group, :, column]  # [listed columns, height]
     owner, listed = _pairs(number, slot, blocks, tile) if tile.paired else _units(number, slot, blocks, tile)
-    jobs[owner[:, None], _places(owner, len(begins), tile)[:, None] + torch.arange(4)] = listed
+    jobs[owner[:, None], _places(owner, len(begins), tile)[:, None] + torch.arange(4, device="cpu")] = listed
     return SampledPlan(jobs.to(device=index.indices.device, dtype=torch.int32))
 
 
 def _cut(group: Tensor, units: Tensor, most_columns: int, most_units: int) -> Tensor:
     """Where each job begins among the listed columns: as many of a group as come within both limits."""
     total = units.cumsum(0)
-    place = torch.arange(len(group))
+    place = torch.arange(len(group), device="cpu")
     ends = torch.minimum(
         torch.searchsorted(total, total - units + most_units, right=True), torch.searchsorted(group, group, right=True)
     )
@@ -215,13 +219,13 @@ def _cut(group: Tensor, units: Tensor, most_columns: int, most_units: int) -> Te
     while at < len(following):
         begins.append(at)
         at = following[at]
-    return torch.tensor(begins, dtype=torch.long)
+    return torch.tensor(begins, dtype=torch.long, device="cpu")
 
 
 def _places(owner: Tensor, jobs: int, tile: SampledTile) -> Tensor:
     """Where each unit begins in its job's ints. Neighbours, which often share rows, stay together in a bin."""
     counts = torch.bincount(owner, minlength=jobs)
-    rank, count = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner], counts[owner]
+    rank, count = torch.arange(len(owner), device="cpu") - (counts.cumsum(0) - counts)[owner], counts[owner]
     bin_ = ((rank + 1) * tile.bins - 1) // count
     return tile.units_at + 4 * (tile.units * bin_ + rank - bin_ * count // tile.bins)
 
@@ -234,7 +238,7 @@ def _units(number: Tensor, slot: Tensor, blocks: Tensor, tile: SampledTile) -> t
     """
     size, unit = tile.block_size, tile.unit
     listed, row = (blocks >= 0).nonzero(as_tuple=True)
-    inside = torch.arange(0, size, unit)
+    inside = torch.arange(0, size, unit, device="cpu")
     down, along = inside[None, :, None], inside[None, None, :]
     rows, cols = (row * size)[:, None, None] + down, (slot[listed] * size)[:, None, None] + along
     places = (blocks[listed, row] * size * size)[:, None, None] + down * size + along
@@ -250,7 +254,7 @@ def _pairs(number: Tensor, slot: Tensor, blocks: Tensor, tile: SampledTile) -> t
     size = tile.block_size
     listed, row = (blocks >= 0).nonzero(as_tuple=True)
     counts = torch.bincount(listed, minlength=len(number))
-    rank = torch.arange(len(listed)) - (counts.cumsum(0) - counts)[listed]
+    rank = torch.arange(len(listed), device="cpu") - (counts.cumsum(0) - counts)[listed]
     at = (rank % 2 == 0).nonzero().flatten()
     follows = rank[at] + 1 < counts[listed[at]]
     other = torch.where(follows, at + 1, at)

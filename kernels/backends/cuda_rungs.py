@@ -21,7 +21,8 @@ from kernels.backends.cuda_kernel import Kernel, Variant, arch_of
 from kernels.backends.cuda_plan import MOST_NUMBERS, ProductPlan, SampledPlan, product_plan, sampled_plan
 from kernels.backends.cuda_products import ProductLaunch, SampledLaunch, parts_for
 from kernels.backends.cuda_variants import BLOCKS, ProductChoice, SampledChoice, is_exact
-from kernels.bsr import BSRIndex
+from kernels.index import BSRIndex
+from kernels.operands import contiguous
 
 WIDE = 128
 ELEMENTS = {torch.float32: "Float32", torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
@@ -235,6 +236,6 @@ def _describe(choice: Choice, task: Task, parts: int, gpu: Gpu) -> str:
 
 def aligned(x: Tensor) -> Tensor:
     """`x` contiguous and at a multiple of 16 bytes, copied only where it is not."""
-    if not x.is_contiguous():
-        x = x.contiguous()
+    if not x.is_contiguous() or x.is_neg():
+        x = contiguous(x)
     return x.clone() if x.data_ptr() % 16 else x

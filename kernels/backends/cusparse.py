@@ -19,6 +19,7 @@ from kernels.backends.ell import BlockedEll
 from kernels.backends.fastest import fastest
 from kernels.bsr import BSRMatrix
 from kernels.problem import GemmProblem
+from kernels.resources import ResourceError, is_lack
 
 LIBRARIES = ("libcusparse.so.12", "libcusparse.so.13", "libcusparse.so", "cusparse64_12.dll")
 VALUE_TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 14}  # cudaDataType
@@ -42,7 +43,14 @@ DECLARATIONS: dict[str, list[type]] = {
 
 
 class CusparseError(RuntimeError):
-    """cuSPARSE refused; its own words."""
+    """cuSPARSE refused, in its own words: it has no such product, or none on this GPU."""
+
+
+class CusparseFailedError(RuntimeError):
+    """cuSPARSE failed, in its own words: not for what it was asked, but for memory, or a GPU in disorder."""
+
+
+REFUSALS = (3, 4, 8, 10)  # CUSPARSE_STATUS_INVALID_VALUE, _ARCH_MISMATCH, _MATRIX_TYPE_NOT_SUPPORTED, _NOT_SUPPORTED
 
 
 class Library:
@@ -59,11 +67,12 @@ class Library:
         self.version = version.value
 
     def call(self, name: str, *arguments: object) -> None:
-        """CusparseError where the status is not 0."""
+        """CusparseError where the status says that it cannot, CusparseFailedError where it is another than 0."""
         status = getattr(self.library, name)(*arguments)
         if status:
             words = self.library.cusparseGetErrorString(status) or b"unknown status"
-            raise CusparseError(f"{name}: {words.decode(errors='replace')}")
+            kind = CusparseError if status in REFUSALS else CusparseFailedError
+            raise kind(f"{name}: {words.decode(errors='replace')}")
 
 
 @cache
@@ -73,6 +82,8 @@ def load() -> Library | str:
         try:
             return Library(ctypes.CDLL(name))
         except (OSError, AttributeError, CusparseError) as error:
+            if is_lack(error):
+                raise ResourceError(f"cuSPARSE cannot be loaded today: {error}") from error
             reason = f"cuSPARSE cannot be used: {str(error).splitlines()[0]}"
     return reason
 
@@ -145,7 +156,7 @@ def in_order(matrix: Tensor, order: str) -> Tensor:
 def products(matrix: Sparse, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Every product that cuSPARSE does not refuse, by name: the memory orders of x and of the result."""
     found: dict[str, Callable[[], Tensor]] = {}
-    refusals = []
+    problems: list[RuntimeError] = []
     if not matrix.data.numel():
         return {"no block to multiply": x.new_empty(matrix.shape[0], x.shape[1]).zero_}
     for order, out in product(ORDERS, repeat=2):
@@ -153,12 +164,12 @@ def products(matrix: Sparse, x: Tensor) -> dict[str, Callable[[], Tensor]]:
         try:
             ready = Product(matrix, in_order(x, order), result)
             ready()
-        except CusparseError as error:
-            refusals.append(str(error))
+        except (CusparseError, CusparseFailedError) as error:
+            problems.append(error)
             continue
         found[f"x by {order} -> {out}"] = ready
     if not found:
-        raise CusparseError(refusals[0])
+        raise next((each for each in problems if isinstance(each, CusparseFailedError)), problems[0])
     return found
 
 

@@ -29,7 +29,7 @@ class ProductLaunch:
     def __init__(self, problem: GemmProblem) -> None:
         bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
         self.weight_bytes, self.index_bytes = bsr.values_nbytes, bsr.index_nbytes
-        self.result = torch.empty(0)
+        self.result = torch.empty(0, dtype=torch.float32, device="cpu")
         self.run = self._sampled(problem, bsr) if problem.op == "sdd" else self._packed(problem, bsr)
 
     def _packed(self, problem: GemmProblem, bsr: BSRMatrix) -> Callable[[], object]:
@@ -82,7 +82,8 @@ class NativeBackend:
     """
 
     def unsupported(self, problem: Problem) -> str | None:
-        return problem.missing_device() or unsupported(problem.torch_dtype, torch.device(problem.device))
+        layer = isinstance(problem, LstmProblem)
+        return problem.missing_device() or unsupported(problem.torch_dtype, torch.device(problem.device), layer)
 
     def prepare(self, problem: Problem) -> Launch:
         if isinstance(problem, LstmProblem):

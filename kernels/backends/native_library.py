@@ -90,7 +90,10 @@ def text_of(compiled: Library, name: str) -> str:
 
 
 def unsupported(dtype: torch.dtype, device: torch.device, layer: bool = False) -> str | None:
-    """Why the CPU kernels cannot compute products, or an LSTM `layer`, or None. Compiles dsd at the first call."""
+    """Why the CPU kernels cannot compute products, or an LSTM `layer`, or None. Compiles dsd at the first call.
+
+    ResourceError where the machine lacks something today, so that nobody can know.
+    """
     if device.type != "cpu":
         return "native runs on the CPU only"
     accepted = LAYER_ELEMENTS if layer else tuple(ELEMENTS)

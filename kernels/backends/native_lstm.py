@@ -15,8 +15,10 @@ from torch import Tensor
 
 from kernels.backends import native_library, native_products
 from kernels.backends.native_library import Matrix, Pool, launch, pool_for, structure
-from kernels.backends.native_products import Packed, Panels, pointer
-from kernels.bsr import BSRIndex, BSRMatrix
+from kernels.backends.native_products import Packed, Panels
+from kernels.bsr import BSRMatrix
+from kernels.index import BSRIndex
+from kernels.operands import address, contiguous, require
 
 WIDEST_CHUNK = 96  # of the batch
 SPAN = 32  # of parts.h
@@ -85,7 +87,8 @@ def forward(
 
     inputs: [steps, batch, into] where the input weight is given, else already weighted, [steps, batch, 4 hidden].
     """
-    inputs, bias, h0, c0 = (each.contiguous() for each in (inputs, bias, h0, c0))
+    _check_operands(inputs, bias, h0, c0, recurrent, into)
+    inputs, bias, h0, c0 = (contiguous(each) for each in (inputs, bias, h0, c0))
     hidden, dtype = h0.shape[1], h0.dtype
     sizes = Sizes.of(inputs, hidden)
     pool = sizes.pool(pool_data)
@@ -97,10 +100,39 @@ def forward(
     turned = native_library.empty((sizes.into, sizes.together * sizes.batch), dtype=dtype) if into else None
     scratch = sizes.scratch(pool.threads, dtype)
     given = (inputs, None) if into else (None, inputs)
-    buffers = [pointer(each) for each in (*given, bias, h0, c0, y, last_cell, saved, states, turned, scratch)]
+    buffers = [address(each) for each in (*given, bias, h0, c0, y, last_cell, saved, states, turned, scratch)]
     matrices = recurrent.matrix, into.matrix if into else Matrix()
     launch("lstm", dtype, "lstm_forward", Forward(matrices[0], *buffers, *sizes, slots, matrices[1], pool))
     return y, last_cell, saved
+
+
+def _check_operands(
+    inputs: Tensor, bias: Tensor, h0: Tensor, c0: Tensor, recurrent: Packed, into: Packed | None
+) -> None:
+    """ValueError where they are no operands of one layer."""
+    hidden, size = recurrent.cols, recurrent.matrix.block_size
+    if recurrent.rows != 4 * hidden or (into is not None and (into.rows, into.matrix.block_size) != (4 * hidden, size)):
+        raise ValueError(f"both weights must have 4 x {hidden} rows in blocks of {size}")
+    if inputs.ndim != 3 or 0 in inputs.shape[:2]:
+        raise ValueError(f"inputs must be [steps, batch, features] with a step and a sample, got {list(inputs.shape)}")
+    (steps, batch), width = inputs.shape[:2], into.cols if into is not None else 4 * hidden
+    wanted = {"inputs": (steps, batch, width), "bias": (4 * hidden,), "h0": (batch, hidden), "c0": (batch, hidden)}
+    for (name, shape), each in zip(wanted.items(), (inputs, bias, h0, c0), strict=True):
+        require(name, each, shape, recurrent.values.dtype, recurrent.values.device)
+
+
+def _check_kept(
+    grads: Sequence[Tensor | None], states: Sequence[Tensor], data: Tensor, into: Sequence[Tensor], hidden: int
+) -> None:
+    """ValueError where they are not what a forward pass of this layer has left. grads, states: as of `backward`."""
+    inputs, y, saved, h0, c0 = states
+    (steps, batch), width = y.shape[:2], inputs.shape[2] if into else 4 * hidden
+    sample, state = (batch, hidden), (steps, batch, hidden)
+    wanted = {"inputs": (steps, batch, width), "y": state, "saved": (steps, batch * hidden * KEPT), "h0": sample}
+    wanted |= {"c0": sample, "grad_y": state, "grad_h": sample, "grad_c": sample}
+    for (name, shape), each in zip(wanted.items(), (inputs, y, saved, h0, c0, *grads), strict=True):
+        if each is not None:
+            require(name, each, shape, data.dtype, data.device)
 
 
 def infer(
@@ -141,9 +173,10 @@ def backward(
     wanted: Wanted,
 ) -> Gradients:
     """Gradients from those of all outputs and of the last states. states: inputs, y, saved, h0, c0."""
-    inputs, y, saved, h0, c0 = (each.contiguous() for each in states)
-    given = [None if each is None else each.contiguous() for each in grads]
-    dtype, data = y.dtype, weight[0]
+    dtype, data = weight[0].dtype, weight[0]
+    _check_kept(grads, states, data, into, states[3].shape[-1])
+    inputs, y, saved, h0, c0 = (contiguous(each) for each in states)
+    given = [None if each is None else contiguous(each) for each in grads]
     sizes = Sizes.of(inputs, y.shape[2])
     steps, batch, hidden = sizes[:3]
     pool = sizes.pool(data)
@@ -158,7 +191,10 @@ def backward(
     places = (*made, panels and panels.values, grad_h0, grad_c0, grad_bias, columns, sizes.scratch(pool.threads, dtype))
     recurrent = packed_for(weight, sizes.chunk, turned=True)
     across = packed_for(into, sizes.chunk, turned=True) if into and wanted.inputs else None
-    buffers = [pointer(each) for each in (*given, saved, c0, *places)]
+    for each, rows in ((recurrent, hidden), (across, inputs.shape[2])):
+        if each is not None and (each.rows, each.cols) != (rows, 4 * hidden):
+            raise ValueError(f"a weight must be [{4 * hidden}, {rows}], got {[each.cols, each.rows]}")
+    buffers = [address(each) for each in (*given, saved, c0, *places)]
     matrices = recurrent.matrix, across.matrix if across else Matrix()
     launch("lstm", dtype, "lstm_backward", Backward(matrices[0], *buffers, *sizes, matrices[1], pool))
     grad_recurrent = sampled(panels, y, h0, weight) if panels and wanted.recurrent else None

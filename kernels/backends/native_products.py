@@ -18,7 +18,9 @@ from torch import Tensor
 
 from kernels.backends import native_library
 from kernels.backends.native_library import Matrix, Pool, entry, launch, pool_for, structure
-from kernels.bsr import BSRIndex, BSRMatrix
+from kernels.bsr import BSRMatrix
+from kernels.index import BSRIndex, checked
+from kernels.operands import address, contiguous, require, settled
 
 PACKED_BYTES = 4 * 1024 * 1024  # of X that are packed at a time
 CHUNK_BYTES = 512 * 1024  # of X beside one chunk of columns: about half a core's second-level cache
@@ -36,16 +38,13 @@ Sampled = structure(
 
 
 class Packed(NamedTuple):
-    """A matrix or its transpose in the order that dsd reads; `keeps` are the buffers behind `matrix`."""
+    """A matrix or its transpose, [rows, cols], in the order that dsd reads; `keeps` are the buffers behind `matrix`."""
 
     matrix: Matrix
     values: Tensor
     keeps: tuple[Tensor, ...]
-
-
-def pointer(tensor: Tensor | None) -> int | None:
-    """Address of the elements, None where there are none."""
-    return None if tensor is None else tensor.data_ptr() or None
+    rows: int
+    cols: int
 
 
 def by_rows(x: Tensor) -> bool:
@@ -55,6 +54,7 @@ def by_rows(x: Tensor) -> bool:
 
 def plain(x: Tensor) -> Tensor:
     """`x` in one of the two memory orders, copied only where it is in neither."""
+    x = settled(x)
     return x if x.mT.is_contiguous() else x.contiguous()
 
 
@@ -97,36 +97,38 @@ def tiles_for(dtype: torch.dtype, block_size: int, n: int) -> tuple[int, int, in
 
 def pack(data: Tensor, index: BSRIndex, n: int, turned: bool = False) -> Packed:
     """The matrix with blocks `data` [nnzb, b, b], or its transpose, ready for products with n columns."""
-    data, size = data.contiguous(), data.shape[1]
+    index, size = checked(index), data.shape[-1]
+    require("data", data, (index.indices.numel(), size, size), data.dtype, index.indices.device)
+    data = contiguous(data)
     tall, panel_rows, abreast = tiles_for(data.dtype, size, n)
     indptr, indices = (index.column_indptr, index.column_rows) if turned else (index.indptr, index.indices)
     values = empty_packed(data.dtype, data.shape[0] * -(-size // panel_rows), steps_in(data.dtype, size), panel_rows)
     grid_rows = indptr.numel() - 1
-    positions = pointer(index.positions) if turned else None
-    pointers = (pointer(data), pointer(indptr), positions, pointer(values))
+    positions = address(index.positions) if turned else None
+    pointers = (address(data), address(indptr), positions, address(values))
     launch(
         "dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, panel_rows, abreast, pool_for(values.numel()))
     )
-    matrix = Matrix(pointer(values), pointer(indices), pointer(indptr), size, grid_rows, panel_rows, tall, abreast)
-    return Packed(matrix, values, (indices, indptr))
+    matrix = Matrix(address(values), address(indices), address(indptr), size, grid_rows, panel_rows, tall, abreast)
+    cols = ((index.indptr if turned else index.column_indptr).numel() - 1) * size
+    return Packed(matrix, values, (indices, indptr), grid_rows * size, cols)
 
 
 def packed(weight: BSRMatrix, n: int, turned: bool = False) -> Packed:
-    """As `pack`, once for a weight whose values do not change: kept beside them for the next product.
+    """As `pack`, but once for a frozen weight, and kept with it for the next product.
 
-    Torch counts changes in place and sees another tensor in `parameter.data = other`; it does not count what is written
-    through `tensor.data` or numpy.
+    Of no other: nothing tells that values have changed. Torch's count of changes in place misses what a fused optimizer
+    writes, and what is written through `tensor.data`, numpy or dlpack.
     """
-    if weight.data.is_inference():  # torch does not say when the values of such a tensor change
+    weight = weight.operand
+    kept: dict[tuple[int, int, bool], Packed] | None = weight.packed
+    if kept is None:
         return pack(weight.data, weight.index, n, turned)
-    kept: dict[tuple[int, int, bool], tuple[int, Tensor, Packed]] = weight.__dict__.setdefault("packed", {})
     tall, panel_rows, _ = tiles_for(weight.data.dtype, weight.block_size, n)
     found = kept.get((tall, panel_rows, turned))
-    if found is None or (found[0], pointer(found[1])) != (weight.data._version, pointer(weight.data)):
-        # The values are held too, so that no others can come to lie at their address.
-        found = weight.data._version, weight.data.detach(), pack(weight.data, weight.index, n, turned)
-        kept[tall, panel_rows, turned] = found
-    return found[2]
+    if found is None:
+        found = kept[tall, panel_rows, turned] = pack(weight.data, weight.index, n, turned)
+    return found
 
 
 def chunk_of(k: int, n: int, itemsize: int) -> int:
@@ -138,12 +140,14 @@ def chunk_of(k: int, n: int, itemsize: int) -> int:
 def product(packed: Packed, x: Tensor, out: Tensor) -> tuple[ctypes.Structure, tuple[Tensor, ...]]:
     """The arguments of `out` = matrix @ `x`, and the buffers that they need. Each of x and out in either order."""
     k, n = x.shape
+    for name, each, lines in (("x", x, packed.cols), ("out", out, packed.rows)):
+        require(name, each, (lines, n), packed.values.dtype, packed.values.device)
     chunk = max(1, chunk_of(k, n, x.element_size()))
     chunks = max(1, min(-(-n // chunk), PACKED_BYTES // (k * chunk * x.element_size())))
     in_place = by_rows(x) and chunk == n and pair(x.dtype) == packed.matrix.abreast == 1
     steps = k // packed.matrix.block_size * steps_in(x.dtype, packed.matrix.block_size)
     scratch: tuple[Tensor, ...] = () if in_place else (empty_packed(x.dtype, chunks, steps, chunk),)
-    pointers = (packed.matrix, pointer(x), pointer(out), None if in_place else pointer(scratch[0]))
+    pointers = (packed.matrix, address(x), address(out), None if in_place else address(scratch[0]))
     pool = pool_for(packed.values.numel() * n)
     return Product(*pointers, k, n, chunk, chunks, *strides(x), *strides(out), pool), scratch
 
@@ -151,8 +155,9 @@ def product(packed: Packed, x: Tensor, out: Tensor) -> tuple[ctypes.Structure, t
 def dsd(packed: Packed, x: Tensor) -> Tensor:
     """matrix @ x: [m, n] in the memory order of `x`: [k, n]."""
     x = plain(x)
-    out = empty_like_order(x, packed.matrix.grid_rows * packed.matrix.block_size)
+    out = empty_like_order(x, packed.rows)
     if x.shape[1] == 0:
+        require("x", x, (packed.cols, 0), packed.values.dtype, packed.values.device)
         return out
     arguments, _scratch = product(packed, x, out)
     launch("dsd", x.dtype, "dsd", arguments)
@@ -179,8 +184,9 @@ def sampled(
 
     `first` and `x` lie column by column where `first` is given.
     """
-    head = 0 if first is None else first.shape[1]
-    n = x.shape[1] if isinstance(grad, Tensor) else grad.n
+    index, head = checked(index), 0 if first is None else first.shape[1]
+    n = grad.shape[1] if isinstance(grad, Tensor) else grad.n
+    _check_sampled(grad, x, index, size, first, n)
     pool = pool_for(index.indices.numel() * size**2 * n)
     width = entry("sdd", x.dtype, "sampled_width", "block_size")(size)
     grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
@@ -191,20 +197,39 @@ def sampled(
     columns = empty_packed(x.dtype, grid_cols * width, steps)
     sums = native_library.empty(blocks.shape, dtype=torch.float32) if chunk < n and pair(x.dtype) > 1 else None
     panels = empty_panels(grid_rows * size, chunk, size, x.dtype) if isinstance(grad, Tensor) else grad
+    height = entry("sdd", x.dtype, "sampled_height", "block_size")(size)
+    if panels.values.shape[0] != grid_rows * height or panels.values.dtype != x.dtype:
+        raise ValueError(f"grad must have {grid_rows} block rows of {x.dtype} in blocks of {size}")
     taken = (grad, strides(grad)) if isinstance(grad, Tensor) else (None, (0, 0))
     tensors = (taken[0], x, first, blocks, sums, columns, panels.values, index.indices, index.indptr)
-    pointers = [pointer(each) for each in tensors]
+    pointers = [address(each) for each in tensors]
     x_strides = strides(x) if first is None else (1, x.shape[0])
     sizes = (*taken[1], *x_strides, n, head, chunk, stretch, size, grid_rows, grid_cols)
     scratch = (columns, panels.values) if sums is None else (columns, panels.values, sums)
-    return Sampled(*pointers, *sizes, pool), scratch
+    return Sampled(*pointers, *sizes, pool), (*scratch, *index)
+
+
+def _check_sampled(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, first: Tensor | None, n: int) -> None:
+    """ValueError where the operands of sdd do not fit each other. Of x the columns after those of `first` are read."""
+    alike = x.dtype, index.indptr.device
+    rows, cols = ((each.numel() - 1) * size for each in (index.indptr, index.column_indptr))
+    if isinstance(grad, Tensor):
+        require("grad", grad, (rows, n), *alike)
+    if first is None:
+        require("x", x, (cols, n), *alike)
+    else:
+        require("first", first, (cols, first.shape[1]), *alike)
+        require("x", x, (cols, x.shape[1]), *alike)
+        if x.shape[1] + first.shape[1] < n:
+            raise ValueError(f"first and x must have {n} columns together, got {first.shape[1]} and {x.shape[1]}")
 
 
 def sdd(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, first: Tensor | None = None) -> Tensor:
     """The kept blocks of grad @ x^T, [nnzb, b, b]. grad: [m, n], x: [k, n]; or its columns in `first`, the rest in `x`."""
     grad, x = plain(grad) if isinstance(grad, Tensor) else grad, plain(x)
     blocks = native_library.empty((index.indices.numel(), size, size), dtype=x.dtype)
-    if x.shape[1] == 0 and first is None:
+    if (grad.shape[1] if isinstance(grad, Tensor) else grad.n) == 0:
+        _check_sampled(grad, x, checked(index), size, first, 0)
         return blocks.zero_()
     arguments, _scratch = sampled(grad, x, index, size, blocks, first)
     launch("sdd", x.dtype, "sdd", arguments)

@@ -26,7 +26,7 @@ class TorchBsrLaunch:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta")
             parts = (bsr.indptr, bsr.indices, bsr.data)
-            self.sparse = torch.sparse_bsr_tensor(*parts, size=bsr.shape, check_invariants=True)
+            self.sparse = torch.sparse_bsr_tensor(*parts, size=bsr.shape, device=bsr.data.device, check_invariants=True)
         self.result = self.x.new_empty(bsr.shape[0], problem.n)
         indices = (self.sparse.crow_indices(), self.sparse.col_indices())  # what it stores, not what it was given
         self.weight_bytes = self.sparse.values().numel() * self.sparse.values().element_size()

@@ -29,7 +29,7 @@ def _sparse(bsr: BSRMatrix) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta")
         parts = (bsr.indptr.long(), bsr.indices.long(), bsr.data)  # the kernels were written for 64-bit indices
-        return torch.sparse_bsr_tensor(*parts, size=bsr.shape)
+        return torch.sparse_bsr_tensor(*parts, size=bsr.shape, device=bsr.data.device)
 
 
 class TritonLaunch:

@@ -1,16 +1,18 @@
 """The tuned table: which variant of a CUDA kernel was the fastest for the nearest shape that was measured.
 
-cuda/tuned.json is a result, written by `python -m bench tune` with its provenance; where it is absent, or knows nothing
-like a product, the kernels' own default rule holds.
+cuda/tuned.json is a result, written by `python -m bench tune` with its provenance and its own sha256; where it is absent, does
+not hold (a line says so), or knows nothing like a product, the kernels' own default rule holds.
 """
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from math import inf, log
 from pathlib import Path
 from typing import Any
+
+from kernels.cache import DoubtError, read_sealed, say
+from kernels.resources import shown
 
 PATH = Path(__file__).parent / "cuda" / "tuned.json"
 ALIKE = ("op", "dtype", "math", "block_size")  # must be equal
@@ -20,23 +22,37 @@ FARTHEST = log(4.0)  # an n more than 4 times another is not like it
 
 @cache
 def choices(path: Path = PATH) -> tuple[dict[str, Any], ...]:
-    """The whole entries of the table; none where it is absent or not readable as one."""
+    """The entries of the table; none where it is absent, and none of one that does not hold in every part."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(each for each in table["choices"] if _whole(each))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        table = read_sealed(path, own=False)  # who installs a package may be another than who uses it
+        entries = table.get("choices")
+        if not isinstance(entries, list):
+            raise DoubtError(f"{shown(path)} has no list of choices")
+        for number, entry in enumerate(entries, 1):
+            if fault := _fault(entry):
+                raise DoubtError(f"{shown(path)}, choice {number}: {fault}")
+        return tuple(entries)
+    except FileNotFoundError:
+        return ()
+    except DoubtError as doubt:
+        say(f"{doubt}; kernels choose their tiles by the default rule until it is tuned again")
         return ()
 
 
-def _whole(entry: Any) -> bool:
-    try:
-        sizes = [entry[name] for name in NEAR]
-        known = all(name in entry for name in ALIKE) and isinstance(entry["variant"], dict)
-        return (
-            known and all(isinstance(size, int) and size > 0 for size in sizes) and 0 <= entry["target_sparsity"] <= 1
-        )
-    except (KeyError, TypeError, IndexError):
-        return False
+def _fault(entry: Any) -> str | None:
+    """What an entry lacks, or None."""
+    if not isinstance(entry, dict):
+        return "is no entry"
+    for name in ("block_size", *NEAR):
+        if type(entry.get(name)) is not int or entry[name] < 1:
+            return f"{name} is no whole number from 1 on"
+    for name in ("op", "dtype", "math"):
+        if not isinstance(entry.get(name), str):
+            return f"{name} is no name"
+    sparsity: Any = entry.get("target_sparsity")
+    if type(sparsity) not in (int, float) or not 0 <= sparsity <= 1:
+        return "target_sparsity is no number from 0 to 1"
+    return None if isinstance(entry.get("variant"), dict) else "variant is no set of parameters"
 
 
 def nearest(

@@ -12,9 +12,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis import accuracy_figures, figures, style, theory_figures, training_figures
+from analysis import (
+    accuracy_figures,
+    figures,
+    measured_figures,
+    realised_figures,
+    style,
+    theory_figures,
+    training_figures,
+)
 from analysis.stats import Estimate
 from bench.cells import GemmCell, TrainCell
 
@@ -252,13 +261,143 @@ def test_roofline_is_made_of_the_best_that_was_reached() -> None:
     assert max(points["best of this sweep"].get_ydata()) == pytest.approx(1.024e-3)
 
 
+def test_noisy_points_are_told_where_they_are_not_drawn_apart() -> None:
+    rows = [made.ratio_row([2.0] * 3, 0.8, noisy=True), made.ratio_row([1.5] * 3, 0.5)]
+    efficiency = texts(figures.efficiency_figure(pd.DataFrame(rows)))
+    assert "(40%)" in efficiency and "(75%)" not in efficiency and "In brackets: noisy." in efficiency
+    assert "1 of the 2 points are noisy." in texts(theory_figures.roofline_figure(pd.DataFrame(rows)))
+    layer = texts(measured_figures.layer_efficiency_figure(pd.DataFrame([made.layer_row([2.0] * 3, noisy=True)])))
+    assert "1 of the 1 points are noisy." in layer
+
+
+def test_a_variant_has_one_colour_in_all_figures_of_a_sweep() -> None:
+    frame = pd.concat([made.sparse_frame(1), made.train_frame(1, ("gradual",), lasso="none")], ignore_index=True)
+    labels = [
+        {handle.get_label(): handle.get_color() for legend in figure.legends for handle in legend.get_lines()}
+        for figure in (
+            accuracy_figures.perplexity_figure(frame),
+            training_figures.curves_figure(frame),
+            training_figures.integral_figure(frame),
+        )
+    ]
+    for variant in ("gradual (cubic)", "gradual (cubic), auto path"):
+        assert len({label[variant] for label in labels if variant in label}) == 1
+
+
 def test_every_colour_of_a_variant_is_its_own() -> None:
     names: list[Any] = [*style.VARIANT_COLOURS, "gradual (cubic)", "one-shot"]
     colours = style.variant_colours(names)
-    assert list(colours) == names
+    assert list(colours) == names and len(set(colours.values())) == len(names)
+    beside = style.variant_colours(
+        ["gradual", "one-shot", "random pre-pruning", "scaled", "block lasso + gradual (cubic)"]
+    )
+    assert len(set(beside.values())) == len(beside)
+    assert style.BLACK not in style.variant_colours([f"variant {at}" for at in range(20)]).values()
     assert style.block_marker(7) == "X" and style.block_colour(7) == style.GREY
 
 
 def test_one_failed_cell_alone_gives_a_figure_with_its_reason() -> None:
     frame = pd.DataFrame([made.row(GemmCell(), "wrong", "error 3.1 times the bound")])
     assert "native: wrong (1 cells): error 3.1 times the bound" in texts(figures.speedup_figure(frame))
+
+
+def wide(*runs: tuple[int, float]) -> pd.DataFrame:
+    """Training runs of a hidden size at a target sparsity each; dense at 0."""
+    rows = []
+    for hidden, target in runs:
+        pruned = {"schedule": "cubic", "target_sparsity": target} if target else {}
+        cell = TrainCell(hidden_size=hidden, embedding_size=64, block_size=8, **pruned)
+        rows += made.run_rows(cell, 100.0 + hidden / 100, [target] * 2)
+    return pd.DataFrame(rows)
+
+
+# with 64 in, n hidden and 64 out a network stores 8 n (n / 2 + 96) + const weights: 256 at 0.8 stores as many as 80 dense
+CONTROLS = [(256, 0.8), (256, 0.0), (80, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("runs", "narrow"),
+    [
+        (CONTROLS, None),  # 80 units are there for their weights only
+        ([(256, 0.8), (80, 0.0)], 80),  # nothing dense of the pruned network's width: 80 is what it is compared with
+        ([*CONTROLS, (80, 0.5)], 80),  # pruned at 80 too
+        ([(640, 0.8), (944, 0.9), (256, 0.0), (640, 0.0), (944, 0.0)], 256),
+        ([(128, 0.8), (64, 0.0), (128, 0.0)], None),  # two sizes whose weights have nothing to do with each other
+    ],
+)
+def test_the_narrow_network_is_what_wider_ones_are_compared_with(
+    runs: list[tuple[int, float]], narrow: int | None
+) -> None:
+    figure = accuracy_figures.cost_figure(wide(*runs))
+    words = texts(figure)
+    if narrow is None:
+        assert "What sparsity costs in perplexity" in words and "narrow" not in words
+    else:
+        assert "Wider for sparser" in words
+        assert f"dense, {narrow} units 1.00× the narrow dense network's weights" in words
+        [line] = [line for line in figure.axes[0].lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2]
+        assert line.get_xdata()[0] == pytest.approx(100.0 + narrow / 100)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "labels"),
+    [
+        ((4.0, 4.3, 4.6, 4.9), ["dense", "ρ 0.8", "ρ 0.81", "ρ 0.82", "ρ 0.83"]),
+        ((4.0, 4.01, 4.02, 6.0), ["dense", "ρ 0.8, 0.81, 0.82", "ρ 0.83"]),
+    ],
+    ids=["close", "on each other"],
+)
+def test_labels_of_the_front_cover_neither_each_other_nor_a_point(speeds: tuple[float, ...], labels: list[str]) -> None:
+    train = made.run_rows(TrainCell(), 100.0, [0.0])
+    timed = []
+    for at, speed in enumerate(speeds):
+        rho = 0.8 + 0.01 * at
+        train += made.run_rows(TrainCell(schedule="cubic", target_sparsity=rho), 110.0 + 0.02 * at, [rho])
+        timed.append(made.ratio_row([speed] * 3, rho, {"m": 512, "k": 128, "n": 20}))
+    figure = figures.tradeoff_figure(pd.DataFrame(train), pd.DataFrame(timed))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    [ax] = figure.axes
+    assert [text.get_text() for text in ax.texts] == labels
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in ax.texts]
+    points = ax.transData.transform([(1.0, 100.0), *((speed, 110.0 + 0.02 * at) for at, speed in enumerate(speeds))])
+    assert not [1 for at, one in enumerate(boxes) for other in boxes[:at] if one.overlaps(other)]
+    assert not [1 for box in boxes for point in points if box.contains(*point)]
+    if len(labels) == len(points):  # no label looks like the words of another point
+        for box, point in zip(boxes, points, strict=True):
+            middle = np.array([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2])
+            nearest = min(np.hypot(*(middle - one)) for one in points)
+            assert np.hypot(*(middle - point)) == pytest.approx(nearest)
+
+
+def test_every_panel_of_the_integral_holds_its_lines() -> None:
+    slow = made.sparse_frame(1)
+    first = slow["block_size"] == 16
+    slow.loc[first, "probes"] = slow.loc[first, "probes"].map(
+        lambda stored: (
+            [one | {"dense_ms": [9.0 * ms for ms in one["dense_ms"]]} for one in stored] if stored else stored
+        )
+    )
+    figure = realised_figures.integral_steps_figure(slow)
+    for ax in figure.axes:
+        low, high = ax.get_ylim()
+        assert all(low <= value <= high for line in ax.lines for value in line.get_ydata())
+
+
+def test_no_bar_is_drawn_where_there_is_no_interval() -> None:
+    below, above = style.spread([Estimate(2.0, float("nan"), float("nan"), 1), Estimate(2.0, 1.5, 3.0, 3)])
+    assert np.isnan([below[0], above[0]]).all() and (below[1], above[1]) == (0.5, 1.0)
+
+
+def test_what_lies_beyond_the_scale_is_said_once() -> None:
+    assert style.beyond(["a", "b", "b"], [100.0, 950.1, 950.4]) == ["At the upper edge, beyond the scale: b: 950."]
+
+
+def test_a_notebook_shows_the_margin_though_it_cuts_pictures_to_what_is_in_the_layout() -> None:
+    figure = accuracy_figures.perplexity_figure(TWO_SEEDS)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    [note] = figure.texts[-1:]
+    assert note.get_text().startswith("Bars and band")
+    below = note.get_window_extent(canvas.get_renderer()).y0 / figure.dpi
+    assert figure.get_tightbbox(canvas.get_renderer()).y0 <= below

@@ -1,16 +1,24 @@
-"""Every figure can be read: no text is cut off at the figure's edge, and no text covers another."""
+"""Every figure can be read: no text is cut off, covers another or is crossed by a line, and no measured line leaves its panel.
+
+Of made-up tables, and of every committed sweep: labels are placed by values, so made-up ones alone let a collision pass.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from io import BytesIO
 from itertools import combinations, product
+from pathlib import Path
 
 import made_awd
+import numpy as np
 import pandas as pd
 import pytest
 from made import gemm_frame, lstm_frame, ratio_row, sparse_frame, train_frame
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -21,10 +29,12 @@ from analysis import (
     figures,
     measured_figures,
     realised_figures,
+    sections,
     study,
     theory_figures,
     training_figures,
 )
+from analysis.load import REFERENCE
 
 SLACK = 2.0  # pixels
 
@@ -41,7 +51,7 @@ def undrawn_ticks(figure: Figure) -> set[Text]:
 
 
 def faults(figure: Figure) -> list[str]:
-    """One line for every text that is cut off or covers another."""
+    """One line for every text that is cut off, covers another or is crossed by a line, and for every line that leaves its panel."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     hidden, boxes = undrawn_ticks(figure), []
@@ -59,6 +69,34 @@ def faults(figure: Figure) -> list[str]:
         down = min(one.y1, other.y1) - max(one.y0, other.y0)
         if across > SLACK and down > SLACK:
             found.append(f"{words!r} covers {others!r}")
+    for ax in figure.axes:
+        found += [*crossed(ax, canvas), *leaving(ax)]
+    return found
+
+
+def crossed(ax: Axes, canvas: FigureCanvasAgg) -> list[str]:
+    """Words inside a panel that a line, a bar of an interval or a marker in the foreground runs through."""
+    paths = [line.get_path().transformed(line.get_transform()) for line in ax.lines if line.get_zorder() >= 2]
+    bars = [one for one in ax.collections if isinstance(one, LineCollection) and one.get_zorder() >= 2]
+    paths += [path.transformed(bar.get_transform()) for bar in bars for path in bar.get_paths()]
+    found = []
+    for text in ax.texts:
+        box = text.get_window_extent(canvas.get_renderer()).padded(-SLACK)
+        if text.get_text().strip() and any(path.intersects_bbox(box, filled=False) for path in paths):
+            found.append(f"a line runs through {text.get_text()!r}")
+    return found
+
+
+def leaving(ax: Axes) -> list[str]:
+    """Lines of what was measured, solid or of markers, that have a point outside their panel; caps of intervals may lie there."""
+    box = ax.bbox.padded(SLACK)
+    found = []
+    for line in ax.lines:
+        measured = line.get_linestyle() == "-" or line.get_marker() not in ("None", "", None, "|", "_")
+        at = line.get_transform().transform(np.column_stack([line.get_xdata(), line.get_ydata()]).astype(float))
+        inside = [box.contains(*point) for point in at[np.isfinite(at).all(axis=1)]]
+        if measured and not all(inside):
+            found.append(f"a line leaves the panel {ax.get_title().strip()!r}")
     return found
 
 
@@ -102,6 +140,13 @@ def four_rows() -> pd.DataFrame | None:
     return awd.four_lines(awd.sweep(awd_table(made_awd.PAPER), "paper"))
 
 
+def emptied() -> pd.DataFrame:
+    """Runs on the sparse path that keep no block from the first step on."""
+    frame = sparse_frame(1)
+    frame.loc[frame["path"] == "auto", ["sparsity", "mean_sparsity"]] = 1.0
+    return frame
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "speedup": lambda: figures.speedup_figure(one_shape()),
     "efficiency": lambda: figures.efficiency_figure(one_shape()),
@@ -127,6 +172,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "integral by step": lambda: realised_figures.integral_steps_figure(sparse_frame()),
     "end to end": lambda: realised_figures.end_to_end_figure(sparse_frame()),
     "end to end, one seed": lambda: realised_figures.end_to_end_figure(sparse_frame(1, lasso="proximal")),
+    "end to end, no block kept": lambda: realised_figures.end_to_end_figure(emptied()),
     "nothing run": lambda: measured_figures.layer_figure(None),
 }
 
@@ -151,3 +197,35 @@ def test_the_check_sees_a_cut_and_a_cover() -> None:
     figure.text(0.5, 0.5, "two")
     figure.text(0.99, 0.9, "over the edge")
     assert len(faults(figure)) == 2
+
+
+def test_the_check_sees_a_line_through_words_and_one_that_leaves() -> None:
+    figure = Figure()
+    ax = figure.subplots()
+    ax.plot([0.0, 1.0], [0.0, 1.0])
+    ax.text(0.5, 0.5, "words")
+    assert faults(figure) == ["a line runs through 'words'"]
+    ax.set(ylim=(0.0, 0.7))
+    assert "a line leaves the panel ''" in faults(figure)
+
+
+SWEEPS = sorted(folder.name for folder in REFERENCE.glob("*"))
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_figures_of_the_committed_results_can_be_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+
+    def check(figure: Figure, target: Path | BytesIO, **options: object) -> None:
+        title = figure.get_suptitle() or figure.axes[0].get_title()
+        found.extend(f"{title}: {fault}" for fault in faults(figure))
+
+    read = study.read(REFERENCE / name)
+    monkeypatch.setattr(Figure, "savefig", check)
+    monkeypatch.setattr(sections, "_beside_the_slides", lambda *_, **__: sections.Section("", ""))  # tables only
+    assert list(sections.sections(read))
+    if name == made_awd.PAPER:
+        check(training_figures.norm_maps_figure(awd.four_lines(awd.sweep(read.train, "paper"))), tmp_path)
+    assert found == []

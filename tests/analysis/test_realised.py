@@ -165,10 +165,13 @@ def test_the_step_figure_shades_what_was_saved_and_what_was_not_reached() -> Non
     figure = realised_figures.integral_steps_figure(made.sparse_frame(1))
     left, right = figure.axes
     assert "measured 1.65×" in left.get_title() and "of theory's 2.00×: 82%" in left.get_title()
-    dense, _, used, _, theory, _ = left.lines
+    dense, used, theory, *_ = left.lines
     assert np.asarray(dense.get_xdata()).tolist() == [0, 50, 150, 250, 350, 400]
     assert np.asarray(theory.get_ydata()) == pytest.approx([50, 50, 30, 10, 10, 10])
     assert np.asarray(used.get_ydata()) == pytest.approx([50, 50, 30 / 0.7, 10 / 0.7, 10 / 0.7, 10 / 0.7])
+    assert theory.get_linestyle() == "--" and all(
+        line.get_linestyle() in ("-", "None") for line in left.lines if line is not theory
+    )
     assert len(left.collections) == 2 and "block 32" in right.get_title()
 
 

@@ -102,7 +102,8 @@ def test_without_a_compiler_another_backend_stands_for_the_network() -> None:
 def test_markdown_and_html_escape_what_would_break_them() -> None:
     table = pd.DataFrame({"a|b": ["1 < 2", "x|y"]})
     assert tables.to_markdown(table) == "| a\\|b |\n| --- |\n| 1 < 2 |\n| x\\|y |"
-    assert "<td>1 &lt; 2</td>" in tables.to_html(table) and "<th>a|b</th>" in tables.to_html(table)
+    page = tables.to_html(table)
+    assert ">1 &lt; 2</td>" in page and ">a|b</th>" in page
     assert tables.to_markdown(table.head(0)) == "| a\\|b |\n| --- |"
 
 
@@ -121,3 +122,41 @@ def test_layer_table_has_a_row_for_each_baseline_and_sets_theory_beside_the_fast
     )
     assert (fused["fastest"], fused["at sparsity"], fused["theory there"]) == ("1.20×", "0.80", "1.67×")
     assert tables.layer_table(None).empty
+
+
+def test_short_cells_keep_to_a_line_and_a_wide_table_scrolls() -> None:
+    page = tables.to_html(pd.DataFrame({"what": ["4.21× [4.10, 4.33]", "word " * 30]}))
+    assert page.startswith("<div style='overflow-x:auto'><table style='table-layout:auto")
+    short, long = [line for line in page.splitlines() if "<td" in line]
+    assert "white-space:nowrap" in short and "white-space:normal;min-width" in long
+
+
+def test_noisy_timings_are_marked_wherever_they_are_quoted() -> None:
+    shape = {"m": 512, "k": 128, "n": 20}
+    noisy = pd.DataFrame(
+        [made.ratio_row([speed] * 3, rho, shape, noisy=True) for rho, speed in ((0.5, 0.8), (0.8, 4.0))]
+    )
+    [row] = tables.breakeven_table(noisy).to_dict("records")
+    assert (row["break-even sparsity"], row["fastest"], row["median efficiency"]) == (
+        "0.57 (noisy)", "4.00× (noisy)", "60% (noisy)",
+    )  # fmt: skip
+    quiet = made.ratio_row([2.0] * 3, 0.7, shape)
+    [row] = tables.breakeven_table(pd.concat([noisy, pd.DataFrame([quiet])])).to_dict("records")
+    assert (row["break-even sparsity"], row["fastest"], row["median efficiency"]) == (
+        "0.57 (noisy)",
+        "2.00× (quiet)",
+        "60%",
+    )
+    assert tables.main_table(two_runs(), noisy)["measured product speedup"].tolist() == [
+        NOTHING,
+        "4.00× [4.00, 4.00] (noisy)",
+    ]
+    assert tables.main_table(two_runs(), products())["measured product speedup"].tolist() == [
+        NOTHING,
+        "4.00× [4.00, 4.00]",
+    ]
+    assert (
+        tables.slides_table(two_runs(), noisy)["our measured product speedup"].iloc[2] == "4.00× [4.00, 4.00] (noisy)"
+    )
+    layer = made.layer_row([2.0] * 3, noisy=True)
+    assert tables.layer_table(pd.DataFrame([layer]))["fastest"].tolist() == ["2.00× (noisy)"]

@@ -189,6 +189,9 @@ def test_a_kernel_whose_check_failed_is_not_timed(tmp_path: Path) -> None:
     status, reason = verdict(tables, cell)
     assert status == "wrong" and reason == "not timed: its check on this device ended wrong (random, n = 7): 1e9 off"
     assert verdict(tables, other) is None, "the cell itself says why it is unsupported"
+    full = [{"status": "failed", "reason": "ResourceError: no room", "pattern": "full", "n": 1}]
+    tables.put(check_of(other), full, PROVENANCE)
+    assert verdict(tables, other) == ("", ""), "left for later while there is no room for its kernels"
 
 
 def test_rows_say_that_a_kernel_was_not_timed(tmp_path: Path, sweep_file: Path) -> None:
@@ -222,12 +225,17 @@ def test_checks_and_what_ended_ill_run_again_by_other_sources(tmp_path: Path) ->
     tables = Tables(tmp_path, [])
     old = {**PROVENANCE, "source_hash": "old"}
     ok, ill = [{"status": "ok"}], [{"status": "failed", "reason": "x"}]
+    today = [
+        [{"status": "failed", "reason": reason}]
+        for reason in ("ResourceError: c++ took more than 300 s", "OSError: [Errno 28] No space left on device")
+    ]
     for cell, rows, provenance, wanted in (
         (GemmCell(), ok, old, True),
         (GemmCell(), ill, old, False),
         (GemmCell(), ill, PROVENANCE, True),
         (CheckCell(), ok, old, False),
         (CheckCell(), ok, PROVENANCE, True),
+        *((cell, rows, PROVENANCE, False) for cell in (GemmCell(), CheckCell()) for rows in today),
     ):
         tables.put(cell, rows, provenance)
         assert is_finished(tables, cell) is wanted

@@ -40,7 +40,7 @@ PATHS = ["dense", pytest.param("sparse", marks=needs_kernel), pytest.param("auto
 EVERY_STEP = 0.0
 
 
-class Stop(Exception):  # noqa: N818  (no error)
+class Stop(BaseException):
     """The run is interrupted."""
 
 

@@ -60,9 +60,12 @@ def test_the_bytes_by_hand():
     assert isinstance(final.layers[0].weight_ih, torch.Tensor)
 
 
-def test_nothing_of_the_model_is_shared():
+def test_nothing_of_the_model_is_shared(tmp_path: Path):
     model, pruner = masked()
     final = finalize(model, pruner.masks)
+    final.save(tmp_path / "model.pt")
+    for each in (final, final.to("cpu"), FinalModel.load(tmp_path / "model.pt")):
+        assert each.sparse_weights and all(weight.frozen for weight in each.sparse_weights)
     words = torch.randint(VOCABULARY, (3, 2))
     before = final(words)[0].clone()
     with torch.no_grad():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from bench.pruning.pruner import Pruner
 from bench.train import train_cell
 from kernels import compiler
 from kernels.blockmask import BlockMask
+from kernels.cache import publish, read_sealed, say, sealed
 
 NO_KERNEL = missing_kernel()
 needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
@@ -73,7 +76,7 @@ def test_it_is_measured_once(measured: list[Shape]):
     assert list(known()) == [(SHAPE, pytest.approx(0.4))]
 
 
-@pytest.mark.parametrize("what", ["processor", "source_hash"])
+@pytest.mark.parametrize("what", ["processor", "source_hash", "physical_cores", "_build"])
 def test_another_machine_or_other_kernels_measure_anew(
     what: str, measured: list[Shape], monkeypatch: pytest.MonkeyPatch
 ):
@@ -106,22 +109,122 @@ def test_a_corrupt_or_foreign_file_is_made_anew(content: str, folder: Path, meas
     assert sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock")) == [FILE]
 
 
-@pytest.mark.parametrize("curve", [[[0.0, -1.0]], [[0.0, math.nan]], [[2.0, 1.0]], [["a", 1.0]], [[0.0]], 3, None])
+def altered(folder: Path, **parts: object) -> None:
+    """Put other parts into every entry of the file, and seal it again."""
+    entries = read_sealed(folder / FILE)["entries"]
+    for entry in entries.values():
+        entry.update(parts)
+    publish(folder / FILE, json.dumps(sealed({"entries": entries})).encode())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_is_measured_with_the_threads_that_it_names(
+    threads: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(module, "speedup", lambda *_: seen.append(torch.get_num_threads()) or 2.0)
+    with torch.inference_mode():
+        breakeven(replace(SHAPE, threads=threads, block_size=4))
+    assert seen == [threads] and torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("field", ["threads", "block_size"])
+def test_an_entry_under_another_name_is_not_believed(field: str, folder: Path, measured: list[Shape]) -> None:
+    breakeven(SHAPE)
+    ((_, entry),) = read_sealed(folder / FILE)["entries"].items()
+    altered(folder, shape={**entry["shape"], field: entry["shape"][field] + 1})
+    assert list(known()) == []
+    assert breakeven(SHAPE) == pytest.approx(0.4) and measured == [SHAPE, SHAPE]
+
+
+def test_it_follows_the_sources_of_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(module, "source_hash", lambda *tops: asked.append(tops) or "hash")
+    assert module.surroundings()["kernels"] == "hash" and asked == [("kernels", "bench")]
+
+
+CUT_SHORT = [[], [[0.0, 0.5]], [[0.0, 0.5], [0.25, 0.6]], [[0.0, 2.0], [0.25, 2.0]], [[0.5, 0.5], [0.25, 2.0]]]
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        [[0.0, -1.0]], [[0.0, math.nan]], [[0.0, 0.0]], [[0.0, math.inf]], [[2.0, 1.0]], [["a", 1.0]], [[0.0]], 3, None,
+        [[0.5, 0.5], [0.0, 2.0]], [[0.0, 1.5], [0.5, 2.0]], [[0.0, True]], *CUT_SHORT,
+    ],
+)  # fmt: skip
 def test_an_entry_that_is_not_whole_is_measured_again(curve: object, folder: Path, measured: list[Shape]):
     breakeven(SHAPE)
-    entries = json.loads((folder / FILE).read_text())
-    for entry in entries.values():
-        entry["curve"] = curve
-    (folder / FILE).write_text(json.dumps(entries))
+    altered(folder, curve=curve)
     assert breakeven(SHAPE) == pytest.approx(0.4) and len(measured) == 2
 
 
-def test_a_folder_that_cannot_be_written_costs_only_the_memory(folder: Path, measured: list[Shape], monkeypatch):
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"torch": 3}, {"processor": "another"}, {"more": 1}, {"shape": None}, {"shape": {}},
+        *({"shape": {**asdict(SHAPE), name: value}} for name, value in (
+            ("hidden", "8"), ("hidden", 8.0), ("hidden", 0), ("threads", True), ("weight_drop", -1.0), ("scope", None),
+        )),
+    ],
+)  # fmt: skip
+def test_an_entry_of_another_kind_is_never_used(parts: dict[str, object], folder: Path, measured: list[Shape]):
+    breakeven(SHAPE)
+    altered(folder, **parts)
+    assert list(known()) == []
+    assert breakeven(SHAPE) == pytest.approx(0.4) and len(measured) == 2
+
+
+def test_the_entries_of_another_version_are_kept_and_not_used(folder: Path, measured: list[Shape]):
+    breakeven(SHAPE)
+    (entry,) = read_sealed(folder / FILE)["entries"].values()
+    entry["shape"]["more"] = 1
+    publish(folder / FILE, json.dumps(sealed({"entries": {module._key(entry): entry}})).encode())
+    assert list(known()) == []
+    assert breakeven(SHAPE) == pytest.approx(0.4) and len(measured) == 2
+    assert len(read_sealed(folder / FILE)["entries"]) == 2 and list(known()) == [(SHAPE, pytest.approx(0.4))]
+
+
+def test_every_altered_bit_and_every_cut_of_the_file_is_seen(
+    folder: Path, measured: list[Shape], capfd: pytest.CaptureFixture[str]
+):
+    breakeven(SHAPE)
+    path, data = folder / FILE, (folder / FILE).read_bytes()
+    entries = module._read(path)
+    for place in range(0, 8 * len(data), 29):
+        changed = bytearray(data)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        assert module._read(path) in ({}, entries)  # the same: white space, or the E of a number
+    for length in range(0, len(data), 7):
+        path.write_bytes(data[:length])
+        assert module._read(path) == {}
+    assert all("measured anew" in line for line in capfd.readouterr().err.splitlines())
+    path.write_bytes(data.replace(b"0.5", b"0.9"))
+    assert breakeven(SHAPE) == pytest.approx(0.4) and len(measured) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such pipes")
+@pytest.mark.timeout(60)
+def test_neither_a_pipe_nor_a_link_is_believed(folder: Path, measured: list[Shape]):
+    os.mkfifo(folder / FILE)
+    assert breakeven(SHAPE) == pytest.approx(0.4)
+    (folder / FILE).rename(folder / "elsewhere")
+    (folder / FILE).symlink_to(folder / "elsewhere")
+    assert list(known()) == [] and breakeven(SHAPE) == pytest.approx(0.4) and len(measured) == 2
+    assert not (folder / FILE).is_symlink()
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_memory(
+    folder: Path, measured: list[Shape], monkeypatch, capfd: pytest.CaptureFixture[str]
+):
     def refuse(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.tempfile, "mkstemp", refuse)
+    say.cache_clear()
+    monkeypatch.setattr(module, "publish", refuse)
     assert breakeven(SHAPE) == pytest.approx(0.4) and not (folder / FILE).exists()
+    assert capfd.readouterr().err == "break-even sparsities are not kept: No space left on device\n"
 
 
 @needs_kernel
@@ -132,7 +235,7 @@ def test_a_real_measurement_draws_no_random_number_of_ours(scope: str, folder: P
     found = breakeven(shape)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert found == breakeven(shape) and (0.0 <= found <= 0.9 or found == NEVER)
-    (entry,) = json.loads((folder / FILE).read_text()).values()
+    (entry,) = read_sealed(folder / FILE)["entries"].values()
     assert [sparsity for sparsity, _ in entry["curve"]] == list(module.SPARSITIES)[: len(entry["curve"])]
 
 

@@ -91,7 +91,7 @@ def test_awd_lstm_trains_in_every_precision(path: str, precision: str) -> None:
         assert len(rows[-1]["probes"]) == 2 and missing_kernel("cuda", precision) is None
 
 
-class Stop(Exception):  # noqa: N818  (no error)
+class Stop(BaseException):
     """The run is interrupted."""
 
 

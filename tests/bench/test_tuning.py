@@ -12,13 +12,15 @@ import pytest
 from bench import tuning
 from bench.cells import TuneCell
 from bench.parquet import checksum_line, checksum_of, from_parquet
+from bench.provenance import source_hash
 from bench.schema import TUNE
 from bench.sweep import load
-from bench.tuner import run_tuner, tune_cells, winner
+from bench.tuner import _is_stale, run_tuner, tune_cells, winner
 from bench.tuning import tune_cell
 from kernels.backends.dense import BACKEND as DENSE
 from kernels.backends.dense import DenseLaunch
 from kernels.backends.tuned import choices, nearest
+from kernels.cache import SEAL, read_sealed, sealed
 from kernels.problem import GemmProblem
 
 SWEEP = """
@@ -102,6 +104,7 @@ def test_the_table_is_a_result_with_provenance(
     out = tmp_path / "out" / "tuned.json"
     assert run_tuner([load(sweep_file)], out, 200.0, "cpu") == 0
     table = json.loads(out.read_text())
+    assert {SEAL: table[SEAL], **read_sealed(out)} == table and out.read_text().count("\n") == 8
     assert table["provenance"]["torch"] and table["provenance"]["device_name"]
     assert [choice["n"] for choice in table["choices"]] == [4, 8]
     stored = out.parent / "tune.parquet"
@@ -113,6 +116,13 @@ def test_the_table_is_a_result_with_provenance(
     assert variant == table["choices"][0]["variant"]
 
 
+def test_what_was_tuned_is_stale_by_other_sources_or_for_want_of_room() -> None:
+    row = {"status": "failed", "reason": "RuntimeError: x", "source_hash": source_hash()}
+    assert not _is_stale([row])
+    assert _is_stale([]) and _is_stale([{**row, "source_hash": "old"}])
+    assert _is_stale([row, {**row, "reason": "ResourceError: kernels cannot be compiled today"}])
+
+
 def entry(n: int, name: str, **more: Any) -> dict[str, Any]:
     shape = {"op": "dsd", "dtype": "bfloat16", "math": "ieee", "block_size": 32, "m": 4096, "k": 4096, "n": n}
     return {**shape, "target_sparsity": 0.8, "variant": {"name": name}, **more}
@@ -121,7 +131,7 @@ def entry(n: int, name: str, **more: Any) -> dict[str, Any]:
 def test_the_nearest_shape_is_taken_and_nothing_far(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
     entries = [entry(20, "a"), entry(80, "b"), entry(80, "c", m=1024), entry(80, "d", target_sparsity=0.5)]
-    path.write_text(json.dumps({"provenance": {}, "choices": entries}))
+    path.write_text(json.dumps(sealed({"provenance": {}, "choices": entries})))
 
     def found(n: int, m: int = 4096, sparsity: float = 0.8, **other: Any) -> str | None:
         wanted = {"op": "dsd", "dtype": "bfloat16", "math": "ieee", "block_size": 32, **other}

@@ -1,8 +1,11 @@
 """block_sparse_matmul: values, gradients, and no gradient at empty blocks, with either kernel."""
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -143,37 +146,106 @@ def test_with_data_shares_what_the_pattern_tells() -> None:
     assert other.index is bsr.index and torch.equal(other.to_dense(), 2 * bsr.to_dense())
 
 
+def by_optimizer(parameter: torch.nn.Parameter, kind: type[torch.optim.Optimizer]) -> None:
+    """Fused: torch does not count that change."""
+    parameter.grad = torch.ones_like(parameter)
+    kind([parameter], lr=0.5, fused=True).step()
+
+
+def by_exchange(parameter: torch.nn.Parameter) -> None:
+    parameter.data = 3 * parameter.data
+
+
+CHANGES: dict[str, Callable[[torch.nn.Parameter], object]] = {
+    "fused AdamW": lambda parameter: by_optimizer(parameter, torch.optim.AdamW),
+    "fused SGD": lambda parameter: by_optimizer(parameter, torch.optim.SGD),
+    "in place": lambda parameter: parameter.detach().mul_(2.0),
+    ".data": lambda parameter: parameter.data.mul_(2.0),
+    "numpy": lambda parameter: np.multiply(parameter.detach().numpy(), 2.0, out=parameter.detach().numpy()),
+    "dlpack": lambda parameter: torch.from_dlpack(parameter.detach()).mul_(2.0),
+    "set_": lambda parameter: parameter.data.set_(3 * parameter.detach()),
+    "exchange": by_exchange,  # as an optimizer's averages are put in for evaluation, and taken out again
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_values_are_read_anew_however_they_changed(kernel: str, how: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    into, recurrent = (
+        BSRMatrix.from_dense(torch.randn(64, cols, generator=generator) / 4, BlockMask.full(64, cols, 8))
+        for cols in (24, 16)
+    )
+    parameters = [torch.nn.Parameter(weight.data.clone()) for weight in (into, recurrent)]
+    into, recurrent = into.with_data(parameters[0]), recurrent.with_data(parameters[1])
+    x, inputs = torch.randn(24, 20, generator=generator), torch.randn(3, 5, 24, generator=generator)
+    for change in (None, CHANGES[how], CHANGES[how]):
+        for parameter in parameters if change else ():
+            change(parameter)
+        with torch.no_grad():
+            y, (found, _) = (
+                block_sparse_matmul(into, x, kernel),
+                block_sparse_lstm(inputs, None, into, recurrent, kernel=kernel),
+            )
+            plain = [weight.to_dense() for weight in (into, recurrent)]
+            zeros = torch.zeros(1, 5, 16)
+            wanted = torch.lstm(inputs, (zeros, zeros), plain, False, 1, 0.0, False, False, False)[0]
+        torch.testing.assert_close(y, plain[0] @ x, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 @needs_native
-def test_packed_values_are_kept_until_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_matrix_is_packed_once_and_an_ordinary_one_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     packs, pack = [], native_products.pack
     monkeypatch.setattr(native_products, "pack", lambda *given: packs.append(given) or pack(*given))
     weight = BSRMatrix.from_dense(
         torch.randn(32, 48), BlockMask.random(32, 48, 8, 0.5, torch.Generator().manual_seed(0))
     )
-    x = torch.randn(48, 20)
-    for expected_packs in (1, 1):
-        torch.testing.assert_close(block_sparse_matmul(weight, x), weight.to_dense() @ x)
+    x, frozen, wanted = torch.randn(48, 20), weight.freeze(), weight.to_dense()
+    for matrix, expected_packs in ((weight, 1), (weight, 2), (frozen, 3), (frozen, 3)):
+        torch.testing.assert_close(block_sparse_matmul(matrix, x), wanted @ x)
         assert len(packs) == expected_packs
-    weight.data.mul_(2.0)
-    torch.testing.assert_close(block_sparse_matmul(weight, x), weight.to_dense() @ x)
-    assert len(packs) == 2
     with torch.inference_mode():
-        torch.testing.assert_close(block_sparse_matmul(weight, x), weight.to_dense() @ x)
-    assert len(packs) == 2
-    again = copy.deepcopy(weight)
-    torch.testing.assert_close(block_sparse_matmul(again, x), weight.to_dense() @ x)
-    assert len(packs) == 3
+        torch.testing.assert_close(block_sparse_matmul(frozen, x), wanted @ x)
+        torch.testing.assert_close(block_sparse_matmul(weight.freeze(), x), wanted @ x)
+    assert len(packs) == 4
+    for other in (
+        copy.deepcopy(frozen),
+        pickle.loads(pickle.dumps(frozen)),
+        frozen.unfreeze(),
+        frozen.with_data(frozen.data),
+    ):
+        assert not other.frozen and torch.equal(other.data, weight.data)
+        torch.testing.assert_close(block_sparse_matmul(other, x), wanted @ x)
+    assert len(packs) == 8 and frozen.freeze() is frozen and frozen.frozen and not weight.frozen
 
 
-@needs_native
-def test_packed_values_are_not_those_of_a_parameter_whose_data_were_exchanged() -> None:
+@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nothing_changes_a_frozen_matrix(kernel: str, how: str) -> None:
     bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
-    parameter = torch.nn.Parameter(bsr.data.clone())
-    weight = bsr.with_data(parameter)
-    with torch.no_grad():
-        for factor in (1.0, 2.0, 3.0):  # as an optimizer's averages are put in for evaluation, and taken out again
-            parameter.data = bsr.data * factor
-            torch.testing.assert_close(block_sparse_matmul(weight, x), factor * (bsr.to_dense() @ x))
+    wanted, parameter = bsr.to_dense(), torch.nn.Parameter(bsr.data.clone())
+    frozen = bsr.with_data(parameter).freeze()
+    handed_out = torch.nn.Parameter(frozen.data)
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(block_sparse_matmul(frozen, x, kernel), wanted @ x)
+        assert torch.equal(frozen.to_dense(), wanted) and torch.equal(frozen.data, bsr.data)
+        CHANGES[how](parameter)
+        CHANGES[how](handed_out)
+    assert (frozen.nnzb, frozen.block_size, frozen.grid) == (bsr.nnzb, bsr.block_size, bsr.grid)
+    assert (frozen.values_nbytes, frozen.index_nbytes) == (bsr.values_nbytes, bsr.index_nbytes)
+    assert torch.equal(frozen.mask.kept, bsr.mask.kept)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradients_pass_through_a_frozen_matrix_and_do_not_reach_it(kernel: str) -> None:
+    bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    frozen = bsr.with_data(bsr.data.requires_grad_()).freeze()
+    y = block_sparse_matmul(frozen, x.requires_grad_(), kernel)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, bsr.to_dense().detach().T @ torch.ones_like(y))
+    assert bsr.data.grad is None and not frozen.data.requires_grad and not frozen.to_dense().requires_grad
 
 
 @needs_native

@@ -12,9 +12,11 @@ from kernels.backends import cuda_mma, cuda_operators, cuda_rungs
 from kernels.backends.cuda import BACKEND
 from kernels.backends.cuda_layer import LayerLaunch
 from kernels.backends.cuda_rungs import Task
+from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check
 from kernels.lstm_problem import LstmProblem
+from kernels.ops import block_sparse_matmul, dsd
 from kernels.problem import GemmProblem, Problem
 
 TYPES = [("float32", "ieee"), ("float32", "tf32"), ("bfloat16", "ieee"), ("float16", "ieee")]
@@ -125,5 +127,37 @@ def test_what_was_prepared_is_kept_by_pattern() -> None:
         task = Task("dsd", "Float32", 16, 7)
         assert launch(task) is launch(task)
         assert cuda_operators.pattern_of(bsr.with_data(2 * bsr.data).index, 16) is launch
-        bsr.indices.add_(0)  # a change in place, as far as torch can tell
-        assert cuda_operators.pattern_of(bsr.index, 16) is not launch
+        bsr.indices.add_(0)  # which are not those that it was prepared for
+        assert cuda_operators.pattern_of(bsr.index, 16) is launch
+
+
+def test_an_index_from_elsewhere_is_compared_at_each_product() -> None:
+    """Torch does not count all changes in place, and an address says nothing of what lies there."""
+    problem, x = GemmProblem(64, 64, 7, 16, 0.5), torch.randn(64, 7)
+    bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
+    with emulated_gpu():
+        foreign = type(bsr.index)(*(each.clone() for each in bsr.index))
+        kept = cuda_operators.pattern_of(foreign, 16)
+        assert cuda_operators.pattern_of(foreign, 16) is kept is not cuda_operators.pattern_of(bsr.index, 16)
+        other = BSRMatrix.from_dense(problem.weight, BlockMask(problem.mask.kept.roll(1, 1), 16))
+        for each, changed in zip(foreign, other.index, strict=True):
+            each.data.numpy()[:] = changed.numpy()  # uncounted
+        assert cuda_operators.pattern_of(foreign, 16) is not kept
+        found = dsd(bsr.data, *foreign, x, False, "cuda")
+        torch.testing.assert_close(found, other.with_data(bsr.data).to_dense() @ x, rtol=1e-4, atol=1e-4)
+        foreign.rows.data.fill_(2**20)
+        with pytest.raises(ValueError, match="rows is not what"):
+            dsd(bsr.data, *foreign, x, False, "cuda")
+
+
+def test_matrices_of_one_pattern_and_several_widths_are_not_taken_for_each_other() -> None:
+    indices, indptr = (torch.tensor(part, dtype=torch.int32) for part in ([0, 1], [0, 1, 2]))
+    data = torch.randn(2, 16, 16)
+    with emulated_gpu():
+        for cols in (32, 48, 32):
+            weight, x = BSRMatrix(data, indices, indptr, (32, cols)), torch.randn(cols, 3)
+            torch.testing.assert_close(
+                block_sparse_matmul(weight, x, "cuda"), weight.to_dense() @ x, rtol=1e-4, atol=1e-4
+            )
+            turned = dsd(data, *weight.index, torch.randn(32, 3), True, "cuda")
+            assert turned.shape == (cols, 3)

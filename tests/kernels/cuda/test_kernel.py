@@ -1,6 +1,7 @@
 """Compiling variants to cubins without a GPU: what ptxas says of them, the cache, and one line for every failure."""
 
 import ctypes
+import io
 import re
 import threading
 from collections.abc import Iterator
@@ -85,6 +86,7 @@ def test_every_way_to_nvrtc_compiles_and_names_errors(way: object) -> None:
     assert re.fullmatch(r"\d+\.\d+", found.version)
     code, log = found.compile('extern "C" __global__ void f() {}', "f.cu", ["--gpu-architecture=sm_90a"])
     assert code.startswith(b"\x7fELF") and log == ""
+    assert io.BytesIO(b"  ").read(1)[0] == ord(" "), "the log of one NUL was written over all bytes of one space"
     with pytest.raises(CompileError, match=r"^f\.cu\(1\): error: "):
         found.compile("wrong", "f.cu", ["--gpu-architecture=sm_90a"])
 
@@ -142,6 +144,32 @@ def test_what_does_not_compile_is_one_line_without_a_path(scale: Variant) -> Non
     Path(scale.source).write_text(SOURCE)
     with pytest.raises(CompileError, match="no kernel 'missing'"):
         compile_cubin(other(scale, name="missing"), "sm_90a")
+
+
+def test_a_cubin_is_believed_only_with_its_own_facts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without a compiler: what is kept, and then altered, cut, exchanged."""
+    path, other_path = tmp_path / "dsd.cubin", tmp_path / "sdd.cubin"
+    cubin = Cubin(path, registers=40, spill_bytes=0, shared_bytes=2048, seconds=1.5, log="ptxas\n")
+    cuda_kernel._keep(cubin, b"\x7fELF code")
+    cuda_kernel._keep(Cubin(other_path, 32, 0, 0, 1.5, ""), b"\x7fELF other code")
+    facts = path.with_suffix(".json")
+    assert cuda_kernel._cached(path) == cubin and capfd.readouterr().err == ""
+    for kept in (path, facts):
+        data = kept.read_bytes()
+        for place in range(0, 8 * len(data), 3):
+            altered = bytearray(data)
+            altered[place // 8] ^= 1 << place % 8
+            kept.write_bytes(altered)
+            assert cuda_kernel._cached(path) in (None, cubin)
+        for length in range(0, len(data), 5):
+            kept.write_bytes(data[:length])
+            assert cuda_kernel._cached(path) is None
+        kept.write_bytes(data)
+    assert all("compiled anew" in line for line in capfd.readouterr().err.splitlines())
+    assert cuda_kernel._cached(path) == cubin
+    other_path.replace(path)
+    other_path.with_suffix(".json").replace(facts)
+    assert cuda_kernel._cached(path) is None, "another kernel's code with its own facts"
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from emulated_gpu import emulated_gpu
+from lstm_work import Work, same
 
-from kernels.backends import cuda_operators
+from kernels.backends import cuda_lstm_operator, cuda_operators
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, kernel_for, sdd
@@ -74,6 +75,68 @@ def test_strided_and_misaligned_operands() -> None:
     misaligned = wide[1:].view(6, 16).copy_(x.T).T
     for strided in (x.repeat(1, 2)[:, ::2], x[:, :1].expand(-1, 6), misaligned):
         torch.testing.assert_close(block_sparse_matmul(bsr, strided, "cuda"), bsr.to_dense() @ strided)
+
+
+def imaginary(x: torch.Tensor) -> torch.Tensor:
+    """A view that torch negates when it is read."""
+    return torch.complex(x, -x).conj().imag
+
+
+@pytest.mark.parametrize("view", [imaginary, lambda each: torch.stack([each, each], dim=-1)[..., 0]])
+def test_views_and_a_pattern_seen_through_them(view: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    bsr, x = operands(16, 32, 8, 6, torch.float32)
+    pattern = [torch.stack([each, each + 9], dim=-1)[..., 0] for each in (bsr.indices, bsr.indptr)]
+    weight = BSRMatrix(view(bsr.data), *pattern, bsr.shape)
+    leaves = weight.data.detach().requires_grad_(), view(x).requires_grad_()
+    y = block_sparse_matmul(weight.with_data(leaves[0]), leaves[1], "cuda")
+    with torch.no_grad():
+        assert torch.equal(block_sparse_matmul(weight, view(x), "cuda"), y)
+    theirs = bsr.data.clone().requires_grad_(), x.clone().requires_grad_()
+    wanted, grad = bsr.with_data(theirs[0]).to_dense() @ theirs[1], torch.randn(16, 6)
+    torch.testing.assert_close(y, wanted)
+    for one, other in zip(
+        torch.autograd.grad(y, leaves, view(grad)), torch.autograd.grad(wanted, theirs, grad), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_whatever_torchs_defaults_are(device: str) -> None:
+    """Plans, buffers and outputs name their device and type."""
+    work = Work("Float32")
+    wanted, (bsr, x) = work.computed(), operands(64, 64, 16, 5, torch.bfloat16)
+    product = block_sparse_matmul(bsr, x, "cuda")
+    before = torch.get_default_dtype()
+    with emulated_gpu():
+        torch.set_default_device(device)
+        torch.set_default_dtype(torch.float64)
+        try:
+            work.recurrent, work.into = (
+                BSRMatrix(each.data, each.indices, each.indptr, each.shape) for each in (work.recurrent, work.into)
+            )
+            found = work.computed()
+            other = block_sparse_matmul(BSRMatrix(bsr.data, bsr.indices, bsr.indptr, bsr.shape), x, "cuda")
+        finally:
+            torch.set_default_device(None)
+            torch.set_default_dtype(before)
+    assert same(found, wanted) and torch.equal(other, product)
+
+
+def test_raw_operands_that_do_not_fit_are_refused() -> None:
+    bsr, x = operands(64, 64, 16, 5, torch.float32)
+    for data, columns in ((bsr.data[:1], x), (bsr.data, x[:16]), (bsr.data.double(), x)):
+        with pytest.raises(ValueError, match="must be"):
+            dsd(data, *bsr.index, columns, False, "cuda")
+    for grad in (x[:16], x[:, :1], x.double()):
+        with pytest.raises(ValueError, match="must be"):
+            sdd(grad, x, *bsr.index, "cuda")
+    work = Work("Float32")
+    given = [work.operands["x"], *work.layer.biases.values(), work.operands["h0"][0], work.operands["c0"][0]]
+    lists = [[weight.data, *weight.index] for weight in (work.recurrent, work.into)]
+    for place, each in enumerate(given):
+        short = [*given[:place], each[..., :-1].contiguous(), *given[place + 1 :]]
+        with pytest.raises(ValueError, match="must be"):
+            cuda_lstm_operator.lstm(*short, *lists)
 
 
 @pytest.mark.parametrize("n", [0, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from emulated_gpu import emulated_gpu
 from kernels.backends import cuda_rungs, tuned
 from kernels.backends.cuda import BACKEND
 from kernels.backends.cuda_rungs import Task
+from kernels.cache import say, sealed
 from kernels.check import check
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import GemmProblem, Problem
@@ -24,12 +26,12 @@ Write = Callable[[object], None]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """Puts a table in the place of ours: a list of entries, or any text."""
+    """Puts a table in the place of ours: a list of entries, sealed, or any text."""
     path = tmp_path / "tuned.json"
     monkeypatch.setattr(tuned.nearest, "__defaults__", (path,))
 
     def written(content: object) -> None:
-        text = content if isinstance(content, str) else json.dumps({"provenance": {}, "choices": content})
+        text = content if isinstance(content, str) else json.dumps(sealed({"provenance": {}, "choices": content}))
         path.write_text(text, encoding="utf-8")
         tuned.choices.cache_clear()
 
@@ -89,29 +91,45 @@ def test_a_choice_that_this_gpu_lacks_means_the_default(write: Write) -> None:
         assert "tuned" not in kernel_of(problem)
 
 
-def test_a_damaged_table_is_no_harm(write: Write) -> None:
+def test_a_damaged_table_is_no_harm(write: Write, capfd: pytest.CaptureFixture[str]) -> None:
     problem = GemmProblem(64, 64, 40, 16, 0.5, dtype="bfloat16")
     whole = entries("dsd", "wgmma")[0]
-    broken: list[object] = [
-        {**whole, name: value} for name, value in (("n", 0), ("m", "64"), ("target_sparsity", None))
-    ]
+    wrong = [("n", 0), ("m", "64"), ("k", 64.0), ("block_size", True), ("op", 3), ("variant", "wgmma")]
+    wrong += [("target_sparsity", each) for each in (None, -0.5, float("nan"), True, "0.5")]
+    broken: list[object] = [{**whole, name: value} for name, value in wrong]
     broken += [{name: value for name, value in whole.items() if name != gone} for gone in ("op", "k", "variant")]
+    table = json.dumps(sealed({"provenance": {}, "choices": [whole]}))
+    texts = ["", "{", "[]", "3", json.dumps({"provenance": {}, "choices": [whole]}), "[" * 5000]
+    texts += [json.dumps(sealed(content)) for content in ({}, {"choices": 3}, {"choices": {"op": 1}})]
+    texts += [table[:length] for length in range(0, len(table), 40)]
     with emulated_gpu():
-        for content in (
-            "",
-            "{",
-            "[]",
-            "3",
-            '{"choices": 3}',
-            '{"choices": {"op": 1}}',
-            "[" * 5000,
-            [3, None, [], "x"],
-            broken,
-        ):
+        for content in (*texts, [3], [None], *([whole, each] for each in broken)):
+            say.cache_clear()
             write(content)
-            assert "tuned" not in kernel_of(problem)
-        write([*broken, whole])
+            assert "tuned" not in kernel_of(problem), content
+            (line,) = capfd.readouterr().err.splitlines()
+            assert "default rule" in line and "tuned.json" in line
+        write(table)
         assert kernel_of(problem).endswith(", tuned")
+
+
+def test_every_altered_bit_of_a_table_is_seen(write: Write, tmp_path: Path) -> None:
+    whole = entries("dsd", "wgmma")[0]
+    write([whole])
+    path, found = tmp_path / "tuned.json", (whole,)
+    data = path.read_bytes()
+    for place in range(0, 8 * len(data), 5):
+        altered = bytearray(data)
+        altered[place // 8] ^= 1 << place % 8
+        path.write_bytes(altered)
+        assert tuned.choices.__wrapped__(path) in ((), found)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such pipes")
+@pytest.mark.timeout(60)
+def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "tuned.json")
+    assert tuned.choices.__wrapped__(tmp_path / "tuned.json") == ()
 
 
 def test_layers_follow_it_too(write: Write) -> None:

@@ -1,0 +1,129 @@
+"""BSRIndex: where the blocks of a pattern lie, looked at once before kernels trust it, and nobody else's memory.
+
+Kernels neither look where `indptr` and `indices` point nor sort them, so an index is derived from copies, checked, and
+remembered by its addresses. One that comes from elsewhere is checked at every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.nn import Parameter
+
+from kernels.operands import contiguous, require_values
+
+_functorch = torch._C._functorch
+
+
+class BSRIndex(NamedTuple):
+    """Where the blocks lie, by block row (`rows` beside `indices`) and by block column.
+
+    Block row i holds the blocks indptr[i] to indptr[i + 1], in the block columns `indices`; block column j the blocks
+    `positions[column_indptr[j]:column_indptr[j + 1]]`, in the block rows `column_rows`. All int32 and contiguous.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    rows: Tensor
+    column_indptr: Tensor
+    column_rows: Tensor
+    positions: Tensor
+
+
+_derived: WeakValueDictionary[tuple[int, ...], Tensor] = (
+    WeakValueDictionary()
+)  # by where they lie and how long they are
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """Inside, what is made may outlive what is going on: no inference mode, mode of dispatch or transform has a part in it."""
+    if is_compiling():
+        yield
+        return
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        if torch._C._len_torch_dispatch_stack():
+            from torch.utils._python_dispatch import _disable_current_modes
+
+            stack.enter_context(_disable_current_modes())
+        if _functorch.peek_interpreter_stack() is not None:
+            from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+            stack.enter_context(temporarily_clear_interpreter_stack())
+        yield
+
+
+def _own(name: str, given: Tensor) -> Tensor:
+    """A copy that nobody else holds: int32, row by row."""
+    require_values(name, given)
+    if not is_compiling():
+        while _functorch.is_functorch_wrapped_tensor(given) and not _functorch.is_batchedtensor(given):
+            given = _functorch.get_unwrapped(given)
+        if type(given) not in (Tensor, Parameter) or _functorch.is_functorch_wrapped_tensor(given):
+            kind = "one of vmap's" if type(given) in (Tensor, Parameter) else f"a {type(given).__name__}"
+            raise ValueError(f"{name} must be a plain tensor, got {kind}")
+    if given.dtype != torch.int32 or given.ndim != 1:
+        raise ValueError(f"{name} must be int32 of one dimension, got {given.dtype} {list(given.shape)}")
+    return contiguous(given.detach().clone())
+
+
+def _check(indptr: Tensor, indices: Tensor, grid_cols: int) -> None:
+    """ValueError where they are no pattern of a matrix with `grid_cols` block columns."""
+    count = indices.numel()
+    if indptr.numel() < 2 or indptr[[0, -1]].tolist() != [0, count] or bool((indptr.diff() < 0).any()):
+        raise ValueError(f"indptr must rise from 0 to {count}, the number of blocks in data")
+    if bool(((indices < 0) | (indices >= grid_cols)).any()):
+        raise ValueError(f"indices must lie in [0, {grid_cols}), the number of block columns")
+    begins_a_row = torch.zeros(count + 1, dtype=torch.bool, device=indices.device)
+    begins_a_row[indptr.long()] = True
+    if bool(((indices.diff() <= 0) & ~begins_a_row[1:-1]).any()):
+        raise ValueError("indices must ascend within each block row")
+
+
+def derive(indptr: Tensor, indices: Tensor, grid_cols: int) -> BSRIndex:
+    """The index of a pattern, of copies; ValueError where they point outside the matrix or are not in order."""
+    with unobserved():
+        indptr, indices = _own("indptr", indptr), _own("indices", indices)
+        if indptr.device != indices.device:
+            raise ValueError(f"indptr is on {indptr.device} and indices on {indices.device}: not on one device")
+        _check(indptr, indices, grid_cols)
+        rows = torch.arange(indptr.numel() - 1, dtype=torch.int32, device=indptr.device)
+        rows = rows.repeat_interleave(indptr.diff(), output_size=indices.numel())
+        positions = torch.argsort(indices, stable=True)
+        column_indptr = torch.zeros(grid_cols + 1, dtype=torch.int32, device=indices.device)
+        column_indptr[1:] = torch.bincount(indices, minlength=grid_cols).cumsum(0)
+        found = BSRIndex(indptr, indices, rows, column_indptr, rows[positions], positions.to(torch.int32))
+    if not is_compiling():
+        found.indptr.others = found[1:]  # type: ignore[attr-defined]  # so that all live as long as the one that is looked for
+        _derived[_places(found)] = found.indptr
+    return found
+
+
+def _places(index: BSRIndex) -> tuple[int, ...]:
+    return (*(each.data_ptr() for each in index), *(each.numel() for each in index))
+
+
+def is_derived(index: BSRIndex) -> bool:
+    """Whether these are the very tensors that `derive` has made."""
+    for each in index:  # a generator takes as long as all the rest
+        if each.dtype is not torch.int32 or not each.is_contiguous():
+            return False
+    return _places(index) in _derived
+
+
+def checked(index: BSRIndex) -> BSRIndex:
+    """`index` as kernels may trust it: itself if it was derived here, else one derived from it. ValueError where it is none."""
+    if is_derived(index):
+        return index
+    own = derive(index.indptr, index.indices, index.column_indptr.numel() - 1)
+    for name, given, wanted in zip(BSRIndex._fields, index, own, strict=True):
+        if given.dtype != wanted.dtype or given.device != wanted.device or not torch.equal(given, wanted):
+            raise ValueError(f"{name} is not what indptr and indices make it")
+    return own

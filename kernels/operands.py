@@ -1,0 +1,59 @@
+"""What a tensor must be before a kernel is given its address: memory that holds its values, of a known type, size and device.
+
+Torch lets a tensor look like another one: a view may be strided, or negated and conjugated only when it is read; a tensor may
+be sparse or nested, or lie on a device without memory. A kernel sees an address and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+STRIDED = torch.strided
+
+
+def settled(x: Tensor) -> Tensor:
+    """`x` whose memory holds what it shows: a view that torch negates or conjugates when it is read is copied."""
+    return x.resolve_conj().resolve_neg()
+
+
+def contiguous(x: Tensor) -> Tensor:
+    """The same, row by row; copied only where it is not so already."""
+    return x.resolve_conj().resolve_neg().contiguous()
+
+
+def require_memory(name: str, x: object) -> None:
+    """ValueError where `x` is no tensor, or one that is not laid out by strides. Wrapped ones are torch's to unwrap."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.layout is not STRIDED or x.is_nested:
+        raise ValueError(f"{name} must be a dense tensor (torch.strided), got {'nested' if x.is_nested else x.layout}")
+
+
+def require_values(name: str, x: Tensor) -> None:
+    """ValueError where `x` lies on a device whose tensors have no values."""
+    require_memory(name, x)
+    if x.is_meta:
+        raise ValueError(f"{name} is on the device meta, whose tensors have no values; any other is accepted")
+
+
+def require(name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+    """ValueError where `x` is not of exactly this shape and type on this device."""
+    if x.shape != tuple(shape) or x.dtype != dtype or x.device != device:
+        raise ValueError(
+            f"{name} must be {dtype} {list(shape)} on {device}, got {x.dtype} {list(x.shape)} on {x.device}"
+        )
+
+
+def address(x: Tensor | None) -> int | None:
+    """Where the elements of `x` lie, for a kernel of the CPU's; None where there are none. ValueError where they lie nowhere."""
+    if x is None:
+        return None
+    if not x.is_cpu or x.is_neg() or x.is_conj():
+        raise ValueError(f"a kernel of the CPU's cannot read a {x.dtype} tensor on {x.device} as it is")
+    found = x.data_ptr()
+    if not found and x.numel():
+        raise ValueError(f"a {x.dtype} tensor of shape {list(x.shape)} has no memory")
+    return found or None

@@ -1,0 +1,348 @@
+"""README quotes what results/reference holds: each figure of its results is looked up, and one from a noisy row says so.
+
+Where a figure comes from is written down here: TIMED for the rows of the table of speedups, TRAINED for those of the table
+of perplexities, SAID for sentences. A new figure with × belongs into one of them, or the last test is red. A row that quotes
+a noisy cell has 'noisy' in that cell or in its first one; a sentence that rests on one has the word in its bullet.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+
+from analysis import compare, goals, realised, study, tables, theory
+from analysis.load import REFERENCE, load
+from analysis.realised_tables import perplexity_change
+from analysis.stats import Estimate
+
+README = Path(__file__).parents[2] / "README.md"
+NUMBER = re.compile(r"[+−-]?\d+(?:,\d{3})*(?:\.\d+)?")
+SPEEDUP = re.compile(r"\d+(?:\.\d+)?×")
+
+
+class Quoted(NamedTuple):
+    """A figure as the results hold it, and whether it rests on a noisy row."""
+
+    value: float
+    noisy: bool = False
+
+
+Settings = dict[str, Any]
+STEP = {"op": "dsd", "m": 4608, "k": 1152, "backend": "native", "baseline": "dense"}
+LAYER = {
+    "input_size": 1152, "hidden_size": 1152, "batch_size": 20, "passes": "forward_backward", "baseline": "torch_lstm",
+    "scope": "all", "backend": "native",
+}  # fmt: skip
+TIMED: dict[str, tuple[str, Settings] | None] = {  # a row of README's table -> sweep and settings; a column is a sparsity
+    "theory, 1/(1−ρ)": None,
+    "product W 4608 × 1152, n = 20, block 16": ("gemm", {**STEP, "n": 20, "block_size": 16}),
+    "the same, n = 80": ("gemm", {**STEP, "n": 80, "block_size": 16}),
+    "the same, n = 80, dense weight packed beforehand by MKL too": (
+        "gemm", {**STEP, "n": 80, "block_size": 16, "baseline": "dense_packed"},
+    ),
+    "LSTM layer 1152 → 1152, batch 20, forward + backward, against `torch.nn.LSTM`, block 16": (
+        "lstm", {**LAYER, "block_size": 16},
+    ),
+    "the same, block 32": ("lstm", {**LAYER, "block_size": 32}),
+}  # fmt: skip
+LASSO = "block lasso + gradual (cubic)"
+TRAINED: dict[str, tuple[str, int | None]] = {  # a row of the table of wikitext2_small -> variant and block size
+    "dense": ("dense", None),
+    "gradual (cubic), block 16, masked": ("gradual (cubic)", 16),
+    "the same, trained on the sparse path": ("gradual (cubic), auto path", 16),
+    "block lasso, no pruning": ("block lasso", 16),
+    "block lasso + gradual (cubic), block 8": (LASSO, 8),
+    "block lasso + gradual (cubic), block 16": (LASSO, 16),
+    "block lasso + gradual (cubic), block 32": (LASSO, 32),
+    "random pre-pruning, block 16": ("random pre-pruning", 16),
+}
+
+
+def results() -> str:
+    """What README says between the markers of its results."""
+    text = README.read_text(encoding="utf-8")
+    return text[text.index("<!-- results:start -->") : text.index("<!-- results:end -->")]
+
+
+def rows_of(first: str) -> list[list[str]]:
+    """The rows of the table whose head begins with `first`, the head first."""
+    lines = [line for line in results().splitlines() if line.startswith("|")]
+    start = next(at for at, line in enumerate(lines) if line.startswith(f"| {first}"))
+    rows = []
+    for line in lines[start:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if rows and len(cells) != len(rows[0]):
+            break
+        rows.append(cells)
+    return [row for row in rows if not set("".join(row)) <= set("-: ")]
+
+
+def figures_of(words: str) -> list[tuple[float, float]]:
+    """(value, half a unit of its last digit) of every number in `words`."""
+    found = []
+    for text in NUMBER.findall(words):
+        digits = text.replace("−", "-").replace(",", "")
+        found.append((float(digits), 0.5 * 10.0 ** -len(digits.partition(".")[2])))
+    return found
+
+
+def differing(words: str, expected: Sequence[Quoted]) -> str:
+    """What is wrong with a quotation: other figures than expected, or a noisy one that does not say so; empty where all is well."""
+    found = figures_of(words)
+    values = [one.value for one in expected]
+    held = len(found) == len(values) and all(
+        abs(quoted - value) <= 1.0001 * rounding for (quoted, rounding), value in zip(found, values, strict=True)
+    )
+    return "" if held else f"{words!r} quotes {[one for one, _ in found]}, the results hold {values}"
+
+
+def silent(words: str, expected: Sequence[Quoted]) -> bool:
+    """Whether a quotation rests on a noisy row and does not say so."""
+    return any(one.noisy for one in expected) and "noisy" not in words
+
+
+def faults(label: str, words: str, expected: Sequence[Quoted]) -> list[str]:
+    """What is wrong with a cell of a table: other figures, a noisy row that is not called so, or a quiet one that is."""
+    found = [differing(words, expected)]
+    found += ["is from a noisy row and does not say so"] if silent(label + words, expected) else []
+    quiet = not any(one.noisy for one in expected)
+    found += ["is called noisy and is not"] if "noisy" in label + words and quiet else []
+    return [f"{label}: {words!r}: {fault}" for fault in found if fault]
+
+
+@cache
+def timed(sweep: str) -> pd.DataFrame:
+    """Every point of a timed sweep, each comparable part by itself."""
+    frame = load(REFERENCE / sweep, sweep)
+    parts = [compare.timed_points(part, sweep) for _, part in study.split(frame, sweep)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def cells(sweep: str, **settings: Any) -> pd.DataFrame:
+    """The points of a sweep with some settings; a setting may have several values. Never none."""
+    found = timed(sweep)
+    for name, wanted in settings.items():
+        found = found[found[name].isin(wanted if isinstance(wanted, tuple) else (wanted,))]
+    assert len(found), f"{sweep} holds no cell with {settings}"
+    return found
+
+
+def one(sweep: str, **settings: Any) -> Quoted:
+    [row] = cells(sweep, **settings).to_dict("records")
+    return Quoted(row["measured_speedup"], bool(row["noisy"]))
+
+
+def ends(found: pd.DataFrame, column: str = "measured_speedup") -> list[Quoted]:
+    """The lowest and the highest of some points."""
+    picked = (found.loc[found[column].idxmin()], found.loc[found[column].idxmax()])
+    return [Quoted(float(row[column]), bool(row["noisy"])) for row in picked]
+
+
+def expected(label: str, target: float) -> Quoted:
+    """What a cell of the table of speedups should quote."""
+    source = TIMED[label]
+    return Quoted(theory.speedup(target)) if source is None else one(source[0], target_sparsity=target, **source[1])
+
+
+def test_the_table_of_speedups() -> None:
+    (_, *heads), *rows = rows_of("against dense")
+    targets = [float(head.removeprefix("ρ ")) for head in heads]
+    wrong = []
+    for label, *quoted in rows:
+        plain = label.removesuffix(" (noisy)")
+        assert plain in TIMED, f"TIMED does not say where the row {plain!r} comes from"
+        for target, words in zip(targets, quoted, strict=True):
+            if words:
+                wrong += faults(f"{label}, ρ {target:g}", words, [expected(plain, target)])
+    assert wrong == [], "\n".join(wrong)
+    assert [row[0].removesuffix(" (noisy)") for row in rows] == list(TIMED)
+
+
+@cache
+def trained() -> pd.DataFrame:
+    found = study.read(REFERENCE / "wikitext2_small").comparable()
+    joined = tables.joined(found.train, found.gemm)
+    return joined[joined["target_sparsity"].isin((0.0, 0.8))]
+
+
+def test_the_table_of_perplexities() -> None:
+    _, *rows = rows_of("80 % sparsity on every LSTM matrix | test perplexity")
+    wrong = []
+    for label, ppl, cost, product in rows:
+        assert label in TRAINED, f"TRAINED does not say where the row {label!r} comes from"
+        variant, size = TRAINED[label]
+        found = trained()[trained()["variant"] == variant]
+        [row] = found[found["block_size"].isna() if size is None else found["block_size"] == size].to_dict("records")
+        ratio, noisy = row["ppl_ratio"], bool(row["product_noisy"])
+        per_cent = [Quoted(100.0 * (part - 1.0)) for part in ratio[:3]] if ratio.n else []
+        speeds = [Quoted(row["product_speedup"].value, noisy)]
+        speeds += [Quoted(theory.speedup(row["stored_sparsity"]))] if row["target_sparsity"] else []
+        half = row["test_ppl"].high - row["test_ppl"].value
+        wrong += faults(f"{label}, perplexity", ppl, [Quoted(row["test_ppl"].value), Quoted(half)])
+        wrong += faults(f"{label}, cost", cost, per_cent)
+        wrong += faults(f"{label}, product", product, speeds)
+    assert wrong == [], "\n".join(wrong)
+
+
+def of(estimate: Estimate) -> list[Quoted]:
+    """A value and its interval."""
+    return [Quoted(part) for part in estimate[:3]]
+
+
+@cache
+def training(sweep: str) -> pd.DataFrame:
+    return realised.realised(study.main_part(load(REFERENCE / sweep, "train"), "train"))
+
+
+def setting(sweep: str, **settings: Any) -> pd.DataFrame:
+    found = training(sweep)
+    for name, wanted in settings.items():
+        found = found[found[name] == wanted]
+    assert len(found), f"{sweep} realised nothing with {settings}"
+    return found
+
+
+def mean_of(sweep: str, name: str, **settings: Any) -> Quoted:
+    return Quoted(float(setting(sweep, **settings)[name].astype(float).mean()))
+
+
+def seeds_of(sweep: str, name: str, **settings: Any) -> Estimate:
+    return realised.over_seeds(setting(sweep, **settings)[name])
+
+
+def layer_at_zero() -> list[Quoted]:
+    return ends(cells("lstm", **LAYER | {"batch_size": (20, 80)}, target_sparsity=0.0))
+
+
+def rivals() -> list[Quoted]:
+    """The least and the greatest factor by which torch's and scipy's products are slower than ours."""
+    sweeps = study.read_reference()
+    found = [goals.points(sweeps, goal) for goal in goals.GOALS if goal.kind == "rival"]
+    every = pd.concat([part.rename(columns={"value": "factor"}) for part in found], ignore_index=True)
+    return ends(every, "factor")
+
+
+INTEGRAL, SMALL, BEST, WIDE = "training_integral", "wikitext2_small", "wikitext2_best_small", "wikitext2_wide_small"
+AUTO = "gradual (cubic), auto path"
+STEPS = {name: value for name, value in STEP.items() if name != "baseline"} | {"baseline": "dense", "n": (20, 80)}
+SQUARE = {"op": "dsd", "m": 4096, "k": 4096, "n": 2048, "backend": "native", "baseline": "dense"}
+SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each figure -> the figures
+    "Products reach theory ({} to {} of it at these shapes": lambda: ends(
+        cells("gemm", **STEPS), "efficiency"
+    ),
+    "At 4096 × 4096 with n = 2048 and ρ 0.9 only {}:": lambda: ends(
+        cells("gemm", **SQUARE, target_sparsity=0.9), "efficiency"
+    )[:1],
+    "made the LSTM layers {}× [{}, {}] (block 16) and {}× [{}, {}] (block 32) faster over the whole run, where theory says {}×": (
+        lambda: [
+            *of(seeds_of(INTEGRAL, "measured", block_size=16)), *of(seeds_of(INTEGRAL, "measured", block_size=32)),
+            mean_of(INTEGRAL, "predicted"),
+        ]
+    ),
+    "{} s → {} s end to end": lambda: [
+        mean_of(INTEGRAL, name, block_size=16) for name in ("masked_seconds", "sparse_seconds")
+    ],
+    "infers {}× to {}× faster than the dense one at a fifth of the weights' bytes ({} → {} MB)": lambda: [
+        *(Quoted(seeds_of(INTEGRAL, "inference", block_size=size).value) for size in (16, 32)),
+        *(Quoted(mean_of(INTEGRAL, name, block_size=16).value / 1e6) for name in ("dense_bytes", "final_bytes")),
+    ],
+    "With no block empty the layer runs at {}× to {}× of `torch.nn.LSTM`": layer_at_zero,
+    "With only `weight_hh` sparse it gains {}× (block 16)": lambda: [
+        one("lstm", **LAYER | {"scope": "weight_hh"}, block_size=16, target_sparsity=0.8)
+    ],
+    "torch's and scipy's own BSR products are {}× to {}× slower than ours": rivals,
+    "At n = 80 the same kernel reaches {}× to {}× at 80 %, and {}× to {}× at 90 %": lambda: [
+        quoted for target in (0.8, 0.9) for quoted in ends(small_at(80, target))
+    ],
+    "dense training {} s, masked {} s, sparse {} s; its LSTM layers {}× [{}, {}] faster over the run, where theory says {}×, "
+    "and they are {} % of the time": lambda: [
+        *(mean_of(SMALL, f"{path}_seconds", block_size=16) for path in ("dense", "masked", "sparse")),
+        *of(seeds_of(SMALL, "measured", block_size=16)), mean_of(SMALL, "predicted", block_size=16),
+        Quoted(100.0 * mean_of(SMALL, "lstm_share", block_size=16).value),
+    ],
+    "({} [{}, {}] against the masked runs of the same seeds)": lambda: of(
+        perplexity_change(setting(SMALL, block_size=16))[0]
+    ),
+    "The finished model infers {}× faster at a fifth": lambda: of(seeds_of(SMALL, "inference", block_size=16))[:1],
+    "256 units at 80 % train their LSTM layers {}× [{}, {}] faster over the run (theory {}×), 944 units at 90 % {}× [{}, {}] "
+    "(theory {}×). The finished models infer {}× and {}× faster, their LSTM layers {}× and {}×.": lambda: [
+        *of(seeds_of(BEST, "measured", **ERK)), mean_of(BEST, "predicted", **ERK),
+        *of(seeds_of(WIDE, "measured", **NARROW)), mean_of(WIDE, "predicted", **NARROW),
+        *(Quoted(seeds_of(name, what, **which).value) for what in ("inference", "inference_lstm")
+          for name, which in ((BEST, ERK), (WIDE, NARROW))),
+    ],
+}  # fmt: skip
+ERK = {"variant": f"{LASSO}, ERK, auto path", "block_size": 16}
+NARROW = {"target_sparsity": 0.9}
+
+
+def small_at(n: int, target: float) -> pd.DataFrame:
+    """Our products of the small study's recurrent weight, at the block sizes its README table has."""
+    frame = load(REFERENCE / SMALL, "gemm")
+    points = compare.gemm_points(frame)
+    return points[(points["backend"] == "native") & (points["n"] == n) & (points["target_sparsity"] == target)]
+
+
+def pattern(sentence: str) -> str:
+    """The regular expression of a sentence, a group for each of its figures."""
+    return f"({NUMBER.pattern})".join(re.escape(part) for part in sentence.split("{}"))
+
+
+def bullets() -> list[str]:
+    """The paragraphs and bullets of README's results, each in one line."""
+    return [" ".join(bullet.split()) for bullet in re.split(r"\n\s*\n|\n- ", results())]
+
+
+@pytest.mark.parametrize("sentence", SAID)
+def test_a_sentence_quotes_the_results(sentence: str) -> None:
+    found = [(bullet, match.groups()) for bullet in bullets() if (match := re.search(pattern(sentence), bullet))]
+    assert found, f"README does not say {sentence!r} any more; change SAID beside it"
+    expected = SAID[sentence]()
+    for bullet, quoted in found:
+        assert differing(" ; ".join(quoted), expected) == ""
+        assert not silent(bullet, expected), f"{sentence!r} rests on a noisy row, and its bullet does not say 'noisy'"
+
+
+def test_every_speedup_of_the_results_is_looked_up() -> None:
+    words = "\n".join(bullet for bullet in bullets() if not bullet.startswith("|"))
+    for sentence in SAID:
+        words = re.sub(pattern(sentence), "", words)
+    assert SPEEDUP.findall(words) == [], "say in SAID where these come from"
+
+
+def test_the_goals_are_counted_as_they_were_judged() -> None:
+    counts = [
+        "no",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+    ]
+    verdicts = goals.goals_table(study.read_reference())["verdict"].tolist()
+    reached, undecided, missed = (counts[verdicts.count(word)] for word in ("reached", "undecided", "missed"))
+    said = f"of {counts[len(verdicts)]}, {reached} are reached, {undecided} undecided, and {missed} missed"
+    assert said in " ".join(results().split()), said
+
+
+def test_the_check_sees_another_figure_and_a_silent_one() -> None:
+    assert differing("2.6×", [Quoted(2.64)]) == "" and differing("2.6×", [Quoted(2.66)])
+    assert differing("+132 % [+95, +177]", [Quoted(132.3), Quoted(95.0), Quoted(176.7)]) == ""
+    assert differing("−2.0 [−5.1, +1.1]", [Quoted(-2.0), Quoted(-5.1), Quoted(1.1)]) == ""
+    assert silent("2.6×", [Quoted(2.6, noisy=True)]) and not silent("2.6× (noisy)", [Quoted(2.6, noisy=True)])
+    assert math.isclose(figures_of("33,278 types")[0][0], 33278.0)

@@ -1,0 +1,423 @@
+"""Operands as they come: views, types, devices and defaults of torch's, each right or refused in one line by every kernel.
+
+What once ended the process runs in one of its own: `python tests/kernels/test_operands.py` runs that, and says what passed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.backends import buffers, fastest, native_library, native_lstm
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.check import check
+from kernels.index import is_derived
+from kernels.lstm_problem import LstmProblem
+from kernels.operands import address
+from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, sdd
+from kernels.problem import GemmProblem
+from kernels.registry import BACKENDS
+
+CPU = torch.device("cpu")
+NO_NATIVE = native_library.unsupported(torch.float32, CPU)
+KERNELS = ["torch"] if NO_NATIVE else ["native", "torch"]
+needs_native = pytest.mark.skipif(NO_NATIVE is not None, reason="no C++ compiler here")
+SIZE, HIDDEN, STEPS, BATCH = 16, 32, 3, 4
+
+
+def pattern(grid_rows: int) -> tuple[Tensor, Tensor]:
+    """Block columns 0 and 2 of even block rows, 0 and 1 of odd ones, of three: indices and indptr."""
+    indices = torch.tensor([0, 2, 0, 1] * (grid_rows // 2), dtype=torch.int32, device="cpu")
+    return indices, torch.arange(0, 2 * grid_rows + 1, 2, dtype=torch.int32, device="cpu")
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
+
+
+def strided(x: Tensor) -> Tensor:
+    """As a column of a table."""
+    return torch.stack([x + 7, x], dim=-1)[..., 1]
+
+
+def negated(x: Tensor) -> Tensor:
+    """A view that torch negates when it is read, as the imaginary part of a conjugate is."""
+    return torch._neg_view(-x) if not x.is_floating_point() else torch.complex(x, -x).conj().imag
+
+
+def backwards(x: Tensor) -> Tensor:
+    """Column by column."""
+    return x.mT.contiguous().mT if x.ndim > 1 else x
+
+
+def shifted(x: Tensor) -> Tensor:
+    """At an odd place of larger memory."""
+    wide = torch.zeros(x.numel() + 3, dtype=x.dtype, device=x.device)
+    return wide[3:].view(x.shape).copy_(x)
+
+
+VIEWS = {each.__name__: each for each in (strided, negated, backwards, shifted)}
+
+
+def matrix(grid_rows: int = 8, view: Callable[[Tensor], Tensor] = Tensor.clone) -> BSRMatrix:
+    """[16 grid_rows, 48], its pattern seen through `view`."""
+    indices, indptr = pattern(grid_rows)
+    return BSRMatrix(normal(len(indices), SIZE, SIZE) / 6, view(indices), view(indptr), (grid_rows * SIZE, 48))
+
+
+def square(view: Callable[[Tensor], Tensor] = Tensor.clone) -> BSRMatrix:
+    """A recurrent weight [128, 32], its one block column's pattern seen through `view`."""
+    indices = torch.zeros(8, dtype=torch.int32, device="cpu")
+    indptr = torch.arange(9, dtype=torch.int32, device="cpu")
+    return BSRMatrix(normal(8, SIZE, SIZE, seed=1) / 6, view(indices), view(indptr), (4 * HIDDEN, HIDDEN))
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def layer(into: BSRMatrix, recurrent: BSRMatrix, kernel: str, view: Callable[[Tensor], Tensor] = Tensor.clone) -> None:
+    """A layer and its gradients against torch's own, every operand seen through `view`."""
+    x, h0, c0 = normal(STEPS, BATCH, 48, seed=2), normal(1, BATCH, HIDDEN, seed=3), normal(1, BATCH, HIDDEN, seed=4)
+    biases = [normal(4 * HIDDEN, seed=seed) for seed in (5, 6)]
+    given = [view(each) for each in (x, h0, c0, *biases, into.data, recurrent.data)]
+    with torch.no_grad():
+        y, _ = block_sparse_lstm(
+            given[0], (given[1], given[2]), into.with_data(given[5]), recurrent.with_data(given[6]), *given[3:5], kernel
+        )
+    leaves = [each.detach().requires_grad_() for each in given]
+    weights = into.with_data(leaves[5]), recurrent.with_data(leaves[6])
+    trained, (h, c) = block_sparse_lstm(leaves[0], (leaves[1], leaves[2]), *weights, *leaves[3:5], kernel)
+    grad = normal(STEPS, BATCH, HIDDEN, seed=7)
+    grads = torch.autograd.grad((trained, h, c), leaves, (view(grad), view(grad[:1]), view(grad[:1])))
+    theirs = [each.clone().requires_grad_() for each in (x, h0, c0, *biases, into.data, recurrent.data)]
+    dense = [weight.with_data(each).to_dense() for weight, each in zip((into, recurrent), theirs[5:], strict=True)]
+    flat = [*dense, *theirs[3:5]]
+    wanted = torch.lstm(theirs[0], (theirs[1], theirs[2]), flat, True, 1, 0.0, True, False, False)
+    close(y, wanted[0])
+    for one, other in zip((trained, h, c), wanted, strict=True):
+        close(one, other)
+    for one, other in zip(grads, torch.autograd.grad(wanted, theirs, (grad, grad[:1], grad[:1])), strict=True):
+        close(one, other)
+
+
+def product(weight: BSRMatrix, kernel: str, view: Callable[[Tensor], Tensor] = Tensor.clone) -> None:
+    """A product and its gradients against torch's own, every operand seen through `view`."""
+    x, grad = normal(48, 5, seed=8), normal(weight.shape[0], 5, seed=9)
+    data, seen = view(weight.data), view(x)
+    with torch.no_grad():
+        y = block_sparse_matmul(weight.with_data(data), seen, kernel)
+    leaves = data.detach().requires_grad_(), seen.detach().requires_grad_()
+    trained = block_sparse_matmul(weight.with_data(leaves[0]), leaves[1], kernel)
+    grads = torch.autograd.grad(trained, leaves, view(grad))
+    theirs = weight.data.clone().requires_grad_(), x.clone().requires_grad_()
+    wanted = weight.with_data(theirs[0]).to_dense() @ theirs[1]
+    close(y, wanted)
+    close(trained, wanted)
+    for one, other in zip(grads, torch.autograd.grad(wanted, theirs, grad), strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_operand_may_be_a_view(view: str, kernel: str) -> None:
+    seen = VIEWS[view]
+    product(matrix(view=seen), kernel)
+    product(matrix(), kernel, seen)
+    layer(matrix(view=seen), square(seen), kernel)
+    layer(matrix(), square(), kernel, seen)
+
+
+# What ended the process, or may end it: each by itself right, or a ValueError of one line.
+
+
+def expanded_indices() -> None:
+    zeros, indptr = torch.zeros(1, dtype=torch.int32).expand(8), torch.arange(9, dtype=torch.int32)
+    weight = BSRMatrix(normal(8, SIZE, SIZE), zeros, indptr, (4 * HIDDEN, HIDDEN))
+    for kernel in KERNELS:
+        close(block_sparse_matmul(weight, normal(HIDDEN, 3), kernel), weight.to_dense() @ normal(HIDDEN, 3))
+        layer(matrix(), weight.with_data(weight.data / 6), kernel)
+
+
+def expanded_values() -> None:
+    data = normal(1, SIZE, SIZE).expand(8, SIZE, SIZE)
+    for kernel in KERNELS:
+        product(matrix(4).with_data(data), kernel)
+
+
+def changed_pattern() -> None:
+    """Whoever holds the tensors that a matrix was made of may write to them; and to its own, whatever it says."""
+    indices, indptr = pattern(8)
+    weight = BSRMatrix(normal(16, SIZE, SIZE), indices, indptr, (128, 48))
+    wanted = weight.to_dense()
+    indices.fill_(2**30), indptr.fill_(2**30)
+    for kernel in KERNELS:
+        product(weight, kernel)
+    weight.indices.fill_(2**30), weight.indptr.numpy().fill(2**30)
+    for kernel in KERNELS:
+        product(weight, kernel)
+    assert torch.equal(weight.to_dense(), wanted)
+
+
+def shrunk_values() -> None:
+    weight, x = matrix(), normal(48, 5)
+    _ = weight.index
+    weight.data.resize_(2, SIZE, SIZE)
+    for kernel in KERNELS:
+        refused("data", block_sparse_matmul, weight, x, kernel)
+
+
+def no_memory() -> None:
+    """As sharded training leaves its parameters."""
+    weight, x = matrix(), normal(48, 5)
+    weight.data.untyped_storage().resize_(0)
+    if not NO_NATIVE:
+        refused("has no memory", block_sparse_matmul, weight, x, "native")
+    refused("has no memory", address, weight.data)
+    for bad in (x.to("meta"), negated(x)):
+        refused("cannot read", address, bad)
+    assert address(None) is address(x[:0]) is None and address(x) == x.data_ptr()
+
+
+def operands_elsewhere() -> None:
+    """On a device that has no memory, which is what a tensor of another device is to a kernel of the CPU's."""
+    x, weights = normal(STEPS, BATCH, 48), (matrix(), square())
+    meta = torch.zeros(4 * HIDDEN, dtype=torch.float32, device="meta")
+    state = torch.zeros(1, BATCH, HIDDEN, dtype=torch.float32, device="meta")
+    for kernel in KERNELS:
+        refused("biases", block_sparse_lstm, x, None, *weights, meta, kernel=kernel)
+        refused("h0", block_sparse_lstm, x, (state, state), *weights, kernel=kernel)
+        refused("one device", block_sparse_matmul, weights[0], x[0].T.to("meta"), kernel)
+    indices, indptr = pattern(8)
+    refused("one device", BSRMatrix, weights[0].data, indices.to("meta"), indptr, (128, 48))
+    refused("one device", BSRMatrix, weights[0].data.to("meta"), indices, indptr, (128, 48))
+
+
+def foreign_index() -> None:
+    """The operators by themselves, with tensors that nobody has looked at."""
+    weight, x, grad = matrix(), normal(48, 5), normal(128, 5)
+    index = weight.index
+    copies = [each.clone() for each in index]
+    assert is_derived(index) and not is_derived(type(index)(*copies))
+    wrong = {
+        "indices must lie": index._replace(indices=index.indices + 2**20),
+        "indptr must rise": index._replace(indptr=index.indptr * 2**20),
+        "rows is not": index._replace(rows=index.rows + 2**20),
+        "column_rows is not": index._replace(column_rows=index.column_rows + 2**20),
+        "column_indptr is not": index._replace(column_indptr=index.column_indptr * 2**10),
+        "positions is not": index._replace(positions=index.positions - 2**20),
+        "indices must be int32": index._replace(indices=index.indices.long()),
+        "indptr must be": index._replace(indptr=index.indptr[::2].long()),
+        "indptr must rise from": index._replace(indptr=index.indptr[:-1]),
+    }
+    for kernel in [] if NO_NATIVE else ["native"]:
+        close(dsd(weight.data, *copies, x, False, kernel), weight.to_dense() @ x)
+        for message, given in wrong.items():
+            for turned in (False, True):
+                taken = grad if turned else x
+                refused(message, dsd, weight.data, *given, taken, turned, kernel)
+            refused(message, sdd, grad, x, *given, kernel)
+        for bad in (x[:16], x[:, :0].double(), grad):
+            refused("x must be", dsd, weight.data, *index, bad, False, kernel)
+            refused("must be", sdd, grad, bad, *index, kernel)
+        refused("data must be", dsd, weight.data[:3], *index, x, False, kernel)
+
+
+def foreign_layer() -> None:
+    """The layer's operators by themselves, each operand too small in turn."""
+    if NO_NATIVE:
+        return
+    into, recurrent = matrix(), square()
+    lists = [recurrent.data, *recurrent.index], [into.data, *into.index]
+    given = [normal(STEPS, BATCH, 48), normal(4 * HIDDEN), normal(BATCH, HIDDEN), normal(BATCH, HIDDEN)]
+    y, _, _, saved = native_lstm.lstm(*given, *lists)
+    for place, each in enumerate(given):
+        short = [*given[:place], each[..., :-1].contiguous(), *given[place + 1 :]]
+        refused("must be", native_lstm.lstm, *short, *lists)
+    states, wanted = [given[0], y, saved, *given[2:]], [True, True, True]
+    for place, each in enumerate(states):
+        short = [*states[:place], each[..., :-1].contiguous(), *states[place + 1 :]]
+        refused("must be", native_lstm.lstm_backward, y, None, None, short, *lists, wanted)
+    refused("grad_y must be", native_lstm.lstm_backward, y[:1], None, None, states, *lists, wanted)
+    refused("4 x 48 rows", native_lstm.lstm, *given, lists[1], lists[1])
+
+
+def refused(message: str, call: Callable[..., object], *given: object, **named: object) -> None:
+    """By a ValueError of one line that says `message`."""
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        call(*given, **named)
+    assert "\n" not in str(caught.value)
+
+
+@contextmanager
+def defaults(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, they are torch's defaults."""
+    before = torch.get_default_dtype()
+    torch.set_default_device(device)
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(before)
+
+
+def masks_and_factories() -> None:
+    """Every factory of a pattern names what it makes."""
+    generator = torch.Generator().manual_seed(0)
+    full, random = BlockMask.full(32, 48, 16), BlockMask.random(32, 48, 16, 0.5, generator)
+    scored = BlockMask.from_scores(normal(2, 3), 0.5, 16)
+    dense = BlockMask.from_dense(normal(32, 48), 16)
+    for mask, kept in ((full, 6), (random, 3), (scored, 3), (dense, 6), (BlockMask(full.kept[:, :2], 16), 4)):
+        assert mask.kept.device == CPU and mask.nnzb == kept
+        bsr = BSRMatrix.from_dense(normal(*mask.shape), mask)
+        assert bsr.data.dtype == torch.float32 and torch.equal(bsr.mask.kept, mask.kept)
+        close(bsr.to_dense(), normal(*mask.shape) * mask.expand("cpu"))
+
+
+def under_other_defaults() -> None:
+    """Products, layers, factories and every backend, whatever torch's default device and type are."""
+    fastest.ROUNDS = 1  # baselines need not be the fastest here
+    for device, dtype in (("meta", torch.float64), ("meta", torch.bfloat16), ("cpu", torch.float16)):
+        with defaults(device, dtype):
+            masks_and_factories()
+            assert buffers.POOL.empty((buffers.SMALLEST,), torch.float32).device == CPU
+            for kernel in KERNELS:
+                product(matrix(), kernel)
+                layer(matrix(), square(), kernel)
+                y, _ = block_sparse_lstm(normal(STEPS, BATCH, 48), None, matrix(), square(), kernel=kernel)
+                assert y.dtype == torch.float32 and y.device == CPU
+            for name in BACKENDS:
+                for problem in (
+                    *(GemmProblem(32, 48, 20, 16, 0.5, op=op) for op in ("dsd", "dsd_t", "sdd")),
+                    LstmProblem(48, 32, 4, 3, 16, 0.5),
+                ):
+                    if BACKENDS[name].unsupported(problem) is None:
+                        assert check(BACKENDS[name].prepare(problem), problem)[1] is None, name
+
+
+ONCE_FATAL = [
+    expanded_indices,
+    expanded_values,
+    changed_pattern,
+    shrunk_values,
+    no_memory,
+    operands_elsewhere,
+    foreign_index,
+    foreign_layer,
+    under_other_defaults,
+]
+
+
+def test_nothing_ends_the_process() -> None:
+    where = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    given = {"env": {**os.environ, "PYTHONPATH": where}, "timeout": 280}
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False, **given)
+    assert done.stdout.split() == [each.__name__ for each in ONCE_FATAL] and done.returncode == 0, done.stderr[-4000:]
+
+
+class Marked(Tensor):
+    """A subclass that does nothing."""
+
+
+class Wrapped(Tensor):
+    """A subclass with another tensor inside, as sharded and quantised ones are."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapped:
+        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)  # type: ignore[attr-defined]
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return func(*(each.inner if isinstance(each, Wrapped) else each for each in args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", [Marked, Wrapped])
+def test_subclasses_are_multiplied_as_what_they_are(kind: type[Tensor], kernel: str) -> None:
+    weight, x = matrix(), normal(48, 5)
+    wrap = Wrapped if kind is Wrapped else lambda each: each.as_subclass(Marked)
+    for data, columns in ((weight.data, wrap(x)), (wrap(weight.data), x), (wrap(weight.data), wrap(x))):
+        y = block_sparse_matmul(weight.with_data(data), columns, kernel)
+        close(y.as_subclass(Tensor), weight.to_dense() @ x)
+    indices, indptr = pattern(8)
+    for given in ((wrap(indices), indptr), (indices, wrap(indptr))):
+        other = BSRMatrix(weight.data, *given, (128, 48))
+        if kind is Wrapped:  # whose copy is what it wraps
+            close(block_sparse_matmul(other, x, kernel), weight.to_dense() @ x)
+        else:
+            with pytest.raises(ValueError, match="must be a plain tensor, got a Marked"):
+                block_sparse_matmul(other, x, kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_is_no_memory_is_refused_in_a_line(kernel: str) -> None:
+    weight, recurrent, x = matrix(), square(), normal(48, 5)
+    inputs, nested = normal(STEPS, BATCH, 48), torch.nested.nested_tensor([normal(48, 5), normal(48, 3)])
+    for bad in (x.to_sparse(), x.to_sparse_csr(), x.to_mkldnn(), nested, x.numpy()):
+        refused("x must be a", block_sparse_matmul, weight, bad, kernel)
+        refused("x must be a", block_sparse_lstm, bad, None, weight, recurrent, kernel=kernel)
+        refused("weight_ih must be a", block_sparse_lstm, inputs, None, bad, recurrent, kernel=kernel)
+        refused("bias_ih must", block_sparse_lstm, inputs, None, weight, recurrent, bad, kernel=kernel)
+        refused("h0 must be a", block_sparse_lstm, inputs, (bad, bad), weight, recurrent, kernel=kernel)
+        refused("data must be a", weight.with_data, bad)
+        refused("indices must be a", BSRMatrix, weight.data, bad, weight.indptr, weight.shape)
+        refused("weight must be a", BSRMatrix.from_dense, bad, weight.mask)
+        refused("kept must be a", BlockMask, bad, 4)
+    for bad in (inputs[0], inputs[0, 0], inputs[:0], inputs[:, :0], inputs[..., :-1]):
+        refused("x must be [", block_sparse_lstm, bad, None, weight, recurrent, kernel=kernel)
+    refused("weight_ih must be [", block_sparse_lstm, inputs, None, normal(128), recurrent, kernel=kernel)
+    meta = x.to("meta")
+    refused("scores is on the device meta", BlockMask.from_scores, meta, 0.5, 4)
+    refused("weight is on the device meta", BlockMask.from_dense, meta, 4)
+    refused("kept is on the device meta", BlockMask, meta > 0, 4)
+    refused("weight is on the device meta", BSRMatrix.from_dense, weight.to_dense().to("meta"), weight.mask)
+
+
+@pytest.mark.parametrize("way", ["inference mode", "vmap", "grad"])
+def test_a_pattern_first_met_inside_a_mode_or_transform_outlives_it(way: str) -> None:
+    weight, x = matrix(), normal(48, 5)
+
+    def multiply(each: Tensor) -> Tensor:
+        assert weight.index.rows is not None
+        return each.sum()
+
+    if way == "inference mode":
+        with torch.inference_mode():
+            multiply(x)
+    elif way == "vmap":
+        torch.func.vmap(multiply)(x[None])
+    else:
+        torch.func.grad(multiply)(x)
+    assert not any(
+        each.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(each) for each in weight.index
+    )
+    for kernel in KERNELS:
+        product(weight, kernel)
+
+
+def test_a_mask_is_nobody_elses() -> None:
+    kept = torch.eye(3, dtype=torch.bool)
+    mask = BlockMask(kept, 4)
+    kept.fill_(True)
+    assert mask.nnzb == 3
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for case in ONCE_FATAL:
+        case()
+        print(case.__name__, flush=True)
