@@ -53,7 +53,7 @@ def undrawn_ticks(figure: Figure) -> set[Text]:
 def faults(figure: Figure) -> list[str]:
     """One line for every text that is cut off, covers another or is crossed by a line, and for every line that leaves its panel."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    figure.draw_without_rendering()
     hidden, boxes = undrawn_ticks(figure), []
     for text in figure.findobj(Text):
         words = text.get_text().strip()
