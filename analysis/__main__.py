@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -105,5 +106,14 @@ def figures(name: Name, out: Out, results: Results = None) -> None:
         print("\n".join(str(path) for path in write_figures(find_folder(name, results), out)))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command line as a process of its own."""
+    from analysis.output import outlive_readers
+
+    outlive_readers()
+    os.environ["MPLBACKEND"] = "agg"  # no screen is needed, nor a backend that the user has named
     app()
+
+
+if __name__ == "__main__":
+    main()

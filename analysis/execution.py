@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ class NotebookError(Exception):
     """A notebook is missing, unexpected, or has a cell that failed; one line."""
 
 
-def execute_all(out: Path, results: Path | None = None, notebooks: Path = NOTEBOOKS) -> list[Path]:
+def execute_all(
+    out: str | os.PathLike[str], results: str | os.PathLike[str] | None = None, notebooks: Path = NOTEBOOKS
+) -> list[Path]:
     """Execute every notebook into folder `out`; `results` is what they read in place of the reference results.
 
     NotebookError unless exactly the expected ones are there and every cell of each runs.
     """
-    found = sorted(path.name for path in notebooks.glob("*.ipynb"))
+    out, results = Path(out), Path(results) if results else None
+    found = sorted(path.name for path in notebooks.glob("[!.]*.ipynb"))
     if found != list(EXPECTED):
         raise NotebookError(f"{notebooks}: expected {', '.join(EXPECTED)}; found {', '.join(found) or 'none'}")
     environment = dict(os.environ)
@@ -37,8 +41,13 @@ def execute_all(out: Path, results: Path | None = None, notebooks: Path = NOTEBO
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     if results or environment.get("BENCH_RESULTS"):  # a name or relative path means nothing where the notebooks lie
         environment["BENCH_RESULTS"] = str((results or reference_folder()).resolve())
+    environment.pop("MPLBACKEND", None)  # pictures go into the notebook
     out.mkdir(parents=True, exist_ok=True)
-    return [_execute(notebooks / name, out / name, environment) for name in EXPECTED]
+    with tempfile.TemporaryDirectory(
+        prefix="notebooks-"
+    ) as scratch:  # in place of a home, which may hold anything, or lack
+        environment |= {"IPYTHONDIR": scratch, "JUPYTER_RUNTIME_DIR": scratch}
+        return [_execute(notebooks / name, out / name, environment) for name in EXPECTED]
 
 
 def _execute(source: Path, target: Path, environment: dict[str, str]) -> Path:

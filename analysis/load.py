@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -62,16 +63,19 @@ def reference_folder() -> Path:
     return Path(named) if Path(named).is_dir() else find_folder(named)
 
 
-def find_folder(name: str, results: Path | None = None) -> Path:
+def find_folder(name: str, results: str | os.PathLike[str] | None = None) -> Path:
     """The folder of a finished sweep: a folder, a sweep's name, or its .toml file; ValueError with one line otherwise.
 
     A folder may be named from where one is or from the checkout. A sweep is looked up in `results`; where that is not
-    given, in `results_folder` and then among the committed ones.
+    given, in `results_folder` and then among the committed ones. A file is refused where its name's folder was measured
+    from another file.
     """
-    parents = [results] if results else [results_folder(), REFERENCE]
+    parents = [Path(results)] if results else [results_folder(), REFERENCE]
     sweep = Path(name).stem if name.endswith(".toml") else name
     for folder in (Path(name), ROOT / name, *(parent / sweep for parent in parents)):
         if folder.is_dir() and tables_in(folder):
+            if name.endswith(".toml"):
+                _check_origin(folder, Path(name))
             return folder
     known = sorted({path.name for parent in parents for path in parent.glob("*") if tables_in(path)})
     raise ValueError(
@@ -84,12 +88,26 @@ class LeftOutWarning(UserWarning):
     """A part of a table is left out, or not read; one line."""
 
 
+def _check_origin(folder: Path, file: Path) -> None:
+    """ValueError where `folder` says that it belongs to another sweep file (`bench.sweep.Sweep.origin`)."""
+    place = file.resolve()
+    place = place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
+    try:
+        said = (folder / ".sweep").read_text("ascii", "replace").strip()
+    except OSError:
+        return
+    if re.fullmatch("[0-9a-f]{64}", said) and said != hashlib.sha256(os.fsencode(place.as_posix())).hexdigest():
+        raise ValueError(
+            f"{file}: {folder} was measured from another file of that name; accepted: {folder}, to see that"
+        )
+
+
 def tables_in(folder: Path) -> list[str]:
     """The tables a sweep's folder holds, whatever is under their names."""
     return [table for table in TABLES if os.path.lexists(folder / f"{table}.parquet")]
 
 
-def load(folder: Path | str, table: str) -> pd.DataFrame:
+def load(folder: str | os.PathLike[str], table: str) -> pd.DataFrame:
     """One table of a sweep with every column of today's schema, after its bytes matched a sha256 beside it.
 
     ValueError with one line where the file or its checksum is missing, damaged, of another schema version or no such table.

@@ -31,11 +31,12 @@ PROVENANCE = ("device_name", "cores", "threads_used", "workers", "os", "driver",
 NOUNS = {"gemm": "product timings", "lstm": "layer timings", "train": "training runs"}
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: str | os.PathLike[str]) -> Path:
     """Write report.html into the folder of a sweep and return its path.
 
     ValueError with one line where the folder holds no table or a damaged one.
     """
+    folder = Path(folder)
     found = study.read(folder)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -59,13 +60,14 @@ def write_report(folder: Path) -> Path:
     )
     path = folder / "report.html"
     partial = folder / f".report.html.{os.getpid()}"
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", errors="replace")  # a folder's name may be no UTF-8
     partial.replace(path)
     return path
 
 
-def write_figures(folder: Path, out: Path) -> list[Path]:
+def write_figures(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Path]:
     """Write the pictures of a README and table.md into `out`: what the sweep has of them; of an AWD-LSTM sweep awd.md too."""
+    folder, out = Path(folder), Path(out)
     found = study.read(folder)
     _, train, gemm, _ = found.comparable()
     out.mkdir(parents=True, exist_ok=True)

@@ -41,8 +41,9 @@ def _part(tables: dict[str, pd.DataFrame], name: str) -> pd.DataFrame | None:
     return main_part(tables[name], name) if name in tables else None
 
 
-def read(folder: Path) -> Study:
+def read(folder: str | os.PathLike[str]) -> Study:
     """The tables of a sweep's folder; ValueError with one line where it holds none or one is damaged."""
+    folder = Path(folder)
     found = {name: load(folder, name) for name in tables_in(folder)}
     if not found:
         raise ValueError(

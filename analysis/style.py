@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from typing import Any
@@ -39,11 +40,16 @@ RC: dict[Any, Any] = {
     "axes.grid": True, "grid.color": "#e2e2e2", "grid.linewidth": 0.6, "lines.linewidth": 1.6, "lines.markersize": 5.5,
     "legend.frameon": False, "savefig.facecolor": "white", "figure.facecolor": "white", "svg.hashsalt": "block-sparse-bench",
 }  # fmt: skip
+DEFAULTS = {
+    name: value for name, value in dict.items(mpl.rcParamsDefault) if not name.startswith(("backend", "interactive"))
+}
 
 
 def use() -> None:
-    """Apply the style to figures made from here on."""
-    mpl.rcParams.update(RC)
+    """Apply the style to figures made from here on, whatever a matplotlibrc of the user's or a script before says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about settings that matplotlib will not have any more
+        mpl.rcParams.update(DEFAULTS | RC)
 
 
 def block_colour(block_size: Any) -> str:

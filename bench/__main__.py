@@ -82,6 +82,9 @@ def _environment_errors() -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise _ending(f"{where}{error.strerror or error}", ENVIRONMENT) from None
+    except ImportError as error:
+        why = (str(error).splitlines() or ["no reason given"])[0]
+        raise _ending(f"{error.name or 'a package'} cannot be imported here: {why}", ENVIRONMENT) from None
 
 
 def _ending(line: str, status: int) -> typer.Exit:
@@ -158,10 +161,11 @@ def show(name: Name, results: Results = HERE) -> None:
 @app.command()
 def doctor() -> None:
     """Say what works on this machine: compiler, backends, GPU, data sets; and why the rest does not."""
-    from bench.doctor import findings
+    with _one_line_errors(), _environment_errors():
+        from bench.doctor import findings
 
-    for what, how in findings():
-        print(f"{what:<18} {how}")
+        for what, how in findings():
+            print(f"{what:<18} {how}")
 
 
 @app.command()
@@ -183,9 +187,9 @@ def campaign(
 ) -> None:
     """Check every kernel on a GPU, then time and train sweeps, most important cells first, until the budget is spent; resumable."""
     with _one_line_errors():
-        from bench.sweep import load
+        from bench.sweep import load_all
 
-        sweeps = [load(name) for name in names]
+        sweeps = load_all(names)
         with _environment_errors():
             from bench.campaign import run_campaign
 
@@ -213,9 +217,9 @@ def tune(
 ) -> None:
     """Time every variant of our kernels for the products of sweeps, and write which is the fastest; resumable."""
     with _one_line_errors():
-        from bench.sweep import load
+        from bench.sweep import load_all
 
-        sweeps = [load(name) for name in names]
+        sweeps = load_all(names)
         with _environment_errors():
             from bench.tuner import run_tuner
 
@@ -231,12 +235,21 @@ def columns(
     """Write README.md, the meaning of every column of the tables, into the results folder."""
     with _environment_errors():
         from bench.columns import documentation, machine_readable
+        from bench.parquet import publish
 
         results.mkdir(parents=True, exist_ok=True)
-        (results / "README.md").write_text(documentation(), encoding="utf-8")
+        publish(results / "README.md", documentation().encode())
         if schema is not None:
-            schema.write_text(machine_readable(), encoding="utf-8")
+            publish(schema, machine_readable().encode())
+
+
+def main() -> None:
+    """The command line as a process of its own."""
+    from bench.output import outlive_readers
+
+    outlive_readers()
+    app()
 
 
 if __name__ == "__main__":
-    app()
+    main()

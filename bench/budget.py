@@ -10,7 +10,7 @@ from itertools import groupby
 
 from bench.cells import Cell, TrainCell
 from bench.checkpoint import CONTINUED, Checkpoints
-from bench.engines.local import Progress, Work, failure, run_cells
+from bench.engines.local import Ending, Progress, Work, failure, run_cells
 from bench.estimate import Pace
 from bench.progress import labels, reporter
 from bench.provenance import facts
@@ -50,18 +50,21 @@ def run_jobs(
 
     timeout: seconds a cell may take; one that trains is bound by the deadline alone. checkpoints: those of `work`; a cell
     that trains begins then although it will not fit, and goes on in the next call. together: cells that train side by
-    side, where they stand next to each other; all others run alone.
+    side, where they stand next to each other; all others run alone. Jobs of one cell are one run, stored for each.
     """
-    by_id = {job.cell.cell_id: job for job in jobs}
-    left = dict(by_id)
+    by_id: dict[str, list[Job]] = {}
+    for job in jobs:
+        by_id.setdefault(job.cell.cell_id, []).append(job)
+    jobs, left = [alike[0] for alike in by_id.values()], dict(by_id)
     for device in {job.cell.device for job in jobs}:
         facts(device)  # imports torch: now, not while something is being timed
 
     with reporter(labels([job.cell for job in jobs]), len(jobs)) as display:
 
-        def ended(job: Job, status: str, reason: str, seconds: float) -> None:
-            left.pop(job.cell.cell_id, None)
-            display.ended(job.cell, status, reason, seconds)
+        def ended(ending: Ending, workers: int) -> str:
+            told = [publish_ending(job.tables, ending, workers) for job in left.pop(ending.cell.cell_id)]
+            display.ended(ending.cell, *told[0], ending.seconds)
+            return told[0][0]
 
         def affordable(jobs: Sequence[Job], workers: int) -> Iterator[Cell]:
             for job in jobs:
@@ -69,8 +72,7 @@ def run_jobs(
                 if refused == ("", ""):
                     continue
                 if refused:
-                    ending = failure(job.cell, *refused, 0.0)
-                    ended(job, *publish_ending(job.tables, ending, workers), 0.0)
+                    ended(failure(job.cell, *refused, 0.0), workers)
                 elif affords(job.cell, deadline - time.monotonic()):
                     yield job.cell
 
@@ -88,10 +90,8 @@ def run_jobs(
             cells = affordable(jobs, workers)
             with closing(run_cells(cells, work, workers, timeout, watch, unlimited=TrainCell)) as endings:
                 for ending in endings:
-                    job = by_id[ending.cell.cell_id]
                     pace.learn(ending.cell, ending.seconds)
-                    status, reason = publish_ending(job.tables, ending, workers)
-                    ended(job, status, reason, ending.seconds)
+                    status = ended(ending, workers)
                     if checkpoints and status not in CONTINUED:
                         checkpoints.discard([ending.cell.cell_id])
 
@@ -101,4 +101,4 @@ def run_jobs(
                 run(group, min(together, len(group)) if trains else 1)
         except SpentError:
             display.line("the time is up: what was running is left for the next run")  # after its checkpoint
-    return list(left.values())
+    return [job for alike in left.values() for job in alike]

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from bench.provenance import source_hash
 from bench.quiet import await_quiet
 from bench.run import FINE, UnusableError, check_datasets, counted, lacked, terminable
 from bench.store import LockedError
-from bench.sweep import Sweep
+from bench.sweep import Sweep, SweepError, distinct
 from bench.tables import Tables
 
 WATCHED = (("dsd", "memcheck"), ("sdd", "memcheck"), ("forward_backward", "memcheck"), ("dsd", "racecheck"))
@@ -103,10 +104,10 @@ def is_finished(tables: Tables, cell: Cell) -> bool:
 
 def run_campaign(
     sweeps: Sequence[Sweep],
-    out: Path,
+    out: str | PathLike[str],
     budget: float,
     device: str = "cuda",
-    resume_from: Path | None = None,
+    resume_from: str | PathLike[str] | None = None,
     timeout: float = 120.0,
     work: Work = measure,
     checkpoint_mib: float = 0.0,
@@ -117,10 +118,13 @@ def run_campaign(
 
     budget, timeout: seconds for all, for one cell that is timed. resume_from: the `out` of an earlier campaign, where that
     is another folder. checkpoint_mib: the largest checkpoint that is kept; 0 keeps none. together: cells that train side
-    by side. wait_quiet: seconds to wait for a machine that is busy with other work, None does not look. Raises
-    UnusableError, LockedError or OSError where the environment is at fault.
+    by side. wait_quiet: seconds to wait for a machine that is busy with other work, None does not look. A cell of several
+    sweeps runs once and is stored for each. Raises UnusableError, LockedError or OSError where the environment is at fault,
+    SweepError where two sweeps would share a folder.
     """
     deadline = time.monotonic() + budget
+    sweeps, out = distinct(sweeps), Path(out)
+    resume_from = None if resume_from is None else Path(resume_from)
     require_device(device)
     timed = {sweep.name: [cell for cell in sweep.cells if cell.device == device] for sweep in sweeps}
     checks = checks_for([cell for cells in timed.values() for cell in cells])
@@ -132,11 +136,14 @@ def run_campaign(
             for folder in (resume_from / name if resume_from else None, None):
                 for line in tables.load(folder):
                     print(line, flush=True)
+        for sweep in sweeps:
+            require_own(sweep, stores[sweep.name])
         pace = Pace()
         jobs = [Job(check, checked) for check in checks]
         for name, cells in timed.items():
             jobs += [Job(cell, stores[name], partial(verdict, checked, cell)) for cell in cells]
         jobs += [Job(check, checked) for check in sanitized]
+        share(jobs)
         todo = [job for job in jobs if not is_finished(job.tables, job.cell)]
         for job in jobs:
             rows = job.tables.rows(job.cell)
@@ -144,7 +151,8 @@ def run_campaign(
                 pace.learn(job.cell, rows[-1]["cell_seconds"])
         left_out = sum(len(sweep.cells) for sweep in sweeps) - sum(map(len, timed.values()))
         print(
-            f"campaign on {device}: {len(jobs)} cells, {len(checks) + len(sanitized)} of them checks; {len(todo)} to run",
+            f"campaign on {device}: {len(jobs)} cells, {len(checks) + len(sanitized)} of them checks; "
+            f"{len({job.cell.cell_id for job in todo})} to run",
             flush=True,
         )
         if left_out:
@@ -169,6 +177,22 @@ def run_campaign(
                 for kind in set(tables.kinds.values()):
                     tables.write(kind)  # what came from another folder too
         return _summary(jobs, out, budget)
+
+
+def require_own(sweep: Sweep, tables: Tables) -> None:
+    """SweepError where all that is stored is of another sweep called the same: the two would be mixed in its tables."""
+    stored = len(tables.tables)
+    if stored and not any(cell.cell_id in tables.tables for cell in sweep.cells):
+        wrong = f"{tables.folder} holds {stored} cells of another sweep called {sweep.name}, and none of this one"
+        raise SweepError(sweep.path, "file", wrong, "a file of another name, or another --out")
+
+
+def share(jobs: Sequence[Job]) -> None:
+    """What is finished for one sweep is so for every other that has the same cell."""
+    finished = {job.cell.cell_id: job.tables for job in jobs if is_finished(job.tables, job.cell)}
+    for job in jobs:
+        if job.cell.cell_id in finished and not is_finished(job.tables, job.cell):
+            job.tables.share(job.cell, finished[job.cell.cell_id])
 
 
 def take_over(

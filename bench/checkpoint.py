@@ -99,6 +99,9 @@ class Checkpoints:
     seconds: float = SECONDS
     largest: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
+
     def path(self, cell_id: str) -> Path:
         return self.folder / f"{cell_id}.pt"
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bench.cells import CheckCell
+from bench.modes import initial_modes
 from bench.schema import PATTERNS
 from kernels.blockmask import BlockMask
 from kernels.check import check
@@ -78,6 +79,7 @@ def problems(cell: CheckCell) -> Iterator[tuple[str, int, Problem]]:
             yield name, n, layer_problem(cell, name, n) if is_layer else product_problem(cell, name, n)
 
 
+@initial_modes()
 def check_cell(cell: CheckCell, tell: Tell) -> list[Row]:
     """A row for each pattern and n; an exception ends the cell, since after one a GPU may answer nothing any more."""
     if cell.tool != "none":

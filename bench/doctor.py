@@ -149,8 +149,13 @@ def _breakevens() -> Iterator[Finding]:
 def _datasets() -> Iterator[Finding]:
     from bench.data.corpus import DATA_DIR_VARIABLE, DATASETS, data_dir
 
-    yield "data folder", f"{data_dir()} (set {DATA_DIR_VARIABLE} to change it)"
+    try:
+        folder = data_dir()
+    except ValueError as error:
+        yield "data folder", f"none: {error}"
+        return
+    yield "data folder", f"{folder} (set {DATA_DIR_VARIABLE} to change it)"
     for name in DATASETS:
         missing = getattr(importlib.import_module(f"bench.data.{name}"), "missing", None)  # some need no files
-        absent = missing(data_dir()) if missing else None
+        absent = missing(folder) if missing else None
         yield f"dataset {name}", f"not here: {absent}" if absent else "found"

@@ -43,27 +43,43 @@ def facts(device: str) -> dict[str, Any]:
 
 def revision() -> tuple[str, bool | None]:
     """(commit, dirty) of the checkout the suite runs from; ('', None) where there is none."""
-    top = _output("git", "-C", str(ROOT), "rev-parse", "--show-toplevel", "HEAD").splitlines()
+    top = (_git("rev-parse", "--show-toplevel", "HEAD") or "").splitlines()
     if len(top) != 2 or Path(top[0]).resolve() != ROOT:
         return "", None
-    return top[1], bool(_output("git", "-C", str(ROOT), "status", "--porcelain"))
+    changes = _git("status", "--porcelain", "--untracked-files=normal")
+    return top[1], None if changes is None else bool(changes)
 
 
 @cache
 def source_hash(*tops: str) -> str:
     """sha256 over the names and contents of the sources of folders (kernels/ and bench/ by default), 16 hex digits."""
     digest = hashlib.sha256()
-    paths = [path for top in tops or ("kernels", "bench") for path in (ROOT / top).rglob("*") if path.suffix in SOURCES]
+    paths = [path for top in tops or ("kernels", "bench") for path in (ROOT / top).rglob("*") if _is_source(path)]
     for path in sorted(paths):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(ROOT).as_posix()}\0{len(content)}\0".encode() + content)
+        name = os.fsencode(path.relative_to(ROOT).as_posix())
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:  # removed since it was listed
+            continue
+        except OSError:  # it is there, but not for this user
+            digest.update(name + b"\0unreadable\0")
+            continue
+        digest.update(b"%s\0%d\0%s" % (name, len(content), content))
     return digest.hexdigest()[:16]
+
+
+def _is_source(path: Path) -> bool:
+    """Whether a path is a source: no folder, no link to nothing, and not hidden, as the lock files of editors are."""
+    try:
+        return path.suffix in SOURCES and not path.name.startswith(".") and path.is_file()
+    except OSError:
+        return False
 
 
 def processor() -> str:
     """The processor's model, as its maker calls it."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8", "replace"), re.MULTILINE)
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine()
@@ -87,11 +103,23 @@ def blas(build: str) -> str:
 
 def gpu_driver() -> str:
     """The GPU driver's version, or nothing where nvidia-smi is not there to ask."""
-    return (_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines() or [""])[0]
+    answer = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or ""
+    return (answer.splitlines() or [""])[0]
 
 
-def _output(*command: str) -> str:
+def _git(*arguments: str) -> str | None:
+    """What git says of the checkout at ROOT, whatever repository the environment names and whoever owns the folder."""
+    settings = ("-c", f"safe.directory={ROOT}", "-c", "core.fsmonitor=false")
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name == "GIT_EXEC_PATH"
+    }
+    return _output("git", "--no-optional-locks", *settings, "-C", str(ROOT), *arguments, environment=environment)
+
+
+def _output(*command: str, environment: dict[str, str] | None = None) -> str | None:
+    """What a command prints, or None where it cannot be run or fails."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True, env=environment)
     except (OSError, subprocess.SubprocessError):
-        return ""
+        return None
+    return os.fsdecode(done.stdout).strip()

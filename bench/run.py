@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,17 @@ from bench.data.corpus import data_dir, load_corpus
 from bench.emptied import warnings
 from bench.engines.local import Ending, Progress, Work, failure, measure, run_cells
 from bench.estimate import Pace, spoken
+from bench.parquet import publish
 from bench.progress import Reporter, labels, reporter
 from bench.provenance import facts, physical_cores, source_hash
 from bench.quiet import await_quiet
 from bench.store import Store, Stored
-from bench.sweep import Sweep
+from bench.sweep import Sweep, SweepError
 from bench.tables import Tables
 from kernels.resources import ResourceError, is_lack
 
 FINE = ("ok", "unsupported")  # a sweep of these alone ends with exit status 0
+ORIGIN = ".sweep"  # in the folder of a sweep: which file it belongs to
 LISTED = 20  # cells that are not ok, named at the end
 
 
@@ -78,16 +82,34 @@ class Plan:
         return lines
 
 
-def make_plan(sweep: Sweep, results: Path, retry: bool = False) -> Plan:
-    """Compare a sweep with what is stored; changes nothing. retry: also run again what did not end ok."""
-    finished = Store(results / sweep.name).finished()
+def make_plan(sweep: Sweep, results: str | PathLike[str], retry: bool = False) -> Plan:
+    """Compare a sweep with what is stored; changes nothing. retry: also run again what did not end ok.
+
+    SweepError where another file of the same name has cells there: the tables would become this file's.
+    """
+    folder = Path(results) / sweep.name
+    finished = Store(folder).finished()
     ours = {cell.cell_id: finished[cell.cell_id] for cell in sweep.cells if cell.cell_id in finished}
+    other = len(finished) - len(ours)
+    if other and origin(folder) not in ("", sweep.origin):
+        wrong = f"{folder} holds {other} cells of another file called {sweep.name}"
+        accepted = f"a file of another name, another --results, or this one after {folder / ORIGIN} is removed"
+        raise SweepError(sweep.path, "file", wrong, accepted)
     todo = tuple(
         cell for cell in sweep.cells if cell.cell_id not in ours or (retry and ours[cell.cell_id].status != "ok")
     )
-    checkpoints = Checkpoints(results / sweep.name / FOLDER)
+    checkpoints = Checkpoints(folder / FOLDER)
     halfway = sum(checkpoints.path(cell.cell_id).is_file() for cell in todo)
-    return Plan(sweep, ours, todo, len(finished) - len(ours), halfway)
+    return Plan(sweep, ours, todo, other, halfway)
+
+
+def origin(folder: Path) -> str:
+    """Which sweep file a folder of results belongs to (`Sweep.origin`); nothing where that is not said."""
+    try:
+        said = (folder / ORIGIN).read_text("ascii", "replace").strip()
+    except OSError:
+        return ""
+    return said if re.fullmatch("[0-9a-f]{64}", said) else ""
 
 
 def training_workers(cells: Sequence[Cell], wanted: int | None) -> int:
@@ -100,7 +122,7 @@ def training_workers(cells: Sequence[Cell], wanted: int | None) -> int:
 
 def run_sweep(
     sweep: Sweep,
-    results: Path,
+    results: str | PathLike[str],
     workers: int | None = None,
     timeout: float | None = None,
     retry: bool = False,
@@ -114,12 +136,14 @@ def run_sweep(
     to wait for a machine that is busy with other work, None does not look. Raises OSError, LockedError or UnusableError where
     the environment is at fault; every cell finished before that stays stored.
     """
-    store = Store(results / sweep.name)
+    store = Store(Path(results) / sweep.name)
     checkpoints = Checkpoints(store.folder / FOLDER, checkpoint_seconds)
     if work is measure:
         work = partial(measure, checkpoints=checkpoints)
     with store.lock() as repairs:
         plan = make_plan(sweep, results, retry)
+        if origin(store.folder) != sweep.origin:
+            publish(store.folder / ORIGIN, f"{sweep.origin}\n".encode())
         checkpoints.discard(stale(plan))
         for line in [*repairs, *plan.lines(workers)]:
             print(line, flush=True)

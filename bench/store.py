@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,9 @@ class Stored:
 class Store:
     """One folder of results."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.cells = folder, folder / "cells"
-        self.damaged, self.replaced = folder / "damaged", folder / "replaced"
+    def __init__(self, folder: str | PathLike[str]) -> None:
+        self.folder = folder = Path(folder)
+        self.cells, self.damaged, self.replaced = folder / "cells", folder / "damaged", folder / "replaced"
 
     @contextmanager
     def lock(self) -> Iterator[list[str]]:

@@ -15,9 +15,12 @@ cells of different grids, are merged. Nothing here imports torch, so that a bad 
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -29,6 +32,9 @@ from bench.cells import KINDS, Cell
 from bench.settings import check_setting, did_you_mean, shown
 
 SWEEPS = Path(__file__).parent / "sweeps"
+ROOT = Path(__file__).resolve().parent.parent
+RESERVED = ("reference", "notebooks", "advise")  # folders of results/ that are no sweep's
+FILES = (".parquet", ".sha256", ".json", ".html", ".md")  # what lies beside the folders of sweeps ends so
 LARGEST_SWEEP = 10_000  # cells; at a second each that is three hours
 SECTIONS = ("kind", "base", "axes")
 TOP_LEVEL = ("description", *SECTIONS, "grids")
@@ -53,13 +59,36 @@ class Sweep:
     path: Path
     cells: tuple[Cell, ...]
 
+    @property
+    def origin(self) -> str:
+        """Which file this is, whatever it holds today: a digest of its place, in the checkout where it lies in one."""
+        path = self.path.resolve()
+        place = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+        return hashlib.sha256(os.fsencode(place.as_posix())).hexdigest()
+
 
 def names() -> list[str]:
     """The sweeps that come with the suite."""
-    return sorted(path.stem for path in SWEEPS.glob("*.toml"))
+    return sorted(path.stem for path in SWEEPS.glob("[!.]*.toml") if path.is_file())
 
 
-def load(path_or_name: str | Path) -> Sweep:
+def load_all(paths_or_names: Iterable[str | os.PathLike[str]]) -> list[Sweep]:
+    """The sweeps of several files, each once; SweepError, too, where two of them would share a results folder."""
+    return distinct([load(each) for each in paths_or_names])
+
+
+def distinct(sweeps: Iterable[Sweep]) -> list[Sweep]:
+    """`sweeps` without repetitions. SweepError where two have one name and other cells: their tables lie in one folder."""
+    found: dict[str, Sweep] = {}
+    for sweep in sweeps:
+        other = found.setdefault(sweep.name.casefold(), sweep)
+        if (other.name, other.cells) != (sweep.name, sweep.cells):
+            wrong = f"{other.path} has the same name and other cells"
+            raise SweepError(sweep.path, "file", wrong, "files of different names, as their results lie side by side")
+    return list(found.values())
+
+
+def load(path_or_name: str | os.PathLike[str]) -> Sweep:
     """The sweep of a file, or of a bare name in bench/sweeps. SweepError, one line, where anything is wrong."""
     path = _locate(path_or_name)
     content = _read(path)
@@ -79,7 +108,7 @@ class _Wrong(Exception):  # noqa: N818
     """args: field, what is wrong, what is accepted."""
 
 
-def _locate(path_or_name: str | Path) -> Path:
+def _locate(path_or_name: str | os.PathLike[str]) -> Path:
     path = Path(path_or_name)
     if path.suffix or len(path.parts) != 1 or path.is_dir():
         return path
@@ -111,6 +140,9 @@ def _read(path: Path) -> Table:
         raise SweepError(path, "file", (error.strerror or str(error)).lower(), "a TOML file that exists") from None
     if re.fullmatch(r"\w[\w.-]*", path.stem) is None:
         raise SweepError(path, "file", "its name becomes the results folder's", "letters, digits, '_', '-' and '.'")
+    if path.stem.casefold() in RESERVED or path.stem.casefold().endswith(FILES):
+        accepted = f"any but {', '.join(RESERVED)}, and none that ends in {', '.join(FILES)}"
+        raise SweepError(path, "file", f"the name {path.stem!r} is taken in the results folder", accepted)
     return content
 
 

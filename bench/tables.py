@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,14 @@ from bench.validation import whole_table
 class Tables:
     """The finished cells of one folder, by cell_id; `order` first, others that are stored after them."""
 
-    def __init__(self, folder: Path, order: Iterable[Cell]) -> None:
-        self.folder, self.damaged = folder, folder / "damaged"
+    def __init__(self, folder: str | PathLike[str], order: Iterable[Cell]) -> None:
+        self.folder = Path(folder)
+        self.damaged = self.folder / "damaged"
         self.places = {cell.cell_id: place for place, cell in enumerate(order)}
         self.tables: dict[str, Any] = {}
         self.kinds: dict[str, str] = {}
 
-    def load(self, folder: Path | None = None) -> list[str]:
+    def load(self, folder: str | PathLike[str] | None = None) -> list[str]:
         """Take up what is stored in `folder` (default: its own); a line for everything that is damaged, and left out.
 
         Of its own folder what is damaged is moved aside, so that nothing is written over it; another's stays as it is.
@@ -47,7 +49,7 @@ class Tables:
         """
         lines = []
         for kind in COLUMNS:
-            path = (folder or self.folder) / f"{kind}.parquet"
+            path = Path(folder or self.folder) / f"{kind}.parquet"
             if not os.path.lexists(path):
                 continue
             try:
@@ -93,6 +95,10 @@ class Tables:
         self.folder.mkdir(parents=True, exist_ok=True)
         data = to_parquet(concatenated(self.tables[cell_id] for cell_id in ids))
         publish_table(self.folder / f"{kind}.parquet", data, self.damaged)
+
+    def share(self, cell: Cell, other: Tables) -> None:
+        """Take over the rows of one cell from other tables; `write` publishes them."""
+        self.tables[cell.cell_id], self.kinds[cell.cell_id] = other.tables[cell.cell_id], cell.kind
 
     def rows(self, cell: Cell) -> list[dict[str, Any]]:
         """What is stored of a cell; nothing where it is not finished."""

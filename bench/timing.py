@@ -18,6 +18,7 @@ import torch
 from bench.cells import GemmCell, LstmCell, TimedCell
 from bench.clocks import Evictor, Timer, host_ms, timer_for
 from bench.gpu import gpu_state
+from bench.modes import initial_modes
 from bench.provenance import physical_cores
 from kernels.check import check
 from kernels.lstm_problem import LstmProblem
@@ -144,6 +145,7 @@ def prepare(name: str, problem: Problem) -> tuple[Launch, float]:
     return launch, (time.perf_counter_ns() - begin) / 1e6
 
 
+@initial_modes()
 def time_cell(cell: TimedCell, tell: Tell) -> list[Row]:
     """One row: unsupported, wrong (then without times) or ok."""
     problem = problem_of(cell)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from bench.examiner import Examiner
 from bench.meter import Meter, norm_maps
 from bench.models.layers import State
 from bench.models.registry import MODELS
+from bench.modes import initial_modes
 from bench.needs import require_memory, require_text
 from bench.optimizer import make_optimizer, make_rates, scaled_rate
 from bench.paths import Paths, missing_kernel_of
@@ -49,8 +51,9 @@ SECONDS_BETWEEN_NEWS = 0.5
 STEPS_BETWEEN_LOOKS = 50  # on a GPU: each look waits for it
 
 
+@initial_modes()
 def train_cell(
-    cell: TrainCell, tell: Tell, export: Path | None = None, checkpoints: Checkpoints | None = None
+    cell: TrainCell, tell: Tell, export: str | PathLike[str] | None = None, checkpoints: Checkpoints | None = None
 ) -> list[Row]:
     """Train `cell` and return its rows: epoch 0 (before training), then one per epoch.
 
@@ -58,10 +61,11 @@ def train_cell(
 
     If the loss becomes NaN or infinite, the finished epochs come back as 'diverged' (one row without epoch if there is
     none); where anything else ends the run after an epoch, they come back as 'failed' or 'out_of_memory', and its checkpoint
-    stays. torch's thread count is left pinned to the cell's. ValueError for unknown names and unusable data, MemoryError where
-    a step cannot fit the memory there is; both before the first step.
+    stays. torch's thread count is left pinned to the cell's, its modes are `initial_modes` until the end. ValueError for
+    unknown names and unusable data, MemoryError where a step cannot fit the memory there is; both before the first step.
     """
     torch.set_num_threads(cell.threads or physical_cores())
+    export = None if export is None else Path(export)
     if cell.device == "cuda" and (missing := missing_gpu()):
         return [{"status": "unsupported", "reason": missing}]
     if export is not None and (cell.canonical().path == "dense" or not export.parent.is_dir()):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def tune_cells(sweeps: Sequence[Sweep], device: str) -> list[TuneCell]:
 
 def run_tuner(
     sweeps: Sequence[Sweep],
-    out: Path,
+    out: str | PathLike[str],
     budget: float,
     device: str = "cuda",
     timeout: float = 300.0,
@@ -51,7 +52,7 @@ def run_tuner(
 
     budget, timeout: seconds for all, for one shape. Raises as `bench.campaign.run_campaign`.
     """
-    deadline = time.monotonic() + budget
+    deadline, out = time.monotonic() + budget, Path(out)
     require_device(device)
     cells = tune_cells(sweeps, device)
     with locked(out.parent):

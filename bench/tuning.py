@@ -13,6 +13,7 @@ import torch
 
 from bench.cells import TuneCell
 from bench.clocks import timer_for
+from bench.modes import initial_modes
 from bench.provenance import physical_cores
 from bench.timing import count_launches
 from kernels.backends.cuda_tuning import variants
@@ -54,6 +55,7 @@ def _on_threads(backend: str, problem: GemmProblem, threads: int) -> Launch:
     return launch
 
 
+@initial_modes()
 def tune_cell(cell: TuneCell, tell: Tell) -> list[Row]:
     """A row for each variant: wrong, failed, or ok with its times, one of them chosen."""
     problem = GemmProblem(

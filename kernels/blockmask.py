@@ -56,6 +56,8 @@ class BlockMask:
             raise ValueError(
                 f"a BlockMask needs a 2-d bool grid, got {self.kept.dtype} with shape {tuple(self.kept.shape)}"
             )
+        if self.kept.numel() == 0:
+            raise ValueError(f"a BlockMask needs at least one block, got a grid of {tuple(self.kept.shape)}")
         if self.block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {self.block_size}")
         object.__setattr__(self, "kept", contiguous(self.kept.detach().to("cpu", copy=True)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ class Pool(NamedTuple):
 def _loaded_runtimes() -> list[str]:
     """Paths of the OpenMP runtimes of this process, torch's own first."""
     try:
-        maps = Path("/proc/self/maps").read_text().splitlines()
+        maps = os.fsdecode(Path("/proc/self/maps").read_bytes()).splitlines()
     except OSError:
         folder = Path(torch.__file__).parent / "lib"
         return [str(path) for runtime in RUNTIMES for path in sorted(folder.glob(f"{runtime}*"))]

@@ -5,12 +5,14 @@ Y = W X (dsd), dX = W^T dY (dsd with block rows and columns exchanged) and dW = 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.autocast import autocast_type, is_any_autocast, lowered
 from kernels.backends import (
     cuda_lstm_operator,
     cuda_lstm_tape,
@@ -23,10 +25,10 @@ from kernels.backends.cuda_lstm_operator import Weight
 from kernels.backends.cuda_operators import kept_pattern, pattern_for
 from kernels.bsr import BSRMatrix
 from kernels.operands import require, require_memory
-from kernels.products import cuda_dsd, taped
+from kernels.products import How, cuda_dsd, product, taped
 from kernels.products import dsd as dsd
 from kernels.products import sdd as sdd
-from kernels.tracing import watched
+from kernels.tracing import transformed, watched
 
 KERNELS = ("auto", "cuda", "native", "torch")
 
@@ -97,12 +99,16 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     Y has the memory order of X: for activations [n, k], `block_sparse_matmul(weight, activations.T).T` copies nothing
     and is contiguous. kernel: 'auto', 'cuda', 'native' or 'torch'; `kernel_for` says which one 'auto' is. Native is for
     float32, float64, and bfloat16 where the CPU has instructions for it: summed in float32, the result rounded once.
+    Derivatives of every order, forward mode and the transforms of torch.func as for a dense product; under torch.autocast
+    operands and result are of its type, as those of torch.nn.functional.linear are.
     """
     require_memory("x", x)
     weight = weight.operand
     data, shape, dtype, device = weight.data, x.shape, x.dtype, x.device
     if len(shape) != 2 or shape[0] != weight.shape[1]:
         raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(shape)}")
+    if is_any_autocast() and (wanted := autocast_type(device)) is not None:
+        return _matmul_as(wanted, weight, x, kernel)
     if dtype != data.dtype:
         raise ValueError(f"the weight is {data.dtype} and x is {dtype}; they must be of one type")
     if device != data.device:
@@ -115,8 +121,26 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
         return cuda_dsd(pattern_for(weight), data, x)
     if not seen and chosen == "native" and not taped(data, x):
         return native_products.dsd(native_products.packed(weight, shape[1]), x)
-    result: Tensor = dsd(data, *weight.index, x, False, chosen)
-    return result
+    return product(data, x, How(weight.index, False, chosen))
+
+
+def _computed_in(dtype: torch.dtype, kernel: str, device: torch.device, **weight: Any) -> torch.dtype:
+    """What operands rounded to `dtype` are computed in: float32 where only then there is a kernel of ours. weight: as of `kernel_for`."""
+    for each in (dtype, torch.float32):
+        with suppress(ValueError):
+            if kernel_for(kernel, each, device, **weight) != "torch":
+                return each
+    return dtype
+
+
+def _matmul_as(dtype: torch.dtype, weight: BSRMatrix, x: Tensor, kernel: str) -> Tensor:
+    """`block_sparse_matmul` under a torch.autocast that wants `dtype`."""
+    data, x = lowered(weight.data, dtype), lowered(x, dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        if not data.dtype == x.dtype == dtype:
+            return block_sparse_matmul(weight.with_data(data), x, kernel)
+        inside = _computed_in(dtype, kernel, x.device, **_sizes(weight))
+        return block_sparse_matmul(weight.with_data(data.to(inside)), x.to(inside), kernel).to(dtype)
 
 
 def _loop(projected: Tensor, h: Tensor, c: Tensor, weight: BSRMatrix, kernel: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,8 +196,10 @@ def block_sparse_lstm(
     """One layer of `torch.nn.LSTM` (gates i, f, g, o) with block-sparse weights: (y, (h, c)).
 
     x: [steps, batch, in]; state: h0 and c0, [1, batch, hidden] each, or None for zeros; weight_ih: [4 hidden, in];
-    weight_hh: [4 hidden, hidden]; y: [steps, batch, hidden]. Differentiable once in x, the state, the kept values and
-    the biases. Values are packed as in `block_sparse_matmul`. kernel: as there; `kernel_for` says which one 'auto' is, and
+    weight_hh: [4 hidden, hidden]; y: [steps, batch, hidden]. Differentiable in x, the state, the kept values and the biases:
+    once, or as often as wanted with kernel = 'torch', by which the steps are taken one by one; so they are, with products by
+    `kernel`, under a transform of torch.func and in forward mode. Under torch.autocast operands and results are of its type.
+    Values are packed as in `block_sparse_matmul`. kernel: as there; `kernel_for` says which one 'auto' is, and
     `lstm_kernel` what goes through the steps.
     """
     for name, each in (("x", x), ("weight_ih", weight_ih), ("bias_ih", bias_ih), ("bias_hh", bias_hh)):
@@ -181,6 +207,8 @@ def block_sparse_lstm(
             require_memory(name, each)
     weight_hh = weight_hh.operand
     weight_ih = weight_ih.operand if isinstance(weight_ih, BSRMatrix) else weight_ih
+    if is_any_autocast() and (wanted := autocast_type(x.device)) is not None:
+        return _lstm_as(wanted, x, state, weight_ih, weight_hh, bias_ih, bias_hh, kernel)
     if state is None:
         zeros = x.new_zeros(1, *x.shape[1:2], weight_hh.shape[1])
         state = zeros, zeros
@@ -190,14 +218,16 @@ def block_sparse_lstm(
     biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]
     _check_biases(biases, x, weight_hh.shape[0])
     h0, c0 = (each.squeeze(0) for each in state)
-    if chosen == "cuda" and lstm_refusal(weight_hh, x.shape[1]) is None:
+    by_steps = transformed()
+    if chosen == "cuda" and not by_steps and lstm_refusal(weight_hh, x.shape[1]) is None:
         return _cuda_lstm(x, (h0, c0), weight_ih, weight_hh, (bias_ih, bias_hh), kernel)
     bias = sum(biases[1:], biases[0]) if biases else x.new_zeros(weight_hh.shape[0])
     same_blocks = isinstance(weight_ih, BSRMatrix) and weight_ih.block_size == weight_hh.block_size
-    into = weight_ih if isinstance(weight_ih, BSRMatrix) and same_blocks and chosen == "native" else None
+    whole = chosen == "native" and not by_steps
+    into = weight_ih if isinstance(weight_ih, BSRMatrix) and same_blocks and whole else None
     weighing = kernel if chosen == "cuda" else chosen  # cuda was chosen for the recurrent weight's blocks
     inputs = x if into else _weighted(x, weight_ih, weighing)
-    if chosen != "native":
+    if not whole:
         y, h, c = _loop(inputs + bias, h0, c0, weight_hh, chosen)
     elif is_inference(inputs, bias, h0, c0, weight_hh.data, *([into.data] if into else [])):
         y, c = native_lstm.infer(inputs, bias, h0, c0, weight_hh, into)
@@ -206,6 +236,35 @@ def block_sparse_lstm(
         listed = [into.data, *into.index] if into else []
         y, h, c, _ = native_lstm.lstm(inputs, bias, h0, c0, [weight_hh.data, *weight_hh.index], listed)
     return y, (h[None], c[None])
+
+
+def _lstm_as(
+    dtype: torch.dtype,
+    x: Tensor,
+    state: tuple[Tensor, Tensor] | None,
+    weight_ih: Tensor | BSRMatrix,
+    weight_hh: BSRMatrix,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    kernel: str,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`block_sparse_lstm` under a torch.autocast that wants `dtype`."""
+    given = [lowered(each, dtype) for each in (x, weight_hh.data)]
+    inside = None
+    if all(each.dtype == dtype for each in given):
+        inside = _computed_in(dtype, kernel, x.device, layer=True, **_sizes(weight_hh))
+
+    def cast(each: Tensor) -> Tensor:
+        each = lowered(each, dtype)
+        return each.to(inside) if inside is not None and each.dtype == dtype else each
+
+    into = weight_ih.with_data(cast(weight_ih.data)) if isinstance(weight_ih, BSRMatrix) else cast(weight_ih)
+    first, second = (bias if bias is None else cast(bias) for bias in (bias_ih, bias_hh))
+    states = None if state is None else (cast(state[0]), cast(state[1]))
+    with torch.autocast(x.device.type, enabled=False):
+        recurrent = weight_hh.with_data(cast(weight_hh.data))
+        y, (h, c) = block_sparse_lstm(cast(x), states, into, recurrent, first, second, kernel)
+    return (y, (h, c)) if inside is None else (y.to(dtype), (h.to(dtype), c.to(dtype)))
 
 
 def _cuda_lstm(
@@ -241,5 +300,5 @@ def _cuda_lstm(
 def _weighted(x: Tensor, weight: Tensor | BSRMatrix, kernel: str) -> Tensor:
     """x W^T: [steps, batch, rows of W]."""
     if isinstance(weight, BSRMatrix):
-        return block_sparse_matmul(weight, x.flatten(0, 1).T, kernel).T.view(*x.shape[:2], -1)
+        return block_sparse_matmul(weight, x.flatten(0, 1).T, kernel).T.reshape(*x.shape[:2], weight.shape[0])
     return F.linear(x, weight)

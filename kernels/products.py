@@ -6,16 +6,19 @@ products of gathered blocks, added up by block row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
+from torch.autograd import forward_ad
 
+from kernels.autocast import as_given
 from kernels.backends import native_products
 from kernels.backends.cuda_operators import Pattern, pattern_of
 from kernels.bsr import BSRIndex
-from kernels.tracing import batched, watched
+from kernels.tracing import batched, transformed, watched
 
 
 def _torch_dsd(data: Tensor, to_rows: Tensor, from_rows: Tensor, num_block_rows: int, x: Tensor) -> Tensor:
@@ -58,8 +61,9 @@ def dsd(
         return pattern_of(index, data.shape[1]).dsd(data, x, turned)
     to_rows, from_rows = (indices, rows) if turned else (rows, indices)
     num_block_rows = (column_indptr if turned else indptr).numel() - 1
-    product = _torch_dsd(data.mT if turned else data, to_rows, from_rows, num_block_rows, x)
-    return _ordered_as(x, product.shape[0]).copy_(product)
+    with as_given(x.device):
+        summed = _torch_dsd(data.mT if turned else data, to_rows, from_rows, num_block_rows, x)
+    return _ordered_as(x, summed.shape[0]).copy_(summed)
 
 
 @dsd.register_fake
@@ -97,7 +101,8 @@ def sdd(
         return native_products.sdd(grad, x, index, size)
     if kernel == "cuda":
         return pattern_of(index, size).sdd(grad, x)
-    return _torch_sdd(grad, x, rows, indices, size)
+    with as_given(x.device):
+        return _torch_sdd(grad, x, rows, indices, size)
 
 
 @sdd.register_fake
@@ -119,21 +124,55 @@ def _(
 Grads = tuple[Tensor | None, Tensor | None]
 
 
+@dataclass(slots=True)
+class How:
+    """What a product is told besides its operands. A transform of torch.func does not look inside."""
+
+    index: BSRIndex
+    turned: bool
+    kernel: str
+
+
+def product(data: Tensor, x: Tensor, how: How) -> Tensor:
+    """`dsd`, with every derivative that is asked for. data: [nnzb, b, b], x: [k, n]."""
+    if transformed():
+        found: Tensor = Product.apply(data, x, how)  # type: ignore[no-untyped-call]
+    else:
+        found = dsd(data, *how.index, x, how.turned, how.kernel)
+    return found
+
+
+def sampled(grad: Tensor, x: Tensor, how: How) -> Tensor:
+    """`sdd` likewise. grad: [m, n], x: [k, n]."""
+    if transformed():
+        found: Tensor = Sampled.apply(grad, x, how)  # type: ignore[no-untyped-call]
+    else:
+        found = sdd(grad, x, *how.index, how.kernel)
+    return found
+
+
+def conjugate(x: Tensor) -> Tensor:
+    """`x` as the derivative of a product has it."""
+    return x.conj() if x.is_complex() else x
+
+
 def _dsd_grads(
     wanted: Sequence[bool], data: Tensor, x: Tensor, grad: Tensor, index: Sequence[Tensor], turned: bool, kernel: str
 ) -> Grads:
     """Of data and x."""
-    left, right = (x, grad) if turned else (grad, x)
-    grad_data = sdd(left, right, *index, kernel) if wanted[0] else None
-    return grad_data, dsd(data, *index, grad, not turned, kernel) if wanted[1] else None
+    how = How(BSRIndex(*index), not turned, kernel)
+    left, right = (conjugate(x), grad) if turned else (grad, conjugate(x))
+    grad_data = sampled(left, right, how) if wanted[0] else None
+    return grad_data, product(conjugate(data), grad, how) if wanted[1] else None
 
 
 def _sdd_grads(
     wanted: Sequence[bool], grad_data: Tensor, grad: Tensor, x: Tensor, index: Sequence[Tensor], kernel: str
 ) -> Grads:
     """Of grad and x."""
-    grad_grad = dsd(grad_data, *index, x, False, kernel) if wanted[0] else None
-    return grad_grad, dsd(grad_data, *index, grad, True, kernel) if wanted[1] else None
+    ahead, back = (How(BSRIndex(*index), turned, kernel) for turned in (False, True))
+    grad_grad = product(grad_data, conjugate(x), ahead) if wanted[0] else None
+    return grad_grad, product(grad_data, conjugate(grad), back) if wanted[1] else None
 
 
 def _save_dsd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
@@ -225,3 +264,82 @@ def cuda_sdd(pattern: Pattern, grad: Tensor, x: Tensor) -> Tensor:
         blocks: Tensor = _tape_sdd(grad, x, pattern)
         return blocks
     return pattern.sdd(grad, x)
+
+
+Bilinear = Callable[[Tensor, Tensor, How], Tensor]
+
+
+def _tangent(ctx: Any, call: Bilinear, tangents: Sequence[Tensor | None]) -> Tensor:
+    """Of left times right: that of left times right, and left times that of right."""
+    with forward_ad._set_fwd_grad_enabled(True):  # off in here, so that the tangent would have none of outer levels
+        left, right = (forward_ad.unpack_dual(each).primal for each in ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        parts = [] if tangents[0] is None else [call(tangents[0], right, ctx.how)]
+        parts += [] if tangents[1] is None else [call(left, tangents[1], ctx.how)]
+        return sum(parts[1:], parts[0])
+
+
+def _one_by_one(
+    call: Bilinear, size: int, dims: Sequence[int | None], left: Tensor, right: Tensor, how: How
+) -> tuple[Tensor, int]:
+    """Of every member of a batch of `size`, stacked; dims: where the batch lies, None where all members share an operand."""
+    lefts, rights = (
+        [each] * size if dim is None else list(each.movedim(dim, 0))
+        for each, dim in zip((left, right), dims[:2], strict=True)
+    )
+    return torch.stack([call(one, other, how) for one, other in zip(lefts, rights, strict=True)]), 0
+
+
+class Product(torch.autograd.Function):
+    """`dsd` for transforms of torch.func and forward mode, made of itself and `Sampled` to any order."""
+
+    @staticmethod
+    def forward(data: Tensor, x: Tensor, how: How) -> Tensor:
+        found: Tensor = dsd(data, *how.index, x, how.turned, how.kernel)
+        return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, How], output: Tensor) -> None:  # noqa: ARG004
+        *operands, ctx.how = inputs
+        ctx.save_for_backward(*operands)
+        ctx.save_for_forward(*operands)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (data, x), how = ctx.saved_tensors, ctx.how
+        return (*_dsd_grads(ctx.needs_input_grad, data, x, grad, how.index, how.turned, how.kernel), None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        return _tangent(ctx, product, tangents)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[int | None], data: Tensor, x: Tensor, how: How) -> tuple[Tensor, int]:
+        if in_dims[0] is None and in_dims[1] is not None:  # many operands of one matrix are one wide operand
+            columns = x.movedim(in_dims[1], 1)  # [k, batch, n]
+            wide = product(data, columns.flatten(1), how)
+            return wide.reshape(-1, *columns.shape[1:]), 1
+        return _one_by_one(product, info.batch_size, in_dims, data, x, how)
+
+
+class Sampled(torch.autograd.Function):
+    """`sdd` likewise."""
+
+    @staticmethod
+    def forward(grad: Tensor, x: Tensor, how: How) -> Tensor:
+        found: Tensor = sdd(grad, x, *how.index, how.kernel)
+        return found
+
+    setup_context = Product.setup_context
+
+    @staticmethod
+    def backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:
+        (grad, x), how = ctx.saved_tensors, ctx.how
+        return (*_sdd_grads(ctx.needs_input_grad, grad_data, grad, x, how.index, how.kernel), None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        return _tangent(ctx, sampled, tangents)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[int | None], grad: Tensor, x: Tensor, how: How) -> tuple[Tensor, int]:
+        return _one_by_one(sampled, info.batch_size, in_dims, grad, x, how)

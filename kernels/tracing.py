@@ -27,3 +27,36 @@ def watched(*tensors: Tensor) -> bool:
         if type(each) not in PLAIN:
             return True
     return False
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is under way.
+
+    Such a call has more derivatives than torch's registered operators have formulas for.
+    """
+    return not is_compiling() and (_transforms() is not None or forward_ad._current_level >= 0)
+
+
+def watcher() -> str | None:
+    """What sees every operator of torch that is called now, in words, or None."""
+    seen = {
+        "torch.compile": is_compiling(),
+        "a transform of torch.func": _transforms() is not None,
+        "forward-mode differentiation": forward_ad._current_level >= 0,
+        "a mode of __torch_dispatch__": _modes() > 0,
+        "torch.jit.trace": _tracer() is not None,
+    }
+    return next((name for name, there in seen.items() if there), None)
+
+
+def refuse_second(*_: object) -> None:
+    """The way back through a way back: whoever has no formula for it registers this one."""
+    raise ValueError(
+        "second derivatives of an LSTM layer: accepted: kernel = 'torch', which takes its steps one by one"
+    )
+
+
+def refuse_transforms() -> None:
+    """ValueError where a layer that was computed before a transform began is to be gone back through inside it."""
+    if transformed():
+        raise ValueError("an LSTM layer has no way back inside a transform that began after it: call it inside, too")

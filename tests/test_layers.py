@@ -18,6 +18,7 @@ RUNGS: list[list[str]] = [
         "kernels.registry",
         "kernels.tracing",
         "kernels.operands",
+        "kernels.autocast",
         "kernels.openmp",
         "kernels.cache",
         "kernels.driver",
@@ -49,7 +50,7 @@ RUNGS: list[list[str]] = [
     ["kernels.ops"],
     ["kernels.backends.*"],
     ["kernels.check"],
-    ["bench.moments", "bench.precision"],
+    ["bench.moments", "bench.modes", "bench.precision"],
     [
         "bench.cells",
         "bench.schema",
@@ -59,6 +60,7 @@ RUNGS: list[list[str]] = [
         "bench.clocks",
         "bench.quiet",
         "bench.causes",
+        "bench.output",
     ],
     ["bench.parquet"],
     ["bench.validation"],
@@ -86,7 +88,7 @@ RUNGS: list[list[str]] = [
     ["bench.__main__"],
     # the parquet wall: nothing below sees anything above
     ["analysis.validation"],
-    ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats", "analysis.published"],
+    ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats", "analysis.published", "analysis.output"],
     ["analysis.compare", "analysis.variants"],
     ["analysis.realised", "analysis.tradeoff", "analysis.awd_lines"],
     ["analysis.findings", "analysis.panels"],

@@ -9,9 +9,11 @@ import functools
 import hashlib
 import os
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,15 +72,30 @@ def build_vocabulary(words: Iterable[str], at_least: int = 1) -> list[str]:
 def data_dir() -> Path:
     """The folder datasets are read from and downloaded to: $BENCH_DATA_DIR, else the user's cache folder."""
     if chosen := os.environ.get(DATA_DIR_VARIABLE):
-        return Path(chosen).expanduser()
+        try:
+            return Path(chosen).expanduser()
+        except RuntimeError:
+            raise ValueError(
+                f"{DATA_DIR_VARIABLE}: {chosen}: no such home folder; accepted: a path without ~"
+            ) from None
     import pooch
 
-    return Path(pooch.os_cache("block-sparse-bench"))
+    try:
+        folder = Path(pooch.os_cache("block-sparse-bench"))
+    except RuntimeError:
+        folder = Path("~")
+    if folder.parts[:1] == ("~",):  # no HOME, and a user without an entry, as in containers
+        return Path(tempfile.gettempdir()) / f"block-sparse-bench-{os.getuid()}"
+    return folder
+
+
+def load_corpus(name: str, folder: str | PathLike[str]) -> Corpus:
+    """One dataset, read and numbered once in a process. ValueError for an unknown name or unusable files."""
+    return _load_corpus(name, Path(folder))
 
 
 @functools.cache
-def load_corpus(name: str, folder: Path) -> Corpus:
-    """One dataset, read and numbered once in a process. ValueError for an unknown name or unusable files."""
+def _load_corpus(name: str, folder: Path) -> Corpus:
     corpus: Corpus = DATASETS[name](folder)
     return corpus
 

@@ -13,10 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from pebble import CONSTS, ProcessExpired, ProcessPool
 from bench.causes import status_of
 from bench.cells import Cell, CheckCell, TimedCell, TrainCell, TuneCell
 from bench.checkpoint import Checkpoints
+from bench.engines.starts import Starts, take_up
+from bench.output import outlive_readers
 from bench.provenance import physical_cores
 
 Row = dict[str, Any]
@@ -98,36 +100,58 @@ def run_cells(
     """
     waiting, asked = iter(cells), True
     running: dict[Future[Ending], tuple[Cell, float]] = {}
+    again: list[Cell] = []  # no worker took them up yet
     with _worker_environment(), tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
-        folder, pool = Path(name), _pool(workers, work)
+        folder = Path(name)
+        starts = Starts(folder, _cause_of_death)
+        pool = _pool(workers, work, starts)
         try:
-            while asked or running:
-                while asked and len(running) < workers:
-                    if not pool.active:  # it gives up when a worker dies between two cells
-                        if running:
-                            break  # cells that end open the way
-                        _stop(pool)
-                        pool = _pool(workers, work)
-                    cell = next(waiting, None)
+            while asked or running or again:
+                while (asked or again) and len(running) < workers:
+                    cell = again.pop(0) if again else next(waiting, None)
                     if cell is None:
                         asked = False
                         break
                     limit = None if unlimited and isinstance(cell, unlimited) else timeout
-                    future: Future[Ending] = pool.schedule(
-                        _work_on, args=(work, cell, folder / cell.cell_id), timeout=limit
-                    )
+                    try:
+                        if not pool.active and not running:  # it gives up when a worker dies between two cells
+                            _stop(pool, starts)
+                            pool = _pool(workers, work, starts)
+                        future: Future[Ending] = pool.schedule(
+                            _work_on, args=(work, cell, folder / cell.cell_id), timeout=limit
+                        )
+                    except (
+                        RuntimeError
+                    ) as error:  # no process to be had; or the pool gave up: cells that end open the way
+                        again.insert(0, cell)
+                        if not running:
+                            starts.refused(error)
+                        break
                     running[future] = cell, time.monotonic()
                 done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for future in done:
                     cell, began = running.pop(future)
+                    if isinstance(future.exception(), BrokenProcessPool) and not starts.took_up(cell.cell_id):
+                        again.append(cell)
+                        continue
                     ending = _ending(future, cell, time.monotonic() - began, timeout)
                     if ending.spoiled and not running:
-                        _stop(pool)
-                        pool = _pool(workers, work)
+                        _stop(pool, starts)
+                        pool = _pool(workers, work, starts)
                     yield ending
+                if reason := starts.failed:
+                    for future, (cell, _) in list(running.items()):
+                        if not starts.took_up(cell.cell_id):
+                            future.cancel()
+                            del running[future]
+                            again.append(cell)
+                    for cell in again:
+                        yield failure(cell, "crashed", reason, 0.0)
+                    again.clear()
+                    starts.one_more()
                 watch({cell.cell_id: _read_progress(folder / cell.cell_id) for cell, _ in running.values()})
         finally:
-            _stop(pool)
+            _stop(pool, starts)
 
 
 def failure(cell: Cell, status: str, reason: str, seconds: float) -> Ending:
@@ -137,14 +161,14 @@ def failure(cell: Cell, status: str, reason: str, seconds: float) -> Ending:
     return Ending(cell, [row], datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"), seconds)
 
 
-def _pool(workers: int, work: Work) -> ProcessPool:
+def _pool(workers: int, work: Work, starts: Starts) -> ProcessPool:
     preload = ("torch",) if getattr(work, "func", work) is measure else ()  # so that the first cell does not pay for it
-    context = get_context("spawn")
     CONSTS.term_timeout = TERMINATION_SECONDS
-    return ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(os.getpid(), preload), context=context)
+    return ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(os.getpid(), preload), context=starts)
 
 
-def _stop(pool: ProcessPool) -> None:
+def _stop(pool: ProcessPool, starts: Starts) -> None:
+    starts.forget()
     pool.stop()  # type: ignore[no-untyped-call]
     pool.join()
 
@@ -195,14 +219,19 @@ def _worker_environment() -> Iterator[None]:
 
 
 def _start_worker(parent: int, preload: Sequence[str]) -> None:
-    """Leave Ctrl-C to the parent, and die with it, however it dies; then import the modules named in `preload`."""
+    """Leave Ctrl-C to the parent, and die with it, however it dies; then import the modules named in `preload`.
+
+    What cannot be imported is left to the cell, whose row says so.
+    """
+    outlive_readers()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the thread below serves other systems
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     for module in preload:
-        importlib.import_module(module)
+        with suppress(Exception):
+            importlib.import_module(module)
 
 
 def _die_with(parent: int) -> None:
@@ -212,6 +241,7 @@ def _die_with(parent: int) -> None:
 
 
 def _work_on(work: Work, cell: Cell, progress: Path) -> Ending:
+    take_up(progress.parent, cell.cell_id)
     began, last = time.monotonic(), 0.0
 
     def tell(told: Progress) -> None:

@@ -18,6 +18,7 @@ from bench.moments import Moment, Stopwatch, moment
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm
+from kernels.tracing import transformed
 
 # Recurrent weights that are dropped anew at each call cannot lie where cuDNN would like them.
 warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk of memory")
@@ -46,6 +47,11 @@ class Pattern:
         blocks = self.as_slices(weight).index_select(0, self.slices)
         return blocks.view(-1, self.mask.block_size, self.mask.block_size)
 
+    def spread(self, weight: Tensor, grad: Tensor) -> Tensor:
+        """The gradient of the kept blocks as one of `weight`, in memory of its own. grad: [nnzb, b, b]."""
+        zeros = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+        return self.as_slices(zeros).index_copy(0, self.slices, self.as_slices(grad.contiguous())).view_as(weight)
+
     def scatter(self, weight: Tensor, grad: Tensor) -> None:
         """Add the gradient of the kept blocks to `weight.grad`. grad: [nnzb, b, b]."""
         grad = self.as_slices(grad.contiguous())
@@ -59,16 +65,16 @@ class Pattern:
 
     def of(self, weight: Tensor, drop: float, dtype: torch.dtype) -> BSRMatrix:
         """The kept blocks of `weight` as `dtype`, a share `drop` of their elements dropped; their gradient goes to `weight.grad`."""
-        data: Tensor = _KeptBlocks.apply(weight, self)  # type: ignore[no-untyped-call]
+        data: Tensor = self.gather(weight) if transformed() else _KeptBlocks.apply(weight, self)  # type: ignore[no-untyped-call]
         data = data.to(dtype)
         return self.matrix.with_data(F.dropout(data, drop) if drop else data)
 
 
 class _KeptBlocks(torch.autograd.Function):
-    """Gather kept blocks. The backward pass fills `weight.grad` itself, in memory it uses again at each step.
+    """Gather kept blocks. `backward()` fills `weight.grad` itself, in memory it uses again at each step.
 
     A dense gradient returned to autograd is zeroed and written anew at each step, which cost twice as much as the copy of
-    the kept blocks. Hence `torch.autograd.grad` with respect to the weight sees nothing here; `backward()` does.
+    the kept blocks. So it is returned only where somebody else takes it: `torch.autograd.grad`, a hook, a graph of gradients.
     """
 
     @staticmethod
@@ -77,9 +83,25 @@ class _KeptBlocks(torch.autograd.Function):
         return pattern.gather(weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        if torch.is_grad_enabled() or not _ends_in_grad(ctx.weight, ctx.next_functions[0][0]):
+            return ctx.pattern.spread(ctx.weight, grad), None
         ctx.pattern.scatter(ctx.weight, grad)
         return None, None
+
+
+def _ends_in_grad(weight: Tensor, node: Any) -> bool:
+    """Whether all that the backward pass under way does with the gradient of `weight` is adding it to `weight.grad`.
+
+    node: what the gradient is given to.
+    """
+    if not weight.is_leaf or weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
+        return False
+    try:
+        found: bool = torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # torch.autograd.grad asks for this very gradient
+        return False
+    return found
 
 
 class _BackwardBegins(torch.autograd.Function):
@@ -160,7 +182,7 @@ class LSTMLayer(nn.LSTM):
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
         """(y, (h, c)). x: [steps, batch, in]; y: [steps, batch, size]; h, c: [1, batch, size]."""
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or transformed():
             return self._multiply(x, state)
         began = moment(x.device.type)
         y, state = self._multiply(_BackwardEnds.apply(x, self), state)  # type: ignore[no-untyped-call]

@@ -107,7 +107,7 @@ def options(variant: Variant, arch: str) -> list[str]:
 def compile_cubin(variant: Variant, arch: str) -> Cubin:
     """`variant` compiled for `arch` ('sm_90a'), or found in the cache; CompileError, one line, where that fails."""
     compiler = nvrtc()
-    sources = [FOLDER / variant.source, *sorted(FOLDER.glob("*.h"))]
+    sources = [FOLDER / variant.source, *sorted(FOLDER.glob("[!.]*.h"))]
     texts = [path.read_text(encoding="utf-8") for path in sources]
     parts = [*texts, variant.name, *(each for each in options(variant, arch) if not each.startswith("-I"))]
     digest = hashlib.sha256("\0".join([*parts, compiler.version]).encode()).hexdigest()[:24]

@@ -23,6 +23,7 @@ from kernels.backends.cuda_recurrence import Kept, Recurrence, plans_for, tiles_
 from kernels.backends.cuda_rungs import Gpu, aligned
 from kernels.index import BSRIndex
 from kernels.operands import require
+from kernels.tracing import refuse_second, refuse_transforms
 
 MOST_PREPARED = 16  # of a pattern
 
@@ -259,6 +260,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    refuse_transforms()
     saved, (own, others), needs = list(ctx.saved_tensors), ctx.parts, ctx.needs_input_grad
     weight, into, states = saved[:own], saved[own : own + others], saved[own + others :]
     wants_states = bool(needs[3] or needs[4])
@@ -273,3 +275,4 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
 
 
 lstm.register_autograd(_backward, setup_context=_save)
+lstm_backward.register_autograd(refuse_second)

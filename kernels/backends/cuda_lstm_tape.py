@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kernels.backends import cuda_lstm_operator
 from kernels.backends.cuda_lstm_operator import Weight
 from kernels.backends.cuda_operators import Pattern
 from kernels.backends.cuda_recurrence import Kept
-from kernels.tracing import batched, watched
+from kernels.tracing import batched, refuse_transforms, watched
 
 
 class Lstm(torch.autograd.Function):
@@ -41,14 +40,14 @@ class Lstm(torch.autograd.Function):
         return y, y.select(0, -1).clone(), c
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_transforms()
         y, cells, gates, h0, c0, data, inputs, into_data = ctx.saved_tensors
         (pattern, into_pattern), needs = ctx.patterns, ctx.needs_input_grad
         wanted = [needs[0], needs[3] or needs[4], needs[5], needs[6]]
         states, given = [y, cells, gates, h0, c0], [] if inputs is None else [inputs]
         came = [each for each in grads if each is not None]
-        if watched(*states, data, *came) or any(map(batched, came)):
+        if torch.is_grad_enabled() or watched(*states, data, *came) or any(map(batched, came)):
             listed = [into_data, *into_pattern.index] if given else []
             found = cuda_lstm_operator.lstm_backward(
                 *grads, states + given, [data, *pattern.index], listed, wanted

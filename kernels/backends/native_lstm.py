@@ -19,6 +19,7 @@ from kernels.backends.native_products import Packed, Panels
 from kernels.bsr import BSRMatrix
 from kernels.index import BSRIndex
 from kernels.operands import address, contiguous, require
+from kernels.tracing import refuse_second, refuse_transforms
 
 WIDEST_CHUNK = 96  # of the batch
 SPAN = 32  # of parts.h
@@ -281,6 +282,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    refuse_transforms()
     states, weights = list(ctx.saved_tensors[:5]), list(ctx.saved_tensors[5:])
     weight, into = weights[: ctx.parts[0]], weights[ctx.parts[0] :]
     needs = ctx.needs_input_grad
@@ -294,3 +296,4 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
 
 
 lstm.register_autograd(_backward, setup_context=_save)
+lstm_backward.register_autograd(refuse_second)

@@ -14,6 +14,7 @@ from analysis import compare
 from analysis.load import find_folder, load, one_of, reference_folder, split, tables_in
 from analysis.variants import runs
 from bench.cells import TrainCell
+from bench.sweep import Sweep as SweepFile
 
 Sweep = Callable[..., Path]
 UNLIKE_PRODUCTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # column -> (settings, measured values)
@@ -45,6 +46,17 @@ def test_a_stored_table_comes_back(sweep: Sweep) -> None:
     assert found["cell_id"].tolist() == frame["cell_id"].tolist()
     assert found["samples_ms"].iloc[0].tolist() == frame["samples_ms"].iloc[0]
     assert set(found["status"]) == {"ok", "unsupported"}
+
+
+def test_a_file_whose_namesake_was_measured_is_told_so(sweep: Sweep, tmp_path: Path) -> None:
+    folder = sweep(gemm=made.gemm_frame())
+    (tmp_path / "a").mkdir()
+    mine, other = tmp_path / "a" / "smoke.toml", tmp_path / "b" / "smoke.toml"
+    assert find_folder(str(other), tmp_path / "results") == folder, "an older folder does not say"
+    (folder / ".sweep").write_text(SweepFile("smoke", "", mine, ()).origin + "\n")
+    assert find_folder(str(mine), tmp_path / "results") == find_folder("smoke", tmp_path / "results") == folder
+    line = refusal(lambda: find_folder(str(other), str(tmp_path / "results")))
+    assert str(other) in line and str(folder) in line and "another file" in line
 
 
 def test_one_flipped_bit_is_refused(sweep: Sweep) -> None:

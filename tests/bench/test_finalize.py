@@ -9,9 +9,20 @@ import torch
 
 from bench.cells import TrainCell
 from bench.models.registry import MODELS
-from bench.pruning.finalize import FinalModel, finalize
+from bench.pruning.finalize import FORMAT, FinalModel, finalize
 from bench.pruning.pruner import Pruner
 from kernels.bsr import BSRMatrix
+
+
+class Renamed:
+    """A path that is neither a string nor pathlib's."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return self.path
+
 
 CELL = TrainCell(
     schedule="pre", target_sparsity=0.75, block_size=8, embedding_size=16, hidden_size=32, dropout=0.5, num_layers=3
@@ -122,12 +133,32 @@ def test_a_damaged_file_is_one_clear_line(saved: Path, damage: str):
     assert "\n" not in str(caught.value) and "export" in str(caught.value)
 
 
-def test_a_foreign_file_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("content", ["weights", "format alone", "a list", "no archive"])
+def test_a_foreign_file_is_refused(tmp_path: Path, content: str):
     import hashlib
 
     path = tmp_path / "model.pt"
-    torch.save({"weights": torch.zeros(3)}, path)
+    torch.save({"weights": {"weights": torch.zeros(3)}, "format alone": {"format": FORMAT}}.get(content, [1]), path)
+    if content == "no archive":
+        path.write_bytes(b"text")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     path.with_name("model.pt.sha256").write_text(f"{digest}  model.pt\n")
-    with pytest.raises(ValueError, match="no exported model"):
+    with pytest.raises(ValueError, match=r"\A[^\n]*no exported model[^\n]*\Z"):
         FinalModel.load(path)
+
+
+@pytest.mark.parametrize("kind", [str, Path, Renamed])
+def test_a_renamed_export_is_whole_and_its_path_may_be_of_any_kind(saved: Path, kind: type):
+    for name in ("model.pt", "model.pt.sha256"):
+        (saved.parent / name).rename(saved.parent / name.replace("model", "best of all"))
+    path = kind(str(saved.with_name("best of all.pt")))
+    model = FinalModel.load(path)
+    model.save(path)
+    assert torch.equal(FinalModel.load(path).embedding, model.embedding)
+    checksum = saved.with_name("best of all.pt.sha256")
+    checksum.write_bytes(checksum.read_bytes()[:64].upper() + b" *somewhere/else.pt\r\n")  # as other tools write it
+    FinalModel.load(path)
+    for wrong in (checksum.read_bytes()[:63], b"\xff" * 64, checksum.read_bytes()[:64] + b"0"):
+        checksum.write_bytes(wrong)
+        with pytest.raises(ValueError, match="damaged"):
+            FinalModel.load(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import work
 
 from bench.cells import Cell, GemmCell, TrainCell
 from bench.engines.local import WORKER_ENVIRONMENT, Ending, Work, run_cells
+from bench.engines.starts import Starts
 
 
 def endings(cells: Sequence[Cell], do: Work, workers: int = 1, timeout: float = 30.0) -> dict[int, Ending]:
@@ -56,6 +58,69 @@ def test_workers_find_their_environment_and_this_process_gets_its_own_back(
     malloc = [WORKER_ENVIRONMENT[name] for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")]
     assert ending.rows[0]["reason"] == f"alone=True malloc={malloc} ignores_interrupt=True"
     assert os.environ["MALLOC_MMAP_MAX_"] == "65536" and "MALLOC_TRIM_THRESHOLD_" not in os.environ
+
+
+@pytest.fixture
+def breakable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which a file `broken` ends every worker at its start, as often as it has letters."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, pathlib, sys\n"
+        "broken, tries = (pathlib.Path(__file__).with_name(name) for name in ('broken', 'tries'))\n"
+        "if broken.exists() and any('spawn_main' in word for word in sys.orig_argv):\n"
+        "    with tries.open('a') as file:\n"
+        "        file.write('.')\n"
+        "    if tries.stat().st_size <= broken.stat().st_size:\n"
+        "        os._exit(3 if tries.stat().st_size % 2 else 0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("BENCH_TEST_FOLDER", str(tmp_path))
+    return tmp_path
+
+
+NO_START = re.compile(r"no worker could start, \d+ times: the worker ended with exit code [03]")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_dies_at_its_start_is_counted_and_the_cell_says_so(breakable: Path, workers: int) -> None:
+    (breakable / "broken").write_text("xx")  # the third try succeeds
+    found = endings([GemmCell(seed=seed) for seed in range(3)], work.succeed, workers)
+    assert [found[seed].rows[0]["status"] for seed in range(3)] == ["ok"] * 3
+    (breakable / "broken").write_text("x" * 10_000)
+    found = endings([GemmCell(seed=seed) for seed in range(3)], work.succeed, workers)
+    for seed in range(3):
+        row = found[seed].rows[0]
+        assert row["status"] == "crashed" and NO_START.fullmatch(row["reason"]), row
+    assert (breakable / "tries").stat().st_size < 30
+
+
+@pytest.mark.parametrize("refusals", [2, 1000])
+def test_a_system_without_processes_is_tried_again_and_then_said(
+    monkeypatch: pytest.MonkeyPatch, refusals: int
+) -> None:
+    left, make = [refusals], Starts.Process
+
+    def refuse(self: Starts, *given: Any, **named: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return make(self, *given, **named)
+
+    monkeypatch.setattr(Starts, "Process", refuse)
+    found = endings([GemmCell(seed=seed) for seed in range(2)], work.succeed)
+    rows = [found[seed].rows[0] for seed in range(2)]
+    if refusals == 2:
+        assert [row["status"] for row in rows] == ["ok", "ok"]
+    else:
+        assert [row["status"] for row in rows] == ["crashed", "crashed"] and left[0] > refusals - 10
+        assert all(row["reason"].endswith("Resource temporarily unavailable") for row in rows), rows
+
+
+def test_cells_that_run_go_on_beside_workers_that_cannot_start(breakable: Path) -> None:
+    found = endings([TrainCell(seed=seed) for seed in range(4)], work.break_starts, 2)
+    assert [found[seed].rows[0]["status"] for seed in range(4)] == ["ok", *["crashed"] * 3]
+    assert found[1].rows[0]["reason"] == "the worker ended with exit code 7"
+    assert all(NO_START.fullmatch(found[seed].rows[0]["reason"]) for seed in (2, 3))
+    assert (breakable / "tries").stat().st_size < 30
 
 
 def test_workers_run_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,19 @@ def linger(cell: Cell, tell: Tell) -> list[Row]:
     return [row_of(cell)]
 
 
+def break_starts(cell: Cell, tell: Tell) -> list[Row]:
+    """The first cell runs long, and no worker can start any more; the second takes its worker with it."""
+    broken = Path(os.environ["BENCH_TEST_FOLDER"]) / "broken"
+    if cell.seed == 0:
+        broken.write_text("x" * 10_000)
+        time.sleep(3.0)
+    else:
+        while not broken.exists():
+            time.sleep(0.01)
+        os._exit(7)
+    return [row_of(cell)]
+
+
 def misbehave(cell: Cell, tell: Tell) -> list[Row]:
     """One way to fail for each seed from 1 on; 0 is well."""
     match cell.seed:

@@ -52,6 +52,16 @@ def test_sparsity_is_a_fraction(sparsity: float) -> None:
         blocks_to_empty(sparsity, 10)
 
 
+@pytest.mark.parametrize("grid", [(0, 3), (3, 0), (0, 0)])
+def test_a_grid_without_blocks_is_refused(grid: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="at least one block"):
+        BlockMask(torch.ones(grid, dtype=torch.bool), 16)
+    with pytest.raises(ValueError, match="at least one block"):
+        BlockMask.from_scores(torch.ones(grid), 0.5, 16)
+    with pytest.raises(ValueError, match="does not divide the weight's 0"):
+        BlockMask.from_dense(torch.ones(grid[0] * 16, grid[1] * 16), 16)
+
+
 def test_grids_are_bool() -> None:
     with pytest.raises(ValueError, match="2-d bool"):
         BlockMask(torch.ones(2, 2), 4)

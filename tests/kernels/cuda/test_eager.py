@@ -158,3 +158,39 @@ def test_a_layer_refuses_many_gradients_at_once() -> None:
     several = torch.stack([work.grads[0], -work.grads[0]])
     with pytest.raises(RuntimeError, match="Batching rule not implemented"):
         torch.autograd.grad(y, list(leaves.values()), several, is_grads_batched=True)
+
+
+def test_tangents_and_gradients_by_transforms() -> None:
+    weight, x = operands()
+    columns = torch.stack([x, -x])
+    for kernel in ("cuda", "torch"):
+
+        def run(data: torch.Tensor, x: torch.Tensor, kernel: str = kernel) -> torch.Tensor:
+            return block_sparse_matmul(weight.with_data(data), x, kernel)
+
+        def cost(data: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return run(data, x).square().sum()
+
+        tangent = torch.func.jvp(run, (weight.data, x), (weight.data.cos(), x.sin()))[1]
+        samples = torch.func.vmap(torch.func.grad(cost, (0, 1)), (None, 0))(weight.data, columns)
+        if kernel == "cuda":
+            found = tangent, *samples
+    for one, other in zip(found, (tangent, *samples), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_has_tangents_and_refuses_a_second_derivative() -> None:
+    work = Work("Float32")
+    found = [
+        torch.func.jvp(
+            lambda x, kernel=kernel: work.run(work.operands | {"x": x}, kernel)[0],
+            (work.operands["x"],),
+            (work.operands["x"].sin(),),
+        )[1]
+        for kernel in ("cuda", "torch")
+    ]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    leaves = work.leaves()
+    (first,) = torch.autograd.grad(work.run(leaves)[0].square().sum(), leaves["x"], create_graph=True)
+    with pytest.raises(ValueError, match="second derivatives of an LSTM layer: accepted: kernel = 'torch'"):
+        first.sum().backward()

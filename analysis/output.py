@@ -1,0 +1,86 @@
+"""Standard output and error that take every text and outlive their reader: what is printed never ends the work.
+
+A pipe that was closed, a full disk, a stream that was closed from the start and an encoding without a character are each
+the reader's loss alone. `bench.output` is the same on the other side of the parquet wall.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import select
+import sys
+import unicodedata
+from typing import Any
+
+HANDLER = "spelled"
+SPELLINGS = {"×": "x", "−": "-", "–": "-", "—": "-", "…": "...", "ρ": "rho", "→": "->", "≤": "<=", "≥": ">=", "’": "'"}
+
+
+def outlive_readers() -> None:
+    """Let nothing that is printed from here on raise. For the start of a process, not for a library."""
+    codecs.register_error(HANDLER, _spelled)
+    for number in (0, 1, 2):
+        _fill(number)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        before: Any = getattr(sys, name)
+        writer = io.TextIOWrapper(
+            io.BufferedWriter(_Lasting(number)),
+            encoding=getattr(before, "encoding", None) or "utf-8",
+            errors=HANDLER,
+            line_buffering=getattr(before, "line_buffering", number == 2),
+            write_through=getattr(before, "write_through", False),
+        )
+        if before is not None:
+            before.flush()
+        setattr(sys, name, writer)
+
+
+class _Lasting(io.RawIOBase):
+    """A file descriptor that takes what nobody reads any more."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def fileno(self) -> int:
+        return self.number
+
+    def isatty(self) -> bool:
+        return os.isatty(self.number)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        while True:
+            try:
+                return os.write(self.number, data)
+            except BlockingIOError:
+                select.select([], [self.number], [])
+            except OSError:
+                return len(data)
+
+
+def _fill(number: int) -> None:
+    """Put the null device where a standard stream was closed, so that no other file gets its number."""
+    try:
+        os.fstat(number)
+    except OSError:
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, number)
+        if null != number:
+            os.close(null)
+        os.set_inheritable(number, True)
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding lacks, in plain letters where there is a usual spelling, else a question mark."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_plain, error.object[error.start : error.end])), error.end
+
+
+def _plain(letter: str) -> str:
+    bare = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+    return SPELLINGS.get(letter) or bare or "?"

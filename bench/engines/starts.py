@@ -1,0 +1,88 @@
+"""Starts of worker processes, counted: one that dies before it takes up a cell is tried again a few times, not for ever."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+TRIES = 3
+LONGEST_PAUSE = 2.0  # seconds before another try
+
+
+class Starts:
+    """Stands for multiprocessing's context 'spawn', and looks what becomes of the processes that are made from it.
+
+    folder: where a worker says that it took up a cell (`took_up`). died: starts without that, since the last with it.
+    """
+
+    def __init__(self, folder: Path, cause: Callable[[int | None], str]) -> None:
+        self.context, self.folder, self.cause = get_context("spawn"), folder, cause
+        self.fresh: list[BaseProcess] = []
+        self.died, self.reason = 0, ""
+        self.lock = Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.context, name)
+
+    def Process(self, *given: Any, **named: Any) -> BaseProcess:  # noqa: N802
+        """A process that is watched from now on; after failures only some time later."""
+        if self.look():
+            time.sleep(min(LONGEST_PAUSE, 0.1 * 2**self.died))
+        process = self.context.Process(*given, **named)
+        with self.lock:
+            self.fresh.append(process)
+        return process
+
+    def look(self) -> int:
+        """How many starts in a row failed until now."""
+        with self.lock:  # the pool starts processes from a thread of its own
+            for process in list(self.fresh):
+                exitcode = process.exitcode
+                if process.pid is not None and self._mark(process.pid).exists():
+                    self.fresh.remove(process)
+                    self.died = 0
+                elif exitcode is not None:
+                    self.fresh.remove(process)
+                    self.died, self.reason = self.died + 1, self.cause(exitcode)
+            return self.died
+
+    @property
+    def failed(self) -> str:
+        """What to say of a cell that no worker took up, once that was tried often enough; else nothing."""
+        return f"no worker could start, {self.died} times: {self.reason}" if self.look() >= TRIES else ""
+
+    def one_more(self) -> None:
+        """Let the next cell have one try."""
+        self.died = min(self.died, TRIES - 1)
+
+    def forget(self) -> None:
+        """Those that are being started are about to be stopped: that is no failure."""
+        self.look()
+        with self.lock:
+            self.fresh.clear()
+
+    def refused(self, error: BaseException) -> None:
+        """Count a start that the system refused."""
+        with self.lock:
+            self.died, self.reason = self.died + 1, " ".join(f"{error.__cause__ or error}".split())
+
+    def _mark(self, pid: int) -> Path:
+        return self.folder / f"{pid}.took-up"
+
+    def took_up(self, cell_id: str) -> bool:
+        """Whether a worker began a cell."""
+        return (self.folder / f"{cell_id}.took-up").exists()
+
+
+def take_up(folder: Path, cell_id: str) -> None:
+    """Say, in a worker, that it began a cell."""
+    for name in (str(os.getpid()), cell_id):
+        with suppress(OSError):
+            (folder / f"{name}.took-up").touch()

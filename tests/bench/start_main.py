@@ -1,0 +1,15 @@
+"""The command line with stand-in work, as a process: start_main.py ARGUMENTS."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import work
+
+import bench.run
+from bench.__main__ import main
+
+if __name__ == "__main__":
+    bench.run.facts = lambda _: {}  # torch is not needed here, and slow to import
+    bench.run.run_sweep = partial(bench.run.run_sweep, work=work.misbehave)
+    main()

@@ -1,0 +1,150 @@
+"""Names that collide: a sweep's results lie in a folder of its name, and never get mixed with anything else's."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that the workers, which get this path, can import it too
+import work
+
+import bench.budget
+import bench.campaign
+import bench.run
+from bench.__main__ import app
+from bench.campaign import run_campaign
+from bench.parquet import from_parquet
+from bench.run import ORIGIN, make_plan, run_sweep
+from bench.store import Store
+from bench.sweep import RESERVED, Sweep, SweepError, load, names
+from bench.tables import Tables
+
+PROVENANCE: dict[str, Any] = {"source_hash": "x", "cell_seconds": 1.0, "started_at": "2026-01-01"}
+
+
+def sweep_file(path: Path, *seeds: int, kind: str = "gemm") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'kind = "{kind}"\n[axes]\nseed = {list(seeds)}\n')
+    return path
+
+
+def store_all(sweep: Sweep, results: Path) -> Store:
+    store = Store(results / sweep.name)
+    store.cells.mkdir(parents=True, exist_ok=True)
+    for cell in sweep.cells:
+        store.put(cell, [{"status": "ok", "time_ms": 1.0}], PROVENANCE)
+    return store
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line with which a command ends as for bad input."""
+    with pytest.raises(SystemExit) as ended:
+        app([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and out == "" and err.count("\n") == 1, (ended.value.code, out, err)
+    return str(err)
+
+
+@pytest.mark.parametrize(
+    "name", [*RESERVED, "Reference", "README.md", "check.parquet", "x.sha256", "tuned.json", ".hidden", "-flag", "a b"]
+)
+def test_a_name_that_means_something_else_in_results_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = sweep_file(tmp_path / "files" / f"{name}.toml", 1)
+    campaign = ("campaign", file, "--out", "out", "--budget", "9", "--device", "cpu")
+    for command in (("run", file), ("plan", file), campaign):
+        assert name in refused(capsys, *command)
+    assert [path.name for path in tmp_path.iterdir()] == ["files"]
+
+
+@pytest.mark.parametrize("command", ["campaign", "tune"])
+def test_two_files_of_one_name_are_refused_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    files = [sweep_file(tmp_path / "a" / "mine.toml", 1), sweep_file(tmp_path / "b" / "Mine.toml", 2)]
+    out = tmp_path / "out" / "tuned.json"
+    line = refused(capsys, command, *files, "--out", out, "--budget", "9", "--device", "cpu")
+    assert str(files[0]) in line and str(files[1]) in line and "different names" in line
+    assert not out.parent.exists()
+    with pytest.raises(SweepError, match="same name"):
+        run_campaign([load(file) for file in files], out.parent, 9.0, "cpu")
+    assert not out.parent.exists()
+
+
+def test_the_sweeps_of_the_suite_are_files_that_nobody_hid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.sweep.SWEEPS", tmp_path)
+    sweep_file(tmp_path / "one.toml", 1)
+    (tmp_path / ".#one.toml").symlink_to("somebody@elsewhere.123")
+    (tmp_path / "gone.toml").symlink_to("nowhere.toml")
+    (tmp_path / "folder.toml").mkdir()
+    assert names() == ["one"]
+
+
+def test_another_file_of_a_name_does_not_take_the_tables_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    mine, other = sweep_file(tmp_path / "a" / "mine.toml", 1, 2), sweep_file(tmp_path / "b" / "mine.toml", 2, 3)
+    store = store_all(load(mine), results)
+    assert run_sweep(load(mine), results) == 0
+    before = {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()}
+    for command in ("run", "plan", "show"):
+        capsys.readouterr()
+        line = refused(capsys, command, other, "--results", results)
+        assert "holds 1 cells of another file called mine" in line and str(other) in line
+    assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
+
+    moved = tmp_path / "elsewhere" / "mine.toml"
+    moved.parent.mkdir()
+    shutil.move(mine, moved)  # the same cells: the same sweep
+    assert run_sweep(load(moved), results) == 0
+    sweep_file(moved, 3)  # edited where it lies
+    plan = make_plan(load(moved), str(results))
+    assert plan.other == 2 and any("outside the tables" in line for line in plan.lines())
+    (store.folder / ORIGIN).write_bytes(b"\xff\x00 not a digest")  # says nothing, and is no reason to stop
+    assert make_plan(load(other), results).other == 1
+
+
+def test_a_campaign_does_not_mix_an_unrelated_sweep_into_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, other = sweep_file(tmp_path / "a" / "mine.toml", 1), sweep_file(tmp_path / "b" / "mine.toml", 2)
+    out = tmp_path / "out"
+    Tables(out / "mine", []).put(load(mine).cells[0], [{"status": "ok", "time_ms": 1.0}], PROVENANCE)
+    before = (out / "mine" / "gemm.parquet").read_bytes()
+    line = refused(capsys, "campaign", other, "--out", out, "--budget", "9", "--device", "cpu")
+    assert "another sweep called mine" in line and "another --out" in line
+    resumed = ("campaign", other, "--out", tmp_path / "new", "--resume-from", out, "--budget", "9", "--device", "cpu")
+    assert "another sweep called mine" in refused(capsys, *resumed)
+    assert (out / "mine" / "gemm.parquet").read_bytes() == before and not (tmp_path / "new" / "mine").exists()
+
+
+def test_a_cell_of_several_sweeps_runs_once_and_is_stored_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench.run, "facts", lambda _: PROVENANCE)
+    monkeypatch.setattr(bench.budget, "facts", lambda _: PROVENANCE)
+    monkeypatch.setattr(bench.campaign, "check_datasets", lambda _: None)
+    content = {"one": (1, 2, 2), "two": (2, 3), "three": (3, 1)}
+    files = {name: sweep_file(tmp_path / f"{name}.toml", *seeds, kind="train") for name, seeds in content.items()}
+    out = tmp_path / "out"
+
+    def campaign(*names: str) -> str:
+        assert run_campaign([load(files[name]) for name in names], str(out), 1e5, "cpu", work=work.succeed) == 0
+        return str(capsys.readouterr().out)
+
+    def stored(name: str) -> dict[int, float]:
+        rows = from_parquet((out / name / "train.parquet").read_bytes()).to_pylist()
+        return {row["seed"]: row["train_seconds"] for row in rows}
+
+    said = campaign("one", "two", "one")
+    assert "3 to run" in said and "[3/3] ok" in said and "4 of 4 cells stored" in said
+    assert list(stored("one")) == [1, 2] and list(stored("two")) == [2, 3] and stored("one")[2] == stored("two")[2]
+    assert "0 to run" in campaign("three", "one", "two")
+    assert stored("three") == {3: stored("two")[3], 1: stored("one")[1]}
