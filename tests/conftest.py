@@ -46,3 +46,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=others)
     left_out = {id(item) for _, *others in skipped.values() for item in others}
     items[:] = [item for item in items if id(item) not in left_out]
+    if "PYTEST_XDIST_WORKER" in os.environ:  # long ones first, so that no worker ends long after the others
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)

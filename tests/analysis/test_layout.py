@@ -227,7 +227,9 @@ def test_the_figures_of_the_committed_results_can_be_read(
     read = study.read(REFERENCE / name)
     monkeypatch.setattr(Figure, "savefig", check)
     with monkeypatch.context() as patch:
-        patch.setattr(sections, "_beside_the_slides", lambda *_, **__: sections.Section("", ""))  # tables only, as below
+        patch.setattr(
+            sections, "_beside_the_slides", lambda *_, **__: sections.Section("", "")
+        )  # tables only, as below
         assert report.write_report(Path(shutil.copytree(REFERENCE / name, tmp_path / name))).is_file()
     if name == made_awd.PAPER:
         check(training_figures.norm_maps_figure(awd.four_lines(awd.sweep(read.train, "paper"))), tmp_path)
