@@ -5,6 +5,7 @@ Of made-up tables, and of every committed sweep: labels are placed by values, so
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import cache
 from io import BytesIO
@@ -29,6 +30,7 @@ from analysis import (
     figures,
     measured_figures,
     realised_figures,
+    report,
     sections,
     study,
     theory_figures,
@@ -53,7 +55,7 @@ def undrawn_ticks(figure: Figure) -> set[Text]:
 def faults(figure: Figure) -> list[str]:
     """One line for every text that is cut off, covers another or is crossed by a line, and for every line that leaves its panel."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    figure.draw_without_rendering()
     hidden, boxes = undrawn_ticks(figure), []
     for text in figure.findobj(Text):
         words = text.get_text().strip()
@@ -224,8 +226,22 @@ def test_the_figures_of_the_committed_results_can_be_read(
 
     read = study.read(REFERENCE / name)
     monkeypatch.setattr(Figure, "savefig", check)
-    monkeypatch.setattr(sections, "_beside_the_slides", lambda *_, **__: sections.Section("", ""))  # tables only
-    assert list(sections.sections(read))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sections, "_beside_the_slides", lambda *_, **__: sections.Section("", "")
+        )  # tables only, as below
+        assert report.write_report(Path(shutil.copytree(REFERENCE / name, tmp_path / name))).is_file()
     if name == made_awd.PAPER:
         check(training_figures.norm_maps_figure(awd.four_lines(awd.sweep(read.train, "paper"))), tmp_path)
     assert found == []
+
+
+@pytest.mark.usefixtures("blank_pictures")
+@pytest.mark.parametrize("name", SWEEPS)
+def test_what_is_committed_beside_a_table_is_what_is_drawn_of_it_today(name: str, tmp_path: Path) -> None:
+    """Pictures by name, tables word by word."""
+    written = {path.name: path for path in report.write_figures(REFERENCE / name, tmp_path)}
+    committed = {path.name: path for pattern in ("*.png", "*.md") for path in (REFERENCE / name).glob(pattern)}
+    assert set(written) == set(committed)
+    for name in (name for name in written if name.endswith(".md")):
+        assert written[name].read_text("utf-8") == committed[name].read_text("utf-8")

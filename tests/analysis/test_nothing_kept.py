@@ -82,7 +82,7 @@ def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
 
     def savefig(figure: Figure, target: Path | BinaryIO, **options: object) -> None:
-        mpl.backends.backend_agg.FigureCanvasAgg(figure).draw()
+        figure.draw_without_rendering()
         found.extend(" ".join(text.get_text().split()) for text in figure.findobj(mpl.text.Text))
         target.write_bytes(b"no picture") if isinstance(target, Path) else target.write(b"no picture")
 

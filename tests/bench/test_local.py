@@ -25,6 +25,7 @@ def endings(cells: Sequence[Cell], do: Work, workers: int = 1, timeout: float = 
     return {ending.cell.seed: ending for ending in run_cells(cells, do, workers, timeout, lambda _: None)}
 
 
+@pytest.mark.alone
 def test_every_way_to_fail_is_an_ending_with_a_reason_and_the_rest_goes_on() -> None:
     found = endings([GemmCell(seed=seed) for seed in (*range(14), 20)], work.misbehave, timeout=3.0)
     assert set(found) == {*range(14), 20}

@@ -27,6 +27,7 @@ def work_elsewhere() -> Iterator[None]:
         each.wait()
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("work_elsewhere")
 def test_other_work_is_counted_and_named() -> None:
     why = quiet.disturbance()
@@ -61,6 +62,7 @@ def test_waiting(monkeypatch: pytest.MonkeyPatch, patience: float, looks: list[f
     assert all(("--wait-quiet" in line) == (patience == 0) for line in lines)
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("work_elsewhere")
 def test_a_run_on_a_busy_machine_says_so_before_it_times(tmp_path: Path) -> None:
     sweep = tmp_path / "tiny.toml"

@@ -165,6 +165,7 @@ def test_a_probe_says_when_and_what_it_timed(monkeypatch: pytest.MonkeyPatch):
     assert 0.0 < shares[0] < shares[1] == 0.5  # one layer of two
 
 
+@pytest.mark.alone
 def test_probing_is_not_in_the_measured_times(monkeypatch: pytest.MonkeyPatch):
     import time
 

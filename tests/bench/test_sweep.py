@@ -265,6 +265,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path: Path) -> Non
     assert len(load(path).cells) == 1
 
 
+@pytest.mark.alone
 def test_a_large_sweep_loads_quickly(tmp_path: Path) -> None:
     text = GEMM + "[axes]\nseed = [" + ",".join(map(str, range(5000))) + "]\n"
     began = time.perf_counter()

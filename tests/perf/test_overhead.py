@@ -23,6 +23,7 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm, block_sparse_matmul
 
+pytestmark = pytest.mark.alone
 Call = Callable[[], object]
 BATCH, SIZE, STEPS = 20, 256, 5
 PAIRS, CALLS = 31, 40

@@ -24,6 +24,7 @@ from kernels.lstm_problem import LstmProblem
 from kernels.problem import GemmProblem, Launch, Problem
 from kernels.registry import BACKENDS
 
+pytestmark = pytest.mark.alone
 FLOORS = Path(__file__).with_name("floors.toml")
 PAIRS = 40
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h

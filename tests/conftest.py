@@ -1,0 +1,50 @@
+"""Tests that run side by side share the processors: each worker, and what it starts, computes on its own part of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported, and inherited by what the tests start
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker for each processor, as far as their memory goes: `-n logical` counts those of the whole machine."""
+    return min(processors(), 16)
+
+
+def _why_skipped(item: pytest.Item) -> str | None:
+    """The reason of a test of which it is known beforehand that it will be skipped."""
+    for mark in item.iter_markers("skip"):
+        return str(mark.kwargs.get("reason", *mark.args[:1]))
+    for mark in item.iter_markers("skipif"):
+        if any(condition is True for condition in mark.args):
+            return str(mark.kwargs["reason"])
+    return None
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m, so that the number is of those that would have run
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the tests of a file that are skipped for one reason a single one stays, and says how many they are."""
+    skipped: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        if (reason := _why_skipped(item)) is not None:
+            skipped.setdefault((item.path, reason), []).append(item)
+    for (_, reason), (first, *others) in skipped.items():
+        told = pytest.mark.skipif(True, reason=f"{len(others) + 1} tests of this file: {reason}")  # asked before skip
+        first.add_marker(told, append=False)
+        config.hook.pytest_deselected(items=others)
+    left_out = {id(item) for _, *others in skipped.values() for item in others}
+    items[:] = [item for item in items if id(item) not in left_out]
+    if "PYTEST_XDIST_WORKER" in os.environ:  # long ones first, so that no worker ends long after the others
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -1,0 +1,46 @@
+"""Tests side by side: threads of a worker, and skipped tests told by their number."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SKIPPED = """
+import os
+import pytest
+
+@pytest.mark.skipif(True, reason="no such device")
+@pytest.mark.parametrize("case", range(40))
+def test_never(case): raise AssertionError
+
+@pytest.mark.skip(reason="no such device")
+def test_never_either(): raise AssertionError
+
+@pytest.mark.skipif(False, reason="a device")
+@pytest.mark.parametrize("case", range(3))
+def test_always(case): assert os.environ["OMP_NUM_THREADS"] == "HOW_MANY"
+"""
+
+
+def run(folder: Path, threads: str, *options: str) -> str:
+    shutil.copy(Path(__file__).with_name("conftest.py"), folder)
+    (folder / "test_one.py").write_text(SKIPPED.replace("HOW_MANY", threads))
+    command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "--rootdir", str(folder), *options]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "OMP_NUM"))}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_many_skips_are_one_that_tells_their_number(tmp_path: Path) -> None:
+    said = run(tmp_path, "7", "-k", "never")
+    assert "1 skipped, 43 deselected" in said and "41 tests of this file: no such device" in said
+
+
+def test_a_worker_has_its_part_of_the_processors(tmp_path: Path) -> None:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    said = run(tmp_path, str(max(1, count // 2)), "-n", "2")
+    assert "3 passed, 1 skipped" in said
