@@ -164,9 +164,10 @@ def finalize(model: nn.Module, masks: Mapping[str, BlockMask]) -> FinalModel:
 
 
 def _frozen(layer: FinalLayer) -> FinalLayer:
-    """The same layer, its block-sparse weights frozen."""
+    """The same layer, its block-sparse weights frozen, where they have values."""
     weights: dict[str, Any] = {name: getattr(layer, name) for name in WEIGHTS}
-    weights |= {name: each.freeze() for name, each in weights.items() if isinstance(each, BSRMatrix)}
+    sparse = {name: each for name, each in weights.items() if isinstance(each, BSRMatrix)}
+    weights |= {name: each.freeze() for name, each in sparse.items() if not each.indices.is_meta}
     return FinalLayer(**weights)
 
 
