@@ -30,7 +30,7 @@ def whole_table(data: bytes, kind: str, path: Path) -> tuple[pa.Table, list[str]
     table = conform(parsed(data, path), kind, path)
     wrong = wrong_cells(table, kind)
     names = table["cell_id"].to_pylist()
-    kept = table.take([place for place, name in enumerate(names) if name not in wrong])
+    kept = table.filter(pa.array([name not in wrong for name in names], pa.bool_()))
     return kept, [f"cell {cell_id}: {line}" for cell_id, line in wrong.items()]
 
 

@@ -219,7 +219,8 @@ def test_paths_may_be_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     store.cells.mkdir(parents=True)
     for cell in sweep.cells:
         store.put(cell, [{"status": "ok", "epoch": 1}], {"cell_seconds": 1.0, "started_at": "2026-01-01"})
-        Tables(f"{out}/some", []).put(cell, [{"status": "ok", "epoch": 1}], {"cell_seconds": 1.0})
+        provenance = {"cell_seconds": 1.0, "started_at": "2026-01-01"}
+        Tables(f"{out}/some", []).put(cell, [{"status": "ok", "epoch": 1}], provenance)
         Tables(f"{out}/some", sweep.cells).load(f"{out}/some")
     assert run_sweep(sweep, results) == 0
     assert make_plan(sweep, results).todo == ()

@@ -99,3 +99,11 @@ def test_damage_is_told_and_the_cells_run_again(tmp_path: Path) -> None:
     assert (tmp_path / "damaged" / "gemm.parquet").read_bytes() == data
     tables.put(CELLS[1], row(), PROVENANCE)
     assert seeds(tmp_path) == [1]
+
+
+def test_a_table_of_which_no_cell_is_intact_is_kept_aside(tmp_path: Path) -> None:
+    """Every row lacks its start."""
+    Tables(tmp_path, CELLS).put(CELLS[0], row(), {**PROVENANCE, "started_at": None})
+    tables = Tables(tmp_path, CELLS)
+    assert tables.load() != [] and tables.rows(CELLS[0]) == []
+    assert (tmp_path / "damaged" / "gemm.parquet").is_file()
