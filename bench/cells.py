@@ -257,6 +257,11 @@ class TrainCell(Cell):
         return self
 
     @property
+    def layer_widths(self) -> list[int]:
+        """What goes into the first layer and comes out of each: the last has the embedding's width, for the tied decoder."""
+        return [self.embedding_size, *[self.hidden_size] * (self.num_layers - 1), self.embedding_size]
+
+    @property
     def prunes(self) -> bool:
         return self.schedule != "none" and self.target_sparsity > 0.0
 

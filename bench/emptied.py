@@ -20,8 +20,7 @@ def grids(cell: GemmCell | LstmCell | TrainCell) -> Grids:
         return _layers(cell, [cell.input_size, cell.hidden_size])
     if not cell.prunes:
         return {}
-    inner = [cell.hidden_size] * (cell.num_layers - 1)
-    return _layers(cell, [cell.embedding_size, *inner, cell.embedding_size])
+    return _layers(cell, cell.layer_widths)
 
 
 def _layers(cell: LstmCell | TrainCell, widths: Sequence[int]) -> Grids:

@@ -69,8 +69,7 @@ def rough_seconds(cell: Cell) -> float:
     text = cell.dataset
     train = cell.train_tokens or TRAIN_TOKENS.get(text, SMALL_TEXT["train"])
     evaluated = 2 * cell.eval_tokens or EVAL_TOKENS.get(text, SMALL_TEXT["eval"])
-    widths = [cell.embedding_size, *[cell.hidden_size] * (cell.num_layers - 1), cell.embedding_size]
-    lstm = sum(4 * out * (into + out) for into, out in pairwise(widths))
+    lstm = sum(4 * out * (into + out) for into, out in pairwise(cell.layer_widths))
     per_token = 2 * (lstm + VOCABULARY.get(text, SMALL_TEXT["vocabulary"]) * cell.embedding_size)
     # the backward pass costs twice the forward pass
     seconds = CHECK_SECONDS + cell.epochs * per_token * (3 * train + evaluated) / rate

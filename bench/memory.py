@@ -100,17 +100,13 @@ def require_operands(cell: TimedCell) -> None:
 
 def parameters_of(cell: TrainCell, vocabulary: int) -> int:
     """Parameters of a model, from the settings alone: embedding, decoder bias, layers."""
-    layers = sum(4 * out * (into + out + 2) for into, out in pairwise(layer_widths(cell)))
+    layers = sum(4 * out * (into + out + 2) for into, out in pairwise(cell.layer_widths))
     return vocabulary * (cell.embedding_size + 1) + layers
-
-
-def layer_widths(cell: TrainCell) -> list[int]:
-    return [cell.embedding_size, *[cell.hidden_size] * (cell.num_layers - 1), cell.embedding_size]
 
 
 def rough_bytes(cell: TrainCell, sizes: Sizes) -> int:
     """What a run may take in all: the least, and on top torch, what the backward pass keeps, and copies of the weights."""
-    parameters, outputs = parameters_of(cell, sizes.vocabulary), sum(layer_widths(cell)[1:])
+    parameters, outputs = parameters_of(cell, sizes.vocabulary), sum(cell.layer_widths[1:])
     copies = parameters * (2 if cell.selection == "best" else 1)
     window = largest_window(cell, sizes)
     more = FLOAT_BYTES * (copies + window * (sizes.vocabulary + KEPT_AN_OUTPUT * outputs))

@@ -25,9 +25,8 @@ class LSTM(nn.Module):
 
     def __init__(self, cell: TrainCell, vocabulary: int) -> None:
         super().__init__()
-        sizes = [cell.embedding_size, *[cell.hidden_size] * (cell.num_layers - 1), cell.embedding_size]
         self.embedding = nn.Embedding(vocabulary, cell.embedding_size)
-        self.layers = nn.ModuleList(LSTMLayer(into, out) for into, out in pairwise(sizes))
+        self.layers = nn.ModuleList(LSTMLayer(into, out) for into, out in pairwise(cell.layer_widths))
         self.decoder_bias = nn.Parameter(torch.zeros(vocabulary))
         self.dropout = nn.Dropout(cell.dropout)
         self.scope = cell.scope
