@@ -217,7 +217,7 @@ def read_sealed(path: Path, own: bool = True) -> dict[str, Any]:
         raise
     except (ValueError, RecursionError):
         raise DoubtError(f"{shown(path)} is damaged: it is no JSON") from None
-    if _is_deeper(content, DEEPEST):  # than what can be written again, compared or shown
+    if is_deeper(content, DEEPEST):  # than what can be written again, compared or shown
         raise DoubtError(f"{shown(path)} is damaged: its JSON is more than {DEEPEST} levels deep")
     if not isinstance(content, dict) or SEAL not in content:
         raise DoubtError(f"{shown(path)} has no {SEAL} of its content")
@@ -226,10 +226,10 @@ def read_sealed(path: Path, own: bool = True) -> dict[str, Any]:
     return content
 
 
-def _is_deeper(part: object, levels: int) -> bool:
+def is_deeper(part: object, levels: int) -> bool:
     """Whether lists and dictionaries lie in each other in more than so many levels."""
     inside = part.values() if isinstance(part, dict) else part if isinstance(part, list) else None
-    return inside is not None and (levels == 0 or any(_is_deeper(each, levels - 1) for each in inside))
+    return inside is not None and (levels == 0 or any(is_deeper(each, levels - 1) for each in inside))
 
 
 def _digest(content: dict[str, Any]) -> str:
