@@ -93,7 +93,7 @@ def _check_origin(folder: Path, file: Path) -> None:
     place = file.resolve()
     place = place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
     try:
-        said = (folder / ".sweep").read_text("ascii", "replace").strip()
+        said = (_regular(folder / ".sweep") or b"").decode("ascii", "replace").strip()
     except OSError:
         return
     if re.fullmatch("[0-9a-f]{64}", said) and said != hashlib.sha256(os.fsencode(place.as_posix())).hexdigest():

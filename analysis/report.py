@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 from pathlib import Path
 
@@ -58,10 +60,21 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         provenance=provenance(found),
         nouns=[NOUNS[name] for name in found.tables],
     )
-    path = folder / "report.html"
-    partial = folder / f".report.html.{os.getpid()}"
-    partial.write_text(text, encoding="utf-8", errors="replace")  # a folder's name may be no UTF-8
-    partial.replace(path)
+    return _write(folder / "report.html", text.encode("utf-8", "replace"))  # a folder's name may be no UTF-8
+
+
+def _write(path: Path, data: bytes) -> Path:
+    """Put all of a file in its place. OSError where something else lies there, as a pipe, which would be waited for."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise FileExistsError(errno.EEXIST, f"{path.name} is {what}", str(path))
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     return path
 
 
@@ -89,17 +102,16 @@ def write_figures(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -
         drawn["end_to_end"] = realised_figures.end_to_end_figure(train)
     written = []
     for name, figure in drawn.items():
-        written.append(out / f"{name}.png")
-        figure.savefig(written[-1], dpi=DOTS_PER_INCH, metadata={"Software": None})
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+        written.append(_write(out / f"{name}.png", picture.getvalue()))
     table = tables.layer_table(layer) if gemm is None else tables.breakeven_table(gemm)
     table = table if train is None else tables.main_table(train, gemm)
-    written.append(out / "table.md")
-    written[-1].write_text(tables.to_markdown(table).rstrip() + "\n", encoding="utf-8")
+    written.append(_write(out / "table.md", (tables.to_markdown(table).rstrip() + "\n").encode()))
     if role is not None:
         sweeps = awd.read_sweeps(role[1], folder.resolve().parent)
         parts = [f"{caption}\n\n{tables.to_markdown(table)}" for caption, table in awd_tables.every_table(sweeps)]
-        written.append(out / "awd.md")
-        written[-1].write_text("\n\n".join([*parts, *awd_tables.notes(sweeps)]) + "\n", encoding="utf-8")
+        written.append(_write(out / "awd.md", ("\n\n".join([*parts, *awd_tables.notes(sweeps)]) + "\n").encode()))
     return written
 
 

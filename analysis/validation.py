@@ -56,8 +56,12 @@ class Fault:
 
 @cache
 def schema() -> dict[str, Any]:
-    """columns.json: schema_version, statuses, and tables by name."""
-    found: dict[str, Any] = json.loads(COLUMNS_FILE.read_text(encoding="utf-8"))
+    """columns.json: schema_version, statuses, and tables by name. ValueError, one line, where it is damaged."""
+    try:
+        found: dict[str, Any] = json.loads(COLUMNS_FILE.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        remedy = "python -m bench columns --schema analysis/columns.json writes it anew"
+        raise ValueError(f"{COLUMNS_FILE}: damaged, it is no JSON; {remedy}") from None
     return found
 
 

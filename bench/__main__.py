@@ -235,8 +235,11 @@ def columns(
     """Write README.md, the meaning of every column of the tables, into the results folder."""
     with _environment_errors():
         from bench.columns import documentation, machine_readable
-        from bench.parquet import publish
+        from bench.parquet import publish, require_file
 
+        for target in (results / "README.md", schema):
+            if target is not None:
+                require_file(target)
         results.mkdir(parents=True, exist_ok=True)
         publish(results / "README.md", documentation().encode())
         if schema is not None:

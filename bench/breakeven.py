@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,7 @@ from bench.precision import autocast, multiplying
 from bench.provenance import physical_cores, processor, source_hash
 from kernels.backends import native_library
 from kernels.blockmask import BlockMask
-from kernels.cache import DoubtError, cache_folder, publish, read_sealed, say, sealed
+from kernels.cache import DoubtError, cache_folder, make_way, publish, read_sealed, say, sealed
 from kernels.compiler import CompileError
 from kernels.resources import in_words, shown
 
@@ -77,12 +78,18 @@ class Shape:
 def breakeven(shape: Shape) -> float:
     """The sparsity from which on the sparse path is faster: 0 where it always is, infinite where it never is.
 
-    From the file, or measured now with as many threads as the shape says; other processes wait for it meanwhile.
+    From the file, or measured now with as many threads as the shape says; other processes wait for it meanwhile, where
+    there can be a lock.
     """
     folder = cache_folder()
     entry = {**surroundings(shape.device), "shape": asdict(shape)}
     key = _key(entry)
-    with filelock.FileLock(folder / f".{FILE}.lock"):
+    with ExitStack() as held:
+        try:
+            make_way(lock := folder / f".{FILE}.lock")
+            held.enter_context(filelock.FileLock(lock))
+        except OSError as error:
+            say(f"break-even sparsities are measured without a lock, others may be at it: {in_words(error)}")
         entries = _read(folder / FILE)
         if key not in entries:
             entries[key] = {**entry, "curve": measure(shape)}

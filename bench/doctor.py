@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.provenance import blas, physical_cores, processor, revision, source_hash
-from kernels.resources import ResourceError
+from kernels.resources import ResourceError, in_words
 
 PACKAGES = (
     "numpy",
@@ -141,8 +141,8 @@ def _breakevens() -> Iterator[Finding]:
 
     try:
         measured = list(known())
-    except ResourceError as error:
-        yield "break-even", f"not today: {error}"
+    except (OSError, ResourceError) as error:
+        yield "break-even", f"not today: {in_words(error)}"
         return
     if not measured:
         yield "break-even", "none measured yet: a cell with path = auto measures its own"

@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.cells import Cell, TrainCell
 from bench.data.corpus import EVAL_BATCH, Sizes, known_sizes
 from bench.memory import time_steps
+from bench.parquet import require_pair
 
 
 def text_fault(cell: TrainCell, sizes: Sizes) -> str | None:
@@ -65,8 +66,7 @@ def lines(cells: Sequence[Cell]) -> list[str]:
 def require_writable(export: Path) -> None:
     """ValueError, one line, where no file can be written to `export`."""
     try:
-        if export.is_dir():
-            raise IsADirectoryError(f"{export.name} is a folder")
+        require_pair(export)
         with tempfile.TemporaryFile(dir=export.parent):
             pass
     except OSError as error:

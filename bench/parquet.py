@@ -94,7 +94,9 @@ def checksum_of(path: Path) -> Path:
 
 
 def read_table(path: Path) -> bytes:
-    """The bytes of a table, of which its checksum file has the sum. DamagedError where a file is missing or they differ.
+    """The bytes of a table, or of another file of `publish_pair`, of which its checksum file has the sum.
+
+    DamagedError where a file is missing or they differ.
 
     Beside a run that writes them the two files may be of different moments: they are read again while they change.
     """
@@ -141,12 +143,18 @@ def _moment(path: Path) -> list[tuple[int, int, int] | None]:
 
 def publish_table(path: Path, data: bytes, damaged: Path) -> None:
     """A table and its checksum, so that they agree at any moment; what of them was damaged before goes to the folder `damaged`."""
-    before, line = "", checksum_line(path, data)
+    before: bytes | None = None
     try:
-        before = checksum_line(path, read_table(path))
+        before = read_table(path)
     except DamagedError:
         set_table_aside(path, damaged)
-    publish(checksum_of(path), (line + before).encode())
+    publish_pair(path, data, before)
+
+
+def publish_pair(path: Path, data: bytes, before: bytes | None) -> None:
+    """A file and its checksum, so that they agree at any moment. before: what `read_table` found there, None where that was nothing."""
+    line = checksum_line(path, data)
+    publish(checksum_of(path), (line + (checksum_line(path, before) if before is not None else "")).encode())
     publish(path, data)
     publish(checksum_of(path), line.encode())
 
@@ -173,15 +181,32 @@ def free_name(path: Path, folder: Path) -> Path:
     return next(folder / name for name in names if not os.path.lexists(folder / name))
 
 
+def require_file(path: Path) -> None:
+    """FileExistsError where a user names a place at which no file is to be put, as what lies there would be lost: a device, a pipe."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise FileExistsError(errno.EEXIST, f"{path.name} is {what}", str(path))
+
+
+def require_pair(path: Path) -> None:
+    """`require_file` for a file and its checksum."""
+    require_file(path)
+    require_file(checksum_of(path))
+
+
 def publish(path: Path, data: bytes) -> None:
     """All of `data` under `path`, or nothing: hidden temporary file, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # what a kill has left, or a pipe that would be waited for
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except IsADirectoryError as error:
+            raise IsADirectoryError(error.errno, error.strerror, str(path)) from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -21,7 +21,7 @@ from bench.engines.local import Ending, Progress, Work, failure, measure, run_ce
 from bench.estimate import Pace, spoken
 from bench.memory import lines as memory_lines
 from bench.needs import lines as needs_lines
-from bench.parquet import publish
+from bench.parquet import DamagedError, publish, regular
 from bench.progress import Reporter, labels, reporter
 from bench.provenance import facts, physical_cores, source_hash
 from bench.quiet import await_quiet
@@ -109,8 +109,8 @@ def make_plan(sweep: Sweep, results: str | PathLike[str], retry: bool = False) -
 def origin(folder: Path) -> str:
     """Which sweep file a folder of results belongs to (`Sweep.origin`); nothing where that is not said."""
     try:
-        said = (folder / ORIGIN).read_text("ascii", "replace").strip()
-    except OSError:
+        said = regular(folder / ORIGIN).decode("ascii", "replace").strip()
+    except (OSError, DamagedError):
         return ""
     return said if re.fullmatch("[0-9a-f]{64}", said) else ""
 

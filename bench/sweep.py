@@ -30,12 +30,14 @@ from pydantic import ValidationError
 
 from bench.cells import KINDS, Cell
 from bench.settings import check_setting, did_you_mean, shown
+from kernels.cache import is_deeper
 
 SWEEPS = Path(__file__).parent / "sweeps"
 ROOT = Path(__file__).resolve().parent.parent
 RESERVED = ("reference", "notebooks", "advise")  # folders of results/ that are no sweep's
 FILES = (".parquet", ".sha256", ".json", ".html", ".md")  # what lies beside the folders of sweeps ends so
 LARGEST_SWEEP = 10_000  # cells; at a second each that is three hours
+DEEPEST = 50  # levels of tables and lists; a right file has 5
 SECTIONS = ("kind", "base", "axes")
 TOP_LEVEL = ("description", *SECTIONS, "grids")
 
@@ -124,6 +126,8 @@ def _read(path: Path) -> Table:
             raise SweepError(path, "file", "a folder" if path.is_dir() else "not a regular file", "a TOML file")
         text = path.read_bytes().decode("utf-8-sig")
         content = tomllib.loads(text)
+        if is_deeper(content, DEEPEST):  # as by a key of many dots, which no error could show
+            raise SweepError(path, "file", f"more than {DEEPEST} levels deep", "tables [base], [axes] and [[grids]]")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise SweepError(path, f"line {line}", "not UTF-8", "a TOML file in UTF-8") from None

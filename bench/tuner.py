@@ -17,7 +17,7 @@ from bench.campaign import locked, require_device
 from bench.cells import GemmCell, TuneCell
 from bench.engines.local import Work, measure
 from bench.estimate import Pace
-from bench.parquet import publish
+from bench.parquet import publish, require_file
 from bench.provenance import source_hash
 from bench.run import lacked, terminable
 from bench.sweep import Sweep
@@ -54,6 +54,7 @@ def run_tuner(
     """
     deadline, out = time.monotonic() + budget, Path(out)
     require_device(device)
+    require_file(out)
     cells = tune_cells(sweeps, device)
     with locked(out.parent):
         tables = Tables(out.parent, cells)

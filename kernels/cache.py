@@ -2,7 +2,8 @@
 
 The folder is the user's own and shut to all others, for code is loaded from it. A file is taken up only if it is a regular
 one of the user's, which nobody else can write, and has the sha256 that was kept with it: of a compiled file in a file beside
-it, together with its name; of JSON inside it, under the key sha256. All reach the disk before they get their name.
+it, together with its name; of JSON inside it, under the key sha256. All reach the disk before they get their name. What
+else lies in the place of a file (a folder, a pipe, a link) is given another name, and the file is made anew.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kernels.folders import OTHERS_WRITE, PRIVATE, doubt, make_private
 from kernels.resources import in_words, shown
 
 NAME = "block-sparse-bench"
 SEAL = "sha256"
+DEEPEST = 20  # levels of JSON: of what is kept here nothing has half as many
 POSIX = os.name == "posix"
 # Neither a link nor a pipe nor a device is followed, or waited for.
 AT_ONCE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -52,7 +55,9 @@ def cache_folder() -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, RuntimeError, DoubtError) as error:  # RuntimeError: there is no home
-        say(f"compiled kernels are not kept: {in_words(error)}; set XDG_CACHE_HOME to a folder of your own")
+        say(
+            f"compiled kernels are not kept: {in_words(error)}; mend that, or set XDG_CACHE_HOME to a folder of your own"
+        )
         return _temporary_folder()
 
 
@@ -77,9 +82,9 @@ def _temporary_folder() -> Path:
 
 def _claim(folder: Path) -> None:
     """Make `folder` where it is missing, and shut it to others. DoubtError where it is not ours, or not to be shut."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
+    if POSIX and (why := doubt(folder)):  # before anything is left in a folder of another's
+        raise DoubtError(why)
+    make_private(folder)
     if not POSIX:
         return
     if folder.lstat().st_uid != os.geteuid() or (found := folder.stat()).st_uid != os.geteuid():
@@ -87,25 +92,29 @@ def _claim(folder: Path) -> None:
     if not stat.S_ISDIR(found.st_mode):
         raise DoubtError(f"{shown(folder)} is no folder")
     if stat.S_IMODE(found.st_mode) & 0o077:
-        folder.chmod(0o700)
-        if folder.stat().st_mode & 0o022:  # as on a file system without owners
+        folder.chmod(PRIVATE)
+        if folder.stat().st_mode & OTHERS_WRITE:  # as on a file system without owners
             raise DoubtError(f"{shown(folder)} can be written by others")
-        if found.st_mode & 0o022:
-            _set_aside(folder)
+        if found.st_mode & OTHERS_WRITE:
+            for entry in list(folder.iterdir()):  # compilers keep whole folders there
+                if entry.lstat().st_uid != os.geteuid():
+                    set_aside(entry)
             say(
                 f"{shown(folder)} could be written by others: its mode is 700 now, and what is not yours there is not used"
             )
-    for parent in folder.resolve().parents:
-        mode = parent.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:  # anybody could put another folder in our folder's place
-            raise DoubtError(f"{shown(parent)} can be written by everybody")
 
 
-def _set_aside(folder: Path) -> None:
-    """Give what others have put into a folder of ours names that nothing looks for: compilers keep whole folders there."""
-    for entry in list(folder.iterdir()):
-        if entry.lstat().st_uid != os.geteuid():
-            entry.rename(folder / f".not-yours-{secrets.token_hex(4)}")
+def set_aside(path: Path) -> None:
+    """Give what lies at `path` a name beside it that nothing looks for; another process may have done so."""
+    with suppress(FileNotFoundError):
+        path.rename(path.with_name(f".aside-{secrets.token_hex(4)}"))
+
+
+def make_way(path: Path) -> None:
+    """Set aside what lies at `path` and is no regular file: over a folder no file can be renamed, behind a link it would be another."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            set_aside(path)
 
 
 def read(path: Path, own: bool = True) -> bytes:
@@ -121,7 +130,7 @@ def read(path: Path, own: bool = True) -> bytes:
                 raise DoubtError(f"{shown(path)} is no regular file")
             if own and POSIX and found.st_uid != os.geteuid():
                 raise DoubtError(f"{shown(path)} belongs to another user")
-            if own and POSIX and found.st_mode & 0o022:
+            if own and POSIX and found.st_mode & OTHERS_WRITE:
                 raise DoubtError(f"{shown(path)} can be written by others")
             return file.read()
     except FileNotFoundError:
@@ -131,7 +140,10 @@ def read(path: Path, own: bool = True) -> bytes:
 
 
 def settle(fresh: Path, path: Path, mode: int = 0o600) -> None:
-    """Give a finished file its name: all of it reaches the disk first, so that no kill and no full disk leaves a part."""
+    """Give a finished file its name: all of it reaches the disk first, so that no kill and no full disk leaves a part.
+
+    What lies there and is no file is set aside.
+    """
     handle = os.open(fresh, os.O_RDWR | getattr(os, "O_BINARY", 0))
     try:
         if POSIX:
@@ -139,6 +151,7 @@ def settle(fresh: Path, path: Path, mode: int = 0o600) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+    make_way(path)
     fresh.replace(path)
     if POSIX:
         folder = os.open(path.parent, os.O_RDONLY)
@@ -204,11 +217,19 @@ def read_sealed(path: Path, own: bool = True) -> dict[str, Any]:
         raise
     except (ValueError, RecursionError):
         raise DoubtError(f"{shown(path)} is damaged: it is no JSON") from None
+    if is_deeper(content, DEEPEST):  # than what can be written again, compared or shown
+        raise DoubtError(f"{shown(path)} is damaged: its JSON is more than {DEEPEST} levels deep")
     if not isinstance(content, dict) or SEAL not in content:
         raise DoubtError(f"{shown(path)} has no {SEAL} of its content")
     if content.pop(SEAL) != _digest(content):
         raise DoubtError(f"{shown(path)} is damaged: its {SEAL} is not that of its content")
     return content
+
+
+def is_deeper(part: object, levels: int) -> bool:
+    """Whether lists and dictionaries lie in each other in more than so many levels."""
+    inside = part.values() if isinstance(part, dict) else part if isinstance(part, list) else None
+    return inside is not None and (levels == 0 or any(is_deeper(each, levels - 1) for each in inside))
 
 
 def _digest(content: dict[str, Any]) -> str:

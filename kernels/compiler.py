@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernels.cache import cache_folder, is_kept, keep
+from kernels.cache import cache_folder, is_kept, keep, set_aside
 from kernels.resources import ResourceError, in_words, is_lack, shown
 
 HOW_TO_GET_ONE = "install g++ or clang++, set CXX, or pip install ziglang"
@@ -97,9 +97,12 @@ def cpu_model() -> str:
 
 def _run(command: list[str], folder: Path) -> str:
     """Standard output of `command`. CompileError with the first line that mentions an error, ResourceError for a lack."""
+    zig = folder / "zig"
+    if not zig.is_dir():  # but a file, which zig would fail over
+        set_aside(zig)
     environment = {
-        "ZIG_GLOBAL_CACHE_DIR": str(folder / "zig"),
-        "ZIG_LOCAL_CACHE_DIR": str(folder / "zig"),
+        "ZIG_GLOBAL_CACHE_DIR": str(zig),
+        "ZIG_LOCAL_CACHE_DIR": str(zig),
         **os.environ,
         "LC_ALL": "C",  # the words for a lack are known in English
     }

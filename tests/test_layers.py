@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 RUNGS: list[list[str]] = [
     ["kernels.resources"],
+    ["kernels.folders"],
     [
         "kernels.registry",
         "kernels.tracing",

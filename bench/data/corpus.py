@@ -18,6 +18,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kernels.folders import make_private
 from kernels.registry import Catalogue
 
 if TYPE_CHECKING:
@@ -103,6 +104,14 @@ def data_dir() -> Path:
     if folder.parts[:1] == ("~",):  # no HOME, and a user without an entry, as in containers
         return Path(tempfile.gettempdir()) / f"block-sparse-bench-{os.getuid()}"
     return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for the files of a data set; in the user's cache, where code is kept too, it is shut to others."""
+    if os.environ.get(DATA_DIR_VARIABLE):
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        make_private(folder)
 
 
 def load_corpus(name: str, folder: str | PathLike[str]) -> Corpus:

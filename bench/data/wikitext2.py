@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.data.corpus import DATA_DIR_VARIABLE, EOS, Corpus, Sizes, build_vocabulary
+from bench.data.corpus import DATA_DIR_VARIABLE, EOS, Corpus, Sizes, build_vocabulary, make_folder
 from kernels.resources import is_of_disk
 
 PARTS = ("train", "valid", "test")
@@ -80,7 +80,7 @@ def download(home: Path) -> None:
     """
     sources: list[Callable[[Path], dict[str, Path]]] = [from_files]
     sources += [functools.partial(from_archive, url) for url in ARCHIVE_MIRRORS]
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home)
     for source in sources:
         with tempfile.TemporaryDirectory(dir=home, prefix=".download-") as scratch:
             try:

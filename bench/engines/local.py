@@ -195,7 +195,7 @@ def _cause_of_death(exitcode: int | None) -> str:
 def _read_progress(path: Path) -> Progress:
     try:
         told: Progress = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return told
 

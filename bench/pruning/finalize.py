@@ -2,14 +2,14 @@
 
 W <- W * M, then the masks are dropped: a kept block is stored whole, an empty one not at all. A file of it is a dictionary
 of plain tensors as torch saves it, with its sha256 beside it (`sha256sum -c` reads that), because torch loads a file with a
-flipped bit without a word.
+flipped bit without a word. Whatever a kill leaves is the export before, or the new one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.parquet import DamagedError, publish_pair, read_table, require_pair
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm
+from kernels.resources import in_words
 
 FORMAT = "block-sparse LSTM language model 1"
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -102,18 +104,21 @@ class FinalModel:
         )
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the model to `path`, as tensors of the CPU, and its checksum to `path`.sha256."""
+        """Write the model to `path`, as tensors of the CPU, and its checksum to `path`.sha256.
+
+        OSError where no file can be written there, or what lies there is none.
+        """
         path = Path(path)
+        require_pair(path)
         here = self.to("cpu", self.embedding.dtype)
         layers = [{name: _pack(getattr(layer, name)) for name in WEIGHTS} for layer in here.layers]
         content = {"format": FORMAT, "embedding": here.embedding, "decoder_bias": here.decoder_bias, "layers": layers}
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        data = buffer.getvalue()
-        for target, what in ((path, data), (_checksum_of(path), _checksum(path, data))):
-            temporary = target.with_name(f".{target.name}.tmp")
-            temporary.write_bytes(what)
-            temporary.replace(target)
+        before = None
+        with suppress(DamagedError):
+            before = read_table(path)
+        publish_pair(path, buffer.getvalue(), before)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> FinalModel:
@@ -123,14 +128,11 @@ class FinalModel:
         """
         path = Path(path)
         try:
-            data, wanted = path.read_bytes(), _checksum_of(path).read_bytes()
+            data = read_table(path)
+        except DamagedError as error:
+            raise ValueError(f"{error}; export the model again") from None
         except OSError as error:
-            raise ValueError(
-                f"{error.filename}: {(error.strerror or 'unreadable').lower()}; export the model"
-            ) from None
-        if hashlib.sha256(data).hexdigest().encode() != wanted[:64].lower() or wanted[64:65].strip():
-            name = _checksum_of(path).name
-            raise ValueError(f"{path} is damaged: its sha256 is not that in {name}; export the model again")
+            raise ValueError(f"an exported model cannot be read: {in_words(error)}") from None
         try:
             content: Any = torch.load(io.BytesIO(data), weights_only=True)
             if content["format"] == FORMAT:
@@ -179,11 +181,3 @@ def _pack(weight: Tensor | BSRMatrix) -> Tensor | dict[str, Any]:
 
 def _unpack(stored: Any) -> Any:
     return BSRMatrix(**stored) if isinstance(stored, dict) else stored
-
-
-def _checksum_of(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _checksum(path: Path, data: bytes) -> bytes:
-    return f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode()

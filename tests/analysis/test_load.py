@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ def test_a_file_whose_namesake_was_measured_is_told_so(sweep: Sweep, tmp_path: P
     assert find_folder(str(mine), tmp_path / "results") == find_folder("smoke", tmp_path / "results") == folder
     line = refusal(lambda: find_folder(str(other), str(tmp_path / "results")))
     assert str(other) in line and str(folder) in line and "another file" in line
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such pipes")
+@pytest.mark.timeout(60)
+def test_a_pipe_does_not_say_whose_a_folder_is(sweep: Sweep, tmp_path: Path) -> None:
+    folder = sweep(gemm=made.gemm_frame())
+    os.mkfifo(folder / ".sweep")
+    assert find_folder(str(tmp_path / "smoke.toml"), tmp_path / "results") == folder
 
 
 def test_one_flipped_bit_is_refused(sweep: Sweep) -> None:

@@ -116,6 +116,21 @@ def test_what_the_system_refuses_is_status_3(run: Run, folder: Path, tmp_path: P
     assert_refused(run("figures", folder, "--out", tmp_path / "taken"), ENVIRONMENT, "taken")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="there are no such pipes")
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["speedup.png", "table.md", "report.html"])
+@pytest.mark.parametrize("what", ["pipe", "folder", "device"])
+def test_nothing_is_written_over_what_is_no_file(what: str, name: str, run: Run, folder: Path, tmp_path: Path) -> None:
+    place = (folder if name == "report.html" else tmp_path) / name
+    if what == "device":
+        place.symlink_to(os.devnull)
+    else:
+        {"pipe": os.mkfifo, "folder": Path.mkdir}[what](place)
+    arguments = ("report", folder) if name == "report.html" else ("figures", folder, "--out", tmp_path)
+    assert_refused(run(*arguments), ENVIRONMENT, name, "is a folder" if what == "folder" else "is no regular file")
+    assert os.path.lexists(place) and not place.is_file() and not list(place.parent.glob(f".{name}*"))
+
+
 def test_notebooks_prints_what_it_wrote(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr(

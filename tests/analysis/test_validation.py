@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from analysis import validation
 from analysis.__main__ import BAD_INPUT, app
 from analysis.load import LEFT_OUT, LeftOutWarning, load
 from analysis.validation import ALWAYS, NEEDED, columns, schema
@@ -268,6 +269,14 @@ def in_the_way() -> dict[str, Callable[[Path], object]]:
         "dangling link": lambda path: path.symlink_to(path.with_name("nowhere")),
     }
     return found | ({"pipe": os.mkfifo} if hasattr(os, "mkfifo") else {})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '"\udcff"'])
+def test_damaged_columns_are_one_line(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "columns.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    monkeypatch.setattr(validation, "COLUMNS_FILE", tmp_path / "columns.json")
+    with pytest.raises(ValueError, match=r"\A[^\n]*columns\.json: damaged[^\n]*\Z"):
+        validation.schema.__wrapped__()
 
 
 @pytest.mark.timeout(60)

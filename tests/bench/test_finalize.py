@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +135,27 @@ def test_a_damaged_file_is_one_clear_line(saved: Path, damage: str):
     with pytest.raises(ValueError, match=r"model\.pt") as caught:
         FinalModel.load(saved)
     assert "\n" not in str(caught.value) and "export" in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing can be forked here")
+@pytest.mark.timeout(300)
+def test_whatever_a_kill_leaves_is_the_old_export_or_the_new_one(tmp_path: Path):
+    """SIGKILL before and after each call that `save` makes of the system."""
+    root, script = Path(__file__).parents[2], Path(__file__).with_name("start_export.py")
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    endings = json.loads(done.stdout)
+    for before in ("nothing", "old"):
+        of_it = [ending for ending in endings if ending["before"] == before]
+        *killed, last = [ending["after"] for ending in of_it]
+        assert (
+            len(killed) > 10 and last == "new" and [ending["killed"] for ending in of_it[:-1]] == [True] * len(killed)
+        )
+        assert {"nothing": {"nothing", "new"}, "old": {"old", "new"}}[before] == set(killed)
+        assert killed == sorted(killed, key="new".__eq__), "once it is the new one it stays so"
+        assert all(ending["saved again"] for ending in of_it)
 
 
 @pytest.mark.parametrize("content", ["weights", "format alone", "a list", "no archive"])

@@ -12,7 +12,7 @@ from rows import silent
 
 from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell, TuneCell
 from bench.data import wikitext2
-from bench.data.corpus import load_corpus
+from bench.data.corpus import data_dir, load_corpus
 from bench.doctor import findings
 from bench.engines.local import _work_on, measure
 from bench.run import UnusableError, check_datasets
@@ -172,6 +172,32 @@ def test_a_text_that_finds_no_room_says_so(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UnusableError, match=r"dataset wikitext2: .*No space left on device"):
         check_datasets([TrainCell(dataset="wikitext2")])
     assert not list((tmp_path / "wikitext-2").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_text_in_the_cache_does_not_open_it_to_others(
+    chosen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the folder above would be one that no code is loaded from."""
+
+    def offline(*_: object, **__: object) -> str:
+        raise ConnectionError
+
+    monkeypatch.setattr("pooch.retrieve", offline)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
+    monkeypatch.delenv("BENCH_DATA_DIR", raising=False)
+    if chosen:
+        monkeypatch.setenv("BENCH_DATA_DIR", str(tmp_path / "new" / cache.NAME))
+    before = os.umask(0)
+    try:
+        with pytest.raises(ValueError, match="could not be downloaded"):
+            load_corpus("wikitext2", data_dir())
+        modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "new").glob("**")}
+        assert modes == {0o777 if chosen else 0o700}, "a folder that the user names is as the user's umask says"
+        assert (cache.cache_folder() == tmp_path / "new" / cache.NAME) is not chosen
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no such pipes")

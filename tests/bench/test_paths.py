@@ -98,6 +98,7 @@ def test_another_machine_or_other_kernels_measure_anew(
         '{"key": 1}',
         '{"key": {"shape": {"inputs": 1}, "curve": []}}',
         "[" * 100_000,
+        '{"sha256": "", "entries": ' + "[" * 985 + "]" * 985 + "}",
         "\udcff",
     ],
 )
@@ -213,6 +214,37 @@ def test_neither_a_pipe_nor_a_link_is_believed(folder: Path, measured: list[Shap
     (folder / FILE).symlink_to(folder / "elsewhere")
     assert list(known()) == [] and breakeven(SHAPE) == pytest.approx(0.4) and len(measured) == 2
     assert not (folder / FILE).is_symlink()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such pipes")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("what", ["a folder", "a link", "a pipe"])
+def test_what_lies_in_the_place_of_the_lock_makes_way(
+    what: str, folder: Path, measured: list[Shape], capfd: pytest.CaptureFixture[str]
+):
+    say.cache_clear()
+    lock = folder / f".{FILE}.lock"
+    if what == "a folder":
+        (lock / "with something in it").mkdir(parents=True)
+    elif what == "a link":
+        lock.symlink_to(folder / "elsewhere")
+    else:
+        os.mkfifo(lock)
+    assert breakeven(SHAPE) == breakeven(SHAPE) == pytest.approx(0.4) and measured == [SHAPE]
+    assert lock.is_file() and not lock.is_symlink() and capfd.readouterr().err == ""
+
+
+def test_without_a_lock_it_is_measured_all_the_same(
+    folder: Path, measured: list[Shape], monkeypatch, capfd: pytest.CaptureFixture[str]
+):
+    def refuse(path: Path) -> None:
+        raise OSError(37, "No locks available", str(path))
+
+    say.cache_clear()
+    monkeypatch.setattr(module.filelock, "FileLock", refuse)
+    assert breakeven(SHAPE) == breakeven(SHAPE) == pytest.approx(0.4) and measured == [SHAPE]
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "without a lock" in line and "No locks available" in line
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_memory(

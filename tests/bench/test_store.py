@@ -287,7 +287,7 @@ def _short_of_space(full: Callable[..., Any]) -> Callable[..., Any]:
 
     def opened(path: Path, mode: str = "r", *rest: Any) -> Any:
         file = real(path, mode, *rest)
-        if "w" not in mode:
+        if not {"w", "x"} & set(mode):
             return file
         file.write(b"some of it")
         file.close()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import chdir, closing
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,22 @@ def a_link_to_itself(path: Path, _: dict[str, Path]) -> None:
     path.symlink_to(path)
 
 
+def a_link_to_nothing(path: Path, _: dict[str, Path]) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("nowhere"))
+
+
+def a_folder(path: Path, _: dict[str, Path]) -> None:
+    path.unlink()
+    (path / "with something" / "in it").mkdir(parents=True)
+
+
+def a_socket(path: Path, _: dict[str, Path]) -> None:
+    path.unlink()
+    with chdir(path.parent), closing(socket.socket(socket.AF_UNIX)) as it:  # whole paths may be too long for it
+        it.bind(path.name)
+
+
 def writable_by_others(path: Path, _: dict[str, Path]) -> None:
     path.chmod(0o666)
 
@@ -148,13 +166,14 @@ def missing(path: Path, _: dict[str, Path]) -> None:
     path.unlink()
 
 
+NO_FILES = (a_pipe, a_link, a_link_to_itself, a_link_to_nothing, a_folder, a_socket)
+
+
 @POSIX
 @needs_compiler
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("suffix", ["", ".sha256"])
-@pytest.mark.parametrize(
-    "what", [a_pipe, a_link, a_link_to_itself, writable_by_others, pytest.param(another_users, marks=AS_ROOT), missing]
-)
+@pytest.mark.parametrize("what", [*NO_FILES, writable_by_others, pytest.param(another_users, marks=AS_ROOT), missing])
 def test_what_is_no_file_of_the_users_own_is_made_anew(
     what: Callable[[Path, dict[str, Path]], None], suffix: str, kept: Kept, libraries: dict[str, Path], capfd
 ) -> None:
@@ -165,6 +184,33 @@ def test_what_is_no_file_of_the_users_own_is_made_anew(
     assert (kept.load(), kept.compiled) == (42, 2)
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == (what is not missing) and all("compiled anew" in line for line in lines)
+
+
+@POSIX
+@needs_compiler
+@pytest.mark.parametrize("what", [a_pipe, a_link_to_nothing, missing])
+def test_what_is_no_folder_is_not_where_zig_is_told_to_compile(
+    what: Callable[[Path, dict[str, Path]], None], kept: Kept, libraries: dict[str, Path]
+) -> None:
+    zig = kept.path.with_name("zig")
+    zig.write_text("")
+    what(zig, libraries)
+    kept.path.unlink()
+    assert (kept.load(), kept.compiled) == (42, 2) and not os.path.lexists(zig)
+
+
+@POSIX
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("what", NO_FILES)
+def test_whatever_lies_in_the_place_of_a_file_makes_way_for_it(
+    what: Callable[[Path, dict[str, Path]], None], tmp_path: Path
+) -> None:
+    publish(path := tmp_path / "kept", b"before")
+    what(path, {})
+    for data in (b"after", b"again"):
+        publish(path, data)
+        assert read(path) == data
+    assert len(list(tmp_path.glob(".aside-*"))) == 1, "what is no file of ours is not thrown away"
 
 
 @needs_compiler
@@ -390,3 +436,12 @@ def test_every_altered_bit_of_sealed_json_is_seen(tmp_path: Path) -> None:
             read_sealed(path, own=False)
     path.write_text(json.dumps(sealed(content)))
     assert read_sealed(path, own=False) == content, "however it is laid out"
+
+
+@pytest.mark.parametrize("depth", [20, 300, 700, 900, *range(950, 1000, 5), 2000, 100_000])
+def test_json_however_deep_is_damaged(depth: int, tmp_path: Path) -> None:
+    path = tmp_path / "sealed.json"
+    for text in ('{"sha256": "0", "a": ' + "[" * depth + "]" * depth + "}", '{"sha256": ' * depth + "0" + "}" * depth):
+        path.write_text(text)
+        with pytest.raises(DoubtError, match="is damaged"):
+            read_sealed(path, own=False)
