@@ -46,7 +46,7 @@ class _OwnCopy:
 
 
 # By where the derived index lies and how long it is.
-_own_copies: WeakValueDictionary[tuple[int, ...], _OwnCopy] = WeakValueDictionary()
+_own_copies: WeakValueDictionary[tuple[int, ...] | None, _OwnCopy] = WeakValueDictionary()
 
 
 @contextmanager
@@ -123,15 +123,18 @@ def derive(indptr: Tensor, indices: Tensor, grid_cols: int) -> BSRIndex:
     return found
 
 
-def _places(index: BSRIndex) -> tuple[int, ...]:
-    return (*(each.data_ptr() for each in index), *(each.numel() for each in index))
+def _places(index: BSRIndex) -> tuple[int, ...] | None:
+    """Where it lies and how long it is; None where these are no tensors of an index."""
+    places: list[int] = []
+    for each in index:  # a generator takes as long as all the rest
+        if each.dtype is not torch.int32 or not each.is_contiguous():
+            return None
+        places += each.data_ptr(), each.numel()
+    return tuple(places)
 
 
 def own_copy(index: BSRIndex) -> BSRIndex | None:
     """What kernels read of an index that `derive` has made, whatever was written to it since; None of any other."""
-    for each in index:  # a generator takes as long as all the rest
-        if each.dtype is not torch.int32 or not each.is_contiguous():
-            return None
     found = _own_copies.get(_places(index))
     return None if found is None else found.index
 

@@ -28,24 +28,21 @@ class Buffer:
     """`size` bytes of a storage that begin where a huge page does: `offset` bytes after it."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.storage = size, UntypedStorage(size + GRAIN, device="cpu")
+        self.size = size
+        self.storage = UntypedStorage(size + GRAIN, device="cpu")  # type: ignore[no-untyped-call]
         self.where, self.handle = self.storage.data_ptr(), self.storage._cdata
         self.offset = -self.where % GRAIN
         if advise := _madvise():
             advise(self.data_ptr, size, MADV_HUGEPAGE)  # a refusal changes nothing but the time
-        self.alone = self._references()
+        self.alone, self.named = _use_count(self.handle), sys.getrefcount(self.storage)
 
     @property
     def data_ptr(self) -> int:
         return self.where + self.offset
 
-    def _references(self) -> tuple[int, int]:
-        """By torch's tensors and storages, and by Python's names for the storage."""
-        return _use_count(self.handle), sys.getrefcount(self.storage)
-
     def is_idle(self) -> bool:
-        """Whether nobody else has the memory; it may be taken then, if nobody else can look."""
-        return self._references() == self.alone
+        """Whether no tensor has the memory and no one else a name for it; it may be taken then, if nobody else can look."""
+        return _use_count(self.handle) == self.alone and sys.getrefcount(self.storage) == self.named
 
     def is_whole(self) -> bool:
         """Whether the storage still is that memory: a tensor on it may have been resized, or moved to where processes share it."""
