@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.blockmask import BlockMask, grid_shape
 from kernels.index import BSRIndex as BSRIndex
-from kernels.index import derive, unobserved
+from kernels.index import checked, derive, plain, unobserved
 from kernels.operands import contiguous, require_memory, require_values
 
 
@@ -42,7 +42,9 @@ class BSRMatrix:
     indptr: Tensor
     shape: tuple[int, int]
     plans: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
-    packed: dict[Any, Any] | None = field(default=None, init=False, repr=False)  # what kernels keep of values that stay
+    _packed: dict[Any, Any] | None = field(
+        default=None, init=False, repr=False
+    )  # what kernels keep of values that stay
 
     def __post_init__(self) -> None:
         for name in ("data", "indices", "indptr"):
@@ -65,7 +67,7 @@ class BSRMatrix:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: the fields, not what was derived from them or packed by a kernel."""
-        return {each.name: getattr(self, each.name) for each in fields(self)} | {"plans": {}, "packed": None}
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {"plans": {}, "_packed": None}
 
     @classmethod
     def from_dense(cls, weight: Tensor, mask: BlockMask) -> BSRMatrix:
@@ -81,8 +83,8 @@ class BSRMatrix:
         return cls(blocks[rows, cols].contiguous(), cols.to(torch.int32), indptr, mask.shape)
 
     @property
-    def operand(self) -> BSRMatrix:
-        """What kernels multiply: this one, or of a frozen matrix the one that holds its values.
+    def _operand(self) -> BSRMatrix:
+        """What kernels multiply, and write nothing to: this one, or of a frozen matrix the one that holds its values.
 
         ValueError where a tensor of the user's that holds the values was given another size since.
         """
@@ -109,13 +111,19 @@ class BSRMatrix:
         For inference: products on a CPU pack the values, which takes about as long as a product with 20 columns, and of a
         frozen matrix they do so once. It costs memory: the copy, and beside it one packed copy as large for each height of
         tiles that the numbers of columns call for (one or two). No gradient reaches it. `unfreeze` gives an ordinary
-        matrix again; copies and pickles are ordinary too.
+        matrix again; copies are frozen, and so is what a pickle brings back. ValueError where there are no values to copy:
+        of fake tensors, and of those that vmap maps over.
         """
         return FrozenBSRMatrix(self)
 
     def unfreeze(self) -> BSRMatrix:
         """An ordinary matrix of these values: this one if it is, else with a copy of them."""
         return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the values."""
+        return self.data.dtype
 
     @property
     def block_size(self) -> int:
@@ -164,20 +172,20 @@ class BSRMatrix:
             raise ValueError(f"data must be {wanted}, got {list(data.shape)} on {data.device}")
         other, index = object.__new__(BSRMatrix), self.index
         same = {name: self.__dict__[name] for name in ("indices", "indptr", "shape", "plans", "blocks")}
-        other.__dict__.update(same, data=data, packed=None, index=index)
+        other.__dict__.update(same, data=data, _packed=None, index=index)
         return other
 
     @property
     def mask(self) -> BlockMask:
-        kept = torch.zeros(self.grid, dtype=torch.bool, device="cpu")
-        kept[self.index.rows.cpu(), self.index.indices.cpu()] = True
+        kept, index = torch.zeros(self.grid, dtype=torch.bool, device="cpu"), checked(self.index)
+        kept[index.rows.cpu(), index.indices.cpu()] = True
         return BlockMask(kept, self.block_size)
 
     def to_dense(self) -> Tensor:
         """[rows, cols], zero outside the stored blocks; differentiable in `data`."""
-        grid_rows, grid_cols = self.grid
+        (grid_rows, grid_cols), index = self.grid, checked(self.index)
         blocks = self.data.new_zeros(grid_rows, grid_cols, self.block_size, self.block_size)
-        blocks = blocks.index_put((self.index.rows.long(), self.index.indices.long()), self.data)
+        blocks = blocks.index_put((index.rows.long(), index.indices.long()), self.data)
         return blocks.permute(0, 2, 1, 3).reshape(self.shape)
 
 
@@ -186,18 +194,18 @@ class FrozenBSRMatrix(BSRMatrix):
 
     def __init__(self, matrix: BSRMatrix) -> None:
         with unobserved(), torch.no_grad():
-            inner = matrix.with_data(contiguous(matrix.data.detach().clone()))
-        inner.__dict__["packed"] = {}
-        self.__dict__.update(inner=inner, **{name: getattr(inner, name) for name in ("indices", "indptr", "shape")})
-        self.__dict__.update(plans=inner.plans, packed=inner.packed, index=inner.index)
+            inner = matrix.with_data(contiguous(plain("data", matrix.data).detach().clone()))
+        inner.__dict__["_packed"] = {}
+        self.__dict__.update(_inner=inner, **{name: getattr(inner, name) for name in ("indices", "indptr", "shape")})
+        self.__dict__.update(plans=inner.plans, index=inner.index)
 
     @property
     def data(self) -> Tensor:
-        return self.operand.data.clone()
+        return self._operand.data.clone()
 
     @property
-    def operand(self) -> BSRMatrix:
-        inner: BSRMatrix = self.__dict__["inner"]
+    def _operand(self) -> BSRMatrix:
+        inner: BSRMatrix = self.__dict__["_inner"]
         return inner
 
     @property
@@ -211,19 +219,30 @@ class FrozenBSRMatrix(BSRMatrix):
         return self.with_data(self.data)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BSRMatrix, (self.data, self.indices, self.indptr, self.shape)
+        index = checked(self.index)  # whatever was written to `indices`
+        return _refrozen, (self.data, index.indices, index.indptr, self.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._operand.dtype
 
     @property
     def block_size(self) -> int:
-        return self.operand.block_size
+        return self._operand.block_size
 
     @property
     def nnzb(self) -> int:
-        return self.operand.nnzb
+        return self._operand.nnzb
 
     @property
     def values_nbytes(self) -> int:
-        return self.operand.values_nbytes
+        return self._operand.values_nbytes
 
     def to_dense(self) -> Tensor:
-        return self.operand.to_dense()
+        return self._operand.to_dense()
+
+
+def _refrozen(data: Tensor, indices: Tensor, indptr: Tensor, shape: tuple[int, int]) -> BSRMatrix:
+    """A frozen matrix as it was copied or pickled; an ordinary one where the values were loaded to the device meta."""
+    matrix = BSRMatrix(data, indices, indptr, shape)
+    return matrix if data.is_meta else matrix.freeze()

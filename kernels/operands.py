@@ -39,6 +39,13 @@ def require_values(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} is on the device meta, whose tensors have no values; any other is accepted")
 
 
+def require_room(name: str, x: Tensor) -> None:
+    """ValueError where the storage of `x` was made smaller than `x` is, as sharded training leaves its parameters."""
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    if x.numel() and x.untyped_storage().nbytes() < (x.storage_offset() + last + 1) * x.element_size():
+        raise ValueError(f"{name} has no memory for its shape {list(x.shape)}")
+
+
 def require(name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
     """ValueError where `x` is not of exactly this shape and type on this device."""
     if x.shape != tuple(shape) or x.dtype != dtype or x.device != device:

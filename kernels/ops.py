@@ -103,7 +103,7 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     operands and result are of its type, as those of torch.nn.functional.linear are.
     """
     require_memory("x", x)
-    weight = weight.operand
+    weight = weight._operand
     data, shape, dtype, device = weight.data, x.shape, x.dtype, x.device
     if len(shape) != 2 or shape[0] != weight.shape[1]:
         raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(shape)}")
@@ -205,8 +205,8 @@ def block_sparse_lstm(
     for name, each in (("x", x), ("weight_ih", weight_ih), ("bias_ih", bias_ih), ("bias_hh", bias_hh)):
         if each is not None and not isinstance(each, BSRMatrix):
             require_memory(name, each)
-    weight_hh = weight_hh.operand
-    weight_ih = weight_ih.operand if isinstance(weight_ih, BSRMatrix) else weight_ih
+    weight_hh = weight_hh._operand
+    weight_ih = weight_ih._operand if isinstance(weight_ih, BSRMatrix) else weight_ih
     if is_any_autocast() and (wanted := autocast_type(x.device)) is not None:
         return _lstm_as(wanted, x, state, weight_ih, weight_hh, bias_ih, bias_hh, kernel)
     if state is None:

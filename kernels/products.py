@@ -18,6 +18,7 @@ from kernels.autocast import as_given
 from kernels.backends import native_products
 from kernels.backends.cuda_operators import Pattern, pattern_of
 from kernels.bsr import BSRIndex
+from kernels.index import checked
 from kernels.tracing import batched, transformed, watched
 
 
@@ -59,7 +60,8 @@ def dsd(
         return native_products.dsd(native_products.pack(data, index, x.shape[1], turned), x)
     if kernel == "cuda":
         return pattern_of(index, data.shape[1]).dsd(data, x, turned)
-    to_rows, from_rows = (indices, rows) if turned else (rows, indices)
+    index = checked(index)
+    to_rows, from_rows = (index.indices, index.rows) if turned else (index.rows, index.indices)
     num_block_rows = (column_indptr if turned else indptr).numel() - 1
     with as_given(x.device):
         summed = _torch_dsd(data.mT if turned else data, to_rows, from_rows, num_block_rows, x)
@@ -95,14 +97,15 @@ def sdd(
     kernel: str,
 ) -> Tensor:
     """The kept blocks of grad @ x^T: [nnzb, b, b]. grad: [m, n], x: [k, n]; then a `BSRIndex`."""
-    size = grad.shape[0] // (indptr.numel() - 1)
+    size = grad.shape[0] // max(1, indptr.numel() - 1)
     index = BSRIndex(indptr, indices, rows, column_indptr, column_rows, positions)
     if kernel == "native":
         return native_products.sdd(grad, x, index, size)
     if kernel == "cuda":
         return pattern_of(index, size).sdd(grad, x)
+    index = checked(index)
     with as_given(x.device):
-        return _torch_sdd(grad, x, rows, indices, size)
+        return _torch_sdd(grad, x, index.rows, index.indices, size)
 
 
 @sdd.register_fake

@@ -78,7 +78,7 @@ class FinalModel:
         def moved(weight: Tensor | BSRMatrix) -> Any:
             if isinstance(weight, Tensor):
                 return weight.to(device, dtype)
-            data = weight.operand.data.to(device, dtype)
+            data = weight.data.to(device, dtype)
             indices, indptr = weight.indices.to(device), weight.indptr.to(device)
             return BSRMatrix(data, indices, indptr, weight.shape)
 
@@ -99,9 +99,7 @@ class FinalModel:
     @property
     def dense_nbytes(self) -> int:
         """Bytes of the same weights as dense matrices."""
-        return sum(
-            weight.shape[0] * weight.shape[1] * weight.operand.data.element_size() for weight in self.sparse_weights
-        )
+        return sum(weight.shape[0] * weight.shape[1] * weight.dtype.itemsize for weight in self.sparse_weights)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model to `path`, as tensors of the CPU, and its checksum to `path`.sha256.
@@ -176,7 +174,7 @@ def _frozen(layer: FinalLayer) -> FinalLayer:
 def _pack(weight: Tensor | BSRMatrix) -> Tensor | dict[str, Any]:
     if isinstance(weight, Tensor):
         return weight
-    return {"data": weight.operand.data, "indices": weight.indices, "indptr": weight.indptr, "shape": weight.shape}
+    return {"data": weight.data, "indices": weight.indices, "indptr": weight.indptr, "shape": weight.shape}
 
 
 def _unpack(stored: Any) -> Any:

@@ -19,6 +19,7 @@ from kernels.backends.cuda_kernel import arch_of
 from kernels.backends.cuda_lstm_pass import Sizes
 from kernels.backends.cuda_lstm_tiles import CTA_OVERHEAD, Device
 from kernels.backends.cuda_operators import Pattern, pattern_of
+from kernels.backends.cuda_plan import MOST_NUMBERS
 from kernels.backends.cuda_recurrence import Kept, Recurrence, plans_for, tiles_for
 from kernels.backends.cuda_rungs import Gpu, aligned
 from kernels.index import BSRIndex
@@ -63,7 +64,9 @@ def recurrence_of(pattern: Pattern, dtype: torch.dtype, batch: int) -> Recurrenc
 
 
 def _prepare(pattern: Pattern, sizes: Sizes, element: str, dtype: torch.dtype) -> Recurrence | str:
-    plans, reason = plans_for(pattern.index, sizes.block, dtype), ""
+    if pattern.blocks[0] * sizes.block**2 > MOST_NUMBERS:  # where a piece lies is an int
+        return f"cuda goes through the steps of weights of at most {MOST_NUMBERS} kept values"
+    plans, reason = plans_for(pattern.own, sizes.block, dtype), ""
     for together in (True, False):
         tiles = tiles_for(plans, sizes, element == "Float32", device_of(pattern.gpu), together)
         if not isinstance(tiles, str):
@@ -153,6 +156,8 @@ def backward(
     recurrence = recurrence_of(pattern, data.dtype, y.shape[1])
     assert isinstance(recurrence, Recurrence), recurrence
     of_y, of_h, of_c = (None if each is None else aligned(each) for each in grads)
+    assert kept.gates is not None
+    kept = Kept(y, aligned(kept.cells), aligned(kept.gates))
     sums, bias, *firsts = recurrence.backward(kept, aligned(data), aligned(c0), of_y, of_h, of_c, wanted[1])
     columns, found = sums.flatten(0, 1).mT, [bias]
     if wanted[0]:

@@ -14,21 +14,23 @@ from torch import Tensor
 
 from kernels.backends.cuda_rungs import ELEMENTS, Prepared, Task, aligned, prepare, the_gpu
 from kernels.bsr import BSRMatrix
-from kernels.index import BSRIndex, checked, is_derived
+from kernels.index import BSRIndex, adopted, checked, own_copy
 from kernels.operands import require
 
 MOST_PATTERNS, MOST_PREPARED = 128, 64  # kept; of patterns the last used
 
 
 class Pattern:
-    """A pattern that products were asked of, and what was prepared for it; holds its index, which was derived by us.
+    """A pattern that products were asked of, and what was prepared for it.
+
+    index: derived by us, which operators are given; own: the copy that everything is prepared from.
 
     Its products are of tensors [k, n] and [m, n] that are read and written column by column; others are copied first. float32
     is multiplied as torch does: by TF32 where torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
     """
 
     def __init__(self, index: BSRIndex, block_size: int) -> None:
-        self.index, self.block_size, self.device = index, block_size, index.indices.device
+        self.index, self.own, self.block_size, self.device = index, checked(index), block_size, index.indices.device
         self.gpu = the_gpu(self.device)
         self.shape = (index.indptr.numel() - 1) * block_size, (index.column_indptr.numel() - 1) * block_size
         self.blocks = index.indices.numel(), block_size, block_size
@@ -42,7 +44,7 @@ class Pattern:
             if len(self.prepared) == MOST_PREPARED:
                 self.prepared.clear()
                 self.at_once.clear()
-            found = self.prepared[task] = prepare(task, self.index, self.shape, self.gpu)
+            found = self.prepared[task] = prepare(task, self.own, self.shape, self.gpu)
         return found
 
     def element(self, dtype: torch.dtype) -> str:
@@ -106,25 +108,20 @@ def by_columns(x: Tensor) -> Tensor:
 def pattern_of(index: BSRIndex, block_size: int) -> Pattern:
     """What is kept for a pattern, made at its first product.
 
-    It is found by where its index lies, which is ours and does not change. One that comes from elsewhere, as from an exported
+    It is found by where its index lies, of which we have a copy. One that comes from elsewhere, as from an exported
     program, is compared at each call with the pattern that lay there before; the GPU must be waited for then.
     """
     parts = (index.indptr, index.indices, index.column_indptr)
     key = block_size, *(each.data_ptr() for each in parts), *(each.numel() for each in parts)
-    ours = is_derived(index)
+    own = own_copy(index)
     with one_at_a_time:
         found = _patterns.get(key)
-        if found is None or not (_same(found.index, index) if ours else _alike(found.index, index)):
-            found = _patterns[key] = Pattern(checked(index), block_size)
+        if found is None or not (_alike(found.own, index) if own is None else found.own is own):
+            found = _patterns[key] = Pattern(adopted(index), block_size)
             if len(_patterns) > MOST_PATTERNS:
                 _patterns.popitem(last=False)
         _patterns.move_to_end(key)
         return found
-
-
-def _same(kept: BSRIndex, index: BSRIndex) -> bool:
-    """Whether they are the same tensors."""
-    return kept.indptr.data_ptr() == index.indptr.data_ptr()
 
 
 def _alike(kept: BSRIndex, index: BSRIndex) -> bool:

@@ -25,6 +25,8 @@ from kernels.index import BSRIndex
 from kernels.operands import contiguous
 
 WIDE = 128
+MOST_LINES = 2**31 - 2**16  # rows, columns and tokens are ints, to which a kernel adds its tile's
+MOST_DIVIDED = 2**31 - 2**12  # so are the numbers of an output whose parts are added
 ELEMENTS = {torch.float32: "Float32", torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
 SETTINGS = {  # of a problem: dtype and math
     "Float32": ("float32", "ieee"),
@@ -151,8 +153,12 @@ def tuned_choice(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) 
 
 def prepare(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
     """The product of a matrix of `shape` (m, k) with pattern `index`, compiled and planned, by the best choice known."""
+    if max(*shape, task.n) > MOST_LINES:
+        raise ValueError(
+            f"cuda multiplies up to {MOST_LINES} rows and columns, not {shape} and x [{shape[1]}, {task.n}]"
+        )
     best = tuned_choice(task, index, shape, gpu)
-    if best is not None:
+    if best is not None and not (isinstance(best, ProductChoice) and best.parts and not divisible(task, shape)):
         found = prepare_by(best, task, index, shape, gpu)
         return found._replace(kernel=f"{found.kernel}, tuned")
     if has_wide(task, gpu) and task.n >= WIDE:
@@ -165,13 +171,18 @@ def prepare(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Pr
     return prepare_by_warps(task, index, shape, gpu)
 
 
+def divisible(task: Task, shape: tuple[int, int]) -> bool:
+    """Whether the parts of a divided reduction can be added: outputs of sdd always, they are values of a matrix."""
+    return task.op == "sdd" or task.n * max(shape) <= MOST_DIVIDED
+
+
 def prepare_by_warps(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
     """The same by the first rung, which every GPU has: mma.sync, or FFMA for exact float32."""
     whole, divided = (
         cuda_variants.default(*task, parts=parts, shared_bytes=gpu.shared_bytes) for parts in (False, True)
     )
     plan = _plan(whole, index)
-    if _parts(whole, plan, task.n, gpu) > 1:
+    if divisible(task, shape) and _parts(whole, plan, task.n, gpu) > 1:
         return prepare_by(divided, task, index, shape, gpu)
     return _by_threads(whole, plan, task, index, shape, gpu)
 

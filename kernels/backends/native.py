@@ -33,8 +33,8 @@ class ProductLaunch:
         self.run = self._sampled(problem, bsr) if problem.op == "sdd" else self._packed(problem, bsr)
 
     def _packed(self, problem: GemmProblem, bsr: BSRMatrix) -> Callable[[], object]:
-        turned, x = problem.op == "dsd_t", problem.factors(dense=False)[1]
-        self.packed = pack(bsr.data, bsr.index, problem.n, turned)
+        turned, x = problem.op == "dsd_t", plain(problem.factors(dense=False)[1])
+        self.x, self.packed = x, pack(bsr.data, bsr.index, problem.n, turned)
         self.result = x.new_empty(bsr.shape[1] if turned else bsr.shape[0], problem.n)
         arguments, self.scratch = product(self.packed, x, self.result)
         self.kernel = describe(library("dsd", x.dtype), arguments.pool.threads)

@@ -97,7 +97,7 @@ def tiles_for(dtype: torch.dtype, block_size: int, n: int) -> tuple[int, int, in
 
 def pack(data: Tensor, index: BSRIndex, n: int, turned: bool = False) -> Packed:
     """The matrix with blocks `data` [nnzb, b, b], or its transpose, ready for products with n columns."""
-    index, size = checked(index), data.shape[-1]
+    index, size = checked(index), max([1, *data.shape[-1:]])
     require("data", data, (index.indices.numel(), size, size), data.dtype, index.indices.device)
     data = contiguous(data)
     tall, panel_rows, abreast = tiles_for(data.dtype, size, n)
@@ -120,8 +120,8 @@ def packed(weight: BSRMatrix, n: int, turned: bool = False) -> Packed:
     Of no other: nothing tells that values have changed. Torch's count of changes in place misses what a fused optimizer
     writes, and what is written through `tensor.data`, numpy or dlpack.
     """
-    weight = weight.operand
-    kept: dict[tuple[int, int, bool], Packed] | None = weight.packed
+    weight = weight._operand
+    kept: dict[tuple[int, int, bool], Packed] | None = weight._packed
     if kept is None:
         return pack(weight.data, weight.index, n, turned)
     tall, panel_rows, _ = tiles_for(weight.data.dtype, weight.block_size, n)
@@ -211,6 +211,8 @@ def sampled(
 
 def _check_sampled(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, first: Tensor | None, n: int) -> None:
     """ValueError where the operands of sdd do not fit each other. Of x the columns after those of `first` are read."""
+    if size < 1:
+        raise ValueError(f"grad must have blocks of at least 1, got {size}")
     alike = x.dtype, index.indptr.device
     rows, cols = ((each.numel() - 1) * size for each in (index.indptr, index.column_indptr))
     if isinstance(grad, Tensor):

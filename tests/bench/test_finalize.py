@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -79,7 +81,8 @@ def test_nothing_of_the_model_is_shared(tmp_path: Path):
     model, pruner = masked()
     final = finalize(model, pruner.masks)
     final.save(tmp_path / "model.pt")
-    for each in (final, final.to("cpu"), FinalModel.load(tmp_path / "model.pt")):
+    copies = copy.deepcopy(final), pickle.loads(pickle.dumps(final))
+    for each in (final, final.to("cpu"), FinalModel.load(tmp_path / "model.pt"), *copies):
         assert each.sparse_weights and all(weight.frozen for weight in each.sparse_weights)
     words = torch.randint(VOCABULARY, (3, 2))
     before = final(words)[0].clone()

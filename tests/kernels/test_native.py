@@ -1,5 +1,7 @@
 """Our CPU kernel, fuzzed against float64, and the compiler and thread pool it needs."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -121,3 +123,17 @@ def test_without_a_pool_it_runs_on_one_thread_and_says_so(
 def test_other_types_are_declined_with_a_reason() -> None:
     reason = BACKEND.unsupported(GemmProblem(16, 16, 2, 4, 0.5, dtype="float16"))
     assert reason == "native has no float16 kernel, only float32, float64 and bfloat16"
+
+
+@needs_compiler
+@pytest.mark.parametrize("op", ["dsd", "dsd_t", "sdd"])
+def test_a_launch_keeps_what_its_arguments_point_at(op: str) -> None:
+    problem = GemmProblem(32, 48, 5, 4, 0.5, op=op)
+    read = [
+        weakref.ref(each) for each in {"dsd": [problem.x], "dsd_t": [problem.grad]}.get(op, [problem.x, problem.grad])
+    ]
+    launch = BACKEND.prepare(problem)
+    del problem
+    gc.collect()
+    assert all(each() is not None for each in read)
+    launch()

@@ -5,6 +5,7 @@ What once ended the process runs in one of its own: `python tests/kernels/test_o
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -21,7 +22,7 @@ from kernels.backends import buffers, fastest, native_library, native_lstm
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check
-from kernels.index import is_derived
+from kernels.index import own_copy
 from kernels.lstm_problem import LstmProblem
 from kernels.operands import address
 from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, sdd
@@ -169,6 +170,109 @@ def changed_pattern() -> None:
     assert torch.equal(weight.to_dense(), wanted)
 
 
+WRITES: dict[str, Callable[[Tensor, int], object]] = {
+    "in place": lambda each, value: each.fill_(value),
+    "data": lambda each, value: each.data.fill_(value),
+    "numpy": lambda each, value: each.numpy().fill(value),
+    "dlpack": lambda each, value: torch.from_dlpack(each.__dlpack__()).fill_(value),
+    "inference mode": lambda each, value: torch.inference_mode()(each.fill_)(value),
+    "other memory": lambda each, value: setattr(each, "data", torch.full_like(each, value)),
+    "smaller": lambda each, value: each.resize_(1).fill_(value),
+    "none": lambda each, _: each.untyped_storage().resize_(0),
+}
+
+
+CONTENT = ("in place", "data", "numpy", "dlpack", "inference mode")  # which change what lies there, not where
+UNCOUNTED = ("data", "numpy", "dlpack")  # others autograd sees itself, when it goes back
+
+
+def changed_index() -> None:
+    """And to what was derived of it and looked at: kernels read copies of their own, and see where memory was exchanged."""
+    for how, kernel, value in itertools.product(WRITES, KERNELS, (2**30, -(2**30))):
+        written_index(how, kernel, value)
+
+
+def written_index(how: str, kernel: str, value: int) -> None:
+    weight, recurrent, x, grad = matrix(), square(), normal(48, 5), normal(128, 5)
+    frozen, wanted = weight.freeze(), weight.to_dense()
+    with torch.no_grad():
+        close(block_sparse_matmul(frozen, x, kernel), wanted @ x)
+    tape = block_sparse_matmul(weight, x.clone().requires_grad_(), kernel)
+    for each in (*weight.index, *weight.transposed_index, weight.row_indices, *recurrent.index):
+        WRITES[how](each, value)
+    calls: dict[str, Callable[[], object]] = {
+        "matmul": lambda: close(block_sparse_matmul(weight, x, kernel), wanted @ x),
+        "frozen": lambda: close(block_sparse_matmul(frozen, x, kernel), wanted @ x),
+        "dsd_t": lambda: close(dsd(weight.data, *weight.index, grad, True, kernel), wanted.T @ grad),
+        "sdd": lambda: sdd(grad, x, *weight.index, kernel),
+        "layer": lambda: layer(weight, recurrent, kernel),
+        "dense": lambda: close(weight.to_dense(), wanted),
+        "tape": lambda: tape.sum().backward(),
+    }
+    for name, call in calls.items():
+        packed_before = name == "frozen" and kernel == "native"
+        if packed_before or (how in CONTENT and (name != "tape" or how in UNCOUNTED)):
+            call()
+        else:
+            with pytest.raises((ValueError, RuntimeError)):
+                call()
+
+
+def resized_results() -> None:
+    """Results as large as those whose memory is used again, made larger or smaller in place, or written to by torch."""
+    n = buffers.SMALLEST // (4 * 128) + 5
+    weight, x = matrix(), normal(48, n)
+    wanted = weight.to_dense() @ x
+    for kernel in KERNELS:
+        for _ in range(3):
+            y = block_sparse_matmul(weight, x, kernel)
+            turned = block_sparse_matmul(weight, x.T.contiguous().T, kernel)
+            close(y, wanted), close(turned, wanted)
+            more = torch.ones(3 * n, 128)
+            torch.add(more, more, out=y.resize_(0))
+            assert y.shape == more.shape and bool((y == 2).all())
+            y.resize_(40 * n, 128).fill_(3.0)
+            turned.untyped_storage().resize_(1 << 25)
+            close(turned, wanted)
+            close(block_sparse_matmul(weight, x, kernel), wanted)
+            assert bool((y == 3).all())
+
+
+def nothing_kept_or_no_columns() -> None:
+    """Zero blocks, zero columns, and both, in every operator and its gradients; blocks and grids of nothing are refused."""
+    for kept in (torch.zeros(2, 3, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)):
+        weight = BSRMatrix.from_dense(normal(32, 48), BlockMask(kept, 16))
+        dense, shape = weight.to_dense(), weight.data.shape
+        for kernel in KERNELS:
+            for n in (0, 1, 5):
+                for order in (Tensor.clone, backwards):
+                    data, x = weight.data.clone().requires_grad_(), order(normal(48, n)).requires_grad_()
+                    y = block_sparse_matmul(weight.with_data(data), x, kernel)
+                    close(y, dense @ x)
+                    close(block_sparse_matmul(weight.freeze(), x.detach(), kernel), dense @ x)
+                    grads = torch.autograd.grad(y, (data, x), order(normal(32, n)), create_graph=True)
+                    close(grads[1], dense.T @ normal(32, n))
+                    close(grads[0], BSRMatrix.from_dense(normal(32, n) @ x.T, weight.mask).data)
+                    second = torch.autograd.grad(grads[0].sum() + grads[1].sum(), (data, x), allow_unused=True)
+                    assert second[0] is None or second[0].shape == shape
+    nothing = torch.zeros(8, 2, dtype=torch.bool)
+    recurrent = BSRMatrix.from_dense(torch.zeros(128, 32), BlockMask(nothing, SIZE))
+    into = BSRMatrix.from_dense(torch.zeros(128, 48), BlockMask(torch.zeros(8, 3, dtype=torch.bool), SIZE))
+    for kernel in KERNELS:
+        for weights in ((into, recurrent), (matrix(), recurrent), (into, square())):
+            layer(*weights, kernel)
+    if NO_NATIVE:
+        return
+    weight, x = matrix(), normal(48, 5)
+    for bad in (weight.data[:, :0, :0], weight.data[:, 0, 0], weight.data[0, 0, 0], weight.data.double().float()[:0]):
+        refused("data must be", dsd, bad, *weight.index, x, False, "native")
+    empty = weight.index._replace(
+        indices=torch.zeros(0, dtype=torch.int32), column_indptr=torch.zeros(1, dtype=torch.int32)
+    )
+    refused("column_indptr", dsd, weight.data[:0], *empty, x[:0], False, "native")
+    refused("grad must have blocks", sdd, normal(0, 5), normal(0, 5), *weight.index, "native")
+
+
 def shrunk_values() -> None:
     weight, x = matrix(), normal(48, 5)
     _ = weight.index
@@ -208,7 +312,7 @@ def foreign_index() -> None:
     weight, x, grad = matrix(), normal(48, 5), normal(128, 5)
     index = weight.index
     copies = [each.clone() for each in index]
-    assert is_derived(index) and not is_derived(type(index)(*copies))
+    assert own_copy(index) is not None and own_copy(type(index)(*copies)) is None
     wrong = {
         "indices must lie": index._replace(indices=index.indices + 2**20),
         "indptr must rise": index._replace(indptr=index.indptr * 2**20),
@@ -310,6 +414,9 @@ ONCE_FATAL = [
     expanded_indices,
     expanded_values,
     changed_pattern,
+    changed_index,
+    resized_results,
+    nothing_kept_or_no_columns,
     shrunk_values,
     no_memory,
     operands_elsewhere,

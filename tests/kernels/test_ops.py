@@ -1,14 +1,18 @@
 """block_sparse_matmul: values, gradients, and no gradient at empty blocks, with either kernel."""
 
 import copy
+import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from kernels.backends import native_library, native_products
 from kernels.blockmask import BlockMask
@@ -209,15 +213,99 @@ def test_a_frozen_matrix_is_packed_once_and_an_ordinary_one_at_each_call(monkeyp
         torch.testing.assert_close(block_sparse_matmul(frozen, x), wanted @ x)
         torch.testing.assert_close(block_sparse_matmul(weight.freeze(), x), wanted @ x)
     assert len(packs) == 4
-    for other in (
-        copy.deepcopy(frozen),
-        pickle.loads(pickle.dumps(frozen)),
-        frozen.unfreeze(),
-        frozen.with_data(frozen.data),
-    ):
+    for other in (frozen.unfreeze(), frozen.with_data(frozen.data)):
         assert not other.frozen and torch.equal(other.data, weight.data)
         torch.testing.assert_close(block_sparse_matmul(other, x), wanted @ x)
-    assert len(packs) == 8 and frozen.freeze() is frozen and frozen.frozen and not weight.frozen
+    assert len(packs) == 6 and frozen.freeze() is frozen and frozen.frozen and not weight.frozen
+
+
+def saved(matrix: BSRMatrix) -> BSRMatrix:
+    """As torch.load brings it back."""
+    file = io.BytesIO()
+    torch.save(matrix, file)
+    file.seek(0)
+    found: BSRMatrix = torch.load(file, weights_only=False)
+    return found
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each)), saved])
+def test_a_copy_of_a_frozen_matrix_is_frozen(copied: Callable[[BSRMatrix], BSRMatrix]) -> None:
+    bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    frozen = bsr.freeze()
+    block_sparse_matmul(frozen, x)
+    other = copied(frozen)
+    assert other.frozen and other is not frozen and not copied(bsr).frozen
+    for each in (other, copied(bsr)):
+        assert torch.equal(each.data, bsr.data) and each.dtype == bsr.dtype and each.shape == bsr.shape
+        torch.testing.assert_close(block_sparse_matmul(each, x), bsr.to_dense() @ x)
+
+
+def public(matrix: object) -> Iterator[Tensor]:
+    """Every tensor that a public attribute hands out, inside tuples, lists and dictionaries too."""
+    for name in dir(matrix):
+        if not name.startswith("_"):
+            yield from (each for each in tree_leaves(getattr(matrix, name)) if isinstance(each, Tensor))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_no_public_attribute_of_a_frozen_matrix_can_be_written_through(kernel: str) -> None:
+    bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    frozen, wanted = bsr.freeze(), bsr.to_dense()
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(block_sparse_matmul(frozen, x, kernel), wanted @ x)
+            torch.testing.assert_close(frozen.unfreeze().data, bsr.data)
+        found = list(public(frozen))
+        assert len(found) > 8
+        for each in found:
+            each.data.fill_(2**20)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_freezing_inside_a_transform(kernel: str) -> None:
+    bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    wanted = bsr.to_dense() @ x
+
+    def loss(x: Tensor) -> Tensor:  # of what was there before
+        return block_sparse_matmul(bsr.freeze(), x, kernel)
+
+    torch.testing.assert_close(torch.func.vmap(loss)(torch.stack([x, x])), torch.stack([wanted, wanted]))
+    torch.testing.assert_close(torch.func.vjp(loss, x)[1](wanted)[0], bsr.to_dense().T @ wanted)
+    torch.testing.assert_close(torch.func.jvp(loss, (x,), (x,))[1], wanted)
+
+    def own(data: Tensor) -> Tensor:  # of what the transform is about
+        return block_sparse_matmul(bsr.with_data(data).freeze(), x, kernel)
+
+    torch.testing.assert_close(torch.func.vjp(own, bsr.data)[0], wanted)
+    with pytest.raises(ValueError, match=r"^data must be a plain tensor, got one of vmap's$"):
+        torch.func.vmap(own)(torch.stack([bsr.data] * 2))
+    with FakeTensorMode() as mode:
+        assert bsr.freeze().frozen
+        with pytest.raises(ValueError, match=r"^data must be a plain tensor, got a FakeTensor$"):
+            bsr.with_data(mode.from_tensor(bsr.data)).freeze()
+    with pytest.raises(ValueError, match=r"^data is on the device meta"):
+        BSRMatrix(bsr.data.to("meta"), bsr.indices.to("meta"), bsr.indptr.to("meta"), bsr.shape).freeze()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_freezing_inside_a_compiled_or_exported_function(kernel: str) -> None:
+    bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    wanted = BSRMatrix(bsr.data, bsr.indices, bsr.indptr, bsr.shape).to_dense() @ x
+
+    class Layer(torch.nn.Module):
+        def __init__(self, matrix: BSRMatrix) -> None:
+            super().__init__()
+            self.matrix = matrix
+
+        def forward(self, x: Tensor) -> Tensor:
+            return block_sparse_matmul(self.matrix.freeze(), x, kernel)
+
+    exported = torch.export.export(Layer(bsr), (x,), strict=False)  # the pattern was never looked at before
+    torch.testing.assert_close(exported.module()(x), wanted)
+    torch._dynamo.reset()
+    for fullgraph in (False, True):
+        compiled = torch.compile(Layer(bsr), backend="eager", fullgraph=fullgraph)
+        torch.testing.assert_close(compiled(x), wanted)
 
 
 @pytest.mark.parametrize("how", CHANGES)

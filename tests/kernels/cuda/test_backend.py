@@ -129,6 +129,26 @@ def test_what_was_prepared_is_kept_by_pattern() -> None:
         assert cuda_operators.pattern_of(bsr.with_data(2 * bsr.data).index, 16) is launch
         bsr.indices.add_(0)  # which are not those that it was prepared for
         assert cuda_operators.pattern_of(bsr.index, 16) is launch
+        for each in bsr.index:
+            each.numpy().fill(2**30)
+        wanted = bsr.to_dense() @ problem.x
+        assert cuda_operators.pattern_of(bsr.index, 16) is launch
+        other = BSRMatrix.from_dense(problem.weight, problem.mask)
+        for each in other.index:  # before anything was prepared
+            each.numpy().fill(2**30)
+        for weight in (bsr, other):
+            torch.testing.assert_close(block_sparse_matmul(weight, problem.x, "cuda"), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_no_int_can_count_is_refused_before_anything_is_prepared() -> None:
+    index = BSRMatrix.from_dense(torch.zeros(16, 16), BlockMask.full(16, 16, 16)).index
+    with emulated_gpu():
+        gpu = cuda_rungs.the_gpu(torch.device("cpu"))
+        for n, shape in ((2**31, (16, 16)), (1, (2**31, 16)), (1, (16, 2**32))):
+            with pytest.raises(ValueError, match=r"^cuda multiplies up to \d+ rows and columns"):
+                cuda_rungs.prepare(Task("dsd", "Float32", 16, n), index, shape, gpu)
+    for op, n, divided in (("dsd", 2**16, True), ("dsd", 2**27, False), ("dsd_t", 2**27, False), ("sdd", 2**27, True)):
+        assert cuda_rungs.divisible(Task(op, "Float32", 16, n), (16, 64)) is divided
 
 
 def test_an_index_from_elsewhere_is_compared_at_each_product() -> None:
