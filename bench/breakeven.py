@@ -170,16 +170,20 @@ def _measure(shape: Shape, device: str, dtype: torch.dtype) -> Curve:
 
 
 def crossing(curve: Curve) -> float:
-    """The sparsity where the speedup is 1, its logarithm interpolated between two neighbours; infinite where it never is."""
-    before: tuple[float, float] | None = None
-    for sparsity, ratio in curve:
-        if ratio >= 1.0:
-            if before is None:
-                return sparsity
-            low, high = math.log(before[1]), math.log(ratio)
-            return before[0] + (sparsity - before[0]) * low / (low - high)
-        before = sparsity, ratio
-    return NEVER
+    """The sparsity from which on every measured speedup is at least 1, interpolated from the point below it.
+
+    The lowest measured one where none is below 1; infinite where the highest one is. Time is linear in density, so 1 / speedup
+    is what is interpolated. The analysis reads break-evens off tables by the same rule; tests hold both to the same cases.
+    """
+    points = sorted(curve)
+    below = [index for index, (_, ratio) in enumerate(points) if ratio < 1.0]
+    if points and not below:
+        return points[0][0]
+    if not points or below[-1] == len(points) - 1:
+        return NEVER
+    (low, slow), (high, fast) = points[below[-1]], points[below[-1] + 1]
+    share = (1.0 / slow - 1.0) / (1.0 / slow - 1.0 / fast)
+    return low + share * (high - low)
 
 
 def _read(path: Path) -> dict[str, Entry]:

@@ -27,7 +27,7 @@ empty: Callable[..., Tensor] = POOL.empty  # every buffer that a kernel writes c
 
 def structure(name: str, pointers: str, sizes: str = "", **parts: type[ctypes.Structure]) -> type[ctypes.Structure]:
     """A C structure: a matrix if there is one, pointers, int64 sizes, then the other structures inside it."""
-    first = {part: kind for part, kind in parts.items() if part == "matrix"}
+    first = {part: kind for part, kind in parts.items() if part in ("matrix", "recurrent")}
     fields: list[tuple[str, type]] = [
         *first.items(),
         *((pointer, ctypes.c_void_p) for pointer in pointers.split()),

@@ -31,16 +31,16 @@ Forward = structure(
     "Forward",
     "x projected bias h0 c0 y last_cell saved states inputs scratch",
     f"{SIZES} slots",
-    matrix=Matrix,
-    input_matrix=Matrix,
+    recurrent=Matrix,
+    input=Matrix,
     pool=Pool,
 )
 Backward = structure(
     "Backward",
     "grad_y grad_h grad_c saved c0 grad_x grad_projected panels grad_h0 grad_c0 grad_bias columns scratch",
     SIZES,
-    matrix=Matrix,
-    input_matrix=Matrix,
+    recurrent=Matrix,
+    input=Matrix,
     pool=Pool,
 )
 

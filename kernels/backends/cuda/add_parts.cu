@@ -4,7 +4,7 @@
 typedef ELEMENT Element;
 typedef Element::Storage Storage;
 
-struct Parts {  // mirrored by cuda_products.py
+struct Parts {  // mirrored in Python, field by field
     const float *parts;  // [parts, numbers]
     Storage *out;        // [numbers]
     int numbers, count;  // numbers: a multiple of 4

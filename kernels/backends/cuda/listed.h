@@ -1,4 +1,4 @@
-// What dsd reads, stage by stage, as cuda_plan.py lists it.
+// What dsd reads, stage by stage, as the plan lists it.
 //
 // A CTA makes ROWS rows of the output, for TOKENS tokens. Its list names, in order, the columns of the sparse matrix where any of
 // these rows keeps a block, and is cut into stages of DEPTH elements of the reduction. Of each stage the tokens' elements at the
@@ -14,7 +14,7 @@
 typedef ELEMENT Element;
 typedef Element::Storage Storage;
 
-struct Product {  // mirrored by cuda_products.py
+struct Product {  // mirrored in Python, field by field
     const Storage *values, *x;  // [nnzb, BLOCK, BLOCK], [n, x_line]
     void *out;                  // [n, out_line], or a float one for each part of a divided reduction
     const int *groups;          // [groups, 4]: first row, first stage, stages

@@ -7,7 +7,7 @@
 // another still reads.
 #include "lstm.h"
 
-struct Forward {  // mirrored by cuda_lstm.py
+struct Forward {  // mirrored in Python, field by field
     Plan plan;
     const Storage *values, *projected;  // projected: [steps, batch, 4 hidden], the weighted inputs
     const Storage *bias_ih, *bias_hh;   // [4 hidden]
@@ -20,7 +20,7 @@ struct Forward {  // mirrored by cuda_lstm.py
     int begin, end, steps, batch, hidden, most_items;
 };
 
-struct Backward {  // mirrored by cuda_lstm.py
+struct Backward {  // mirrored in Python, field by field
     Plan plan;
     const Storage *values;
     const Storage *grad_y;           // [steps, batch, hidden], or null

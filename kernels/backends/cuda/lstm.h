@@ -30,7 +30,7 @@ struct alignas(16) Item {
     int unused[2];
 };
 
-struct Plan {  // mirrored by cuda_lstm_plan.py
+struct Plan {  // mirrored in Python, field by field
     const Item *items;
     const int *first_item, *first_slot;  // [hidden / BLOCK + 1]: the items and slots of each block of units
     const int *sources;                  // [slots, 4]: where each piece begins in the values; -1: zeros

@@ -1,6 +1,6 @@
 // What sdd reads: for each stage of DEPTH tokens, ROWS columns of G and the job's listed columns of X, lines of both tiles being tokens.
 //
-// A job of cuda_plan.py is [first row, 3 unused; columns: COLS / BLOCK, -1 beyond the last; units: 4 ints each], units in `bins` bins of
+// A job of the plan is [first row, 3 unused; columns: COLS / BLOCK, -1 beyond the last; units: 4 ints each], units in `bins` bins of
 // UNITS. Its ints stay in shared memory behind the stages.
 #pragma once
 
@@ -10,7 +10,7 @@ typedef ELEMENT Element;
 typedef Element::Storage Storage;
 typedef Pick<FLOATS, Float32, Element>::Type Output;
 
-struct Sampled {  // mirrored by cuda_products.py
+struct Sampled {  // mirrored in Python, field by field
     const Storage *grad, *x;  // [n, grad_line], [n, x_line]
     void *blocks;             // [nnzb, BLOCK, BLOCK], or a float one for each part of the tokens
     const int *jobs;          // [jobs, job_ints]

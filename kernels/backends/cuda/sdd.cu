@@ -1,7 +1,7 @@
 // The blocks of G^T X at the kept places of a pattern and no others, on tensor cores; G: [n, m], X: [n, k], the reduction runs over
 // the n tokens.
 //
-// A CTA has a job of cuda_plan.py: ROWS columns of G (rows of W), up to COLS listed columns of X, and the kept blocks among
+// A CTA has a job of the plan: ROWS columns of G (rows of W), up to COLS listed columns of X, and the kept blocks among
 // them, cut into units. Both are tiles of DEPTH tokens in shared memory, and every warp makes a unit after the other from them, each with
 // its own place in the tiles: sums lie in registers for what is kept only. Units of 16 x 16 read 1/4 byte of shared memory a
 // product, half of it again where two that follow each other share their rows; those of 64 x 64 read 1/16.

@@ -8,7 +8,7 @@
 typedef ELEMENT Element;
 typedef Element::Storage Storage;
 
-struct Arguments {  // mirrored by cuda_wgmma.py
+struct Arguments {  // mirrored in Python, field by field
     const Storage *grad, *x;  // [n, m], [n, k]
     Storage* values;          // [nnzb, b, b]
     const int* tasks;         // [tasks, 3]: strip, where its columns begin in the list, how many

@@ -8,7 +8,7 @@
 typedef ELEMENT Element;
 typedef Element::Storage Storage;
 
-struct Arguments {  // mirrored by cuda_wgmma.py
+struct Arguments {  // mirrored in Python, field by field
     const Storage *values, *x;  // [nnzb, b, b] and [n, k]
     Storage* y;                 // [n, m]
     const int* order;           // [groups]: row groups by falling work

@@ -2,7 +2,7 @@
 #include "pool.h"
 #include "tiles.h"
 
-struct Product {  // mirrored by native_products.py
+struct Product {  // mirrored in Python, field by field
     Matrix matrix;
     const Element *x;
     Element *y;
@@ -11,7 +11,7 @@ struct Product {  // mirrored by native_products.py
     Pool pool;
 };
 
-struct Packing {  // mirrored by native_products.py
+struct Packing {  // mirrored in Python, field by field
     const Element *data;  // [nnzb, b, b]
     const int32_t *indptr;
     const int32_t *positions;  // which block of `data` comes next; null: in their order, else each block transposed

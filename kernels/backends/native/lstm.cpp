@@ -9,7 +9,7 @@
 
 static_assert(!paired, "a layer is of float or double");
 
-struct Forward {  // mirrored by native_lstm.py
+struct Forward {  // mirrored in Python, field by field
     Matrix recurrent;         // [4 hidden, hidden]
     const Scalar *x;          // [steps, batch, into]
     const Scalar *projected;  // [steps, batch, 4 hidden]: the weighted inputs, or null
@@ -26,7 +26,7 @@ struct Forward {  // mirrored by native_lstm.py
     Pool pool;
 };
 
-struct Backward {  // mirrored by native_lstm.py
+struct Backward {  // mirrored in Python, field by field
     Matrix recurrent;               // the transpose: [hidden, 4 hidden]
     const Scalar *grad_y;           // [steps, batch, hidden], or null
     const Scalar *grad_h, *grad_c;  // [batch, hidden], of the last states, or null

@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int64_t span = 32;  // rows of an item, at most; native_lstm.py allocates as many
+constexpr int64_t span = 32;  // rows of an item, at most; Python allocates as many
 static_assert(span % lanes == 0 && span >= 2 * lanes, "a panel of tall tiles fits");
 
 struct Part {  // what one item computes

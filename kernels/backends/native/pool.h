@@ -5,7 +5,7 @@
 #pragma once
 #include "vectors.h"
 
-struct Pool {  // mirrored by native_library.py
+struct Pool {  // mirrored in Python, field by field
     int64_t threads;  // at most most_threads
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
     int (*thread_number)();

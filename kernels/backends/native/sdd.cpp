@@ -7,7 +7,7 @@
 // a stretch of block columns whose packed vectors stay in the second-level cache from item to item.
 #include "pool.h"
 
-struct Sampled {  // mirrored by native_products.py
+struct Sampled {  // mirrored in Python, field by field
     const Element *grad;     // null where `panels` holds it already, [grid_rows * panels, n, P]
     const Element *x;
     const Element *x_first;  // the first columns of X, as `x` column by column; the others are in `x`; not of bfloat16

@@ -11,7 +11,7 @@
 #pragma once
 #include "vectors.h"
 
-struct Matrix {  // mirrored by native_library.py
+struct Matrix {  // mirrored in Python, field by field
     const Scalar *values;  // or pairs
     const int32_t *indices, *indptr;
     int64_t block_size, grid_rows;

@@ -26,7 +26,7 @@ namespace emulated {
 enum Order { forward, reverse, random_order };
 enum Copies { early, late, random_copies };
 
-struct Options {  // mirrored by emulator.py
+struct Options {  // mirrored in Python, field by field
     u32 grid[3], threads, shared_bytes, cooperative, order, copies;
     u64 seed;
 };
