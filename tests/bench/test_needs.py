@@ -60,7 +60,10 @@ def no_step(*_: object) -> None:
             {"eval_tokens": 19},
             r"eval_tokens: 10 streams need 20 tokens of the validation text, which has 19 .* accepted: 20 tokens or more, or 0",
         ),
-        ({"train_tokens": 1}, r"train_tokens: 20 streams need 40 tokens .* which has 1 .* accepted: 40 tokens or more, or 0"),
+        (
+            {"train_tokens": 1},
+            r"train_tokens: 20 streams need 40 tokens .* which has 1 .* accepted: 40 tokens or more, or 0",
+        ),
     ],
 )
 def test_a_text_that_is_too_short_is_refused_before_the_first_step(
