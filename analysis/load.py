@@ -73,10 +73,8 @@ def find_folder(name: str, results: str | os.PathLike[str] | None = None) -> Pat
     parents = [results_folder(), REFERENCE] if results is None else [Path(results)]
     sweep = Path(name).stem if name.endswith(".toml") else name
     sweeps, named = [parent / sweep for parent in parents], [Path(name), ROOT / name]
-    if results is None:
-        places = [*named, *sweeps]
-    else:
-        places = [*sweeps, *(named if len(Path(name).parts) != 1 else [])]
+    is_path = len(Path(name).parts) > 1
+    places = [*named, *sweeps] if results is None else [*sweeps, *(named if is_path else [])]
     for folder in places if name else []:
         if folder.is_dir() and tables_in(folder):
             if name.endswith(".toml"):

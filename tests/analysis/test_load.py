@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def test_the_folder_of_results_that_is_given_is_the_one_that_is_looked_in(
         assert find_folder(f"sub/{name}", given) == Path(f"sub/{name}"), "a path is one where the results have none"
     (tmp_path / "empty").mkdir()
     for given in (tmp_path / "empty", tmp_path / "missing"):
-        line = refusal(lambda: find_folder(name, given))
+        line = refusal(partial(find_folder, name, given))
         assert str(given / name) in line and "known: none yet" in line, "no other sweep of that name is taken for it"
     assert find_folder(name) == Path(name), "as before where no results are given"
     assert "no results called ''" in refusal(lambda: find_folder("", mine)), "the results themselves are no sweep"
