@@ -83,7 +83,7 @@ RUNGS: list[list[str]] = [
     ["bench.tuning"],
     ["bench.engines.*"],
     ["bench.run", "bench.doctor"],
-    ["bench.show", "bench.budget"],
+    ["bench.show", "bench.budget", "bench.options"],
     ["bench.campaign"],
     ["bench.tuner"],
     ["bench.__main__"],
