@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,9 @@ def folder(option: str, existing: str = "") -> Parser:
 def file(option: str) -> Parser:
     def parse(given: Any) -> Path:
         path = _path(option, given, "a file")
-        if not no_folder(path):
-            raise refusal(option, given, "is a folder", "a file, which may be there or not")
+        with suppress(OSError):  # what cannot be looked at is said by who writes it
+            if path.is_dir():
+                raise refusal(option, given, "is a folder", "a file, which may be there or not")
         return path
 
     return parse

@@ -80,7 +80,7 @@ RUNGS: list[list[str]] = [
     ["bench.probes", "bench.meter"],
     ["bench.examiner", "bench.needs"],
     ["bench.sweep", "bench.train", "bench.timing", "bench.checks", "bench.progress"],
-    ["bench.tuning"],
+    ["bench.tuning", "bench.origin"],
     ["bench.engines.*"],
     ["bench.run", "bench.doctor"],
     ["bench.show", "bench.budget", "bench.options"],
