@@ -8,12 +8,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from bench import options
-from bench.options import BAD_INPUT, ending
+from bench.options import (
+    BAD_INPUT,
+    Budget,
+    CampaignOut,
+    CheckpointMib,
+    CheckpointSeconds,
+    Device,
+    Name,
+    Names,
+    Results,
+    ResumeFrom,
+    Retry,
+    Schema,
+    Timeout,
+    Together,
+    TunedOut,
+    WaitQuiet,
+    Workers,
+    ending,
+)
 
 ENVIRONMENT, INTERRUPTED = 3, 130
 
@@ -23,59 +40,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Name = Annotated[str, typer.Argument(help="a sweep of bench/sweeps, or a path to a .toml file")]
-Results = Annotated[
-    Path,
-    typer.Option(parser=options.folder("--results"), metavar="FOLDER", help="folder that holds one folder a sweep"),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        parser=options.count("--workers"),
-        metavar="COUNT",
-        help="training cells side by side; default: as many as fit the cores",
-    ),
-]
-Timeout = Annotated[
-    float,
-    typer.Option(parser=options.seconds("--timeout", 1), metavar="SECONDS", help="seconds a cell may take, 1 or more"),
-]
-Retry = Annotated[bool, typer.Option("--retry", help="also run again every stored cell that did not end ok")]
-CheckpointSeconds = Annotated[
-    float,
-    typer.Option(
-        parser=options.seconds("--checkpoint-seconds"),
-        metavar="SECONDS",
-        help="seconds between two checkpoints of a cell that trains; it goes on from the last",
-    ),
-]
-WaitQuiet = Annotated[
-    float,
-    typer.Option(
-        parser=options.seconds("--wait-quiet"),
-        metavar="SECONDS",
-        help="seconds to wait for a machine that is busy with other work, before anything is timed",
-    ),
-]
-
-Names = Annotated[list[str], typer.Argument(help="sweeps of bench/sweeps, or paths to .toml files")]
-Budget = Annotated[
-    float,
-    typer.Option(
-        parser=options.seconds("--budget", 1),
-        metavar="SECONDS",
-        help="seconds for all, 1 or more; no cell begins that will not fit",
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option(
-        parser=options.one_of("--device", "cuda", "cpu"),
-        metavar="cuda|cpu",
-        help="cells of which device; cpu runs those of the CPU the same way",
-    ),
-]
 
 HERE = Path("results")
 
@@ -194,41 +158,13 @@ def doctor() -> None:
 @app.command()
 def campaign(
     names: Names,
-    out: Annotated[
-        Path,
-        typer.Option(
-            parser=options.folder("--out"),
-            metavar="FOLDER",
-            help="folder that the tables are written to, and continued from",
-        ),
-    ],
+    out: CampaignOut,
     budget: Budget,
     device: Device = "cuda",
-    resume_from: Annotated[
-        Path | None,
-        typer.Option(
-            parser=options.folder("--resume-from", existing="the --out of an earlier campaign"),
-            metavar="FOLDER",
-            help="the --out of an earlier campaign, to continue from",
-        ),
-    ] = None,
+    resume_from: ResumeFrom = None,
     timeout: Timeout = 120.0,
-    checkpoint_mib: Annotated[
-        float,
-        typer.Option(
-            parser=options.mebibytes("--checkpoint-mib"),
-            metavar="MIB",
-            help="keep checkpoints of cells that train in OUT, of up to so many MiB each; 0: none",
-        ),
-    ] = 0.0,
-    together: Annotated[
-        int,
-        typer.Option(
-            parser=options.count("--together"),
-            metavar="COUNT",
-            help="training cells side by side on the one device; timings run alone",
-        ),
-    ] = 1,
+    checkpoint_mib: CheckpointMib = 0.0,
+    together: Together = 1,
     wait_quiet: WaitQuiet = 0.0,
 ) -> None:
     """Check every kernel on a GPU, then time and train sweeps, most important cells first, until the budget is spent; resumable."""
@@ -256,14 +192,7 @@ def campaign(
 @app.command()
 def tune(
     names: Names,
-    out: Annotated[
-        Path,
-        typer.Option(
-            parser=options.file("--out"),
-            metavar="FILE",
-            help="JSON file that the winners are written to; tune.parquet is beside it",
-        ),
-    ],
+    out: TunedOut,
     budget: Budget,
     device: Device = "cuda",
     timeout: Timeout = 300.0,
@@ -283,14 +212,7 @@ def tune(
 @app.command()
 def columns(
     results: Results = HERE,
-    schema: Annotated[
-        Path | None,
-        typer.Option(
-            parser=options.file("--schema"),
-            metavar="FILE",
-            help="also write them for the analysis: analysis/columns.json",
-        ),
-    ] = None,
+    schema: Schema = None,
 ) -> None:
     """Write README.md, the meaning of every column of the tables, into the results folder."""
     with _environment_errors():

@@ -1,6 +1,7 @@
-"""What the options of the command line take: finite numbers between bounds, paths and names. All else is refused in one line.
+"""The options of the command line: finite numbers between bounds, paths and names. All else is refused in one line.
 
-Each function makes the parser of one option: typer's own refuse in several lines, and let nan and infinity pass.
+Each function makes the parser of one option: typer's own refuse in several lines, and let nan and infinity pass. What the
+commands share stands at the end.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -123,3 +124,106 @@ def _path(option: str, given: Any, accepted: str) -> Path:
     if not str(given):
         raise refusal(option, given, "is empty", accepted)
     return Path(given)
+
+
+Name = Annotated[str, typer.Argument(help="a sweep of bench/sweeps, or a path to a .toml file")]
+Results = Annotated[
+    Path,
+    typer.Option(parser=folder("--results"), metavar="FOLDER", help="folder that holds one folder a sweep"),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        parser=count("--workers"),
+        metavar="COUNT",
+        help="training cells side by side; default: as many as fit the cores",
+    ),
+]
+Timeout = Annotated[
+    float,
+    typer.Option(parser=seconds("--timeout", 1), metavar="SECONDS", help="seconds a cell may take, 1 or more"),
+]
+Retry = Annotated[bool, typer.Option("--retry", help="also run again every stored cell that did not end ok")]
+CheckpointSeconds = Annotated[
+    float,
+    typer.Option(
+        parser=seconds("--checkpoint-seconds"),
+        metavar="SECONDS",
+        help="seconds between two checkpoints of a cell that trains; it goes on from the last",
+    ),
+]
+WaitQuiet = Annotated[
+    float,
+    typer.Option(
+        parser=seconds("--wait-quiet"),
+        metavar="SECONDS",
+        help="seconds to wait for a machine that is busy with other work, before anything is timed",
+    ),
+]
+
+Names = Annotated[list[str], typer.Argument(help="sweeps of bench/sweeps, or paths to .toml files")]
+Budget = Annotated[
+    float,
+    typer.Option(
+        parser=seconds("--budget", 1),
+        metavar="SECONDS",
+        help="seconds for all, 1 or more; no cell begins that will not fit",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        parser=one_of("--device", "cuda", "cpu"),
+        metavar="cuda|cpu",
+        help="cells of which device; cpu runs those of the CPU the same way",
+    ),
+]
+
+CampaignOut = Annotated[
+    Path,
+    typer.Option(
+        parser=folder("--out"),
+        metavar="FOLDER",
+        help="folder that the tables are written to, and continued from",
+    ),
+]
+ResumeFrom = Annotated[
+    Path | None,
+    typer.Option(
+        parser=folder("--resume-from", existing="the --out of an earlier campaign"),
+        metavar="FOLDER",
+        help="the --out of an earlier campaign, to continue from",
+    ),
+]
+CheckpointMib = Annotated[
+    float,
+    typer.Option(
+        parser=mebibytes("--checkpoint-mib"),
+        metavar="MIB",
+        help="keep checkpoints of cells that train in OUT, of up to so many MiB each; 0: none",
+    ),
+]
+Together = Annotated[
+    int,
+    typer.Option(
+        parser=count("--together"),
+        metavar="COUNT",
+        help="training cells side by side on the one device; timings run alone",
+    ),
+]
+TunedOut = Annotated[
+    Path,
+    typer.Option(
+        parser=file("--out"),
+        metavar="FILE",
+        help="JSON file that the winners are written to; tune.parquet is beside it",
+    ),
+]
+Schema = Annotated[
+    Path | None,
+    typer.Option(
+        parser=file("--schema"),
+        metavar="FILE",
+        help="also write them for the analysis: analysis/columns.json",
+    ),
+]
