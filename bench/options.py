@@ -31,9 +31,11 @@ def ending(line: str, status: int) -> typer.Exit:
 
 
 def refusal(option: str, given: object, wrong: str, accepted: str) -> typer.Exit:
+    """How a command ends whose `option` was given what it does not take; a path is told whole, all else cut."""
     from bench.settings import shown
 
-    return ending(f"{option}: {shown(str(given))} {wrong}; accepted: {accepted}", BAD_INPUT)
+    told = str(given) if isinstance(given, Path) else shown(str(given))
+    return ending(f"{option}: {told} {wrong}; accepted: {accepted}", BAD_INPUT)
 
 
 def number(option: str, least: float, most: float, unit: str) -> Parser:
@@ -89,7 +91,7 @@ def folder(option: str, existing: str = "") -> Parser:
     def parse(given: Any) -> Path:
         path = _path(option, given, existing or "a folder")
         if existing and (wrong := no_folder(path)):
-            raise refusal(option, given, wrong, existing)
+            raise refusal(option, path, wrong, existing)
         return path
 
     return parse
@@ -100,7 +102,7 @@ def file(option: str) -> Parser:
         path = _path(option, given, "a file")
         with suppress(OSError):  # what cannot be looked at is said by who writes it
             if path.is_dir():
-                raise refusal(option, given, "is a folder", "a file, which may be there or not")
+                raise refusal(option, path, "is a folder", "a file, which may be there or not")
         return path
 
     return parse

@@ -12,7 +12,7 @@ from nox.command import CommandFailed
 FILE = Path(__file__).parents[1] / "noxfile.py"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")  # nox knows its sessions by name, once
 def noxfile() -> ModuleType:
     spec = importlib.util.spec_from_file_location("noxfile_of_the_suite", FILE)
     assert spec is not None and spec.loader is not None

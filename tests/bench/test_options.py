@@ -171,7 +171,10 @@ def test_a_path_that_cannot_be_used_is_one_line(
         pytest.skip("needs a user who may not read everything")
     for module in (bench.campaign, bench.tuner):
         monkeypatch.setattr(module, "run_jobs", lambda *_: [])
+    for module in (bench.campaign, bench.run):
+        monkeypatch.setattr(module, "await_quiet", lambda *_: None)
     monkeypatch.setattr(bench.run, "_run_phases", lambda *_: None)
+    monkeypatch.setattr(bench.run, "_summary", lambda *_: 0)
     path, wanted = made(state, tmp_path), PATHS[command, option][STATES.index(state)]
     try:
         status, out, err = run(command, option, str(path))
