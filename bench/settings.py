@@ -28,7 +28,7 @@ REGISTRIES: dict[str, Catalogue | Registry[Any]] = {
     "criterion": CRITERIA,
 }
 NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
-NAMED = {list: "list", dict: "table"}
+NAMED: dict[type, str] = {list: "list", dict: "table"}
 LONGEST_SHOWN = 60  # letters of a value or a key in a line
 
 
