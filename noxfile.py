@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "none"
@@ -30,6 +31,18 @@ def run(session: nox.Session, *args: str) -> None:
         session.run(PYTHON, "-m", "pip", "install", "-q", "-c", "constraints.txt", "-e", ".[dev]", external=True)
         stamp.write_text(wanted)
     session.run(PYTHON, *args, external=True)
+
+
+def run_all(session: nox.Session, *commands: tuple[str, ...]) -> None:
+    """Run `python ARGS` for each of `commands`, and fail at the end where one failed: the others are run nevertheless."""
+    failed = []
+    for command in commands:
+        try:
+            run(session, *command)
+        except CommandFailed as failure:
+            failed.append(str(failure))
+    if failed:
+        session.error("; ".join(failed))
 
 
 @nox.session
@@ -60,8 +73,8 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         run(session, "-m", "pytest", *session.posargs)
         return
-    run(session, "-m", "pytest", "-n", "logical", "--dist", "worksteal", "-m", "not alone")
-    run(session, "-m", "pytest", "-m", "alone")
+    pytest = ("-m", "pytest")
+    run_all(session, (*pytest, "-n", "logical", "--dist", "worksteal", "-m", "not alone"), (*pytest, "-m", "alone"))
 
 
 @nox.session
@@ -91,8 +104,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting with ruff."""
-    run(session, "-m", "ruff", "check", ".")
-    run(session, "-m", "ruff", "format", "--check", ".")
+    run_all(session, ("-m", "ruff", "check", "."), ("-m", "ruff", "format", "--check", "."))
 
 
 @nox.session

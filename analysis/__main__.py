@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,12 +21,46 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _folder(option: str) -> Callable[[Any], Path]:
+    """Makes the parser of an option. The empty path, as of a variable that is not set, would be the folder where one is."""
+
+    def parse(given: Any) -> Path:
+        if not str(given):
+            raise _ending(f"{option}: '' is empty; accepted: a folder", BAD_INPUT)
+        return Path(given)
+
+    return parse
+
+
+def _ending(line: str, status: int) -> typer.Exit:
+    print(line, file=sys.stderr)
+    return typer.Exit(status)
+
+
 Name = Annotated[str, typer.Argument(help="a sweep's name, its .toml file, or a folder with its tables")]
-Results = Annotated[Path | None, typer.Option(help="folder that holds one folder a sweep; default: results")]
-Out = Annotated[Path, typer.Option(help="folder the figures go to")]
-Executed = Annotated[Path | None, typer.Option(help="folder the executed copies go to; default: results/notebooks")]
+Results = Annotated[
+    Path | None,
+    typer.Option(
+        parser=_folder("--results"), metavar="FOLDER", help="folder that holds one folder a sweep; default: results"
+    ),
+]
+Out = Annotated[Path, typer.Option(parser=_folder("--out"), metavar="FOLDER", help="folder the figures go to")]
+Executed = Annotated[
+    Path | None,
+    typer.Option(
+        parser=_folder("--out"),
+        metavar="FOLDER",
+        help="folder the executed copies go to; default: results/notebooks",
+    ),
+]
 Tables = Annotated[
-    Path | None, typer.Option(help="folder with the tables to read; default: results/reference/wikitext2_small")
+    Path | None,
+    typer.Option(
+        parser=_folder("--results"),
+        metavar="FOLDER",
+        help="folder with the tables to read; default: results/reference/wikitext2_small",
+    ),
 ]
 
 
@@ -57,11 +91,6 @@ def _one_line_errors() -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise _ending(f"{where}{error.strerror or error}", ENVIRONMENT) from None
-
-
-def _ending(line: str, status: int) -> typer.Exit:
-    print(line, file=sys.stderr)
-    return typer.Exit(status)
 
 
 @app.command()

@@ -66,20 +66,23 @@ def reference_folder() -> Path:
 def find_folder(name: str, results: str | os.PathLike[str] | None = None) -> Path:
     """The folder of a finished sweep: a folder, a sweep's name, or its .toml file; ValueError with one line otherwise.
 
-    A folder may be named from where one is or from the checkout. A sweep is looked up in `results`; where that is not
-    given, in `results_folder` and then among the committed ones. A file is refused where its name's folder was measured
-    from another file.
+    A folder may be named from where one is or from the checkout. A sweep is looked up in `results`, before anything else
+    is tried, and a bare name is that of a sweep; where `results` is not given, in `results_folder` and then among the
+    committed ones. A file is refused where its name's folder was measured from another file.
     """
-    parents = [Path(results)] if results else [results_folder(), REFERENCE]
+    parents = [results_folder(), REFERENCE] if results is None else [Path(results)]
     sweep = Path(name).stem if name.endswith(".toml") else name
-    for folder in (Path(name), ROOT / name, *(parent / sweep for parent in parents)):
+    sweeps, named = [parent / sweep for parent in parents], [Path(name), ROOT / name]
+    is_path = len(Path(name).parts) > 1
+    places = [*named, *sweeps] if results is None else [*sweeps, *(named if is_path else [])]
+    for folder in places if name else []:
         if folder.is_dir() and tables_in(folder):
             if name.endswith(".toml"):
                 _check_origin(folder, Path(name))
             return folder
     known = sorted({path.name for parent in parents for path in parent.glob("*") if tables_in(path)})
     raise ValueError(
-        f"no results called {name!r}: neither it nor {parents[0] / sweep} holds "
+        f"no results called {name!r}: {f'neither it nor {sweeps[0]} holds' if named[0] in places else f'{sweeps[0]} holds no'} "
         f"{' or '.join(f'{table}.parquet' for table in TABLES)}; known: {', '.join(known) or 'none yet'}"
     )
 

@@ -5,16 +5,34 @@ Every command imports what it needs itself, so that a bad sweep file is refused 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-BAD_INPUT, ENVIRONMENT, INTERRUPTED = 2, 3, 130
+from bench.options import (
+    BAD_INPUT,
+    Budget,
+    CampaignOut,
+    CheckpointMib,
+    CheckpointSeconds,
+    Device,
+    Name,
+    Names,
+    Results,
+    ResumeFrom,
+    Retry,
+    Schema,
+    Timeout,
+    Together,
+    TunedOut,
+    WaitQuiet,
+    Workers,
+    ending,
+)
+
+ENVIRONMENT, INTERRUPTED = 3, 130
 
 app = typer.Typer(
     help="Measure block-sparse networks: a sweep file in, result tables out.",
@@ -22,32 +40,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Name = Annotated[str, typer.Argument(help="a sweep of bench/sweeps, or a path to a .toml file")]
-Results = Annotated[Path, typer.Option(help="folder that holds one folder a sweep")]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="training cells side by side; default: as many as fit the cores")
-]
-Timeout = Annotated[float, typer.Option(min=1.0, help="seconds a cell may take")]
-Retry = Annotated[bool, typer.Option("--retry", help="also run again every stored cell that did not end ok")]
-CheckpointSeconds = Annotated[
-    float, typer.Option(min=0.0, help="seconds between two checkpoints of a cell that trains; it goes on from the last")
-]
-WaitQuiet = Annotated[
-    float,
-    typer.Option(min=0.0, help="seconds to wait for a machine that is busy with other work, before anything is timed"),
-]
-
-Names = Annotated[list[str], typer.Argument(help="sweeps of bench/sweeps, or paths to .toml files")]
-Budget = Annotated[float, typer.Option(min=1.0, help="seconds for all; no cell begins that will not fit")]
-
-
-class Processor(StrEnum):
-    cuda = "cuda"
-    cpu = "cpu"
-
-
-Device = Annotated[Processor, typer.Option(help="cells of which device; cpu runs those of the CPU the same way")]
 
 HERE = Path("results")
 
@@ -58,13 +50,13 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise _ending("interrupted", INTERRUPTED) from None
+        raise ending("interrupted", INTERRUPTED) from None
     except ValueError as error:
         from bench.sweep import SweepError
 
         if not isinstance(error, SweepError):
             raise
-        raise _ending(str(error), BAD_INPUT) from None
+        raise ending(str(error), BAD_INPUT) from None
 
 
 @contextmanager
@@ -78,18 +70,13 @@ def _environment_errors() -> Iterator[None]:
     try:
         yield
     except (UnusableError, LockedError, DamagedError, NewerError, ResourceError) as error:
-        raise _ending(str(error), ENVIRONMENT) from None
+        raise ending(str(error), ENVIRONMENT) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        raise _ending(f"{where}{error.strerror or error}", ENVIRONMENT) from None
+        raise ending(f"{where}{error.strerror or error}", ENVIRONMENT) from None
     except ImportError as error:
         why = (str(error).splitlines() or ["no reason given"])[0]
-        raise _ending(f"{error.name or 'a package'} cannot be imported here: {why}", ENVIRONMENT) from None
-
-
-def _ending(line: str, status: int) -> typer.Exit:
-    print(line, file=sys.stderr)
-    return typer.Exit(status)
+        raise ending(f"{error.name or 'a package'} cannot be imported here: {why}", ENVIRONMENT) from None
 
 
 @app.command("list")
@@ -171,18 +158,13 @@ def doctor() -> None:
 @app.command()
 def campaign(
     names: Names,
-    out: Annotated[Path, typer.Option(help="folder that the tables are written to, and continued from")],
+    out: CampaignOut,
     budget: Budget,
-    device: Device = Processor.cuda,
-    resume_from: Annotated[Path | None, typer.Option(help="the --out of an earlier campaign, to continue from")] = None,
+    device: Device = "cuda",
+    resume_from: ResumeFrom = None,
     timeout: Timeout = 120.0,
-    checkpoint_mib: Annotated[
-        float,
-        typer.Option(min=0.0, help="keep checkpoints of cells that train in OUT, of up to so many MiB each; 0: none"),
-    ] = 0.0,
-    together: Annotated[
-        int, typer.Option(min=1, help="training cells side by side on the one device; timings run alone")
-    ] = 1,
+    checkpoint_mib: CheckpointMib = 0.0,
+    together: Together = 1,
     wait_quiet: WaitQuiet = 0.0,
 ) -> None:
     """Check every kernel on a GPU, then time and train sweeps, most important cells first, until the budget is spent; resumable."""
@@ -197,7 +179,7 @@ def campaign(
                 sweeps,
                 out,
                 budget,
-                device.value,
+                device,
                 resume_from,
                 timeout,
                 checkpoint_mib=checkpoint_mib,
@@ -210,9 +192,9 @@ def campaign(
 @app.command()
 def tune(
     names: Names,
-    out: Annotated[Path, typer.Option(help="JSON file that the winners are written to; tune.parquet is beside it")],
+    out: TunedOut,
     budget: Budget,
-    device: Device = Processor.cuda,
+    device: Device = "cuda",
     timeout: Timeout = 300.0,
 ) -> None:
     """Time every variant of our kernels for the products of sweeps, and write which is the fastest; resumable."""
@@ -223,14 +205,14 @@ def tune(
         with _environment_errors():
             from bench.tuner import run_tuner
 
-            status = run_tuner(sweeps, out, budget, device.value, timeout)
+            status = run_tuner(sweeps, out, budget, device, timeout)
     raise typer.Exit(status)
 
 
 @app.command()
 def columns(
     results: Results = HERE,
-    schema: Annotated[Path | None, typer.Option(help="also write them for the analysis: analysis/columns.json")] = None,
+    schema: Schema = None,
 ) -> None:
     """Write README.md, the meaning of every column of the tables, into the results folder."""
     with _environment_errors():

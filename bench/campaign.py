@@ -3,13 +3,15 @@
 First every kernel is checked on the device, then cells are timed in the order of their sweep files, then a few checks are
 made once more under compute-sanitizer, until the time is up.
 What is finished is on the disk after every cell: <out>/check.parquet and <out>/<sweep>/gemm.parquet or lstm.parquet, each
-with its checksum, so that three sweeps leave at most eight files. Cells that train run too, several side by side where that is asked
+with its checksum, and <out>/<sweep>/.sweep, which file that sweep is: three sweeps leave at most eleven files. Cells that a
+sweep no longer has are kept apart (`bench.origin`). Cells that train run too, several side by side where that is asked
 for: where checkpoints are, each that does not fit is put aside in <out>/.checkpoints when the time is up, and goes on in
 the next call.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections import Counter
@@ -27,11 +29,12 @@ from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell
 from bench.checkpoint import FOLDER, Checkpoints
 from bench.engines.local import Work, measure
 from bench.estimate import Pace, spoken
+from bench.origin import Kept
 from bench.provenance import source_hash
 from bench.quiet import await_quiet
 from bench.run import FINE, UnusableError, check_datasets, counted, lacked, terminable
 from bench.store import LockedError
-from bench.sweep import Sweep, SweepError, distinct
+from bench.sweep import Sweep, distinct
 from bench.tables import Tables
 
 WATCHED = (("dsd", "memcheck"), ("sdd", "memcheck"), ("forward_backward", "memcheck"), ("dsd", "racecheck"))
@@ -120,24 +123,31 @@ def run_campaign(
     is another folder. checkpoint_mib: the largest checkpoint that is kept; 0 keeps none. together: cells that train side
     by side. wait_quiet: seconds to wait for a machine that is busy with other work, None does not look. A cell of several
     sweeps runs once and is stored for each. Raises UnusableError, LockedError or OSError where the environment is at fault,
-    SweepError where two sweeps would share a folder.
+    SweepError where two sweeps would share a folder, or one has another's.
     """
     deadline = time.monotonic() + budget
     sweeps, out = distinct(sweeps), Path(out)
-    resume_from = None if resume_from is None else Path(resume_from)
+    if resume_from is not None:
+        resume_from = Path(resume_from)
+        os.scandir(resume_from).close()  # raises where it is missing, no folder, or shut
     require_device(device)
     timed = {sweep.name: [cell for cell in sweep.cells if cell.device == device] for sweep in sweeps}
     checks = checks_for([cell for cells in timed.values() for cell in cells])
     sanitized = watched(checks, "cuda") if device == "cuda" else []
     with locked(out):
         checked = Tables(out, [*checks, *sanitized])
-        stores = {name: Tables(out / name, cells) for name, cells in timed.items()}
-        for tables, name in [(checked, ""), *((tables, name) for name, tables in stores.items())]:
-            for folder in (resume_from / name if resume_from else None, None):
-                for line in tables.load(folder):
-                    print(line, flush=True)
-        for sweep in sweeps:
-            require_own(sweep, stores[sweep.name])
+        kept = [Kept(sweep, out / sweep.name, timed[sweep.name]) for sweep in sweeps]
+        say = partial(print, flush=True)
+        for folder in (resume_from, None) if resume_from else (None,):
+            for line in checked.load(folder):
+                say(line)
+        for each in kept:
+            each.load(say, resume_from and resume_from / each.sweep.name)
+        for each in kept:
+            each.settle(say)
+        if resume_from and not checked.tables and not any(each.tables.tables for each in kept):
+            say(f"note: nothing of these sweeps is stored in {resume_from}")
+        stores = {each.sweep.name: each.tables for each in kept}
         pace = Pace()
         jobs = [Job(check, checked) for check in checks]
         for name, cells in timed.items():
@@ -150,13 +160,12 @@ def run_campaign(
             if rows and rows[-1]["status"] == "ok":
                 pace.learn(job.cell, rows[-1]["cell_seconds"])
         left_out = sum(len(sweep.cells) for sweep in sweeps) - sum(map(len, timed.values()))
-        print(
+        say(
             f"campaign on {device}: {len(jobs)} cells, {len(checks) + len(sanitized)} of them checks; "
-            f"{len({job.cell.cell_id for job in todo})} to run",
-            flush=True,
+            f"{len({job.cell.cell_id for job in todo})} to run"
         )
         if left_out:
-            print(f"note: {left_out} cells of these sweeps are not on {device}; they are left out", flush=True)
+            say(f"note: {left_out} cells of these sweeps are not on {device}; they are left out")
         check_datasets([job.cell for job in todo])
         checkpoints = None
         if checkpoint_mib:
@@ -165,7 +174,7 @@ def run_campaign(
         try:
             with terminable():
                 if todo and wait_quiet is not None:
-                    await_quiet(wait_quiet, partial(print, flush=True))
+                    await_quiet(wait_quiet, say)
                 run_jobs(todo, deadline, timeout, work, pace, checkpoints, together)
         except KeyboardInterrupt:
             print("interrupted; run again to go on")
@@ -179,20 +188,12 @@ def run_campaign(
         return _summary(jobs, out, budget)
 
 
-def require_own(sweep: Sweep, tables: Tables) -> None:
-    """SweepError where all that is stored is of another sweep called the same: the two would be mixed in its tables."""
-    stored = len(tables.tables)
-    if stored and not any(cell.cell_id in tables.tables for cell in sweep.cells):
-        wrong = f"{tables.folder} holds {stored} cells of another sweep called {sweep.name}, and none of this one"
-        raise SweepError(sweep.path, "file", wrong, "a file of another name, or another --out")
-
-
 def share(jobs: Sequence[Job]) -> None:
     """What is finished for one sweep is so for every other that has the same cell."""
     finished = {job.cell.cell_id: job.tables for job in jobs if is_finished(job.tables, job.cell)}
     for job in jobs:
         if job.cell.cell_id in finished and not is_finished(job.tables, job.cell):
-            job.tables.share(job.cell, finished[job.cell.cell_id])
+            job.tables.take(job.cell.cell_id, finished[job.cell.cell_id])
 
 
 def take_over(

@@ -14,6 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from kernels.rounding import nearest_multiples
+
 ID_DIGITS = 16
 LARGEST_INT = 2**31 - 1  # so that every setting fits a column, and a seed times 16 fits torch's generator
 
@@ -72,10 +74,9 @@ class Cell(BaseModel):
 
 def _require_division(field: str, size: int, block_size: int) -> None:
     if size % block_size:
-        below, above = size // block_size * block_size, -(-size // block_size) * block_size
-        nearest = f"{below} or {above}" if below else f"{above}"
         raise ValueError(
-            f"{field}: {size} is not divisible by block_size {block_size}; accepted: {nearest} (the nearest sizes that work)"
+            f"{field}: {size} is not divisible by block_size {block_size}; accepted: {nearest_multiples(size, block_size)} "
+            "(the nearest sizes that work)"
         )
 
 

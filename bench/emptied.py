@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell
 from bench.pruning.allocation import allocate
+from kernels.rounding import blocks_to_empty
 
 Grids = dict[str, tuple[int, int]]
 
@@ -41,7 +42,7 @@ def emptied(cell: GemmCell | LstmCell | TrainCell) -> list[str]:
     shares = allocate(sizes, target, getattr(cell, "allocation", "uniform"))
     counts = {name: rows * columns for name, (rows, columns) in found.items()}
     return [
-        f"{name} ({counts[name]} blocks)" for name in found if int(shares[name] * counts[name] + 0.5) >= counts[name]
+        f"{name} ({count} blocks)" for name, count in counts.items() if blocks_to_empty(shares[name], count) == count
     ]
 
 

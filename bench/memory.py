@@ -54,19 +54,26 @@ def largest_window(cell: TrainCell, sizes: Sizes) -> int:
     return max(longest * cell.batch_size, *evaluated)
 
 
-def least_bytes(cell: TrainCell, parameters: int, sizes: Sizes) -> int:
+def parameters_of(cell: TrainCell, vocabulary: int) -> int:
+    """Parameters of a model, from the settings alone: embedding, decoder bias, layers."""
+    layers = sum(4 * out * (into + out + 2) for into, out in pairwise(cell.layer_widths))
+    return vocabulary * (cell.embedding_size + 1) + layers
+
+
+def least_bytes(cell: TrainCell, sizes: Sizes) -> int:
     """Bytes below which no run is possible: weights, gradients, the optimizer's states, a window's logits and their logarithms.
 
     Activations, buffers and torch itself come on top.
     """
-    states = STATES.get(cell.optimizer, 1 if cell.momentum else 0)
+    parameters, states = parameters_of(cell, sizes.vocabulary), STATES.get(cell.optimizer, 1 if cell.momentum else 0)
     return FLOAT_BYTES * (parameters * (2 + states) + 2 * largest_window(cell, sizes) * sizes.vocabulary)
 
 
-def require_memory(cell: TrainCell, parameters: int, sizes: Sizes) -> None:
+def require_memory(cell: TrainCell, sizes: Sizes) -> None:
     """MemoryError, one line, where a cell certainly takes more memory than there is."""
-    needed, there = least_bytes(cell, parameters, sizes), memory_bytes(cell.device)
+    needed, there = least_bytes(cell, sizes), memory_bytes(cell.device)
     if needed > there:
+        parameters = parameters_of(cell, sizes.vocabulary)
         raise MemoryError(
             f"a step needs more than {needed / GIB:.1f} GiB ({parameters:,} parameters, batch_size {cell.batch_size} x "
             f"bptt {cell.bptt} x {sizes.vocabulary:,} words of logits, in the test test_batch_size {cell.test_batch_size} x as "
@@ -98,19 +105,13 @@ def require_operands(cell: TimedCell) -> None:
         )
 
 
-def parameters_of(cell: TrainCell, vocabulary: int) -> int:
-    """Parameters of a model, from the settings alone: embedding, decoder bias, layers."""
-    layers = sum(4 * out * (into + out + 2) for into, out in pairwise(cell.layer_widths))
-    return vocabulary * (cell.embedding_size + 1) + layers
-
-
 def rough_bytes(cell: TrainCell, sizes: Sizes) -> int:
     """What a run may take in all: the least, and on top torch, what the backward pass keeps, and copies of the weights."""
     parameters, outputs = parameters_of(cell, sizes.vocabulary), sum(cell.layer_widths[1:])
     copies = parameters * (2 if cell.selection == "best" else 1)
     window = largest_window(cell, sizes)
     more = FLOAT_BYTES * (copies + window * (sizes.vocabulary + KEPT_AN_OUTPUT * outputs))
-    return PROCESS_BYTES + least_bytes(cell, parameters, sizes) + more
+    return PROCESS_BYTES + least_bytes(cell, sizes) + more
 
 
 def lines(cells: Sequence[Cell], workers: int) -> list[str]:
@@ -124,7 +125,7 @@ def lines(cells: Sequence[Cell], workers: int) -> list[str]:
         if isinstance(cell, GemmCell | LstmCell):
             least = operand_bytes(cell)
         elif isinstance(cell, TrainCell) and (sizes := known_sizes(cell.dataset)) and is_cuttable(cell, sizes):
-            least = least_bytes(cell, parameters_of(cell, sizes.vocabulary), sizes)
+            least = least_bytes(cell, sizes)
             training.append(rough_bytes(cell, sizes))
         else:
             continue

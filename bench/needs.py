@@ -14,21 +14,30 @@ from bench.parquet import require_pair
 
 
 def text_fault(cell: TrainCell, sizes: Sizes) -> str | None:
-    """One line naming the field where a part of the text is too short for the streams it is cut into, or None."""
-    batch, test_batch = ("batch_size", cell.batch_size), ("test_batch_size", cell.test_batch_size)
+    """One line naming the field where a part of the text is too short for the streams it is cut into, or None.
+
+    The field is that of the streams, where fewer of them would do, else that of the tokens, where more of them are there.
+    """
     parts = (
-        ("training", sizes.train, "train_tokens", batch),
-        ("validation", sizes.valid, "eval_tokens", ("evaluation", EVAL_BATCH)),
-        ("test", sizes.test, "eval_tokens", ("evaluation", EVAL_BATCH)),
-        ("test", sizes.test, "eval_tokens", test_batch),
+        ("training", sizes.train, "train_tokens", "batch_size"),
+        ("validation", sizes.valid, "eval_tokens", None),
+        ("test", sizes.test, "eval_tokens", None),
+        ("test", sizes.test, "eval_tokens", "test_batch_size"),
     )
-    for part, tokens, cut_by, (field, streams) in parts:
+    for part, tokens, cut_by, cut_into in parts:
         limit: int = getattr(cell, cut_by)
+        streams: int = EVAL_BATCH if cut_into is None else getattr(cell, cut_into)
         if time_steps(tokens, limit, streams) < 1:
             used = min(tokens, limit or tokens)
+            if cut_into is not None and used >= 2:
+                field, accepted = cut_into, f"up to {used // 2} streams"
+            elif tokens >= 2 * streams:
+                field, accepted = cut_by, f"{2 * streams} tokens or more, or 0 for all"
+            else:
+                field, accepted = "dataset", f"one with {2 * streams} tokens or more in each text"
             return (
                 f"{field}: {streams} streams need {2 * streams} tokens of the {part} text, which has {used} here "
-                f"(dataset {cell.dataset}, {cut_by} {limit}); accepted: up to {used // 2} streams"
+                f"(dataset {cell.dataset}, {cut_by} {limit}); accepted: {accepted}"
             )
     return None
 

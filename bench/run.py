@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,17 +20,16 @@ from bench.engines.local import Ending, Progress, Work, failure, measure, run_ce
 from bench.estimate import Pace, spoken
 from bench.memory import lines as memory_lines
 from bench.needs import lines as needs_lines
-from bench.parquet import DamagedError, publish, regular
+from bench.origin import claim, require_own
 from bench.progress import Reporter, labels, reporter
 from bench.provenance import facts, physical_cores, source_hash
 from bench.quiet import await_quiet
 from bench.store import Store, Stored
-from bench.sweep import Sweep, SweepError
+from bench.sweep import Sweep
 from bench.tables import Tables
 from kernels.resources import ResourceError, is_lack
 
 FINE = ("ok", "unsupported")  # a sweep of these alone ends with exit status 0
-ORIGIN = ".sweep"  # in the folder of a sweep: which file it belongs to
 LISTED = 20  # cells that are not ok, named at the end
 
 
@@ -93,26 +91,13 @@ def make_plan(sweep: Sweep, results: str | PathLike[str], retry: bool = False) -
     folder = Path(results) / sweep.name
     finished = Store(folder).finished()
     ours = {cell.cell_id: finished[cell.cell_id] for cell in sweep.cells if cell.cell_id in finished}
-    other = len(finished) - len(ours)
-    if other and origin(folder) not in ("", sweep.origin):
-        wrong = f"{folder} holds {other} cells of another file called {sweep.name}"
-        accepted = f"a file of another name, another --results, or this one after {folder / ORIGIN} is removed"
-        raise SweepError(sweep.path, "file", wrong, accepted)
+    require_own(sweep, folder, finished.keys(), "--results")
     todo = tuple(
         cell for cell in sweep.cells if cell.cell_id not in ours or (retry and ours[cell.cell_id].status != "ok")
     )
     checkpoints = Checkpoints(folder / FOLDER)
     halfway = sum(checkpoints.path(cell.cell_id).is_file() for cell in todo)
-    return Plan(sweep, ours, todo, other, halfway)
-
-
-def origin(folder: Path) -> str:
-    """Which sweep file a folder of results belongs to (`Sweep.origin`); nothing where that is not said."""
-    try:
-        said = regular(folder / ORIGIN).decode("ascii", "replace").strip()
-    except (OSError, DamagedError):
-        return ""
-    return said if re.fullmatch("[0-9a-f]{64}", said) else ""
+    return Plan(sweep, ours, todo, len(finished) - len(ours), halfway)
 
 
 def training_workers(cells: Sequence[Cell], wanted: int | None) -> int:
@@ -145,8 +130,7 @@ def run_sweep(
         work = partial(measure, checkpoints=checkpoints)
     with store.lock() as repairs:
         plan = make_plan(sweep, results, retry)
-        if origin(store.folder) != sweep.origin:
-            publish(store.folder / ORIGIN, f"{sweep.origin}\n".encode())
+        claim(store.folder, sweep)
         checkpoints.discard(stale(plan))
         for line in [*repairs, *plan.lines(workers)]:
             print(line, flush=True)

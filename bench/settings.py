@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import math
+import re
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -26,6 +28,8 @@ REGISTRIES: dict[str, Catalogue | Registry[Any]] = {
     "criterion": CRITERIA,
 }
 NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+NAMED: dict[type, str] = {list: "list", dict: "table"}
+LONGEST_SHOWN = 60  # letters of a value or a key in a line
 
 
 def check_setting(model: type[Cell], name: str, value: Any) -> tuple[str, str] | None:
@@ -56,24 +60,49 @@ def accepted_values(name: str, field: FieldInfo) -> str:
     assert isinstance(field.annotation, type)
     signs = ((Ge, "ge", ">="), (Gt, "gt", ">"), (Le, "le", "<="), (Lt, "lt", "<"))
     bounds = [
-        f"{sign} {getattr(bound, attribute):g}"
+        f"{sign} {_plain(getattr(bound, attribute))}"
         for bound in field.metadata
         for kind, attribute, sign in signs
-        if isinstance(bound, kind) and getattr(bound, attribute) < 1e9
+        if isinstance(bound, kind)
     ]
     return f"{NOUNS[field.annotation]} {' and '.join(bounds)}".rstrip()
 
 
 def did_you_mean(name: object, accepted: list[str]) -> str:
     """', did you mean block_size?' or nothing."""
-    nearest = difflib.get_close_matches(str(name), accepted, n=1, cutoff=0.5)
+    if not isinstance(name, str) or len(name) > LONGEST_SHOWN:
+        return ""
+    nearest = difflib.get_close_matches(name, accepted, n=1, cutoff=0.5)
     return f", did you mean {nearest[0]}?" if nearest else ""
 
 
 def shown(value: Any) -> str:
-    """A value as TOML writes it, cut to a readable length."""
-    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    """A value as TOML writes it, cut to a readable length; of one that cannot be written out, what it is."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    try:
+        return cut(repr(value))
+    except ValueError:  # Python writes no integer of so many digits
+        if isinstance(value, int):
+            return f"an integer of {value.bit_length()} bits"
+        return f"a {NAMED[type(value)]} with an integer of too many digits"
+    except RecursionError:
+        return f"a {NAMED[type(value)]} nested too deep"
+
+
+def key_shown(key: str) -> str:
+    """A key as TOML writes it, cut to a readable length: in quotes unless it is a bare one."""
+    return cut(key if re.fullmatch("[A-Za-z0-9_-]+", key) else repr(key))
+
+
+def cut(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _what_is_wrong(field: FieldInfo, value: Any) -> str:

@@ -130,13 +130,17 @@ class Store:
     def finished(self) -> dict[str, Stored]:
         """What is stored and intact, by cell_id; of two shards of a cell the one started last. Changes nothing.
 
-        NewerError where a newer version of the suite has stored some of it.
+        NewerError where a newer version of the suite has stored some of it; OSError where the folder cannot be read.
         """
         return _newest(self._scan())
 
     def _scan(self) -> dict[Path, Stored | DamagedError]:
         found: dict[Path, Stored | DamagedError] = {}
-        for path in sorted(self.cells.glob("*.parquet")):
+        try:
+            paths = sorted(self.cells.iterdir())  # unlike a glob, which finds nothing where it may not look
+        except FileNotFoundError:
+            return found
+        for path in (path for path in paths if path.suffix == ".parquet"):
             try:
                 found[path] = _read_shard(path)
             except DamagedError as error:

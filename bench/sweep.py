@@ -29,15 +29,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.cells import KINDS, Cell
-from bench.settings import check_setting, did_you_mean, shown
-from kernels.cache import is_deeper
+from bench.settings import check_setting, cut, did_you_mean, key_shown, shown
 
 SWEEPS = Path(__file__).parent / "sweeps"
 ROOT = Path(__file__).resolve().parent.parent
 RESERVED = ("reference", "notebooks", "advise")  # folders of results/ that are no sweep's
 FILES = (".parquet", ".sha256", ".json", ".html", ".md")  # what lies beside the folders of sweeps ends so
 LARGEST_SWEEP = 10_000  # cells; at a second each that is three hours
-DEEPEST = 50  # levels of tables and lists; a right file has 5
 SECTIONS = ("kind", "base", "axes")
 TOP_LEVEL = ("description", *SECTIONS, "grids")
 
@@ -112,7 +110,7 @@ class _Wrong(Exception):  # noqa: N818
 
 def _locate(path_or_name: str | os.PathLike[str]) -> Path:
     path = Path(path_or_name)
-    if path.suffix or len(path.parts) != 1 or path.is_dir():
+    if path.suffix or len(path.parts) != 1 or os.path.isdir(path):  # noqa: PTH112 - a name too long for a file is none
         return path
     if path.name not in names():
         accepted = ", ".join([*names(), "or a path to a .toml file"])
@@ -126,14 +124,12 @@ def _read(path: Path) -> Table:
             raise SweepError(path, "file", "a folder" if path.is_dir() else "not a regular file", "a TOML file")
         text = path.read_bytes().decode("utf-8-sig")
         content = tomllib.loads(text)
-        if is_deeper(content, DEEPEST):  # as by a key of many dots, which no error could show
-            raise SweepError(path, "file", f"more than {DEEPEST} levels deep", "tables [base], [axes] and [[grids]]")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise SweepError(path, f"line {line}", "not UTF-8", "a TOML file in UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         where = re.search(r" \(at (line \d+|end of document).*", str(error))
-        wrong = str(error)[: where.start()] if where else str(error)
+        wrong = cut(str(error)[: where.start()] if where else str(error))
         accepted = "TOML, with every key and table given once"
         raise SweepError(path, where[1] if where else "file", wrong, accepted) from None
     except (RecursionError, ValueError) as error:
@@ -188,11 +184,11 @@ def _check_sections(table: Table, where: str) -> None:
     if "axes" in table and not table["axes"]:
         raise _Wrong(f"{where}axes", "empty", "one or more settings with a list of values each")
     for name, values in table.get("axes", {}).items():
-        field = f"{where}axes.{name}"
+        field = f"{where}axes.{key_shown(name)}"
         if name in table.get("base", {}):
             raise _Wrong(field, "also in [base]", "a setting in one of [base] and [axes]")
         if not isinstance(values, list):
-            raise _Wrong(field, f"{shown(values)} is not a list", f"a list of values, or {name} in [base]")
+            raise _Wrong(field, f"{shown(values)} is not a list", f"a list of values, or {key_shown(name)} in [base]")
         if not values:
             raise _Wrong(field, "an empty list", "one or more values")
 
@@ -204,13 +200,16 @@ def _expand(where: str, grid: Table) -> list[Cell]:
         wrong = "missing" if kind is None else f"unknown kind {shown(kind)}{did_you_mean(kind, list(KINDS))}"
         raise _Wrong(f"{where}kind", wrong, ", ".join(KINDS))
     model, base, axes = KINDS[kind], grid.get("base", {}), grid.get("axes", {})
+    for name in axes:
+        if name not in model.model_fields and (check := check_setting(model, name, None)):
+            raise _Wrong(f"{where}axes.{key_shown(name)}", *check)
     count = math.prod(len(values) for values in axes.values())
     if count > LARGEST_SWEEP:
         raise _Wrong(f"{where}axes", f"{count} cells in all", f"at most {LARGEST_SWEEP}; use several sweeps")
     for name, value in base.items():
         check = check_setting(model, name, value)
         if check is not None:
-            raise _Wrong(f"{where}base.{name}", *check)
+            raise _Wrong(f"{where}base.{key_shown(name)}", *check)
     for name, values in axes.items():
         for position, value in enumerate(values):
             check = check_setting(model, name, value)
@@ -233,7 +232,7 @@ def _check_keys(table: Table, accepted: tuple[str, ...], where: str) -> None:
     for key in table:
         if key not in accepted:
             hint = did_you_mean(key, list(accepted))
-            raise _Wrong(key, f"unknown key of the {where}{hint}", ", ".join(accepted))
+            raise _Wrong(key_shown(key), f"unknown key of the {where}{hint}", ", ".join(accepted))
 
 
 def _check_type(table: Table, key: str, wanted: type, accepted: str, where: str = "") -> None:

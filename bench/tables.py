@@ -18,6 +18,7 @@ from bench.cells import Cell
 from bench.parquet import (
     DamagedError,
     Row,
+    checksum_of,
     concatenated,
     free_name,
     publish,
@@ -87,18 +88,25 @@ class Tables:
         self.write(cell.kind)
 
     def write(self, kind: str) -> None:
-        """Publish one table as it is now."""
+        """Publish one table as it is now; without a cell there is none."""
         ids = [cell_id for cell_id in self.tables if self.kinds[cell_id] == kind]
         ids.sort(key=lambda cell_id: self.places.get(cell_id, len(self.places)))
+        path = self.folder / f"{kind}.parquet"
         if not ids:
+            path.unlink(missing_ok=True)
+            checksum_of(path).unlink(missing_ok=True)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         data = to_parquet(concatenated(self.tables[cell_id] for cell_id in ids))
-        publish_table(self.folder / f"{kind}.parquet", data, self.damaged)
+        publish_table(path, data, self.damaged)
 
-    def share(self, cell: Cell, other: Tables) -> None:
+    def take(self, cell_id: str, other: Tables) -> None:
         """Take over the rows of one cell from other tables; `write` publishes them."""
-        self.tables[cell.cell_id], self.kinds[cell.cell_id] = other.tables[cell.cell_id], cell.kind
+        self.tables[cell_id], self.kinds[cell_id] = other.tables[cell_id], other.kinds[cell_id]
+
+    def drop(self, cell_id: str) -> None:
+        """Leave out a cell; `write` publishes the table without it."""
+        del self.tables[cell_id], self.kinds[cell_id]
 
     def rows(self, cell: Cell) -> list[dict[str, Any]]:
         """What is stored of a cell; nothing where it is not finished."""

@@ -126,7 +126,7 @@ class Run:
         """A run at its beginning, or where its checkpoint left it. The first weights are drawn on the CPU, whatever the device."""
         corpus = load_corpus(cell.dataset, data_dir())
         require_text(cell, corpus.sizes)
-        require_memory(cell, count_parameters(cell, len(corpus.vocabulary)), corpus.sizes)
+        require_memory(cell, corpus.sizes)
         kernel = "" if cell.path == "dense" else missing_kernel_of(cell) or sparse_kernel(cell.device)
         keeper = Keeper(checkpoints, cell, text=corpus.sha256, kernel=kernel)
         saved = keeper.find()
@@ -317,13 +317,6 @@ def diverged(rows: list[Row], step: int, reason: str) -> list[Row]:
 def stopped(rows: list[Row], status: str, reason: str) -> list[Row]:
     """The rows of finished epochs of a run that did not end ok, and why."""
     return [{**row, "status": status, "reason": reason} for row in rows]
-
-
-def count_parameters(cell: TrainCell, vocabulary: int) -> int:
-    """Parameters of the model of a cell, without memory for it and without drawing a number."""
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model = MODELS[cell.model](cell, vocabulary)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def epoch_windows(cell: TrainCell, length: int) -> list[list[int]]:

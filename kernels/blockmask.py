@@ -12,12 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.operands import contiguous, require_values
-
-
-def nearest_multiples(size: int, block_size: int) -> str:
-    """'640 or 672': the sizes around `size` that `block_size` divides, for error messages."""
-    below, above = size // block_size * block_size, -(-size // block_size) * block_size
-    return f"{below} or {above}" if below else f"{above}"
+from kernels.rounding import blocks_to_empty, nearest_multiples
 
 
 def grid_shape(rows: int, cols: int, block_size: int) -> tuple[int, int]:
@@ -31,13 +26,6 @@ def grid_shape(rows: int, cols: int, block_size: int) -> tuple[int, int]:
                 f"nearest sizes that work: {nearest_multiples(size, block_size)}"
             )
     return rows // block_size, cols // block_size
-
-
-def blocks_to_empty(sparsity: float, num_blocks: int) -> int:
-    """How many of `num_blocks` blocks are empty at `sparsity` in [0, 1] (to the nearest block, halves up)."""
-    if not 0.0 <= sparsity <= 1.0:
-        raise ValueError(f"sparsity must be a fraction in [0, 1], got {sparsity}")
-    return int(sparsity * num_blocks + 0.5)
 
 
 @dataclass(frozen=True, eq=False)

@@ -212,16 +212,18 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
 def read_sealed(path: Path, own: bool = True) -> dict[str, Any]:
     """What was sealed and written to `path` as JSON, however it is laid out. As `read`; DoubtError also where it does not hold."""
     try:
-        content = json.loads(read(path, own).decode())
+        content: Any = json.loads(read(path, own).decode())
+        seal = content.pop(SEAL, None) if isinstance(content, dict) else None
+        digest = _digest(content)
     except DoubtError:
         raise
     except (ValueError, RecursionError):
         raise DoubtError(f"{shown(path)} is damaged: it is no JSON") from None
     if is_deeper(content, DEEPEST):  # than what can be written again, compared or shown
         raise DoubtError(f"{shown(path)} is damaged: its JSON is more than {DEEPEST} levels deep")
-    if not isinstance(content, dict) or SEAL not in content:
+    if seal is None or not isinstance(content, dict):
         raise DoubtError(f"{shown(path)} has no {SEAL} of its content")
-    if content.pop(SEAL) != _digest(content):
+    if seal != digest:
         raise DoubtError(f"{shown(path)} is damaged: its {SEAL} is not that of its content")
     return content
 

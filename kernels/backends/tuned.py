@@ -17,6 +17,7 @@ from kernels.resources import shown
 PATH = Path(__file__).parent / "cuda" / "tuned.json"
 ALIKE = ("op", "dtype", "math", "block_size")  # must be equal
 NEAR = ("n", "m", "k")  # may differ, n counting most
+LARGEST = 2**31 - 1  # as of a cell's sizes
 FARTHEST = log(4.0)  # an n more than 4 times another is not like it
 
 
@@ -44,8 +45,8 @@ def _fault(entry: Any) -> str | None:
     if not isinstance(entry, dict):
         return "is no entry"
     for name in ("block_size", *NEAR):
-        if type(entry.get(name)) is not int or entry[name] < 1:
-            return f"{name} is no whole number from 1 on"
+        if type(entry.get(name)) is not int or not 1 <= entry[name] <= LARGEST:
+            return f"{name} is no whole number from 1 to {LARGEST}"
     for name in ("op", "dtype", "math"):
         if not isinstance(entry.get(name), str):
             return f"{name} is no name"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,28 @@ def test_a_folder_is_found_by_path_name_or_sweep_file(sweep: Sweep, tmp_path: Pa
     (tmp_path / "results" / "nothing").mkdir()
     assert "known: smoke" in refusal(lambda: find_folder("nothing", tmp_path / "results"))
     assert "known: none yet" in refusal(lambda: find_folder("smoke", tmp_path))
+
+
+def test_the_folder_of_results_that_is_given_is_the_one_that_is_looked_in(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other folders of that name lie where one is, in the checkout, and among the results that are looked in by default."""
+    mine = sweep(gemm=made.gemm_frame(backends=("native",)))
+    name, results = mine.name, mine.parent
+    for place in ("here", "checkout", "here/results", "here/sub"):
+        shutil.copytree(mine, tmp_path / place / name)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("analysis.load.ROOT", tmp_path / "checkout")
+    for given in (results, str(results)):
+        assert find_folder(name, given) == mine
+        assert find_folder(f"{name}.toml", given) == mine
+        assert find_folder(f"sub/{name}", given) == Path(f"sub/{name}"), "a path is one where the results have none"
+    (tmp_path / "empty").mkdir()
+    for given in (tmp_path / "empty", tmp_path / "missing"):
+        line = refusal(partial(find_folder, name, given))
+        assert str(given / name) in line and "known: none yet" in line, "no other sweep of that name is taken for it"
+    assert find_folder(name) == Path(name), "as before where no results are given"
+    assert "no results called ''" in refusal(lambda: find_folder("", mine)), "the results themselves are no sweep"
 
 
 def test_notebooks_read_the_folder_they_are_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

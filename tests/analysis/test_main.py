@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import made
 import pandas as pd
 import pytest
+import typer
 
 from analysis import execution
 from analysis.__main__ import BAD_INPUT, ENVIRONMENT, FAILED, app
@@ -109,6 +111,45 @@ def test_figures_of_layers_and_sparse_training(run: Run, sweep: Sweep, tmp_path:
     (alone / "train.parquet").unlink()
     _, out, _ = run("figures", alone, "--out", tmp_path / "alone")
     assert Path(out.splitlines()[-1]).read_text(encoding="utf-8").startswith("| layer | batch | over |")
+
+
+OPTIONS = {
+    ("report", "--results"),
+    ("notebooks", "--out"),
+    ("notebooks", "--results"),
+    ("figures", "--out"),
+    ("figures", "--results"),
+}
+
+
+def test_every_option_is_tried() -> None:
+    group: Any = typer.main.get_command(app)
+    parameters = ((name, each.opts[0]) for name, command in group.commands.items() for each in command.params)
+    assert {(name, option) for name, option in parameters if option.startswith("--") and option != "--help"} == OPTIONS
+
+
+@pytest.mark.parametrize(("command", "option"), sorted(OPTIONS))
+def test_a_path_that_cannot_be_used_is_one_line(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, option: str
+) -> None:
+    monkeypatch.chdir(folder)  # what the empty path would be taken for
+    before = sorted(tmp_path.rglob("*"))
+    more = ("--out", tmp_path / "drawn") if command == "figures" else ()
+    name = () if command == "notebooks" else ("smoke",)
+    if command == "notebooks" and option == "--out":
+        more = ("--results", folder)
+    assert_refused(run(command, *name, *more, option, ""), BAD_INPUT, f"{option}: '' is empty")
+    (tmp_path / "taken").write_text("a file")
+    for path in (tmp_path / "taken", tmp_path / "taken" / "in it", tmp_path / ("x" * 5000)):
+        code, out, err = run(command, *name, *more, option, path)
+        assert code in (BAD_INPUT, ENVIRONMENT) and out == "" and len(err.splitlines()) == 1, (code, out, err)
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "taken"])
+
+
+def test_an_empty_name_is_no_sweep(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for more in ((), ("--results", folder)):
+        assert_refused(run("report", "", *more), BAD_INPUT, "no results called ''")
 
 
 def test_what_the_system_refuses_is_status_3(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_checks_come_first_then_cells_in_file_order_and_nothing_runs_twice(sweep
     assert {row["status"] for row in table(out / "check.parquet")} == {"ok"}
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     tables = ["check.parquet", "check.parquet.sha256", "small/gemm.parquet", "small/gemm.parquet.sha256"]
-    assert files == [".lock", *tables]
+    assert files == [".lock", tables[0], tables[1], "small/.sweep", *tables[2:]]
     status, said, _ = finished(*arguments)
     assert status == 0 and "0 to run" in said and "[1/" not in said
 

@@ -15,10 +15,11 @@ import typer
 from bench.__main__ import ENVIRONMENT, columns
 from bench.cells import TrainCell
 from bench.models.registry import MODELS
+from bench.origin import origin
 from bench.parquet import checksum_of, publish, require_file
 from bench.pruning.finalize import FinalModel, finalize
 from bench.pruning.pruner import Pruner
-from bench.run import make_plan, origin
+from bench.run import make_plan
 from bench.sweep import Sweep
 from bench.train import train_cell
 from bench.tuner import run_tuner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import bench.campaign
 import bench.run
 from bench.__main__ import app
 from bench.campaign import run_campaign
-from bench.parquet import from_parquet
-from bench.run import ORIGIN, make_plan, run_sweep
+from bench.origin import ORIGIN, RETIRED
+from bench.parquet import from_parquet, read_table
+from bench.run import make_plan, run_sweep
 from bench.store import Store
 from bench.sweep import RESERVED, Sweep, SweepError, load, names
 from bench.tables import Tables
@@ -123,6 +125,99 @@ def test_a_campaign_does_not_mix_an_unrelated_sweep_into_tables(
     resumed = ("campaign", other, "--out", tmp_path / "new", "--resume-from", out, "--budget", "9", "--device", "cpu")
     assert "another sweep called mine" in refused(capsys, *resumed)
     assert (out / "mine" / "gemm.parquet").read_bytes() == before and not (tmp_path / "new" / "mine").exists()
+
+
+@pytest.fixture
+def campaign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[str, list[int]]]:
+    """campaign(file, folder) -> (what is said, seeds of the table that is left); stand-in work."""
+    monkeypatch.setattr(bench.run, "facts", lambda _: PROVENANCE)
+    monkeypatch.setattr(bench.budget, "facts", lambda _: PROVENANCE)
+    monkeypatch.setattr(bench.campaign, "check_datasets", lambda _: None)
+
+    def call(file: Path, out: str = "out", **more: Any) -> tuple[str, list[int]]:
+        capsys.readouterr()
+        assert run_campaign([load(file)], tmp_path / out, 1e5, "cpu", work=work.succeed, **more) == 0
+        return str(capsys.readouterr().out), seeds(tmp_path / out / file.stem)
+
+    return call
+
+
+def seeds(folder: Path, kind: str = "train") -> list[int]:
+    path = folder / f"{kind}.parquet"
+    return list(from_parquet(read_table(path))["seed"].to_pylist()) if path.exists() else []
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_campaign_knows_a_sweep_by_its_file_as_run_does(
+    tmp_path: Path, campaign: Callable[..., tuple[str, list[int]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = sweep_file(tmp_path / "a" / "mine.toml", 1, 2, kind="train")
+    other = sweep_file(tmp_path / "b" / "mine.toml", 2, 3, kind="train")  # a cell in common
+    out = tmp_path / "out"
+    assert campaign(mine)[1] == [1, 2]
+    before = contents(out)
+    arguments = ("--budget", "9", "--device", "cpu")
+    for where, option in (
+        (("--out", out), "--out"),
+        (("--out", tmp_path / "new", "--resume-from", out), "--resume-from"),
+    ):
+        line = refused(capsys, "campaign", other, *where, *arguments)
+        assert (
+            "holds 1 cells of another file called mine" in line and f"another {option}" in line and str(other) in line
+        )
+    assert contents(out) == before and not list((tmp_path / "new").glob("m*"))
+    moved = sweep_file(tmp_path / "elsewhere" / "mine.toml", 1, 2, kind="train")  # the same cells: the same sweep
+    assert "0 to run" in campaign(moved)[0]
+
+
+def test_cells_that_a_sweep_no_longer_has_are_kept_beside_a_campaigns_tables(
+    tmp_path: Path, campaign: Callable[..., tuple[str, list[int]]]
+) -> None:
+    mine, folder = sweep_file(tmp_path / "mine.toml", 1, 2, kind="train"), tmp_path / "out" / "mine"
+    campaign(mine)
+    sweep_file(mine, 3, kind="train")  # edited where it lies, every cell
+    said, found = campaign(mine)
+    assert found == [3] and seeds(folder / RETIRED) == [1, 2] and "1 to run" in said
+    assert f"note: 2 stored cells of mine are not in {mine}; they are kept in {folder / RETIRED}" in said
+    sweep_file(mine, 3, 1, kind="train")  # and taken back
+    said, found = campaign(mine)
+    assert found == [3, 1] and "0 to run" in said and "note: 1 stored cells" in said
+    assert 2 in seeds(folder / RETIRED)
+    said, found = campaign(mine, "new", resume_from=tmp_path / "out")
+    assert found == [3, 1] and "0 to run" in said and 2 in seeds(tmp_path / "new" / "mine" / RETIRED)
+    sweep_file(mine, 2, kind="train")
+    assert campaign(mine, "new")[1] == [2] and sorted(seeds(tmp_path / "new" / "mine" / RETIRED)) == [1, 2, 3]
+    sweep_file(mine, 7, kind="gemm")  # no cell of that kind is left
+    mine.write_text(mine.read_text() + '[base]\ndevice = "cuda"\n')
+    assert campaign(mine, "new")[1] == [] and not (tmp_path / "new" / "mine" / "train.parquet.sha256").exists()
+    assert sorted(seeds(tmp_path / "new" / "mine" / RETIRED)) == [1, 2, 3]
+
+
+def test_a_campaign_of_one_device_leaves_the_cells_of_the_other_in_the_tables(
+    tmp_path: Path, campaign: Callable[..., tuple[str, list[int]]]
+) -> None:
+    mine, out = tmp_path / "mine.toml", tmp_path / "out" / "mine"
+    mine.write_text('kind = "train"\n[axes]\nseed = [1, 2]\ndevice = ["cpu", "cuda"]\n')
+    old = sweep_file(tmp_path / "old.toml", 5, kind="train")
+    tables = Tables(out, [])
+    for cell in (*load(mine).cells[1:2], *load(old).cells):
+        tables.put(cell, [{"status": "ok", "epoch": 1}], PROVENANCE)
+    said, found = campaign(mine)  # the folder does not say whose it is, as one of an older version
+    assert sorted(found) == [1, 1, 2] and seeds(out / RETIRED) == [5] and "note: 1 stored cells" in said
+    assert campaign(mine, resume_from=tmp_path / "out")[1] == found
+
+
+def test_a_folder_to_resume_from_that_holds_nothing_is_told_of(
+    tmp_path: Path, campaign: Callable[..., tuple[str, list[int]]]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    said, _ = campaign(sweep_file(tmp_path / "mine.toml", 1, kind="train"), resume_from=tmp_path / "empty")
+    assert f"note: nothing of these sweeps is stored in {tmp_path / 'empty'}" in said
 
 
 def test_a_cell_of_several_sweeps_runs_once_and_is_stored_for_each(

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-import bench.train
 from bench import memory
 from bench.breakeven import NEVER
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell
@@ -57,7 +56,14 @@ def no_step(*_: object) -> None:
     [
         ({"test_batch_size": 101}, "test_batch_size: 101 streams need 202 tokens of the test text, which has 200"),
         ({"batch_size": 401}, "batch_size: 401 streams need 802 tokens of the training text, which has 800"),
-        ({"eval_tokens": 19}, "evaluation: 10 streams need 20 tokens of the validation text, which has 19"),
+        (
+            {"eval_tokens": 19},
+            r"eval_tokens: 10 streams need 20 tokens of the validation text, which has 19 .* accepted: 20 tokens or more, or 0",
+        ),
+        (
+            {"train_tokens": 1},
+            r"train_tokens: 20 streams need 40 tokens .* which has 1 .* accepted: 40 tokens or more, or 0",
+        ),
     ],
 )
 def test_a_text_that_is_too_short_is_refused_before_the_first_step(
@@ -81,16 +87,20 @@ def test_what_cannot_fit_the_memory_is_refused_before_it_is_allocated(monkeypatc
         train_cell(huge, tell=lambda _: None)
     cell = cell_of(epochs=1)
     sizes = load_corpus(cell.dataset, data_dir()).sizes
-    least = memory.least_bytes(cell, bench.train.count_parameters(cell, sizes.vocabulary), sizes)
+    least = memory.least_bytes(cell, sizes)
     monkeypatch.setattr(memory, "memory_bytes", lambda _: least - 1)
     with pytest.raises(MemoryError, match="a step needs more than"):
         train_cell(cell, tell=lambda _: None)
 
 
-def test_counting_parameters_draws_no_number() -> None:
-    before = torch.get_rng_state()
-    assert bench.train.count_parameters(cell_of(), 50) == 50 * 16 + 50 + 4 * 16 * (16 + 16 + 2)
-    assert torch.equal(before, torch.get_rng_state())
+def parameters_built(cell: TrainCell, vocabulary: int) -> int:
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model = MODELS[cell.model](cell, vocabulary)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_parameters_are_counted_without_a_model() -> None:
+    assert memory.parameters_of(cell_of(), 50) == 50 * 16 + 50 + 4 * 16 * (16 + 16 + 2)
 
 
 def deterministic(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
@@ -220,7 +230,7 @@ def test_memory_is_that_of_the_largest_window_there_is() -> None:
 
     def logits(**settings: Any) -> int:
         cell = TrainCell(**{"batch_size": 20, "bptt": 10, **settings})
-        return (memory.least_bytes(cell, 7, sizes) - 4 * 7 * 4) // (2 * 4 * 100)
+        return (memory.least_bytes(cell, sizes) - 4 * memory.parameters_of(cell, 100) * 4) // (2 * 4 * 100)
 
     assert logits() == 20 * 10
     assert logits(bptt=2**31 - 1) == 4990  # ten streams of the whole test text, whatever was asked for
@@ -288,9 +298,10 @@ def test_what_is_known_of_texts_and_models_beforehand_is_what_they_are() -> None
     assert known_sizes("pydoc") == load_corpus("pydoc", data_dir()).sizes
     for name in MODELS.names():
         for layers in (1, 3):
-            cell = cell_of(model=name, num_layers=layers, hidden_size=32)
-            assert memory.parameters_of(cell, 50) == bench.train.count_parameters(cell, 50)
-            assert memory.rough_bytes(cell, SIZES) > memory.least_bytes(cell, memory.parameters_of(cell, 50), SIZES)
+            for settings in ({}, {"awd_lstm": {"weight_drop": 0.5}}.get(name, {"dropout": 0.5})):
+                cell = cell_of(model=name, num_layers=layers, hidden_size=32, **settings)
+                assert memory.parameters_of(cell, 50) == parameters_built(cell, 50)
+                assert memory.rough_bytes(cell, SIZES) > memory.least_bytes(cell, SIZES)
 
 
 VARIANTS: list[dict[str, Any]] = [

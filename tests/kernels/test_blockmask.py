@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from kernels.blockmask import BlockMask, blocks_to_empty, grid_shape
+from kernels.blockmask import BlockMask, grid_shape
+from kernels.rounding import blocks_to_empty
 
 
 def test_counts_by_hand() -> None:

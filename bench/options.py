@@ -1,0 +1,231 @@
+"""The options of the command line: finite numbers between bounds, paths and names. All else is refused in one line.
+
+Each function makes the parser of one option: typer's own refuse in several lines, and let nan and infinity pass. What the
+commands share stands at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+BAD_INPUT = 2
+LONGEST_SECONDS = 100_000_000  # three years; what waits in the system takes no time without end
+LARGEST_MIB = 2**24
+MOST = 10_000  # no sweep has more cells
+
+Parser = Callable[[Any], Any]  # of what is typed, and of a default
+
+
+def ending(line: str, status: int) -> typer.Exit:
+    """How a command ends with one line on standard error."""
+    print(line, file=sys.stderr)
+    return typer.Exit(status)
+
+
+def refusal(option: str, given: object, wrong: str, accepted: str) -> typer.Exit:
+    """How a command ends whose `option` was given what it does not take; a path is told whole, all else cut."""
+    from bench.settings import shown
+
+    told = str(given) if isinstance(given, Path) else shown(str(given))
+    return ending(f"{option}: {told} {wrong}; accepted: {accepted}", BAD_INPUT)
+
+
+def number(option: str, least: float, most: float, unit: str) -> Parser:
+    accepted = f"{unit} from {least:g} to {most:,}"
+
+    def parse(given: Any) -> float:
+        try:
+            value = float(given)
+        except (ValueError, OverflowError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise refusal(option, given, "is no finite number", accepted)
+        if not least <= value <= most:
+            raise refusal(option, given, "is out of bounds", accepted)
+        return value
+
+    return parse
+
+
+def seconds(option: str, least: float = 0.0) -> Parser:
+    return number(option, least, LONGEST_SECONDS, "seconds")
+
+
+def mebibytes(option: str) -> Parser:
+    return number(option, 0.0, LARGEST_MIB, "MiB")
+
+
+def count(option: str) -> Parser:
+    def parse(given: Any) -> int:
+        try:
+            value = int(given)
+        except (ValueError, OverflowError):  # ValueError too where there are more digits than Python reads
+            raise refusal(option, given, "is no integer", f"1 to {MOST:,}") from None
+        if not 1 <= value <= MOST:
+            raise refusal(option, given, "is out of bounds", f"1 to {MOST:,}")
+        return value
+
+    return parse
+
+
+def one_of(option: str, *names: str) -> Parser:
+    def parse(given: Any) -> str:
+        if given not in names:
+            raise refusal(option, given, "is unknown", ", ".join(names))
+        return str(given)
+
+    return parse
+
+
+def folder(option: str, existing: str = "") -> Parser:
+    """existing: what it must be, where it must be there and be readable."""
+
+    def parse(given: Any) -> Path:
+        path = _path(option, given, existing or "a folder")
+        if existing and (wrong := no_folder(path)):
+            raise refusal(option, path, wrong, existing)
+        return path
+
+    return parse
+
+
+def file(option: str) -> Parser:
+    def parse(given: Any) -> Path:
+        path = _path(option, given, "a file")
+        with suppress(OSError):  # what cannot be looked at is said by who writes it
+            if path.is_dir():
+                raise refusal(option, path, "is a folder", "a file, which may be there or not")
+        return path
+
+    return parse
+
+
+def no_folder(path: Path) -> str:
+    """Why a path is no folder that can be read; nothing where it is one."""
+    try:
+        os.scandir(path).close()
+    except FileNotFoundError:
+        return "does not exist"
+    except NotADirectoryError:
+        return "is no folder"
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    return ""
+
+
+def _path(option: str, given: Any, accepted: str) -> Path:
+    """A path; the empty one, as of a variable that is not set, would be the folder where one is."""
+    if not str(given):
+        raise refusal(option, given, "is empty", accepted)
+    return Path(given)
+
+
+Name = Annotated[str, typer.Argument(help="a sweep of bench/sweeps, or a path to a .toml file")]
+Results = Annotated[
+    Path,
+    typer.Option(parser=folder("--results"), metavar="FOLDER", help="folder that holds one folder a sweep"),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        parser=count("--workers"),
+        metavar="COUNT",
+        help="training cells side by side; default: as many as fit the cores",
+    ),
+]
+Timeout = Annotated[
+    float,
+    typer.Option(parser=seconds("--timeout", 1), metavar="SECONDS", help="seconds a cell may take, 1 or more"),
+]
+Retry = Annotated[bool, typer.Option("--retry", help="also run again every stored cell that did not end ok")]
+CheckpointSeconds = Annotated[
+    float,
+    typer.Option(
+        parser=seconds("--checkpoint-seconds"),
+        metavar="SECONDS",
+        help="seconds between two checkpoints of a cell that trains; it goes on from the last",
+    ),
+]
+WaitQuiet = Annotated[
+    float,
+    typer.Option(
+        parser=seconds("--wait-quiet"),
+        metavar="SECONDS",
+        help="seconds to wait for a machine that is busy with other work, before anything is timed",
+    ),
+]
+
+Names = Annotated[list[str], typer.Argument(help="sweeps of bench/sweeps, or paths to .toml files")]
+Budget = Annotated[
+    float,
+    typer.Option(
+        parser=seconds("--budget", 1),
+        metavar="SECONDS",
+        help="seconds for all, 1 or more; no cell begins that will not fit",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        parser=one_of("--device", "cuda", "cpu"),
+        metavar="cuda|cpu",
+        help="cells of which device; cpu runs those of the CPU the same way",
+    ),
+]
+
+CampaignOut = Annotated[
+    Path,
+    typer.Option(
+        parser=folder("--out"),
+        metavar="FOLDER",
+        help="folder that the tables are written to, and continued from",
+    ),
+]
+ResumeFrom = Annotated[
+    Path | None,
+    typer.Option(
+        parser=folder("--resume-from", existing="the --out of an earlier campaign"),
+        metavar="FOLDER",
+        help="the --out of an earlier campaign, to continue from",
+    ),
+]
+CheckpointMib = Annotated[
+    float,
+    typer.Option(
+        parser=mebibytes("--checkpoint-mib"),
+        metavar="MIB",
+        help="keep checkpoints of cells that train in OUT, of up to so many MiB each; 0: none",
+    ),
+]
+Together = Annotated[
+    int,
+    typer.Option(
+        parser=count("--together"),
+        metavar="COUNT",
+        help="training cells side by side on the one device; timings run alone",
+    ),
+]
+TunedOut = Annotated[
+    Path,
+    typer.Option(
+        parser=file("--out"),
+        metavar="FILE",
+        help="JSON file that the winners are written to; tune.parquet is beside it",
+    ),
+]
+Schema = Annotated[
+    Path | None,
+    typer.Option(
+        parser=file("--schema"),
+        metavar="FILE",
+        help="also write them for the analysis: analysis/columns.json",
+    ),
+]

@@ -1,0 +1,54 @@
+"""The sessions of nox: every part of one runs, and one that failed is not lost among the others."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from nox.command import CommandFailed
+
+FILE = Path(__file__).parents[1] / "noxfile.py"
+
+
+@pytest.fixture(scope="module")  # nox knows its sessions by name, once
+def noxfile() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("noxfile_of_the_suite", FILE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Session:
+    """A session of nox in which commands with one of `failing` among their arguments fail."""
+
+    def __init__(self, *failing: str) -> None:
+        self.posargs: list[str] = []
+        self.failing, self.ran = failing, list[str]()
+
+    def error(self, words: str) -> None:
+        raise RuntimeError(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"), [("tests", ("not alone", "alone")), ("lint", ("check", "--check"))], ids=["tests", "lint"]
+)
+@pytest.mark.parametrize("failing", [(), (0,), (1,), (0, 1)])
+def test_a_part_that_fails_does_not_keep_the_next_from_running(
+    noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, parts: tuple[str, ...], failing: tuple[int, ...]
+) -> None:
+    def run(session: Session, *arguments: str) -> None:
+        session.ran += [part for part in parts if part in arguments]
+        if any(part in arguments for part in session.failing):
+            raise CommandFailed(f"{arguments[-1]} failed")
+
+    monkeypatch.setattr(noxfile, "run", run)
+    session = Session(*(parts[number] for number in failing))
+    if failing:
+        with pytest.raises(RuntimeError, match="failed" if len(failing) == 1 else "failed; .* failed"):
+            getattr(noxfile, name)(session)
+    else:
+        getattr(noxfile, name)(session)
+    assert session.ran == list(parts)
