@@ -82,7 +82,7 @@ def meddler() -> str | None:
     for name, hooks in HOOKS.items():
         if any(hooks):
             return name
-    if not all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()):
+    if not all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()):  # type: ignore[no-untyped-call]
         return "a mode of __torch_function__"
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
         return "hooks of every saved tensor"

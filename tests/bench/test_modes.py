@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.cells import CheckCell, GemmCell, TrainCell, TuneCell
 from bench.checks import check_cell
-from bench.modes import FLAGS, PRECISIONS
+from bench.modes import FLAGS, PRECISIONS, initial_modes
 from bench.paths import missing_kernel
 from bench.schema import PATTERNS
 from bench.timing import time_cell
@@ -127,6 +127,9 @@ def hook(register: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+RESOLVED = {torch._C._BlasBackend.Default: torch._C._BlasBackend.Cublas}  # where there is no better one
 
 
 class Seen(TorchFunctionMode):
@@ -257,6 +260,22 @@ def test_a_cell_trains_the_same_under_every_mode(name: str) -> None:
         assert state() == before
     assert found == expected
     assert state() == initial, "a later test would not be what it says"
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_inside_every_setting_is_that_of_a_new_process(name: str) -> None:
+    """Also where a cell as small as these would show no difference."""
+
+    def settings() -> list[Any]:
+        with initial_modes():
+            precisions = [torch._C._get_fp32_precision_getter(*place) for place in PRECISIONS]
+            exact = {"none": "exact", "ieee": "exact"}
+            return [read() for read, _, _ in FLAGS] + [exact.get(precision, precision) for precision in precisions]
+
+    initial = settings()
+    assert initial[: len(FLAGS)] == [RESOLVED.get(value, value) for _, _, value in FLAGS]
+    with PINNED[name]():
+        assert settings() == initial
 
 
 def test_settings_that_followed_a_general_one_follow_it_afterwards() -> None:
