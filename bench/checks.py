@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from bench.causes import ends_the_caller, one_line, status_of
 from bench.cells import CheckCell
 from bench.modes import initial_modes
+from bench.provenance import physical_cores
 from bench.schema import PATTERNS
 from kernels.blockmask import BlockMask
 from kernels.check import check
@@ -84,15 +86,16 @@ def check_cell(cell: CheckCell, tell: Tell) -> list[Row]:
     """A row for each pattern and n; an exception ends the cell, since after one a GPU may answer nothing any more."""
     if cell.tool != "none":
         return [watched(cell)]
+    torch.set_num_threads(cell.threads or physical_cores())
     rows = []
     for name, n, problem in problems(cell):
         row = {"pattern": name, "n": n}
         try:
             rows.append({**row, **check_problem(cell.backend, problem)})
-        except Exception as error:
-            rows.append(
-                {**row, "status": "failed", "reason": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
-            )
+        except BaseException as error:
+            if ends_the_caller(error):
+                raise
+            rows.append({**row, "status": "failed", "reason": status_of(error)[1]})
             break
         tell({"checks": len(rows)})
     return rows
@@ -127,7 +130,7 @@ def watched(cell: CheckCell) -> Row:
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     found = [line for line in said if "=========" in line and "COMPUTE-SANITIZER" not in line] or said[-3:]
     status = "wrong" if done.returncode == FOUND_STATUS else "failed"
-    return {"status": status, "reason": " ".join(" ".join(found[:4]).split())[:500] or f"exit status {done.returncode}"}
+    return {"status": status, "reason": one_line(" ".join(found[:4])) or f"exit status {done.returncode}"}
 
 
 def main(settings: str) -> int:

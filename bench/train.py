@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from bench.causes import status_of
+from bench.causes import ends_the_caller, status_of
 from bench.cells import TrainCell
 from bench.checkpoint import Attributes, Checkpoints, GlobalRandom, Keeper, Part
 from bench.data.corpus import Corpus, batchify, cut, data_dir, epoch_slice, load_corpus, window_lengths
@@ -61,9 +61,10 @@ def train_cell(
     checkpoints: where the run is put aside, and gone on from; it ends with the same `result` columns. export: where the finalised model of a cell that prunes with path "sparse" or "auto" is kept; `FinalModel.load` reads it.
 
     If the loss becomes NaN or infinite, the finished epochs come back as 'diverged' (one row without epoch if there is
-    none); where anything else ends the run after an epoch, they come back as 'failed' or 'out_of_memory', and its checkpoint
-    stays. torch's thread count is left pinned to the cell's, its modes are `initial_modes` until the end. ValueError for
-    unknown names and unusable data, MemoryError where a step cannot fit the memory there is; both before the first step.
+    none); where anything else ends the run after an epoch, SystemExit too but not Ctrl-C, they come back as 'failed' or
+    'out_of_memory', and its checkpoint stays. Until the end torch's thread count is the cell's, its modes are `initial_modes`.
+    ValueError for unknown names, unusable data and what `initial_modes` refuses, MemoryError where a step cannot fit the
+    memory there is; all before the first step.
     """
     torch.set_num_threads(cell.threads or physical_cores())
     export = None if export is None else Path(export)
@@ -92,9 +93,9 @@ def train_cell(
                 run.tell(epoch, train_ppl=trained["train_ppl"], val_ppl=measured["val_ppl"])
         except DivergedError as problem:
             return diverged(rows, run.step, str(problem))
-        except Exception as problem:
-            if len(rows) == 1:
-                raise  # no epoch to keep
+        except BaseException as problem:
+            if len(rows) == 1 or ends_the_caller(problem):
+                raise  # no epoch to keep, or no fault of the cell
             return stopped(rows, *status_of(problem))
     return rows
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bench.causes import ends_the_caller, status_of
 from bench.cells import TuneCell
 from bench.clocks import timer_for
 from bench.modes import initial_modes
@@ -62,6 +63,7 @@ def tune_cell(cell: TuneCell, tell: Tell) -> list[Row]:
         cell.m, cell.k, cell.n, cell.block_size, cell.target_sparsity,
         cell.dtype, cell.device, cell.seed, op=cell.op, math=cell.math,
     )  # fmt: skip
+    torch.set_num_threads(cell.threads or physical_cores())
     reason = problem.missing_device() or BACKENDS[cell.backend].unsupported(problem)
     if reason:
         return [{"status": "unsupported", "reason": reason}]
@@ -84,8 +86,10 @@ def _checked(problem: GemmProblem, prepare: Callable[[], Launch]) -> tuple[Row, 
     try:
         launch = prepare()
         ratio, wrong = check(launch, problem)
-    except Exception as error:  # one that cannot be compiled or launched is no reason to know nothing of the others
-        return {"status": "failed", "reason": " ".join(f"{type(error).__name__}: {error}".split())[:500]}, None
+    except BaseException as error:  # one that cannot be compiled or launched is no reason to know nothing of the others
+        if ends_the_caller(error):
+            raise
+        return {"status": "failed", "reason": status_of(error)[1]}, None
     row = {"kernel": launch.kernel, "error_ratio": ratio}
     if wrong:
         return {**row, "status": "wrong", "reason": wrong}, None

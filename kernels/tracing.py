@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import Parameter
@@ -43,7 +44,7 @@ def watcher() -> str | None:
         "torch.compile": is_compiling(),
         "a transform of torch.func": _transforms() is not None,
         "forward-mode differentiation": forward_ad._current_level >= 0,
-        "a mode of __torch_dispatch__": _modes() > 0,
+        "a mode of __torch_dispatch__": _modes() > 0 or _len_torch_dispatch_stack_pre_dispatch() > 0,  # type: ignore[no-untyped-call]
         "torch.jit.trace": _tracer() is not None,
     }
     return next((name for name, there in seen.items() if there), None)

@@ -17,15 +17,16 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from pebble import CONSTS, ProcessExpired, ProcessPool
 
-from bench.causes import status_of
+from bench.causes import one_line, status_of
 from bench.cells import Cell, CheckCell, TimedCell, TrainCell, TuneCell
 from bench.checkpoint import Checkpoints
-from bench.engines.starts import Starts, take_up
+from bench.engines.starts import Starts, be_ready, take_up
 from bench.output import outlive_readers
 from bench.provenance import physical_cores
 
@@ -157,14 +158,15 @@ def run_cells(
 def failure(cell: Cell, status: str, reason: str, seconds: float) -> Ending:
     """The ending of a cell that gave no rows: one row that says why."""
     started = datetime.now(UTC).timestamp() - seconds
-    row = {"status": status, "reason": " ".join(reason.split())[:500]}
+    row = {"status": status, "reason": one_line(reason)}
     return Ending(cell, [row], datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"), seconds)
 
 
 def _pool(workers: int, work: Work, starts: Starts) -> ProcessPool:
     preload = ("torch",) if getattr(work, "func", work) is measure else ()  # so that the first cell does not pay for it
     CONSTS.term_timeout = TERMINATION_SECONDS
-    return ProcessPool(max_workers=workers, initializer=_start_worker, initargs=(os.getpid(), preload), context=starts)
+    given = (os.getpid(), preload, starts.door)
+    return ProcessPool(max_workers=workers, initializer=_start_worker, initargs=given, context=starts)
 
 
 def _stop(pool: ProcessPool, starts: Starts) -> None:
@@ -174,14 +176,14 @@ def _stop(pool: ProcessPool, starts: Starts) -> None:
 
 
 def _ending(future: Future[Ending], cell: Cell, seconds: float, timeout: float | None) -> Ending:
-    try:
+    error = future.exception()  # asked for, not raised: what ended a cell is not to end this process
+    if error is None:
         return future.result()
-    except TimeoutError:
+    if isinstance(error, TimeoutError):
         return failure(cell, "timeout", f"stopped after {timeout:g} s", seconds)
-    except ProcessExpired as error:
+    if isinstance(error, ProcessExpired):
         return failure(cell, "crashed", _cause_of_death(error.exitcode), seconds)
-    except Exception as error:  # the pool broke, or the result did not travel
-        return failure(cell, "crashed", f"{type(error).__name__}: {error}", seconds)
+    return failure(cell, "crashed", status_of(error)[1], seconds)  # the pool broke, or the result did not travel
 
 
 def _cause_of_death(exitcode: int | None) -> str:
@@ -218,8 +220,8 @@ def _worker_environment() -> Iterator[None]:
 # What follows runs in the workers.
 
 
-def _start_worker(parent: int, preload: Sequence[str]) -> None:
-    """Leave Ctrl-C to the parent, and die with it, however it dies; then import the modules named in `preload`.
+def _start_worker(parent: int, preload: Sequence[str], door: Connection) -> None:
+    """Leave Ctrl-C to the parent, and die with it, however it dies; import the modules named in `preload`; be ready.
 
     What cannot be imported is left to the cell, whose row says so.
     """
@@ -230,8 +232,9 @@ def _start_worker(parent: int, preload: Sequence[str]) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the thread below serves other systems
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     for module in preload:
-        with suppress(Exception):
+        with suppress(BaseException):
             importlib.import_module(module)
+    be_ready(door)
 
 
 def _die_with(parent: int) -> None:
@@ -255,14 +258,18 @@ def _work_on(work: Work, cell: Cell, progress: Path) -> Ending:
 
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
     try:
-        rows = work(cell, tell)
-    except (Exception, SystemExit) as error:
+        rows = [_in_one_line(row) for row in work(cell, tell)]
+    except BaseException as error:  # whatever it is, it is the cell's: nobody else raises anything here
         status, reason = status_of(error)
         rows = [{"status": status, "reason": reason}]
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else None
     earlier = max((row.get("earlier_seconds") or 0.0 for row in rows), default=0.0)
     return Ending(cell, rows, started_at, earlier + time.monotonic() - began, threads, _is_spoiled(torch))
+
+
+def _in_one_line(row: Row) -> Row:
+    return {**row, "reason": one_line(row["reason"])} if isinstance(row.get("reason"), str) else row
 
 
 def _is_spoiled(torch: Any) -> bool:

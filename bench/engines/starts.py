@@ -1,4 +1,4 @@
-"""Starts of worker processes, counted: one that dies before it takes up a cell is tried again a few times, not for ever."""
+"""Starts of worker processes, counted: one that dies or hangs before it takes up a cell is tried again a few times, not for ever."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Lock
@@ -14,17 +15,22 @@ from typing import Any
 
 TRIES = 3
 LONGEST_PAUSE = 2.0  # seconds before another try
+START_SECONDS = 300.0  # a worker may take to be ready: a slow disk gives torch in minutes
 
 
 class Starts:
     """Stands for multiprocessing's context 'spawn', and looks what becomes of the processes that are made from it.
 
     folder: where a worker says that it took up a cell (`took_up`). died: starts without that, since the last with it.
+    door: where it says, once, that it is ready (`be_ready`); one that does not in START_SECONDS is killed.
     """
 
     def __init__(self, folder: Path, cause: Callable[[int | None], str]) -> None:
         self.context, self.folder, self.cause = get_context("spawn"), folder, cause
-        self.fresh: list[BaseProcess] = []
+        self.fresh: dict[BaseProcess, float] = {}  # and when each was made
+        self.hung: set[BaseProcess] = set()
+        self.ready: set[int] = set()  # process ids
+        self.listener, self.door = self.context.Pipe(duplex=False)
         self.died, self.reason = 0, ""
         self.lock = Lock()
 
@@ -37,21 +43,29 @@ class Starts:
             time.sleep(min(LONGEST_PAUSE, 0.1 * 2**self.died))
         process = self.context.Process(*given, **named)
         with self.lock:
-            self.fresh.append(process)
+            self.fresh[process] = time.monotonic()
         return process
 
     def look(self) -> int:
         """How many starts in a row failed until now."""
         with self.lock:  # the pool starts processes from a thread of its own
-            for process in list(self.fresh):
-                exitcode = process.exitcode
-                if process.pid is not None and self._mark(process.pid).exists():
-                    self.fresh.remove(process)
+            while self.listener.poll():
+                self.ready.add(int(self.listener.recv_bytes()))
+            for process, made in list(self.fresh.items()):
+                exitcode, pid = process.exitcode, process.pid
+                if pid is not None and self._mark(pid).exists():
+                    del self.fresh[process]
                     self.died = 0
                 elif exitcode is not None:
-                    self.fresh.remove(process)
-                    self.died, self.reason = self.died + 1, self.cause(exitcode)
+                    del self.fresh[process]
+                    self.died, self.reason = self.died + 1, self._cause_of(process, exitcode)
+                elif pid is not None and pid not in self.ready and time.monotonic() - made > START_SECONDS:
+                    self.hung.add(process)
+                    process.kill()  # what hangs may not heed SIGTERM; its exit is seen at the next look
             return self.died
+
+    def _cause_of(self, process: BaseProcess, exitcode: int) -> str:
+        return f"it was not ready after {START_SECONDS:g} s" if process in self.hung else self.cause(exitcode)
 
     @property
     def failed(self) -> str:
@@ -79,6 +93,11 @@ class Starts:
     def took_up(self, cell_id: str) -> bool:
         """Whether a worker began a cell."""
         return (self.folder / f"{cell_id}.took-up").exists()
+
+
+def be_ready(door: Connection) -> None:
+    """Say, in a worker, that it waits for cells: by a pipe, which a full disk does not close."""
+    door.send_bytes(str(os.getpid()).encode())
 
 
 def take_up(folder: Path, cell_id: str) -> None:

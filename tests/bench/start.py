@@ -1,4 +1,4 @@
-"""Run a sweep with stand-in work, as a process that tests can interrupt and kill: start.py FILE RESULTS WORK."""
+"""Run a sweep with stand-in work, as a process that tests can interrupt and kill: start.py FILE RESULTS WORK [WORKERS]."""
 
 from __future__ import annotations
 
@@ -12,5 +12,6 @@ from bench.sweep import load
 
 if __name__ == "__main__":
     bench.run.facts = lambda _: {}  # torch is not needed here, and slow to import
-    file, results, name = sys.argv[1:]
-    sys.exit(bench.run.run_sweep(load(file), Path(results), work=getattr(work, name)))
+    bench.run.check_datasets = lambda _: None  # nor is a text
+    file, results, name, workers = [*sys.argv[1:], "0"][:4]
+    sys.exit(bench.run.run_sweep(load(file), Path(results), int(workers), work=getattr(work, name)))

@@ -16,9 +16,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # so that the workers, which get this path, can import it too
 import work
 
+from bench.causes import LONGEST_REASON
 from bench.cells import Cell, GemmCell, TrainCell
+from bench.engines import starts
 from bench.engines.local import WORKER_ENVIRONMENT, Ending, Work, run_cells
-from bench.engines.starts import Starts
+from bench.engines.starts import Starts, be_ready
 
 
 def endings(cells: Sequence[Cell], do: Work, workers: int = 1, timeout: float = 30.0) -> dict[int, Ending]:
@@ -48,6 +50,20 @@ def test_every_way_to_fail_is_an_ending_with_a_reason_and_the_rest_goes_on() -> 
     assert all(ending.started_at.startswith("20") and ending.started_at.endswith("+00:00") for ending in found.values())
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_whatever_a_cell_raises_is_its_own_and_said_in_one_line(workers: int) -> None:
+    found = endings([TrainCell(seed=seed) for seed in range(len(work.RAISED) + 2)], work.raise_anything, workers)
+    rows = [found[seed].rows[0] for seed in range(len(work.RAISED) + 2)]
+    assert [row["status"] for row in rows] == ["ok", *["failed"] * len(work.RAISED), "unsupported"]
+    said = [row["reason"] for row in rows[1:]]
+    assert said[:7] == [
+        *("GeneratorExit: closed", "CancelledError: cancelled", "Stopped: stopped", "KeyboardInterrupt: inside"),
+        *("SystemExit: 0", "MuteError: its __str__ raises KeyboardInterrupt", "ValueError: half \\udcff"),
+    ]
+    assert said[7].startswith("ValueError: a a a") and said[8].startswith("no line \\ud800xxx")
+    assert all(len(line) <= LONGEST_REASON and "\n" not in line and line.encode() for line in said)
+
+
 def test_workers_find_their_environment_and_this_process_gets_its_own_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,14 +78,16 @@ def test_workers_find_their_environment_and_this_process_gets_its_own_back(
 
 @pytest.fixture
 def breakable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which a file `broken` ends every worker at its start, as often as it has letters."""
+    """A folder in which a file `broken` ends every worker at its start, or has it hang, as often as it has x or z."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, pathlib, sys\n"
+        "import os, pathlib, signal, sys, time\n"
         "broken, tries = (pathlib.Path(__file__).with_name(name) for name in ('broken', 'tries'))\n"
         "if broken.exists() and any('spawn_main' in word for word in sys.orig_argv):\n"
         "    with tries.open('a') as file:\n"
         "        file.write('.')\n"
         "    if tries.stat().st_size <= broken.stat().st_size:\n"
+        "        signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "        time.sleep(1000 if 'z' in broken.read_text() else 0)\n"
         "        os._exit(3 if tries.stat().st_size % 2 else 0)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
@@ -91,6 +109,33 @@ def test_a_worker_that_dies_at_its_start_is_counted_and_the_cell_says_so(breakab
         row = found[seed].rows[0]
         assert row["status"] == "crashed" and NO_START.fullmatch(row["reason"]), row
     assert (breakable / "tries").stat().st_size < 30
+
+
+def test_a_worker_that_hangs_at_its_start_is_not_waited_for(breakable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (breakable / "broken").write_text("z")  # the second try succeeds
+    monkeypatch.setattr(starts, "START_SECONDS", 3.0)
+    assert endings([GemmCell()], work.succeed)[0].rows[0]["status"] == "ok"
+    assert (breakable / "tries").stat().st_size == 2
+    (breakable / "broken").write_text("z" * 1000)
+    monkeypatch.setattr(starts, "START_SECONDS", 0.3)
+    row = endings([GemmCell()], work.succeed)[0].rows[0]
+    assert row["status"] == "crashed"
+    assert re.fullmatch(r"no worker could start, \d+ times: it was not ready after 0\.3 s", row["reason"]), row
+
+
+def test_a_worker_that_is_ready_may_wait_for_a_cell_as_long_as_it_likes(tmp_path: Path) -> None:
+    class Waiting:
+        exitcode, pid, killed = None, os.getpid(), False
+
+        def kill(self) -> None:
+            self.killed = True
+
+    looked = Starts(tmp_path, str)
+    for ready in (False, True):
+        looked.fresh = {(process := Waiting()): time.monotonic() - 2 * starts.START_SECONDS}
+        if ready:
+            be_ready(looked.door)
+        assert looked.look() == 0 and process.killed is not ready
 
 
 @pytest.mark.parametrize("refusals", [2, 1000])

@@ -12,6 +12,7 @@ import torch
 
 from bench import memory
 from bench.breakeven import NEVER
+from bench.causes import LONGEST_REASON
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell
 from bench.checkpoint import FOLDER, Checkpoints
 from bench.data.corpus import Sizes, data_dir, known_sizes, load_corpus
@@ -112,7 +113,7 @@ def deterministic(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 class Trouble:
     """From the end of the first epoch on, calls of `owner`.`name` raise `error`, as long as `on`; to be told of epochs."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: Exception) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: BaseException) -> None:
         self.on, self.due, real = True, False, getattr(owner, name)
 
         def failing(*given: Any, **named: Any) -> Any:
@@ -126,7 +127,19 @@ class Trouble:
         self.due |= "val_ppl" in news
 
 
+class MuteError(RuntimeError):
+    """What it says is an error."""
+
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+class Stopped(BaseException):
+    """Not an Exception."""
+
+
 ODD, FULL, BIG = RuntimeError("odd"), OSError(28, "No space left"), MemoryError("big")
+OUT, HALF, LONG, MUTE = SystemExit(3), ValueError("\udcff"), ValueError(" a\n" * 3_000_000), MuteError()
 
 
 @pytest.mark.parametrize(
@@ -134,11 +147,18 @@ ODD, FULL, BIG = RuntimeError("odd"), OSError(28, "No space left"), MemoryError(
     [
         (Run, "probe", 2, ODD, "failed"), (Pruner, "after_step", 2, BIG, "out_of_memory"), (Run, "row", 2, ODD, "failed"),
         (Examiner, "after", 2, ODD, "failed"), (Examiner, "at_the_end", 3, BIG, "out_of_memory"),
-        (FinalModel, "save", 3, FULL, "failed"),
+        (FinalModel, "save", 3, FULL, "failed"), (Pruner, "after_step", 2, OUT, "failed"), (Pruner, "after_step", 2, MUTE, "failed"),
+        (Examiner, "after", 2, HALF, "failed"), (Run, "row", 2, LONG, "failed"), (FinalModel, "save", 3, OUT, "failed"),
     ],
 )  # fmt: skip
 def test_an_exception_after_an_epoch_keeps_the_finished_ones_and_the_checkpoint(
-    owner: type, name: str, kept: int, error: Exception, status: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    owner: type,
+    name: str,
+    kept: int,
+    error: BaseException,
+    status: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     cell = cell_of(epochs=2, path="auto", schedule="cubic", target_sparsity=0.5, block_size=8, prune_every=2)
     monkeypatch.setattr("bench.paths.breakeven", lambda _: NEVER)
@@ -148,7 +168,8 @@ def test_an_exception_after_an_epoch_keeps_the_finished_ones_and_the_checkpoint(
     trouble = Trouble(monkeypatch, owner, name, error)
     rows = train_cell(cell, trouble, checkpoints=checkpoints)
     assert [row["status"] for row in rows] == [status] * kept
-    assert all(type(error).__name__ in row["reason"] for row in rows)
+    for said in {row["reason"] for row in rows}:
+        assert type(error).__name__ in said and len(said) <= LONGEST_REASON and "\n" not in said and said.encode()
     assert deterministic(rows) == deterministic(wanted[:kept])
     trouble.on = False
     again = train_cell(cell, lambda _: None, checkpoints=checkpoints)
@@ -172,8 +193,17 @@ def test_a_checkpoint_there_is_no_room_for_costs_the_run_nothing(
     assert said.startswith("no checkpoint: ") and len(said) > len("no checkpoint: ")
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped()])
+def test_what_asks_the_caller_to_stop_does(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(type(error)):
+        train_cell(cell_of(epochs=2), Trouble(monkeypatch, Examiner, "after", error))
+
+
+RAISED = (RuntimeError("odd"), KeyboardInterrupt("inside"), Stopped("odd"), SystemExit("gone"))  # by seed
+
+
 class FailsOnce:
-    """Trains in a worker; the evaluation of the second epoch fails as long as `flag` is a file."""
+    """Trains in a worker; the evaluation of the second epoch fails, each seed's in its way, as long as `flag` is a file."""
 
     def __init__(self, flag: Path, checkpoints: Checkpoints) -> None:
         self.flag, self.checkpoints = flag, checkpoints
@@ -183,7 +213,7 @@ class FailsOnce:
 
         def failing(examiner: Examiner, epoch: int, step: int) -> dict[str, Any]:
             if epoch == 2 and self.flag.exists():
-                raise RuntimeError("odd")
+                raise RAISED[cell.seed]
             return after(examiner, epoch, step)
 
         with pytest.MonkeyPatch.context() as patch:
@@ -192,18 +222,19 @@ class FailsOnce:
 
 
 def test_a_sweep_keeps_the_epochs_of_a_failed_cell_and_a_retry_goes_on(tmp_path: Path) -> None:
-    cell, flag = cell_of(epochs=2), tmp_path / "flag"
+    cells, flag = [cell_of(epochs=2, seed=seed) for seed in range(len(RAISED))], tmp_path / "flag"
     flag.touch()
     checkpoints, store = Checkpoints(tmp_path / "sweep" / FOLDER), Store(tmp_path / "sweep")
     work = FailsOnce(flag, checkpoints)
-    assert run_sweep(sweep_of(cell), tmp_path, work=work) == 1
-    stored = store.finished()[cell.cell_id]
-    assert (stored.status, stored.reason) == ("failed", "RuntimeError: odd")
-    assert store.read("train")["epoch"].to_pylist() == [0, 1]
-    assert checkpoints.path(cell.cell_id).exists()
-    assert make_plan(sweep_of(cell), tmp_path, retry=True).halfway == 1
+    assert run_sweep(sweep_of(*cells), tmp_path, workers=1, work=work) == 1
+    for cell, error in zip(cells, RAISED, strict=True):
+        stored = store.finished()[cell.cell_id]
+        assert (stored.status, stored.reason) == ("failed", f"{type(error).__name__}: {error}")
+        assert checkpoints.path(cell.cell_id).exists()
+    assert store.read("train")["epoch"].to_pylist() == [0, 1] * len(RAISED)
+    assert make_plan(sweep_of(*cells), tmp_path, retry=True).halfway == len(RAISED)
     flag.unlink()
-    again = train_cell(cell, lambda _: None, checkpoints=checkpoints)
+    again = train_cell(cells[1], lambda _: None, checkpoints=checkpoints)
     assert [row["epoch"] for row in again] == [0, 1, 2] and again[-1]["resumed"] == 1
 
 

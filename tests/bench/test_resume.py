@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,8 @@ Row = dict[str, Any]
 def started(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, *arguments], env=environment, text=True, **pipes) as process:
+    command = [sys.executable, *arguments]
+    with subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes) as process:
         try:
             yield process
         finally:
@@ -144,14 +145,16 @@ def test_kills_in_the_middle_of_epochs_change_nothing_that_is_stored(tmp_path: P
 
 
 @contextmanager
-def terminated_while_training(temporary: Path, *arguments: str) -> Iterator[tuple[str, str]]:
-    """What a process said that gets SIGTERM once its cell tells of training."""
+def stopped_while_training(
+    temporary: Path, *arguments: str, stop: Callable[[subprocess.Popen[str]], None] = subprocess.Popen.terminate
+) -> Iterator[tuple[str, str]]:
+    """What a process said that is stopped once its cell tells of training."""
     temporary.mkdir()
     with started(*arguments, TMPDIR=str(temporary)) as process:
         deadline = time.monotonic() + 300
         while not list(temporary.glob("bench-*/????????????????")) and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
+        stop(process)
         out, err = process.communicate(timeout=300)
     assert process.returncode == 130, out + err
     yield out, err
@@ -163,7 +166,7 @@ def test_sigterm_puts_a_run_aside_at_once(tmp_path: Path) -> None:
     sweep.write_text(SWEEP)
     (cell,) = load(sweep).cells
     checkpoint = results / "one" / FOLDER / f"{cell.cell_id}.pt"
-    with terminated_while_training(tmp_path / "t", *run(sweep, results, "--checkpoint-seconds", "1e9")) as (out, _):
+    with stopped_while_training(tmp_path / "t", *run(sweep, results, "--checkpoint-seconds", "1e9")) as (out, _):
         assert "interrupted: 0 of 1 cells are stored" in out and checkpoint.exists()
     with started(*run(sweep, results)) as process:
         out, err = process.communicate(timeout=600)
@@ -173,6 +176,20 @@ def test_sigterm_puts_a_run_aside_at_once(tmp_path: Path) -> None:
     assert [row["resumed"] for row in rows] == [0, 1, 1]
     assert comparable(rows) == comparable(unbroken(cell))
     assert not checkpoint.parent.exists()
+
+
+def test_ctrl_c_in_a_terminal_puts_a_run_aside(tmp_path: Path) -> None:
+    """It reaches the worker too."""
+
+    def interrupt(process: subprocess.Popen[str]) -> None:
+        os.killpg(process.pid, signal.SIGINT)
+
+    sweep, results = tmp_path / "one.toml", tmp_path / "results"
+    sweep.write_text(SWEEP)
+    options = run(sweep, results, "--checkpoint-seconds", "1e9")
+    with stopped_while_training(tmp_path / "t", *options, stop=interrupt) as (out, _):
+        assert "interrupted: 0 of 1 cells are stored" in out
+    assert list((results / "one" / FOLDER).glob("*.pt"))
 
 
 def test_a_retry_goes_on_from_where_the_time_limit_struck(tmp_path: Path) -> None:
@@ -198,7 +215,7 @@ def test_a_campaign_goes_on_from_another_folder(tmp_path: Path) -> None:
     sweep.write_text(SWEEP)
     (cell,) = load(sweep).cells
     command = ["-m", "bench", "campaign", str(sweep), "--device", "cpu", "--budget", "500", "--checkpoint-mib", "16"]
-    with terminated_while_training(tmp_path / "t", *command, "--out", str(cut)) as (said, _):
+    with stopped_while_training(tmp_path / "t", *command, "--out", str(cut)) as (said, _):
         assert "interrupted; run again" in said
         assert {str(path.relative_to(cut)) for path in cut.rglob("*.*") if path.is_file()} == {
             ".lock", f"{FOLDER}/{cell.cell_id}.pt",

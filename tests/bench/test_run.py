@@ -36,10 +36,12 @@ def shards(results: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
 
 
-def start(name: str, results: Path, sweep_file: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(HERE / "start.py"), str(sweep_file), str(results), name]
+def start(name: str, results: Path, sweep_file: Path, workers: int = 1) -> subprocess.Popen[str]:
+    """The leader of a process group of its own, as a shell makes one for what Ctrl-C is to reach."""
+    command = [sys.executable, str(HERE / "start.py"), str(sweep_file), str(results), name, str(workers)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
 
 
 def wait_for_shards(results: Path, count: int) -> None:
@@ -170,18 +172,39 @@ def test_a_locked_folder_is_refused(tmp_path: Path) -> None:
         run_sweep(sweep_of(GemmCell()), tmp_path, work=work.succeed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_keeps_what_is_finished(number: signal.Signals, tmp_path: Path, sweep_file: Path) -> None:
-    run = start("linger", tmp_path / "results", sweep_file)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_keyboard_interrupt_that_a_cell_raises_is_no_ctrl_c(workers: int, tmp_path: Path) -> None:
+    path, seeds = tmp_path / "sweep.toml", [*range(len(work.RAISED) + 2)]
+    path.write_text(f'kind = "train"\n[axes]\nseed = {seeds}\n')
+    run = start("raise_anything", tmp_path / "results", path, workers)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 1, out + err
+    assert "1 of 10 cells ok; 1 unsupported here; 8 failed: 8 failed" in out
+    assert "failed: train seed=4: KeyboardInterrupt: inside" in out
+    stored = Store(tmp_path / "results" / "sweep").read("train")
+    assert stored["status"].to_pylist() == ["ok", *["failed"] * 8, "unsupported"]
+
+
+@pytest.mark.parametrize(  # products have one worker, training two
+    ("number", "kind"), [(signal.SIGINT, "gemm"), (signal.SIGINT, "train"), (signal.SIGTERM, "gemm")]
+)
+def test_an_interrupted_run_keeps_what_is_finished(
+    number: signal.Signals, kind: str, tmp_path: Path, sweep_file: Path
+) -> None:
+    sweep_file.write_text(sweep_file.read_text().replace("gemm", kind))
+    run = start("linger", tmp_path / "results", sweep_file, workers=2)
     wait_for_shards(tmp_path / "results", 2)
     before = shards(tmp_path / "results")
-    run.send_signal(number)
+    if number == signal.SIGINT:
+        os.killpg(run.pid, number)  # a terminal's Ctrl-C reaches the workers too
+    else:
+        run.send_signal(number)
     out, err = run.communicate(timeout=30)
     assert run.returncode == 130, err
     assert " of 6 cells are stored; run again to go on" in out
     stored = len(shards(tmp_path / "results"))
     assert len(before) <= stored < 6
-    assert len(Store(tmp_path / "results" / "sweep").read("gemm")) == stored
+    assert len(Store(tmp_path / "results" / "sweep").read(kind)) == stored
     again = start("succeed", tmp_path / "results", sweep_file)
     assert again.communicate(timeout=30) and again.returncode == 0
     assert before.items() <= shards(tmp_path / "results").items()

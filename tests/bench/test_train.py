@@ -209,11 +209,12 @@ def test_results_are_bit_equal_in_another_process():
         assert results(json.loads(done.stdout)) == json.loads(json.dumps(here))
 
 
-def test_the_thread_count_is_pinned():
-    before = torch.get_num_threads()
+def test_the_thread_count_is_pinned_and_restored():
+    before, seen = torch.get_num_threads(), []
     try:
-        train_cell(cell(threads=2, train_tokens=200, epochs=1), silent)
-        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        train_cell(cell(threads=2, train_tokens=200, epochs=1), lambda _: seen.append(torch.get_num_threads()))
+        assert set(seen) == {2} and torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
 

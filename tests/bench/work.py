@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -31,6 +32,32 @@ def linger(cell: Cell, tell: Tell) -> list[Row]:
     tell({"epoch": 1, "train_ppl": 12.5})
     time.sleep(0.7)
     return [row_of(cell)]
+
+
+class Stopped(BaseException):
+    """Neither an Exception nor one of Python's own."""
+
+
+class MuteError(Exception):
+    """What it says is an error."""
+
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+    __repr__ = __str__
+
+
+RAISED: list[BaseException] = [  # by seed, from 1 on
+    *(GeneratorExit("closed"), asyncio.CancelledError("cancelled"), Stopped("stopped"), KeyboardInterrupt("inside")),
+    *(SystemExit(0), MuteError(), ValueError("half \udcff"), ValueError(" a\n" * 3_000_000)),
+]
+
+
+def raise_anything(cell: Cell, tell: Tell) -> list[Row]:
+    """Seed 0 is well, and the last one says more than a line."""
+    if 0 < cell.seed <= len(RAISED):
+        raise RAISED[cell.seed - 1]
+    return [row_of(cell)] if cell.seed == 0 else [{"status": "unsupported", "reason": "no\nline \ud800" + 1000 * "x"}]
 
 
 def break_starts(cell: Cell, tell: Tell) -> list[Row]:
