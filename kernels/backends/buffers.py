@@ -38,7 +38,8 @@ class Buffers:
         buffer = self._take(-(-size // GRAIN) * GRAIN)
         array: np.ndarray[tuple[int], np.dtype[np.uint8]] = buffer.numpy()[:size]
         weakref.finalize(array, self._give_back, buffer).atexit = False
-        return torch.from_numpy(array).view(dtype).view(tuple(shape))  # holds `array` as long as the memory is in use
+        found = torch.from_numpy(array).view(dtype).view(tuple(shape))  # holds `array` as long as the memory is in use
+        return found.detach()  # to torch nobody's view, so that autograd lets it be written to
 
     def _take(self, size: int) -> Tensor:
         for place, buffer in enumerate(list(self.idle)):
