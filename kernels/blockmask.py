@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.operands import contiguous, require_values
+from kernels.tracing import lasting
 
 
 def nearest_multiples(size: int, block_size: int) -> str:
@@ -60,7 +61,8 @@ class BlockMask:
             raise ValueError(f"a BlockMask needs at least one block, got a grid of {tuple(self.kept.shape)}")
         if self.block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {self.block_size}")
-        object.__setattr__(self, "kept", contiguous(self.kept.detach().to("cpu", copy=True)))
+        with lasting():
+            object.__setattr__(self, "kept", contiguous(self.kept.detach().to("cpu", copy=True)))
 
     @classmethod
     def full(cls, rows: int, cols: int, block_size: int) -> BlockMask:
