@@ -109,15 +109,16 @@ def test_memory_of_gradients_is_used_again():
 
 def test_a_weight_of_two_layers_gets_both_gradients():
     ours, theirs, wanted = wide_twins()
-    others = copy.deepcopy(ours), copy.deepcopy(theirs)
-    for layer, other in zip((ours, theirs), others, strict=True):
-        other.weight_ih_l0, other.weight_hh_l0 = layer.weight_ih_l0, layer.weight_hh_l0
+    first, its_twin = copy.deepcopy(ours), copy.deepcopy(theirs)
+    first.follow({kind: BlockMask.full(*mask.shape, BLOCK) for kind, mask in wanted.items()})  # one with more blocks
+    first.weight_ih_l0, first.weight_hh_l0 = ours.weight_ih_l0, ours.weight_hh_l0
     x = torch.randn(3, 2, WIDE)
+    theirs(its_twin(x)[0])[0].square().sum().backward()
+    expected = [one + other for one, other in zip(masked(gradients(theirs), wanted), gradients(its_twin), strict=True)]
     for _ in range(3):
-        for layer, other in zip((ours, theirs), others, strict=True):
-            layer.zero_grad()
-            other(layer(x)[0])[0].square().sum().backward()
-        for one, two in zip(gradients(ours), masked(gradients(theirs), wanted), strict=True):
+        ours.zero_grad()
+        ours(first(x)[0])[0].square().sum().backward()
+        for one, two in zip(gradients(ours), expected, strict=True):
             close(one, two)
 
 
@@ -162,8 +163,8 @@ def test_a_layer_that_follows_masks_changes_its_type():
     train(ours, 1)
     for change in (torch.float64, torch.float32):
         for layer in (ours, theirs):
-            layer.to(change)
             layer.zero_grad()
+            layer.to(change)
             train(layer, 1)
         for one, other in zip(gradients(ours), masked(gradients(theirs), wanted), strict=True):
             assert one.dtype == change
@@ -263,13 +264,15 @@ def test_masks_that_are_followed_in_inference_mode_serve_training():
     with torch.inference_mode():
         ours.follow({kind: BlockMask(mask.kept.clone(), BLOCK) for kind, mask in wanted.items()})
     x = torch.randn(3, 2, INPUTS)
-    parameters = {name: each.detach() for name, each in ours.named_parameters()}
+    parameters = dict(ours.named_parameters())
+    (alone,) = torch.autograd.grad(ours(x)[0].square().sum(), ours.weight_hh_l0, create_graph=True)
     found = grad(lambda given: functional_call(ours, given, (x,))[0].square().sum())(parameters)
     for layer in (ours, theirs):
         layer(x)[0].square().sum().backward()
     for kind, one, other in zip(KINDS, gradients(ours), masked(gradients(theirs), wanted), strict=True):
         close(one, other)
         close(found[f"{kind}_l0"], other)
+    close(alone, gradients(ours)[1])
 
 
 def test_many_gradients_at_once_are_refused_or_right(monkeypatch: pytest.MonkeyPatch):
