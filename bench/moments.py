@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 
@@ -40,6 +41,10 @@ class Stopwatch:
     def __init__(self) -> None:
         self._seconds = 0.0
         self._spans: list[tuple[Moment, Moment]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: a sum, no events."""
+        return {"_seconds": self.seconds, "_spans": []}
 
     def add(self, begin: Moment, end: Moment) -> None:
         if isinstance(begin, float):

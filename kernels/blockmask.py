@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kernels.operands import contiguous, require_values
 from kernels.rounding import blocks_to_empty, nearest_multiples
+from kernels.tracing import lasting
 
 
 def grid_shape(rows: int, cols: int, block_size: int) -> tuple[int, int]:
@@ -48,7 +49,8 @@ class BlockMask:
             raise ValueError(f"a BlockMask needs at least one block, got a grid of {tuple(self.kept.shape)}")
         if self.block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {self.block_size}")
-        object.__setattr__(self, "kept", contiguous(self.kept.detach().to("cpu", copy=True)))
+        with lasting():
+            object.__setattr__(self, "kept", contiguous(self.kept.detach().to("cpu", copy=True)))
 
     @classmethod
     def full(cls, rows: int, cols: int, block_size: int) -> BlockMask:

@@ -13,6 +13,7 @@ from kernels.blockmask import BlockMask, grid_shape
 from kernels.index import BSRIndex as BSRIndex
 from kernels.index import checked, derive, plain, unobserved
 from kernels.operands import contiguous, require_memory, require_values
+from kernels.tracing import lasting
 
 
 class TransposedIndex(NamedTuple):
@@ -62,8 +63,9 @@ class BSRMatrix:
         if not self.data.device == self.indices.device == self.indptr.device:
             devices = f"{self.data.device}, {self.indices.device} and {self.indptr.device}"
             raise ValueError(f"data, indices and indptr must be on one device, got {devices}")
-        for name in ("indices", "indptr"):  # what others hold, they may change
-            object.__setattr__(self, name, contiguous(getattr(self, name).detach().clone()))
+        with lasting():
+            for name in ("indices", "indptr"):  # what others hold, they may change
+                object.__setattr__(self, name, contiguous(getattr(self, name).detach().clone()))
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: the fields, not what was derived from them or packed by a kernel."""
@@ -75,12 +77,13 @@ class BSRMatrix:
         require_values("weight", weight)
         if tuple(weight.shape) != mask.shape:
             raise ValueError(f"the mask covers {mask.shape}, the weight is {tuple(weight.shape)}")
-        kept, size = mask.kept.to(weight.device), mask.block_size
-        rows, cols = kept.nonzero(as_tuple=True)
-        blocks = weight.reshape(kept.shape[0], size, kept.shape[1], size).permute(0, 2, 1, 3)
-        indptr = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=weight.device)
-        indptr[1:] = kept.sum(dim=1).cumsum(0)
-        return cls(blocks[rows, cols].contiguous(), cols.to(torch.int32), indptr, mask.shape)
+        with lasting():
+            kept, size = mask.kept.to(weight.device), mask.block_size
+            rows, cols = kept.nonzero(as_tuple=True)
+            blocks = weight.reshape(kept.shape[0], size, kept.shape[1], size).permute(0, 2, 1, 3)
+            indptr = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=weight.device)
+            indptr[1:] = kept.sum(dim=1).cumsum(0)
+            return cls(blocks[rows, cols].contiguous(), cols.to(torch.int32), indptr, mask.shape)
 
     @property
     def _operand(self) -> BSRMatrix:
@@ -216,7 +219,8 @@ class FrozenBSRMatrix(BSRMatrix):
         return self
 
     def unfreeze(self) -> BSRMatrix:
-        return self.with_data(self.data)
+        with lasting():
+            return self.with_data(self.data)
 
     def __reduce__(self) -> tuple[Any, ...]:
         index = checked(self.index)  # whatever was written to `indices`

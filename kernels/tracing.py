@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch
@@ -50,6 +53,16 @@ def watcher() -> str | None:
     return next((name for name, there in seen.items() if there), None)
 
 
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Inside, torch.inference_mode is off: what is made for later use may be saved for a backward pass then."""
+    if is_compiling() or not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def refuse_second(*_: object) -> None:
     """The way back through a way back: whoever has no formula for it registers this one."""
     raise ValueError(
@@ -57,7 +70,16 @@ def refuse_second(*_: object) -> None:
     )
 
 
-def refuse_transforms() -> None:
-    """ValueError where a layer that was computed before a transform began is to be gone back through inside it."""
+def refuse_transforms(*grads: Tensor | None) -> None:
+    """ValueError where a layer that was computed before a transform began is to be gone back through inside it.
+
+    grads: what the way back begins with; a batch of them, as torch.autograd.grad makes with is_grads_batched, is a transform.
+    """
     if transformed():
         raise ValueError("an LSTM layer has no way back inside a transform that began after it: call it inside, too")
+    for each in () if is_compiling() else grads:
+        if each is not None and batched(each):
+            raise ValueError(
+                "an LSTM layer goes back with one gradient at a time, not with is_grads_batched or vectorize; "
+                "accepted: one call for each, or kernel = 'torch', which takes its steps one by one"
+            )

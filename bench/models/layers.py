@@ -15,93 +15,69 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.moments import Moment, Stopwatch, moment
+from kernels.backends.buffers import POOL
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.operands import require_memory
 from kernels.ops import block_sparse_lstm
-from kernels.tracing import transformed
+from kernels.tracing import batched, lasting, transformed, watched
 
 # Recurrent weights that are dropped anew at each call cannot lie where cuDNN would like them.
 warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk of memory")
 
-OURS = {"cpu": "native", "cuda": "cuda"}  # by device: what the sparse path is computed by
+OURS = {"cpu": "native", "cuda": "cuda"}  # by device: what the sparse path is computed by; plain torch on others
 State = tuple[Tensor, Tensor]  # hidden and cell state of one layer, [1, batch, size] each
 
 
 class Pattern:
-    """Where the kept blocks of one weight lie, and the memory of its gradient, zero outside them."""
+    """Where the kept blocks of one weight lie."""
 
     def __init__(self, weight: Tensor, mask: BlockMask) -> None:
         self.mask = mask
-        self.matrix = BSRMatrix.from_dense(weight.detach(), mask)
-        size, (_, grid_cols) = mask.block_size, mask.grid
-        rows = self.matrix.row_indices.long()[:, None] * size + torch.arange(size, device=weight.device)
-        self.slices = (rows * grid_cols + self.matrix.indices.long()[:, None]).flatten()  # of `as_slices`
-        self.gradient: Tensor | None = None
+        with lasting():
+            self.matrix = BSRMatrix.from_dense(weight.detach(), mask)
+            size, (_, grid_cols) = mask.block_size, mask.grid
+            rows = self.matrix.row_indices.long()[:, None] * size + torch.arange(size, device=weight.device)
+            self.slices = (rows * grid_cols + self.matrix.indices.long()[:, None]).flatten()  # of `as_slices`
 
     def as_slices(self, weight: Tensor) -> Tensor:
-        """Rows of blocks as rows of a matrix, a view. [rows, cols] -> [rows * grid_cols, b]."""
-        return weight.view(-1, self.mask.block_size)
+        """Rows of blocks as rows of a matrix, a view where `weight` lies row by row. [rows, cols] -> [rows * grid_cols, b]."""
+        return weight.reshape(-1, self.mask.block_size)
 
     def gather(self, weight: Tensor) -> Tensor:
         """The kept blocks, copied. [rows, cols] -> [nnzb, b, b]."""
         blocks = self.as_slices(weight).index_select(0, self.slices)
         return blocks.view(-1, self.mask.block_size, self.mask.block_size)
 
-    def spread(self, weight: Tensor, grad: Tensor) -> Tensor:
-        """The gradient of the kept blocks as one of `weight`, in memory of its own. grad: [nnzb, b, b]."""
-        zeros = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-        return self.as_slices(zeros).index_copy(0, self.slices, self.as_slices(grad.contiguous())).view_as(weight)
-
-    def scatter(self, weight: Tensor, grad: Tensor) -> None:
-        """Add the gradient of the kept blocks to `weight.grad`. grad: [nnzb, b, b]."""
-        grad = self.as_slices(grad.contiguous())
-        if weight.grad is not None:
-            self.as_slices(weight.grad).index_add_(0, self.slices, grad)
-            return
-        if self.gradient is None:
-            self.gradient = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-        self.as_slices(self.gradient).index_copy_(0, self.slices, grad)
-        weight.grad = self.gradient
+    def spread(self, grad: Tensor) -> Tensor:
+        """The gradient of the whole weight, zero in empty blocks, in memory of its own. [nnzb, b, b] -> [rows, cols]."""
+        slices, shape = self.as_slices(grad), self.mask.shape
+        if torch.is_grad_enabled() or watched(grad) or batched(grad):
+            zeros = torch.zeros(shape, dtype=grad.dtype, device=grad.device)
+            return self.as_slices(zeros).index_copy(0, self.slices, slices).view(shape)
+        whole = POOL.empty(shape, grad.dtype) if grad.is_cpu else grad.new_empty(shape)
+        self.as_slices(whole.zero_()).index_copy_(0, self.slices, slices)
+        return whole
 
     def of(self, weight: Tensor, drop: float, dtype: torch.dtype) -> BSRMatrix:
-        """The kept blocks of `weight` as `dtype`, a share `drop` of their elements dropped; their gradient goes to `weight.grad`."""
+        """The kept blocks of `weight` as `dtype`, a share `drop` of their elements dropped; differentiable in `weight`."""
         data: Tensor = self.gather(weight) if transformed() else _KeptBlocks.apply(weight, self)  # type: ignore[no-untyped-call]
         data = data.to(dtype)
         return self.matrix.with_data(F.dropout(data, drop) if drop else data)
 
 
 class _KeptBlocks(torch.autograd.Function):
-    """Gather kept blocks. `backward()` fills `weight.grad` itself, in memory it uses again at each step.
-
-    A dense gradient returned to autograd is zeroed and written anew at each step, which cost twice as much as the copy of
-    the kept blocks. So it is returned only where somebody else takes it: `torch.autograd.grad`, a hook, a graph of gradients.
-    """
+    """Gather kept blocks. The gradient lies in memory that comes back when nobody holds it: fresh one takes a fault a page."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, pattern: Pattern) -> Tensor:
-        ctx.weight, ctx.pattern = weight, pattern
+        ctx.pattern = pattern
         return pattern.gather(weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
-        if torch.is_grad_enabled() or not _ends_in_grad(ctx.weight, ctx.next_functions[0][0]):
-            return ctx.pattern.spread(ctx.weight, grad), None
-        ctx.pattern.scatter(ctx.weight, grad)
-        return None, None
-
-
-def _ends_in_grad(weight: Tensor, node: Any) -> bool:
-    """Whether all that the backward pass under way does with the gradient of `weight` is adding it to `weight.grad`.
-
-    node: what the gradient is given to.
-    """
-    if not weight.is_leaf or weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
-        return False
-    try:
-        found: bool = torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # torch.autograd.grad asks for this very gradient
-        return False
-    return found
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        pattern: Pattern = ctx.pattern
+        return pattern.spread(grad), None
 
 
 class _BackwardBegins(torch.autograd.Function):
@@ -152,6 +128,11 @@ class LSTMLayer(nn.LSTM):
         self.patterns: dict[str, Pattern] = {}
         self.stopwatch = Stopwatch()
         self.began: Moment = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: all but an event of a GPU."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return state | {"began": 0.0}
 
     @property
     def seconds(self) -> float:
@@ -208,12 +189,22 @@ class LSTMLayer(nn.LSTM):
             return dense
         drops = {"weight_ih": 0.0, "weight_hh": drop}
         weights = {
-            kind: each.of(getattr(self, f"{kind}_l0"), drops[kind], dtype) for kind, each in self.patterns.items()
+            kind: self._pattern(kind).of(getattr(self, f"{kind}_l0"), drops[kind], dtype) for kind in self.patterns
         }
         weight_ih = weights["weight_ih"] if "weight_ih" in weights else self.weight_ih_l0.to(dtype)
         weight_hh = weights["weight_hh"]
         biases = self.bias_ih_l0.to(dtype), self.bias_hh_l0.to(dtype)
-        return block_sparse_lstm(x, state, weight_ih, weight_hh, *biases, kernel=OURS[x.device.type])
+        return block_sparse_lstm(x, state, weight_ih, weight_hh, *biases, kernel=OURS.get(x.device.type, "torch"))
+
+    def _pattern(self, kind: str) -> Pattern:
+        """That of one weight, on the device where the weight is by now. ValueError where the mask no longer is one of it."""
+        weight, pattern = getattr(self, f"{kind}_l0"), self.patterns[kind]
+        require_memory(f"{kind}_l0", weight)
+        if tuple(weight.shape) != pattern.mask.shape:
+            raise ValueError(f"{kind}_l0 is {list(weight.shape)}, and the mask it follows {list(pattern.mask.shape)}")
+        if weight.device != pattern.slices.device:
+            pattern = self.patterns[kind] = Pattern(weight, pattern.mask)
+        return pattern
 
     def _copied(self, dtype: torch.dtype, x: Tensor, state: State | None, drop: float) -> tuple[Tensor, State]:
         """The library's layer on copies of the weights, as operands: nn.LSTM itself would multiply the raw ones."""

@@ -265,7 +265,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    refuse_transforms()
+    refuse_transforms(*grads)
     saved, (own, others), needs = list(ctx.saved_tensors), ctx.parts, ctx.needs_input_grad
     weight, into, states = saved[:own], saved[own : own + others], saved[own + others :]
     wants_states = bool(needs[3] or needs[4])

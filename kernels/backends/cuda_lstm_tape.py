@@ -11,7 +11,7 @@ from kernels.backends import cuda_lstm_operator
 from kernels.backends.cuda_lstm_operator import Weight
 from kernels.backends.cuda_operators import Pattern
 from kernels.backends.cuda_recurrence import Kept
-from kernels.tracing import batched, refuse_transforms, watched
+from kernels.tracing import refuse_transforms, watched
 
 
 class Lstm(torch.autograd.Function):
@@ -41,13 +41,13 @@ class Lstm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        refuse_transforms()
+        refuse_transforms(*grads)
         y, cells, gates, h0, c0, data, inputs, into_data = ctx.saved_tensors
         (pattern, into_pattern), needs = ctx.patterns, ctx.needs_input_grad
         wanted = [needs[0], needs[3] or needs[4], needs[5], needs[6]]
         states, given = [y, cells, gates, h0, c0], [] if inputs is None else [inputs]
         came = [each for each in grads if each is not None]
-        if torch.is_grad_enabled() or watched(*states, data, *came) or any(map(batched, came)):
+        if torch.is_grad_enabled() or watched(*states, data, *came):
             listed = [into_data, *into_pattern.index] if given else []
             found = cuda_lstm_operator.lstm_backward(
                 *grads, states + given, [data, *pattern.index], listed, wanted

@@ -282,9 +282,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    refuse_transforms()
-    states, weights = list(ctx.saved_tensors[:5]), list(ctx.saved_tensors[5:])
-    weight, into = weights[: ctx.parts[0]], weights[ctx.parts[0] :]
+    refuse_transforms(*grads)
+    saved, own = list(ctx.saved_tensors), 5 + ctx.parts[0]  # torch.utils.checkpoint gives them only once
+    states, weight, into = saved[:5], saved[5:own], saved[own:]
     needs = ctx.needs_input_grad
     wanted = [bool(needs[0]), bool(needs[4][0]), bool(into) and bool(needs[5][0])]
     found = iter(lstm_backward(*grads[:3], states, weight, into, wanted))

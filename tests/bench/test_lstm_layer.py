@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from twins import BLOCK, INPUTS, SCOPES, SIZE, close, masks, train, twins
 
 from bench.models.layers import LSTMLayer, Pattern
 from bench.paths import missing_kernel
@@ -15,31 +16,6 @@ from kernels.blockmask import BlockMask
 
 NO_KERNEL = missing_kernel()
 pytestmark = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
-SCOPES = {"all": ("weight_ih", "weight_hh"), "weight_hh": ("weight_hh",)}
-INPUTS, SIZE, BLOCK = 24, 16, 8
-
-
-def masks(kinds: tuple[str, ...], sparsity: float, seed: int = 0) -> dict[str, BlockMask]:
-    generator = torch.Generator().manual_seed(seed)
-    widths = {"weight_ih": INPUTS, "weight_hh": SIZE}
-    return {kind: BlockMask.random(4 * SIZE, widths[kind], BLOCK, sparsity, generator) for kind in kinds}
-
-
-def twins(wanted: dict[str, BlockMask]) -> tuple[LSTMLayer, nn.LSTM]:
-    """Our layer on the sparse path and torch's, with equal weights that are zero where `wanted` is empty."""
-    torch.manual_seed(0)
-    ours = LSTMLayer(INPUTS, SIZE)
-    with torch.no_grad():
-        for kind, mask in wanted.items():
-            getattr(ours, f"{kind}_l0").mul_(mask.expand())
-    theirs = nn.LSTM(INPUTS, SIZE)
-    theirs.load_state_dict(ours.state_dict())
-    ours.follow(wanted)
-    return ours, theirs
-
-
-def close(one: torch.Tensor, other: torch.Tensor) -> None:
-    torch.testing.assert_close(one, other, rtol=0.0, atol=2e-6 * max(1.0, float(other.detach().abs().max())))
 
 
 def test_parameters_names_and_initial_values_are_torchs():
@@ -80,12 +56,6 @@ def test_evaluation_is_on_the_sparse_path_too():
         close(ours(x)[0], expected)
         ours.follow({})
         assert not torch.allclose(ours(x)[0], expected)
-
-
-def train(layer: LSTMLayer, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(3, 2, INPUTS, generator=generator).requires_grad_()
-    layer(x)[0].square().sum().backward()
 
 
 def test_gradients_are_added_as_torch_adds_them():

@@ -109,13 +109,14 @@ def test_pruned_blocks_stay_exactly_zero(optimizer: str, schedule: str, lasso: s
 
 @pytest.mark.parametrize("what", ["weight", "gradient", "momentum"])
 def test_a_planted_leak_is_seen(what: str, monkeypatch: pytest.MonkeyPatch):
-    """One element of one pruned block, put there once, behind every mask's back."""
+    """One element of one pruned block, put there once, behind every mask's back; in each gradient, for it is new at each step."""
     step_of = torch.optim.SGD.step
 
     def leak(self: torch.optim.SGD, *arguments: Any) -> None:
         step_of(self, *arguments)
         weight = next(each for each in self.param_groups[0]["params"] if each.shape == (128, 32))
-        if steps.append(what) is None and len(steps) == 5:
+        steps.append(what)
+        if len(steps) == 5 or (len(steps) > 5 and what == "gradient"):
             tensor = {"weight": weight, "gradient": weight.grad, "momentum": self.state[weight]["momentum_buffer"]}[
                 what
             ]

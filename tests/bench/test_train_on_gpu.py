@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from rows import results, silent
+from twins import masks, twins
+from twins import train as train_layer
 
 from bench import train
 from bench.breakeven import Shape, measure
@@ -142,3 +145,19 @@ def test_a_campaign_trains_side_by_side(tmp_path: Path) -> None:
     rows = [row for one in load(path).cells for row in tables.rows(one)]
     assert {row["status"] for row in rows} == {"ok"} and {row["workers"] for row in rows} == {2}
     assert {row["device"] for row in rows} == {"cuda"} and len(rows) == 6
+
+
+@needs_kernel
+def test_a_layer_that_follows_masks_goes_to_a_gpu_and_back() -> None:
+    wanted = masks(("weight_ih", "weight_hh"), 0.5, inputs=128, size=128)
+    layer, _ = twins(wanted, 128, 128)
+    found = []
+    for device in ("cpu", "cuda", "cpu"):
+        layer.zero_grad()
+        train_layer(layer.to(device), 1)
+        found.append([each.grad.cpu() for each in layer.parameters()])
+        assert all(each.grad.device.type == device for each in layer.parameters())
+        copy.deepcopy(layer)
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(one.abs().max()))

@@ -53,6 +53,16 @@ def test_shapes_and_types_are_torchs() -> None:
             assert tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous()
 
 
+def test_a_tensor_is_nobodys_view() -> None:
+    for mode in (torch.no_grad(), torch.enable_grad()):
+        with mode:
+            tensor = Buffers().empty((COUNT,), torch.float32).zero_()
+        assert tensor._base is None
+        weight = torch.ones(1, requires_grad=True)
+        tensor.add_(weight).sum().backward()  # type: ignore[no-untyped-call]
+        assert weight.grad is not None and float(weight.grad) == COUNT
+
+
 def test_buffers_begin_with_a_page() -> None:
     assert Buffers().empty((COUNT,), torch.float32).data_ptr() % GRAIN == 0
 

@@ -12,6 +12,7 @@ from layer import Case
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.utils.checkpoint import checkpoint
 
 from bench.models.layers import LSTMLayer
 from kernels.backends import native_library
@@ -212,6 +213,66 @@ def test_a_pattern_first_used_in_inference_mode_serves_training(kernel: str) -> 
         (found,) = torch.autograd.grad(block_sparse_matmul(each.with_data(leaf), x, kernel).sum(), leaf)
         (wanted,) = torch.autograd.grad((weight.with_data(leaf).to_dense() @ x).sum(), leaf)
         assert_same(found, wanted)
+
+
+def test_what_is_made_in_inference_mode_serves_training() -> None:
+    weight, x = matrix()
+    with torch.inference_mode():
+        mask = BlockMask(weight.mask.kept.clone(), 2)
+        made = [BSRMatrix.from_dense(weight.to_dense(), mask), weight.freeze().unfreeze()]
+    leaf = x.clone().requires_grad_()
+    wanted = torch.autograd.grad((weight.to_dense() @ leaf).sum(), leaf)
+    for each in made:
+        for kernel in KERNELS:
+            assert_same(torch.autograd.grad(block_sparse_matmul(each, leaf, kernel).sum(), leaf), wanted)
+    kept = torch.where(mask.kept, leaf[:2, :3].exp(), leaf[:2, :3].cos())  # which saves the condition
+    assert torch.autograd.grad(kept.sum(), leaf)[0].any()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_checkpointed_products_and_layers_are_the_same(kernel: str) -> None:
+    weight, x = matrix()
+    case = Case(2, 1, 2, 2, 2)
+
+    def multiplied(data: Tensor, x: Tensor) -> Tensor:
+        return block_sparse_matmul(weight.with_data(data), x, kernel).cos()
+
+    def layer(data: Tensor, x: Tensor) -> Tensor:
+        matrices = case.weights[0], case.weights[1].with_data(data)
+        return block_sparse_lstm(x, None, *matrices, *case.biases, kernel=kernel)[0].cos()
+
+    for function, data, into in ((multiplied, weight.data, x), (layer, case.weights[1].data, case.x)):
+        leaves = data.clone().requires_grad_(), into.clone().requires_grad_()
+        wanted = torch.autograd.grad(function(*leaves).sum(), leaves)
+        for reentrant in (False, True):
+            found = checkpoint(function, *leaves, use_reentrant=reentrant)
+            if reentrant:  # which torch.autograd.grad does not reach into
+                for each in leaves:
+                    each.grad = None
+                found.sum().backward()
+                assert_same(tuple(each.grad for each in leaves), wanted)
+            else:
+                assert_same(torch.autograd.grad(found.sum(), leaves), wanted)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_many_gradients_at_once_are_right_or_refused(kernel: str) -> None:
+    weight, x = matrix()
+    leaves = weight.data.clone().requires_grad_(), x.requires_grad_()
+    y, several = block_sparse_matmul(weight.with_data(leaves[0]), leaves[1], kernel), torch.randn(3, 4, 3).double()
+    found = torch.autograd.grad(y, leaves, several, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(y, leaves, each, retain_graph=True) for each in several]
+    assert_same(found, tuple(map(torch.stack, zip(*one_by_one, strict=True))))
+    case = Case(2, 1, 1, 2, 2)
+    case.x.requires_grad_()
+
+    def layer(x: Tensor) -> Tensor:
+        return block_sparse_lstm(x, None, *case.weights, *case.biases, kernel=kernel)[0]
+
+    wanted = torch.autograd.functional.jacobian(layer, case.x)
+    refused = pytest.raises(ValueError, match=r"^an LSTM layer goes back with one gradient at a time, .*'torch'.*$")
+    with refused if kernel == "native" else nullcontext():
+        assert_same(torch.autograd.functional.jacobian(layer, case.x, vectorize=True), wanted)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

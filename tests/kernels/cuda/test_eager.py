@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from emulated_gpu import emulated_gpu
 from lstm_work import Work, same
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from kernels.backends.cuda_operators import Pattern, pattern_for
 from kernels.blockmask import BlockMask
@@ -153,11 +155,24 @@ def test_who_watches() -> None:
 def test_a_layer_refuses_many_gradients_at_once() -> None:
     """As an operator with lists of tensors does, whose values torch cannot take one by one."""
     work = Work("Float32")
+    for seen in (nullcontext(), Seen()):
+        leaves = work.leaves()
+        with seen:
+            y, _ = work.run(leaves)
+        several = torch.stack([work.grads[0], -work.grads[0]])
+        with pytest.raises(ValueError, match=r"^an LSTM layer goes back with one gradient at a time, .*$"):
+            torch.autograd.grad(y, list(leaves.values()), several, is_grads_batched=True)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_checkpointed_layers_are_the_same(watched: bool) -> None:
+    work = Work("Float32")
     leaves = work.leaves()
-    y, _ = work.run(leaves)
-    several = torch.stack([work.grads[0], -work.grads[0]])
-    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
-        torch.autograd.grad(y, list(leaves.values()), several, is_grads_batched=True)
+    with Seen() if watched else nullcontext():
+        wanted = torch.autograd.grad(work.run(leaves)[0].cos().sum(), list(leaves.values()))
+        y = checkpoint(lambda: work.run(leaves)[0].cos(), use_reentrant=False)
+        found = torch.autograd.grad(y.sum(), list(leaves.values()))
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
 def test_tangents_and_gradients_by_transforms() -> None:
