@@ -63,6 +63,7 @@ RUNGS: list[list[str]] = [
         "bench.output",
     ],
     ["bench.parquet"],
+    ["bench.rules"],
     ["bench.validation"],
     ["bench.store", "bench.tables", "bench.estimate", "bench.data.*", "bench.models.*", "bench.pruning.*"],
     [
@@ -88,6 +89,8 @@ RUNGS: list[list[str]] = [
     ["bench.tuner"],
     ["bench.__main__"],
     # the parquet wall: nothing below sees anything above
+    ["analysis.schema"],
+    ["analysis.rules"],
     ["analysis.validation"],
     ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats", "analysis.published", "analysis.output"],
     ["analysis.compare", "analysis.variants"],
@@ -118,8 +121,10 @@ ONLY_IN = {
     "pyarrow": (
         "bench.schema",
         "bench.parquet",
+        "bench.rules",
         "bench.validation",
         "bench.store",
+        "analysis.rules",
         "analysis.validation",
         "analysis.load",
     ),
