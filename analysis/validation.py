@@ -76,7 +76,9 @@ def _require_version(table: pa.Table) -> None:
     versions = sorted({str(version) for version in found if version not in range(1, ours + 1)})
     if versions:
         known = sorted({str(version) for version in found})
-        raise BadInputError(f"schema_version: written with schema [{', '.join(known)}], this analysis reads schema {ours}")
+        raise BadInputError(
+            f"schema_version: written with schema [{', '.join(known)}], this analysis reads schema {ours}"
+        )
 
 
 def _typed(stored: pa.Table, kind: str) -> pa.Table:

@@ -95,9 +95,7 @@ def data_dir() -> Path:
         try:
             return Path(chosen).expanduser()
         except RuntimeError:
-            raise DataError(
-                f"{DATA_DIR_VARIABLE}: {chosen}: no such home folder; accepted: a path without ~"
-            ) from None
+            raise DataError(f"{DATA_DIR_VARIABLE}: {chosen}: no such home folder; accepted: a path without ~") from None
     import pooch
 
     try:
