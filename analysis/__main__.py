@@ -66,7 +66,10 @@ Tables = Annotated[
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """What a user can mend becomes one line on standard error, and an exit status where nothing can be done without."""
+    """What a user can mend becomes one line on standard error, and an exit status; a fault of ours is a traceback."""
+    from analysis.output import skip_font_notice
+
+    skip_font_notice()
     shown = warnings.showwarning
     said: set[str] = set()  # a table that is read twice is told of once
 
@@ -85,6 +88,10 @@ def _one_line_errors() -> Iterator[None]:
             warnings.showwarning = say
             yield
     except ValueError as error:
+        from analysis.schema import BadInputError
+
+        if not isinstance(error, BadInputError):
+            raise
         raise _ending(str(error).splitlines()[0], BAD_INPUT) from None
     except ModuleNotFoundError as error:
         raise _ending(f"{error.name} is not installed; pip install -e '.[notebooks]' brings it", ENVIRONMENT) from None

@@ -16,6 +16,7 @@ import pandas as pd
 from analysis.awd_lines import DENSE, FOUR, GRADUAL, PRE, Line, Row
 from analysis.load import REFERENCE, records, reference_folder
 from analysis.realised import realised
+from analysis.schema import BadInputError
 from analysis.stats import Estimate, ratio_interval
 from analysis.study import main_part, read
 from analysis.variants import lstm_weights, runs
@@ -74,7 +75,7 @@ def read_sweeps(small: bool = False, parent: Path | None = None) -> Sweeps:
             continue
         try:
             train = read(folder).train
-        except ValueError as error:
+        except BadInputError as error:
             notes.append(f"not read: {error}".replace(str(folder), name))
             continue
         if train is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.schema import BadInputError
 from analysis.validation import validated
 
 TABLES = ("gemm", "lstm", "train")
@@ -64,7 +65,7 @@ def reference_folder() -> Path:
 
 
 def find_folder(name: str, results: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of a finished sweep: a folder, a sweep's name, or its .toml file; ValueError with one line otherwise.
+    """The folder of a finished sweep: a folder, a sweep's name, or its .toml file; BadInputError with one line otherwise.
 
     A folder may be named from where one is or from the checkout. A sweep is looked up in `results`, before anything else
     is tried, and a bare name is that of a sweep; where `results` is not given, in `results_folder` and then among the
@@ -81,7 +82,7 @@ def find_folder(name: str, results: str | os.PathLike[str] | None = None) -> Pat
                 _check_origin(folder, Path(name))
             return folder
     known = sorted({path.name for parent in parents for path in parent.glob("*") if tables_in(path)})
-    raise ValueError(
+    raise BadInputError(
         f"no results called {name!r}: {f'neither it nor {sweeps[0]} holds' if named[0] in places else f'{sweeps[0]} holds no'} "
         f"{' or '.join(f'{table}.parquet' for table in TABLES)}; known: {', '.join(known) or 'none yet'}"
     )
@@ -92,7 +93,7 @@ class LeftOutWarning(UserWarning):
 
 
 def _check_origin(folder: Path, file: Path) -> None:
-    """ValueError where `folder` says that it belongs to another sweep file (`bench.sweep.Sweep.origin`)."""
+    """BadInputError where `folder` says that it belongs to another sweep file (`bench.sweep.Sweep.origin`)."""
     place = file.resolve()
     place = place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
     try:
@@ -100,7 +101,7 @@ def _check_origin(folder: Path, file: Path) -> None:
     except OSError:
         return
     if re.fullmatch("[0-9a-f]{64}", said) and said != hashlib.sha256(os.fsencode(place.as_posix())).hexdigest():
-        raise ValueError(
+        raise BadInputError(
             f"{file}: {folder} was measured from another file of that name; accepted: {folder}, to see that"
         )
 
@@ -113,15 +114,15 @@ def tables_in(folder: Path) -> list[str]:
 def load(folder: str | os.PathLike[str], table: str) -> pd.DataFrame:
     """One table of a sweep with every column of today's schema, after its bytes matched a sha256 beside it.
 
-    ValueError with one line where the file or its checksum is missing, damaged, of another schema version or no such table.
+    BadInputError with one line where the file or its checksum is missing, damaged, of another schema version or no such table.
     Cells that say what cannot be are left out with a `LeftOutWarning` for each kind of fault, listed in `attrs` too.
     """
     path = Path(folder) / f"{table}.parquet"
     data = _verified(path)
     try:
         kept, lines = validated(data, table)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except BadInputError as error:
+        raise BadInputError(f"{path}: {error}") from None
     for line in lines:
         warnings.warn(f"{path}: {line}", LeftOutWarning, stacklevel=2)
     frame: pd.DataFrame = kept.to_pandas(use_threads=False)
@@ -146,10 +147,10 @@ def _verified(path: Path) -> bytes:
     else:
         raise BlockingIOError(errno.EAGAIN, "written faster than it can be read; try again", str(path))
     if data is None:
-        raise ValueError(f"{path}: {'no regular file' if os.path.lexists(path) else 'missing'}; run the sweep first")
+        raise BadInputError(f"{path}: {'no regular file' if os.path.lexists(path) else 'missing'}; run the sweep first")
     if sums is None:
-        raise ValueError(f"{path}: its checksum {sidecar.name} is missing; run the sweep again to rebuild both")
-    raise ValueError(f"{path}: damaged, its bytes do not match {sidecar.name}; run the sweep again to rebuild it")
+        raise BadInputError(f"{path}: its checksum {sidecar.name} is missing; run the sweep again to rebuild both")
+    raise BadInputError(f"{path}: damaged, its bytes do not match {sidecar.name}; run the sweep again to rebuild it")
 
 
 def _regular(path: Path) -> bytes | None:

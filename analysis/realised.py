@@ -117,7 +117,7 @@ def _integral(row: dict[str, Any], epochs: pd.DataFrame, found: dict[str, Any]) 
         return {"predicted": predicted, "measured": NOTHING, "efficiency": NOTHING, **nothing}
     weights = step_weights([probe.step for probe in taken], row["step"])
     measured = integral_ratio([probe.dense_ms for probe in taken], [probe.lstm_ms for probe in taken], weights.tolist())
-    at_probes = float(weights @ np.array([probe.sparsity for probe in taken]) / weights.sum())
+    at_probes = min(float(weights @ np.array([probe.sparsity for probe in taken]) / weights.sum()), 1.0)  # rounding
     dense_lstm = float(weights @ np.array([np.median(probe.dense_ms) for probe in taken])) / 1e3
     exchanged = row["seconds"] - row["lstm_total"] + dense_lstm
     share = next((one for one in (found["lstm_share"], dense_lstm / exchanged) if not math.isnan(one)), math.nan)

@@ -36,7 +36,7 @@ NOUNS = {"gemm": "product timings", "lstm": "layer timings", "train": "training 
 def write_report(folder: str | os.PathLike[str]) -> Path:
     """Write report.html into the folder of a sweep and return its path.
 
-    ValueError with one line where the folder holds no table or a damaged one.
+    BadInputError with one line where the folder holds no table or a damaged one.
     """
     folder = Path(folder)
     found = study.read(folder)

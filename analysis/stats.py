@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 RESAMPLES = 2000
+FARTHEST = 600.0  # the logarithm of a ratio is cut there: two replicates that differ wildly bound nothing, and no double holds it
 
 
 class Estimate(NamedTuple):
@@ -98,7 +99,8 @@ def ratio_interval(ratios: Sequence[float]) -> Estimate:
     if len(ratios) == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
     logs = mean_interval([math.log(ratio) for ratio in ratios])
-    return Estimate(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high), logs.n)
+    value, low, high = (math.exp(min(max(log, -FARTHEST), FARTHEST)) for log in logs[:3])
+    return Estimate(value, low, high, logs.n)
 
 
 def signed(estimate: Estimate) -> str:

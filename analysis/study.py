@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis import compare
 from analysis.load import REFERENCE, TABLES, load, reference_folder, split, tables_in
+from analysis.schema import BadInputError
 from analysis.tradeoff import chosen_product
 
 
@@ -42,11 +43,11 @@ def _part(tables: dict[str, pd.DataFrame], name: str) -> pd.DataFrame | None:
 
 
 def read(folder: str | os.PathLike[str]) -> Study:
-    """The tables of a sweep's folder; ValueError with one line where it holds none or one is damaged."""
+    """The tables of a sweep's folder; BadInputError with one line where it holds none or one is damaged."""
     folder = Path(folder)
     found = {name: load(folder, name) for name in tables_in(folder)}
     if not found:
-        raise ValueError(
+        raise BadInputError(
             f"{folder}: holds neither gemm.parquet nor train.parquet nor lstm.parquet; run the sweep first"
         )
     filled: dict[str, pd.DataFrame | None] = {

@@ -203,18 +203,29 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
 def common_sparsity(found: pd.DataFrame) -> float | None:
     """The target sparsity that stands for the pruned variants of `replicates`; None without one.
 
-    That with the most seeds, of equal ones that at which most variants were run, of those the highest.
+    One at which a run keeps a block, where there is any; of those that with the most seeds, of equal ones that at which
+    most variants were run, of those the highest.
     """
     if found.empty or not (found["target_sparsity"] > 0).any():
         return None
-    by_target = found[found["target_sparsity"] > 0].groupby("target_sparsity")
+    pruned = found[found["target_sparsity"] > 0]
+    pruned = pruned if kept_nothing(pruned).all() else pruned[~kept_nothing(pruned)]
+    by_target = pruned.groupby("target_sparsity")
     seeds, variants = by_target["seeds"].max(), by_target["variant"].nunique()
     return float(max(seeds.index, key=lambda target: (seeds[target], variants[target], target)))
 
 
+def kept_nothing(found: pd.DataFrame) -> pd.Series:
+    """Which rows of `replicates` keep no block in any of their runs: nothing is left of them to be worth having."""
+    return found["stored_sparsity"] == 1.0
+
+
 def best_replicated(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of rows of `replicates`, among those with the most seeds the one with the best validation perplexity."""
-    return min(settings, key=lambda row: (-row["seeds"], float(row["val_ppl"].value)))
+    """Of rows of `replicates`, among those with the most seeds the one with the best validation perplexity.
+
+    One that keeps no block only where there is no other.
+    """
+    return min(settings, key=lambda row: (row["stored_sparsity"] == 1.0, -row["seeds"], float(row["val_ppl"].value)))
 
 
 def common_block_size(found: pd.DataFrame, target: float | None) -> int | None:

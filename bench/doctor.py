@@ -151,11 +151,11 @@ def _breakevens() -> Iterator[Finding]:
 
 
 def _datasets() -> Iterator[Finding]:
-    from bench.data.corpus import DATA_DIR_VARIABLE, DATASETS, data_dir
+    from bench.data.corpus import DATA_DIR_VARIABLE, DATASETS, DataError, data_dir
 
     try:
         folder = data_dir()
-    except ValueError as error:
+    except DataError as error:
         yield "data folder", f"none: {error}"
         return
     yield "data folder", f"{folder} (set {DATA_DIR_VARIABLE} to change it)"

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from bench.data.corpus import batchify, windows
 from bench.models.layers import State
+from bench.schema import LARGEST_PPL
 
 Model = Callable[[Tensor, list[State] | None], tuple[Tensor, list[State]]]
 
@@ -27,13 +28,13 @@ def finite(nats: float, epoch: int) -> float:
 
 
 def perplexity(nats: float, epoch: int | None) -> float:
-    """exp(mean nats per token); DivergedError where that is no finite double."""
+    """exp(mean nats per token); DivergedError where that is beyond what a table holds."""
     try:
         ppl = math.exp(nats)
     except OverflowError:
         ppl = math.inf
-    if not math.isfinite(ppl):
-        raise DivergedError(f"the perplexity became {ppl}" + (f" in epoch {epoch}" if epoch else " in evaluation"))
+    if not ppl <= LARGEST_PPL:
+        raise DivergedError(f"the perplexity became {ppl:g}" + (f" in epoch {epoch}" if epoch else " in evaluation"))
     return ppl
 
 

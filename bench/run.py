@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.cells import Cell, TrainCell
 from bench.checkpoint import CONTINUED, FOLDER, SECONDS, Checkpoints
-from bench.data.corpus import data_dir, load_corpus
+from bench.data.corpus import DataError, data_dir, load_corpus
 from bench.emptied import warnings
 from bench.engines.local import Ending, Progress, Work, failure, measure, run_cells
 from bench.estimate import Pace, spoken
@@ -158,7 +158,7 @@ def check_datasets(cells: Sequence[Cell]) -> None:
     for name in sorted({cell.dataset for cell in cells if isinstance(cell, TrainCell)}):
         try:
             load_corpus(name, data_dir())
-        except (OSError, ValueError, AssertionError) as error:
+        except (OSError, DataError) as error:
             raise UnusableError(f"dataset {name}: {error}") from None
 
 

@@ -26,6 +26,7 @@ STATUSES = {
     "timeout": "stopped at the time limit of a cell",
     "crashed": "the worker process died",
 }
+LARGEST_PPL = 1e100  # what is beyond is no perplexity: the run diverged
 PATTERNS = ("random", "empty rows", "all empty", "one block", "full row", "full")
 
 

@@ -39,10 +39,9 @@ from bench.parquet import (
     set_aside,
     set_table_aside,
     to_parquet,
-    to_table,
 )
 from bench.schema import COLUMNS
-from bench.validation import shard_table, short_sum, whole_table
+from bench.validation import new_table, shard_table, short_sum, whole_table
 
 SHARD = re.compile(r"(?P<cell_id>[0-9a-f]+)-(?P<sha>[0-9a-f]{16})\.parquet")
 
@@ -151,9 +150,9 @@ class Store:
     def put(self, cell: Cell, rows: Sequence[Row], provenance: Row) -> Path:
         """Publish the rows of one finished cell, replacing an earlier shard of it.
 
-        ValueError naming the column where a row does not fit the table; OSError leaves everything as it was.
+        ValueError naming the column where a row does not fit the table, or says what cannot be; OSError leaves everything as it was.
         """
-        data = to_parquet(to_table(cell, rows, provenance))
+        data = to_parquet(new_table(cell, rows, provenance))
         path = self.cells / f"{cell.cell_id}-{short_sum(data)}.parquet"
         publish(path, data)
         for old in self.cells.glob(f"{cell.cell_id}-*.parquet"):

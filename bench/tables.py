@@ -26,10 +26,9 @@ from bench.parquet import (
     read_table,
     set_table_aside,
     to_parquet,
-    to_table,
 )
 from bench.schema import COLUMNS
-from bench.validation import whole_table
+from bench.validation import new_table, whole_table
 
 
 class Tables:
@@ -82,8 +81,8 @@ class Tables:
         return f"moved to {set_table_aside(path, self.damaged)}"
 
     def put(self, cell: Cell, rows: Sequence[Row], provenance: Row) -> None:
-        """Publish the rows of one finished cell, replacing earlier ones. ValueError where a row does not fit the table."""
-        self.tables[cell.cell_id] = to_table(cell, rows, provenance)
+        """Publish the rows of one finished cell, replacing earlier ones. ValueError as `new_table`."""
+        self.tables[cell.cell_id] = new_table(cell, rows, provenance)
         self.kinds[cell.cell_id] = cell.kind
         self.write(cell.kind)
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from bench.cells import KINDS, identity
-from bench.parquet import DamagedError, Row, arrow_schema, from_parquet
+from bench.cells import KINDS, Cell, identity
+from bench.parquet import DamagedError, Row, arrow_schema, from_parquet, to_table
+from bench.rules import faults
 from bench.schema import COLUMNS, SCHEMA_VERSION, STATUSES
 
 KEYS = {"train": ("epoch",), "check": ("pattern", "n"), "tune": ("variant",)}  # what tells the rows of a cell apart
@@ -49,6 +50,17 @@ def shard_table(data: bytes, cell_id: str, path: Path) -> pa.Table:
         raise DamagedError(f"{path} is damaged: cell_id is {_listed(found)}, not the one in its name")
     for line in wrong_cells(table, kind).values():
         raise DamagedError(f"{path} is damaged: {line}")
+    return table
+
+
+def new_table(cell: Cell, rows: Sequence[Row], provenance: Row) -> pa.Table:
+    """The rows of a cell that has just ended, as they will be read back.
+
+    ValueError naming the column where they do not fit the table, or say what cannot be.
+    """
+    table = to_table(cell, rows, provenance)
+    for fault in faults(table, cell.kind):
+        raise ValueError(f"{fault.column}: {fault.wrong}")
     return table
 
 
@@ -139,7 +151,12 @@ def wrong_cells(table: pa.Table, kind: str) -> dict[str | None, str]:
     for row in table.select(list(dict.fromkeys(needed))).to_pylist():
         cells.setdefault(row["cell_id"], []).append(row)
     found = {cell_id: _wrong(rows, kind, settings) for cell_id, rows in cells.items()}
-    return {cell_id: line for cell_id, line in found.items() if line}
+    wrong = {cell_id: line for cell_id, line in found.items() if line}
+    names = table["cell_id"].to_pylist()
+    for fault in faults(table, kind):
+        for row in fault.rows:
+            wrong.setdefault(names[row], f"{fault.column}: {fault.wrong}")
+    return wrong
 
 
 def _wrong(rows: Sequence[Row], kind: str, settings: Sequence[str]) -> str:

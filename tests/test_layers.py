@@ -64,6 +64,7 @@ RUNGS: list[list[str]] = [
         "bench.output",
     ],
     ["bench.parquet"],
+    ["bench.rules"],
     ["bench.validation"],
     ["bench.store", "bench.tables", "bench.estimate", "bench.data.*", "bench.models.*", "bench.pruning.*"],
     [
@@ -89,6 +90,8 @@ RUNGS: list[list[str]] = [
     ["bench.tuner"],
     ["bench.__main__"],
     # the parquet wall: nothing below sees anything above
+    ["analysis.schema"],
+    ["analysis.rules"],
     ["analysis.validation"],
     ["analysis.load", "analysis.theory", "analysis.style", "analysis.stats", "analysis.published", "analysis.output"],
     ["analysis.compare", "analysis.variants"],
@@ -119,8 +122,10 @@ ONLY_IN = {
     "pyarrow": (
         "bench.schema",
         "bench.parquet",
+        "bench.rules",
         "bench.validation",
         "bench.store",
+        "analysis.rules",
         "analysis.validation",
         "analysis.load",
     ),

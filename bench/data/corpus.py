@@ -32,6 +32,10 @@ EVAL_BATCH = 10  # streams that a text is cut into for evaluation
 SHORTEST_WINDOW = 5
 
 
+class DataError(ValueError):
+    """A text that cannot be used as it lies there, or no folder for it; one line that says what to do."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Tokens of the three texts of a corpus, and words of its vocabulary."""
@@ -92,9 +96,7 @@ def data_dir() -> Path:
         try:
             return Path(chosen).expanduser()
         except RuntimeError:
-            raise ValueError(
-                f"{DATA_DIR_VARIABLE}: {chosen}: no such home folder; accepted: a path without ~"
-            ) from None
+            raise DataError(f"{DATA_DIR_VARIABLE}: {chosen}: no such home folder; accepted: a path without ~") from None
     import pooch
 
     try:
@@ -115,7 +117,7 @@ def make_folder(folder: Path) -> None:
 
 
 def load_corpus(name: str, folder: str | PathLike[str]) -> Corpus:
-    """One dataset, read and numbered once in a process. ValueError for an unknown name or unusable files."""
+    """One dataset, read and numbered once in a process. ValueError for an unknown name, DataError for unusable files."""
     return _load_corpus(name, Path(folder))
 
 

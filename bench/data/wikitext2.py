@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.data.corpus import DATA_DIR_VARIABLE, EOS, Corpus, Sizes, build_vocabulary, make_folder
+from bench.data.corpus import DATA_DIR_VARIABLE, EOS, Corpus, DataError, Sizes, build_vocabulary, make_folder
 from kernels.resources import is_of_disk
 
 PARTS = ("train", "valid", "test")
@@ -76,7 +76,7 @@ def _fetch(url: str, scratch: Path, name: str) -> Path:
 def download(home: Path) -> None:
     """Put verified files into `home` from the first mirror that works.
 
-    ValueError with what to do where none does; OSError where the disk has no room for them.
+    DataError with what to do where none does; OSError where the disk has no room for them.
     """
     sources: list[Callable[[Path], dict[str, Path]]] = [from_files]
     sources += [functools.partial(from_archive, url) for url in ARCHIVE_MIRRORS]
@@ -94,7 +94,7 @@ def download(home: Path) -> None:
                     path.replace(home / file_name(part))
                 return
     names = ", ".join(file_name(part) for part in PARTS)
-    raise ValueError(
+    raise DataError(
         f"wikitext2 could not be downloaded; put {names} into {home}, "
         f"or set {DATA_DIR_VARIABLE} to a folder that holds them in wikitext-2"
     )
@@ -111,7 +111,7 @@ def sizes() -> Sizes:
 
 
 def load(folder: Path) -> Corpus:
-    """The corpus from `folder`/wikitext-2, downloaded first where a file is missing. ValueError if a file is not right."""
+    """The corpus from `folder`/wikitext-2, downloaded first where a file is missing. DataError if a file is not right."""
     home = folder / "wikitext-2"
     if missing(folder):
         download(home)
@@ -119,7 +119,7 @@ def load(folder: Path) -> Corpus:
     for part in PARTS:
         content = (home / file_name(part)).read_bytes()
         if wrong := fault(part, content):
-            raise ValueError(f"{home / file_name(part)} is corrupt ({wrong}); delete it to have it downloaded again")
+            raise DataError(f"{home / file_name(part)} is corrupt ({wrong}); delete it to have it downloaded again")
         lines = content.decode().splitlines()
         words[part] = [word for line in lines for word in [*line.split(), EOS]]
         assert len(words[part]) == TOKENS[part], (part, len(words[part]))

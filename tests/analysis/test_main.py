@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -150,6 +151,31 @@ def test_an_empty_name_is_no_sweep(run: Run, folder: Path, monkeypatch: pytest.M
     monkeypatch.chdir(folder)
     for more in ((), ("--results", folder)):
         assert_refused(run("report", "", *more), BAD_INPUT, "no results called ''")
+
+
+@pytest.mark.parametrize("arguments", [("report",), ("figures", "--out", "drawn")], ids=lambda value: value[0])
+def test_a_fault_of_ours_is_no_bad_input(
+    run: Run, folder: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("zip() argument 2 is shorter than argument 1")
+
+    monkeypatch.setattr("analysis.study.Study.comparable", broken)
+    command, *options = arguments
+    with pytest.raises(ValueError, match="zip"):
+        run(command, folder, *options)
+    assert not Path("drawn").exists()
+
+
+def test_the_font_cache_is_built_without_a_notice(
+    run: Run, folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run("report", folder)
+    fonts = logging.getLogger("matplotlib.font_manager")
+    fonts.warning("Matplotlib is building the font cache; this may take a moment.")
+    assert (caplog.messages, capsys.readouterr().err) == ([], "")
+    fonts.warning("findfont: Font family %r not found.", "Nowhere")
+    assert caplog.messages == ["findfont: Font family 'Nowhere' not found."]
 
 
 def test_what_the_system_refuses_is_status_3(run: Run, folder: Path, tmp_path: Path) -> None:

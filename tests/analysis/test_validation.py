@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import validation
+from analysis import schema as described
 from analysis.__main__ import BAD_INPUT, app
 from analysis.load import LEFT_OUT, LeftOutWarning, load
-from analysis.validation import ALWAYS, NEEDED, columns, schema
+from analysis.rules import ALWAYS, NEEDED
+from analysis.schema import columns, schema
 from bench.cells import KINDS, identity
 from bench.parquet import arrow_schema
 from bench.schema import COLUMNS, SCHEMA_VERSION, STATUSES
@@ -274,9 +275,9 @@ def in_the_way() -> dict[str, Callable[[Path], object]]:
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '"\udcff"'])
 def test_damaged_columns_are_one_line(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "columns.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    monkeypatch.setattr(validation, "COLUMNS_FILE", tmp_path / "columns.json")
+    monkeypatch.setattr(described, "COLUMNS_FILE", tmp_path / "columns.json")
     with pytest.raises(ValueError, match=r"\A[^\n]*columns\.json: damaged[^\n]*\Z"):
-        validation.schema.__wrapped__()
+        described.schema.__wrapped__()
 
 
 @pytest.mark.timeout(60)

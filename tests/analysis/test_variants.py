@@ -161,6 +161,18 @@ def test_the_sparsity_and_block_size_that_most_variants_share() -> None:
     assert variants.common_sparsity(dense) is None and variants.common_block_size(dense, None) is None
 
 
+def test_what_keeps_no_block_stands_for_the_others_only_where_there_is_nothing_else() -> None:
+    kept = run(130.0, rhos=(0.5, 0.5), **LINEAR | {"target_sparsity": 0.5})
+    empty = [run(120.0, rhos=(1.0, 1.0), **LINEAR | {"target_sparsity": 1.0, "seed": seed}) for seed in (0, 1)]
+    coarse = run(110.0, rhos=(1.0, 1.0), **LINEAR | {"target_sparsity": 0.5, "block_size": 32})
+    found = variants.replicates(variants.runs(frame(run(90.0), kept, *empty, coarse)))
+    assert variants.common_sparsity(found) == 0.5, "whatever the seeds"
+    best = variants.best_replicated(found[found["target_sparsity"] == 0.5].to_dict("records"))
+    assert best["block_size"] == 16, "whatever the perplexity"
+    nothing = variants.replicates(variants.runs(frame(run(90.0), *empty)))
+    assert variants.common_sparsity(nothing) == 1.0
+
+
 def test_dense_comes_first_and_no_run_gives_no_row() -> None:
     found = variants.replicates(variants.runs(made.train_frame(seeds=1)))
     assert found["variant"].iloc[0] == "dense" and found["variant"].iloc[1] == "block lasso"

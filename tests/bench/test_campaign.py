@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rows import timed
 
 from bench.campaign import check_of, checks_for, is_finished, verdict
 from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell
@@ -224,13 +225,13 @@ def test_every_kernel_is_checked_once() -> None:
 def test_checks_and_what_ended_ill_run_again_by_other_sources(tmp_path: Path) -> None:
     tables = Tables(tmp_path, [])
     old = {**PROVENANCE, "source_hash": "old"}
-    ok, ill = [{"status": "ok"}], [{"status": "failed", "reason": "x"}]
+    ok, ill = [{"status": "ok"}], [{"status": "failed", "reason": "x"}]  # of a check
     today = [
         [{"status": "failed", "reason": reason}]
         for reason in ("ResourceError: c++ took more than 300 s", "OSError: [Errno 28] No space left on device")
     ]
     for cell, rows, provenance, wanted in (
-        (GemmCell(), ok, old, True),
+        (GemmCell(), timed(), old, True),
         (GemmCell(), ill, old, False),
         (GemmCell(), ill, PROVENANCE, True),
         (CheckCell(), ok, old, False),

@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that the workers, which get this path, can import it too
 import work
+from rows import timed
 
 import bench.budget
 import bench.campaign
@@ -38,7 +39,7 @@ def store_all(sweep: Sweep, results: Path) -> Store:
     store = Store(results / sweep.name)
     store.cells.mkdir(parents=True, exist_ok=True)
     for cell in sweep.cells:
-        store.put(cell, [{"status": "ok", "time_ms": 1.0}], PROVENANCE)
+        store.put(cell, timed(), PROVENANCE)
     return store
 
 
@@ -118,7 +119,7 @@ def test_a_campaign_does_not_mix_an_unrelated_sweep_into_tables(
 ) -> None:
     mine, other = sweep_file(tmp_path / "a" / "mine.toml", 1), sweep_file(tmp_path / "b" / "mine.toml", 2)
     out = tmp_path / "out"
-    Tables(out / "mine", []).put(load(mine).cells[0], [{"status": "ok", "time_ms": 1.0}], PROVENANCE)
+    Tables(out / "mine", []).put(load(mine).cells[0], timed(), PROVENANCE)
     before = (out / "mine" / "gemm.parquet").read_bytes()
     line = refused(capsys, "campaign", other, "--out", out, "--budget", "9", "--device", "cpu")
     assert "another sweep called mine" in line and "another --out" in line

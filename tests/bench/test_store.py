@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from rows import timed, trained
 
 from bench import parquet as module
 from bench.cells import Cell, GemmCell, TrainCell
@@ -20,7 +21,8 @@ from bench.schema import columns
 from bench.store import LockedError, Store
 
 PROVENANCE = {"commit": "c0ffee", "started_at": "2026-01-01T00:00:00", "cell_seconds": 1.5, "source_hash": "ab"}
-TRAIN_ROWS = [{"status": "ok", "epoch": epoch, "val_ppl": 100.0 / (epoch + 1)} for epoch in (2, 0, 1)]
+BEFORE = {"status": "ok", "epoch": 0, "sparsity": 0.0, "vocabulary": 100}
+TRAIN_ROWS = [*trained()[::-1], BEFORE]
 MAP = {"weight": "weight_hh_l0", "grid_rows": 1, "grid_cols": 2, "norms": [0.5, 0.0]}
 
 
@@ -33,7 +35,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def gemm_rows(time_ms: float = 0.5) -> list[dict[str, Any]]:
-    return [{"status": "ok", "time_ms": time_ms, "samples_ms": [0.4, 0.6], "nnzb": 7, "noisy": False}]
+    return timed(time_ms, samples_ms=[0.4, 0.6], baseline_samples_ms=[1.0, 1.0], nnzb=7, noisy=False)
 
 
 def fill(store: Store) -> list[Cell]:
@@ -61,7 +63,7 @@ def test_a_row_comes_back_with_identity_settings_and_provenance(store: Store) ->
     row = table.to_pylist()[0]
     assert row["cell_id"] == cell.cell_id and row["kind"] == "gemm" and row["status"] == "ok" and row["reason"] is None
     assert (row["m"], row["target_sparsity"], row["backend"]) == (512, 0.5, "native")
-    assert (row["samples_ms"], row["nnzb"], row["noisy"], row["baseline_ms"]) == ([0.4, 0.6], 7, False, None)
+    assert (row["samples_ms"], row["nnzb"], row["noisy"], row["host_ms"]) == ([0.4, 0.6], 7, False, None)
     assert (row["commit"], row["cell_seconds"], row["schema_version"]) == ("c0ffee", 1.5, 1)
 
 
@@ -86,7 +88,7 @@ def test_tables_are_in_cell_order_then_epoch(store: Store) -> None:
     assert store.read("gemm")["seed"].to_pylist() == [2, 1]
     train = store.read("train")
     assert list(zip(train["seed"].to_pylist(), train["epoch"].to_pylist(), strict=True)) == [
-        (seed, epoch) for seed in (1, 0) for epoch in (0, 1, 2)
+        (seed, epoch) for seed in (1, 0) for epoch in range(5)
     ]
 
 
@@ -99,9 +101,9 @@ def test_settings_are_stored_as_the_cell_is_identified(store: Store) -> None:
 
 def test_block_norm_maps_survive(store: Store) -> None:
     cell = TrainCell()
-    store.put(cell, [{"status": "ok", "epoch": 0, "block_norms": [MAP]}], PROVENANCE)
+    store.put(cell, [BEFORE | {"block_norms": [MAP]}, *trained()], PROVENANCE)
     store.compact([cell])
-    assert store.read("train")["block_norms"].to_pylist() == [[MAP]]
+    assert store.read("train")["block_norms"].to_pylist() == [[MAP], *[None] * 4]
 
 
 def test_only_cells_of_the_sweep_are_in_the_tables(store: Store) -> None:
@@ -198,13 +200,13 @@ def test_every_flipped_bit_of_a_table_is_noticed(store: Store) -> None:
     for trial in range(200):
         flip_a_bit(checksum if trial % 10 == 0 else table, rng)
         if trial % 10 == 0 and digest in checksum.read_bytes().lower().split():
-            assert len(store.read("train")) == 6, "the name beside the sum does not count"
+            assert len(store.read("train")) == 10, "the name beside the sum does not count"
         else:
             with pytest.raises(DamagedError, match=r"is damaged|cannot be verified"):
                 store.read("train")
         table.write_bytes(whole[0])
         checksum.write_bytes(whole[1])
-    assert len(store.read("train")) == 6
+    assert len(store.read("train")) == 10
 
 
 def test_the_checksum_file_has_the_form_of_sha256sum(store: Store) -> None:

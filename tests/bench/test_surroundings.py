@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rows import trained
 
 from bench import provenance
 from bench.cells import TrainCell
@@ -218,9 +219,9 @@ def test_paths_may_be_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     store = Store(f"{results}/some")
     store.cells.mkdir(parents=True)
     for cell in sweep.cells:
-        store.put(cell, [{"status": "ok", "epoch": 1}], {"cell_seconds": 1.0, "started_at": "2026-01-01"})
+        store.put(cell, trained(), {"cell_seconds": 1.0, "started_at": "2026-01-01"})
         provenance = {"cell_seconds": 1.0, "started_at": "2026-01-01"}
-        Tables(f"{out}/some", []).put(cell, [{"status": "ok", "epoch": 1}], provenance)
+        Tables(f"{out}/some", []).put(cell, trained(), provenance)
         Tables(f"{out}/some", sweep.cells).load(f"{out}/some")
     assert run_sweep(sweep, results) == 0
     assert make_plan(sweep, results).todo == ()

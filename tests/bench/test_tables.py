@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rows import timed
 
 from bench import parquet as module
 from bench.cells import Cell, CheckCell, GemmCell
@@ -18,7 +19,7 @@ CELLS: list[Cell] = [GemmCell(seed=seed) for seed in range(3)]
 
 
 def row(value: float = 0.5) -> list[dict[str, Any]]:
-    return [{"status": "ok", "time_ms": value, "samples_ms": [value]}]
+    return timed(value)
 
 
 def seeds(folder: Path) -> list[int]:

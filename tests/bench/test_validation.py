@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from rows import timed, trained
 from typer.testing import CliRunner
 
 import bench.__main__ as command_line
@@ -25,7 +26,7 @@ Harm = Callable[[pa.Table], pa.Table]
 PROVENANCE: dict[str, Any] = {"cell_seconds": 1.5, "started_at": "2026-01-01", "source_hash": "a"}
 CELLS: list[Cell] = [GemmCell(seed=seed) for seed in range(4)]
 SWEEP = 'kind = "gemm"\n[axes]\nseed = [0, 1, 2, 3]\n'
-ROW = {"status": "ok", "time_ms": 0.5, "samples_ms": [0.5]}
+(ROW,) = timed()
 NEWER = SCHEMA_VERSION + 1
 
 
@@ -128,7 +129,7 @@ def test_a_shard_that_is_none_is_set_aside_with_one_line(store: Store, fault: st
 def test_a_shard_of_two_cells_or_of_another_is_set_aside(store: Store) -> None:
     shard(store, CELLS[0], to_parquet(table_of(CELLS[0], CELLS[1])))
     shard(store, CELLS[0], to_parquet(table_of(CELLS[2])))
-    train = shard(store, TrainCell(), to_parquet(to_table(TrainCell(), [{"status": "ok", "epoch": 1}] * 2, PROVENANCE)))
+    train = shard(store, TrainCell(), to_parquet(to_table(TrainCell(), trained(1) * 2, PROVENANCE)))
     with store.lock() as lines:
         assert len(lines) == 3 and sum("not the one in its name" in line for line in lines) == 2
         assert any(str(train) in line and "several rows with the same epoch" in line for line in lines)

@@ -9,29 +9,30 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rows import ended_ok
+
 from bench.cells import Cell
 from bench.engines.local import Tell
 
 Row = dict[str, Any]
 
 
-def row_of(cell: Cell, **more: Any) -> Row:
-    measured = (
-        {"time_ms": time.perf_counter()} if cell.kind != "train" else {"train_seconds": time.perf_counter(), "epoch": 1}
-    )
-    return {"status": "ok", "sparsity": cell.seed / 1000, **measured, **more}
+def rows_of(cell: Cell, **more: Any) -> list[Row]:
+    """Rows that are ok, and tell by a time when they were made."""
+    made_at = {"train_seconds" if cell.kind == "train" else "time_ms": time.perf_counter()}
+    return ended_ok(cell, **{"sparsity": cell.seed / 1000, **made_at, **more})
 
 
 def succeed(cell: Cell, tell: Tell) -> list[Row]:
     tell({"epoch": 1, "train_ppl": 12.5})
     time.sleep(0.02)
-    return [row_of(cell)]
+    return rows_of(cell)
 
 
 def linger(cell: Cell, tell: Tell) -> list[Row]:
     tell({"epoch": 1, "train_ppl": 12.5})
     time.sleep(0.7)
-    return [row_of(cell)]
+    return rows_of(cell)
 
 
 class Stopped(BaseException):
@@ -57,7 +58,7 @@ def raise_anything(cell: Cell, tell: Tell) -> list[Row]:
     """Seed 0 is well, and the last one says more than a line."""
     if 0 < cell.seed <= len(RAISED):
         raise RAISED[cell.seed - 1]
-    return [row_of(cell)] if cell.seed == 0 else [{"status": "unsupported", "reason": "no\nline \ud800" + 1000 * "x"}]
+    return rows_of(cell) if cell.seed == 0 else [{"status": "unsupported", "reason": "no\nline \ud800" + 1000 * "x"}]
 
 
 def break_starts(cell: Cell, tell: Tell) -> list[Row]:
@@ -70,7 +71,7 @@ def break_starts(cell: Cell, tell: Tell) -> list[Row]:
         while not broken.exists():
             time.sleep(0.01)
         os._exit(7)
-    return [row_of(cell)]
+    return rows_of(cell)
 
 
 def misbehave(cell: Cell, tell: Tell) -> list[Row]:
@@ -95,16 +96,16 @@ def misbehave(cell: Cell, tell: Tell) -> list[Row]:
         case 8:
             raise SystemExit("gone")
         case 9:
-            return [row_of(cell, speedup=2.0)]
+            return rows_of(cell, speedup=2.0)
         case 10:
             return []
         case 11:
-            return [row_of(cell), {"status": "diverged", "reason": "the loss is NaN", "epoch": None}]
+            return [*rows_of(cell)[:1], {"status": "diverged", "reason": "the loss is NaN", "epoch": None}]
         case 12:
             return [{"status": "unsupported", "reason": "not here"}]
         case 13:
-            return [row_of(cell, kernel=lambda: None)]  # cannot travel back
-    return [row_of(cell)]
+            return rows_of(cell, kernel=lambda: None)  # cannot travel back
+    return rows_of(cell)
 
 
 def look_around(cell: Cell, tell: Tell) -> list[Row]:
@@ -118,4 +119,4 @@ def look_around(cell: Cell, tell: Tell) -> list[Row]:
     mine.unlink()
     settings = [os.environ.get("MALLOC_MMAP_MAX_"), os.environ.get("MALLOC_TRIM_THRESHOLD_")]
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    return [row_of(cell, reason=f"alone={alone} malloc={settings} ignores_interrupt={ignored}")]
+    return rows_of(cell, reason=f"alone={alone} malloc={settings} ignores_interrupt={ignored}")
