@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -64,12 +65,15 @@ Tables = Annotated[
 ]
 
 
+def _is_no_notice(record: logging.LogRecord) -> bool:
+    """Whether a message of matplotlib's is more than that it builds its cache of fonts, as it does once on every machine."""
+    return not record.getMessage().startswith("Matplotlib is building the font cache")
+
+
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     """What a user can mend becomes one line on standard error, and an exit status; a fault of ours is a traceback."""
-    from analysis.output import skip_font_notice
-
-    skip_font_notice()
+    logging.getLogger("matplotlib.font_manager").addFilter(_is_no_notice)
     shown = warnings.showwarning
     said: set[str] = set()  # a table that is read twice is told of once
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import logging
 import os
 import select
 import sys
@@ -36,15 +35,6 @@ def outlive_readers() -> None:
         if before is not None:
             before.flush()
         setattr(sys, name, writer)
-
-
-def skip_font_notice() -> None:
-    """Let matplotlib build its cache of fonts without a notice, as it does once on every machine; its warnings stay."""
-    logging.getLogger("matplotlib.font_manager").addFilter(_is_no_notice)
-
-
-def _is_no_notice(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Matplotlib is building the font cache")
 
 
 class _Lasting(io.RawIOBase):
