@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 from pathlib import Path
 
 import pytest
+
+A_FEW_SECONDS = 8.0
 
 
 def processors() -> int:
@@ -46,5 +49,35 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=others)
     left_out = {id(item) for _, *others in skipped.values() for item in others}
     items[:] = [item for item in items if id(item) not in left_out]
-    if "PYTEST_XDIST_WORKER" in os.environ:  # long ones first, so that no worker ends long after the others
-        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items[:] = dealt(items, int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+
+
+def seconds_of(item: pytest.Item) -> float:
+    """About how long a test takes, as its mark says: slow(SECONDS), a few where it names none; 0 of others."""
+    mark = item.get_closest_marker("slow")
+    return 0.0 if mark is None else float(mark.args[0]) if mark.args else A_FEW_SECONDS
+
+
+def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Long tests first and to all workers alike, so that none ends long after the others.
+
+    `--dist worksteal` gives each worker a part of the list, one after another, and later the ends of others' parts. The long
+    tests of a function stay together, longest first, each lot where the least is waiting: they share fixtures. The other
+    tests fill the parts up in their order.
+    """
+    lots: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if seconds_of(item):
+            lots.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    parts: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    waiting = [0.0] * workers
+    for lot in sorted(lots.values(), key=lambda lot: -sum(map(seconds_of, lot))):
+        first = waiting.index(min(waiting))
+        parts[first] += lot
+        waiting[first] += sum(map(seconds_of, lot))
+    others = (item for item in items if not seconds_of(item))
+    sizes = [len(items) * (part + 1) // workers - len(items) * part // workers for part in range(workers)]
+    for part, size in zip(parts, sizes, strict=True):
+        part += islice(others, max(0, size - len(part)))
+    return [item for part in parts for item in part] + list(others)
