@@ -26,6 +26,13 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(processors(), 16)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m alone` imports only files that speak of that mark, which are a few of a hundred."""
+    if config.getoption("markexpr") != "alone" or not collection_path.match("test_*.py"):
+        return None
+    return True if b"mark.alone" not in collection_path.read_bytes() else None
+
+
 def _why_skipped(item: pytest.Item) -> str | None:
     """The reason of a test of which it is known beforehand that it will be skipped."""
     for mark in item.iter_markers("skip"):
@@ -63,13 +70,13 @@ def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     """Long tests first and to all workers alike, so that none ends long after the others.
 
     `--dist worksteal` gives each worker a part of the list, one after another, and later the ends of others' parts. The long
-    tests of a function stay together, longest first, each lot where the least is waiting: they share fixtures. The other
-    tests fill the parts up in their order.
+    tests of a file stay together, for they share fixtures; the longest lot comes first, each where the least is waiting. The
+    other tests fill the parts up in their order.
     """
-    lots: dict[str, list[pytest.Item]] = {}
+    lots: dict[Path, list[pytest.Item]] = {}
     for item in items:
         if seconds_of(item):
-            lots.setdefault(item.nodeid.partition("[")[0], []).append(item)
+            lots.setdefault(item.path, []).append(item)
     parts: list[list[pytest.Item]] = [[] for _ in range(workers)]
     waiting = [0.0] * workers
     for lot in sorted(lots.values(), key=lambda lot: -sum(map(seconds_of, lot))):

@@ -45,6 +45,7 @@ NOT_RUN = {
     "cp -r out/gemm_gpu out/lstm_gpu results/reference/": GPU,
     "python -m bench campaign wikitext2_paper --out out --budget 540 --checkpoint-mib 600 --together 3": GPU,
 }
+LONGER = {"nox -s notebooks": 45, "analysis report": 12}  # seconds
 TINY = 'kind = "gemm"\n[base]\nm = 64\nk = 64\nn = 4\nblock_size = 16\ntarget_sparsity = 0.5\nbackend = "torch_bsr"\n'
 SMALLER = "TrainCell(train_tokens=4000, eval_tokens=1000, epochs=1, "  # a second instead of half a minute
 
@@ -75,6 +76,10 @@ def commands() -> list[str]:
 
 
 RUN = [command for command in commands() if command not in NOT_RUN]
+
+
+def mark_of(command: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow(seconds) for words, seconds in LONGER.items() if words in command]
 
 
 def surroundings(**more: str) -> dict[str, str]:
@@ -140,7 +145,7 @@ def shell(command: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("command", RUN)
+@pytest.mark.parametrize("command", [pytest.param(each, marks=mark_of(each)) for each in RUN])
 def test_a_command_runs_in_a_fresh_clone(command: str, clone: Path) -> None:
     shell(command, clone)
     if "notebooks" in command:
@@ -180,6 +185,7 @@ def test_a_sweep_of_ones_own_is_run_and_reported(clone: Path) -> None:
     assert "[1/1]" in said and (clone / "results" / "own" / "report.html").is_file()
 
 
+@pytest.mark.slow(15)
 @pytest.mark.parametrize("program", blocks("python"))
 def test_a_program_runs_in_a_fresh_clone(program: str, clone: Path) -> None:
     """The cell that is trained is a smaller one."""

@@ -25,7 +25,7 @@ def test_always(case): assert os.environ["OMP_NUM_THREADS"] == "HOW_MANY"
 """
 
 
-LONG = """
+TOLD = """
 import os
 from pathlib import Path
 import pytest
@@ -34,7 +34,8 @@ import pytest
 def told(request):
     with Path(os.environ["PYTEST_XDIST_WORKER"]).open("a") as file:
         file.write(f"{request.node.name}\\n")
-
+"""
+LONG = f"""{TOLD}
 @pytest.mark.parametrize("case", range(20))
 def test_short(case): ...
 
@@ -47,6 +48,18 @@ def test_some(case): ...
 
 @pytest.mark.slow(7)
 def test_one(): ...
+"""
+OTHER = f"""{TOLD}
+@pytest.mark.slow(30)
+def test_elsewhere(): ...
+"""
+ALONE = """
+import pytest
+
+def test_beside_others(): raise AssertionError
+
+@pytest.mark.alone
+def test_by_itself(): ...
 """
 
 
@@ -72,8 +85,15 @@ def test_a_worker_has_its_part_of_the_processors(tmp_path: Path) -> None:
 
 
 def test_long_tests_begin_first_on_all_workers_alike(tmp_path: Path) -> None:
-    run(tmp_path, LONG, "-n", "2", "--dist", "worksteal")
+    """Those of a file on one worker, the longest file first."""
+    (tmp_path / "test_other.py").write_text(OTHER)
+    run(tmp_path, LONG, "-n", "2", "--dist", "worksteal", "-v")
     begun = sorted((tmp_path / worker).read_text().split() for worker in ("gw0", "gw1"))
-    assert [names[0] for names in begun] == ["test_long", "test_some[0]"]
-    assert begun[1][1:3] == ["test_some[1]", "test_one"]
-    assert sum(map(len, begun)) == 24
+    assert sum(map(len, begun)) == 25
+    assert begun[0][:2] == ["test_elsewhere", "test_short[8]"]
+    assert begun[1][:5] == ["test_long", "test_some[0]", "test_some[1]", "test_one", "test_short[0]"]
+
+
+def test_what_is_alone_is_found_without_importing_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "test_broken.py").write_text("raise ImportError('imported')")
+    assert "1 passed, 1 deselected" in run(tmp_path, ALONE, "-m", "alone")

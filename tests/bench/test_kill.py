@@ -186,7 +186,7 @@ def read_both(folder: Path) -> int:
     return len(found) + len(frames)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(90)
 @pytest.mark.timeout(900)
 def test_kills_of_a_real_sweep(tmp_path: Path) -> None:
     sweep_file = tmp_path / "real.toml"
