@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # what tests of several packages share: `read_back`
+A_FEW_SECONDS = 8.0
 
 
 def processors() -> int:
@@ -24,6 +26,13 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported, and i
 def pytest_xdist_auto_num_workers() -> int:
     """One worker for each processor, as far as their memory goes: `-n logical` counts those of the whole machine."""
     return min(processors(), 16)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m alone` imports only files that speak of that mark, which are a few of a hundred."""
+    if config.getoption("markexpr") != "alone" or not collection_path.match("test_*.py"):
+        return None
+    return True if b"mark.alone" not in collection_path.read_bytes() else None
 
 
 def _why_skipped(item: pytest.Item) -> str | None:
@@ -49,5 +58,35 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=others)
     left_out = {id(item) for _, *others in skipped.values() for item in others}
     items[:] = [item for item in items if id(item) not in left_out]
-    if "PYTEST_XDIST_WORKER" in os.environ:  # long ones first, so that no worker ends long after the others
-        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items[:] = dealt(items, int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+
+
+def seconds_of(item: pytest.Item) -> float:
+    """About how long a test takes, as its mark says: slow(SECONDS), a few where it names none; 0 of others."""
+    mark = item.get_closest_marker("slow")
+    return 0.0 if mark is None else float(mark.args[0]) if mark.args else A_FEW_SECONDS
+
+
+def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Long tests first and to all workers alike, so that none ends long after the others.
+
+    `--dist worksteal` gives each worker a part of the list, one after another, and later the ends of others' parts. The long
+    tests of a file stay together, for they share fixtures; the longest lot comes first, each where the least is waiting. The
+    other tests fill the parts up in their order.
+    """
+    lots: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if seconds_of(item):
+            lots.setdefault(item.path, []).append(item)
+    parts: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    waiting = [0.0] * workers
+    for lot in sorted(lots.values(), key=lambda lot: -sum(map(seconds_of, lot))):
+        first = waiting.index(min(waiting))
+        parts[first] += lot
+        waiting[first] += sum(map(seconds_of, lot))
+    others = (item for item in items if not seconds_of(item))
+    sizes = [len(items) * (part + 1) // workers - len(items) * part // workers for part in range(workers)]
+    for part, size in zip(parts, sizes, strict=True):
+        part += islice(others, max(0, size - len(part)))
+    return [item for part in parts for item in part] + list(others)

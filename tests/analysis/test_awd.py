@@ -284,7 +284,7 @@ path = ["dense", "auto"]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 @pytest.mark.timeout(900)
 def test_a_real_run_fills_the_table(tmp_path: Path, blank_pictures: None) -> None:
     """From the sweep file over training on both paths to the table, the figures and the report, nothing made up."""

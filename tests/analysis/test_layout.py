@@ -224,7 +224,6 @@ def test_the_figures_of_the_committed_results_can_be_read(
         title = figure.get_suptitle() or figure.axes[0].get_title()
         found.extend(f"{title}: {fault}" for fault in faults(figure))
 
-    read = study.read(REFERENCE / name)
     monkeypatch.setattr(Figure, "savefig", check)
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -232,7 +231,8 @@ def test_the_figures_of_the_committed_results_can_be_read(
         )  # tables only, as below
         assert report.write_report(Path(shutil.copytree(REFERENCE / name, tmp_path / name))).is_file()
     if name == made_awd.PAPER:
-        check(training_figures.norm_maps_figure(awd.four_lines(awd.sweep(read.train, "paper"))), tmp_path)
+        train = study.read(REFERENCE / name).train
+        check(training_figures.norm_maps_figure(awd.four_lines(awd.sweep(train, "paper"))), tmp_path)
     assert found == []
 
 

@@ -64,6 +64,7 @@ def test_five_are_collected() -> None:
     assert tuple(COMMITTED) == EXPECTED
 
 
+@pytest.mark.slow
 @notebook
 def test_it_runs_and_every_cell_shows_something(name: str, executed: dict[str, Path]) -> None:
     setup, *others = code(executed[name])
@@ -105,6 +106,7 @@ def test_ids_are_unique_and_chosen() -> None:
     assert all(re.fullmatch(r"(gemm|perplexity|tradeoff|theory|awd)(-[a-z]+)+", one) for one in ids)
 
 
+@pytest.mark.slow(1)  # where its fixture is at hand
 @pytest.mark.usefixtures("executed")
 def test_no_kernel_is_left_behind() -> None:
     commands = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]

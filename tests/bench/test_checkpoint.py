@@ -77,7 +77,7 @@ def content(path: Path) -> dict[str, Any]:
     return torch.load(io.BytesIO(path.read_bytes()[DIGEST_BYTES:]), weights_only=True)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_an_interrupted_run_goes_on_bit_equal(optimizer: str, path: str, tmp_path: Path):
@@ -249,7 +249,7 @@ def gone_on(settings: TrainCell, made_for: dict[str, str], state: dict[str, Any]
 
 
 @needs_kernel
-@pytest.mark.slow
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("part", LEFT_OUT)
 def test_no_part_can_be_left_out(part: str, half: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A part that is left out is what it is at the beginning of a run; the break-even, what is measured now."""
@@ -291,7 +291,7 @@ def averages_after(settings: TrainCell, made_for: dict[str, str], state: dict[st
     return [getattr(runs[0].optimizer, "averaging", None), last]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("part", LATE)
 def test_no_part_can_be_left_out_at_final_sparsity(part: str, late: Any, tmp_path: Path):
     settings, found, whole = late
@@ -302,6 +302,7 @@ def test_no_part_can_be_left_out_at_final_sparsity(part: str, late: Any, tmp_pat
 
 
 @needs_kernel
+@pytest.mark.slow(1)  # where its fixture is at hand
 def test_every_part_is_among_those_that_cannot_be_left_out(half: Any):
     _, found, _ = half
     state = found["state"]

@@ -82,12 +82,15 @@ class Runs:
             time.sleep(0.05)
         assert not self.alive(), "workers outlived their run"
 
-    def finished(self, results: Path) -> None:
+    def finished(self, results: Path) -> float:
+        """Run to the end; the seconds that it took."""
+        began = time.monotonic()
         with self.started(results) as process:
             out, err = process.communicate(timeout=120)
         assert process.returncode == 0, out + err
         assert not list((results / self.sweep.name).rglob(".*.tmp"))
         assert not (results / self.sweep.name / "damaged").exists()
+        return time.monotonic() - began
 
     def alive(self) -> list[psutil.Process]:
         """Processes of ours that still run, found by the token in their environment."""
@@ -115,15 +118,19 @@ class Runs:
         return tables
 
 
-def kill_at_random_moments(runs: Runs, moments: list[float], folder: Path) -> int:
-    """Kill a run at each of `moments`, going on where it stood and anew once it is complete; count folders completed."""
+def kill_at_random_moments(runs: Runs, shares: list[float], longest: float, folder: Path) -> int:
+    """Kill a run after each of `shares` of what a whole one takes, going on where it stood and anew once it is complete.
+
+    longest: seconds; where a whole run takes more, the shares are of them. Counts folders completed. Most of a run is its
+    start, and what goes on is shorter: a share beyond 1 meets one that is done.
+    """
     reference = folder / "reference"
-    runs.finished(reference)
+    whole = min(longest, runs.finished(reference))
     wanted, complete, kept = runs.deterministic(reference), 0, {}
-    for position, moment in enumerate([*moments, None]):
+    for position, share in enumerate([*shares, None]):
         results = folder / f"results{complete}"
-        if moment is not None:
-            runs.killed_after(moment, results)
+        if share is not None:
+            runs.killed_after(share * whole, results)
         else:
             runs.finished(results)
         found = runs.shards(results)
@@ -137,16 +144,16 @@ def kill_at_random_moments(runs: Runs, moments: list[float], folder: Path) -> in
     return complete
 
 
-def moments(count: int, seed: int, longest: float) -> list[float]:
+def moments(count: int, seed: int, first: float, last: float) -> list[float]:
     rng = random.Random(seed)
-    return [rng.uniform(0.2, longest) for _ in range(count)]
+    return [rng.uniform(first, last) for _ in range(count)]
 
 
 def test_kills_between_fast_cells(tmp_path: Path) -> None:
     sweep_file = tmp_path / "fast.toml"
     sweep_file.write_text(FAST)
     runs = Runs(sweep_file, [str(START), str(sweep_file), "RESULTS", "succeed"])
-    assert kill_at_random_moments(runs, moments(3, 0, 3.0), tmp_path) >= 1
+    assert kill_at_random_moments(runs, moments(3, 0, 0.05, 1.05), 3.0, tmp_path) >= 1
 
 
 def test_no_table_is_called_damaged_beside_its_writer_or_after_its_death(tmp_path: Path) -> None:
@@ -154,7 +161,7 @@ def test_no_table_is_called_damaged_beside_its_writer_or_after_its_death(tmp_pat
     cells: list[Cell] = [GemmCell(seed=seed) for seed in range(2)]
     folder, readings = tmp_path / "campaign", 0
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for moment in moments(4, 2, 1.0):
+    for moment in moments(4, 2, 0.2, 1.0):
         with subprocess.Popen([sys.executable, str(COMPACTION), str(tmp_path)], env=environment) as process:
             try:
                 while process.poll() is None and not (folder / "gemm.parquet").exists():
@@ -180,10 +187,10 @@ def read_both(folder: Path) -> int:
     return len(found) + len(frames)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(90)
 @pytest.mark.timeout(900)
 def test_kills_of_a_real_sweep(tmp_path: Path) -> None:
     sweep_file = tmp_path / "real.toml"
     sweep_file.write_text(REAL)
     runs = Runs(sweep_file, ["-m", "bench", "run", str(sweep_file), "--results", "RESULTS", "--workers", "2"])
-    assert kill_at_random_moments(runs, moments(20, 1, 11.0), tmp_path) >= 1
+    assert kill_at_random_moments(runs, moments(20, 1, 0.02, 1.05), 11.0, tmp_path) >= 1

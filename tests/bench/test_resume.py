@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 CUT = Path(__file__).parent / "start_cut_campaign.py"
 NO_KERNEL = missing_kernel()
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow(25),
     pytest.mark.timeout(900),
     pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}"),
 ]
@@ -230,7 +230,7 @@ def test_a_campaign_goes_on_from_another_folder(tmp_path: Path) -> None:
 
 def test_a_campaign_puts_aside_what_is_running_when_the_time_is_up(tmp_path: Path) -> None:
     """A cell that never fits; the budget grows until one call has begun it."""
-    sweep, out, budget = tmp_path / "long.toml", tmp_path / "out", 15.0
+    sweep, out, budget = tmp_path / "long.toml", tmp_path / "out", 8.0
     sweep.write_text(SWEEP.replace("epochs = 2", "epochs = 100000"))
     while not list(out.rglob("*.pt")) and budget < 300.0:
         with started(str(CUT), str(sweep), str(out), str(budget), "16") as process:

@@ -52,13 +52,13 @@ def assert_edges_pass(build: str, *arguments: str) -> None:
     assert passed and int(passed.group(1)) > 40, done.stdout[-1000:]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_sanitizers_find_nothing(dtype: str) -> None:
     assert_edges_pass("sanitized", "-k", f"{dtype} and not such_a_cpu")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 @pytest.mark.parametrize("dtypes", ["not bfloat16", "bfloat16"])
 @pytest.mark.parametrize("build", list(builds.ISAS))
 def test_narrower_vectors(build: str, dtypes: str) -> None:

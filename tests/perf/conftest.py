@@ -1,4 +1,4 @@
-"""Tests of speed: `import stubbed_gpu` finds the GPU that does nothing."""
+"""Tests of speed: `import stubbed_gpu` finds the GPU that does nothing, `import costs` what measures Python."""
 
 import sys
 from pathlib import Path

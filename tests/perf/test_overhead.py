@@ -6,13 +6,12 @@ ours, is slowed by what slows ours. `nox -s bench -- -k overhead` prints the mic
 
 from __future__ import annotations
 
-import timeit
-from collections.abc import Callable, Iterator
-from statistics import median
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from costs import Call, cost
 from stubbed_gpu import stubbed_gpu
 from torch import Tensor
 
@@ -24,9 +23,7 @@ from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm, block_sparse_matmul
 
 pytestmark = pytest.mark.alone
-Call = Callable[[], object]
 BATCH, SIZE, STEPS = 20, 256, 5
-PAIRS, CALLS = 31, 40
 
 # The most that each may take, in empty operators: one and a half times to twice what it took when this was written.
 MOST = {
@@ -102,11 +99,6 @@ def prepare(name: str) -> Call:
     return lstm(part) if op == "lstm" else matmul(part)
 
 
-def seconds(call: Call) -> float:
-    """Of one call, among many."""
-    return timeit.timeit(call, number=CALLS) / CALLS
-
-
 @pytest.mark.parametrize("name", MOST)
 def test_launches_stay_cheap(name: str, benchmark: Any) -> None:
     if benchmark.disabled:
@@ -116,8 +108,7 @@ def test_launches_stay_cheap(name: str, benchmark: Any) -> None:
     def empty() -> object:
         return nothing(data, x)
 
-    ours(), empty()
-    ratio = median(seconds(ours) / seconds(empty) for _ in range(PAIRS))
+    ratio = cost(ours, empty)
     benchmark.extra_info |= {"empty_operators": ratio, "most": MOST[name]}
     benchmark.pedantic(ours, rounds=20, iterations=20, warmup_rounds=1)
     assert ratio <= MOST[name], f"{name} costs {ratio:.1f} empty operators of torch.library, more than {MOST[name]}"
