@@ -153,6 +153,7 @@ def stopped_while_training(
     with started(*arguments, TMPDIR=str(temporary)) as process:
         deadline = time.monotonic() + 300
         while not list(temporary.glob("bench-*/????????????????")) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         stop(process)
         out, err = process.communicate(timeout=300)
@@ -166,7 +167,7 @@ def test_sigterm_puts_a_run_aside_at_once(tmp_path: Path) -> None:
     sweep.write_text(SWEEP)
     (cell,) = load(sweep).cells
     checkpoint = results / "one" / FOLDER / f"{cell.cell_id}.pt"
-    with stopped_while_training(tmp_path / "t", *run(sweep, results, "--checkpoint-seconds", "1e9")) as (out, _):
+    with stopped_while_training(tmp_path / "t", *run(sweep, results, "--checkpoint-seconds", "1e8")) as (out, _):
         assert "interrupted: 0 of 1 cells are stored" in out and checkpoint.exists()
     with started(*run(sweep, results)) as process:
         out, err = process.communicate(timeout=600)
@@ -186,7 +187,7 @@ def test_ctrl_c_in_a_terminal_puts_a_run_aside(tmp_path: Path) -> None:
 
     sweep, results = tmp_path / "one.toml", tmp_path / "results"
     sweep.write_text(SWEEP)
-    options = run(sweep, results, "--checkpoint-seconds", "1e9")
+    options = run(sweep, results, "--checkpoint-seconds", "1e8")
     with stopped_while_training(tmp_path / "t", *options, stop=interrupt) as (out, _):
         assert "interrupted: 0 of 1 cells are stored" in out
     assert list((results / "one" / FOLDER).glob("*.pt"))
