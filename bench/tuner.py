@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import time
 from collections.abc import Sequence
 from os import PathLike
@@ -55,10 +53,8 @@ def run_tuner(
     budget, timeout: seconds for all, for one shape. Raises as `bench.campaign.run_campaign`.
     """
     deadline, out = time.monotonic() + budget, Path(out)
-    if out.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(out))  # known before anything is timed
+    require_file(out)  # known before anything is timed
     require_device(device)
-    require_file(out)
     cells = tune_cells(sweeps, device)
     with locked(out.parent):
         tables = Tables(out.parent, cells)

@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that the workers, which get this path, can import it too
 import work
-from rows import timed
+from rows import ended_ok, timed
 
 import bench.budget
 import bench.campaign
@@ -146,8 +146,10 @@ def campaign(
 
 
 def seeds(folder: Path, kind: str = "train") -> list[int]:
+    """Of the cells of a table, in their order."""
     path = folder / f"{kind}.parquet"
-    return list(from_parquet(read_table(path))["seed"].to_pylist()) if path.exists() else []
+    rows = from_parquet(read_table(path)).to_pylist() if path.exists() else []
+    return list({row["cell_id"]: row["seed"] for row in rows}.values())
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -207,7 +209,7 @@ def test_a_campaign_of_one_device_leaves_the_cells_of_the_other_in_the_tables(
     old = sweep_file(tmp_path / "old.toml", 5, kind="train")
     tables = Tables(out, [])
     for cell in (*load(mine).cells[1:2], *load(old).cells):
-        tables.put(cell, [{"status": "ok", "epoch": 1}], PROVENANCE)
+        tables.put(cell, ended_ok(cell), PROVENANCE)
     said, found = campaign(mine)  # the folder does not say whose it is, as one of an older version
     assert sorted(found) == [1, 1, 2] and seeds(out / RETIRED) == [5] and "note: 1 stored cells" in said
     assert campaign(mine, resume_from=tmp_path / "out")[1] == found

@@ -210,6 +210,6 @@ def test_a_campaign_from_python_does_not_pass_over_a_missing_folder(tmp_path: Pa
     with pytest.raises(FileNotFoundError):
         bench.campaign.run_campaign([load(file)], tmp_path / "out", 9.0, "cpu", tmp_path / "missing")
     (tmp_path / "tuned.json").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(FileExistsError, match=r"tuned\.json is a folder"):
         bench.tuner.run_tuner([load(file)], tmp_path / "tuned.json", 9.0, "cpu")
     assert not (tmp_path / "out").exists()
