@@ -96,13 +96,18 @@ def run_cells(
     """Run `cells`, at most `workers` at a time, and yield each ending as it comes.
 
     cells: the next one is asked for when it can begin. work: a module-level function. timeout: seconds a cell may take,
-    unless it is of the kind `unlimited`. watch: called a few times a second with what each running cell last told, by cell_id. Closing the iterator ends the
-    workers.
+    unless it is of the kind `unlimited`. watch: called a few times a second with what each running cell last told, by
+    cell_id. Closing the iterator ends the workers. Ctrl-C and SIGTERM, where that raises KeyboardInterrupt, do so between
+    two looks at the workers; the second one at once.
     """
     waiting, asked = iter(cells), True
     running: dict[Future[Ending], tuple[Cell, float]] = {}
     again: list[Cell] = []  # no worker took them up yet
-    with _worker_environment(), tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
+    with (
+        _worker_environment(),
+        tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name,
+        _interrupts_wait() as look,
+    ):
         folder = Path(name)
         starts = Starts(folder, _cause_of_death)
         pool = _pool(workers, work, starts)
@@ -130,6 +135,7 @@ def run_cells(
                         break
                     running[future] = cell, time.monotonic()
                 done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                look()
                 for future in done:
                     cell, began = running.pop(future)
                     if isinstance(future.exception(), BrokenProcessPool) and not starts.took_up(cell.cell_id):
@@ -151,6 +157,7 @@ def run_cells(
                     again.clear()
                     starts.one_more()
                 watch({cell.cell_id: _read_progress(folder / cell.cell_id) for cell, _ in running.values()})
+            look()
         finally:
             _stop(pool, starts)
 
@@ -200,6 +207,36 @@ def _read_progress(path: Path) -> Progress:
     except (OSError, ValueError, RecursionError):
         return {}
     return told
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[Callable[[], None]]:
+    """Inside, a signal that would raise KeyboardInterrupt anywhere, perhaps where a lock is held, raises it at the next call of
+    what this yields.
+    """
+    came: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        if len(came) > 1:
+            raise KeyboardInterrupt
+
+    def look() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    for number in [each for each, handler in before.items() if not callable(handler)]:
+        del before[number]  # ignored, or the end of the process
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield look
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import work
 
 from bench.causes import LONGEST_REASON
 from bench.cells import Cell, GemmCell, TrainCell
-from bench.engines import starts
+from bench.engines import local, starts
 from bench.engines.local import WORKER_ENVIRONMENT, Ending, Work, run_cells
 from bench.engines.starts import Starts, be_ready
 
@@ -194,3 +195,24 @@ def test_closing_early_ends_the_workers() -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"still there: {alive}")
+
+
+def test_an_interrupt_is_raised_where_no_lock_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while workers are waited for: the wait ends first, since a lock of it that is left shut stops the workers' end."""
+    inside: list[str] = []
+
+    def wait(*arguments: Any, **more: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        inside.append("whole")
+        return real(*arguments, **more)
+
+    real = local.wait
+    monkeypatch.setattr(local, "wait", wait)
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(run_cells([GemmCell()], work.linger, 1, None, lambda _: None))
+        assert inside == ["whole"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
