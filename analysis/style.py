@@ -126,6 +126,7 @@ def heat_map(ax: Axes, grid: pd.DataFrame | np.ndarray, **looks: Any) -> None:
     looks: options of `seaborn.heatmap`. What a colour bar needs is `ax.collections[0]`.
     """
     seaborn.heatmap(grid, ax=ax, cbar=False, **looks)
+    ax.spines[["left", "bottom"]].set_visible(True)  # where the map ends, were all of it white
     ax.grid(visible=False)
     ax.tick_params(length=0, labelrotation=0)
 

@@ -91,8 +91,8 @@ def norm_maps_figure(train: pd.DataFrame | None, weight: str = "weight_hh_l0") -
         for ax in line[len(grids) :]:
             ax.remove()
         for ax, (epoch, grid) in zip(line, grids.items(), strict=False):
-            style.heat_map(ax, grid.T, mask=grid.T <= 0.0, cmap="viridis", norm=scale, xticklabels=False,
-                           yticklabels=False)  # fmt: skip
+            style.heat_map(ax, grid.T, mask=grid.T <= 0.0, cmap="viridis", norm=scale, vmin=scale.vmin, vmax=scale.vmax,
+                           xticklabels=False, yticklabels=False)  # fmt: skip
             ax.set_title(f"epoch {epoch}", fontsize=10)
             _gates(ax, grid.shape[0])
         line[0].set_ylabel(variant.replace(" + ", "\n+ ").replace(", ", ",\n"), rotation=0, ha="right", va="center")

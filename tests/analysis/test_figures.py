@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -204,6 +205,20 @@ def test_norm_maps_show_three_epochs_and_leave_empty_blocks_white() -> None:
     last = heat_maps(shown[-1])[0].get_array()
     assert np.ma.getmaskarray(last).mean() == pytest.approx(0.8, abs=0.01)
     assert "no norms of nothing_l9 were stored" in texts(training_figures.norm_maps_figure(ONE_SEED, "nothing_l9"))
+
+
+def test_a_map_without_a_kept_block_is_white_in_a_frame_and_drawn_without_a_warning() -> None:
+    frame = ONE_SEED.copy()
+    frame["block_norms"] = [
+        [one | {"norms": np.zeros_like(one["norms"])} for one in stored] if epoch and stored is not None else stored
+        for epoch, stored in zip(frame["epoch"], frame["block_norms"], strict=True)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = training_figures.norm_maps_figure(frame)
+    last = [ax for ax in figure.axes if heat_maps(ax) and ax.get_title()][-1]
+    assert np.ma.getmaskarray(heat_maps(last)[0].get_array()).all()
+    assert [last.spines[side].get_visible() for side in ("left", "bottom", "right")] == [True, True, False]
 
 
 def test_curves_are_means_over_seeds_in_the_range_of_all_of_them() -> None:
