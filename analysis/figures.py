@@ -77,14 +77,15 @@ def efficiency_figure(frame: pd.DataFrame) -> Figure:
         grid, noise = (
             mine.pivot_table(index="block_size", columns="target_sparsity", values=column)
             .reindex(index=sizes, columns=sparsities)
-            .astype(float)
+            .to_numpy(dtype=float)
             for column in ("efficiency", "noise")
         )
-        words = grid.map("{:.0%}".format).where(~(noise > 0.0), grid.map("({:.0%})".format))
-        style.heat_map(ax, grid, annot=words, fmt="", cmap="cividis", vmin=0.0, vmax=1.0,
-                       xticklabels=[f"{sparsity:g}" for sparsity in sparsities], yticklabels=sizes)  # fmt: skip
-        for row, col in np.argwhere(grid.isna()):
-            ax.text(col + 0.5, row + 0.5, "–", ha="center", va="center")
+        style.heat_map(ax, grid, cmap="cividis", vmin=0.0, vmax=1.0, yticklabels=sizes,
+                       xticklabels=[f"{sparsity:g}" for sparsity in sparsities])  # fmt: skip
+        for (row, col), value in np.ndenumerate(grid):  # seaborn's own words are white on middle tones
+            words = "–" if math.isnan(value) else f"({value:.0%})" if noise[row, col] > 0.0 else f"{value:.0%}"
+            ax.text(col + 0.5, row + 0.5, words, ha="center", va="center", fontsize=9.5,
+                    color="white" if value <= 0.55 else "black")  # fmt: skip
         ax.set(title=backend, xlabel="target sparsity ρ", ylabel="block size (elements)")
     if backends:
         drawn.colorbar(axes[0].collections[0], ax=axes, label="measured / predicted", pad=0.01)

@@ -120,7 +120,7 @@ def block_entries(sizes: pd.Series, colour: str = "") -> list[Line2D]:
     ]
 
 
-def heat_map(ax: Axes, grid: pd.DataFrame | np.ndarray, **looks: Any) -> None:
+def heat_map(ax: Axes, grid: np.ndarray, **looks: Any) -> None:
     """A heat map, the first row on top, without a scale of its own; masked cells and those without a value stay white.
 
     looks: options of `seaborn.heatmap`. What a colour bar needs is `ax.collections[0]`.
