@@ -134,15 +134,12 @@ def _line(ax: Axes, at: pd.Series, line: pd.DataFrame, top: float, **looks: Any)
 
 
 def _handles(sparse: pd.DataFrame, colours: dict[str, str], controls: bool, dense: bool) -> list[Line2D]:
-    star = Line2D([], [], color=style.BLACK, marker="*", markersize=10, linestyle=":", label=_broken(CONTROL))
+    star = style.entry(_broken(CONTROL), style.BLACK, "*", markersize=10, linestyle=":")
     return [
-        *([Line2D([], [], color=style.BLACK, linewidth=1.2, label="dense")] if dense else []),
+        *([style.entry("dense", style.BLACK, linewidth=1.2)] if dense else []),
         *([star] if controls else []),
-        *(Line2D([], [], color=colour, linewidth=4, label=_broken(variant)) for variant, colour in colours.items()),
-        *(
-            Line2D([], [], color=style.GREY, marker=style.block_marker(size), linestyle="", label=f"block {size}")
-            for size in sorted(sparse["block_size"].dropna().unique())
-        ),
+        *(style.entry(_broken(variant), colour, linewidth=4) for variant, colour in colours.items()),
+        *style.block_entries(sparse["block_size"], style.GREY),
     ]
 
 

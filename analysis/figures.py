@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,13 +10,22 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from analysis import compare, style
 from analysis.load import one_of, records
-from analysis.panels import MAX_COLS, block_legend, limits, no_bound, not_measured, nothing_kept, panels, speedup_panel
+from analysis.panels import (
+    MAX_COLS,
+    block_legend,
+    limits,
+    no_bound,
+    not_measured,
+    nothing_kept,
+    nothing_measured,
+    panels,
+    speedup_panel,
+)
 from analysis.tradeoff import chosen_product, recurrent_shape, tradeoff
 from analysis.variants import replicates, runs
 
@@ -40,7 +48,7 @@ def speedup_figure(frame: pd.DataFrame) -> Figure:
     backends = _ours_first(points)
     drawn, axes = panels(len(backends), 3.7, sharey=True)
     if not backends:
-        _nothing_of_this_shape(axes[0], every)
+        nothing_measured(axes[0], "cell of this shape", every)
     else:
         for ax, backend in zip(axes, backends, strict=True):
             speedup_panel(ax, points[points["backend"] == backend], limits(points), backend)
@@ -56,12 +64,6 @@ def _ours_first(points: pd.DataFrame) -> list[str]:
     return sorted(points["backend"].unique(), key=lambda name: (name != "native", name))
 
 
-def _nothing_of_this_shape(ax: Axes, measured: pd.DataFrame) -> None:
-    words = "no cell of this shape was measured" + ("" if measured.empty else " that keeps a block")
-    ax.text(0.5, 0.5, words, ha="center", transform=ax.transAxes)
-    ax.axis("off")
-
-
 def efficiency_figure(frame: pd.DataFrame) -> Figure:
     """Measured over predicted speedup for one shape: a heat map of block size x sparsity for each backend."""
     one_of(frame, compare.SHAPE)
@@ -70,7 +72,6 @@ def efficiency_figure(frame: pd.DataFrame) -> Figure:
     sizes = sorted(frame["block_size"].unique())
     sparsities = sorted(frame["target_sparsity"].unique())
     drawn, axes = panels(len(backends), 0.8 + 0.42 * len(sizes))
-    image = None
     for ax, backend in zip(axes, backends, strict=False):
         mine = points[points["backend"] == backend].assign(noise=lambda mine: mine["noisy"].astype(float))
         grid, noise = (
@@ -79,34 +80,21 @@ def efficiency_figure(frame: pd.DataFrame) -> Figure:
             .to_numpy(dtype=float)
             for column in ("efficiency", "noise")
         )
-        image = ax.imshow(np.ma.masked_invalid(grid), cmap="cividis", vmin=0.0, vmax=1.0, aspect="auto")
-        _annotate(ax, grid, noise > 0.0)
+        style.heat_map(ax, grid, cmap="cividis", vmin=0.0, vmax=1.0, yticklabels=sizes,
+                       xticklabels=[f"{sparsity:g}" for sparsity in sparsities])  # fmt: skip
+        for (row, col), value in np.ndenumerate(grid):  # seaborn's own words are white on middle tones
+            words = "–" if math.isnan(value) else f"({value:.0%})" if noise[row, col] > 0.0 else f"{value:.0%}"
+            ax.text(col + 0.5, row + 0.5, words, ha="center", va="center", fontsize=9.5,
+                    color="white" if value <= 0.55 else "black")  # fmt: skip
         ax.set(title=backend, xlabel="target sparsity ρ", ylabel="block size (elements)")
-        ax.set_xticks(range(len(sparsities)), [f"{sparsity:g}" for sparsity in sparsities])
-        ax.set_yticks(range(len(sizes)), [str(size) for size in sizes])
-        ax.grid(visible=False)
-    if image is None:
-        _nothing_of_this_shape(axes[0], points)
+    if backends:
+        drawn.colorbar(axes[0].collections[0], ax=axes, label="measured / predicted", pad=0.01)
     else:
-        drawn.colorbar(image, ax=axes, label="measured / predicted", pad=0.01)
+        nothing_measured(axes[0], "cell of this shape", points)
     drawn.suptitle(f"Efficiency: {_shape_of(frame)}", fontsize=12)
     brackets = ["In brackets: noisy."] if points["noisy"].any() else []
     style.margin(drawn, [*brackets, *nothing_kept(points), *not_measured(frame, "backend")])
     return drawn
-
-
-def _annotate(ax: Axes, grid: np.ndarray, noisy: np.ndarray) -> None:
-    for (row, col), value in np.ndenumerate(grid):
-        words = "–" if math.isnan(value) else f"({value:.0%})" if noisy[row, col] else f"{value:.0%}"
-        ax.text(
-            col,
-            row,
-            words,
-            ha="center",
-            va="center",
-            fontsize=9.5,
-            color="black" if value > 0.55 or math.isnan(value) else "white",
-        )
 
 
 def tradeoff_figure(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> Figure:
@@ -123,8 +111,6 @@ def tradeoff_figure(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> Fi
     colours = style.variant_colours(joined["variant"])
     low, high = min(0.8, joined["speed"].min() / 1.15), max(2.0, joined["speed"].max()) * 1.3
     style.speedup_axis(ax.xaxis, low, high)
-    ax.axvspan(low, 1.0, color=style.SHADE, zorder=0)
-    ax.axvline(1.0, color=style.GREY, linewidth=1.0, zorder=1)
     top = style.ceiling(joined["ppl"].tolist())
     front = joined[joined["front"] & (joined["ppl"] <= top)].sort_values("speed")
     ax.plot(front["speed"], front["ppl"], color=style.GREY, linewidth=5, alpha=0.25, zorder=1)
@@ -139,7 +125,11 @@ def tradeoff_figure(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> Fi
     ax.set(xlabel=what, ylabel="test perplexity")
     if top < math.inf:
         ax.set_ylim(top=top)
-    drawn.legend(handles=_tradeoff_handles(joined, colours), loc="outside right upper")
+    drawn.legend(handles=[
+        *(style.entry(variant, colour, linewidth=4) for variant, colour in colours.items()),
+        *style.block_entries(joined["block_size"], style.GREY),
+        style.entry("front: filled,\nnone better in both", linewidth=5, alpha=0.25),
+    ], loc="outside right upper")  # fmt: skip
     drawn.suptitle(TRADE, fontsize=12)
     style.margin(drawn, [
         *style.beyond(joined["variant"].tolist(), joined["ppl"].tolist()),
@@ -254,15 +244,3 @@ def _boxes(ax: Axes, row: dict[str, Any]) -> list[Bbox]:
         bars.append([(speed.low, row["ppl"]), (speed.high, row["ppl"])])
     sizes = [6.0, *[2.0] * (len(bars) - 1)]
     return [Bbox(ax.transData.transform(bar)).padded(size) for bar, size in zip(bars, sizes, strict=True)]
-
-
-def _tradeoff_handles(joined: pd.DataFrame, colours: dict[str, str]) -> Sequence[Line2D]:
-    sizes = sorted(joined["block_size"].dropna().unique())
-    return [
-        *(Line2D([], [], color=colour, linewidth=4, label=variant) for variant, colour in colours.items()),
-        *(
-            Line2D([], [], color=style.GREY, marker=style.block_marker(size), linestyle="", label=f"block {size}")
-            for size in sizes
-        ),
-        Line2D([], [], color=style.GREY, linewidth=5, alpha=0.25, label="front: filled,\nnone better in both"),
-    ]

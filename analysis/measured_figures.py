@@ -7,7 +7,6 @@ from functools import partial
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from analysis import compare, style, theory
 from analysis.load import one_of
@@ -134,15 +133,9 @@ def layer_efficiency_figure(lstm: pd.DataFrame | None, target: float = 0.8, back
     axes[0].set_xticks(sizes, [str(size) for size in sizes])
     axes[0].set_ylim(0.0, max(1.1, 1.1 * points["efficiency"].max()))
     axes[0].set_ylabel("measured / predicted")
-    handles = [
-        Line2D([], [], color=style.block_colour(size), marker=style.block_marker(size), label=f"block {size}")
-        for size in sorted(points["block_size"].unique())
-    ]
+    handles = style.block_entries(points["block_size"])
     if "loop_lstm" in set(points["baseline"]):
-        hollow = Line2D(
-            [], [], color=style.GREY, marker="o", markerfacecolor="white", linestyle=":", label="over the step loop"
-        )
-        handles.append(hollow)
+        handles.append(style.entry("over the step loop", marker="o", markerfacecolor="white", linestyle=":"))
     drawn.legend(handles=handles, loc="outside lower center", ncols=6)
     drawn.suptitle(title, fontsize=12)
     style.margin(drawn, [*nothing_kept(every), *noisy_points(points)])

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from analysis import compare, style, theory
 from analysis.load import records
@@ -82,6 +81,13 @@ def nothing_finished(title: str, train: pd.DataFrame | None) -> Figure:
     return drawn
 
 
+def nothing_measured(ax: Axes, what: str, measured: pd.DataFrame) -> None:
+    """A panel that says that no `what` was measured, or none that keeps a block."""
+    words = f"no {what} was measured" + ("" if measured.empty else " that keeps a block")
+    ax.text(0.5, 0.5, words, ha="center", transform=ax.transAxes)
+    ax.axis("off")
+
+
 def limits(points: pd.DataFrame) -> Limits:
     """Axis limits that hold every point of several panels, its interval and its prediction."""
     low = min(0.5, points[["low", "measured_speedup"]].min().min()) / 1.15
@@ -98,8 +104,6 @@ def speedup_panel(
     span, bounds = shown
     style.speedup_axis(ax.yaxis, *bounds)
     ax.set_xlim(*span)
-    ax.axhspan(bounds[0], 1.0, color=style.SHADE, zorder=0)
-    ax.axhline(1.0, color=style.GREY, linewidth=1.0, zorder=1)
     rhos = np.linspace(max(span[0], 0.0), min(span[1], 0.999), 200)
     ax.plot(rhos, [promise(rho) for rho in rhos], "--", color="black", linewidth=1.2, zorder=2)
     crossings = []
@@ -136,15 +140,10 @@ def _wrapped(parts: list[str], limit: int = 3) -> list[str]:
 
 def block_legend(drawn: Figure, points: pd.DataFrame, promise: str = "theory 1/(1−ρ)") -> None:
     """The block sizes of `points` with their colours and markers, theory, break-even, and noisy points where there are any."""
-    sizes = sorted(points["block_size"].unique())
     handles = [
-        Line2D([], [], color=style.block_colour(size), marker=style.block_marker(size), label=f"block {size}")
-        for size in sizes
+        *style.block_entries(points["block_size"]),
+        style.entry(promise, "black", linestyle="--", linewidth=1.2),
+        style.entry("break-even", marker="*", markersize=10),
+        *([style.entry("noisy", marker="o", markerfacecolor="white")] if points["noisy"].any() else []),
     ]
-    handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1.2, label=promise))
-    handles.append(Line2D([], [], color=style.GREY, marker="*", linestyle="", markersize=10, label="break-even"))
-    if points["noisy"].any():
-        handles.append(
-            Line2D([], [], color=style.GREY, marker="o", markerfacecolor="white", linestyle="", label="noisy")
-        )
     drawn.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))

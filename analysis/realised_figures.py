@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis import style
@@ -20,6 +19,7 @@ from analysis.realised import layers_speedup, over_seeds, probes, realised
 from analysis.stats import Estimate, factor, times
 
 MAX_RUNS = 3
+TICK = {"markersize": 12, "markeredgewidth": 2.5}
 NOT_RUN = "no finished run on the sparse path: not run"
 UNPAIRED = (
     "Whole training runs ran one after another, not interleaved, so their bars are rough; the expected mark takes the LSTM "
@@ -48,9 +48,9 @@ def integral_steps_figure(train: pd.DataFrame | None) -> Figure:
     axes[0].set_ylim(0.0, 1.05 * max(highest))
     axes[0].set_ylabel("LSTM layers, forward + backward (ms a step)")
     drawn.legend(handles=[
-        Line2D([], [], color=style.BLACK, marker="o", label="dense path, measured"),
-        Line2D([], [], color=style.BLUE, marker="s", label="path in use, measured"),
-        Line2D([], [], color=style.GREEN, linestyle="--", label="theory"),
+        style.entry("dense path, measured", style.BLACK, "o", linestyle="-"),
+        style.entry("path in use, measured", style.BLUE, "s", linestyle="-"),
+        style.entry("theory", style.GREEN, linestyle="--"),
         Patch(color=style.BLUE, alpha=0.15, label="time saved"),
         Patch(color=style.RED, alpha=0.2, label="promised, not reached"),
     ], loc="outside lower center", ncols=5)  # fmt: skip
@@ -119,16 +119,12 @@ def end_to_end_figure(train: pd.DataFrame | None) -> Figure:
         Patch(facecolor="white", edgecolor=style.GREEN, hatch="//", label="LSTM layers, theory"),
         Patch(color=style.BLUE, label="LSTM layers, measured"),
         Patch(color=style.ORANGE, label="whole, measured"),
-        _tick(style.BLUE, "whole, expected (Amdahl, LSTM as measured)"),
-        _tick(style.RED, "whole, ceiling (Amdahl, LSTM as in theory)"),
+        style.entry("whole, expected (Amdahl, LSTM as measured)", style.BLUE, "|", **TICK),
+        style.entry("whole, ceiling (Amdahl, LSTM as in theory)", style.RED, "|", **TICK),
     ], loc="outside lower center", ncols=3)  # fmt: skip
     drawn.suptitle(title, fontsize=12)
     style.margin(drawn, [UNPAIRED])
     return drawn
-
-
-def _tick(colour: str, label: str) -> Line2D:
-    return Line2D([], [], color=colour, marker="|", markersize=12, markeredgewidth=2.5, linestyle="", label=label)
 
 
 def _bars(ax: Axes, groups: list[pd.DataFrame], training: bool) -> float:

@@ -1,4 +1,4 @@
-"""How every figure looks: a colour-blind-safe palette (Okabe and Ito 2008), markers per block size, sizes, and axes."""
+"""How every figure looks: seaborn's colour-blind-safe palette, markers per block size, sizes, axes, and legends."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 WIDTH = 10.0  # inches; the report shows an inch as 100 pixels
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
-)  # fmt: skip
-GREY, SHADE = "#666666", "#f3eeee"
+BLUE, ORANGE, GREEN, RED, PURPLE, _, _, _, YELLOW, SKY = seaborn.color_palette("colorblind").as_hex()
+BLACK, GREY, SHADE = "#000000", "#666666", "#f3eeee"
 
-BLOCK_COLOURS = {4: BLACK, 8: ORANGE, 16: BLUE, 32: GREEN, 64: RED, 128: PURPLE}
+BLOCK_COLOURS: dict[int, str] = {4: BLACK, 8: ORANGE, 16: BLUE, 32: GREEN, 64: RED, 128: PURPLE}
 BLOCK_MARKERS = {4: "v", 8: "o", 16: "s", 32: "D", 64: "^", 128: "P"}
-VARIANT_COLOURS = {
+VARIANT_COLOURS: dict[str, str] = {
     "dense": BLACK,
     "block lasso": SKY,
     "block lasso + gradual (linear)": BLUE,
@@ -94,11 +96,39 @@ def spread(found: Sequence[Any]) -> list[list[float]]:
 
 
 def speedup_axis(axis: Any, low: float, high: float) -> None:
-    """A log2 axis from `low` to `high` with ticks 0.5×, 1×, 2× ..."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log", f"{axis.axis_name}lim": (low, high)})
+    """A log2 axis from `low` to `high` with ticks 0.5×, 1×, 2× ...; what is slower than dense is shaded."""
+    ax, name = axis.axes, axis.axis_name
+    ax.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
+    span, line = (ax.axvspan, ax.axvline) if name == "x" else (ax.axhspan, ax.axhline)
+    span(low, 1.0, color=SHADE, zorder=0)
+    line(1.0, color=GREY, linewidth=1.0, zorder=1)
     axis.set_major_locator(FixedLocator([2.0**power for power in range(-12, 13) if low <= 2.0**power <= high]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+
+
+def entry(label: str, colour: str = GREY, marker: str = "", **looks: Any) -> Line2D:
+    """What a legend shows beside `label`: a line, or a marker alone where there is one and `looks` names no linestyle."""
+    return Line2D([], [], color=colour, marker=marker, label=label, **{"linestyle": "" if marker else "-"} | looks)
+
+
+def block_entries(sizes: pd.Series, colour: str = "") -> list[Line2D]:
+    """What a legend shows for block sizes: a line in the colour of each with its marker, or its marker alone in `colour`."""
+    return [
+        entry(f"block {size}", colour or block_colour(size), block_marker(size), linestyle="" if colour else "-")
+        for size in sorted(sizes.dropna().unique())
+    ]
+
+
+def heat_map(ax: Axes, grid: np.ndarray, **looks: Any) -> None:
+    """A heat map, the first row on top, without a scale of its own; masked cells and those without a value stay white.
+
+    looks: options of `seaborn.heatmap`. What a colour bar needs is `ax.collections[0]`.
+    """
+    seaborn.heatmap(grid, ax=ax, cbar=False, **looks)
+    ax.spines[["left", "bottom"]].set_visible(True)  # where the map ends, were all of it white
+    ax.grid(visible=False)
+    ax.tick_params(length=0, labelrotation=0)
 
 
 def ceiling(perplexities: Sequence[float]) -> float:

@@ -33,13 +33,6 @@ def dense_multiplications(m1: int, m2: int, m3: int) -> int:
     return m1 * m2 * m3
 
 
-def sparse_operations(grid_rows: int, grid_cols: int, num_empty: int) -> int:
-    """Blocks multiplied when K of a grid are empty; n^2 - K for a square one (slides, "Sparse Matrix Multiplication")."""
-    if not 0 <= num_empty <= grid_rows * grid_cols:
-        raise ValueError(f"a grid of {grid_rows} x {grid_cols} blocks cannot have {num_empty} empty ones")
-    return grid_rows * grid_cols - num_empty
-
-
 def training_speedup(dense_epochs: float, rhos: Sequence[float]) -> float:
     """T_D / (T_S - sum of rho_t): the gradual-pruning integral (slides, appendix).
 
@@ -47,23 +40,6 @@ def training_speedup(dense_epochs: float, rhos: Sequence[float]) -> float:
     """
     cost = len(rhos) - math.fsum(_fraction(rho) for rho in rhos)
     return math.inf if cost <= 0.0 else dense_epochs / cost
-
-
-def linear_schedule(t: int, a: float, b: float) -> float:
-    """rho_t = a (t - 1) + b in epoch t = 1, 2, ... (slides, appendix)."""
-    return a * (t - 1) + b
-
-
-def linear_ramp(epochs: int, final: float, end_epoch: int) -> list[float]:
-    """rho_t of a linear ramp from 0 that reaches `final` in epoch `end_epoch` and is held (slides, appendix, with b = 0)."""
-    slope = final / max(end_epoch - 1, 1)
-    return [min(final, linear_schedule(t, slope, 0.0)) for t in range(1, epochs + 1)]
-
-
-def cubic_ramp(epochs: int, final: float, end_epoch: int) -> list[float]:
-    """rho_t = final (1 - (1 - (t - 1) / (end - 1))^3), then held (Zhu and Gupta 2017, arXiv 1710.01878, equation 1)."""
-    span = max(end_epoch - 1, 1)
-    return [final * (1.0 - (1.0 - min((t - 1) / span, 1.0)) ** 3) for t in range(1, epochs + 1)]
 
 
 def amdahl_ceiling(pruned: float, other: float, rho: float) -> float:

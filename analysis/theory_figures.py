@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis import compare, style, theory
 from analysis.load import one_of
-from analysis.panels import noisy_points, nothing_kept
+from analysis.panels import noisy_points, nothing_kept, nothing_measured
 from analysis.variants import runs
 
 AWD_LSTM = {"embedding_size": 400, "hidden_size": 1150, "num_layers": 3, "vocabulary": 33278}  # slides' network
@@ -55,9 +55,7 @@ def roofline_figure(frame: pd.DataFrame) -> Figure:
     every = compare.block_sparse(compare.gemm_points(frame))
     timed = compare.kept(every)
     if timed.empty:
-        words = "no block-sparse product of this shape was measured" + ("" if every.empty else " that keeps a block")
-        ax.text(0.5, 0.5, words, ha="center", transform=ax.transAxes)
-        ax.axis("off")
+        nothing_measured(ax, "block-sparse product of this shape", every)
         style.margin(drawn, nothing_kept(every))
         return drawn
     points = _rates(timed)
@@ -120,7 +118,6 @@ def amdahl_figure(train: pd.DataFrame | None) -> Figure:
         ax.plot(final["stored_sparsity"], final["ceiling"], "o", color=style.GREEN, label="runs of this sweep")
         highest = max([highest, *(1.15 * final["ceiling"]).tolist()])
     style.speedup_axis(ax.yaxis, 0.9, highest)
-    ax.axhline(1.0, color=style.GREY, linewidth=1.0)
     ax.set(xlabel="sparsity ρ", ylabel="speedup over dense (log₂)", xlim=(0, 1))
     ax.set_title("What is not pruned bounds the whole forward pass (Amdahl)")
     ax.legend()

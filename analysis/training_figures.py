@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.load import records
@@ -49,26 +48,24 @@ def curves_figure(train: pd.DataFrame | None) -> Figure:
     every = style.variant_colours(final["variant"])  # as in the other figures of the sweep
     colours = {variant: every[variant] for variant in dict.fromkeys(chosen["variant"])}
     epochs = train.merge(chosen[["cell_id", "variant"]], on="cell_id")
-    for variant, colour in colours.items():
-        mine = epochs[epochs["variant"] == variant]
-        _curve(left, mine[mine["epoch"] >= 1], "val_ppl", colour)
-        _curve(right, mine, "sparsity", colour)
+    _curves(left, epochs[epochs["epoch"] >= 1], "val_ppl", colours)
+    _curves(right, epochs, "sparsity", colours)
     left.set(ylabel="validation perplexity (log)", yscale="log", xlabel="epoch")
     left.yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     left.yaxis.set_minor_formatter(mpl.ticker.ScalarFormatter())
     right.set(ylabel="sparsity ρ at the end of the epoch", xlabel="epoch", ylim=(-0.03, 1.0))
-    for ax in (left, right):
-        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    handles = [Line2D([], [], color=colour, linewidth=3, label=variant) for variant, colour in colours.items()]
+    handles = [style.entry(variant, colour, linewidth=3) for variant, colour in colours.items()]
     drawn.legend(handles=handles, loc="outside lower center", ncols=2)
     drawn.suptitle(f"{title} ({_place(size, target)})", fontsize=12)
     return drawn
 
 
-def _curve(ax: Axes, rows: pd.DataFrame, column: str, colour: str) -> None:
-    by_epoch = rows.groupby("epoch")[column].agg(["mean", "min", "max"])
-    ax.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], color=colour, alpha=0.15, linewidth=0)
-    ax.plot(by_epoch.index, by_epoch["mean"], color=colour, marker="o", markersize=3.5)
+def _curves(ax: Axes, epochs: pd.DataFrame, column: str, colours: dict[str, str]) -> None:
+    """A line per variant: the mean over seeds, and their range as a band."""
+    seaborn.lineplot(epochs, x="epoch", y=column, hue="variant", hue_order=list(colours), palette=colours, legend=False, ax=ax,
+                     errorbar=lambda seeds: (seeds.min(), seeds.max()), err_kws={"alpha": 0.15, "linewidth": 0},
+                     marker="o", markersize=3.5, markeredgecolor="auto")  # fmt: skip
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
 
 
 def norm_maps_figure(train: pd.DataFrame | None, weight: str = "weight_hh_l0") -> Figure:
@@ -88,18 +85,18 @@ def norm_maps_figure(train: pd.DataFrame | None, weight: str = "weight_hh_l0") -
     if not maps:
         return style.empty_figure(title, f"no norms of {weight} were stored")
     rows, cols = len(maps), max(len(grids) for grids in maps.values())
-    drawn, axes = style.figure(1.25 * rows + 1.0, rows, cols, sharex="row", sharey="row")
+    drawn, axes = style.figure(1.25 * rows + 1.0, rows, cols)
     scale = _scale([grid for grids in maps.values() for grid in grids.values()])
-    image = None
     for line, (variant, grids) in zip(axes, maps.items(), strict=True):
         for ax in line[len(grids) :]:
             ax.remove()
         for ax, (epoch, grid) in zip(line, grids.items(), strict=False):
-            image = ax.imshow(np.ma.masked_less_equal(grid.T, 0.0), cmap="viridis", norm=scale, aspect="auto")
+            style.heat_map(ax, grid.T, mask=grid.T <= 0.0, cmap="viridis", norm=scale, vmin=scale.vmin, vmax=scale.vmax,
+                           xticklabels=False, yticklabels=False)  # fmt: skip
             ax.set_title(f"epoch {epoch}", fontsize=10)
             _gates(ax, grid.shape[0])
         line[0].set_ylabel(variant.replace(" + ", "\n+ ").replace(", ", ",\n"), rotation=0, ha="right", va="center")
-    assert image is not None
+    image = axes[0][0].collections[0]
     drawn.colorbar(image, ax=[ax for line in axes for ax in line], label="L2 norm of a block (log)", pad=0.01)
     drawn.suptitle(f"{title} ({_place(size, target)}; white: empty; one scale for all panels)", fontsize=12)
     return drawn
@@ -129,12 +126,9 @@ def _scale(grids: list[np.ndarray]) -> LogNorm:
 def _gates(ax: Axes, blocks: int) -> None:
     """Name the four gates under their quarter of the block rows."""
     quarter = blocks / 4
-    ax.set_xticks([quarter * (gate + 0.5) - 0.5 for gate in range(4)], GATES)
-    ax.set_yticks([])
-    ax.tick_params(length=0)
-    ax.grid(visible=False)
+    ax.set_xticks([quarter * (gate + 0.5) for gate in range(4)], GATES)
     for gate in (1, 2, 3):
-        ax.axvline(quarter * gate - 0.5, color=style.GREY, linewidth=0.6)
+        ax.axvline(quarter * gate, color=style.GREY, linewidth=0.6)
 
 
 def integral_figure(train: pd.DataFrame | None) -> Figure:
@@ -148,22 +142,18 @@ def integral_figure(train: pd.DataFrame | None) -> Figure:
     found = replicates(final)
     drawn, [[left, right]] = style.figure(max(4.6, 1.8 + 0.2 * len(found)), 1, 2)
     colours = style.variant_colours(final["variant"])
-    for variant in dict.fromkeys(chosen["variant"]):
-        cells = chosen.loc[chosen["variant"] == variant, "cell_id"]
-        mine = train[train["cell_id"].isin(cells) & (train["epoch"] >= 1)]
-        _curve(left, mine.assign(cost=1.0 - mine["mean_sparsity"]), "cost", colours[variant])
+    epochs = train[train["epoch"] >= 1].merge(chosen[["cell_id", "variant"]], on="cell_id")
+    _curves(left, epochs.assign(cost=1.0 - epochs["mean_sparsity"]), "cost", colours)
     left.axhline(1.0, color=style.GREY, linewidth=1.0)
     left.set(
         xlabel="epoch", ylabel="share of blocks to multiply, 1 − mean ρ", ylim=(0, 1.05), title=_place(size, target)
     )
-    left.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     _training_speedups(right, found, colours)
-    handles: list[Any] = [Line2D([], [], color=colours[name], linewidth=3, label=name) for name in colours]
-    handles.append(
-        Line2D([], [], color=style.GREY, marker="D", markerfacecolor="white", linestyle="--", label="predicted")
-    )
-    handles.append(Line2D([], [], color=style.GREY, marker="o", linestyle="", label="measured, whole runs"))
-    drawn.legend(handles=handles, loc="outside lower center", ncols=2)
+    drawn.legend(handles=[
+        *(style.entry(variant, colour, linewidth=3) for variant, colour in colours.items()),
+        style.entry("predicted", marker="D", markerfacecolor="white", linestyle="--"),
+        style.entry("measured, whole runs", marker="o"),
+    ], loc="outside lower center", ncols=2)  # fmt: skip
     drawn.suptitle(title, fontsize=12)
     style.margin(drawn, [
         "Predicted: T_D / (T_S − Σ mean ρ_t) over the pruned matrices, were empty blocks free. Measured: seconds of the dense run of the "
@@ -181,8 +171,6 @@ def _training_speedups(ax: Axes, found: pd.DataFrame, colours: dict[str, str]) -
     bounded = [value for value in values if math.isfinite(value)]
     low, high = min([0.7, *bounded]) / 1.1, max([2.0, *bounded]) * 1.15
     style.speedup_axis(ax.xaxis, low, high)
-    ax.axvspan(low, 1.0, color=style.SHADE, zorder=0)
-    ax.axvline(1.0, color=style.GREY, linewidth=1.0, zorder=1)
     for height, row in enumerate(records(found)):
         colour, one = colours[row["variant"]], row["measured_training"]
         if math.isfinite(row["predicted_training"]):

@@ -22,7 +22,6 @@ PACKAGES = (
     "cuda-bindings",
     "nvidia-cuda-nvrtc",
     "ziglang",
-    "ray",
 )
 COMPILERS = ("c++", "g++", "clang++", "cl")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from analysis import (
@@ -59,6 +61,11 @@ def texts(figure: Figure) -> str:
 def panels(figure: Figure) -> dict[str, Axes]:
     """The panels of a figure by the first line of their title."""
     return {ax.get_title().strip(): ax for ax in figure.axes}
+
+
+def heat_maps(ax: Axes) -> list[QuadMesh]:
+    """What is drawn as a heat map in a panel."""
+    return [found for found in ax.collections if isinstance(found, QuadMesh)]
 
 
 def has_line_at_one(ax: Axes, which: str) -> bool:
@@ -192,12 +199,38 @@ def test_training_figures_are_made_of_few_variants(variants: tuple[str, ...]) ->
 
 def test_norm_maps_show_three_epochs_and_leave_empty_blocks_white() -> None:
     figure = training_figures.norm_maps_figure(ONE_SEED)
-    shown = [ax for ax in figure.axes if ax.images]
+    shown = [ax for ax in figure.axes if heat_maps(ax) and ax.get_title()]
     assert [ax.get_title() for ax in shown] == ["epoch 0", "epoch 2", "epoch 4"] * 4
     assert [label.get_text() for label in shown[0].get_xticklabels()] == list(training_figures.GATES)
-    last = shown[-1].images[0].get_array()
+    last = heat_maps(shown[-1])[0].get_array()
     assert np.ma.getmaskarray(last).mean() == pytest.approx(0.8, abs=0.01)
     assert "no norms of nothing_l9 were stored" in texts(training_figures.norm_maps_figure(ONE_SEED, "nothing_l9"))
+
+
+def test_a_map_without_a_kept_block_is_white_in_a_frame_and_drawn_without_a_warning() -> None:
+    frame = ONE_SEED.copy()
+    frame["block_norms"] = [
+        [one | {"norms": np.zeros_like(one["norms"])} for one in stored] if epoch and stored is not None else stored
+        for epoch, stored in zip(frame["epoch"], frame["block_norms"], strict=True)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = training_figures.norm_maps_figure(frame)
+    last = [ax for ax in figure.axes if heat_maps(ax) and ax.get_title()][-1]
+    assert np.ma.getmaskarray(heat_maps(last)[0].get_array()).all()
+    assert [last.spines[side].get_visible() for side in ("left", "bottom", "right")] == [True, True, False]
+
+
+def test_curves_are_means_over_seeds_in_the_range_of_all_of_them() -> None:
+    """Not in an interval that was resampled: what is drawn is the same every time."""
+    perplexities = (100.0, 130.0, 109.0)
+    rows = [row for seed, ppl in enumerate(perplexities) for row in made.run_rows(TrainCell(seed=seed), ppl, [0.0] * 3)]
+    stored = pd.DataFrame(rows).query("epoch >= 1").groupby("epoch")["val_ppl"].agg(["mean", "min", "max"])
+    left = training_figures.curves_figure(pd.DataFrame(rows)).axes[0]
+    [line], [band] = left.lines, left.collections
+    assert line.get_ydata() == pytest.approx(stored["mean"].to_numpy())
+    corners = pd.DataFrame(band.get_paths()[0].vertices).groupby(0)[1].agg(["min", "max"])
+    assert corners.to_numpy() == pytest.approx(stored[["min", "max"]].to_numpy())
 
 
 def test_the_integral_figure_shows_prediction_and_measurement() -> None:
@@ -268,6 +301,19 @@ def test_noisy_points_are_told_where_they_are_not_drawn_apart() -> None:
     assert "1 of the 2 points are noisy." in texts(theory_figures.roofline_figure(pd.DataFrame(rows)))
     layer = texts(measured_figures.layer_efficiency_figure(pd.DataFrame([made.layer_row([2.0] * 3, noisy=True)])))
     assert "1 of the 1 points are noisy." in layer
+
+
+def test_the_heat_map_of_efficiency_says_each_cell_and_where_none_was_measured() -> None:
+    rows = [
+        made.ratio_row([speed] * 3, rho, {"block_size": size})
+        for size, rho, speed in ((8, 0.5, 1.0), (16, 0.5, 1.5), (16, 0.8, 4.0))
+    ]
+    ax = figures.efficiency_figure(pd.DataFrame(rows)).axes[0]
+    said = {(found.get_position()[1], found.get_position()[0]): found.get_text() for found in ax.texts}
+    assert said == {(0.5, 0.5): "50%", (0.5, 1.5): "–", (1.5, 0.5): "75%", (1.5, 1.5): "80%"}
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["8", "16"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.5", "0.8"]
+    assert ax.get_ylim() == (2.0, 0.0)  # the first block size on top
 
 
 def test_a_variant_has_one_colour_in_all_figures_of_a_sweep() -> None:

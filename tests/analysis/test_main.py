@@ -123,6 +123,15 @@ OPTIONS = {
 }
 
 
+def test_a_command_that_draws_nothing_loads_nothing_to_draw_with() -> None:
+    loaded = (
+        "import sys; from analysis import __main__, execution, study; "
+        "print([name for name in ('matplotlib', 'seaborn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_every_option_is_tried() -> None:
     group: Any = typer.main.get_command(app)
     parameters = ((name, each.opts[0]) for name, command in group.commands.items() for each in command.params)
