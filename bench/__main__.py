@@ -117,7 +117,17 @@ def run(
     checkpoint_seconds: CheckpointSeconds = 60.0,
     wait_quiet: WaitQuiet = 0.0,
 ) -> None:
-    """Run every cell of a sweep that is not stored yet; a second run goes on where the first ended."""
+    """Run every cell of a sweep that is not stored yet; a second run goes on where the first ended.
+
+    It says first whether other work keeps the processors busy: noise does not only widen intervals, it moves medians. A cell that
+    cannot be trained (a text too short for its batch, more memory than there is) ends before its first step; one that fails after
+    an epoch keeps its finished epochs.
+
+    A cell that trains is put aside at every checkpoint, at the end of each epoch, and at once on SIGTERM or Ctrl-C, in
+    RESULTS/SWEEP/.checkpoints, and goes on from there: bit-equal on the CPU. kill -9 costs what came after the last checkpoint. A
+    checkpoint that is damaged, or was made by other sources, another torch, processor, thread count or text, is not used, and a
+    line says so. What timed out, crashed, failed or ran out of memory goes on with --retry.
+    """
     with _one_line_errors():
         from bench.sweep import load
 
@@ -167,7 +177,17 @@ def campaign(
     together: Together = 1,
     wait_quiet: WaitQuiet = 0.0,
 ) -> None:
-    """Check every kernel on a GPU, then time and train sweeps, most important cells first, until the budget is spent; resumable."""
+    """Check every kernel on a GPU, then time and train sweeps, most important cells first, until the budget is spent; resumable.
+
+    OUT holds few files, each with its checksum. check.parquet says how each kernel's check ended; a kernel whose check failed is not
+    timed. The next call with the same --out goes on, or with another one and --resume-from.
+
+    Cells that train run too, --together of them side by side (the column workers says so, since it lengthens their seconds).
+    With --checkpoint-mib a cell that will not fit is begun, put aside in OUT/.checkpoints when the time is up, one file, and goes on
+    in the next call. A checkpoint above that size is not kept, and a line says so: weights and Adam's moments take 12 bytes a
+    parameter, so 16 MiB hold a model of about 1.3 million parameters. A run taken up from its checkpoint repeats itself to the
+    digit only where torch's algorithms are deterministic, which they need not be on a GPU.
+    """
     with _one_line_errors():
         from bench.sweep import load_all
 

@@ -27,6 +27,44 @@ GPU rows: not run. `python -m bench campaign gemm_gpu lstm_gpu --out DIR --budge
 This page is made by `python -m bench columns`.
 """
 
+NOTES = """
+## Training on the kept blocks: `path`
+
+A cell's `path` says what multiplies its pruned LSTM weights. `dense` (the default) masks them and
+multiplies everything. `sparse` runs our kernels that skip empty blocks, from the first step on; where there are none, as on a CPU
+without a C++ compiler, the cell is `unsupported`. `auto` lets each layer change over at its break-even sparsity, which is measured
+once per machine, shape and block size, kept in your cache folder and listed by `python -m bench doctor`; without kernels it stays
+dense. Either way `reason` says why. The paths add up in different orders, so the last digits of a result depend on the path, and
+under `auto` on where the change-over lies; everything else is the same run.
+
+## Training on a GPU: `device`, `precision`
+
+`device = "cuda"` in a training cell; `precision` says how float32 is multiplied there: `ieee`, `tf32`, or
+`bfloat16` (in the products of the forward pass and their gradients; parameters, optimizer and loss stay float32). The first
+weights are drawn on the CPU, so a seed begins alike on both devices; dropout is drawn where it is used.
+A loss that is no number is noticed up to 50 steps late, in the right epoch.
+
+## AWD-LSTM: `model`
+
+`model = "awd_lstm"` has every dropout and penalty of the paper as a setting; two recipes come as
+sweeps. `wikitext2_paper` trains the slides' four rows by SGD, then NT-ASGD: the averages (`optimizer = "nt_asgd"`) start when
+the validation perplexity stalls, and only epochs after the pruning ramp are asked, since pruning itself raises it.
+`wikitext2_best` is the 90-epoch recipe (`lr_schedule = "four_phases"`, Adam) with a cubic ramp; `wikitext2_wide` spends the
+dense model's weights on wider layers. Beside them stand dense models of the same size and of as many LSTM weights as are kept.
+`selection = "best"` reports the epoch of the lowest validation perplexity *at final sparsity*; `reported_test_ppl` is its test
+perplexity. The three are meant for a GPU; `wikitext2_paper_small` and its like are for a CPU, whole vocabulary, small layers.
+
+## The finished model: `export`
+
+The last row of a cell that pruned says what pruning left for inference: the masks merged into the weights, the weights stored as BSR,
+written, loaded again, evaluated and timed against the dense model.
+
+Its weights are frozen: `BSRMatrix.freeze()` copies the values where nobody can change them, so that the CPU's
+kernels pack them once and keep that. It costs the copy and one or two packed ones as large; `unfreeze()` gives an ordinary matrix. Of an ordinary one the
+values are packed at each product, about 0.3 ms for W 4608 × 1152 at ρ 0.8, which is what the product takes at n = 20: torch does
+not tell of every change.
+"""
+
 
 def documentation() -> str:
     """The text of results/README.md."""
@@ -38,7 +76,7 @@ def documentation() -> str:
             parts.append(
                 f"| `{field.name}` | {_spoken(field.type)} | {about['role']} | {about['unit']} | {about['doc']} |"
             )
-    return "\n".join(parts) + "\n"
+    return "\n".join(parts) + "\n" + NOTES
 
 
 def machine_readable() -> str:

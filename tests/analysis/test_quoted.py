@@ -1,4 +1,4 @@
-"""README quotes what results/reference holds: each figure of its results is looked up, and one from a noisy row says so.
+"""README and results/reference/README.md quote what results/reference holds: each figure is looked up, a noisy one says so.
 
 Where a figure comes from is written down here: TIMED for the rows of the table of speedups, TRAINED for those of the table
 of perplexities, SAID for sentences. A new figure with × belongs into one of them, or the last test is red. A row that quotes
@@ -22,7 +22,7 @@ from analysis.load import REFERENCE, load
 from analysis.realised_tables import perplexity_change
 from analysis.stats import Estimate
 
-README = Path(__file__).parents[2] / "README.md"
+TEXTS = (Path(__file__).parents[2] / "README.md", REFERENCE / "README.md")
 NUMBER = re.compile(r"[+−-]?\d+(?:,\d{3})*(?:\.\d+)?")
 SPEEDUP = re.compile(r"\d+(?:\.\d+)?×")
 
@@ -66,9 +66,12 @@ TRAINED: dict[str, tuple[str, int | None]] = {  # a row of the table of wikitext
 
 
 def results() -> str:
-    """What README says between the markers of its results."""
-    text = README.read_text(encoding="utf-8")
-    return text[text.index("<!-- results:start -->") : text.index("<!-- results:end -->")]
+    """What the two texts say between the markers of their results."""
+    found = []
+    for path in TEXTS:
+        text = path.read_text(encoding="utf-8")
+        found.append(text[text.index("<!-- results:start -->") : text.index("<!-- results:end -->")])
+    return "\n\n".join(found)
 
 
 def rows_of(first: str) -> list[list[str]]:
