@@ -202,6 +202,14 @@ def test_the_way_back_reads_the_states_where_they_lie(inputs: str, monkeypatch: 
     assert y[0].data_ptr() - h.numel() * 4 in read
 
 
+@pytest.mark.parametrize("inputs", ["same blocks", "dense"])
+def test_compiled_layers_are_the_same(inputs: str) -> None:
+    work = Work("Float32", inputs)
+    wanted, leaves = work.computed(), work.leaves()
+    y, (h, c) = torch.compile(work.run, backend="aot_eager")(leaves)
+    assert same({"y": y, "h": h, "c": c} | work.backward((y, h, c), leaves), wanted)
+
+
 def test_other_steps_and_batches_one_after_another() -> None:
     first = Work("Bfloat16", batch=5, steps=3)
     for batch, steps in ((5, 1), (17, 4), (5, 3)):
