@@ -284,8 +284,8 @@ def _cuda_lstm(
     operands = inputs, first, second, *states, weight_hh.data
     if watched(*operands, weight_ih.data):
         listed = [] if into is None else [into.data, *into.index]
-        y, h, c, _, _ = cuda_lstm_operator.lstm(*operands[:5], [weight_hh.data, *weight_hh.index], listed)
-        return y, (h.unsqueeze(0), c.unsqueeze(0))
+        whole, h, c, _, _ = cuda_lstm_operator.lstm(*operands[:5], [weight_hh.data, *weight_hh.index], listed)
+        return whole.narrow(0, 1, x.shape[0]), (h.unsqueeze(0), c.unsqueeze(0))
     weight = Weight(weight_hh.data, pattern_for(weight_hh))
     across = None if into is None else Weight(into.data, pattern_for(into))
     values, pattern = (None, None) if across is None else across

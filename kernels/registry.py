@@ -74,10 +74,9 @@ class Catalogue:
 
 HELPERS = (
     *("arithmetic", "buffers", "captured", "cusparse", "ell", "fastest", "lstm_launch"),
-    *("cuda_kernel", "cuda_lstm", "cuda_lstm_operator", "cuda_lstm_pass", "cuda_lstm_plan", "cuda_lstm_tape"),
+    *("cuda_kernel", "cuda_lstm_operator", "cuda_lstm_pass", "cuda_lstm_plan", "cuda_lstm_tape"),
     *(
         "cuda_lstm_tiles",
-        "cuda_layer",
         "cuda_nvrtc",
         "cuda_operators",
         "cuda_plan",

@@ -21,8 +21,8 @@ Setting = tuple[Any, str, Any]  # of an object, its attribute, the value
 
 
 def settings(problem: Problem) -> list[Setting]:
-    """What is to be set for `problem`."""
-    return settings_of(problem.dtype, problem.math)
+    """What is to be set for `problem`: nothing on a CPU, where there is no choice."""
+    return settings_of(problem.dtype, problem.math) if problem.device == "cuda" else []
 
 
 def settings_of(dtype: str, math: str) -> list[Setting]:
@@ -50,10 +50,10 @@ def applied(chosen: Sequence[Setting]) -> Iterator[None]:
 
 
 def under(problem: Problem, run: Callable[[], T]) -> Callable[[], T]:
-    """`run` with the arithmetic of `problem`; itself on a CPU, where there is no choice."""
-    if problem.device == "cpu":
-        return run
+    """`run` with the arithmetic of `problem`; itself where nothing is to be set."""
     chosen = settings(problem)
+    if not chosen:
+        return run
 
     def launch() -> T:
         with applied(chosen):

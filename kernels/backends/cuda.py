@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels.backends import cuda_layer
+from kernels.backends.arithmetic import under
+from kernels.backends.captured import Replayed
+from kernels.backends.cuda_lstm_operator import recurrence_of, steps_for
+from kernels.backends.cuda_lstm_pass import Sizes
+from kernels.backends.cuda_operators import pattern_for
+from kernels.backends.cuda_recurrence import Recurrence
 from kernels.backends.cuda_rungs import Gpu, Prepared, Task, aligned, element_of, prepare, the_gpu, unsupported
+from kernels.backends.lstm_launch import LstmLaunch, block_sparse_launch, block_sparse_weights
 from kernels.bsr import BSRIndex, BSRMatrix
 from kernels.lstm_problem import LstmProblem
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.ops import lstm_kernel
+from kernels.problem import OPS, GemmProblem, Launch, Problem
 
 Prepare = Callable[[Task, BSRIndex, tuple[int, int], Gpu], Prepared]
 
@@ -48,23 +57,66 @@ class ProductLaunch:
         self.result.fill_(float("nan"))
 
 
+class Layer(NamedTuple):
+    """What computes a layer, in words; bytes in which its products are listed; whether all steps are one launch."""
+
+    kernel: str
+    index_bytes: int
+    together: bool
+
+
+def _prepared(problem: LstmProblem, bsr: Mapping[str, BSRMatrix]) -> Layer:
+    """What `block_sparse_lstm` will find prepared under the arithmetic of now."""
+    batch, dtype = problem.batch_size, problem.torch_dtype
+
+    def product(op: str, name: str) -> Prepared:
+        pattern = pattern_for(bsr[name])
+        return pattern(Task(op, pattern.element(dtype), problem.block_size, batch * problem.steps))
+
+    into = [product(op, "weight_ih") for op in OPS if "weight_ih" in bsr]
+    listed = sum(each.index_bytes for each in (*into, product("sdd", "weight_hh")))
+    steps = recurrence_of(pattern_for(bsr["weight_hh"]), dtype, batch)
+    assert isinstance(steps, Recurrence), steps
+    kernel = f"{lstm_kernel(bsr['weight_hh'], batch, 'cuda')}; inputs by {into[0].kernel if into else 'torch.mm'}"
+    return Layer(kernel, listed, steps.together)
+
+
+def lstm_launch(problem: LstmProblem) -> tuple[LstmLaunch, bool]:
+    """One layer, prepared but not launched yet; and whether all its steps are one launch."""
+    bsr = block_sparse_weights(problem)
+    layer = under(problem, partial(_prepared, problem, bsr))()
+    return block_sparse_launch(problem, bsr, "cuda", layer.kernel, layer.index_bytes), layer.together
+
+
 class CudaBackend:
-    """float32 (exact or tf32), bfloat16 and float16, blocks of 8 to 128, on GPUs of compute capability 8.0 and later."""
+    """float32 (exact or tf32), bfloat16 and float16, blocks of 8 to 128, on GPUs of compute capability 8.0 and later.
+
+    The steps of a layer are one cooperative launch where all of its CTAs fit on the GPU at once, else a launch each,
+    replayed as a CUDA graph.
+    """
 
     def unsupported(self, problem: Problem) -> str | None:
-        device = torch.device(problem.device)
+        device, size = torch.device(problem.device), problem.block_size
         nnzb = max(mask.nnzb for mask in problem.masks.values())
-        reason = unsupported(problem.torch_dtype, problem.block_size, nnzb, device)
+        reason = unsupported(problem.torch_dtype, size, nnzb, device)
         if reason is not None or isinstance(problem, GemmProblem):
             return reason
         assert isinstance(problem, LstmProblem)
-        return cuda_layer.unsupported(problem)
+        mask, dtype = problem.masks["weight_hh"], problem.torch_dtype
+        index = BSRMatrix.from_dense(torch.zeros(mask.shape, dtype=torch.bool, device="cpu"), mask).index
+        exact = element_of(dtype, problem.math == "tf32") == "Float32"
+        found = steps_for(index, Sizes(problem.batch_size, problem.hidden_size, size), dtype, exact, the_gpu(device))
+        return found if isinstance(found, str) else None
 
     def prepare(self, problem: Problem) -> Launch:
-        if isinstance(problem, LstmProblem):
-            return cuda_layer.prepare(problem)
-        assert isinstance(problem, GemmProblem)
-        return ProductLaunch(problem)
+        if isinstance(problem, GemmProblem):
+            return ProductLaunch(problem)
+        assert isinstance(problem, LstmProblem)
+        launch, together = lstm_launch(problem)
+        launch()  # what is allocated at the first call is there before a graph is captured
+        if together or problem.device != "cuda":
+            return launch
+        return Replayed(launch, kernel=f"{launch.kernel}, replayed as a CUDA graph")
 
 
 BACKEND = CudaBackend()

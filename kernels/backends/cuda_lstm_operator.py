@@ -17,7 +17,8 @@ from torch import Tensor
 from kernels.backends import cuda_operators, cuda_recurrence
 from kernels.backends.cuda_kernel import arch_of
 from kernels.backends.cuda_lstm_pass import Sizes
-from kernels.backends.cuda_lstm_tiles import CTA_OVERHEAD, Device
+from kernels.backends.cuda_lstm_plan import Plan
+from kernels.backends.cuda_lstm_tiles import CTA_OVERHEAD, Device, Tiles
 from kernels.backends.cuda_operators import Pattern, pattern_of
 from kernels.backends.cuda_plan import MOST_NUMBERS
 from kernels.backends.cuda_recurrence import Kept, Recurrence, plans_for, tiles_for
@@ -63,16 +64,33 @@ def recurrence_of(pattern: Pattern, dtype: torch.dtype, batch: int) -> Recurrenc
         return found
 
 
-def _prepare(pattern: Pattern, sizes: Sizes, element: str, dtype: torch.dtype) -> Recurrence | str:
-    if pattern.blocks[0] * sizes.block**2 > MOST_NUMBERS:  # where a piece lies is an int
+class Steps(NamedTuple):
+    """How time steps are computed: plans and tiles of both passes; `together`: in one launch, else in a launch a step."""
+
+    plans: tuple[Plan, Plan]
+    tiles: tuple[Tiles, Tiles]
+    together: bool
+
+
+def steps_for(index: BSRIndex, sizes: Sizes, dtype: torch.dtype, exact: bool, gpu: Gpu) -> Steps | str:
+    """The time steps of a layer as they are best computed on `gpu`, or why our kernels cannot compute them there.
+
+    index: of the recurrent weight; exact: without tensor cores.
+    """
+    if index.indices.numel() * sizes.block**2 > MOST_NUMBERS:  # where a piece lies is an int
         return f"cuda goes through the steps of weights of at most {MOST_NUMBERS} kept values"
-    plans, reason = plans_for(pattern.own, sizes.block, dtype), ""
+    plans, reason = plans_for(index, sizes.block, dtype), ""
     for together in (True, False):
-        tiles = tiles_for(plans, sizes, element == "Float32", device_of(pattern.gpu), together)
+        tiles = tiles_for(plans, sizes, exact, device_of(gpu), together)
         if not isinstance(tiles, str):
-            return Recurrence(sizes, element, plans, tiles, together, pattern.gpu.load)
+            return Steps(plans, tiles, together)
         reason = tiles
     return reason
+
+
+def _prepare(pattern: Pattern, sizes: Sizes, element: str, dtype: torch.dtype) -> Recurrence | str:
+    found = steps_for(pattern.own, sizes, dtype, element == "Float32", pattern.gpu)
+    return found if isinstance(found, str) else Recurrence(sizes, element, *found, pattern.gpu.load)
 
 
 def describe(pattern: Pattern, dtype: torch.dtype, batch: int) -> str:
@@ -126,15 +144,13 @@ def _check(
             require(name, each, shape, data.dtype, pattern.device)
 
 
-def _check_kept(
-    grads: Sequence[Tensor | None], kept: Kept, states: Sequence[Tensor], pattern: Pattern, dtype: torch.dtype
-) -> None:
+def _check_kept(grads: Sequence[Tensor | None], kept: Kept, c0: Tensor, pattern: Pattern, dtype: torch.dtype) -> None:
     """ValueError where they are not what a forward pass of this layer has left."""
-    (steps, batch, _), (rows, hidden) = kept.states.shape, pattern.shape
-    state, sample = (steps, batch, hidden), (batch, hidden)
-    wanted = [state, sample, sample, state, sample, sample]
-    names = ("grad_y", "grad_h", "grad_c", "y", "h0", "c0")
-    for name, each, shape in zip(names, (*grads, kept.states, *states), wanted, strict=True):
+    (steps, batch, _), (rows, hidden) = kept.cells.shape, pattern.shape
+    sample = (batch, hidden)
+    wanted = [(steps, *sample), sample, sample, (steps + 1, *sample), sample]
+    names = ("grad_y", "grad_h", "grad_c", "states", "c0")
+    for name, each, shape in zip(names, (*grads, kept.states, c0), wanted, strict=True):
         if each is not None and (each.shape != shape or each.dtype is not dtype or each.device != pattern.device):
             require(name, each, shape, dtype, pattern.device)
     assert kept.gates is not None
@@ -145,28 +161,28 @@ def _check_kept(
 def backward(
     grads: Sequence[Tensor | None],
     kept: Kept,
-    states: tuple[Tensor, Tensor],
+    c0: Tensor,
     inputs: Tensor | None,
     weight: Weight,
     into: Weight | None,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """As `lstm_backward`, which see. grads: of y, h and c; kept: its `states` are y; states: h0, c0; inputs: with `into`."""
-    (data, pattern), (h0, c0), y = weight, states, kept.states
-    recurrence = recurrence_of(pattern, data.dtype, y.shape[1])
+    """As `lstm_backward`, which see. grads: of y, h and c; inputs: where `into` is."""
+    (data, pattern), (steps, batch, _) = weight, kept.cells.shape
+    recurrence = recurrence_of(pattern, data.dtype, batch)
     assert isinstance(recurrence, Recurrence), recurrence
     of_y, of_h, of_c = (None if each is None else aligned(each) for each in grads)
     assert kept.gates is not None
-    kept = Kept(y, aligned(kept.cells), aligned(kept.gates))
+    kept = Kept(kept.states, aligned(kept.cells), aligned(kept.gates))
     sums, bias, *firsts = recurrence.backward(kept, aligned(data), aligned(c0), of_y, of_h, of_c, wanted[1])
     columns, found = sums.flatten(0, 1).mT, [bias]
     if wanted[0]:
         back = into.pattern.dsd(into.data, columns, turned=True).mT if into is not None else sums
-        found.append(back.view(*y.shape[:2], -1))
+        found.append(back.view(steps, batch, -1))
     found += [each for each in firsts if each is not None]
     if wanted[2]:
-        before = torch.cat([aligned(h0)[None], y[:-1]]).flatten(0, 1)
-        found.append(pattern.sdd(columns, before.mT))
+        before = kept.states.narrow(0, 0, steps)  # of each step: h0, then the outputs but the last
+        found.append(pattern.sdd(columns, before.flatten(0, 1).mT))
     if wanted[3]:
         assert into is not None and inputs is not None
         found.append(into.pattern.sdd(columns, inputs.flatten(0, 1).mT))
@@ -183,8 +199,9 @@ def lstm(
     weight: Sequence[Tensor],
     into: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(y, h, c, cells, gates): outputs, last states, and what the backward pass needs.
+    """(states, h, c, cells, gates): h0 and the outputs, last states, and what the backward pass needs besides.
 
+    states: [steps + 1, batch, hidden]; an operator may return no view of them, so whoever calls it takes the outputs alone.
     inputs: [steps, batch, in], or weighted already, [steps, batch, 4 hidden], if `into` is empty; h0, c0: [batch, hidden];
     weight, into: recurrent and input weight.
     """
@@ -193,7 +210,7 @@ def lstm(
     _check(inputs, (bias_ih, bias_hh), (h0, c0), own, other)
     y, c, kept = forward(inputs, (bias_ih, bias_hh), (h0, c0), own, other, keep=True)
     assert kept.gates is not None
-    return y, y[-1].clone(), c, kept.cells, kept.gates
+    return kept.states, y[-1].clone(), c, kept.cells, kept.gates
 
 
 @lstm.register_fake
@@ -207,9 +224,9 @@ def _(
     into: Sequence[Tensor],  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     (steps, batch), hidden = inputs.shape[:2], h0.shape[1]
-    y = h0.new_empty(steps + 1, batch, hidden)[1:]
+    states = h0.new_empty(steps + 1, batch, hidden)
     cells, gates = (h0.new_empty(steps, batch, width, dtype=torch.float32) for width in (hidden, 4 * hidden))
-    return y, h0.new_empty(batch, hidden), h0.new_empty(batch, hidden), cells, gates
+    return states, h0.new_empty(batch, hidden), h0.new_empty(batch, hidden), cells, gates
 
 
 @torch.library.custom_op("block_sparse_bench::cuda_lstm_backward", mutates_args=())
@@ -217,21 +234,21 @@ def lstm_backward(
     grad_y: Tensor | None,
     grad_h: Tensor | None,
     grad_c: Tensor | None,
-    states: Sequence[Tensor],
+    kept: Sequence[Tensor],
     weight: Sequence[Tensor],
     into: Sequence[Tensor],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of the bias, then of those wanted: inputs, h0 and c0, kept values of the recurrent and of the input weight.
 
-    states: y, cells, gates, h0, c0 and, where the input weight is given, the inputs.
+    kept: states, cells and gates of the forward pass, c0 and, where the input weight is given, the inputs.
     """
-    y, cells, gates, h0, c0, *given = states
+    states, cells, gates, c0, *given = kept
     own = weight_of(weight)
     assert own is not None
-    inputs, grads, kept = given[0] if given else None, (grad_y, grad_h, grad_c), Kept(y, cells, gates)
-    _check_kept(grads, kept, (h0, c0), own.pattern, own.data.dtype)
-    return backward(grads, kept, (h0, c0), inputs, own, weight_of(into), wanted)
+    inputs, grads, left = given[0] if given else None, (grad_y, grad_h, grad_c), Kept(states, cells, gates)
+    _check_kept(grads, left, c0, own.pattern, own.data.dtype)
+    return backward(grads, left, c0, inputs, own, weight_of(into), wanted)
 
 
 @lstm_backward.register_fake
@@ -239,41 +256,45 @@ def _(
     grad_y: Tensor | None,  # noqa: ARG001
     grad_h: Tensor | None,  # noqa: ARG001
     grad_c: Tensor | None,  # noqa: ARG001
-    states: Sequence[Tensor],
+    kept: Sequence[Tensor],
     weight: Sequence[Tensor],
     into: Sequence[Tensor],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    y, _, _, h0, c0, *given = states
-    (steps, batch), hidden = y.shape[:2], h0.shape[1]
-    found = [h0.new_empty(4 * hidden)]
+    _, cells, _, c0, *given = kept
+    steps, batch, hidden = cells.shape
+    found = [c0.new_empty(4 * hidden)]
     if wanted[0]:
-        found.append(h0.new_empty(steps, batch, given[0].shape[2] if given else 4 * hidden))
-    shaped = ([h0, c0] if wanted[1] else []) + [
+        found.append(c0.new_empty(steps, batch, given[0].shape[2] if given else 4 * hidden))
+    shaped = ([c0, c0] if wanted[1] else []) + [
         each[0] for want, each in zip(wanted[2:], (weight, into), strict=True) if want
     ]
     return found + [torch.empty_like(each, memory_format=torch.contiguous_format) for each in shaped]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    given, _, _, h0, c0, weight, into = inputs
-    y, _, _, cells, gates = output
+    given, _, _, _, c0, weight, into = inputs
+    states, _, _, cells, gates = output
     ctx.mark_non_differentiable(cells, gates)
     ctx.set_materialize_grads(False)
     ctx.parts = len(weight), len(into)
-    ctx.save_for_backward(*weight, *into, y, cells, gates, h0, c0, *([given] if into else []))
+    ctx.save_for_backward(*weight, *into, states, cells, gates, c0, *([given] if into else []))
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     refuse_transforms(*grads)
     saved, (own, others), needs = list(ctx.saved_tensors), ctx.parts, ctx.needs_input_grad
-    weight, into, states = saved[:own], saved[own : own + others], saved[own + others :]
+    weight, into, kept = saved[:own], saved[own : own + others], saved[own + others :]
+    of_states, of_h, of_c = grads[:3]
+    of_y = None if of_states is None else of_states.narrow(0, 1, of_states.shape[0] - 1)
     wants_states = bool(needs[3] or needs[4])
     wanted = [bool(needs[0]), wants_states, bool(needs[5][0]), bool(into) and bool(needs[6][0])]
-    bias, *rest = lstm_backward(*grads[:3], states, weight, into, wanted)
+    bias, *rest = lstm_backward(of_y, of_h, of_c, kept, weight, into, wanted)
     found = iter(rest)
     inputs = next(found) if wanted[0] else None
     h0, c0 = (next(found), next(found)) if wants_states else (None, None)
+    if h0 is not None and of_states is not None:
+        h0 = h0 + of_states.select(0, 0)  # whose first row is a copy of h0
     values = [next(found) if want else None for want in wanted[2:]]
     lists = [[value, *[None] * 6] if each else [] for value, each in zip(values, (weight, into), strict=True)]
     return inputs, bias, bias, h0, c0, *lists

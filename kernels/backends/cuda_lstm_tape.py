@@ -36,25 +36,27 @@ class Lstm(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.patterns = pattern, into_pattern
         given = None if into is None else inputs
-        ctx.save_for_backward(y, kept.cells, kept.gates, h0, c0, data, given, into_data)
+        ctx.save_for_backward(y, *kept, c0, data, given, into_data)
         return y, y.select(0, -1).clone(), c
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_transforms(*grads)
-        y, cells, gates, h0, c0, data, inputs, into_data = ctx.saved_tensors
+        y, states, cells, gates, c0, data, inputs, into_data = ctx.saved_tensors
+        if torch.is_grad_enabled():  # only y knows what it depends on: a second derivative is refused, not forgotten
+            states = torch.cat([states[:1], y])
         (pattern, into_pattern), needs = ctx.patterns, ctx.needs_input_grad
         wanted = [needs[0], needs[3] or needs[4], needs[5], needs[6]]
-        states, given = [y, cells, gates, h0, c0], [] if inputs is None else [inputs]
+        kept, given = [states, cells, gates, c0], [] if inputs is None else [inputs]
         came = [each for each in grads if each is not None]
-        if torch.is_grad_enabled() or watched(*states, data, *came):
+        if torch.is_grad_enabled() or watched(*kept, data, *came):
             listed = [into_data, *into_pattern.index] if given else []
             found = cuda_lstm_operator.lstm_backward(
-                *grads, states + given, [data, *pattern.index], listed, wanted
+                *grads, kept + given, [data, *pattern.index], listed, wanted
             )  # fmt: skip
         else:
-            kept, into = Kept(y, cells, gates), Weight(into_data, into_pattern) if given else None
-            found = cuda_lstm_operator.backward(grads, kept, (h0, c0), inputs, Weight(data, pattern), into, wanted)
+            left, into = Kept(states, cells, gates), Weight(into_data, into_pattern) if given else None
+            found = cuda_lstm_operator.backward(grads, left, c0, inputs, Weight(data, pattern), into, wanted)
         bias, *rest = found
         others = iter(rest)
         of_inputs = next(others) if wanted[0] else None

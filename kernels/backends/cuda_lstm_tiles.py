@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from math import ceil
 from typing import NamedTuple
 
-import torch
-
 from kernels.backends.cuda_lstm_plan import ITEM_BYTES, PIECE_BYTES, PIECES, Plan
 
 L2_BYTES, SHARED_BYTES, LATENCY = 25, 128, 800
@@ -31,15 +29,6 @@ class Device(NamedTuple):
     multiprocessors: int = 132
     shared_bytes: int = 233472
     cta_bytes: int = 232448
-
-    @classmethod
-    def of(cls, device: torch.device) -> Device:
-        """The GPU at hand; an H200 where `device` is a CPU, on which kernels are emulated."""
-        if device.type != "cuda":
-            return cls()
-        found = torch.cuda.get_device_properties(device)
-        shared = found.shared_memory_per_multiprocessor
-        return cls(found.multi_processor_count, shared, shared - CTA_OVERHEAD)
 
 
 class Tiles(NamedTuple):

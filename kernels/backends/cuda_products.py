@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.backends import cuda_kernel
 from kernels.backends.cuda_kernel import Kernel, Variant
 from kernels.backends.cuda_plan import ProductPlan, SampledPlan
 from kernels.backends.cuda_variants import ProductChoice, SampledChoice, adding
@@ -130,23 +129,3 @@ def parts_for(ctas: int, stages: int, multiprocessors: int = MULTIPROCESSORS) ->
         if rounds < 0.9 * least:
             best, least = parts, rounds
     return best
-
-
-def dsd(
-    values: Tensor, plan: ProductPlan, x: Tensor, out: Tensor, choice: ProductChoice, load: Loader = cuda_kernel.load
-) -> None:
-    """One product: `ProductLaunch`, prepared and called. Dividing the reduction where `choice` has parts."""
-    stages = int(plan.groups[:, 2].max())
-    ctas = len(plan.groups) * -(-x.shape[0] // choice.tokens)
-    parts = parts_for(ctas, stages) if choice.parts else 1
-    n, line = x.shape
-    ProductLaunch(choice, plan, n, line, out.shape[1], load, parts)(values, x, out)
-
-
-def sdd(
-    grad: Tensor, x: Tensor, plan: SampledPlan, blocks: Tensor, choice: SampledChoice, load: Loader = cuda_kernel.load
-) -> None:
-    """One sampled product: `SampledLaunch`, prepared and called. Dividing the tokens where `choice` has parts."""
-    parts = parts_for(len(plan.jobs), -(-x.shape[0] // choice.depth)) if choice.parts else 1
-    n, k = x.shape
-    SampledLaunch(choice, plan, n, blocks.numel(), grad.shape[1], k, load, parts)(grad, x, blocks)

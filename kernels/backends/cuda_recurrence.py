@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.backends import cuda_kernel
 from kernels.backends.cuda_kernel import Kernel, Variant
 from kernels.backends.cuda_lstm_pass import Backward, Forward, Pass, Sizes
 from kernels.backends.cuda_lstm_plan import GATES, Plan, backward_plan, forward_plan
@@ -73,7 +72,7 @@ class Recurrence:
         plans: tuple[Plan, Plan],
         tiles: tuple[Tiles, Tiles],
         together: bool,
-        load: Callable[[Variant], Kernel] = cuda_kernel.load,
+        load: Callable[[Variant], Kernel],
     ) -> None:
         self.sizes, self.together = sizes, together
         self.ahead, self.back = (

@@ -1,4 +1,4 @@
-"""LstmLaunch: one pass through an LSTM layer, or one there and back, as a model does it."""
+"""One pass through an LSTM layer, or one there and back, as a model does it: LstmLaunch, and the one of our own kernels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.backends.arithmetic import under
 from kernels.bsr import BSRMatrix
 from kernels.lstm_problem import LstmProblem
+from kernels.ops import block_sparse_lstm
 
 Outputs = tuple[Tensor, tuple[Tensor, Tensor]]  # y, (h, c)
 
@@ -63,3 +64,23 @@ class LstmLaunch:
                 if torch._debug_has_internal_overlap(result) != 1:  # 1: certainly, as of an expanded tensor
                     result.fill_(float("nan"))  # its memory may be the next launch's
         self.results = {}
+
+
+def block_sparse_weights(problem: LstmProblem) -> dict[str, BSRMatrix]:
+    """Those of its weights that are block-sparse, by name."""
+    return {name: BSRMatrix.from_dense(problem.weights[name], mask) for name, mask in problem.masks.items()}
+
+
+def block_sparse_launch(
+    problem: LstmProblem, bsr: Mapping[str, BSRMatrix], chosen: str, kernel: str, index_bytes: int
+) -> LstmLaunch:
+    """The layer by `block_sparse_lstm`, as models train with it. bsr: as above; chosen: its kernel; kernel: that in words."""
+
+    def forward(leaves: Mapping[str, Tensor]) -> Outputs:
+        weights = {name: matrix.with_data(leaves[name]) for name, matrix in bsr.items()}
+        into = weights.get("weight_ih", leaves["weight_ih"])
+        biases = leaves["bias_ih"], leaves["bias_hh"]
+        return block_sparse_lstm(leaves["x"], problem.state, into, weights["weight_hh"], *biases, kernel=chosen)
+
+    values = {**problem.weights, **{name: matrix.data for name, matrix in bsr.items()}}
+    return LstmLaunch(problem, kernel, values, forward, dense=False, index_bytes=index_bytes)

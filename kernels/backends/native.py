@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from kernels.backends.lstm_launch import LstmLaunch, Outputs
+from kernels.backends.lstm_launch import LstmLaunch, block_sparse_launch, block_sparse_weights
 from kernels.backends.native_library import describe, entry, library, pool_for, unsupported
 from kernels.backends.native_products import pack, plain, product, sampled
 from kernels.bsr import BSRMatrix
 from kernels.lstm_problem import LstmProblem
-from kernels.ops import block_sparse_lstm
 from kernels.problem import GemmProblem, Launch, Problem
 
 
@@ -60,19 +59,11 @@ class ProductLaunch:
 
 def lstm_launch(problem: LstmProblem) -> LstmLaunch:
     """One layer; its values are packed in every launch, as training must."""
-    bsr = {name: BSRMatrix.from_dense(problem.weights[name], mask) for name, mask in problem.masks.items()}
-
-    def forward(leaves: Mapping[str, Tensor]) -> Outputs:
-        weights = {name: matrix.with_data(leaves[name]) for name, matrix in bsr.items()}
-        into = weights.get("weight_ih", leaves["weight_ih"])
-        biases = leaves["bias_ih"], leaves["bias_hh"]
-        return block_sparse_lstm(leaves["x"], problem.state, into, weights["weight_hh"], *biases, kernel="native")
-
-    values = {**problem.weights, **{name: matrix.data for name, matrix in bsr.items()}}
-    threads = pool_for(values["weight_hh"].numel() * problem.batch_size).threads  # for one time step
+    bsr = block_sparse_weights(problem)
+    threads = pool_for(bsr["weight_hh"].data.numel() * problem.batch_size).threads  # for one time step
     kernel = describe(library("dsd", problem.torch_dtype), threads)
     index_bytes = sum(matrix.index_nbytes for matrix in bsr.values())
-    return LstmLaunch(problem, kernel, values, forward, dense=False, index_bytes=index_bytes)
+    return block_sparse_launch(problem, bsr, "native", kernel, index_bytes)
 
 
 class NativeBackend:

@@ -8,10 +8,17 @@ from unittest import mock
 
 import emulator
 
-from kernels.backends import cuda_operators, cuda_rungs
+from kernels.backends import arithmetic, cuda_operators, cuda_rungs
+from kernels.backends.arithmetic import Setting, settings_of
 from kernels.backends.cuda_rungs import Gpu
+from kernels.problem import Problem
 
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+
+def _settings(problem: Problem) -> list[Setting]:
+    """As on a GPU, though the operands are on the CPU."""
+    return settings_of(problem.dtype, problem.math)
 
 
 @contextmanager
@@ -24,6 +31,7 @@ def emulated_gpu(capability: int = 90, multiprocessors: int = 132) -> Iterator[G
         with (
             mock.patch.object(cuda_rungs, "gpu", return_value=found),
             mock.patch.object(cuda_operators, "KEPT", object()),
+            mock.patch.object(arithmetic, "settings", _settings),
         ):
             yield found
     finally:

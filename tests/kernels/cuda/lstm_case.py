@@ -7,19 +7,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import sqrt
+from unittest import mock
 
 import emulator
 import torch
+from emulated_gpu import emulated_gpu
 from torch import Tensor
 
-from kernels.backends import cuda_recurrence
+from kernels.backends import cuda_lstm_operator, cuda_recurrence
+from kernels.backends.cuda import lstm_launch
 from kernels.backends.cuda_kernel import Kernel, Variant
-from kernels.backends.cuda_lstm import Gradients, Lstm, Operands, Products
+from kernels.backends.cuda_lstm_operator import device_of
 from kernels.backends.cuda_lstm_pass import Sizes
 from kernels.backends.cuda_lstm_tiles import Tiles
+from kernels.backends.cuda_operators import Pattern
+from kernels.backends.cuda_recurrence import Recurrence, plans_for, tiles_for
 from kernels.backends.reference import lstm_reference
 from kernels.blockmask import BlockMask
-from kernels.bsr import BSRMatrix
 from kernels.check import GATE_ERRORS
 from kernels.lstm_problem import LstmProblem
 
@@ -28,6 +32,7 @@ GUARD = 4096
 Load = Callable[[Variant], Kernel]
 # Relative error of one rounded number: of what is stored, and of the factors of a product.
 ROUNDOFF = {"Float32": 2.0**-24, "Tf32": 2.0**-11, "Bfloat16": 2.0**-8, "Float16": 2.0**-11}
+MATHS = {"Float32": "ieee", "Tf32": "tf32", "Bfloat16": "ieee", "Float16": "ieee"}
 DTYPES = {"Float32": "float32", "Tf32": "float32", "Bfloat16": "bfloat16", "Float16": "float16"}
 
 
@@ -59,68 +64,51 @@ def guarded(held: list[Tensor], _: torch.device, dtype: torch.dtype, *shape: int
     return held[-1][GUARD : GUARD + size].view(shape)
 
 
-def torch_products(weights: dict[str, BSRMatrix]) -> Products:
-    """The products over all steps, by dense torch in float64."""
-    into, recurrent = weights["weight_ih"], weights["weight_hh"]
-
-    def weigh(values: Tensor, x: Tensor, out: Tensor) -> None:
-        out.copy_(x.double() @ into.with_data(values.double()).to_dense().T)
-
-    def weigh_back(values: Tensor, grads: Tensor, out: Tensor) -> None:
-        out.copy_(grads.double() @ into.with_data(values.double()).to_dense())
-
-    def sample(weight: BSRMatrix, grads: Tensor, x: Tensor, out: Tensor) -> None:
-        out.copy_(BSRMatrix.from_dense(grads.double().T @ x.double(), weight.mask).data)
-
-    return Products(weigh, weigh_back, partial(sample, into), partial(sample, recurrent))
-
-
 class Case:
-    """`layer` computed by the kernels; `tiles` of both passes, chosen for an H200 if None."""
+    """`layer` as the backend launches it, on an emulated H200; `tiles` of both passes, chosen for it if None."""
 
     def __init__(
         self, layer: Layer, element: str, tiles: Tiles | None = None, together: bool = True, load: Load = emulator.load
     ) -> None:
         self.layer, self.element, self.held = layer, element, list[Tensor]()
-        weights = {name: BSRMatrix.from_dense(layer.weights[name], mask) for name, mask in layer.masks.items()}
-        self.index = weights["weight_hh"].index
-        h0, c0 = (state[0].contiguous() for state in layer.state)
-        self.operands = Operands(
-            layer.x, *(weights[name].data for name in ("weight_ih", "weight_hh")), *layer.biases.values(), h0, c0
-        )
-        sizes = Sizes(layer.batch_size, layer.hidden_size, layer.block_size)
-        with self.guards():
-            self.lstm = Lstm(
-                sizes,
-                layer.torch_dtype,
-                self.index,
-                torch_products(weights),
-                keep=layer.passes == "forward_backward",
-                together=together,
-                tf32=element == "Tf32",
-                tiles=tiles and (tiles, tiles),
-                load=load,
-            )
+        self.tiles, self.together, self.load = tiles and (tiles, tiles), together, load
+
+    def recurrence(self, pattern: Pattern, sizes: Sizes, element: str, dtype: torch.dtype) -> Recurrence:
+        """The time steps with the tiles asked for."""
+        assert element == self.element
+        plans = plans_for(pattern.own, sizes.block, dtype)
+        tiles = self.tiles or tiles_for(plans, sizes, element == "Float32", device_of(pattern.gpu), self.together)
+        assert not isinstance(tiles, str), tiles
+        return Recurrence(sizes, element, plans, tiles, self.together, self.load)
 
     @contextmanager
-    def guards(self) -> Iterator[None]:
-        """Buffers begin as NaN, and must end with NaN around them."""
-        real, cuda_recurrence.empty = cuda_recurrence.empty, partial(guarded, self.held)
-        try:
+    def gpu(self) -> Iterator[None]:
+        """Every buffer that a kernel writes inside begins as NaN, and must end with NaN around it."""
+
+        def new(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+            return guarded(self.held, x.device, x.dtype, *shape)
+
+        def new_strided(x: Tensor, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+            return new(x, shape).as_strided(shape, stride)
+
+        with (
+            emulated_gpu(),
+            mock.patch.object(cuda_lstm_operator, "_prepare", self.recurrence),
+            mock.patch.object(cuda_recurrence, "empty", partial(guarded, self.held)),
+            mock.patch.object(Tensor, "new_empty", new),  # outputs of products
+            mock.patch.object(Tensor, "new_empty_strided", new_strided),
+        ):
             yield
-        finally:
-            cuda_recurrence.empty = real
         for each in self.held:
             assert each[:GUARD].isnan().all() and each[-GUARD:].isnan().all()
 
     def outputs(self) -> dict[str, Tensor]:
         """As `lstm_reference` names them."""
-        with self.guards():
-            y, c = self.lstm.forward(self.operands)
-            found = {"y": y, "h": y[-1:], "c": c[None]}
-            if self.layer.passes == "forward_backward":
-                found |= named(self.lstm.backward(self.layer.grad_y))
-        return found
+        with self.gpu():
+            launch, together = lstm_launch(self.layer)
+            assert together is self.together and f"sm_90a {self.element}, " in launch.kernel
+            launch()
+            return launch.outputs()
 
     def check(self) -> None:
         """AssertionError where an output is further from float64 than roundings allow."""
@@ -135,11 +123,6 @@ def assert_near(found: Tensor, wanted: Tensor, tolerance: float, name: str) -> N
     if wanted.numel():
         error, scale = (found.double() - wanted).abs().max(), wanted.abs().max()
         assert error <= tolerance * scale, f"{name}: error {error:.3g}, largest element {scale:.3g}"
-
-
-def named(grads: Gradients) -> dict[str, Tensor]:
-    found = {f"grad_{name}": getattr(grads, name) for name in ("x", "weight_ih", "weight_hh")}
-    return found | {"grad_bias_ih": grads.bias, "grad_bias_hh": grads.bias}
 
 
 def tolerance(layer: Layer, element: str) -> float:

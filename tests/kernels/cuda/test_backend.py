@@ -10,7 +10,6 @@ from emulated_gpu import emulated_gpu
 
 from kernels.backends import cuda_mma, cuda_operators, cuda_rungs
 from kernels.backends.cuda import BACKEND
-from kernels.backends.cuda_layer import LayerLaunch
 from kernels.backends.cuda_rungs import Task
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
@@ -99,11 +98,40 @@ def test_a_layer_whose_input_weight_is_dense(dtype: str) -> None:
         assert "inputs by torch.mm" in assert_right(LstmProblem(24, 64, 5, 3, 16, 0.6, scope="weight_hh", dtype=dtype))
 
 
-def test_a_layer_too_large_for_one_launch_goes_step_by_step() -> None:
-    problem = LstmProblem(32, 64, 40, 2, 8, 0.5, dtype="bfloat16")
+@pytest.mark.usefixtures("by_steps")
+@pytest.mark.parametrize("scope", ["all", "weight_hh"])
+def test_a_layer_too_large_for_one_launch_goes_step_by_step(scope: str) -> None:
     with emulated_gpu(multiprocessors=1):
-        launch = LayerLaunch(problem, together=False)
-        assert check(launch, problem)[1] is None and "a launch a step" in launch.kernel
+        assert "a launch a step" in assert_right(LstmProblem(32, 64, 40, 2, 8, 0.5, scope=scope, dtype="bfloat16"))
+
+
+@pytest.mark.parametrize(("dtype", "math", "element"), [("float32", "ieee", "Float32"), ("float32", "tf32", "Tf32")])
+def test_a_layer_multiplies_as_its_problem_says(dtype: str, math: str, element: str) -> None:
+    """Whatever the process has set."""
+    problem, outputs = LstmProblem(32, 64, 5, 3, 16, 0.6, dtype=dtype, math=math), []
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for torch.backends.cuda.matmul.allow_tf32 in (False, True):
+            with emulated_gpu():
+                launch = BACKEND.prepare(problem)
+            assert f" {element}, " in launch.kernel and f" {element} " in launch.kernel.split("; ")[1]
+            outputs.append(launch.outputs())
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert all(torch.equal(outputs[0][name], outputs[1][name]) for name in outputs[0])
+
+
+@pytest.mark.parametrize("scope", ["all", "weight_hh"])
+def test_bytes_of_a_layer_are_those_of_its_weights_and_of_what_its_products_are_listed_in(scope: str) -> None:
+    problem = LstmProblem(32, 64, 5, 3, 16, 0.6, scope=scope, dtype="bfloat16")
+    with emulated_gpu():
+        launch, gpu, listed = BACKEND.prepare(problem), cuda_rungs.the_gpu(torch.device("cpu")), 0
+        for name, mask in problem.masks.items():
+            weight = BSRMatrix.from_dense(problem.weights[name], mask)
+            for op in OPS if name == "weight_ih" else ["sdd"]:
+                listed += cuda_rungs.prepare(Task(op, "Bfloat16", 16, 15), weight.index, weight.shape, gpu).index_bytes
+    assert launch.index_bytes == listed
+    assert launch.weight_bytes == 2 * 16 * 16 * sum(mask.nnzb for mask in problem.masks.values())
 
 
 def test_reasons_where_it_declines() -> None:

@@ -209,3 +209,14 @@ def test_a_layer_has_tangents_and_refuses_a_second_derivative() -> None:
     (first,) = torch.autograd.grad(work.run(leaves)[0].square().sum(), leaves["x"], create_graph=True)
     with pytest.raises(ValueError, match="second derivatives of an LSTM layer: accepted: kernel = 'torch'"):
         first.sum().backward()
+
+
+@pytest.mark.parametrize("inputs", ["same blocks", "dense"])
+@pytest.mark.parametrize("wanted", ["x", "h0", "bias_ih"])
+def test_a_layer_refuses_a_second_derivative_of_what_is_linear_in_its_outputs(inputs: str, wanted: str) -> None:
+    """Then only the layer itself knows that its gradients change with its operands."""
+    work = Work("Float32", inputs)
+    leaf = work.operands[wanted].clone().requires_grad_()
+    (first,) = torch.autograd.grad(work.run(work.operands | {wanted: leaf})[0].sum(), leaf, create_graph=True)
+    with pytest.raises(ValueError, match="second derivatives of an LSTM layer: accepted: kernel = 'torch'"):
+        torch.autograd.grad(first.sum(), leaf)

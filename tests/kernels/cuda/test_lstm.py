@@ -5,23 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import emulator
 import pytest
 import torch
+from emulated_gpu import emulated_gpu
 from emulator import CUDA, EmulationError
-from lstm_case import DTYPES, PATTERNS, ROUNDOFF, Case, Layer, Load, assert_near, tolerance
+from lstm_case import DTYPES, MATHS, PATTERNS, ROUNDOFF, Case, Layer, Load, assert_near, tolerance
 from torch import Tensor
 
-from kernels.backends import cuda_nvrtc
+from kernels.backends import cuda_lstm_operator, cuda_nvrtc
+from kernels.backends.cuda import BACKEND
 from kernels.backends.cuda_kernel import Kernel, Variant, compile_cubin
-from kernels.backends.cuda_lstm import unsupported
 from kernels.backends.cuda_lstm_pass import Sizes, variant_of
 from kernels.backends.cuda_lstm_tiles import Device, Tiles
-from kernels.backends.cuda_recurrence import plans_for, tiles_for
+from kernels.backends.cuda_recurrence import Kept, Recurrence, plans_for, tiles_for
+from kernels.backends.lstm_launch import block_sparse_weights
 from kernels.bsr import BSRMatrix
 from kernels.compiler import CompileError
 from kernels.lstm_problem import LstmProblem
+from kernels.ops import block_sparse_lstm
 
 ELEMENTS = list(ROUNDOFF)
 TILES = {
@@ -37,7 +41,7 @@ SHAPES = [(1, 5), (7, 2), (20, 1), (33, 5)]  # batch, steps
 def layer(element: str, block: int, pattern: str = "random", batch: int = 20, steps: int = 2, grid: int = 3) -> Layer:
     sparsity = 0.8 if pattern == "random" else 0.5
     shape = 2 * block, grid * block, batch, steps, block
-    return Layer(*shape, sparsity, dtype=DTYPES[element], pattern=pattern, seed=batch)
+    return Layer(*shape, sparsity, dtype=DTYPES[element], math=MATHS[element], pattern=pattern, seed=batch)
 
 
 @pytest.mark.parametrize(("batch", "steps"), [(7, 2), (33, 3)])
@@ -85,11 +89,18 @@ def test_both_rungs_give_the_same_bits(together: bool, resident: bool) -> None:
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_inference_keeps_nothing(together: bool) -> None:
-    case = Case(replace(layer("Float16", 8), passes="forward"), "Float16", TILES[8], together)
-    case.check()
-    assert case.lstm.last is not None
-    assert case.lstm.last[1].gates is None and case.lstm.last[1].cells.shape[0] == 1
+def test_inference_keeps_nothing(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, found = Recurrence.forward, list[Kept]()
+
+    def seen(*given: Any) -> tuple[Tensor, Kept]:
+        last_cell, kept = forward(*given)
+        found.append(kept)
+        return last_cell, kept
+
+    monkeypatch.setattr(Recurrence, "forward", seen)
+    Case(replace(layer("Float16", 8), passes="forward"), "Float16", TILES[8], together).check()
+    (kept,) = found
+    assert kept.gates is None and kept.cells.shape[0] == 1
 
 
 @pytest.mark.parametrize("element", ELEMENTS)
@@ -105,32 +116,36 @@ def test_gradients_of_all_states(element: str, together: bool) -> None:
     shape = layer(element, 8, batch=20, steps=3)
     case = Case(shape, element, TILES[8], together)
     generator = torch.Generator().manual_seed(1)
-    grads = [torch.randn(case.operands.h0.shape, generator=generator).to(shape.torch_dtype) for _ in range(2)]
-    with case.guards():
-        case.lstm.forward(case.operands)
-        found = case.lstm.backward(shape.grad_y, grads[0], grads[1], wants_states=True)
-        alone = case.lstm.backward(None, grads[0], None, wants_states=True)
+    bsr, (h0, c0) = block_sparse_weights(shape), shape.state
+    grads = [torch.randn(h0.shape, generator=generator).to(shape.torch_dtype) for _ in range(2)]
+    leaves = {"x": shape.x, "h0": h0, "c0": c0, **{name: each.data for name, each in bsr.items()}, **shape.biases}
+    leaves = {name: each.clone().requires_grad_() for name, each in leaves.items()}
+    into, recurrent = (bsr[name].with_data(leaves[name]) for name in ("weight_ih", "weight_hh"))
+    biases = leaves["bias_ih"], leaves["bias_hh"]
+    with case.gpu():
+        y, (h, c) = block_sparse_lstm(leaves["x"], (leaves["h0"], leaves["c0"]), into, recurrent, *biases, "cuda")
+        wanted = list(leaves.values())
+        found = torch.autograd.grad((y, h, c), wanted, (shape.grad_y, *grads), retain_graph=True)
+        alone = torch.autograd.grad(h, wanted, grads[0])
     for got, given in ((found, [shape.grad_y, *grads]), (alone, [0 * shape.grad_y, grads[0], 0 * grads[1]])):
-        for name, wanted in torchs_gradients(shape, given).items():
-            value = getattr(got, name)
-            assert value is not None
-            assert_near(value, wanted, tolerance(shape, element), name)
+        expected = torchs_gradients(shape, given)
+        assert expected.keys() == leaves.keys()
+        for name, value in zip(leaves, got, strict=True):
+            assert_near(value, expected[name], tolerance(shape, element), name)
 
 
 def torchs_gradients(shape: Layer, grads: list[Tensor]) -> dict[str, Tensor]:
     """By torch.nn.LSTM in float64. grads: of y, h and c."""
     lstm = torch.nn.LSTM(shape.input_size, shape.hidden_size, dtype=torch.float64)
-    parameters = {"weight_ih": lstm.weight_ih_l0, "weight_hh": lstm.weight_hh_l0, "bias": lstm.bias_ih_l0}
-    values = [*shape.weights.values(), *shape.biases.values()]
-    for parameter, value in zip(lstm.parameters(), values, strict=True):
-        parameter.data.copy_(value)
+    parameters = dict(zip((*shape.weights, *shape.biases), lstm.parameters(), strict=True))
+    for name, value in {**shape.weights, **shape.biases}.items():
+        parameters[name].data.copy_(value)
     x, h0, c0 = (each.double().requires_grad_() for each in (shape.x, *shape.state))
     y, (h, c) = lstm(x, (h0, c0))
     leaves = {"x": x, **parameters, "h0": h0, "c0": c0}
-    given = [grads[0].double(), *(grad.double()[None] for grad in grads[1:])]
+    given = [grad.double() for grad in grads]
     found = dict(zip(leaves, torch.autograd.grad([y, h, c], list(leaves.values()), given), strict=True))
-    found |= {name: BSRMatrix.from_dense(found[name], mask).data for name, mask in shape.masks.items()}
-    return found | {name: found[name][0] for name in ("h0", "c0")}
+    return found | {name: BSRMatrix.from_dense(found[name], mask).data for name, mask in shape.masks.items()}
 
 
 FAULTS = {
@@ -173,17 +188,20 @@ def test_planted_faults_are_caught(fault: str, tmp_path: Path) -> None:
         Case(layer("Float32", 8, "full", 20, 4), "Float32", TILES[8], load=planted(tmp_path, fault)).check()
 
 
-def test_what_cannot_be_computed_is_told() -> None:
+def test_what_cannot_be_computed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = LstmProblem(64, 64, 20, 2, 16, 0.5)
-    assert unsupported(problem, Device()) is None
-    assert "float64" in str(unsupported(replace(problem, dtype="float64"), Device()))
-    assert "block_size 4" in str(unsupported(replace(problem, block_size=4), Device()))
-    reason = unsupported(replace(problem, hidden_size=512, batch_size=4000), Device(multiprocessors=2))
-    assert reason is not None and "4000 does not fit" in reason and "\n" not in reason
-    assert (
-        unsupported(replace(problem, hidden_size=512, batch_size=4000), Device(multiprocessors=2), together=False)
-        is None
-    )
+    with emulated_gpu():
+        assert BACKEND.unsupported(problem) is None
+        assert "float64" in str(BACKEND.unsupported(replace(problem, dtype="float64")))
+        assert "not 4" in str(BACKEND.unsupported(replace(problem, block_size=4)))
+    large, sizes = replace(problem, hidden_size=512, batch_size=4000), Sizes(4000, 512, 16)
+    plans = plans_for(block_sparse_weights(large)["weight_hh"].index, 16, torch.float32)
+    reason = tiles_for(plans, sizes, True, Device(multiprocessors=2), together=True)
+    assert isinstance(reason, str) and "4000 does not fit" in reason and "\n" not in reason
+    with emulated_gpu(multiprocessors=2):
+        assert BACKEND.unsupported(large) is None  # a launch a step does
+        monkeypatch.setattr(cuda_lstm_operator, "device_of", lambda _: Device(132, 2048, 1024))
+        assert "20 keeps more columns in a block row" in str(BACKEND.unsupported(problem))
 
 
 def missing_compiler() -> str | None:

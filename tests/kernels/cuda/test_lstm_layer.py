@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+from unittest import mock
+
 import pytest
 import torch
 from emulated_gpu import emulated_gpu
+from torch import Tensor
 
 from bench.models import layers
 from bench.models.layers import LSTMLayer
 from kernels.backends import cuda_lstm_operator
+from kernels.backends.cuda import BACKEND
+from kernels.backends.cuda_operators import Pattern
+from kernels.backends.cuda_recurrence import Recurrence
 from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.lstm_problem import LstmProblem
 
 SCOPES = {"all": ("weight_ih", "weight_hh"), "weight_hh": ("weight_hh",)}
 
@@ -42,3 +54,69 @@ def test_both_paths_give_the_same(scope: str, monkeypatch: pytest.MonkeyPatch) -
         results[0][4 if name == "weight_ih" else 5].mul_(mask.expand())
     for found, wanted in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+OURS: list[tuple[Any, str]] = [
+    *((cuda_lstm_operator, name) for name in ("forward", "backward")),
+    *((Recurrence, name) for name in ("forward", "backward")),
+    *((Pattern, name) for name in ("dsd", "sdd")),
+]
+
+
+@contextmanager
+def calls() -> Iterator[list[str]]:
+    """Those of our functions inside, one after another."""
+    found: list[str] = []
+
+    def call(name: str, real: Callable[..., Any], *given: Any, **more: Any) -> Any:
+        found.append(name)
+        return real(*given, **more)
+
+    with ExitStack() as inside:
+        for owner, name in OURS:
+            seen = partial(call, f"{owner.__name__}.{name}", getattr(owner, name))
+            inside.enter_context(mock.patch.object(owner, name, lambda *given, seen=seen, **more: seen(*given, **more)))
+        yield found
+
+
+def trained(problem: LstmProblem) -> dict[str, Tensor]:
+    """Outputs and gradients of a model's layer, by the names of a launch's."""
+    layer = LSTMLayer(problem.input_size, problem.hidden_size)
+    parameters = {name: getattr(layer, f"{name}_l0") for name in (*problem.weights, *problem.biases)}
+    with torch.no_grad():
+        for name, value in {**problem.weights, **problem.biases}.items():
+            parameters[name].copy_(value)
+    layer.follow(problem.masks)
+    x = problem.x.clone().requires_grad_()
+    y, (h, c) = layer(x, problem.state)
+    found = torch.autograd.grad(y, [x, *parameters.values()], problem.grad_y)
+    grads = dict(zip(("x", *parameters), found, strict=True))
+    grads |= {name: BSRMatrix.from_dense(grads[name], mask).data for name, mask in problem.masks.items()}
+    return {"y": y, "h": h, "c": c} | {f"grad_{name}": grad for name, grad in grads.items()}
+
+
+def check_timed_as_trained(scope: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(layers.OURS, "cpu", "cuda")
+    problem = LstmProblem(32, 48, 5, 3, 16, 0.5, scope=scope, seed=2)
+    with emulated_gpu():
+        launch = BACKEND.prepare(problem)
+        assert how in launch.kernel
+        with calls() as timed:
+            launch()
+        with calls() as training:
+            wanted = trained(problem)
+    found = launch.outputs()
+    assert timed == training and timed.count("Recurrence.forward") == timed.count("Recurrence.backward") == 1
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in found)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_what_is_timed_is_what_trains(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same functions one after another, and the same bits, forward and backward."""
+    check_timed_as_trained(scope, "all steps in one cooperative launch", monkeypatch)
+
+
+@pytest.mark.usefixtures("by_steps")
+@pytest.mark.parametrize("scope", SCOPES)
+def test_what_is_timed_is_what_trains_step_by_step(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_timed_as_trained(scope, "a launch a step", monkeypatch)

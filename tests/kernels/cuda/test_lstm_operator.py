@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels.backends import cuda_lstm_operator, cuda_rungs, native_lstm
 from kernels.backends.cuda_lstm_tiles import Device
+from kernels.backends.cuda_operators import Pattern
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm, lstm_kernel, lstm_refusal
@@ -35,13 +36,6 @@ def tf32() -> Iterator[None]:
     before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
     yield
     torch.backends.cuda.matmul.allow_tf32 = before
-
-
-@pytest.fixture
-def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No layer fits on the GPU at once."""
-    tiles_for = cuda_lstm_operator.tiles_for
-    monkeypatch.setattr(cuda_lstm_operator, "tiles_for", lambda *given: "too large" if given[-1] else tiles_for(*given))
 
 
 @pytest.mark.parametrize("inputs", INPUTS)
@@ -167,20 +161,53 @@ def test_the_operators_keep_torchs_rules() -> None:
     for inputs, other in ((x, lists[1]), (projected, [])):
         given = inputs, *biases, h0[0], c0[0], lists[0], other
         torch.library.opcheck(cuda_lstm_operator.lstm, given, test_utils=checks)
-        y, _, _, cells, gates = cuda_lstm_operator.lstm(
+        states, _, _, cells, gates = cuda_lstm_operator.lstm(
             *(each if isinstance(each, list) else each.detach() for each in given)
         )
-        states = [y, cells, gates, h0[0], c0[0], *([inputs] if other else [])]
+        kept = [states, cells, gates, c0[0], *([inputs] if other else [])]
         back = (
             work.grads[0],
             None,
             None,
-            [each.detach() for each in states],
+            [each.detach() for each in kept],
             lists[0],
             other,
             [True, True, True, bool(other)],
         )
         torch.library.opcheck(cuda_lstm_operator.lstm_backward, back, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_the_operators_states_begin_with_h0() -> None:
+    """Also on the way back: whose gradient of the first row is one of h0."""
+    work = Work("Float32")
+    leaves = work.leaves()
+    x, h0, c0, into, recurrent, *biases = leaves.values()
+    lists = [recurrent, *work.recurrent.index], [into, *work.into.index]
+    states, *_ = cuda_lstm_operator.lstm(x, *biases, h0[0], c0[0], *lists)
+    assert torch.equal(states[:1], h0) and torch.equal(states[1:], work.run(leaves)[0])
+    first = torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(2))
+    grad = torch.autograd.grad(states, h0, torch.cat([first, work.grads[0]]))[0]
+    torch.testing.assert_close(grad, first + torch.autograd.grad(work.run(leaves)[0], h0, work.grads[0])[0])
+
+
+@pytest.mark.parametrize("inputs", ["same blocks", "dense"])
+def test_the_way_back_reads_the_states_where_they_lie(inputs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were once copied, h0 before them, at each way back."""
+    work, read = Work("Float32", inputs), list[int]()
+    sdd = Pattern.sdd
+    monkeypatch.setattr(Pattern, "sdd", lambda own, grad, x: read.append(x.data_ptr()) or sdd(own, grad, x))
+    leaves = work.leaves()
+    y, (h, c) = work.run(leaves)
+    work.backward((y, h, c), leaves)
+    assert y[0].data_ptr() - h.numel() * 4 in read
+
+
+@pytest.mark.parametrize("inputs", ["same blocks", "dense"])
+def test_compiled_layers_are_the_same(inputs: str) -> None:
+    work = Work("Float32", inputs)
+    wanted, leaves = work.computed(), work.leaves()
+    y, (h, c) = torch.compile(work.run, backend="aot_eager")(leaves)
+    assert same({"y": y, "h": h, "c": c} | work.backward((y, h, c), leaves), wanted)
 
 
 def test_other_steps_and_batches_one_after_another() -> None:

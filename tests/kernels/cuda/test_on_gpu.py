@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.backends.cuda import BACKEND
 from kernels.backends.cuda_kernel import unavailable
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.check import check
+from kernels.lstm_problem import PASSES, LstmProblem
 from kernels.ops import block_sparse_lstm, block_sparse_matmul, lstm_kernel
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
@@ -73,3 +76,15 @@ def test_a_layer_there_and_back_is_captured_as_a_graph(dtype: torch.dtype, batch
         graph.replay()
         torch.cuda.synchronize()
         assert all(torch.equal(found, wanted) for found, wanted in zip(captured, expected, strict=True))
+
+
+@pytest.mark.parametrize("scope", ["all", "weight_hh"])
+@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize(("batch", "how"), [(20, "cooperative launch; "), (30000, "replayed as a CUDA graph")])
+def test_a_layer_is_right_as_it_is_timed(batch: int, how: str, passes: str, scope: str) -> None:
+    """Also where a launch a step, its way back by autograd, was captured."""
+    problem = LstmProblem(128, 256, batch, 5, 16, 0.8, passes, scope, "bfloat16", "cuda")
+    launch = BACKEND.prepare(problem)
+    assert how in launch.kernel
+    for _ in range(2):
+        assert check(launch, problem)[1] is None

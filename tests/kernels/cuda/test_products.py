@@ -17,7 +17,7 @@ from products_cases import PATTERNS, Case, Loader, grid_of, kept_blocks
 
 from kernels.backends.cuda_kernel import FOLDER, Kernel, Variant
 from kernels.backends.cuda_plan import product_plan, sampled_plan
-from kernels.backends.cuda_products import dsd, sdd
+from kernels.backends.cuda_products import ProductLaunch, SampledLaunch
 from kernels.backends.cuda_variants import (
     BLOCKS,
     ELEMENTS,
@@ -103,12 +103,14 @@ def test_a_launch_takes_any_n_and_any_values() -> None:
     plan = product_plan(first.bsr.index, choice.tile)
     for each in (first, second):
         out = torch.full_like(each.grad, float("nan"))
-        dsd(each.bsr.data, plan, each.x, out, choice, emulator.load)
+        launch = ProductLaunch(choice, plan, len(each.x), each.x.shape[1], out.shape[1], emulator.load)
+        launch(each.bsr.data, each.x, out)
         assert each.error(choice, out) <= 1.0
     sampling = narrow("sdd", "Bfloat16", 16)
     assert isinstance(sampling, SampledChoice)
     blocks = torch.full_like(second.bsr.data, float("nan"))
-    sdd(second.grad, second.x, sampled_plan(second.bsr.index, sampling.tile), blocks, sampling, emulator.load)
+    (n, m), k, sampled = second.grad.shape, second.x.shape[1], sampled_plan(second.bsr.index, sampling.tile)
+    SampledLaunch(sampling, sampled, n, blocks.numel(), m, k, emulator.load)(second.grad, second.x, blocks)
     assert second.error(sampling, blocks) <= 1.0
 
 
