@@ -8,8 +8,8 @@ import pandas as pd
 
 from analysis import compare
 from analysis.load import records, split
+from analysis.runs import best_replicated, common_sparsity, is_dense, replicates, runs, without_path
 from analysis.stats import Estimate, change, median_interval, times
-from analysis.variants import best_replicated, common_sparsity, is_dense, replicates, runs, without_path
 
 OURS = "native"
 FUSED = "torch_lstm"

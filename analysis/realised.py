@@ -15,8 +15,8 @@ import pandas as pd
 
 from analysis import theory
 from analysis.load import UNLIKE, one_of, records
+from analysis.runs import MODEL_SETTINGS, PRUNING_SETTINGS, final_epochs, prunes, variant_name
 from analysis.stats import Estimate, integral_ratio, median_interval, ratio_interval, scaled, step_weights
-from analysis.variants import MODEL_SETTINGS, PRUNING_SETTINGS, final_epochs, prunes, variant_name
 
 NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
 COLUMNS = (

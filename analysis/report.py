@@ -11,19 +11,15 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import (
-    accuracy_figures,
-    awd,
-    awd_tables,
-    compare,
-    figures,
-    measured_figures,
-    realised_figures,
-    study,
-    tables,
-    training_figures,
-    variants,
-)
+from analysis import compare, study, tables
+from analysis import runs as variants
+from analysis.awd import answers as awd
+from analysis.awd import tables as awd_tables
+from analysis.figures import accuracy as accuracy_figures
+from analysis.figures import measured as measured_figures
+from analysis.figures import products as product_figures
+from analysis.figures import realised as realised_figures
+from analysis.figures import training as training_figures
 from analysis.load import LEFT_OUT, records, split
 from analysis.realised_tables import statements
 from analysis.sections import DOTS_PER_INCH, sections
@@ -87,11 +83,11 @@ def write_figures(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -
     drawn: dict[str, Figure] = {}
     role = awd.sweep_role(found.name)
     if gemm is not None:
-        drawn["speedup"] = figures.speedup_figure(study.main_shape(gemm))
+        drawn["speedup"] = product_figures.speedup_figure(study.main_shape(gemm))
     if train is not None:
         drawn["perplexity"] = accuracy_figures.cost_figure(train)
     if train is not None and gemm is not None:
-        drawn["tradeoff"] = figures.tradeoff_figure(train, gemm)
+        drawn["tradeoff"] = product_figures.tradeoff_figure(train, gemm)
     if role is not None and role[0] == "paper" and train is not None:
         drawn["norm_maps"] = training_figures.norm_maps_figure(awd.four_lines(awd.sweep(train, "paper")))
     layer = study.main_layer(study.widest([found], "lstm", over="baseline"))

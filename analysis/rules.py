@@ -1,6 +1,6 @@
 """What the rows of a table can say: a value where one counts, within its bounds, samples in pairs, every epoch of a run.
 
-`bench.rules` holds the same of what a cell measured, on its side of the parquet wall: one table of cases tests both.
+`bench.storing.rules` holds the same of what a cell measured, on its side of the parquet wall: one table of cases tests both.
 """
 
 from __future__ import annotations

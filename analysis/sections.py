@@ -11,19 +11,15 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from analysis import (
-    accuracy_figures,
-    awd,
-    awd_goals,
-    awd_tables,
-    figures,
-    measured_figures,
-    realised_figures,
-    realised_tables,
-    study,
-    tables,
-    training_figures,
-)
+from analysis import realised_tables, study, tables
+from analysis.awd import answers as awd
+from analysis.awd import goals as awd_goals
+from analysis.awd import tables as awd_tables
+from analysis.figures import accuracy as accuracy_figures
+from analysis.figures import measured as measured_figures
+from analysis.figures import products as product_figures
+from analysis.figures import realised as realised_figures
+from analysis.figures import training as training_figures
 from analysis.load import split
 from analysis.realised_tables import statements
 from analysis.study import Study
@@ -90,14 +86,14 @@ def _speed(label: str, gemm: pd.DataFrame) -> Section:
     for name, rows in study.shapes(gemm):
         pictures += [
             _picture(
-                figures.speedup_figure(rows),
+                product_figures.speedup_figure(rows),
                 f"Measured speedup over dense against sparsity for {name}: a panel for each backend, a line for each "
                 "block size, theory dashed. The break-even sparsities are in the table below.",
                 f"{name}. Above the 1× line the block-sparse product is faster than dense; a star marks where a line "
                 "crosses it. Bars are 95 % intervals, hollow markers noisy cells.",
             ),
             _picture(
-                figures.efficiency_figure(rows),
+                product_figures.efficiency_figure(rows),
                 f"Heat maps of measured over predicted speedup for {name}: block size by sparsity, one map a backend.",
                 f"{name}. Share of 1/(1−ρ) that was reached.",
             ),
@@ -212,7 +208,7 @@ def _accuracy(label: str, train: pd.DataFrame, gemm: pd.DataFrame | None, beside
 
 def _tradeoff(train: pd.DataFrame, gemm: pd.DataFrame) -> Section:
     picture = _picture(
-        figures.tradeoff_figure(train, gemm),
+        product_figures.tradeoff_figure(train, gemm),
         "Test perplexity against the measured speedup of one product at the same block size and sparsity, front marked.",
         "To the right is faster, down is more accurate; no point on the front is beaten in both by another one.",
     )

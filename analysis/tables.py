@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 
 from analysis import compare
+from analysis.awd.published import SLIDES
 from analysis.findings import findings
 from analysis.load import records
-from analysis.published import SLIDES
+from analysis.runs import PPL, best_replicated, replicates, runs, without_path
 from analysis.stats import NOTHING_KEPT, change, factor, plus_minus, times
 from analysis.theory import layer_speedup, speedup
 from analysis.tradeoff import chosen_product, recurrent_shape, with_speedup
-from analysis.variants import PPL, best_replicated, replicates, runs, without_path
 
 __all__ = ["breakeven_table", "findings", "layer_table", "main_table", "slides_table", "to_html", "to_markdown"]
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from analysis.compare import SHAPE, block_sparse, kept, leading_backend, noisy_at, shape_name, speedup_at
 from analysis.load import records
+from analysis.runs import is_dense
 from analysis.stats import Estimate
-from analysis.variants import is_dense
 
 
 class Product(NamedTuple):

@@ -61,11 +61,11 @@ def _one_line_errors() -> Iterator[None]:
 
 @contextmanager
 def _environment_errors() -> Iterator[None]:
-    from bench.parquet import DamagedError
     from bench.run import UnusableError
     from bench.store import LockedError
-    from bench.validation import NewerError
-    from kernels.resources import ResourceError
+    from bench.storing.parquet import DamagedError
+    from bench.storing.validation import NewerError
+    from kernels.system.resources import ResourceError
 
     try:
         yield
@@ -237,7 +237,7 @@ def columns(
     """Write README.md, the meaning of every column of the tables, into the results folder."""
     with _environment_errors():
         from bench.columns import documentation, machine_readable
-        from bench.parquet import publish, require_file
+        from bench.storing.parquet import publish, require_file
 
         for target in (results / "README.md", schema):
             if target is not None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from bench.cells import Cell, TrainCell
-from bench.checkpoint import CONTINUED, Checkpoints
+from bench.engines.estimate import Pace
 from bench.engines.local import Ending, Progress, Work, failure, run_cells
-from bench.estimate import Pace
-from bench.progress import labels, reporter
-from bench.provenance import facts
+from bench.engines.progress import labels, reporter
+from bench.measuring.machine import facts
 from bench.run import publish_ending
-from bench.tables import Tables
+from bench.storing.tables import Tables
+from bench.training.checkpoint import CONTINUED, Checkpoints
 
 MARGIN = 1.25  # an estimate is trusted to be that far off
 SHORTEST_PIECE = 20.0  # seconds that a cell which goes on later is begun for

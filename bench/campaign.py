@@ -26,16 +26,16 @@ import filelock
 
 from bench.budget import Job, run_jobs
 from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell
-from bench.checkpoint import FOLDER, Checkpoints
+from bench.engines.estimate import Pace, spoken
 from bench.engines.local import Work, measure
-from bench.estimate import Pace, spoken
+from bench.measuring.machine import source_hash
+from bench.measuring.quiet import await_quiet
 from bench.origin import Kept
-from bench.provenance import source_hash
-from bench.quiet import await_quiet
 from bench.run import FINE, UnusableError, check_datasets, counted, lacked, terminable
 from bench.store import LockedError
+from bench.storing.tables import Tables
 from bench.sweep import Sweep, distinct
-from bench.tables import Tables
+from bench.training.checkpoint import FOLDER, Checkpoints
 
 WATCHED = (("dsd", "memcheck"), ("sdd", "memcheck"), ("forward_backward", "memcheck"), ("dsd", "racecheck"))
 

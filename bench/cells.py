@@ -158,7 +158,7 @@ class LstmCell(Cell):
 
 
 class CheckCell(Cell):
-    """One kernel checked on a device: every pattern of blocks and every batch of `bench.checks`, against float64."""
+    """One kernel checked on a device: every pattern of blocks and every batch of `bench.measuring.checks`, against float64."""
 
     kind: ClassVar[str] = "check"
 

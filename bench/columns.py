@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 
 from bench.cells import KINDS
-from bench.parquet import arrow_schema
 from bench.schema import COLUMNS, SCHEMA_VERSION, STATUSES
+from bench.storing.parquet import arrow_schema
 
 INTRODUCTION = """# Results
 

@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from bench.provenance import blas, physical_cores, processor, revision, source_hash
-from kernels.resources import ResourceError, in_words
+from bench.measuring.machine import blas, physical_cores, processor, revision, source_hash
+from kernels.system.resources import ResourceError, in_words
 
 PACKAGES = (
     "numpy",
@@ -49,7 +49,7 @@ def findings() -> Iterator[Finding]:
 
 def _sparse_path() -> str:
     """What computes the sparse path of the CPU, else why there is none."""
-    from bench.paths import kernel, missing_kernel
+    from bench.training.paths import kernel, missing_kernel
 
     try:
         return missing_kernel() or kernel()
@@ -69,9 +69,9 @@ def _cuda() -> str:
 
 def _cuda_kernels() -> str:
     """Whether our CUDA kernels run here, and which of them; else why not."""
-    from kernels.backends.cuda_kernel import HOPPER, arch_of, capability, unavailable
-    from kernels.backends.cuda_nvrtc import nvrtc
-    from kernels.backends.cuda_rungs import WIDE
+    from kernels.cuda.choose import WIDE
+    from kernels.cuda.compile import nvrtc
+    from kernels.cuda.device import HOPPER, arch_of, capability, unavailable
 
     try:
         reason = unavailable()
@@ -136,7 +136,7 @@ def _reason(name: str, problem: Any) -> str | None:
 
 def _breakevens() -> Iterator[Finding]:
     """Where path = "auto" leaves the dense path, as far as it was measured here."""
-    from bench.breakeven import NEVER, known
+    from bench.training.breakeven import NEVER, known
 
     try:
         measured = list(known())

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from bench.cells import Cell
-from bench.parquet import DamagedError, publish, regular
+from bench.storing.parquet import DamagedError, publish, regular
+from bench.storing.tables import Tables
 from bench.sweep import Sweep, SweepError
-from bench.tables import Tables
 
 ORIGIN = ".sweep"
 RETIRED = "retired"

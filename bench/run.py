@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from bench.cells import Cell, TrainCell
-from bench.checkpoint import CONTINUED, FOLDER, SECONDS, Checkpoints
 from bench.data.corpus import DataError, data_dir, load_corpus
-from bench.emptied import warnings
+from bench.engines.estimate import Pace, spoken
 from bench.engines.local import Ending, Progress, Work, failure, measure, run_cells
-from bench.estimate import Pace, spoken
-from bench.memory import lines as memory_lines
-from bench.needs import lines as needs_lines
+from bench.engines.progress import Reporter, labels, reporter
+from bench.measuring.machine import facts, physical_cores, source_hash
+from bench.measuring.memory import lines as memory_lines
+from bench.measuring.quiet import await_quiet
 from bench.origin import claim, require_own
-from bench.progress import Reporter, labels, reporter
-from bench.provenance import facts, physical_cores, source_hash
-from bench.quiet import await_quiet
+from bench.pruning.emptied import warnings
 from bench.store import Store, Stored
+from bench.storing.tables import Tables
 from bench.sweep import Sweep
-from bench.tables import Tables
-from kernels.resources import ResourceError, is_lack
+from bench.training.checkpoint import CONTINUED, FOLDER, SECONDS, Checkpoints
+from bench.training.needs import lines as needs_lines
+from kernels.system.resources import ResourceError, is_lack
 
 FINE = ("ok", "unsupported")  # a sweep of these alone ends with exit status 0
 LISTED = 20  # cells that are not ok, named at the end

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.cells import Cell, CheckCell, TimedCell, TuneCell
-from bench.progress import labels
+from bench.engines.progress import labels
 from bench.run import Plan
 from bench.store import Stored
 

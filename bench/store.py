@@ -3,7 +3,7 @@
     cells/<cell_id>-<sha256 of the bytes, 16 digits>.parquet   one file (a shard) per finished cell
     damaged/                                                   shards that are not what was written, and tables likewise
     replaced/                                                  tables that had rows of cells without a shard: a campaign's
-    .checkpoints/                                              cells that train, half done (`bench.checkpoint`)
+    .checkpoints/                                              cells that train, half done (`bench.training.checkpoint`)
     gemm.parquet, gemm.parquet.sha256, lstm.parquet, ...       every finished cell of the sweep, and its checksum
 
 Parquet readers do not notice a flipped bit, hence the checksums; a name holds its file's, so that both appear at once.
@@ -25,7 +25,8 @@ import filelock
 import pyarrow as pa
 
 from bench.cells import Cell
-from bench.parquet import (
+from bench.schema import COLUMNS
+from bench.storing.parquet import (
     DamagedError,
     Row,
     checksum_of,
@@ -40,8 +41,7 @@ from bench.parquet import (
     set_table_aside,
     to_parquet,
 )
-from bench.schema import COLUMNS
-from bench.validation import new_table, shard_table, short_sum, whole_table
+from bench.storing.validation import new_table, shard_table, short_sum, whole_table
 
 SHARD = re.compile(r"(?P<cell_id>[0-9a-f]+)-(?P<sha>[0-9a-f]{16})\.parquet")
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from bench.cells import GemmCell, LstmCell, TimedCell
-from bench.clocks import Evictor, Timer, host_ms, timer_for
-from bench.gpu import gpu_state
-from bench.memory import require_operands
-from bench.modes import initial_modes
-from bench.provenance import physical_cores
+from bench.measuring.clocks import Evictor, Timer, host_ms, timer_for
+from bench.measuring.gpu import gpu_state
+from bench.measuring.machine import physical_cores
+from bench.measuring.memory import require_operands
+from bench.measuring.modes import initial_modes
 from kernels.check import check
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import GemmProblem, Launch, Problem

@@ -21,28 +21,28 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from bench.causes import ends_the_caller, status_of
 from bench.cells import TrainCell
-from bench.checkpoint import Attributes, Checkpoints, GlobalRandom, Keeper, Part
 from bench.data.corpus import Corpus, batchify, cut, data_dir, epoch_slice, load_corpus, window_lengths
-from bench.evaluation import DivergedError, finite, perplexity
-from bench.examiner import Examiner
-from bench.memory import require_memory, time_steps
-from bench.meter import Meter, norm_maps
+from bench.measuring.causes import ends_the_caller, status_of
+from bench.measuring.machine import physical_cores
+from bench.measuring.memory import require_memory, time_steps
+from bench.measuring.modes import initial_modes
 from bench.models.layers import State
 from bench.models.registry import MODELS
-from bench.modes import initial_modes
-from bench.needs import require_text, require_writable
-from bench.optimizer import make_optimizer, make_rates, scaled_rate
-from bench.paths import Paths, missing_kernel_of
-from bench.paths import kernel as sparse_kernel
-from bench.precision import autocast, multiplying
-from bench.probes import probe_layers
-from bench.provenance import physical_cores
 from bench.pruning.lasso import Lasso
 from bench.pruning.pruner import Pruner
 from bench.schema import TRAIN
-from kernels.driver import missing_gpu
+from bench.training.checkpoint import Attributes, Checkpoints, GlobalRandom, Keeper, Part
+from bench.training.evaluation import DivergedError, finite, perplexity
+from bench.training.examiner import Examiner
+from bench.training.meter import Meter, norm_maps
+from bench.training.needs import require_text, require_writable
+from bench.training.optimizer import make_optimizer, make_rates, scaled_rate
+from bench.training.paths import Paths, missing_kernel_of
+from bench.training.paths import kernel as sparse_kernel
+from bench.training.precision import autocast, multiplying
+from bench.training.probes import probe_layers
+from kernels.system.driver import missing_gpu
 
 Row = dict[str, Any]
 Tell = Callable[[dict[str, float | int | str]], None]

@@ -15,14 +15,14 @@ from typing import Any
 from bench.budget import Job, run_jobs
 from bench.campaign import locked, require_device
 from bench.cells import GemmCell, TuneCell
+from bench.engines.estimate import Pace
 from bench.engines.local import Work, measure
-from bench.estimate import Pace
-from bench.parquet import publish, require_file
-from bench.provenance import source_hash
+from bench.measuring.machine import source_hash
 from bench.run import lacked, terminable
+from bench.storing.parquet import publish, require_file
+from bench.storing.tables import Tables
 from bench.sweep import Sweep
-from bench.tables import Tables
-from kernels.cache import SEAL, sealed
+from kernels.system.cache import SEAL, sealed
 
 SHAPE = ("op", "dtype", "math", "block_size", "m", "k", "n", "target_sparsity")
 PROVENANCE = ("commit", "dirty", "source_hash", "device_name", "driver", "torch", "python", "os", "started_at")

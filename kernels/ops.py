@@ -13,17 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.autocast import autocast_type, is_any_autocast, lowered
-from kernels.backends import (
-    cuda_lstm_operator,
-    cuda_lstm_tape,
-    cuda_rungs,
-    native_library,
-    native_lstm,
-    native_products,
-)
-from kernels.backends.cuda_lstm_operator import Weight
-from kernels.backends.cuda_operators import kept_pattern, pattern_for
 from kernels.bsr import BSRMatrix
+from kernels.cuda import choose, lstm_tape
+from kernels.cuda import lstm as cuda_lstm
+from kernels.cuda.lstm import Weight
+from kernels.cuda.products import kept_pattern, pattern_for
+from kernels.native import library as native_library
+from kernels.native import lstm as native_lstm
+from kernels.native import products as native_products
 from kernels.operands import require, require_memory
 from kernels.products import How, cuda_dsd, product, taped
 from kernels.products import dsd as dsd
@@ -46,7 +43,7 @@ def kernel_for(
     for ours in ("cuda", "native"):
         if kernel in ("auto", ours):
             if ours == "cuda":
-                reason = cuda_rungs.unsupported(dtype, block_size, nnzb, device)
+                reason = choose.unsupported(dtype, block_size, nnzb, device)
             else:
                 reason = native_library.unsupported(dtype, device, layer)
             if reason is None:
@@ -63,7 +60,7 @@ def lstm_refusal(weight_hh: BSRMatrix, batch: int) -> str | None:
     """
     if torch.compiler.is_compiling():  # no pattern can be looked at then; the operator will say it
         return None
-    found = cuda_lstm_operator.recurrence_of(pattern_for(weight_hh), weight_hh.data.dtype, batch)
+    found = cuda_lstm.recurrence_of(pattern_for(weight_hh), weight_hh.data.dtype, batch)
     return found if isinstance(found, str) else None
 
 
@@ -79,7 +76,7 @@ def lstm_kernel(weight_hh: BSRMatrix, batch: int, kernel: str = "auto") -> str:
     refusal = lstm_refusal(weight_hh, batch)
     if refusal is not None:
         return f"cuda products and torch gates, step by step: {refusal}"
-    return cuda_lstm_operator.describe(pattern_for(weight_hh), data.dtype, batch)
+    return cuda_lstm.describe(pattern_for(weight_hh), data.dtype, batch)
 
 
 def _sizes(weight: BSRMatrix) -> dict[str, Any]:
@@ -284,15 +281,15 @@ def _cuda_lstm(
     operands = inputs, first, second, *states, weight_hh.data
     if watched(*operands, weight_ih.data):
         listed = [] if into is None else [into.data, *into.index]
-        whole, h, c, _, _ = cuda_lstm_operator.lstm(*operands[:5], [weight_hh.data, *weight_hh.index], listed)
+        whole, h, c, _, _ = cuda_lstm.lstm(*operands[:5], [weight_hh.data, *weight_hh.index], listed)
         return whole.narrow(0, 1, x.shape[0]), (h.unsqueeze(0), c.unsqueeze(0))
     weight = Weight(weight_hh.data, pattern_for(weight_hh))
     across = None if into is None else Weight(into.data, pattern_for(into))
     values, pattern = (None, None) if across is None else across
     if taped(*operands) or (values is not None and taped(values)):
-        y, h, c = cuda_lstm_tape.record(*operands, values, weight.pattern, pattern)
+        y, h, c = lstm_tape.record(*operands, values, weight.pattern, pattern)
     else:
-        y, c, _ = cuda_lstm_operator.forward(inputs, (first, second), states, weight, across, keep=False)
+        y, c, _ = cuda_lstm.forward(inputs, (first, second), states, weight, across, keep=False)
         h = y.select(0, -1).clone()
     return y, (h.unsqueeze(0), c.unsqueeze(0))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.blockmask import BlockMask, grid_shape
 from kernels.bsr import BSRMatrix
-from kernels.driver import missing_gpu
+from kernels.system.driver import missing_gpu
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPS = ("dsd", "dsd_t", "sdd")

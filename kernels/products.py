@@ -15,10 +15,10 @@ from torch import Tensor, is_grad_enabled
 from torch.autograd import forward_ad
 
 from kernels.autocast import as_given
-from kernels.backends import native_products
-from kernels.backends.cuda_operators import Pattern, pattern_of
 from kernels.bsr import BSRIndex
+from kernels.cuda.products import Pattern, pattern_of
 from kernels.index import checked
+from kernels.native import products as native_products
 from kernels.tracing import batched, transformed, watched
 
 

@@ -72,19 +72,4 @@ class Catalogue:
         return iter(self.names())
 
 
-HELPERS = (
-    *("arithmetic", "buffers", "captured", "cusparse", "ell", "fastest", "lstm_launch"),
-    *("cuda_kernel", "cuda_lstm_operator", "cuda_lstm_pass", "cuda_lstm_plan", "cuda_lstm_tape"),
-    *(
-        "cuda_lstm_tiles",
-        "cuda_nvrtc",
-        "cuda_operators",
-        "cuda_plan",
-        "cuda_products",
-        "cuda_recurrence",
-        "cuda_rungs",
-    ),
-    *("cuda_tuning", "cuda_variants", "cuda_wgmma", "cuda_wgmma_sdd"),
-    *("native_library", "native_lstm", "native_products", "tuned"),
-)
-BACKENDS = Catalogue("backend", "kernels.backends", "BACKEND", helpers=HELPERS)
+BACKENDS = Catalogue("backend", "kernels.backends", "BACKEND")

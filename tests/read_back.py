@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell
-from bench.parquet import to_table
+from bench.storing.parquet import to_table
 
 Rows = list[dict[str, Any]]
 Edit = Callable[[Rows], Rows]

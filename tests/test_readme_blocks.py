@@ -40,7 +40,7 @@ NOT_RUN = {
     "nox -s emulate": LONG,
     "python -m bench run wikitext2_small": TRAINS,
     "python -m bench tune gemm_gpu --out out/tuned.json --budget 300": GPU,
-    "cp out/tuned.json kernels/backends/cuda/tuned.json": GPU,
+    "cp out/tuned.json kernels/cuda/tuned.json": GPU,
     "python -m bench campaign gemm_gpu lstm_gpu --out out --budget 600": GPU,
     "cp -r out/gemm_gpu out/lstm_gpu results/reference/": GPU,
 }

@@ -18,8 +18,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernels.folders import make_private
 from kernels.registry import Catalogue
+from kernels.system.folders import make_private
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.data.corpus import DATA_DIR_VARIABLE, EOS, Corpus, DataError, Sizes, build_vocabulary, make_folder
-from kernels.resources import is_of_disk
+from kernels.system.resources import is_of_disk
 
 PARTS = ("train", "valid", "test")
 TOKENS = {"train": 2_088_628, "valid": 217_646, "test": 245_569}

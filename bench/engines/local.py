@@ -23,12 +23,12 @@ from typing import Any
 
 from pebble import CONSTS, ProcessExpired, ProcessPool
 
-from bench.causes import one_line, status_of
 from bench.cells import Cell, CheckCell, TimedCell, TrainCell, TuneCell
-from bench.checkpoint import Checkpoints
 from bench.engines.starts import Starts, be_ready, take_up
+from bench.measuring.causes import one_line, status_of
+from bench.measuring.machine import physical_cores
 from bench.output import outlive_readers
-from bench.provenance import physical_cores
+from bench.training.checkpoint import Checkpoints
 
 Row = dict[str, Any]
 Progress = dict[str, float | int | str]
@@ -72,11 +72,11 @@ def measure(cell: Cell, tell: Tell, checkpoints: Checkpoints | None = None) -> l
 
         return time_cell(cell, tell)
     if isinstance(cell, CheckCell):
-        from bench.checks import check_cell
+        from bench.measuring.checks import check_cell
 
         return check_cell(cell, tell)
     if isinstance(cell, TuneCell):
-        from bench.tuning import tune_cell
+        from bench.measuring.tuning import tune_cell
 
         return tune_cell(cell, tell)
     assert isinstance(cell, TrainCell)

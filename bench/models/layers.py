@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.moments import Moment, Stopwatch, moment
-from kernels.backends.buffers import POOL
+from bench.measuring.moments import Moment, Stopwatch, moment
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.native.buffers import POOL
 from kernels.operands import require_memory
 from kernels.ops import block_sparse_lstm
 from kernels.tracing import batched, lasting, transformed, watched

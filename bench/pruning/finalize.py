@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.parquet import DamagedError, publish_pair, read_table, require_pair
+from bench.storing.parquet import DamagedError, publish_pair, read_table, require_pair
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm
-from kernels.resources import in_words
+from kernels.system.resources import in_words
 
 FORMAT = "block-sparse LSTM language model 1"
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")

@@ -9,15 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.backends.arithmetic import under
-from kernels.backends.captured import Replayed
-from kernels.backends.cuda_lstm_operator import recurrence_of, steps_for
-from kernels.backends.cuda_lstm_pass import Sizes
-from kernels.backends.cuda_operators import pattern_for
-from kernels.backends.cuda_recurrence import Recurrence
-from kernels.backends.cuda_rungs import Gpu, Prepared, Task, aligned, element_of, prepare, the_gpu, unsupported
-from kernels.backends.lstm_launch import LstmLaunch, block_sparse_launch, block_sparse_weights
+from kernels.arithmetic import under
 from kernels.bsr import BSRIndex, BSRMatrix
+from kernels.captured import Replayed
+from kernels.cuda.choose import Gpu, Prepared, Task, aligned, element_of, prepare, the_gpu, unsupported
+from kernels.cuda.lstm import recurrence_of, steps_for
+from kernels.cuda.lstm_pass import Sizes
+from kernels.cuda.products import pattern_for
+from kernels.cuda.recurrence import Recurrence
+from kernels.lstm_launch import LstmLaunch, block_sparse_launch, block_sparse_weights
 from kernels.lstm_problem import LstmProblem
 from kernels.ops import lstm_kernel
 from kernels.problem import OPS, GemmProblem, Launch, Problem

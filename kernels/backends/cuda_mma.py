@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kernels.backends import cuda
-from kernels.backends.cuda_rungs import prepare_by_warps
+from kernels.cuda.choose import prepare_by_warps
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import GemmProblem, Launch, Problem
 

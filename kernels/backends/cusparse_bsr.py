@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from kernels.backends.cusparse import CusparseError, SpmmLaunch, products, refusal
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.cusparse import CusparseError, SpmmLaunch, products, refusal
 from kernels.problem import GemmProblem, Launch, Problem
 
 

@@ -9,9 +9,9 @@ from functools import cache
 
 import torch
 
-from kernels.backends.cusparse import CusparseError, SpmmLaunch, products, refusal
 from kernels.backends.cusparse_bsr import bsr_of
-from kernels.backends.ell import LAYOUTS, BlockedEll
+from kernels.cusparse import CusparseError, SpmmLaunch, products, refusal
+from kernels.ell import LAYOUTS, BlockedEll
 from kernels.problem import GemmProblem, Launch, Problem
 
 

@@ -13,8 +13,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from kernels.backends.arithmetic import under
-from kernels.backends.fastest import fastest
+from kernels.arithmetic import under
+from kernels.fastest import fastest
 from kernels.problem import GemmProblem, Launch, Problem
 
 Way = Callable[[], Tensor]  # a launch that answers where its result is

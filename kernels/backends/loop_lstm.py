@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.backends.captured import Replayed
-from kernels.backends.fastest import fastest
-from kernels.backends.lstm_launch import LstmLaunch, Outputs
+from kernels.captured import Replayed
+from kernels.fastest import fastest
+from kernels.lstm_launch import LstmLaunch, Outputs
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import Launch, Problem
 

@@ -9,11 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels.backends.lstm_launch import LstmLaunch, block_sparse_launch, block_sparse_weights
-from kernels.backends.native_library import describe, entry, library, pool_for, unsupported
-from kernels.backends.native_products import pack, plain, product, sampled
 from kernels.bsr import BSRMatrix
+from kernels.lstm_launch import LstmLaunch, block_sparse_launch, block_sparse_weights
 from kernels.lstm_problem import LstmProblem
+from kernels.native.library import describe, entry, library, pool_for, unsupported
+from kernels.native.products import pack, plain, product, sampled
 from kernels.problem import GemmProblem, Launch, Problem
 
 

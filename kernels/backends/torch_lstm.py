@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from kernels.backends.fastest import fastest
-from kernels.backends.lstm_launch import LstmLaunch, Outputs
+from kernels.fastest import fastest
+from kernels.lstm_launch import LstmLaunch, Outputs
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import Launch, Problem
 

@@ -14,10 +14,14 @@ import made_awd
 import pandas as pd
 import pytest
 
-from analysis import accuracy_figures, awd, awd_equal, awd_tables, realised_tables
-from analysis.awd import Sweep, Sweeps, answer, order, read_sweeps, sweep_role
-from analysis.awd_lines import BEST, DENSE, FOUR, GRADUAL, LASSO, LINES, PRE, SMALLER, WIDE
-from analysis.published import PUBLISHED, SLIDES, published_table
+from analysis import realised_tables
+from analysis.awd import answers as awd
+from analysis.awd import equal
+from analysis.awd import tables as awd_tables
+from analysis.awd.answers import Sweep, Sweeps, answer, order, read_sweeps, sweep_role
+from analysis.awd.lines import BEST, DENSE, FOUR, GRADUAL, LASSO, LINES, PRE, SMALLER, WIDE
+from analysis.awd.published import PUBLISHED, SLIDES, published_table
+from analysis.figures import accuracy as accuracy_figures
 from analysis.report import write_figures, write_report
 from bench import sweep as sweeps_of_bench
 from bench.cells import TrainCell
@@ -204,7 +208,7 @@ def test_allocations_are_not_taken_for_seeds_of_one_setting() -> None:
 
 def test_what_was_not_run_says_so_everywhere() -> None:
     tables = awd_tables.beside_table, awd_tables.order_table, awd_tables.buys_table
-    for function in (*tables, awd_equal.wide_table, awd_equal.smaller_table):
+    for function in (*tables, equal.wide_table, equal.smaller_table):
         assert "not run" in function(NOTHING).to_string()
     buys = awd_tables.buys_table(NOTHING)
     assert set(buys["cost against dense"]) == {"not run"}

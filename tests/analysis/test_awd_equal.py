@@ -9,11 +9,11 @@ import made_awd
 import pandas as pd
 import pytest
 
-from analysis import awd
-from analysis.awd import Sweep, Sweeps
-from analysis.awd_equal import Equal, against_smaller, smaller_table
+from analysis.awd import answers as awd
+from analysis.awd.answers import Sweep, Sweeps
+from analysis.awd.equal import Equal, against_smaller, smaller_table
+from analysis.runs import lstm_weights
 from analysis.stats import Estimate
-from analysis.variants import lstm_weights
 
 
 @cache

@@ -9,9 +9,9 @@ import made
 import pandas as pd
 import pytest
 
-from analysis import awd
-from analysis.awd import Sweeps
-from analysis.awd_goals import GOALS, goals_table, statements, verdict
+from analysis.awd import answers as awd
+from analysis.awd.answers import Sweeps
+from analysis.awd.goals import GOALS, goals_table, statements, verdict
 from analysis.stats import Estimate
 from bench.cells import TrainCell
 

@@ -17,15 +17,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from analysis import (
-    accuracy_figures,
-    figures,
-    measured_figures,
-    realised_figures,
-    style,
-    theory_figures,
-    training_figures,
-)
+from analysis.figures import accuracy as accuracy_figures
+from analysis.figures import measured as measured_figures
+from analysis.figures import products as product_figures
+from analysis.figures import realised as realised_figures
+from analysis.figures import style
+from analysis.figures import theory as theory_figures
+from analysis.figures import training as training_figures
 from analysis.stats import Estimate
 from bench.cells import GemmCell, TrainCell
 
@@ -36,8 +34,8 @@ TRAINING = {
     "integral": training_figures.integral_figure,
 }
 PRODUCTS = {
-    "speedup": figures.speedup_figure,
-    "efficiency": figures.efficiency_figure,
+    "speedup": product_figures.speedup_figure,
+    "efficiency": product_figures.efficiency_figure,
     "roofline": theory_figures.roofline_figure,
 }
 ONE_SEED = made.train_frame(seeds=1)
@@ -94,7 +92,7 @@ def test_product_figures_are_drawn(name: str, frame: pd.DataFrame) -> None:
     draw(PRODUCTS[name](frame))
 
 
-@pytest.mark.parametrize("figure", [figures.speedup_figure, figures.efficiency_figure])
+@pytest.mark.parametrize("figure", [product_figures.speedup_figure, product_figures.efficiency_figure])
 def test_product_figures_list_what_was_not_measured(figure: Callable[[pd.DataFrame], Figure]) -> None:
     assert f"Not measured: scipy_bsr: unsupported (6 cells): {made.NO_SCIPY}" in texts(figure(GEMM))
     missing = texts(figure(NO_COMPILER))
@@ -109,9 +107,9 @@ def test_speedup_axes_have_a_tick_and_a_line_at_1x_however_fast_or_slow_all_are(
     slow = pd.DataFrame([made.ratio_row([0.01] * 3, rho) for rho in (0.5, 0.9)])
     fast = pd.DataFrame([made.ratio_row([80.0] * 3, rho) for rho in (0.9, 0.99)])
     for frame in (GEMM, slow, fast):
-        for ax in figures.speedup_figure(frame).axes:
+        for ax in product_figures.speedup_figure(frame).axes:
             assert_speedup_axis(ax, "y")
-    [ax] = figures.tradeoff_figure(ONE_SEED, GEMM).axes
+    [ax] = product_figures.tradeoff_figure(ONE_SEED, GEMM).axes
     assert_speedup_axis(ax, "x")
     assert_speedup_axis(training_figures.integral_figure(ONE_SEED).axes[1], "x")
     [ax] = theory_figures.amdahl_figure(ONE_SEED).axes
@@ -126,14 +124,14 @@ def test_speedup_panels_put_ours_first_and_say_where_each_block_size_breaks_even
         for size, two in speeds.items()
         for rho, speed in zip((0.5, 0.9), two, strict=True)
     ]
-    found = panels(figures.speedup_figure(pd.DataFrame(rows)))
+    found = panels(product_figures.speedup_figure(pd.DataFrame(rows)))
     assert list(found) == ["native", "another"]
     assert "8: never · 16: 0.77 · 32: always" in found["native"].texts[0].get_text()
 
 
 def test_noisy_points_are_hollow_and_in_the_legend() -> None:
-    noisy = figures.speedup_figure(pd.DataFrame([made.ratio_row([2.0] * 3, 0.8, noisy=True)]))
-    quiet = figures.speedup_figure(pd.DataFrame([made.ratio_row([2.0] * 3, 0.8)]))
+    noisy = product_figures.speedup_figure(pd.DataFrame([made.ratio_row([2.0] * 3, 0.8, noisy=True)]))
+    quiet = product_figures.speedup_figure(pd.DataFrame([made.ratio_row([2.0] * 3, 0.8)]))
     assert "noisy" in texts(noisy).split() and "noisy" not in texts(quiet).split()
     faces = [line.get_markerfacecolor() for line in noisy.axes[0].lines if line.get_marker() == "s"]
     assert "white" in faces
@@ -141,13 +139,13 @@ def test_noisy_points_are_hollow_and_in_the_legend() -> None:
 
 def test_a_seed_mean_that_rounds_past_its_interval_is_drawn() -> None:
     # exp(log 3) is a little more than 3, the upper bound of three equal ratios
-    figures.speedup_figure(pd.DataFrame([made.ratio_row([3.0] * 3, 0.8)]))
+    product_figures.speedup_figure(pd.DataFrame([made.ratio_row([3.0] * 3, 0.8)]))
     assert style.spread([Estimate(2.9, 3.0, 3.0, 3), Estimate(3.1, 3.0, 3.0, 3)]) == [[0.0, pytest.approx(0.1)],
                                                                                       [pytest.approx(0.1), 0.0]]  # fmt: skip
 
 
 def test_full_sparsity_and_one_pair_are_drawn() -> None:
-    draw(figures.speedup_figure(pd.DataFrame([made.ratio_row([3.0], 1.0), made.ratio_row([2.0], 0.8)])))
+    draw(product_figures.speedup_figure(pd.DataFrame([made.ratio_row([3.0], 1.0), made.ratio_row([2.0], 0.8)])))
 
 
 @pytest.mark.parametrize("figure", PRODUCTS.values())
@@ -250,7 +248,7 @@ def test_the_integral_figure_shows_prediction_and_measurement() -> None:
     ids=["two seeds", "nothing timed", "all diverged"],
 )  # fmt: skip
 def test_tradeoff_figure_is_drawn(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> None:
-    draw(figures.tradeoff_figure(train, gemm))
+    draw(product_figures.tradeoff_figure(train, gemm))
 
 
 @pytest.mark.parametrize(
@@ -259,11 +257,11 @@ def test_tradeoff_figure_is_drawn(train: pd.DataFrame | None, gemm: pd.DataFrame
 def test_tradeoff_figure_without_a_table_says_what_it_needs(
     train: pd.DataFrame | None, gemm: pd.DataFrame | None
 ) -> None:
-    assert "needs finished runs and timed products" in texts(figures.tradeoff_figure(train, gemm))
+    assert "needs finished runs and timed products" in texts(product_figures.tradeoff_figure(train, gemm))
 
 
 def test_tradeoff_axis_names_the_product_it_is_about() -> None:
-    [ax] = figures.tradeoff_figure(ONE_SEED, NO_COMPILER).axes
+    [ax] = product_figures.tradeoff_figure(ONE_SEED, NO_COMPILER).axes
     assert "torch_bsr, W 512 × 128, n = 20" in ax.get_xlabel()
 
 
@@ -296,7 +294,7 @@ def test_roofline_is_made_of_the_best_that_was_reached() -> None:
 
 def test_noisy_points_are_told_where_they_are_not_drawn_apart() -> None:
     rows = [made.ratio_row([2.0] * 3, 0.8, noisy=True), made.ratio_row([1.5] * 3, 0.5)]
-    efficiency = texts(figures.efficiency_figure(pd.DataFrame(rows)))
+    efficiency = texts(product_figures.efficiency_figure(pd.DataFrame(rows)))
     assert "(40%)" in efficiency and "(75%)" not in efficiency and "In brackets: noisy." in efficiency
     assert "1 of the 2 points are noisy." in texts(theory_figures.roofline_figure(pd.DataFrame(rows)))
     layer = texts(measured_figures.layer_efficiency_figure(pd.DataFrame([made.layer_row([2.0] * 3, noisy=True)])))
@@ -308,7 +306,7 @@ def test_the_heat_map_of_efficiency_says_each_cell_and_where_none_was_measured()
         made.ratio_row([speed] * 3, rho, {"block_size": size})
         for size, rho, speed in ((8, 0.5, 1.0), (16, 0.5, 1.5), (16, 0.8, 4.0))
     ]
-    ax = figures.efficiency_figure(pd.DataFrame(rows)).axes[0]
+    ax = product_figures.efficiency_figure(pd.DataFrame(rows)).axes[0]
     said = {(found.get_position()[1], found.get_position()[0]): found.get_text() for found in ax.texts}
     assert said == {(0.5, 0.5): "50%", (0.5, 1.5): "–", (1.5, 0.5): "75%", (1.5, 1.5): "80%"}
     assert [label.get_text() for label in ax.get_yticklabels()] == ["8", "16"]
@@ -344,7 +342,7 @@ def test_every_colour_of_a_variant_is_its_own() -> None:
 
 def test_one_failed_cell_alone_gives_a_figure_with_its_reason() -> None:
     frame = pd.DataFrame([made.row(GemmCell(), "wrong", "error 3.1 times the bound")])
-    assert "native: wrong (1 cells): error 3.1 times the bound" in texts(figures.speedup_figure(frame))
+    assert "native: wrong (1 cells): error 3.1 times the bound" in texts(product_figures.speedup_figure(frame))
 
 
 def wide(*runs: tuple[int, float]) -> pd.DataFrame:
@@ -400,7 +398,7 @@ def test_labels_of_the_front_cover_neither_each_other_nor_a_point(speeds: tuple[
         rho = 0.8 + 0.01 * at
         train += made.run_rows(TrainCell(schedule="cubic", target_sparsity=rho), 110.0 + 0.02 * at, [rho])
         timed.append(made.ratio_row([speed] * 3, rho, {"m": 512, "k": 128, "n": 20}))
-    figure = figures.tradeoff_figure(pd.DataFrame(train), pd.DataFrame(timed))
+    figure = product_figures.tradeoff_figure(pd.DataFrame(train), pd.DataFrame(timed))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     [ax] = figure.axes

@@ -10,8 +10,9 @@ import made
 import pandas as pd
 import pytest
 
-from analysis import goals, gpu_goals
-from analysis.goals import GOALS, goals_table, missing, points, verdict
+from analysis.goals import gpu as gpu_goals
+from analysis.goals import judge as goals
+from analysis.goals.judge import GOALS, goals_table, missing, points, verdict
 from analysis.study import Study
 from bench.cells import GemmCell, LstmCell, TrainCell
 from bench.sweep import load

@@ -23,19 +23,14 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis import (
-    accuracy_figures,
-    awd,
-    compare,
-    figures,
-    measured_figures,
-    realised_figures,
-    report,
-    sections,
-    study,
-    theory_figures,
-    training_figures,
-)
+from analysis import compare, report, sections, study
+from analysis.awd import answers as awd
+from analysis.figures import accuracy as accuracy_figures
+from analysis.figures import measured as measured_figures
+from analysis.figures import products as product_figures
+from analysis.figures import realised as realised_figures
+from analysis.figures import theory as theory_figures
+from analysis.figures import training as training_figures
 from analysis.load import REFERENCE
 
 SLACK = 2.0  # pixels
@@ -150,8 +145,8 @@ def emptied() -> pd.DataFrame:
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
-    "speedup": lambda: figures.speedup_figure(one_shape()),
-    "efficiency": lambda: figures.efficiency_figure(one_shape()),
+    "speedup": lambda: product_figures.speedup_figure(one_shape()),
+    "efficiency": lambda: product_figures.efficiency_figure(one_shape()),
     "roofline": lambda: theory_figures.roofline_figure(one_shape()),
     "storage": lambda: theory_figures.storage_figure(1024, 256),
     "perplexity": lambda: accuracy_figures.perplexity_figure(train_frame()),
@@ -163,8 +158,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "norm maps": lambda: training_figures.norm_maps_figure(train_frame()),
     "integral": lambda: training_figures.integral_figure(train_frame()),
     "amdahl": lambda: theory_figures.amdahl_figure(train_frame()),
-    "tradeoff": lambda: figures.tradeoff_figure(train_frame(), gemm_frame()),
-    "five block sizes": lambda: figures.speedup_figure(five_block_sizes()),
+    "tradeoff": lambda: product_figures.tradeoff_figure(train_frame(), gemm_frame()),
+    "five block sizes": lambda: product_figures.speedup_figure(five_block_sizes()),
     "ops": lambda: measured_figures.op_figure(every_op()),
     "shapes of one op": lambda: measured_figures.op_figure(pd.concat([gemm_frame(n=n) for n in (5, 10, 20, 80)])),
     "layer": lambda: measured_figures.layer_figure(study.main_layer(lstm_frame())),
@@ -190,7 +185,7 @@ def test_failures_in_the_margin_do_not_cover_the_legend() -> None:
     frame.loc[native, "status"] = "unsupported"
     frame.loc[native, "reason"] = "no C++ compiler found; install g++ or clang++, set CXX, or pip install ziglang"
     rows = frame[(frame[compare.SHAPE] == frame[compare.SHAPE].iloc[0]).all(axis=1)]
-    assert faults(figures.speedup_figure(rows)) == []
+    assert faults(product_figures.speedup_figure(rows)) == []
 
 
 def test_the_check_sees_a_cut_and_a_cover() -> None:

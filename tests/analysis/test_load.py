@@ -15,7 +15,7 @@ import pytest
 
 from analysis import compare
 from analysis.load import find_folder, load, one_of, reference_folder, split, tables_in
-from analysis.variants import runs
+from analysis.runs import runs
 from bench.cells import TrainCell
 from bench.sweep import Sweep as SweepFile
 

@@ -19,9 +19,10 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from analysis import compare, goals, report, stats, tables, theory
+from analysis import compare, report, stats, tables, theory
 from analysis.execution import NOTEBOOKS
 from analysis.findings import findings
+from analysis.goals import judge as goals
 from analysis.realised import amdahl, over_seeds
 from analysis.study import Study
 from bench.cells import TrainCell

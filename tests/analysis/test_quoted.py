@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 
-from analysis import compare, goals, realised, study, tables, theory
+from analysis import compare, realised, study, tables, theory
+from analysis.goals import judge as goals
 from analysis.load import REFERENCE, load
 from analysis.realised_tables import perplexity_change
 from analysis.stats import Estimate

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import realised_figures, realised_tables
+from analysis import realised_tables
+from analysis.figures import realised as realised_figures
 from analysis.realised import COLUMNS, amdahl, over_seeds, probes, realised
 from analysis.stats import integral_ratio, step_weights
 from bench.cells import TrainCell

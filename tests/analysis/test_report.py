@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from analysis import style
+from analysis.figures import style
 from analysis.report import write_report
 
 Sweep = Callable[..., Path]

@@ -16,8 +16,8 @@ from analysis.findings import findings
 from analysis.load import LeftOutWarning, load
 from analysis.schema import BadInputError
 from analysis.stats import ratio_interval
-from bench import rules as theirs
 from bench.schema import LARGEST_PPL
+from bench.storing import rules as theirs
 
 
 def stored(folder: Path, kind: str, table: pa.Table) -> Path:

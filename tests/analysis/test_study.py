@@ -59,7 +59,7 @@ def test_the_main_layer_is_the_one_with_the_most_cells_then_the_largest() -> Non
 
 
 def test_only_failed_layers_are_still_drawn_with_their_reason() -> None:
-    from analysis import measured_figures
+    from analysis.figures import measured as measured_figures
 
     frame = pd.DataFrame([made.row(LstmCell(), "unsupported", made.NO_COMPILER)])
     drawn = measured_figures.layer_figure(frame)

@@ -14,7 +14,8 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 
-from analysis import execution, style
+from analysis import execution
+from analysis.figures import style
 from analysis.load import load
 from analysis.report import write_figures, write_report
 from analysis.study import read

@@ -9,8 +9,9 @@ import made
 import pandas as pd
 import pytest
 
-from analysis import published, variants
-from analysis.variants import runs, without_path
+from analysis import runs as variants
+from analysis.awd import published
+from analysis.runs import runs, without_path
 from bench.cells import TrainCell
 
 LINEAR = {"lasso": "subgradient", "schedule": "linear", "target_sparsity": 0.8}

@@ -14,7 +14,7 @@ import bench.run
 from bench.campaign import run_campaign
 from bench.cells import Cell
 from bench.engines.local import Tell
-from bench.provenance import source_hash
+from bench.measuring.machine import source_hash
 from bench.sweep import load
 
 

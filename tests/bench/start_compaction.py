@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.cells import Cell, GemmCell
 from bench.store import Store
-from bench.tables import Tables
+from bench.storing.tables import Tables
 
 CELLS: list[Cell] = [GemmCell(seed=seed) for seed in range(2)]
 ROW = {

@@ -15,9 +15,9 @@ import torch
 
 from bench.cells import TrainCell
 from bench.models.registry import MODELS
-from bench.parquet import checksum_of
 from bench.pruning.finalize import FinalModel, finalize
 from bench.pruning.pruner import Pruner
+from bench.storing.parquet import checksum_of
 
 CALLS = ("unlink", "open", "write", "fsync", "replace", "close")
 CELL = TrainCell(schedule="pre", target_sparsity=0.5, block_size=4, embedding_size=8, hidden_size=8, num_layers=1)

@@ -14,11 +14,11 @@ from bench import train
 from bench.cells import TrainCell
 from bench.models.awd_lstm import AWDLSTM, locked_dropout
 from bench.models.registry import MODELS
-from bench.optimizer import NonMonotone
-from bench.paths import Paths, missing_kernel
 from bench.pruning.finalize import finalize
 from bench.pruning.pruner import Pruner
 from bench.train import train_cell
+from bench.training.optimizer import NonMonotone
+from bench.training.paths import Paths, missing_kernel
 
 NO_KERNEL = missing_kernel()
 needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")

@@ -16,10 +16,10 @@ from rows import timed
 
 from bench.campaign import check_of, checks_for, is_finished, verdict
 from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell
-from bench.parquet import checksum_line, checksum_of, from_parquet
-from bench.provenance import source_hash
+from bench.measuring.machine import source_hash
+from bench.storing.parquet import checksum_line, checksum_of, from_parquet
+from bench.storing.tables import Tables
 from bench.sweep import load
-from bench.tables import Tables
 
 ROOT = Path(__file__).parents[2]
 START = Path(__file__).parent / "start_campaign.py"

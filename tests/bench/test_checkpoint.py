@@ -13,11 +13,11 @@ import torch
 from rows import results, silent
 
 from bench import train
-from bench.breakeven import NEVER
 from bench.cells import TrainCell
-from bench.checkpoint import DIGEST_BYTES, Checkpoints, write
-from bench.paths import missing_kernel
 from bench.train import Run, train_cell
+from bench.training.breakeven import NEVER
+from bench.training.checkpoint import DIGEST_BYTES, Checkpoints, write
+from bench.training.paths import missing_kernel
 
 NO_KERNEL = missing_kernel()
 needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
@@ -51,9 +51,9 @@ def cell(**settings: Any) -> TrainCell:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers of 32 units change over at 0.3, others never; two probes an epoch and few samples."""
-    monkeypatch.setattr("bench.paths.breakeven", lambda shape: 0.3 if shape.hidden == 32 else NEVER)
+    monkeypatch.setattr("bench.training.paths.breakeven", lambda shape: 0.3 if shape.hidden == 32 else NEVER)
     monkeypatch.setattr(train, "PROBES_AN_EPOCH", 2)
-    monkeypatch.setattr("bench.probes.INFERENCE_PAIRS", 2)
+    monkeypatch.setattr("bench.training.probes.INFERENCE_PAIRS", 2)
 
 
 def interrupted(settings: TrainCell, steps: int, folder: Path, seconds: float = EVERY_STEP) -> Path:
@@ -226,14 +226,14 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainCell, dict[str,
     """A cell, its checkpoint in the middle of the ramp and of the second epoch, one layer changed over, and the end of it."""
     settings = cell(**{**OPTIMIZERS["adam"], "criterion": "random", "path": "auto"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.paths.breakeven", lambda shape: 0.3 if shape.hidden == 32 else NEVER)
+        patch.setattr("bench.training.paths.breakeven", lambda shape: 0.3 if shape.hidden == 32 else NEVER)
         patch.setattr(train, "PROBES_AN_EPOCH", 2)
         folder = tmp_path_factory.mktemp("half")
         interrupted(settings, 1, folder)
         found = content(interrupted(settings, 12, folder))
         assert found["state"]["paths"]["thresholds"] == [0.3, NEVER]
         found["state"] = lengthened(found["state"])
-        patch.setattr("bench.paths.breakeven", lambda _: NEVER)
+        patch.setattr("bench.training.paths.breakeven", lambda _: NEVER)
         whole = gone_on(settings, found["made_for"], found["state"], folder)
     assert isinstance(whole, list)
     return settings, found, whole
@@ -254,7 +254,7 @@ def gone_on(settings: TrainCell, made_for: dict[str, str], state: dict[str, Any]
 def test_no_part_can_be_left_out(part: str, half: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A part that is left out is what it is at the beginning of a run; the break-even, what is measured now."""
     settings, found, whole = half
-    monkeypatch.setattr("bench.paths.breakeven", lambda _: NEVER)
+    monkeypatch.setattr("bench.training.paths.breakeven", lambda _: NEVER)
     (_, fresh), state = taken_up(settings, None), dict(found["state"])
     name, _, member = part.partition(".")
     state[name] = {**state[name], member: fresh[name][member]} if member else fresh[name]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.cells import CheckCell
-from bench.checks import BATCHES, COLUMNS_OF_X, check_cell, pattern, problems
+from bench.measuring.checks import BATCHES, COLUMNS_OF_X, check_cell, pattern, problems
 from bench.schema import CHECK, PATTERNS
 from kernels.backends.dense import DenseLaunch
 from kernels.problem import GemmProblem

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import clocks
 from bench.cells import GemmCell
-from bench.clocks import EventTimer, GraphTimer, WallTimer, host_ms, timer_for
+from bench.measuring import clocks
+from bench.measuring.clocks import EventTimer, GraphTimer, WallTimer, host_ms, timer_for
 from bench.timing import time_cell
-from kernels.backends.captured import Graph, Replayed
 from kernels.backends.dense import BACKEND as DENSE
 from kernels.backends.loop_lstm import loop_launch
+from kernels.captured import Graph, Replayed
 from kernels.check import check
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import GemmProblem, Launch

@@ -16,10 +16,10 @@ from bench.__main__ import ENVIRONMENT, columns
 from bench.cells import TrainCell
 from bench.models.registry import MODELS
 from bench.origin import origin
-from bench.parquet import checksum_of, publish, require_file
 from bench.pruning.finalize import FinalModel, finalize
 from bench.pruning.pruner import Pruner
 from bench.run import make_plan
+from bench.storing.parquet import checksum_of, publish, require_file
 from bench.sweep import Sweep
 from bench.train import train_cell
 from bench.tuner import run_tuner
@@ -133,7 +133,8 @@ def test_links_to_files_and_what_is_not_there_are_no_hindrance(tmp_path: Path) -
 
 
 def test_the_doctor_goes_on_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import breakeven, doctor
+    from bench import doctor
+    from bench.training import breakeven
 
     def refuse(*_: Any) -> Path:
         raise OSError(28, "No space left on device", "/tmp")

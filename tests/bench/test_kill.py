@@ -21,8 +21,8 @@ from analysis.load import load as load_table
 from bench.cells import KINDS, Cell, GemmCell
 from bench.schema import columns
 from bench.store import Store
+from bench.storing.tables import Tables
 from bench.sweep import load
-from bench.tables import Tables
 
 ROOT = Path(__file__).parents[2]
 START = Path(__file__).parent / "start.py"

@@ -17,10 +17,13 @@ from bench.doctor import findings
 from bench.engines.local import _work_on, measure
 from bench.run import UnusableError, check_datasets
 from bench.train import train_cell
-from kernels import cache, compiler, driver
-from kernels.backends import cuda_kernel, cuda_nvrtc, cusparse, cusparse_bsr, cusparse_ell
-from kernels.compiler import CompileError
-from kernels.resources import ResourceError
+from kernels import cusparse
+from kernels.backends import cusparse_bsr, cusparse_ell
+from kernels.cuda import compile
+from kernels.cuda import device as cuda_kernel
+from kernels.system import cache, compiler, driver
+from kernels.system.compiler import CompileError
+from kernels.system.resources import ResourceError
 
 SAID = "cc1plus: fatal error: error writing to /tmp/cc.s: No space left on device"
 GEMM: dict[str, Any] = {"m": 32, "k": 32, "n": 4, "block_size": 8}
@@ -156,9 +159,9 @@ def test_a_package_that_cannot_be_loaded_today_is_not_missing(
     def way() -> Any:
         raise error
 
-    monkeypatch.setattr(cuda_nvrtc, "WAYS", (way,))
+    monkeypatch.setattr(compile, "WAYS", (way,))
     with pytest.raises(expected):
-        cuda_nvrtc.nvrtc.__wrapped__()
+        compile.nvrtc.__wrapped__()
 
 
 def test_a_text_that_finds_no_room_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +208,7 @@ def test_a_text_in_the_cache_does_not_open_it_to_others(
 def test_a_pipe_in_the_place_of_a_text_or_a_checkpoint_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from bench.checkpoint import Checkpoints
+    from bench.training.checkpoint import Checkpoints
 
     def offline(*_: object, **__: object) -> str:
         raise ConnectionError

@@ -17,11 +17,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # so that the workers, which get this path, can import it too
 import work
 
-from bench.causes import LONGEST_REASON
 from bench.cells import Cell, GemmCell, TrainCell
 from bench.engines import local, starts
 from bench.engines.local import WORKER_ENVIRONMENT, Ending, Work, run_cells
 from bench.engines.starts import Starts, be_ready
+from bench.measuring.causes import LONGEST_REASON
 
 
 def endings(cells: Sequence[Cell], do: Work, workers: int = 1, timeout: float = 30.0) -> dict[int, Ending]:

@@ -10,8 +10,8 @@ from torch import nn
 from twins import BLOCK, INPUTS, SCOPES, SIZE, close, masks, train, twins
 
 from bench.models.layers import LSTMLayer, Pattern
-from bench.paths import missing_kernel
 from bench.pruning.lasso import Lasso
+from bench.training.paths import missing_kernel
 from kernels.blockmask import BlockMask
 
 NO_KERNEL = missing_kernel()

@@ -20,13 +20,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.cells import CheckCell, GemmCell, TrainCell, TuneCell
-from bench.checks import check_cell
-from bench.modes import FLAGS, PRECISIONS, initial_modes
-from bench.paths import missing_kernel
+from bench.measuring.checks import check_cell
+from bench.measuring.modes import FLAGS, PRECISIONS, initial_modes
+from bench.measuring.tuning import tune_cell
 from bench.schema import PATTERNS
 from bench.timing import time_cell
 from bench.train import train_cell
-from bench.tuning import tune_cell
+from bench.training.paths import missing_kernel
 
 SETTINGS = {
     "train_tokens": 600,
@@ -204,13 +204,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is only measured is measured a few times."""
     for name, few in {
         "bench.train.PROBES_AN_EPOCH": 1,
-        "bench.probes.TRAINING_PAIRS": 1,
-        "bench.probes.INFERENCE_PAIRS": 2,
+        "bench.training.probes.TRAINING_PAIRS": 1,
+        "bench.training.probes.INFERENCE_PAIRS": 2,
         **dict.fromkeys((f"bench.timing.{limit}_SECONDS" for limit in ("MIN", "MAX", "RESAMPLE", "WARM_UP")), 0.01),
         "bench.timing.MIN_PAIRS": 4,
         "bench.timing.FEWEST_PAIRS": 4,
-        "bench.tuning.ROUNDS": 1,
-        "bench.checks.COLUMNS_OF_X": (7,),
+        "bench.measuring.tuning.ROUNDS": 1,
+        "bench.measuring.checks.COLUMNS_OF_X": (7,),
     }.items():
         monkeypatch.setattr(name, few)
 

@@ -20,11 +20,11 @@ import bench.run
 from bench.__main__ import app
 from bench.campaign import run_campaign
 from bench.origin import ORIGIN, RETIRED
-from bench.parquet import from_parquet, read_table
 from bench.run import make_plan, run_sweep
 from bench.store import Store
+from bench.storing.parquet import from_parquet, read_table
+from bench.storing.tables import Tables
 from bench.sweep import RESERVED, Sweep, SweepError, load, names
-from bench.tables import Tables
 
 PROVENANCE: dict[str, Any] = {"source_hash": "x", "cell_seconds": 1.0, "started_at": "2026-01-01"}
 

@@ -10,16 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench import memory
-from bench.breakeven import NEVER
-from bench.causes import LONGEST_REASON
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell
-from bench.checkpoint import FOLDER, Checkpoints
 from bench.data.corpus import Sizes, data_dir, known_sizes, load_corpus
-from bench.emptied import emptied, warnings
 from bench.engines.local import measure
-from bench.examiner import Examiner
+from bench.measuring import memory
+from bench.measuring.causes import LONGEST_REASON
 from bench.models.registry import MODELS
+from bench.pruning.emptied import emptied, warnings
 from bench.pruning.finalize import FinalModel
 from bench.pruning.pruner import Pruner
 from bench.run import make_plan, run_sweep
@@ -27,6 +24,9 @@ from bench.store import Store
 from bench.sweep import Sweep
 from bench.timing import time_cell
 from bench.train import Run, train_cell
+from bench.training.breakeven import NEVER
+from bench.training.checkpoint import FOLDER, Checkpoints
+from bench.training.examiner import Examiner
 
 ROOT = Path(__file__).parents[2]
 SIZES = Sizes(1000, 100, 100, 50)
@@ -161,8 +161,8 @@ def test_an_exception_after_an_epoch_keeps_the_finished_ones_and_the_checkpoint(
     tmp_path: Path,
 ) -> None:
     cell = cell_of(epochs=2, path="auto", schedule="cubic", target_sparsity=0.5, block_size=8, prune_every=2)
-    monkeypatch.setattr("bench.paths.breakeven", lambda _: NEVER)
-    monkeypatch.setattr("bench.probes.INFERENCE_PAIRS", 2)
+    monkeypatch.setattr("bench.training.paths.breakeven", lambda _: NEVER)
+    monkeypatch.setattr("bench.training.probes.INFERENCE_PAIRS", 2)
     checkpoints = Checkpoints(tmp_path, seconds=0.0)
     wanted = train_cell(cell, tell=lambda _: None)
     trouble = Trouble(monkeypatch, owner, name, error)
@@ -186,7 +186,7 @@ def test_a_checkpoint_there_is_no_room_for_costs_the_run_nothing(
     def full(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("bench.checkpoint.write", full)
+    monkeypatch.setattr("bench.training.checkpoint.write", full)
     rows = train_cell(cell_of(epochs=2), lambda _: None, checkpoints=Checkpoints(tmp_path, seconds=0.0))
     assert [row["status"] for row in rows] == ["ok"] * 3
     (said,) = capsys.readouterr().err.splitlines()
@@ -274,9 +274,9 @@ def test_memory_is_that_of_the_largest_window_there_is() -> None:
 def test_a_window_cannot_be_longer_than_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was asked for would be too large for memory, and for the measurement of the break-even."""
     shapes: list[Any] = []
-    monkeypatch.setattr("bench.probes.INFERENCE_PAIRS", 1)
-    monkeypatch.setattr("bench.probes.TRAINING_PAIRS", 1)
-    monkeypatch.setattr("bench.paths.breakeven", lambda shape: shapes.append(shape) or NEVER)
+    monkeypatch.setattr("bench.training.probes.INFERENCE_PAIRS", 1)
+    monkeypatch.setattr("bench.training.probes.TRAINING_PAIRS", 1)
+    monkeypatch.setattr("bench.training.paths.breakeven", lambda shape: shapes.append(shape) or NEVER)
     cell = cell_of(epochs=1, bptt=2**31 - 1, path="auto", schedule="pre", target_sparsity=0.5)
     assert train_cell(cell, lambda _: None)[-1]["status"] == "ok"
     assert {shape.steps for shape in shapes} == {800 // 20 - 1}
@@ -347,8 +347,8 @@ VARIANTS: list[dict[str, Any]] = [
 def test_every_kind_of_cell_trains_with_nothing_kept(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("bench.paths.breakeven", lambda _: 0.5)
-    monkeypatch.setattr("bench.probes.INFERENCE_PAIRS", 2)
+    monkeypatch.setattr("bench.training.paths.breakeven", lambda _: 0.5)
+    monkeypatch.setattr("bench.training.probes.INFERENCE_PAIRS", 2)
     pruned = {"schedule": "pre", "target_sparsity": 0.9, "scaled_start": True, "path": "auto", "epochs": 1}
     last = train_cell(cell_of(**{**pruned, **settings}), lambda _: None, export=tmp_path / "model.pt")[-1]
     assert (last["status"], last["sparsity"], last["final_bytes"] < last["dense_bytes"]) == ("ok", 1.0, True)
@@ -388,7 +388,7 @@ def test_a_plan_warns_of_targets_that_leave_nothing_of_a_weight(tmp_path: Path) 
 
 
 def test_the_grids_are_those_of_the_models() -> None:
-    from bench.emptied import grids
+    from bench.pruning.emptied import grids
 
     for name in MODELS.names():
         for scope in ("all", "weight_hh"):

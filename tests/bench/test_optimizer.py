@@ -13,7 +13,8 @@ from torch import nn
 from bench import train
 from bench.cells import TrainCell
 from bench.data.corpus import SHORTEST_WINDOW, batchify, cut, window_lengths
-from bench.optimizer import (
+from bench.train import train_cell
+from bench.training.optimizer import (
     NTASGD,
     FourPhases,
     NonMonotone,
@@ -23,8 +24,7 @@ from bench.optimizer import (
     make_rates,
     scaled_rate,
 )
-from bench.selection import Selection
-from bench.train import train_cell
+from bench.training.selection import Selection
 
 TINY: dict[str, Any] = {
     "model": "awd_lstm", "train_tokens": 600, "eval_tokens": 300, "embedding_size": 8, "hidden_size": 16, "block_size": 8,

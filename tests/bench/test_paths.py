@@ -14,18 +14,18 @@ import pytest
 import torch
 from rows import silent
 
-from bench import breakeven as module
-from bench import paths
-from bench.breakeven import FILE, NEVER, Shape, breakeven, crossing, known
 from bench.cells import TrainCell
 from bench.doctor import findings
 from bench.models.registry import MODELS
-from bench.paths import Paths, missing_kernel
 from bench.pruning.pruner import Pruner
 from bench.train import train_cell
-from kernels import compiler
+from bench.training import breakeven as module
+from bench.training import paths
+from bench.training.breakeven import FILE, NEVER, Shape, breakeven, crossing, known
+from bench.training.paths import Paths, missing_kernel
 from kernels.blockmask import BlockMask
-from kernels.cache import publish, read_sealed, say, sealed
+from kernels.system import compiler
+from kernels.system.cache import publish, read_sealed, say, sealed
 
 NO_KERNEL = missing_kernel()
 needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from bench import provenance
-from bench.gpu import QUERIES, gpu_state, read_answer
+from bench.measuring import machine
+from bench.measuring.gpu import QUERIES, gpu_state, read_answer
 from bench.schema import PROVENANCE
 
 GIVEN_BY_THE_RUN = {"schema_version", "threads_used", "workers", "started_at", "cell_seconds", *QUERIES}
 
 
 def test_every_column_is_filled() -> None:
-    facts = provenance.facts("cpu")
+    facts = machine.facts("cpu")
     assert set(facts) | GIVEN_BY_THE_RUN == {column.name for column in PROVENANCE}
     assert facts["device_name"] and facts["torch"] and facts["blas"] != "unknown" and facts["cores"] >= 1
     assert re.fullmatch(r"[0-9a-f]{16}", facts["source_hash"])
@@ -25,9 +25,9 @@ def test_every_column_is_filled() -> None:
 
 
 def test_nothing_tells_whose_machine_it_is() -> None:
-    text = " ".join(str(value) for value in provenance.facts("cpu").values())
+    text = " ".join(str(value) for value in machine.facts("cpu").values())
     assert platform.node() not in text
-    assert str(Path.home()) not in text and str(provenance.ROOT) not in text
+    assert str(Path.home()) not in text and str(machine.ROOT) not in text
     assert re.search(rf"\b{re.escape(getpass.getuser())}\b", text) is None
 
 
@@ -35,31 +35,31 @@ def test_the_source_hash_follows_the_sources(tmp_path: Path, monkeypatch: pytest
     for folder in ("kernels", "bench"):
         (tmp_path / folder).mkdir()
     source, sweep = tmp_path / "kernels" / "a.cpp", tmp_path / "bench" / "smoke.toml"
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
     hashes = []
     for path, text in ((source, "1"), (source, "2"), (sweep, "3")):
         path.write_text(text)
-        hashes.append(provenance.source_hash.__wrapped__())
+        hashes.append(machine.source_hash.__wrapped__())
     assert hashes[0] != hashes[1] == hashes[2]
 
 
 def test_outside_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    assert provenance.revision() == ("", None)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert machine.revision() == ("", None)
     monkeypatch.setenv("PATH", "")
-    assert provenance.revision() == ("", None)
-    assert provenance.gpu_driver() == ""
+    assert machine.revision() == ("", None)
+    assert machine.gpu_driver() == ""
 
 
 def test_blas_is_read_from_torchs_build() -> None:
     show = "  - Intel(R) oneAPI Math Kernel Library Version 2024.2-Product\n  - Build settings: BLAS_INFO=mkl, X=1"
-    assert provenance.blas(show) == "mkl 2024.2"
-    assert provenance.blas("BLAS_INFO=open, LAPACK_INFO=open") == "open"
-    assert provenance.blas("") == "unknown"
+    assert machine.blas(show) == "mkl 2024.2"
+    assert machine.blas("BLAS_INFO=open, LAPACK_INFO=open") == "open"
+    assert machine.blas("") == "unknown"
 
 
 def test_there_is_a_core_to_use() -> None:
-    assert provenance.physical_cores() >= 1
+    assert machine.physical_cores() >= 1
 
 
 def test_the_state_of_a_gpu_is_read_and_what_it_does_not_say_is_null(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench import quiet
+from bench.measuring import quiet
 
 ROOT = Path(__file__).parents[2]
 

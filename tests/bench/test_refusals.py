@@ -12,11 +12,11 @@ import pytest
 
 from bench.cells import KINDS, TrainCell
 from bench.data.corpus import Sizes
-from bench.needs import text_fault, text_notes
 from bench.settings import shown
 from bench.sweep import SweepError, load
-from kernels.backends.tuned import choices, nearest
-from kernels.cache import sealed
+from bench.training.needs import text_fault, text_notes
+from kernels.cuda.tuned import choices, nearest
+from kernels.system.cache import sealed
 
 ROOT = Path(__file__).parents[2]
 HUGE = "0x" + "f" * 5000  # more digits than Python writes

@@ -18,13 +18,13 @@ import pytest
 import torch
 
 from bench.cells import Cell, TrainCell
-from bench.checkpoint import DIGEST_BYTES, FOLDER
-from bench.parquet import from_parquet
-from bench.paths import missing_kernel
 from bench.schema import TRAIN
 from bench.store import Store
+from bench.storing.parquet import from_parquet
 from bench.sweep import load
 from bench.train import train_cell
+from bench.training.checkpoint import DIGEST_BYTES, FOLDER
+from bench.training.paths import missing_kernel
 
 ROOT = Path(__file__).parents[2]
 CUT = Path(__file__).parent / "start_cut_campaign.py"

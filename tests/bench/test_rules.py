@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import read_back
 
-from bench.evaluation import DivergedError, perplexity
-from bench.parquet import DamagedError, checksum_line, checksum_of, to_parquet, to_table
-from bench.rules import LONGEST, SHORTEST
 from bench.schema import LARGEST_PPL
 from bench.store import Store
-from bench.tables import Tables
-from bench.validation import shard_table, whole_table
+from bench.storing.parquet import DamagedError, checksum_line, checksum_of, to_parquet, to_table
+from bench.storing.rules import LONGEST, SHORTEST
+from bench.storing.tables import Tables
+from bench.storing.validation import shard_table, whole_table
+from bench.training.evaluation import DivergedError, perplexity
 
 
 @pytest.mark.parametrize("case", read_back.FAULTS)

@@ -18,7 +18,7 @@ import work
 import bench.run
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell
 from bench.data.corpus import DataError
-from bench.estimate import Pace, rough_seconds, spoken
+from bench.engines.estimate import Pace, rough_seconds, spoken
 from bench.run import UnusableError, make_plan, run_sweep, training_workers
 from bench.store import LockedError, Store
 from bench.sweep import Sweep, load

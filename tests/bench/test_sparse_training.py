@@ -10,15 +10,16 @@ import pytest
 import torch
 from rows import results, silent
 
-from bench import probes, train
-from bench.breakeven import NEVER
+from bench import train
 from bench.cells import TrainCell
 from bench.models.layers import LSTMLayer
-from bench.paths import missing_kernel
 from bench.pruning.finalize import FinalModel
 from bench.pruning.pruner import Pruner
 from bench.schema import TRAIN
 from bench.train import train_cell
+from bench.training import probes
+from bench.training.breakeven import NEVER
+from bench.training.paths import missing_kernel
 
 NO_KERNEL = missing_kernel()
 pytestmark = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
@@ -138,7 +139,7 @@ def test_equal_sparse_cells_give_bit_equal_results():
 @pytest.mark.parametrize("path", ["sparse", "auto"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_probes_change_nothing(path: str, optimizer: str, losses: list[float], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("bench.paths.breakeven", lambda shape: 0.5 if shape.hidden == 32 else NEVER)
+    monkeypatch.setattr("bench.training.paths.breakeven", lambda shape: 0.5 if shape.hidden == 32 else NEVER)
     settings = {**OPTIMIZERS[optimizer], "path": path, "lasso": "subgradient"}
     silent_rows, unprobed = run(settings, losses)
     monkeypatch.setattr(train, "PROBES_AN_EPOCH", 5)
@@ -150,7 +151,7 @@ def test_probes_change_nothing(path: str, optimizer: str, losses: list[float], m
 
 
 def test_a_probe_says_when_and_what_it_timed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("bench.paths.breakeven", lambda shape: 0.5 if shape.hidden == 32 else NEVER)
+    monkeypatch.setattr("bench.training.paths.breakeven", lambda shape: 0.5 if shape.hidden == 32 else NEVER)
     monkeypatch.setattr(train, "PROBES_AN_EPOCH", 5)
     rows = train_cell(cell(path="auto"), silent)
     probes = [probe for row in rows[1:] for probe in row["probes"]]

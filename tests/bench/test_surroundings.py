@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from rows import trained
 
-from bench import provenance
 from bench.cells import TrainCell
-from bench.checkpoint import Checkpoints
 from bench.data.corpus import load_corpus
-from bench.provenance import revision, source_hash
+from bench.measuring import machine
+from bench.measuring.machine import revision, source_hash
 from bench.run import make_plan, run_sweep
 from bench.store import Store
+from bench.storing.tables import Tables
 from bench.sweep import load
-from bench.tables import Tables
 from bench.train import train_cell
+from bench.training.checkpoint import Checkpoints
 from bench.tuner import run_tuner
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ from pathlib import Path
 from bench.data.corpus import data_dir
 from bench.cells import GemmCell, TrainCell
 from bench.engines.local import measure
-from kernels.compiler import cache_folder
+from kernels.system.compiler import cache_folder
 assert "~" not in str(data_dir()) and data_dir().is_relative_to(tempfile.gettempdir()), data_dir()
 assert cache_folder().is_dir()
 cells = [
@@ -126,7 +126,7 @@ print(dict(_datasets()))
 
 
 def test_what_is_no_source_does_not_change_or_stop_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
     folder = tmp_path / "kernels"
     folder.mkdir()
     (folder / "a.py").write_text("1")
@@ -145,7 +145,7 @@ def test_what_is_no_source_does_not_change_or_stop_the_hash(tmp_path: Path, monk
 def test_a_source_that_cannot_be_read_is_said_and_one_that_vanishes_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "a.py").write_text("1")
     alone = source_hash.__wrapped__()
@@ -185,7 +185,7 @@ def test_the_commit_is_that_of_the_checkout_whatever_the_environment_names(
         _git("commit", "-q", "-m", name, folder=folder)
         commits[name] = _git("rev-parse", "HEAD", folder=folder)
     ours, other = tmp_path / "ours", tmp_path / "other"
-    monkeypatch.setattr(provenance, "ROOT", ours)
+    monkeypatch.setattr(machine, "ROOT", ours)
     somebody = tmp_path / "bin"  # git's own way to try a folder of somebody else
     somebody.mkdir()
     (somebody / "git").write_text(f"#!/bin/sh\nGIT_TEST_ASSUME_DIFFERENT_OWNER=1 exec '{shutil.which('git')}' \"$@\"\n")
@@ -220,8 +220,8 @@ def test_paths_may_be_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     store.cells.mkdir(parents=True)
     for cell in sweep.cells:
         store.put(cell, trained(), {"cell_seconds": 1.0, "started_at": "2026-01-01"})
-        provenance = {"cell_seconds": 1.0, "started_at": "2026-01-01"}
-        Tables(f"{out}/some", []).put(cell, trained(), provenance)
+        machine = {"cell_seconds": 1.0, "started_at": "2026-01-01"}
+        Tables(f"{out}/some", []).put(cell, trained(), machine)
         Tables(f"{out}/some", sweep.cells).load(f"{out}/some")
     assert run_sweep(sweep, results) == 0
     assert make_plan(sweep, results).todo == ()

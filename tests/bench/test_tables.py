@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rows import timed
 
-from bench import parquet as module
 from bench.cells import Cell, CheckCell, GemmCell
-from bench.parquet import from_parquet
-from bench.tables import Tables
+from bench.storing import parquet as module
+from bench.storing.parquet import from_parquet
+from bench.storing.tables import Tables
 
 PROVENANCE: dict[str, Any] = {"commit": "c0ffee", "cell_seconds": 1.5, "started_at": "2026-01-01", "source_hash": "a"}
 CELLS: list[Cell] = [GemmCell(seed=seed) for seed in range(3)]

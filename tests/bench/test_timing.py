@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from bench import clocks, timing
+from bench import timing
 from bench.cells import GemmCell, LstmCell, TimedCell
-from bench.clocks import Evictor, WallTimer
-from bench.gpu import QUERIES
+from bench.measuring import clocks
+from bench.measuring.clocks import Evictor, WallTimer
+from bench.measuring.gpu import QUERIES
 from bench.schema import GEMM, LSTM, STATUSES
 from bench.timing import Samples, pinned_threads, sample_pairs, time_cell
 from kernels.backends.dense import BACKEND as DENSE
 from kernels.backends.dense import DenseLaunch
 from kernels.backends.loop_lstm import BACKEND as LOOP
-from kernels.backends.lstm_launch import LstmLaunch
+from kernels.lstm_launch import LstmLaunch
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import GemmProblem
 from kernels.registry import BACKENDS

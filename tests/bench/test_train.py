@@ -13,15 +13,16 @@ import pytest
 import torch
 from rows import results, silent
 
-from bench import examiner, train
+from bench import train
 from bench.cells import TrainCell
 from bench.models.registry import MODELS
-from bench.optimizer import averaged_weights
 from bench.pruning.lasso import block_norms
 from bench.pruning.pruner import Pruner
 from bench.pruning.schedules import SCHEDULES
 from bench.schema import TRAIN
 from bench.train import train_cell
+from bench.training import examiner
+from bench.training.optimizer import averaged_weights
 
 ROOT = Path(__file__).parents[2]
 TINY = {

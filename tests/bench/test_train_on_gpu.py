@@ -14,15 +14,15 @@ from twins import masks, twins
 from twins import train as train_layer
 
 from bench import train
-from bench.breakeven import Shape, measure
 from bench.campaign import run_campaign
 from bench.cells import TrainCell
-from bench.checkpoint import Checkpoints
-from bench.paths import missing_kernel
+from bench.storing.tables import Tables
 from bench.sweep import load
-from bench.tables import Tables
 from bench.train import train_cell
-from kernels.backends.cuda_kernel import unavailable
+from bench.training.breakeven import Shape, measure
+from bench.training.checkpoint import Checkpoints
+from bench.training.paths import missing_kernel
+from kernels.cuda.device import unavailable
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS need not repeat itself
 
@@ -49,9 +49,9 @@ AWD: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.probes.INFERENCE_PAIRS", 3)
+    monkeypatch.setattr("bench.training.probes.INFERENCE_PAIRS", 3)
     monkeypatch.setattr(train, "PROBES_AN_EPOCH", 2)
-    monkeypatch.setattr("bench.paths.breakeven", lambda _: 0.3)
+    monkeypatch.setattr("bench.training.paths.breakeven", lambda _: 0.3)
 
 
 def cell(**settings: Any) -> TrainCell:

@@ -12,22 +12,23 @@ from pretend import PretendDevice
 from rows import results, silent
 from torch import nn
 
-from bench import probes, train
+from bench import train
 from bench.cells import GemmCell, TrainCell
-from bench.estimate import rough_seconds
+from bench.engines.estimate import rough_seconds
+from bench.measuring.moments import Stopwatch
+from bench.measuring.pairs import interleaved
 from bench.models.layers import LSTMLayer
 from bench.models.registry import MODELS
-from bench.moments import Stopwatch
-from bench.optimizer import make_optimizer
-from bench.pairs import interleaved
-from bench.paths import missing_kernel
-from bench.precision import autocast, multiplying
 from bench.pruning.finalize import FinalModel, finalize
 from bench.pruning.pruner import Pruner
 from bench.run import training_workers
 from bench.sweep import load
 from bench.train import Run, train_cell
-from kernels.backends.cuda_kernel import unavailable
+from bench.training import probes
+from bench.training.optimizer import make_optimizer
+from bench.training.paths import missing_kernel
+from bench.training.precision import autocast, multiplying
+from kernels.cuda.device import unavailable
 
 TINY = {
     "train_tokens": 600, "eval_tokens": 300, "embedding_size": 16, "hidden_size": 32, "block_size": 8, "batch_size": 10,
@@ -268,7 +269,7 @@ def test_a_stopwatch_waits_for_a_gpu_only_when_it_is_read():
 def test_interleaved_samples_of_a_gpu_are_waited_for_one_by_one(monkeypatch: pytest.MonkeyPatch):
     waits: list[float] = []
     clock = iter(range(100))
-    monkeypatch.setattr("bench.pairs.moment", lambda _: Event(float(next(clock)), waits))
+    monkeypatch.setattr("bench.measuring.pairs.moment", lambda _: Event(float(next(clock)), waits))
     one, other = interleaved(lambda: None, lambda: None, 2, "cuda")
     assert one == other == [1.0, 1.0] and waits == [1.0, 3.0, 5.0, 7.0]
 

@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from bench import tuning
 from bench.cells import TuneCell
-from bench.parquet import checksum_line, checksum_of, from_parquet
-from bench.provenance import source_hash
+from bench.measuring import tuning
+from bench.measuring.machine import source_hash
+from bench.measuring.tuning import tune_cell
 from bench.schema import TUNE
+from bench.storing.parquet import checksum_line, checksum_of, from_parquet
 from bench.sweep import load
 from bench.tuner import _is_stale, run_tuner, tune_cells, winner
-from bench.tuning import tune_cell
 from kernels.backends.dense import BACKEND as DENSE
 from kernels.backends.dense import DenseLaunch
-from kernels.backends.tuned import choices, nearest
-from kernels.cache import SEAL, read_sealed, sealed
+from kernels.cuda.tuned import choices, nearest
 from kernels.problem import GemmProblem
+from kernels.system.cache import SEAL, read_sealed, sealed
 
 SWEEP = """
 kind = "gemm"

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 import bench.__main__ as command_line
 from bench.cells import Cell, GemmCell, TrainCell
-from bench.parquet import checksum_line, checksum_of, from_parquet, to_parquet, to_table
 from bench.schema import SCHEMA_VERSION
 from bench.store import Store
-from bench.tables import Tables
-from bench.validation import NewerError
+from bench.storing.parquet import checksum_line, checksum_of, from_parquet, to_parquet, to_table
+from bench.storing.tables import Tables
+from bench.storing.validation import NewerError
 
 Harm = Callable[[pa.Table], pa.Table]
 PROVENANCE: dict[str, Any] = {"cell_seconds": 1.5, "started_at": "2026-01-01", "source_hash": "a"}

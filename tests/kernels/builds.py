@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kernels.compiler import FLAGS_VARIABLE, candidates, cpu_model
+from kernels.system.compiler import FLAGS_VARIABLE, candidates, cpu_model
 
 FLAGS = {
     # Not optimised: compiled in a third of the time, and no access is optimised away.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.backends import native_library
+from kernels.native import library as native_library
 
 sys.path.insert(0, str(Path(__file__).parent))
 import builds

@@ -19,9 +19,9 @@ from layer import Case
 from products import kept_blocks, operands, products
 from torch import Tensor
 
-from kernels.backends import native_library
-from kernels.backends.native_products import dsd, pack
-from kernels.compiler import compile_library
+from kernels.native import library as native_library
+from kernels.native.products import dsd, pack
+from kernels.system.compiler import compile_library
 
 BYTES = 40
 CASE = Case(5, 2, 1, 3, 7, dtype=torch.float32)

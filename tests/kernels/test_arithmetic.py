@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.backends.arithmetic import settings, under
+from kernels.arithmetic import settings, under
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import GemmProblem, Problem
 

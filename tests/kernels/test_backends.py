@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from kernels.backends.dense import ways
-from kernels.backends.fastest import fastest
 from kernels.blockmask import BlockMask
 from kernels.check import check
+from kernels.fastest import fastest
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import DTYPES, GemmProblem
 from kernels.registry import BACKENDS

@@ -16,17 +16,17 @@ import torch
 from hypothesis import given, settings
 from products import PATTERNS, PLACES, SIZES, WIDTHS, assert_right, kept_blocks, operands, products
 
-from kernels import compiler
-from kernels.backends import native_library
 from kernels.backends.native import BACKEND
-from kernels.backends.native_library import FOLDER, NO_PAIRS, text_of
-from kernels.backends.native_products import pack
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check, gamma
-from kernels.compiler import FLAGS_VARIABLE, candidates
+from kernels.native import library as native_library
+from kernels.native.library import FOLDER, NO_PAIRS, text_of
+from kernels.native.products import pack
 from kernels.ops import block_sparse_lstm, block_sparse_matmul, kernel_for
 from kernels.problem import GemmProblem
+from kernels.system import compiler
+from kernels.system.compiler import FLAGS_VARIABLE, candidates
 
 Guards = Callable[[], AbstractContextManager[None]]
 Threads = Callable[[int], AbstractContextManager[None]]

@@ -10,7 +10,7 @@ from pathlib import Path
 import builds
 import pytest
 
-from kernels.backends.native_library import FOLDER
+from kernels.native.library import FOLDER
 
 HERE = Path(__file__).parent
 EDGES = [str(HERE / name) for name in ("test_native_products.py", "test_lstm_rounding.py", "test_bfloat16.py")]

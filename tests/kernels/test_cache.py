@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from kernels import cache, compiler
-from kernels.cache import DoubtError, cache_folder, checksum_of, publish, read, read_sealed, say, sealed
-from kernels.compiler import CompileError, candidates, compile_library
-from kernels.resources import ResourceError, is_lack
+from kernels.system import cache, compiler
+from kernels.system.cache import DoubtError, cache_folder, checksum_of, publish, read, read_sealed, say, sealed
+from kernels.system.compiler import CompileError, candidates, compile_library
+from kernels.system.resources import ResourceError, is_lack
 
 TINY = 'extern "C" __attribute__((visibility("default"))) int answer() { return ANSWER; }\n'
 PLANTED = """#include <stdio.h>
@@ -296,7 +296,7 @@ def test_without_a_home_there_is_a_folder(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_temporary_folder_goes_with_its_process(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
-    script = "from kernels.cache import cache_folder; print(cache_folder().is_dir())"
+    script = "from kernels.system.cache import cache_folder; print(cache_folder().is_dir())"
     root = Path(cache.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=root, capture_output=True, text=True)
     assert done.stdout == "True\n" and {path.name for path in tmp_path.iterdir()} == {"home", "file"}
@@ -374,7 +374,7 @@ def test_a_compiler_that_hangs_is_stopped_with_its_children(tmp_path: Path, monk
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from kernels.compiler import compile_library
+from kernels.system.compiler import compile_library
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 try:
     compile_library(Path(sys.argv[1]))

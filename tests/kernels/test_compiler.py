@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import compiler
-from kernels.backends import native_library
 from kernels.backends.native import BACKEND
-from kernels.backends.native_library import FOLDER
-from kernels.compiler import CompileError, Library, added_flags, candidates, compile_library
+from kernels.native import library as native_library
+from kernels.native.library import FOLDER
 from kernels.problem import GemmProblem
+from kernels.system import compiler
+from kernels.system.compiler import CompileError, Library, added_flags, candidates, compile_library
 
 TINY = 'extern "C" __attribute__((visibility("default"))) int answer() { return ANSWER; }\n'
 PROBLEM = GemmProblem(16, 16, 2, 4, 0.5)

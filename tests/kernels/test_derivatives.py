@@ -15,9 +15,9 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from bench.models.layers import LSTMLayer
-from kernels.backends import native_library
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.native import library as native_library
 from kernels.ops import block_sparse_lstm, block_sparse_matmul
 
 NO_NATIVE = native_library.unsupported(torch.float64, torch.device("cpu"))

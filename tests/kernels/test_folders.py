@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kernels import cache, folders
-from kernels.cache import cache_folder, say
+from kernels.system import cache, folders
+from kernels.system.cache import cache_folder, say
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX's")
 AS_ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away")

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from layer import Case
 from torch import Tensor
 
-from kernels.backends import native_library, native_lstm
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.native import library as native_library
+from kernels.native import lstm as native_lstm
 from kernels.ops import block_sparse_lstm
 
 Guards = Callable[[], AbstractContextManager[None]]

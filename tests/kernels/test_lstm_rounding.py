@@ -7,7 +7,7 @@ import pytest
 import torch
 from layer import Case
 
-from kernels.backends import native_library
+from kernels.native import library as native_library
 
 Guards = Callable[[], AbstractContextManager[None]]
 Threads = Callable[[int], AbstractContextManager[None]]

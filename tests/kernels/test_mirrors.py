@@ -8,27 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from kernels.backends import (
-    cuda_lstm_pass,
-    cuda_lstm_plan,
-    cuda_products,
-    cuda_wgmma,
-    cuda_wgmma_sdd,
-    native_library,
-    native_lstm,
-    native_products,
-)
+from kernels.cuda import lstm_pass, lstm_plan, mma_products, wgmma, wgmma_sdd
+from kernels.native import library as native_library
+from kernels.native import lstm as native_lstm
+from kernels.native import products as native_products
 
 BACKENDS = Path(native_library.__file__).parent
 MIRRORS: dict[str, type[ctypes.Structure]] = {  # file and struct -> what mirrors it
-    "cuda/add_parts.cu Parts": cuda_products.Parts,
-    "cuda/listed.h Product": cuda_products.Product,
-    "cuda/lstm.cu Backward": cuda_lstm_pass.Backward,
-    "cuda/lstm.cu Forward": cuda_lstm_pass.Forward,
-    "cuda/lstm.h Plan": cuda_lstm_plan.PlanPointers,
-    "cuda/sampled.h Sampled": cuda_products.Sampled,
-    "cuda/sdd_wgmma.cu Arguments": cuda_wgmma_sdd.SampledArguments,
-    "cuda/wgmma_gather.h Arguments": cuda_wgmma.Arguments,
+    "cuda/add_parts.cu Parts": mma_products.Parts,
+    "cuda/listed.h Product": mma_products.Product,
+    "cuda/lstm.cu Backward": lstm_pass.Backward,
+    "cuda/lstm.cu Forward": lstm_pass.Forward,
+    "cuda/lstm.h Plan": lstm_plan.PlanPointers,
+    "cuda/sampled.h Sampled": mma_products.Sampled,
+    "cuda/sdd_wgmma.cu Arguments": wgmma_sdd.SampledArguments,
+    "cuda/wgmma_gather.h Arguments": wgmma.Arguments,
     "native/dsd.cpp Packing": native_products.Packing,
     "native/dsd.cpp Product": native_products.Product,
     "native/lstm.cpp Backward": native_lstm.Backward,

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from kernels.backends import native_library
 from kernels.backends.native import BACKEND
 from kernels.blockmask import BlockMask
 from kernels.check import check
-from kernels.openmp import torch_pool
+from kernels.native import library as native_library
+from kernels.native.openmp import torch_pool
 from kernels.problem import GemmProblem
 
 needs_compiler = pytest.mark.skipif(

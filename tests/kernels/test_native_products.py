@@ -15,10 +15,10 @@ import torch
 from hypothesis import given, settings
 from products import PATTERNS, PLACES, SIZES, WIDTHS, assert_right, kept_blocks, operands, products
 
-from kernels.backends import native_library
-from kernels.backends.native_products import by_rows, pack
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.native import library as native_library
+from kernels.native.products import by_rows, pack
 
 Guards = Callable[[], AbstractContextManager[None]]
 Threads = Callable[[int], AbstractContextManager[None]]

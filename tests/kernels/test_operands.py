@@ -18,12 +18,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.backends import buffers, fastest, native_library, native_lstm
+from kernels import fastest
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check
 from kernels.index import own_copy
 from kernels.lstm_problem import LstmProblem
+from kernels.native import buffers
+from kernels.native import library as native_library
+from kernels.native import lstm as native_lstm
 from kernels.operands import address
 from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, sdd
 from kernels.problem import GemmProblem

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from kernels.backends import native_library, native_products
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.native import library as native_library
+from kernels.native import products as native_products
 from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, kernel_for, sdd
 
 NO_NATIVE = native_library.unsupported(torch.float64, torch.device("cpu"))

@@ -7,13 +7,13 @@ import ctypes
 import pytest
 import torch
 
-from kernels.backends import cusparse
+from kernels import cusparse
 from kernels.backends.cusparse_bsr import bsr_of
-from kernels.backends.ell import LAYOUTS, BlockedEll
 from kernels.backends.triton_bsr import shape_refusal
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check
+from kernels.ell import LAYOUTS, BlockedEll
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import GemmProblem
 from kernels.registry import BACKENDS

@@ -10,9 +10,10 @@ from unittest import mock
 
 import torch
 
-from kernels.backends import cuda_operators, cuda_rungs
-from kernels.backends.cuda_kernel import LoadedKernel, Variant
-from kernels.backends.cuda_rungs import Gpu
+from kernels.cuda import choose
+from kernels.cuda import products as cuda_products
+from kernels.cuda.choose import Gpu
+from kernels.cuda.device import LoadedKernel, Variant
 
 
 @cache
@@ -29,13 +30,13 @@ def load(variant: Variant) -> LoadedKernel:
 @contextmanager
 def stubbed_gpu() -> Iterator[None]:
     """Inside, tensors of the CPU are multiplied by kernels that are launched and never run."""
-    cuda_operators._patterns.clear()
+    cuda_products._patterns.clear()
     device, found = torch.device("cpu"), Gpu(90, 132, 227 * 1024, load)
     try:
         with (
-            mock.patch.object(cuda_rungs, "gpu", {device: found}.__getitem__),  # a mock that is called costs 15 us
-            mock.patch.object(cuda_operators, "KEPT", object()),
+            mock.patch.object(choose, "gpu", {device: found}.__getitem__),  # a mock that is called costs 15 us
+            mock.patch.object(cuda_products, "KEPT", object()),
         ):
             yield
     finally:
-        cuda_operators._patterns.clear()
+        cuda_products._patterns.clear()

@@ -16,10 +16,10 @@ from stubbed_gpu import stubbed_gpu
 from torch import Tensor
 
 from bench.timing import pinned_threads
-from kernels.backends import cuda_operators
-from kernels.backends.cuda_rungs import Task
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.cuda import products as cuda_products
+from kernels.cuda.choose import Task
 from kernels.ops import block_sparse_lstm, block_sparse_matmul
 
 pytestmark = pytest.mark.alone
@@ -68,7 +68,7 @@ def matmul(part: str) -> Call:
     weight, x = matrix(SIZE), tensor(BATCH, SIZE)
     if part == "prepared":
         run, out = (
-            cuda_operators.pattern_of(weight.index, 16)(Task("dsd", "Bfloat16", 16, BATCH)).run,
+            cuda_products.pattern_of(weight.index, 16)(Task("dsd", "Bfloat16", 16, BATCH)).run,
             tensor(BATCH, SIZE),
         )
         return lambda: run(weight.data, x, out)

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from bench.clocks import WallTimer
+from bench.measuring.clocks import WallTimer
 from bench.timing import Samples, pinned_threads, sample_pairs
-from kernels.backends.native_products import pack
 from kernels.bsr import BSRMatrix
 from kernels.check import check
 from kernels.lstm_problem import LstmProblem
+from kernels.native.products import pack
 from kernels.problem import GemmProblem, Launch, Problem
 from kernels.registry import BACKENDS
 

@@ -17,10 +17,10 @@ PATIENCE = 1800  # seconds that a test of the emulated grid may take: half a min
 @pytest.fixture
 def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """No layer fits on the GPU at once: a launch a step."""
-    from kernels.backends import cuda_lstm_operator
+    from kernels.cuda import lstm as cuda_lstm
 
-    tiles_for = cuda_lstm_operator.tiles_for
-    monkeypatch.setattr(cuda_lstm_operator, "tiles_for", lambda *given: "too large" if given[-1] else tiles_for(*given))
+    tiles_for = cuda_lstm.tiles_for
+    monkeypatch.setattr(cuda_lstm, "tiles_for", lambda *given: "too large" if given[-1] else tiles_for(*given))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from kernels import compiler
+from kernels.system import compiler
 
 HERE = Path(__file__).parent
-CUDA = Path(compiler.__file__).parent / "backends" / "cuda"
+CUDA = Path(compiler.__file__).parents[1] / "cuda" / "src"
 ORDERS = ("forward", "reverse", "random")  # as enum Order
 COPIES = ("early", "late", "random")  # as enum Copies
 # The compiler calls emulated_watch.h before each load and store; the runtime that it means is not linked.

@@ -14,17 +14,18 @@ import torch
 from emulated_gpu import emulated_gpu
 from torch import Tensor
 
-from kernels.backends import cuda_lstm_operator, cuda_recurrence
 from kernels.backends.cuda import lstm_launch
-from kernels.backends.cuda_kernel import Kernel, Variant
-from kernels.backends.cuda_lstm_operator import device_of
-from kernels.backends.cuda_lstm_pass import Sizes
-from kernels.backends.cuda_lstm_tiles import Tiles
-from kernels.backends.cuda_operators import Pattern
-from kernels.backends.cuda_recurrence import Recurrence, plans_for, tiles_for
 from kernels.backends.reference import lstm_reference
 from kernels.blockmask import BlockMask
 from kernels.check import GATE_ERRORS
+from kernels.cuda import lstm as cuda_lstm
+from kernels.cuda import recurrence as cuda_recurrence
+from kernels.cuda.device import Kernel, Variant
+from kernels.cuda.lstm import device_of
+from kernels.cuda.lstm_pass import Sizes
+from kernels.cuda.lstm_tiles import Tiles
+from kernels.cuda.products import Pattern
+from kernels.cuda.recurrence import Recurrence, plans_for, tiles_for
 from kernels.lstm_problem import LstmProblem
 
 PATTERNS = ("random", "empty rows", "all empty", "full")
@@ -93,7 +94,7 @@ class Case:
 
         with (
             emulated_gpu(),
-            mock.patch.object(cuda_lstm_operator, "_prepare", self.recurrence),
+            mock.patch.object(cuda_lstm, "_prepare", self.recurrence),
             mock.patch.object(cuda_recurrence, "empty", partial(guarded, self.held)),
             mock.patch.object(Tensor, "new_empty", new),  # outputs of products
             mock.patch.object(Tensor, "new_empty_strided", new_strided),

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kernels.backends.cuda_lstm_plan import GATES, PIECE_BYTES, PIECES, Plan
-from kernels.backends.cuda_plan import SampledPlan, SampledTile, slots
 from kernels.bsr import BSRIndex
+from kernels.cuda.lstm_plan import GATES, PIECE_BYTES, PIECES, Plan
+from kernels.cuda.mma_plan import SampledPlan, SampledTile, slots
 
 Piece = tuple[int, dict[int, int]]  # where it begins in a row; by gate, where its weights begin in the values
 Items = list[list[Piece]]

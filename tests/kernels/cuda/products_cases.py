@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.backends.cuda_kernel import Kernel, Variant
-from kernels.backends.cuda_plan import product_plan, sampled_plan
-from kernels.backends.cuda_products import ProductLaunch, SampledLaunch
-from kernels.backends.cuda_variants import ProductChoice, SampledChoice
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import error_bound
+from kernels.cuda.device import Kernel, Variant
+from kernels.cuda.mma import ProductChoice, SampledChoice
+from kernels.cuda.mma_plan import product_plan, sampled_plan
+from kernels.cuda.mma_products import ProductLaunch, SampledLaunch
 
 DTYPES = {
     "Float32": torch.float32,

@@ -8,12 +8,14 @@ import pytest
 import torch
 from emulated_gpu import emulated_gpu
 
-from kernels.backends import cuda_mma, cuda_operators, cuda_rungs
+from kernels.backends import cuda_mma
 from kernels.backends.cuda import BACKEND
-from kernels.backends.cuda_rungs import Task
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check
+from kernels.cuda import choose
+from kernels.cuda import products as cuda_products
+from kernels.cuda.choose import Task
 from kernels.lstm_problem import LstmProblem
 from kernels.ops import block_sparse_matmul, dsd
 from kernels.problem import GemmProblem, Problem
@@ -125,11 +127,11 @@ def test_a_layer_multiplies_as_its_problem_says(dtype: str, math: str, element: 
 def test_bytes_of_a_layer_are_those_of_its_weights_and_of_what_its_products_are_listed_in(scope: str) -> None:
     problem = LstmProblem(32, 64, 5, 3, 16, 0.6, scope=scope, dtype="bfloat16")
     with emulated_gpu():
-        launch, gpu, listed = BACKEND.prepare(problem), cuda_rungs.the_gpu(torch.device("cpu")), 0
+        launch, gpu, listed = BACKEND.prepare(problem), choose.the_gpu(torch.device("cpu")), 0
         for name, mask in problem.masks.items():
             weight = BSRMatrix.from_dense(problem.weights[name], mask)
             for op in OPS if name == "weight_ih" else ["sdd"]:
-                listed += cuda_rungs.prepare(Task(op, "Bfloat16", 16, 15), weight.index, weight.shape, gpu).index_bytes
+                listed += choose.prepare(Task(op, "Bfloat16", 16, 15), weight.index, weight.shape, gpu).index_bytes
     assert launch.index_bytes == listed
     assert launch.weight_bytes == 2 * 16 * 16 * sum(mask.nnzb for mask in problem.masks.values())
 
@@ -144,23 +146,23 @@ def test_reasons_where_it_declines() -> None:
         )
         assert "blocks of 8, 16, 32, 64, 128, not 12" in str(BACKEND.unsupported(replace(problem, block_size=12)))
         assert "not 4" in str(BACKEND.unsupported(LstmProblem(16, 16, 2, 3, 4, 0.5)))
-        assert "at most" in str(cuda_rungs.unsupported(torch.float32, 128, 2**20, torch.device("cpu")))
+        assert "at most" in str(choose.unsupported(torch.float32, 128, 2**20, torch.device("cpu")))
 
 
 def test_what_was_prepared_is_kept_by_pattern() -> None:
     problem = GemmProblem(64, 64, 7, 16, 0.5)
     bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
     with emulated_gpu():
-        launch = cuda_operators.pattern_of(bsr.index, 16)
+        launch = cuda_products.pattern_of(bsr.index, 16)
         task = Task("dsd", "Float32", 16, 7)
         assert launch(task) is launch(task)
-        assert cuda_operators.pattern_of(bsr.with_data(2 * bsr.data).index, 16) is launch
+        assert cuda_products.pattern_of(bsr.with_data(2 * bsr.data).index, 16) is launch
         bsr.indices.add_(0)  # which are not those that it was prepared for
-        assert cuda_operators.pattern_of(bsr.index, 16) is launch
+        assert cuda_products.pattern_of(bsr.index, 16) is launch
         for each in bsr.index:
             each.numpy().fill(2**30)
         wanted = bsr.to_dense() @ problem.x
-        assert cuda_operators.pattern_of(bsr.index, 16) is launch
+        assert cuda_products.pattern_of(bsr.index, 16) is launch
         other = BSRMatrix.from_dense(problem.weight, problem.mask)
         for each in other.index:  # before anything was prepared
             each.numpy().fill(2**30)
@@ -171,12 +173,12 @@ def test_what_was_prepared_is_kept_by_pattern() -> None:
 def test_what_no_int_can_count_is_refused_before_anything_is_prepared() -> None:
     index = BSRMatrix.from_dense(torch.zeros(16, 16), BlockMask.full(16, 16, 16)).index
     with emulated_gpu():
-        gpu = cuda_rungs.the_gpu(torch.device("cpu"))
+        gpu = choose.the_gpu(torch.device("cpu"))
         for n, shape in ((2**31, (16, 16)), (1, (2**31, 16)), (1, (16, 2**32))):
             with pytest.raises(ValueError, match=r"^cuda multiplies up to \d+ rows and columns"):
-                cuda_rungs.prepare(Task("dsd", "Float32", 16, n), index, shape, gpu)
+                choose.prepare(Task("dsd", "Float32", 16, n), index, shape, gpu)
     for op, n, divided in (("dsd", 2**16, True), ("dsd", 2**27, False), ("dsd_t", 2**27, False), ("sdd", 2**27, True)):
-        assert cuda_rungs.divisible(Task(op, "Float32", 16, n), (16, 64)) is divided
+        assert choose.divisible(Task(op, "Float32", 16, n), (16, 64)) is divided
 
 
 def test_an_index_from_elsewhere_is_compared_at_each_product() -> None:
@@ -185,12 +187,12 @@ def test_an_index_from_elsewhere_is_compared_at_each_product() -> None:
     bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
     with emulated_gpu():
         foreign = type(bsr.index)(*(each.clone() for each in bsr.index))
-        kept = cuda_operators.pattern_of(foreign, 16)
-        assert cuda_operators.pattern_of(foreign, 16) is kept is not cuda_operators.pattern_of(bsr.index, 16)
+        kept = cuda_products.pattern_of(foreign, 16)
+        assert cuda_products.pattern_of(foreign, 16) is kept is not cuda_products.pattern_of(bsr.index, 16)
         other = BSRMatrix.from_dense(problem.weight, BlockMask(problem.mask.kept.roll(1, 1), 16))
         for each, changed in zip(foreign, other.index, strict=True):
             each.data.numpy()[:] = changed.numpy()  # uncounted
-        assert cuda_operators.pattern_of(foreign, 16) is not kept
+        assert cuda_products.pattern_of(foreign, 16) is not kept
         found = dsd(bsr.data, *foreign, x, False, "cuda")
         torch.testing.assert_close(found, other.with_data(bsr.data).to_dense() @ x, rtol=1e-4, atol=1e-4)
         foreign.rows.data.fill_(2**20)

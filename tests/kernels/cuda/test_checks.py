@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 from emulated_gpu import emulated_gpu
 
-from bench import checks
 from bench.cells import CheckCell, GemmCell, LstmCell, TimedCell, TuneCell
-from bench.checks import check_cell
+from bench.measuring import checks
+from bench.measuring.checks import check_cell
+from bench.measuring.tuning import tune_cell
 from bench.timing import time_cell
-from bench.tuning import tune_cell
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import GemmProblem
 
@@ -74,7 +74,7 @@ def test_a_cell_is_timed(cell: TimedCell, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.emulate
 def test_a_product_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.tuning.ROUNDS", 2)
+    monkeypatch.setattr("bench.measuring.tuning.ROUNDS", 2)
     rows = tune_cell(TuneCell(backend="cuda", op="sdd", m=64, k=64, n=20, block_size=16, dtype="bfloat16"), silent)
     assert {(row["status"], row["reason"]) for row in rows} == {("ok", "")} and sum(row["chosen"] for row in rows) == 1
     assert any("wgmma" in row["variant"] for row in rows)

@@ -12,15 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from kernels.backends import cuda_variants, cuda_wgmma, cuda_wgmma_sdd
-from kernels.backends.cuda_kernel import Variant, arch_of, compile_cubin
-from kernels.backends.cuda_lstm_pass import Sizes, variant_of
-from kernels.backends.cuda_lstm_tiles import CTA_OVERHEAD, Device, most_registers
-from kernels.backends.cuda_nvrtc import nvrtc
-from kernels.backends.cuda_recurrence import plans_for, tiles_for
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.compiler import CompileError
+from kernels.cuda import mma, wgmma, wgmma_sdd
+from kernels.cuda.compile import nvrtc
+from kernels.cuda.device import Variant, arch_of, compile_cubin
+from kernels.cuda.lstm_pass import Sizes, variant_of
+from kernels.cuda.lstm_tiles import CTA_OVERHEAD, Device, most_registers
+from kernels.cuda.recurrence import plans_for, tiles_for
+from kernels.system.compiler import CompileError
 
 CAPABILITIES = (80, 86, 90, 100)
 MULTIPROCESSORS = {80: 108, 86: 84, 90: 132, 100: 148}
@@ -98,7 +98,7 @@ def test_the_first_variant_of_each_product_compiles(source: str) -> None:
 
 
 def every_product() -> list[Variant]:
-    return [*cuda_variants.all_variants(), *cuda_wgmma.all_variants(), *cuda_wgmma_sdd.all_variants()]
+    return [*mma.all_variants(), *wgmma.all_variants(), *wgmma_sdd.all_variants()]
 
 
 def test_a_layer_compiles() -> None:
@@ -109,11 +109,11 @@ def test_a_layer_compiles() -> None:
 
 def test_every_product_has_a_variant_on_every_gpu() -> None:
     for capability in CAPABILITIES:
-        for op in cuda_variants.OPS:
-            for element in cuda_variants.ELEMENTS:
-                for block in cuda_variants.BLOCKS:
+        for op in mma.OPS:
+            for element in mma.ELEMENTS:
+                for block in mma.BLOCKS:
                     for parts in (False, True):
-                        chosen = cuda_variants.default(op, element, block, 80, parts, SHARED_BYTES[capability])
+                        chosen = mma.default(op, element, block, 80, parts, SHARED_BYTES[capability])
                         assert chosen.variant.runs_on(capability)
 
 

@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from kernels.backends import cuda_wgmma, cuda_wgmma_sdd
-from kernels.backends.cuda_kernel import Variant, compile_cubin
-from kernels.backends.cuda_nvrtc import nvrtc
-from kernels.compiler import CompileError
+from kernels.cuda import wgmma, wgmma_sdd
+from kernels.cuda.compile import nvrtc
+from kernels.cuda.device import Variant, compile_cubin
+from kernels.system.compiler import CompileError
 
-VARIANTS = [*cuda_wgmma.all_variants(), *cuda_wgmma_sdd.all_variants()]
+VARIANTS = [*wgmma.all_variants(), *wgmma_sdd.all_variants()]
 FIRST = {(each.source, dict(each.defines)["ELEMENT"]): each for each in reversed(VARIANTS)}
 
 

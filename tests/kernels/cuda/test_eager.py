@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from kernels.backends.cuda_operators import Pattern, pattern_for
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.cuda.products import Pattern, pattern_for
 from kernels.ops import block_sparse_matmul
 from kernels.tracing import watched
 

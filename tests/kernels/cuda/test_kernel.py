@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.backends import cuda_kernel, cuda_nvrtc
-from kernels.backends.cuda_kernel import Cubin, Variant, arch_of, compile_cubin, load, resources, unavailable
-from kernels.compiler import CompileError
+from kernels.cuda import compile
+from kernels.cuda import device as cuda_kernel
+from kernels.cuda.device import Cubin, Variant, arch_of, compile_cubin, load, resources, unavailable
+from kernels.system.compiler import CompileError
 
 ARCHES = ["sm_80", "sm_86", "sm_90a", "sm_100a"]
 SOURCE = """
@@ -52,7 +53,7 @@ class Arguments(ctypes.Structure):
 
 def missing_compiler() -> str | None:
     try:
-        cuda_nvrtc.nvrtc()
+        compile.nvrtc()
     except CompileError as error:
         return str(error)
     return None
@@ -76,7 +77,7 @@ def other(variant: Variant, **changes: object) -> Variant:
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("way", cuda_nvrtc.WAYS)
+@pytest.mark.parametrize("way", compile.WAYS)
 def test_every_way_to_nvrtc_compiles_and_names_errors(way: object) -> None:
     assert callable(way)
     try:
@@ -111,13 +112,13 @@ def test_a_cubin_is_compiled_once_and_again_when_anything_changes(
     scale: Variant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled = []
-    real = cuda_nvrtc.nvrtc()
+    real = compile.nvrtc()
 
     def counted(*given: object) -> tuple[bytes, str]:
         compiled.append(given)
         return real.compile(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cuda_kernel, "nvrtc", lambda: cuda_nvrtc.Nvrtc(real.version, counted))
+    monkeypatch.setattr(cuda_kernel, "nvrtc", lambda: compile.Nvrtc(real.version, counted))
     first = compile_cubin(scale, "sm_80")
     assert compile_cubin(scale, "sm_80") == first and len(compiled) == 1
     tripled = compile_cubin(other(scale, defines=(("FACTOR", 3), ("THREADS", 128))), "sm_80")
@@ -173,10 +174,10 @@ def test_a_cubin_is_believed_only_with_its_own_facts(tmp_path: Path, capfd: pyte
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_nvrtc, "WAYS", ())
-    cuda_nvrtc.nvrtc.cache_clear()
+    monkeypatch.setattr(compile, "WAYS", ())
+    compile.nvrtc.cache_clear()
     with pytest.raises(CompileError, match="pip install cuda-bindings nvidia-cuda-nvrtc"):
-        cuda_nvrtc.nvrtc()
+        compile.nvrtc()
 
 
 def test_resources_are_those_of_the_named_kernel() -> None:

@@ -15,17 +15,18 @@ from emulator import CUDA, EmulationError
 from lstm_case import DTYPES, MATHS, PATTERNS, ROUNDOFF, Case, Layer, Load, assert_near, tolerance
 from torch import Tensor
 
-from kernels.backends import cuda_lstm_operator, cuda_nvrtc
 from kernels.backends.cuda import BACKEND
-from kernels.backends.cuda_kernel import Kernel, Variant, compile_cubin
-from kernels.backends.cuda_lstm_pass import Sizes, variant_of
-from kernels.backends.cuda_lstm_tiles import Device, Tiles
-from kernels.backends.cuda_recurrence import Kept, Recurrence, plans_for, tiles_for
-from kernels.backends.lstm_launch import block_sparse_weights
 from kernels.bsr import BSRMatrix
-from kernels.compiler import CompileError
+from kernels.cuda import compile
+from kernels.cuda import lstm as cuda_lstm
+from kernels.cuda.device import Kernel, Variant, compile_cubin
+from kernels.cuda.lstm_pass import Sizes, variant_of
+from kernels.cuda.lstm_tiles import Device, Tiles
+from kernels.cuda.recurrence import Kept, Recurrence, plans_for, tiles_for
+from kernels.lstm_launch import block_sparse_weights
 from kernels.lstm_problem import LstmProblem
 from kernels.ops import block_sparse_lstm
+from kernels.system.compiler import CompileError
 
 ELEMENTS = list(ROUNDOFF)
 TILES = {
@@ -200,13 +201,13 @@ def test_what_cannot_be_computed_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert isinstance(reason, str) and "4000 does not fit" in reason and "\n" not in reason
     with emulated_gpu(multiprocessors=2):
         assert BACKEND.unsupported(large) is None  # a launch a step does
-        monkeypatch.setattr(cuda_lstm_operator, "device_of", lambda _: Device(132, 2048, 1024))
+        monkeypatch.setattr(cuda_lstm, "device_of", lambda _: Device(132, 2048, 1024))
         assert "20 keeps more columns in a block row" in str(BACKEND.unsupported(problem))
 
 
 def missing_compiler() -> str | None:
     try:
-        cuda_nvrtc.nvrtc()
+        compile.nvrtc()
     except CompileError as error:
         return str(error)
     return None

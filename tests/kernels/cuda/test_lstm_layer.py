@@ -15,12 +15,12 @@ from torch import Tensor
 
 from bench.models import layers
 from bench.models.layers import LSTMLayer
-from kernels.backends import cuda_lstm_operator
 from kernels.backends.cuda import BACKEND
-from kernels.backends.cuda_operators import Pattern
-from kernels.backends.cuda_recurrence import Recurrence
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.cuda import lstm as cuda_lstm
+from kernels.cuda.products import Pattern
+from kernels.cuda.recurrence import Recurrence
 from kernels.lstm_problem import LstmProblem
 
 SCOPES = {"all": ("weight_ih", "weight_hh"), "weight_hh": ("weight_hh",)}
@@ -30,8 +30,8 @@ SCOPES = {"all": ("weight_ih", "weight_hh"), "weight_hh": ("weight_hh",)}
 def test_both_paths_give_the_same(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(layers.OURS, "cpu", "cuda")
     ran = []
-    forward = cuda_lstm_operator.forward
-    monkeypatch.setattr(cuda_lstm_operator, "forward", lambda *given, **more: ran.append(1) or forward(*given, **more))
+    forward = cuda_lstm.forward
+    monkeypatch.setattr(cuda_lstm, "forward", lambda *given, **more: ran.append(1) or forward(*given, **more))
     generator = torch.Generator().manual_seed(0)
     layer, widths = LSTMLayer(32, 48), {"weight_ih": 32, "weight_hh": 48}
     masks = {kind: BlockMask.random(4 * 48, widths[kind], 16, 0.5, generator) for kind in SCOPES[scope]}
@@ -57,7 +57,7 @@ def test_both_paths_give_the_same(scope: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 OURS: list[tuple[Any, str]] = [
-    *((cuda_lstm_operator, name) for name in ("forward", "backward")),
+    *((cuda_lstm, name) for name in ("forward", "backward")),
     *((Recurrence, name) for name in ("forward", "backward")),
     *((Pattern, name) for name in ("dsd", "sdd")),
 ]

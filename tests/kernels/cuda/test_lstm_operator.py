@@ -13,11 +13,13 @@ from lstm_case import DTYPES
 from lstm_work import NAMES, Results, Work, assert_close, same
 from torch import Tensor
 
-from kernels.backends import cuda_lstm_operator, cuda_rungs, native_lstm
-from kernels.backends.cuda_lstm_tiles import Device
-from kernels.backends.cuda_operators import Pattern
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.cuda import choose
+from kernels.cuda import lstm as cuda_lstm
+from kernels.cuda.lstm_tiles import Device
+from kernels.cuda.products import Pattern
+from kernels.native import lstm as native_lstm
 from kernels.ops import block_sparse_lstm, lstm_kernel, lstm_refusal
 
 ELEMENTS = [name for name in DTYPES if name != "Tf32"]
@@ -160,8 +162,8 @@ def test_the_operators_keep_torchs_rules() -> None:
     projected = torch.randn(3, 5, 4 * 48).requires_grad_()
     for inputs, other in ((x, lists[1]), (projected, [])):
         given = inputs, *biases, h0[0], c0[0], lists[0], other
-        torch.library.opcheck(cuda_lstm_operator.lstm, given, test_utils=checks)
-        states, _, _, cells, gates = cuda_lstm_operator.lstm(
+        torch.library.opcheck(cuda_lstm.lstm, given, test_utils=checks)
+        states, _, _, cells, gates = cuda_lstm.lstm(
             *(each if isinstance(each, list) else each.detach() for each in given)
         )
         kept = [states, cells, gates, c0[0], *([inputs] if other else [])]
@@ -174,7 +176,7 @@ def test_the_operators_keep_torchs_rules() -> None:
             other,
             [True, True, True, bool(other)],
         )
-        torch.library.opcheck(cuda_lstm_operator.lstm_backward, back, test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(cuda_lstm.lstm_backward, back, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_the_operators_states_begin_with_h0() -> None:
@@ -183,7 +185,7 @@ def test_the_operators_states_begin_with_h0() -> None:
     leaves = work.leaves()
     x, h0, c0, into, recurrent, *biases = leaves.values()
     lists = [recurrent, *work.recurrent.index], [into, *work.into.index]
-    states, *_ = cuda_lstm_operator.lstm(x, *biases, h0[0], c0[0], *lists)
+    states, *_ = cuda_lstm.lstm(x, *biases, h0[0], c0[0], *lists)
     assert torch.equal(states[:1], h0) and torch.equal(states[1:], work.run(leaves)[0])
     first = torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(2))
     grad = torch.autograd.grad(states, h0, torch.cat([first, work.grads[0]]))[0]
@@ -265,7 +267,7 @@ def test_a_layer_that_does_not_fit_goes_step_by_step_and_says_why(monkeypatch: p
     work = Work("Float32")
     wanted = work.computed()
     with emulated_gpu():
-        monkeypatch.setattr(cuda_lstm_operator, "device_of", lambda _: Device(132, 2048, 1024))
+        monkeypatch.setattr(cuda_lstm, "device_of", lambda _: Device(132, 2048, 1024))
         reason = lstm_refusal(work.recurrent, 5)
         assert reason is not None and "48 hidden units at batch 5 keeps more columns" in reason and "\n" not in reason
         assert lstm_kernel(work.recurrent, 5) == f"cuda products and torch gates, step by step: {reason}"
@@ -301,8 +303,8 @@ def test_nothing_waits_for_the_gpu_once_a_layer_is_prepared(monkeypatch: pytest.
 
     for name in ("tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
         monkeypatch.setattr(Tensor, name, partial(refuse, name))
-    monkeypatch.setattr(cuda_rungs, "prepare_by", partial(refuse, "prepare_by"))
-    monkeypatch.setattr(cuda_lstm_operator, "_prepare", partial(refuse, "_prepare"))
+    monkeypatch.setattr(choose, "prepare_by", partial(refuse, "prepare_by"))
+    monkeypatch.setattr(cuda_lstm, "_prepare", partial(refuse, "_prepare"))
     leaves = work.leaves()
     y, (h, c) = work.run(leaves)
     work.backward((y, h, c), leaves)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from kernels.backends.cuda import BACKEND
-from kernels.backends.cuda_kernel import unavailable
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check
+from kernels.cuda.device import unavailable
 from kernels.lstm_problem import PASSES, LstmProblem
 from kernels.ops import block_sparse_lstm, block_sparse_matmul, lstm_kernel
 

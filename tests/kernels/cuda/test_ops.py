@@ -9,9 +9,10 @@ import torch
 from emulated_gpu import emulated_gpu
 from lstm_work import Work, same
 
-from kernels.backends import cuda_lstm_operator, cuda_operators
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.cuda import lstm as cuda_lstm
+from kernels.cuda import products as cuda_products
 from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, kernel_for, sdd
 
 CPU = torch.device("cpu")
@@ -136,7 +137,7 @@ def test_raw_operands_that_do_not_fit_are_refused() -> None:
     for place, each in enumerate(given):
         short = [*given[:place], each[..., :-1].contiguous(), *given[place + 1 :]]
         with pytest.raises(ValueError, match="must be"):
-            cuda_lstm_operator.lstm(*short, *lists)
+            cuda_lstm.lstm(*short, *lists)
 
 
 @pytest.mark.parametrize("n", [0, 3])
@@ -144,7 +145,7 @@ def test_nothing_to_multiply(n: int) -> None:
     empty = BSRMatrix.from_dense(torch.zeros(16, 32), BlockMask(torch.zeros(2, 4, dtype=torch.bool), 8))
     output = block_sparse_matmul(empty, torch.randn(32, n), "cuda")
     assert torch.equal(output, torch.zeros(16, n))
-    assert cuda_operators.pattern_for(empty).sdd(torch.randn(16, n), torch.randn(32, n)).shape == (0, 8, 8)
+    assert cuda_products.pattern_for(empty).sdd(torch.randn(16, n), torch.randn(32, n)).shape == (0, 8, 8)
 
 
 @pytest.mark.parametrize("dense_input", [False, True])

@@ -9,10 +9,10 @@ import pytest
 import torch
 from products_cases import grid_of, kept_blocks
 
-from kernels.backends import cuda_lstm_plan, cuda_plan
-from kernels.backends.cuda_plan import ProductTile, SampledTile, product_plan, sampled_plan
-from kernels.backends.cuda_products import parts_for
-from kernels.backends.cuda_variants import (
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRIndex, BSRMatrix
+from kernels.cuda import lstm_plan, mma_plan
+from kernels.cuda.mma import (
     BLOCKS,
     ELEMENTS,
     OPS,
@@ -22,11 +22,11 @@ from kernels.backends.cuda_variants import (
     default,
     variants,
 )
-from kernels.blockmask import BlockMask
-from kernels.bsr import BSRIndex, BSRMatrix
+from kernels.cuda.mma_plan import ProductTile, SampledTile, product_plan, sampled_plan
+from kernels.cuda.mma_products import parts_for
 
 
-def pieces_of(plan: cuda_plan.ProductPlan, tile: ProductTile) -> list[tuple[int, int, int]]:
+def pieces_of(plan: mma_plan.ProductPlan, tile: ProductTile) -> list[tuple[int, int, int]]:
     """(row, column, place in the values) of each piece that a plan lists, read as the kernel does."""
     found, columns = [], tile.depth // tile.wide
     for first_row, first, count, _ in plan.groups.tolist():
@@ -34,7 +34,7 @@ def pieces_of(plan: cuda_plan.ProductPlan, tile: ProductTile) -> list[tuple[int,
             for word in stage[2 * columns + 1 : 2 * columns + 1 + stage[2 * columns]]:
                 place, begin = word & 255, (word & 0xFFFFFFFF) >> 8
                 assert stage[columns + place % columns] >> (place // columns) & 1
-                if begin != cuda_plan.ZEROS:
+                if begin != mma_plan.ZEROS:
                     found.append((first_row + place // columns * tile.high, stage[place % columns], begin * 16))
     return found
 
@@ -106,7 +106,7 @@ def test_jobs_are_those_of_the_loops(element: str, block: int) -> None:
 def test_steps_of_a_layer_are_those_of_the_loops(block: int, itemsize: int) -> None:
     for index in indices(4 * 9, 9):
         for name in ("forward_plan", "backward_plan"):
-            plans = [getattr(module, name)(index, block, itemsize) for module in (cuda_lstm_plan, plans_by_loops)]
+            plans = [getattr(module, name)(index, block, itemsize) for module in (lstm_plan, plans_by_loops)]
             for found, wanted in zip(*plans, strict=True):
                 if isinstance(found, int):
                     assert found == wanted
@@ -116,7 +116,7 @@ def test_steps_of_a_layer_are_those_of_the_loops(block: int, itemsize: int) -> N
 
 
 def test_too_many_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_plan, "MOST_NUMBERS", 255)
+    monkeypatch.setattr(mma_plan, "MOST_NUMBERS", 255)
     bsr = BSRMatrix.from_dense(torch.ones(16, 16), BlockMask.full(16, 16, 16))
     with pytest.raises(ValueError, match="at most 255 values"):
         product_plan(bsr.index, ProductTile(16, 32, 64, False, False))

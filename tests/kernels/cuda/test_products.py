@@ -15,10 +15,8 @@ import torch
 from emulator import EmulationError
 from products_cases import PATTERNS, Case, Loader, grid_of, kept_blocks
 
-from kernels.backends.cuda_kernel import FOLDER, Kernel, Variant
-from kernels.backends.cuda_plan import product_plan, sampled_plan
-from kernels.backends.cuda_products import ProductLaunch, SampledLaunch
-from kernels.backends.cuda_variants import (
+from kernels.cuda.device import FOLDER, Kernel, Variant
+from kernels.cuda.mma import (
     BLOCKS,
     ELEMENTS,
     OPS,
@@ -29,6 +27,8 @@ from kernels.backends.cuda_variants import (
     sampled_choice,
     variants,
 )
+from kernels.cuda.mma_plan import product_plan, sampled_plan
+from kernels.cuda.mma_products import ProductLaunch, SampledLaunch
 
 WIDTHS = (1, 7, 33, 100)
 Choice = ProductChoice | SampledChoice

@@ -13,18 +13,18 @@ from emulator import EmulationError
 from torch import Tensor
 from wgmma_cases import DTYPES, GUARD, PATTERNS, SCHEDULES, WIDTHS, grid_of, guarded, kept_blocks, plant
 
-from kernels.backends import cuda_wgmma
-from kernels.backends.cuda_kernel import Kernel, Variant
-from kernels.backends.cuda_wgmma import Product, Tile, default_tile, list_columns, tiles, unsupported, variant
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import error_bound
+from kernels.cuda import wgmma
+from kernels.cuda.device import Kernel, Variant
+from kernels.cuda.wgmma import Product, Tile, default_tile, list_columns, tiles, unsupported, variant
 
 CASES = [
     (op, element, block_size)
-    for op in cuda_wgmma.OPS
+    for op in wgmma.OPS
     for element in DTYPES
-    for block_size in cuda_wgmma.BLOCKS
+    for block_size in wgmma.BLOCKS
     if unsupported(op, element, block_size) is None
 ]
 

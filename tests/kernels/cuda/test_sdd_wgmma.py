@@ -12,10 +12,13 @@ from emulator import EmulationError
 from torch import Tensor
 from wgmma_cases import DTYPES, GUARD, PATTERNS, SCHEDULES, WIDTHS, grid_of, guarded, kept_blocks, plant
 
-from kernels.backends import cuda_wgmma_sdd
-from kernels.backends.cuda_kernel import Kernel, Variant
-from kernels.backends.cuda_wgmma import list_columns
-from kernels.backends.cuda_wgmma_sdd import (
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.check import error_bound
+from kernels.cuda import wgmma_sdd
+from kernels.cuda.device import Kernel, Variant
+from kernels.cuda.wgmma import list_columns
+from kernels.cuda.wgmma_sdd import (
     Sampled,
     SampledTile,
     cut_columns,
@@ -24,14 +27,11 @@ from kernels.backends.cuda_wgmma_sdd import (
     sampled_variant,
     unsupported,
 )
-from kernels.blockmask import BlockMask
-from kernels.bsr import BSRMatrix
-from kernels.check import error_bound
 
 CASES = [
     (element, block_size)
     for element in DTYPES
-    for block_size in cuda_wgmma_sdd.BLOCKS
+    for block_size in wgmma_sdd.BLOCKS
     if unsupported(element, block_size) is None
 ]
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from emulated_gpu import emulated_gpu
 
-from kernels.backends import cuda_rungs, tuned
 from kernels.backends.cuda import BACKEND
-from kernels.backends.cuda_rungs import Task
-from kernels.cache import say, sealed
 from kernels.check import check
+from kernels.cuda import choose, tuned
+from kernels.cuda.choose import Task
 from kernels.lstm_problem import LstmProblem
 from kernels.problem import GemmProblem, Problem
+from kernels.system.cache import say, sealed
 
 SHAPE = {"dtype": "bfloat16", "math": "ieee", "block_size": 16, "m": 64, "k": 64, "n": 33, "target_sparsity": 0.5}
 Write = Callable[[object], None]
@@ -42,7 +42,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 def entries(op: str, rung: str, element: str = "Bfloat16", capability: int = 90, **other: Any) -> list[dict[str, Any]]:
     """An entry for each choice of a rung."""
     with emulated_gpu(capability) as gpu:
-        names = [json.loads(name) for name in cuda_rungs.offered(Task(op, element, 16, 40), gpu)]
+        names = [json.loads(name) for name in choose.offered(Task(op, element, 16, 40), gpu)]
     return [{"op": op, **SHAPE, **other, "variant": name} for name in names if name["rung"] == rung]
 
 

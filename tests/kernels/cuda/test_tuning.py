@@ -7,9 +7,9 @@ import json
 import pytest
 from emulated_gpu import emulated_gpu
 
-from kernels.backends.cuda_rungs import Task
-from kernels.backends.cuda_tuning import offered, variants
 from kernels.check import check
+from kernels.cuda.choose import Task
+from kernels.cuda.tuning import offered, variants
 from kernels.problem import GemmProblem
 
 

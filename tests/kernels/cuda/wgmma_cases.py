@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels.backends.cuda_kernel import FOLDER
+from kernels.cuda.device import FOLDER
 
 DTYPES = {"Bfloat16": torch.bfloat16, "Float16": torch.float16, "Tf32": torch.float32}
 PATTERNS = ("random", "empty rows", "empty", "one block", "full row", "full")

@@ -1,0 +1,205 @@
+"""The AWD-LSTM sweeps beside the slides' table: which runs answer which of its lines, what they buy, and their order.
+
+Three sweeps at two sizes: `wikitext2_paper` (the slides' recipe and epochs), `_best` (ours), `_wide` (as many stored
+weights as dense), and `_small` versions for a CPU, which are other experiments and are never shown among the others.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from analysis.awd.lines import DENSE, FOUR, GRADUAL, PRE, Line, Row
+from analysis.load import REFERENCE, records, reference_folder
+from analysis.realised import realised
+from analysis.runs import lstm_weights, runs
+from analysis.schema import BadInputError
+from analysis.stats import Estimate, ratio_interval
+from analysis.study import main_part, read
+
+SWEEPS = ("paper", "best", "wide")
+SMALL = "_small"
+SETTING = (
+    "hidden_size", "lasso", "lasso_strength", "schedule", "criterion", "allocation", "scope", "block_size",
+    "target_sparsity", "prune_begin", "prune_end", "prune_every", "scaled_start",
+)  # fmt: skip
+
+
+class Sweep(NamedTuple):
+    """One sweep: its training table, its `cells`, and what it `realised` on the sparse path."""
+
+    train: pd.DataFrame
+    cells: pd.DataFrame
+    realised: pd.DataFrame
+
+
+class Sweeps(NamedTuple):
+    """The sweeps at one size by role ('paper', 'best', 'wide'); what was not run is not among them. notes: what is damaged."""
+
+    small: bool
+    by_role: dict[str, Sweep]
+    notes: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        """The sweeps that were run, by name."""
+        return [f"wikitext2_{role}{SMALL if self.small else ''}" for role in self.by_role]
+
+    def train(self, role: str) -> pd.DataFrame | None:
+        """The training table of one sweep; None where it was not run."""
+        return self.by_role[role].train if role in self.by_role else None
+
+
+def sweep_role(name: str) -> tuple[str, bool] | None:
+    """(role, whether small) of a sweep by its name; None for any other sweep."""
+    plain = name.removesuffix(SMALL)
+    role = plain.removeprefix("wikitext2_")
+    return (role, name != plain) if role in SWEEPS and plain != role else None
+
+
+def read_sweeps(small: bool = False, parent: Path | None = None) -> Sweeps:
+    """The sweeps that were run, of the committed ones, or the only one that BENCH_RESULTS names; parent: or in that folder.
+
+    A table that is damaged is not read, and noted: one bad file hides no other.
+    """
+    named = os.environ.get("BENCH_RESULTS") if parent is None else None
+    found, notes = {}, []
+    for role in SWEEPS:
+        name = f"wikitext2_{role}{SMALL if small else ''}"
+        folder = reference_folder() if named else (parent or REFERENCE) / name
+        if folder.resolve().name != name or not (folder / "train.parquet").is_file():
+            continue
+        try:
+            train = read(folder).train
+        except BadInputError as error:
+            notes.append(f"not read: {error}".replace(str(folder), name))
+            continue
+        if train is not None:
+            found[role] = sweep(train, role)
+    return Sweeps(small, found, notes)
+
+
+def sweep(train: pd.DataFrame, role: str) -> Sweep:
+    """What a table holds of one sweep: its largest comparable part."""
+    train = main_part(train, "train")
+    return Sweep(train, cells(train, role), realised(train))
+
+
+def cells(train: pd.DataFrame, role: str) -> pd.DataFrame:
+    """One row per training cell: `runs` of those that finished, the last row of the others; ValueError for mixed tables.
+
+    Adds finished, kept (LSTM weights at the target sparsity, over those of the dense model that the sweep is about) and
+    width (hidden size over that model's). That model is the widest one of the sweep, of 'wide' the narrowest.
+    """
+    final = runs(train)
+    others = train[~train["cell_id"].isin(final["cell_id"])].drop_duplicates("cell_id", keep="last")
+    found = pd.DataFrame([*records(final.assign(finished=True)), *records(others.assign(finished=False))])
+    base = found["hidden_size"].min() if role == "wide" else found["hidden_size"].max()
+    weights = [
+        lstm_weights(row, row["target_sparsity"]) / lstm_weights(row | {"hidden_size": base}, 0.0)
+        for row in records(found)
+    ]
+    scaled = found.get("scaled_start", False)  # older tables have no such choice
+    return found.assign(kept=weights, width=found["hidden_size"] / base, scaled_start=scaled)
+
+
+class Answer(NamedTuple):
+    """The runs of one setting that answer a line, one a seed, and how many of that setting did not finish, with their statuses."""
+
+    runs: pd.DataFrame
+    failed: list[str]
+
+    @property
+    def setting(self) -> Row:
+        return records(self.runs)[0]
+
+
+def answer(found: pd.DataFrame, line: Line, blocks: tuple[int, ...] = ()) -> Answer:
+    """The setting of `cells` that answers a line; among several, of those with the most seeds the one with the best validation.
+
+    The test perplexity has no say in it. blocks: only these block sizes. A seed counts once: see `one_path`.
+    """
+    mine = found[[line.test(row) and (not blocks or row["block_size"] in blocks) for row in records(found)]]
+    mine = one_path(mine)
+    done = mine[mine["finished"].astype(bool)]
+    if done.empty:
+        return Answer(done, mine["status"].tolist())
+    groups = [part.drop_duplicates("seed").sort_values("seed") for _, part in done.groupby([*SETTING], sort=False)]
+    best = min(groups, key=lambda part: (-len(part), part["val_ppl"].mean()))
+    return Answer(best, mine.loc[_alike(mine, best) & ~mine["finished"].astype(bool), "status"].tolist())
+
+
+def one_path(found: pd.DataFrame) -> pd.DataFrame:
+    """`cells` without those on the sparse path whose setting has finished masked runs: both compute the same up to rounding."""
+    masked = found["path"] == "dense"
+    done = masked & found["finished"].astype(bool)
+    has_masked = done.groupby([found[name] for name in SETTING], dropna=False).transform("any")
+    return found[masked | ~has_masked.astype(bool)]
+
+
+def _alike(found: pd.DataFrame, runs_of_one: pd.DataFrame) -> pd.Series:
+    """Which cells have the setting of some runs, whatever their seed and path."""
+    return (found[[*SETTING]] == runs_of_one[[*SETTING]].iloc[0]).all(axis=1)
+
+
+def sparse_runs(found: Sweep, chosen: Answer) -> pd.DataFrame:
+    """`realised` of the runs with the setting of an answer that trained on the sparse path; empty where none did."""
+    if chosen.runs.empty:
+        return found.realised.iloc[:0]
+    same = found.cells.loc[_alike(found.cells, chosen.runs), "cell_id"]
+    return found.realised[found.realised["cell_id"].isin(same)]
+
+
+def paired_ratio(worse: pd.DataFrame, better: pd.DataFrame) -> Estimate:
+    """Test perplexity of `worse` over that of `better`, paired by seed: geometric mean and 95 % t-interval over the seeds."""
+    pairs = worse.merge(better, on="seed", suffixes=("_worse", "_better"))
+    return ratio_interval((pairs["test_ppl_worse"] / pairs["test_ppl_better"]).tolist())
+
+
+class Pair(NamedTuple):
+    """Two neighbouring lines of the slides' table at one block size, the paired ratio worse / better, and what it says."""
+
+    better: Line
+    worse: Line
+    block_size: int
+    ratio: Estimate
+    failed: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """'reproduced' or 'refuted' where the whole interval says so, 'undecided' where it holds 1 or there is none.
+
+        Without a pair of seeds: 'failed' where runs of either did not finish, else 'not run'.
+        """
+        if self.ratio.n == 0:
+            return "failed" if self.failed else "not run"
+        return "reproduced" if self.ratio.low > 1.0 else "refuted" if self.ratio.high < 1.0 else "undecided"
+
+
+def order(found: Sweep | None) -> list[Pair]:
+    """The neighbours in the slides' order, same recipe and epochs, at every block size that a pruned line has.
+
+    Dense runs have no block size and stand beside each. found: the sweep 'paper'; None where it was not run.
+    """
+    if found is None:
+        return []
+    sizes = sorted({row["block_size"] for row in records(found.cells) if GRADUAL.test(row) or PRE.test(row)})
+    pairs = []
+    for size in sizes:
+        answers = [(line, answer(found.cells, line, () if line is DENSE else (size,))) for line in FOUR]
+        for (better, one), (worse, other) in pairwise(answers):
+            ratio = paired_ratio(other.runs, one.runs)
+            pairs.append(Pair(better, worse, int(size), ratio, bool(one.failed or other.failed)))
+    return pairs
+
+
+def four_lines(found: Sweep | None) -> pd.DataFrame | None:
+    """The rows of the slides' four lines, `one_path` of each, without the sweep's other sizes; None where it was not run."""
+    if found is None:
+        return None
+    kept = [row["cell_id"] for row in records(one_path(found.cells)) if any(line.test(row) for line in FOUR)]
+    return found.train[found.train["cell_id"].isin(kept)]

@@ -1,0 +1,143 @@
+"""The figures that the AWD-LSTM sweeps were meant to reach, and whether they did; perplexities are judged by their intervals.
+
+The goals are about the full size. The small version can answer two of the questions for itself, as another experiment.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.awd.answers import Answer, Sweeps, answer, order, paired_ratio
+from analysis.awd.lines import BEST, DENSE, WIDE, Line
+from analysis.stats import Estimate, change, mean_interval, median_interval, words
+
+SEEDS = 3
+BLOCKS = (16, 32)
+TABLE = ("what", "where", "reach", "measured", "verdict")
+ANY_WIDE = Line("wider", lambda row: any(line.test(row) for line in WIDE), best="wide")
+GPU = "H200"
+
+Judged = tuple[str, str]  # what was measured, and the verdict
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One figure to reach. small: whether the small version answers it too, for itself."""
+
+    what: str
+    where: str
+    reach: str
+    judge: Callable[[Sweeps], Judged]
+    small: bool = False
+
+
+def verdict(found: Estimate, reach: float, seeds: int = SEEDS, failed: bool = False) -> str:
+    """Of a value that should be at most `reach`: 'reached', 'missed', 'undecided', 'incomplete' (too few seeds), 'failed', 'not run'.
+
+    Missed when the whole interval lies above it, undecided when the interval holds it.
+    """
+    if found.n == 0:
+        return "failed" if failed else "not run"
+    low, high = (found.value if math.isnan(bound) else bound for bound in (found.low, found.high))
+    if low > reach:
+        return "missed"
+    if high > reach:
+        return "undecided"
+    return "reached" if found.n >= seeds else "incomplete"
+
+
+def _answer(sweeps: Sweeps, role: str, line: Line, blocks: tuple[int, ...] = ()) -> Answer:
+    found = sweeps.by_role.get(role)
+    return Answer(pd.DataFrame(), []) if found is None else answer(found.cells, line, blocks)
+
+
+def _at_most(role: str, line: Line, reach: float, blocks: tuple[int, ...] = ()) -> Callable[[Sweeps], Judged]:
+    """Test perplexity of a line of one sweep."""
+
+    def judge(sweeps: Sweeps) -> Judged:
+        one = _answer(sweeps, role, line, blocks)
+        found = mean_interval([] if one.runs.empty else one.runs["test_ppl"].tolist())
+        return words(found), verdict(found, reach, failed=bool(one.failed))
+
+    return judge
+
+
+def _wider(sweeps: Sweeps) -> Judged:
+    """The wide network with the best validation perplexity against the narrow dense one of the same seeds."""
+    wide, dense = _answer(sweeps, "wide", ANY_WIDE), _answer(sweeps, "wide", DENSE)
+    nothing = wide.runs.empty or dense.runs.empty
+    ratio = Estimate(math.nan, math.nan, math.nan, 0) if nothing else paired_ratio(wide.runs, dense.runs)
+    return change(ratio), verdict(ratio, 1.0, failed=bool(wide.failed or dense.failed))
+
+
+def _in_order(sweeps: Sweeps) -> Judged:
+    """Every neighbouring pair at every block size: refuted by one that stands the other way round, reproduced by all."""
+    pairs = [pair for pair in order(sweeps.by_role.get("paper")) if pair.verdict != "not run"]
+    if not pairs:
+        return "–", "not run"
+    said = [pair.verdict for pair in pairs]
+    counts = ", ".join(f"{said.count(one)} {one}" for one in dict.fromkeys(said))
+    for one in ("refuted", "failed", "undecided"):
+        if one in said:
+            return f"{len(pairs)} pairs: {counts}", one
+    return f"{len(pairs)} pairs: {counts}", "reproduced"
+
+
+def _epoch(reach: float) -> Callable[[Sweeps], Judged]:
+    """Median seconds of training one epoch, over every epoch of the dense runs that ran alone on the GPU the goal names."""
+
+    def judge(sweeps: Sweeps) -> Judged:
+        found = sweeps.by_role.get("best")
+        dense = _answer(sweeps, "best", DENSE).runs
+        if found is None or dense.empty:
+            return "–", "not run"
+        rows = found.train[found.train["cell_id"].isin(dense["cell_id"]) & (found.train["epoch"] >= 1)]
+        rows = rows[rows["device_name"].str.contains(GPU) & (rows["workers"] == 1)]
+        seconds = median_interval(rows["train_seconds"].astype(float).tolist())
+        return words(seconds) if seconds.n else "–", verdict(seconds, reach, seeds=1)
+
+    return judge
+
+
+CHOSEN = Line("pruned", lambda row: BEST.test(row) and row["scope"] == "all", best="best")
+GOALS = (
+    Goal("dense AWD-LSTM, 90 epochs, test perplexity", "wikitext2_best", "≤ 66.5", _at_most("best", DENSE, 66.5)),
+    Goal(
+        "block 16 or 32, ρ 0.8 on every LSTM matrix, 90 epochs, test perplexity",
+        "wikitext2_best",
+        "≤ 72",
+        _at_most("best", CHOSEN, 72.0, BLOCKS),
+    ),
+    Goal("wider, as many stored weights, test perplexity against dense", "wikitext2_wide", "below dense", _wider, True),
+    Goal("order of the slides' four rows, same epochs", "wikitext2_paper", "reproduced or refuted", _in_order, True),
+    Goal(f"one dense epoch on an {GPU}, seconds", "wikitext2_best", "≤ 6", _epoch(6.0)),
+)
+
+
+def goals_table(full: Sweeps, small: Sweeps) -> pd.DataFrame:
+    """Every goal with what was measured and the verdict, as text; then what the small version says of its own."""
+    rows = [(goal.what, goal.where, goal.reach, *goal.judge(full)) for goal in GOALS]
+    rows += [
+        (goal.what, f"{goal.where}_small, another experiment", goal.reach, *goal.judge(small))
+        for goal in GOALS
+        if goal.small
+    ]
+    return pd.DataFrame(rows, columns=list(TABLE))
+
+
+def statements(sweeps: Sweeps) -> list[str]:
+    """The order as sentences, one for each block size that has pairs: which stand as on the slides, which do not."""
+    pairs = [pair for pair in order(sweeps.by_role.get("paper")) if pair.ratio.n]
+    lines = []
+    for size in dict.fromkeys(pair.block_size for pair in pairs):
+        said = [
+            f"{pair.worse.name} against {pair.better.name} {change(pair.ratio)}: {pair.verdict}"
+            for pair in pairs
+            if pair.block_size == size
+        ]
+        lines.append(f"Order of the slides' rows at block {size}: {'; '.join(said)}.")
+    return lines

@@ -1,0 +1,150 @@
+"""Panels that several figures share: measured speedup against sparsity, its legend, and what was not measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis import compare, theory
+from analysis.figures import style
+from analysis.load import records
+from analysis.runs import failed_runs
+
+MAX_COLS = 3
+
+
+class Limits(NamedTuple):
+    """What the axes of a speedup panel show: sparsities, and speedups."""
+
+    sparsities: tuple[float, float]
+    speedups: tuple[float, float]
+
+
+def panels(count: int, height: float, columns: int = MAX_COLS, **options: bool) -> tuple[Figure, list[Axes]]:
+    """`count` panels in rows of at most `columns`, each `height` inches high; the unused ones are removed."""
+    cols = max(1, min(count, columns))
+    rows = max(1, -(-count // cols))
+    drawn, axes = style.figure(height * rows + 0.5, rows, cols, **options)
+    flat = [ax for row in axes for ax in row]
+    for ax in flat[max(count, 1) :]:
+        ax.remove()
+    return drawn, flat[: max(count, 1)]
+
+
+def not_measured(frame: pd.DataFrame, name: str) -> list[str]:
+    """One line per backend, status and reason of the cells without a time."""
+    groups = records(compare.failure_groups(frame, name))
+    lines = [f"{row[name]}: {row['status']} ({row['cells']} cells): {row['reason']}" for row in groups]
+    return ["Not measured:", *lines] if lines else []
+
+
+def nothing_kept(points: pd.DataFrame) -> list[str]:
+    """One line that names the points of `compare` without a kept block, which stand beside no theory; none without one."""
+    empty = compare.nothing_kept(points)
+    named = dict.fromkeys(
+        f"{row['backend']}, block {row['block_size']}, target {row['target_sparsity']:g}" for row in records(empty)
+    )
+    words = "No block is kept, so 1/(1−ρ) has no bound and there is no efficiency"
+    return [f"{words}: {'; '.join(named)}."] if named else []
+
+
+def noisy_points(points: pd.DataFrame) -> list[str]:
+    """One line that counts the noisy points of a figure which does not draw them apart; none where all are quiet."""
+    noisy = int(points["noisy"].astype(bool).sum())
+    return [f"{noisy} of the {len(points)} points are noisy."] if noisy else []
+
+
+def no_bound(what: str, found: pd.DataFrame) -> list[str]:
+    """One line for the margin that says `what` of settings of training runs which keep no block; none without one."""
+    named = dict.fromkeys(
+        f"{row['variant']}, block {row['block_size']}, target {row['target_sparsity']:g}" for row in records(found)
+    )
+    return [f"{what}: {'; '.join(named)}."] if named else []
+
+
+def not_finished(train: pd.DataFrame | None) -> list[str]:
+    """One line per status and reason of the training runs that did not finish."""
+    if train is None or train.empty:
+        return []
+    return [f"Not finished: {row['runs']} × {row['status']}: {row['reason']}" for row in records(failed_runs(train))]
+
+
+def nothing_finished(title: str, train: pd.DataFrame | None) -> Figure:
+    """The figure of a training table that is not there or in which no run finished, with why."""
+    drawn = style.empty_figure(title, "no training run has finished" + (": not run" if train is None else ""))
+    style.margin(drawn, not_finished(train))
+    return drawn
+
+
+def nothing_measured(ax: Axes, what: str, measured: pd.DataFrame) -> None:
+    """A panel that says that no `what` was measured, or none that keeps a block."""
+    words = f"no {what} was measured" + ("" if measured.empty else " that keeps a block")
+    ax.text(0.5, 0.5, words, ha="center", transform=ax.transAxes)
+    ax.axis("off")
+
+
+def limits(points: pd.DataFrame) -> Limits:
+    """Axis limits that hold every point of several panels, its interval and its prediction."""
+    low = min(0.5, points[["low", "measured_speedup"]].min().min()) / 1.15
+    highest = points[["high", "measured_speedup", "predicted_speedup"]].replace(math.inf, 0.0).max().max()
+    high = max(2.0, highest) * 1.15
+    span = (points["sparsity"].min() - 0.04, points["sparsity"].max() + 0.04)
+    return Limits(span, (low, high))
+
+
+def speedup_panel(
+    ax: Axes, points: pd.DataFrame, shown: Limits, title: str, promise: Callable[[float], float] = theory.speedup
+) -> None:
+    """Measured speedup against sparsity, a line per block size, `promise` dashed, the break-even marked and written out."""
+    span, bounds = shown
+    style.speedup_axis(ax.yaxis, *bounds)
+    ax.set_xlim(*span)
+    rhos = np.linspace(max(span[0], 0.0), min(span[1], 0.999), 200)
+    ax.plot(rhos, [promise(rho) for rho in rhos], "--", color="black", linewidth=1.2, zorder=2)
+    crossings = []
+    for block_size, line in points.groupby("block_size", sort=True):
+        colour = style.block_colour(block_size)
+        line = line.sort_values("sparsity")
+        spread = [
+            (line["measured_speedup"] - line["low"]).clip(lower=0),  # rounding can put a mean past its bound
+            (line["high"] - line["measured_speedup"]).clip(lower=0),
+        ]
+        ax.errorbar(line["sparsity"], line["measured_speedup"], yerr=spread, color=colour, capsize=2, zorder=3)
+        for noisy, part in line.groupby("noisy"):
+            face = "white" if noisy else colour
+            ax.plot(part["sparsity"], part["measured_speedup"], style.block_marker(block_size), color=colour,
+                    markerfacecolor=face, zorder=4)  # fmt: skip
+        found = theory.breakeven(line["sparsity"].tolist(), line["measured_speedup"].tolist())
+        crossings.append(f"{block_size}: {found}")
+        if found.sparsity is not None:
+            ax.plot(found.sparsity, 1.0, "*", color=colour, markersize=12, markeredgecolor="white", zorder=5)
+    lines = ["break-even ρ by block size", *_wrapped(crossings)]
+    ax.set_title(title, fontweight="bold", pad=9 + 10.5 * len(lines))
+    ax.text(
+        0.5, 1.01, "\n".join(lines), transform=ax.transAxes, ha="center", va="bottom", fontsize=8.5, color=style.GREY
+    )
+    ax.set_xlabel("sparsity ρ (share of empty blocks)")
+
+
+def _wrapped(parts: list[str], limit: int = 3) -> list[str]:
+    """'a · b · c' in lines of at most `limit` parts, as even as they can be."""
+    lines = max(1, -(-len(parts) // limit))
+    each = max(1, -(-len(parts) // lines))
+    return [" · ".join(parts[at : at + each]) for at in range(0, len(parts), each)]
+
+
+def block_legend(drawn: Figure, points: pd.DataFrame, promise: str = "theory 1/(1−ρ)") -> None:
+    """The block sizes of `points` with their colours and markers, theory, break-even, and noisy points where there are any."""
+    handles = [
+        *style.block_entries(points["block_size"]),
+        style.entry(promise, "black", linestyle="--", linewidth=1.2),
+        style.entry("break-even", marker="*", markersize=10),
+        *([style.entry("noisy", marker="o", markerfacecolor="white")] if points["noisy"].any() else []),
+    ]
+    drawn.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))

@@ -1,0 +1,148 @@
+"""Clocks for launches, and what empties the caches between them.
+
+On a GPU times are those between two CUDA events on torch's current stream. Launches shorter than GRAPH_BELOW_MS are
+replayed from a CUDA graph, both sides alike: else the processor would be timed, which takes as long to launch them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from kernels.captured import Graph, Replayed, graph_of
+from kernels.problem import Launch
+
+FALLBACK_CACHE_BYTES = 64 * 2**20
+GRAPH_BELOW_MS = 0.02
+TRIALS = 5  # launches timed to choose the timer
+LEAD_CYCLES = (
+    60_000  # about 30 us in which the processor runs ahead of the GPU, so that it waits for nothing once timed
+)
+HOST_LAUNCHES = 20
+
+
+class Timer(Protocol):
+    """A clock for launches of one device."""
+
+    name: str
+
+    def time(self, launch: Launch, launches: int) -> float:
+        """Milliseconds of one launch, from `launches` timed together."""
+        ...
+
+
+class WallTimer:
+    """The processor's monotonic clock; launches on a GPU are waited for, so their latency is in the time."""
+
+    def __init__(self, device: str) -> None:
+        self.wait: Callable[[], None] | None = torch.cuda.synchronize if device == "cuda" else None
+        self.name = "perf_counter_ns, synchronised" if self.wait else "perf_counter_ns"
+
+    def time(self, launch: Launch, launches: int) -> float:
+        if self.wait:
+            self.wait()
+        begin = time.perf_counter_ns()
+        for _ in range(launches):
+            launch()
+        if self.wait:
+            self.wait()
+        return (time.perf_counter_ns() - begin) / launches / 1e6
+
+
+class EventTimer:
+    """CUDA events before and after the launches. refusal: why they are not replayed from a graph though they are short."""
+
+    def __init__(self, refusal: str = "") -> None:
+        self.name = "CUDA events" + (f" ({refusal})" if refusal else "")
+
+    def time(self, launch: Launch, launches: int) -> float:
+        def work() -> None:
+            for _ in range(launches):
+                launch()
+
+        return _between_events(work) / launches
+
+
+class GraphTimer:
+    """CUDA events before and after one replay of a graph that holds all launches of a sample."""
+
+    name = "CUDA events, graph replay"
+
+    def __init__(self) -> None:
+        self.graphs: dict[tuple[int, int], tuple[Launch, Graph]] = {}  # the launch too, so that no other gets its id
+
+    def time(self, launch: Launch, launches: int) -> float:
+        key = id(launch), launches
+        if key not in self.graphs:
+            self.graphs[key] = launch, graph_of(launch, launches)
+        return _between_events(self.graphs[key][1].replay) / launches
+
+
+def _between_events(work: Callable[[], None]) -> float:
+    """Milliseconds on the GPU."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(LEAD_CYCLES)  # type: ignore[no-untyped-call]
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end))
+
+
+def timer_for(device: str, sides: Sequence[Launch]) -> tuple[Timer, list[Replayed]]:
+    """The clock for launches that are compared, and those whose replay is to be checked before it is timed."""
+    if device != "cuda":
+        return WallTimer(device), []
+    events = EventTimer()
+    if min(events.time(launch, 1) for launch in sides for _ in range(TRIALS)) >= GRAPH_BELOW_MS:
+        return events, []
+    replayed: list[Replayed] = []
+    for launch in sides:
+        try:
+            replayed.append(Replayed(launch))
+        except RuntimeError:  # in torch's words, of several lines; which side it was says enough
+            torch.cuda.synchronize()
+            return EventTimer(f"{launch.kernel} cannot be captured as a graph"), []
+    return GraphTimer(), replayed
+
+
+def host_ms(device: str, launch: Launch) -> float | None:
+    """Milliseconds the processor spends on one launch on a GPU, not waiting for it; None on a CPU."""
+    if device != "cuda":
+        return None
+    launch()
+    torch.cuda.synchronize()
+    begin = time.perf_counter_ns()
+    for _ in range(HOST_LAUNCHES):
+        launch()
+    taken = (time.perf_counter_ns() - begin) / HOST_LAUNCHES / 1e6
+    torch.cuda.synchronize()
+    return taken
+
+
+class Evictor:
+    """Pushes operands out of the caches by writing a buffer twice as large as the last-level cache."""
+
+    def __init__(self, device: str) -> None:
+        size = torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else last_level_cache_bytes()
+        self.buffer = torch.zeros(2 * size // 4, dtype=torch.float32, device=device)
+
+    def __call__(self) -> None:
+        self.buffer.add_(1.0)
+
+
+def last_level_cache_bytes() -> int:
+    """Size of the largest cache the system names; 64 MiB where it names none."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            text = path.read_text().strip()
+        except OSError:  # some sandboxes list what they do not show
+            continue
+        if text.endswith("K") and text[:-1].isdigit():
+            sizes.append(int(text[:-1]) * 1024)
+    return max(sizes, default=FALLBACK_CACHE_BYTES)

@@ -1,0 +1,125 @@
+"""Where and with what a row was made: the provenance columns. No host names, no user names, no paths.
+
+torch is imported inside the functions: a run that has nothing to do should end at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = (".py", ".c", ".cpp", ".h", ".hpp", ".cu", ".cuh")
+
+
+@cache
+def facts(device: str) -> dict[str, Any]:
+    """The columns that are the same for every cell of a run on `device` ('cpu' or 'cuda')."""
+    import torch
+
+    on_gpu = device == "cuda" and torch.cuda.is_available()
+    commit, dirty = revision()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "source_hash": source_hash(),
+        "device_name": torch.cuda.get_device_name() if on_gpu else processor(),
+        "cores": os.cpu_count(),
+        "os": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
+        "driver": gpu_driver() if on_gpu else "",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "blas": blas(torch.__config__.show()),
+    }
+
+
+def revision() -> tuple[str, bool | None]:
+    """(commit, dirty) of the checkout the suite runs from; ('', None) where there is none."""
+    top = (_git("rev-parse", "--show-toplevel", "HEAD") or "").splitlines()
+    if len(top) != 2 or Path(top[0]).resolve() != ROOT:
+        return "", None
+    changes = _git("status", "--porcelain", "--untracked-files=normal")
+    return top[1], None if changes is None else bool(changes)
+
+
+@cache
+def source_hash(*tops: str) -> str:
+    """sha256 over the names and contents of the sources of folders (kernels/ and bench/ by default), 16 hex digits."""
+    digest = hashlib.sha256()
+    paths = [path for top in tops or ("kernels", "bench") for path in (ROOT / top).rglob("*") if _is_source(path)]
+    for path in sorted(paths):
+        name = os.fsencode(path.relative_to(ROOT).as_posix())
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:  # removed since it was listed
+            continue
+        except OSError:  # it is there, but not for this user
+            digest.update(name + b"\0unreadable\0")
+            continue
+        digest.update(b"%s\0%d\0%s" % (name, len(content), content))
+    return digest.hexdigest()[:16]
+
+
+def _is_source(path: Path) -> bool:
+    """Whether a path is a source: no folder, no link to nothing, and not hidden, as the lock files of editors are."""
+    try:
+        return path.suffix in SOURCES and not path.name.startswith(".") and path.is_file()
+    except OSError:
+        return False
+
+
+def processor() -> str:
+    """The processor's model, as its maker calls it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8", "replace"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use, at least 1."""
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return max(1, min(cores, allowed))
+
+
+def blas(build: str) -> str:
+    """The BLAS named in torch's description of its build, e.g. 'mkl 2024.2'."""
+    name = re.search(r"BLAS_INFO=(\w+)", build)
+    version = re.search(r"Math Kernel Library Version ([\d.]+)", build)
+    if name is None:
+        return "unknown"
+    return f"{name[1]} {version[1]}" if version and name[1] == "mkl" else name[1]
+
+
+def gpu_driver() -> str:
+    """The GPU driver's version, or nothing where nvidia-smi is not there to ask."""
+    answer = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or ""
+    return (answer.splitlines() or [""])[0]
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the checkout at ROOT, whatever repository the environment names and whoever owns the folder."""
+    settings = ("-c", f"safe.directory={ROOT}", "-c", "core.fsmonitor=false")
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name == "GIT_EXEC_PATH"
+    }
+    return _output("git", "--no-optional-locks", *settings, "-C", str(ROOT), *arguments, environment=environment)
+
+
+def _output(*command: str, environment: dict[str, str] | None = None) -> str | None:
+    """What a command prints, or None where it cannot be run or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True, env=environment)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return os.fsdecode(done.stdout).strip()

@@ -1,0 +1,84 @@
+"""What a training cell needs of its text, and where it is exported to: known before its first step, so that nothing is trained to be thrown away."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.cells import Cell, TrainCell
+from bench.data.corpus import EVAL_BATCH, Sizes, known_sizes
+from bench.measuring.memory import time_steps
+from bench.storing.parquet import require_pair
+
+
+def text_fault(cell: TrainCell, sizes: Sizes) -> str | None:
+    """One line naming the field where a part of the text is too short for the streams it is cut into, or None.
+
+    The field is that of the streams, where fewer of them would do, else that of the tokens, where more of them are there.
+    """
+    parts = (
+        ("training", sizes.train, "train_tokens", "batch_size"),
+        ("validation", sizes.valid, "eval_tokens", None),
+        ("test", sizes.test, "eval_tokens", None),
+        ("test", sizes.test, "eval_tokens", "test_batch_size"),
+    )
+    for part, tokens, cut_by, cut_into in parts:
+        limit: int = getattr(cell, cut_by)
+        streams: int = EVAL_BATCH if cut_into is None else getattr(cell, cut_into)
+        if time_steps(tokens, limit, streams) < 1:
+            used = min(tokens, limit or tokens)
+            if cut_into is not None and used >= 2:
+                field, accepted = cut_into, f"up to {used // 2} streams"
+            elif tokens >= 2 * streams:
+                field, accepted = cut_by, f"{2 * streams} tokens or more, or 0 for all"
+            else:
+                field, accepted = "dataset", f"one with {2 * streams} tokens or more in each text"
+            return (
+                f"{field}: {streams} streams need {2 * streams} tokens of the {part} text, which has {used} here "
+                f"(dataset {cell.dataset}, {cut_by} {limit}); accepted: {accepted}"
+            )
+    return None
+
+
+def require_text(cell: TrainCell, sizes: Sizes) -> None:
+    """ValueError where a part of the text is too short."""
+    if fault := text_fault(cell, sizes):
+        raise ValueError(fault)
+
+
+def text_notes(cell: TrainCell, sizes: Sizes) -> Iterator[str]:
+    """Settings that ask for more than the text has: such a cell runs, on what there is."""
+    if cell.train_tokens > sizes.train:
+        yield f"train_tokens: the training text has {sizes.train} tokens, not {cell.train_tokens}: all are read in each epoch"
+    evaluated = max(sizes.valid, sizes.test)
+    if cell.eval_tokens > evaluated:
+        yield f"eval_tokens: no text to evaluate has more than {evaluated} tokens, asked for are {cell.eval_tokens}: all are used"
+    steps = time_steps(sizes.train, cell.train_tokens, cell.batch_size)
+    if cell.bptt > steps:
+        yield f"bptt: {cell.batch_size} training streams have {steps} time steps, fewer than {cell.bptt}: one window an epoch"
+
+
+def lines(cells: Sequence[Cell]) -> list[str]:
+    """What a plan says of texts, where their sizes are known without reading them: a line for each fault and each note."""
+    found: Counter[str] = Counter()
+    for cell in cells:
+        if isinstance(cell, TrainCell) and (sizes := known_sizes(cell.dataset)):
+            fault = text_fault(cell, sizes)
+            found.update(
+                [f"warning: will fail: {fault}"] if fault else [f"note: {each}" for each in text_notes(cell, sizes)]
+            )
+    return [f"{line} ({count} cell{'s' if count > 1 else ''})" for line, count in found.items()]
+
+
+def require_writable(export: Path) -> None:
+    """ValueError, one line, where no file can be written to `export`."""
+    try:
+        require_pair(export)
+        with tempfile.TemporaryFile(dir=export.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"export: {export}: {error.strerror or error}; accepted: a file in a folder that can be written"
+        ) from None

@@ -1,0 +1,251 @@
+"""Which of our CUDA kernels computes a product, prepared for a pattern and a number of tokens.
+
+The rungs: wgmma on Hopper from WIDE tokens on (fewer leave its wide tiles half empty), mma.sync everywhere else, FFMA for
+exact float32; where a tuned table knows a like product, what it says. Operands lie token by token: x [n, k], out [n, m],
+grad [n, m].
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.cuda import device as cuda_kernel
+from kernels.cuda import mma, tuned, wgmma, wgmma_sdd
+from kernels.cuda.device import Kernel, Variant, arch_of
+from kernels.cuda.mma import BLOCKS, ProductChoice, SampledChoice, is_exact
+from kernels.cuda.mma_plan import MOST_NUMBERS, ProductPlan, SampledPlan, product_plan, sampled_plan
+from kernels.cuda.mma_products import ProductLaunch, SampledLaunch, parts_for
+from kernels.index import BSRIndex
+from kernels.operands import contiguous
+
+WIDE = 128
+MOST_LINES = 2**31 - 2**16  # rows, columns and tokens are ints, to which a kernel adds its tile's
+MOST_DIVIDED = 2**31 - 2**12  # so are the numbers of an output whose parts are added
+ELEMENTS = {torch.float32: "Float32", torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
+SETTINGS = {  # of a problem: dtype and math
+    "Float32": ("float32", "ieee"),
+    "Tf32": ("float32", "tf32"),
+    "Bfloat16": ("bfloat16", "ieee"),
+    "Float16": ("float16", "ieee"),
+}
+NAMED = ("ROWS", "COLS", "TOKENS", "DEPTH", "STAGES", "WARPS_ROWS", "WARPS_TOKENS", "WARPS_DEPTH", "UNITS", "CTAS")
+
+
+class Gpu(NamedTuple):
+    """What kernels are chosen by; shared_bytes: the most of one CTA; load: makes kernels of variants."""
+
+    capability: int  # 90 for 9.0
+    multiprocessors: int
+    shared_bytes: int
+    load: Callable[[Variant], Kernel]
+
+
+@functools.cache
+def gpu(device: torch.device) -> Gpu | str:
+    """The GPU `device`, or why our kernels cannot run there. Tests put an emulated one in its place."""
+    reason = "cuda runs on a GPU only" if device.type != "cuda" else cuda_kernel.unavailable()
+    if reason is not None:
+        return reason
+    found = torch.cuda.get_device_properties(device)
+    capability = 10 * found.major + found.minor
+    shared_bytes = found.shared_memory_per_multiprocessor - 1024  # which the driver takes of each CTA
+    load = functools.partial(cuda_kernel.load, device=device.index)
+    return Gpu(capability, found.multi_processor_count, shared_bytes, load)
+
+
+def the_gpu(device: torch.device) -> Gpu:
+    """`gpu`, where it is known to be one."""
+    found = gpu(device)
+    assert not isinstance(found, str), found
+    return found
+
+
+def unsupported(dtype: torch.dtype, block_size: int, nnzb: int, device: torch.device) -> str | None:
+    """Why our CUDA kernels cannot multiply such a matrix, or None."""
+    found = gpu(device)
+    if isinstance(found, str):
+        return found
+    if dtype not in ELEMENTS:
+        wanted = ", ".join(str(each).removeprefix("torch.") for each in ELEMENTS)
+        return f"cuda has no {str(dtype).removeprefix('torch.')} kernel, only {wanted}"
+    if block_size not in BLOCKS:
+        return f"cuda has kernels for blocks of {', '.join(map(str, BLOCKS))}, not {block_size}"
+    if nnzb * block_size**2 > MOST_NUMBERS:
+        return f"cuda multiplies matrices of at most {MOST_NUMBERS} kept values"
+    return None
+
+
+def element_of(dtype: torch.dtype, tf32: bool) -> str:
+    """The element type of the kernels, as cuda/device.h calls it."""
+    return "Tf32" if tf32 and dtype == torch.float32 else ELEMENTS[dtype]
+
+
+class Task(NamedTuple):
+    """A product of a pattern: op, element, side of a block, and tokens."""
+
+    op: str
+    element: str
+    block_size: int
+    n: int
+
+
+class Prepared(NamedTuple):
+    """run(values, x, out) of dsd and dsd_t, run(grad, x, blocks) of sdd: all contiguous, at multiples of 16 bytes.
+
+    It reads addresses only, so that each may be given as its transposed view.
+    """
+
+    run: Callable[[Tensor, Tensor, Tensor], None]
+    kernel: str  # 'cuda mma.sync sm_90a Bfloat16 rows=128 tokens=256 depth=64 stages=4', then perhaps ', tuned'
+    index_bytes: int
+
+
+WideTile = wgmma.Tile | wgmma_sdd.SampledTile
+Choice = ProductChoice | SampledChoice | WideTile
+
+
+def has_wide(task: Task, gpu: Gpu) -> bool:
+    """Whether there is a kernel by wgmma."""
+    if task.op == "sdd":
+        reason = wgmma_sdd.unsupported(task.element, task.block_size)
+    else:
+        reason = wgmma.unsupported(task.op, task.element, task.block_size)
+    return gpu.capability == cuda_kernel.HOPPER and reason is None
+
+
+def named(choice: Choice) -> dict[str, Any]:
+    """Rung and tile of a choice by name, as a tuned table has them."""
+    if isinstance(choice, WideTile):
+        return {"rung": "wgmma", **asdict(choice)}
+    defines = dict(choice.variant.defines)
+    rung = "FFMA" if is_exact(str(defines["ELEMENT"])) else "mma.sync"
+    return {"rung": rung, "parts": choice.parts, **{name.lower(): defines[name] for name in NAMED if name in defines}}
+
+
+def offered(task: Task, gpu: Gpu) -> dict[str, Choice]:
+    """Every choice that `gpu` has room for, by its names as JSON."""
+    found: list[Choice] = [
+        choice
+        for parts in (False, True)
+        for choice in mma.variants(*task, parts=parts)
+        if choice.variant.shared_bytes <= gpu.shared_bytes and choice.variant.runs_on(gpu.capability)
+    ]
+    if has_wide(task, gpu):
+        sampled = task.op == "sdd"
+        tiles = wgmma_sdd.sampled_tiles(task.block_size) if sampled else wgmma.tiles(*task[1:3])
+        found += tiles
+    return {json.dumps(named(choice), sort_keys=True): choice for choice in found}
+
+
+def tuned_choice(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Choice | None:
+    """What was fastest for the nearest product of a tuned table, where `gpu` has it."""
+    grid = (index.indptr.numel() - 1) * (index.column_indptr.numel() - 1)
+    sparsity = 1 - index.indices.numel() / grid
+    entry = tuned.nearest(task.op, *SETTINGS[task.element], task.block_size, *shape, task.n, sparsity)
+    return None if entry is None else offered(task, gpu).get(json.dumps(entry, sort_keys=True))
+
+
+def prepare(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
+    """The product of a matrix of `shape` (m, k) with pattern `index`, compiled and planned, by the best choice known."""
+    if max(*shape, task.n) > MOST_LINES:
+        raise ValueError(
+            f"cuda multiplies up to {MOST_LINES} rows and columns, not {shape} and x [{shape[1]}, {task.n}]"
+        )
+    best = tuned_choice(task, index, shape, gpu)
+    if best is not None and not (isinstance(best, ProductChoice) and best.parts and not divisible(task, shape)):
+        found = prepare_by(best, task, index, shape, gpu)
+        return found._replace(kernel=f"{found.kernel}, tuned")
+    if has_wide(task, gpu) and task.n >= WIDE:
+        chosen: WideTile
+        if task.op == "sdd":
+            chosen = wgmma_sdd.default_sampled_tile(task.block_size, index.indices.numel(), gpu.multiprocessors)
+        else:
+            chosen = wgmma.default_tile(task.element, task.block_size, task.n)
+        return prepare_by(chosen, task, index, shape, gpu)
+    return prepare_by_warps(task, index, shape, gpu)
+
+
+def divisible(task: Task, shape: tuple[int, int]) -> bool:
+    """Whether the parts of a divided reduction can be added: outputs of sdd always, they are values of a matrix."""
+    return task.op == "sdd" or task.n * max(shape) <= MOST_DIVIDED
+
+
+def prepare_by_warps(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
+    """The same by the first rung, which every GPU has: mma.sync, or FFMA for exact float32."""
+    whole, divided = (mma.default(*task, parts=parts, shared_bytes=gpu.shared_bytes) for parts in (False, True))
+    plan = _plan(whole, index)
+    if divisible(task, shape) and _parts(whole, plan, task.n, gpu) > 1:
+        return prepare_by(divided, task, index, shape, gpu)
+    return _by_threads(whole, plan, task, index, shape, gpu)
+
+
+Plan = ProductPlan | SampledPlan
+
+
+def _plan(choice: ProductChoice | SampledChoice, index: BSRIndex) -> Plan:
+    if isinstance(choice, SampledChoice):
+        return sampled_plan(index, choice.tile)
+    return product_plan(index, choice.tile)
+
+
+def _parts(choice: ProductChoice | SampledChoice, plan: Plan, n: int, gpu: Gpu) -> int:
+    """Into how many parts the reduction is best divided so that there are CTAs enough for the GPU."""
+    if isinstance(choice, SampledChoice):
+        assert isinstance(plan, SampledPlan)
+        return parts_for(len(plan.jobs), -(-n // choice.depth), gpu.multiprocessors)
+    assert isinstance(plan, ProductPlan)
+    stages = int(plan.groups[:, 2].max())
+    return parts_for(len(plan.groups) * -(-n // choice.tokens), stages, gpu.multiprocessors)
+
+
+def prepare_by(choice: Choice, task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
+    """The same by one choice."""
+    if isinstance(choice, WideTile):
+        run: wgmma.Product | wgmma_sdd.Sampled
+        given = task.element, task.block_size, index, task.n
+        if isinstance(choice, wgmma_sdd.SampledTile):
+            run = wgmma_sdd.Sampled(*given, choice, gpu.multiprocessors, gpu.load)
+        else:
+            run = wgmma.Product(task.op, *given, choice, gpu.multiprocessors, gpu.load)
+        listed_bytes = sum(each.numel() * each.element_size() for each in run.listed)
+        return Prepared(run, _describe(choice, task, 1, gpu), listed_bytes)
+    return _by_threads(choice, _plan(choice, index), task, index, shape, gpu)
+
+
+def _by_threads(
+    choice: ProductChoice | SampledChoice, plan: Plan, task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu
+) -> Prepared:
+    parts = _parts(choice, plan, task.n, gpu) if choice.parts else 1
+    run: ProductLaunch | SampledLaunch
+    if isinstance(choice, SampledChoice):
+        assert isinstance(plan, SampledPlan)
+        numbers = index.indices.numel() * task.block_size**2
+        run = SampledLaunch(choice, plan, task.n, numbers, *shape, gpu.load, parts)
+    else:
+        assert isinstance(plan, ProductPlan)
+        lines = shape if task.op == "dsd_t" else shape[::-1]
+        run = ProductLaunch(choice, plan, task.n, *lines, gpu.load, parts)
+    return Prepared(run, _describe(choice, task, parts, gpu), plan.nbytes)
+
+
+def _describe(choice: Choice, task: Task, parts: int, gpu: Gpu) -> str:
+    names = named(choice)
+    tile = " ".join(
+        f"{name}={names[name]}" for name in ("rows", "cols", "tokens", "columns", "depth", "stages") if name in names
+    )
+    shared = f" in {parts} parts" if parts > 1 else ""
+    return f"cuda {names['rung']} {arch_of(gpu.capability)} {task.element} {tile}{shared}"
+
+
+def aligned(x: Tensor) -> Tensor:
+    """`x` contiguous and at a multiple of 16 bytes, copied only where it is not."""
+    if not x.is_contiguous() or x.is_neg():
+        x = contiguous(x)
+    return x.clone() if x.data_ptr() % 16 else x

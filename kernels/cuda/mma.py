@@ -1,0 +1,208 @@
+"""Which tiles the CUDA products have: every legal one for a tuner and for CI, and the one taken where nothing was tuned.
+
+Tiles are built by what a multiprocessor of an H200 has: 65536 registers, 227 KB of shared memory; the smaller ones fit the 99 KB of
+compute capability 8.6 and 12.0 too. A measured table may name another variant; nothing here is a measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kernels.cuda.device import Variant
+from kernels.cuda.mma_plan import ProductTile, SampledTile
+
+BYTES = {"Float32": 4, "Tf32": 4, "Bfloat16": 2, "Float16": 2}
+ELEMENTS = tuple(BYTES)
+BLOCKS = (8, 16, 32, 64, 128)
+OPS = ("dsd", "dsd_t", "sdd")
+SHARED_BYTES = 232448  # of a CTA on an H200: 227 KB
+SMALLEST_SHARED_BYTES = 101376  # of all we compile for: 99 KB on 8.6
+LINE_BYTES = 128  # of a tile whose lines run along the reduction: free of bank conflicts, and whole sectors in memory
+
+
+@dataclass(frozen=True)
+class ProductChoice:
+    """A dsd kernel: the variant, what its plan depends on, and the tokens of a CTA."""
+
+    variant: Variant
+    tile: ProductTile
+    tokens: int
+    parts: bool  # writes float sums of a part of the reduction
+
+    @property
+    def element(self) -> str:
+        return str(dict(self.variant.defines)["ELEMENT"])
+
+
+@dataclass(frozen=True)
+class SampledChoice:
+    """An sdd kernel: the variant, what its plan depends on, and the tokens of a stage."""
+
+    variant: Variant
+    tile: SampledTile
+    depth: int
+    parts: bool
+
+    @property
+    def element(self) -> str:
+        return str(dict(self.variant.defines)["ELEMENT"])
+
+
+def is_exact(element: str) -> bool:
+    """Whether ordinary threads multiply, not tensor cores."""
+    return element == "Float32"
+
+
+def product_choice(
+    element: str,
+    block: int,
+    turned: bool,
+    rows: int,
+    tokens: int,
+    warps: tuple[int, int, int],
+    stages: int,
+    ctas: int = 1,
+    parts: bool = False,
+) -> ProductChoice:
+    """dsd with CTAs of rows x tokens, warps along rows, tokens and the reduction, `ctas` on a multiprocessor.
+
+    stages: at most; as many as an H200 has shared memory for, or an 8.6 if rows and tokens are at most 256 together.
+    """
+    size = BYTES[element]
+    depth = LINE_BYTES // size
+    tile = ProductTile(block, rows, depth, turned, paired=block == 8 and size == 2)
+    stage = (rows + tokens) * depth * size + 2 * tile.entry * 4
+    limit = SMALLEST_SHARED_BYTES if rows + tokens <= 256 else SHARED_BYTES
+    stages = min(stages, limit // stage)
+    staged = warps[2] * tokens * (rows + 8) * (4 if parts or warps[2] > 1 else size)
+    shared = stages * stage if is_exact(element) else max(stages * stage, staged)
+    threads = 32 * warps[0] * warps[1] * warps[2]
+    defines: dict[str, str | int] = {
+        "BLOCK": block,
+        "CTAS": ctas,
+        "DEPTH": depth,
+        "ELEMENT": element,
+        "PARTS": int(parts),
+        "ROWS": rows,
+        "STAGES": stages,
+        "THREADS": threads,
+        "TOKENS": tokens,
+        "TURNED": int(turned),
+        "WARPS_DEPTH": warps[2],
+        "WARPS_ROWS": warps[0],
+        "WARPS_TOKENS": warps[1],
+    }
+    source = "dsd_fp32.cu" if is_exact(element) else "dsd.cu"
+    return ProductChoice(Variant(source, "dsd", tuple(sorted(defines.items())), threads, shared), tile, tokens, parts)
+
+
+def sampled_choice(
+    element: str, block: int, rows: int, cols: int, warps: int, units: int, ctas: int = 1, parts: bool = False
+) -> SampledChoice:
+    """sdd with jobs of at most rows x cols, `units` a warp (of exact ones, blocks as many as the threads make)."""
+    size, exact = BYTES[element], is_exact(element)
+    depth = 16 if exact else 32
+    side = block if exact else min(block, 64)
+    bins, units = (1, warps * 2048 // block**2) if exact else (warps, units)
+    tile = SampledTile(block, rows, cols, side, bins, units, paired=block == 8 and not exact)
+    stage = (rows + cols) * depth * size
+    limit = SMALLEST_SHARED_BYTES if warps == 4 or exact else SHARED_BYTES
+    stages = min(4, (limit - tile.job * 4) // stage)
+    defines: dict[str, str | int] = {
+        "BINS": bins,
+        "BLOCK": block,
+        "COLS": cols,
+        "CTAS": ctas,
+        "DEPTH": depth,
+        "ELEMENT": element,
+        "FLOATS": int(parts),
+        "ROWS": rows,
+        "STAGES": stages,
+        "THREADS": 32 * warps,
+        "UNIT": side,
+        "UNITS": units,
+        "WARPS": warps,
+    }
+    source, shared = "sdd_fp32.cu" if exact else "sdd.cu", stages * stage + tile.job * 4
+    variant = Variant(source, "sdd", tuple(sorted(defines.items())), 32 * warps, shared)
+    return SampledChoice(variant, tile, depth, parts)
+
+
+def adding(element: str) -> Variant:
+    """The kernel that adds parts."""
+    return Variant("add_parts.cu", "add_parts", (("ELEMENT", element), ("THREADS", 256)), 256, 0)
+
+
+def _products(element: str, block: int, turned: bool, n: int, parts: bool) -> Iterator[ProductChoice]:
+    """Best guess first. Warps of small blocks differ in tokens only, so that all of them have the same work."""
+
+    def choice(rows: int, tokens: int, warps: tuple[int, int, int], stages: int, ctas: int = 1) -> ProductChoice:
+        return product_choice(element, block, turned, rows, tokens, warps, stages, ctas, parts)
+
+    if is_exact(element):
+        if n > 64:  # alone on its multiprocessor: 128 registers a thread do not suffice
+            yield choice(128, 128, (2, 4, 1), 3)
+        if n > 32:
+            yield choice(64, 64, (1, 4, 1), 3, 2)
+        yield choice(32, 32, (1, 4, 1), 4, 2)
+        return
+    small = block <= 32
+    if n > 128 and not parts:  # there are CTAs enough
+        yield choice(128, 256, (1, 8, 1) if small else (2, 4, 1), 4)
+        if 8 < block <= 32 and element != "Tf32":  # of those two, registers do not suffice
+            yield choice(256, 128, (1, 8, 1), 4)
+    if n > 80:
+        yield choice(128, 128, (1, 4, 1) if small else (2, 2, 1), 3, 2)
+    if 64 < n <= 80 or 128 < n <= 160:
+        yield choice(32, 80, (1, 1, 4), 6, 2)
+    if 32 < n <= 160 and not parts:
+        yield choice(64, 64, (1, 2, 2), 4, 2)
+    if n <= 64:
+        yield choice(32, 32, (1, 1, 4), 8, 2)
+    if n <= 32 and not parts:
+        yield choice(16, 32, (1, 1, 4), 8, 2)
+
+
+def _sampled(element: str, block: int, parts: bool) -> Iterator[SampledChoice]:
+    """Best guess first; the second fits 99 KB."""
+    if is_exact(element):
+        yield sampled_choice(
+            element, block, max(64, min(block * 4, 128)), 128 if block == 128 else 256, 8, 0, parts=parts
+        )
+        return
+    large = {128: (128, 256, 1), 64: (64, 512, 1), 32: (256, 512, 4), 16: (256, 512, 8), 8: (256, 512, 16)}
+    tf32 = {128: (128, 256, 1), 64: (64, 512, 1), 32: (256, 256, 2), 16: (256, 256, 8), 8: (256, 256, 8)}
+    rows, cols, units = (tf32 if element == "Tf32" else large)[block]
+    yield sampled_choice(element, block, rows, cols, 8, units, parts=parts)
+    rows, units = {128: (128, 1), 64: (64, 1), 32: (128, 2), 16: (128, 8), 8: (128, 8)}[block]
+    yield sampled_choice(element, block, rows, 128 if element == "Tf32" or block == 128 else 256, 4, units, 2, parts)
+
+
+def variants(op: str, element: str, block: int, n: int, parts: bool = False) -> Iterator[ProductChoice | SampledChoice]:
+    """Every choice for n tokens, the likeliest first; parts: those that divide the reduction between CTAs."""
+    if op == "sdd":
+        yield from _sampled(element, block, parts)
+    else:
+        yield from _products(element, block, op == "dsd_t", n, parts)
+
+
+def default(
+    op: str, element: str, block: int, n: int, parts: bool = False, shared_bytes: int = SHARED_BYTES
+) -> ProductChoice | SampledChoice:
+    """The first of `variants` that a CTA has shared memory for."""
+    return next(each for each in variants(op, element, block, n, parts) if each.variant.shared_bytes <= shared_bytes)
+
+
+def all_variants() -> list[Variant]:
+    """Everything that `variants` gives for any n, each once: the list that CI compiles."""
+    found = dict.fromkeys(
+        each.variant
+        for op in OPS
+        for element in ELEMENTS
+        for block in BLOCKS
+        for parts in (False, True)
+        for n in (32, 64, 80, 128, 160, 4096)
+        for each in variants(op, element, block, n, parts)
+    )
+    return [*found, *(adding(element) for element in ELEMENTS)]

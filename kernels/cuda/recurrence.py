@@ -1,0 +1,167 @@
+"""The time steps of an LSTM layer by our CUDA kernels (cuda/lstm.cu), between the products over all steps.
+
+One cooperative launch over all steps, which needs all its CTAs on the GPU at once, or one launch a step, which does not and is
+meant to be captured in a CUDA graph. Both run the same code.
+
+Gates and cells are kept for the backward pass as floats: near 1 a bfloat16 gate s is known to 2^-9, and the derivative
+s (1 - s) would be lost. That is 20 bytes a unit, sample and step, of which 1.8 MB a step are written at hidden 1152, batch 80.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.bsr import BSRIndex
+from kernels.cuda.device import Kernel, Variant
+from kernels.cuda.lstm_pass import Backward, Forward, Pass, Sizes
+from kernels.cuda.lstm_plan import GATES, Plan, backward_plan, forward_plan
+from kernels.cuda.lstm_tiles import Device, Tiles, choose
+
+
+class Operands(NamedTuple):
+    """Of the steps, contiguous: kept values, both biases [4 hidden], h0 and c0 [batch, hidden]."""
+
+    values: Tensor
+    bias_ih: Tensor
+    bias_hh: Tensor
+    h0: Tensor
+    c0: Tensor
+
+
+class Kept(NamedTuple):
+    """What a forward pass leaves for its backward pass.
+
+    states: [steps + 1, batch, hidden], h0 and then every step's; cells: float [steps, batch, hidden]; gates: float
+    [steps, batch, 4 hidden], None where there is no way back.
+    """
+
+    states: Tensor
+    cells: Tensor
+    gates: Tensor | None
+
+
+class Gradients(NamedTuple):
+    """Of what goes into the gates [steps, batch, 4 hidden], of either bias, and of h0 and c0 where they are wanted."""
+
+    sums: Tensor
+    bias: Tensor
+    h0: Tensor | None
+    c0: Tensor | None
+
+
+def empty(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
+    """Every buffer that a kernel writes comes from here, so that tests can lay guards around it."""
+    return torch.empty(shape, device=device, dtype=dtype)
+
+
+class Recurrence:
+    """The steps prepared for one pattern, batch and element type; any number of steps.
+
+    Every call has buffers of its own, so that passes may interleave and a CUDA graph owns what it writes. together: one
+    cooperative launch, else a launch a step.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        element: str,
+        plans: tuple[Plan, Plan],
+        tiles: tuple[Tiles, Tiles],
+        together: bool,
+        load: Callable[[Variant], Kernel],
+    ) -> None:
+        self.sizes, self.together = sizes, together
+        self.ahead, self.back = (
+            Pass(kind, plan, sizes, tile, element, load, together)
+            for kind, plan, tile in zip((Forward, Backward), plans, tiles, strict=True)
+        )
+
+    def forward(self, projected: Tensor, operands: Operands, keep: bool) -> tuple[Tensor, Kept]:
+        """(last cells, what is kept); outputs are `states[1:]`. projected: the weighted inputs [steps, batch, 4 hidden]."""
+        (batch, hidden, _), steps, device = self.sizes, projected.shape[0], projected.device
+        last_cell = empty(device, projected.dtype, batch, hidden)
+        kept = Kept(
+            empty(device, projected.dtype, steps + 1, batch, hidden),
+            empty(device, torch.float32, steps if keep else 1, batch, hidden),
+            empty(device, torch.float32, steps, batch, GATES * hidden) if keep else None,
+        )
+        states, cells, gates = kept
+        given = self.ahead.given(
+            steps,
+            **operands._asdict(),
+            projected=projected,
+            states=states,
+            last_cell=last_cell,
+            kept=gates,
+            cells=cells,
+        )
+        if self.together:
+            self.ahead.run(given, 0, steps)
+        else:
+            for step in range(steps):
+                self.ahead.run(given, step, step + 1)
+        return last_cell, kept
+
+    def backward(
+        self,
+        kept: Kept,
+        values: Tensor,
+        c0: Tensor,
+        grad_y: Tensor | None,
+        grad_h: Tensor | None = None,
+        grad_c: Tensor | None = None,
+        wants_states: bool = False,
+    ) -> Gradients:
+        """Gradients from those of the outputs, of the last state and of the last cells. Of `kept`, states are not read."""
+        assert kept.gates is not None
+        (batch, hidden, _), steps, device, dtype = self.sizes, kept.cells.shape[0], values.device, values.dtype
+        sums = empty(device, dtype, steps, batch, GATES * hidden)
+        carry = empty(device, torch.float32, batch, hidden)
+        grad_bias = empty(device, torch.float32, self.back.grid[1], GATES * hidden)
+        grad_h0 = empty(device, dtype, batch, hidden) if wants_states else None
+        given = self.back.given(
+            steps,
+            values=values,
+            grad_y=grad_y,
+            grad_h=grad_h,
+            grad_c=grad_c,
+            c0=c0,
+            kept=kept.gates,
+            cells=kept.cells,
+            grads=sums,
+            carry=carry,
+            grad_bias=grad_bias,
+            grad_h0=grad_h0 if self.together else None,
+        )
+        if self.together:
+            self.back.run(given, 0, steps)
+        else:
+            for step in reversed(range(steps)):
+                self.back.run(given, step, step + 1)
+            if grad_h0 is not None:
+                given.grad_h0 = grad_h0.data_ptr()
+                self.back.run(given, 0, 0)
+        grad_c0 = carry.to(dtype) if wants_states else None
+        return Gradients(sums, grad_bias.sum(dim=0).to(dtype), grad_h0, grad_c0)
+
+
+def plans_for(recurrent: BSRIndex, block: int, dtype: torch.dtype) -> tuple[Plan, Plan]:
+    """Forward and backward. recurrent: pattern of the recurrent weight [4 hidden, hidden]."""
+    return forward_plan(recurrent, block, dtype.itemsize), backward_plan(recurrent, block, dtype.itemsize)
+
+
+def tiles_for(
+    plans: tuple[Plan, Plan], sizes: Sizes, exact: bool, device: Device, together: bool
+) -> tuple[Tiles, Tiles] | str:
+    """Of both passes, or why one cannot be launched."""
+    shape = sizes.hidden, sizes.batch, sizes.block
+    forward, backward = (
+        choose(plan, gates, shape, exact, device, together) for plan, gates in zip(plans, (GATES, 1), strict=True)
+    )
+    if isinstance(forward, str):
+        return forward
+    return backward if isinstance(backward, str) else (forward, backward)

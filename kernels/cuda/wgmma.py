@@ -1,0 +1,198 @@
+"""Products of block-sparse matrices by wgmma (Hopper GPUs only): which exist, the tiles of dsd and dsd_t and their launches.
+
+Activations are token-major. dsd: out [n, m] = x [n, k] W^T; dsd_t: the same with W's transpose. W is given by its kept
+blocks [nnzb, b, b]. sdd: cuda_wgmma_sdd.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.bsr import BSRIndex
+from kernels.cuda import device
+from kernels.cuda.device import Kernel, Variant
+
+BLOCKS = (16, 32, 64, 128)
+BYTES = {"Bfloat16": 2, "Float16": 2, "Tf32": 4}
+OPS = ("dsd", "dsd_t")
+LINE = 128  # bytes of a token's line in a stage
+MULTIPLIERS = 2  # warpgroups; one more gathers
+OUTPUT_BYTES = MULTIPLIERS * 64 * (LINE + 16)  # where sums are rearranged on their way out
+THREADS = 128 * (MULTIPLIERS + 1)
+MOST_SHARED = 227 * 1024
+
+
+def unsupported(op: str, element: str, block_size: int) -> str | None:
+    """Why there is no kernel for dsd or dsd_t on `element` and blocks, in one line, or None."""
+    if op not in OPS:
+        return f"there is no {op} among {', '.join(OPS)}"
+    if element not in BYTES:
+        return f"wgmma multiplies no {element}"
+    if block_size not in BLOCKS:
+        return f"wgmma needs blocks of 16, 32, 64 or 128, not {block_size}"
+    if op == "dsd_t" and BYTES[element] != 2:
+        return "wgmma reads transposed operands of 16 bits only"
+    return None
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a CTA makes at a time, rows x tokens, and its ring: `stages` of `panels` lines of 128 bytes a token.
+
+    register_a: tokens are loaded into registers once for all block rows (blocks below 64).
+    """
+
+    rows: int
+    tokens: int
+    stages: int
+    panels: int = 1
+    register_a: bool = False
+
+    def stage_bytes(self, element: str, block_size: int) -> int:
+        """Bytes of a stage: tokens' lines, and a place for every block that the rows may keep in its columns."""
+        columns = max(1, LINE // (block_size * BYTES[element])) * self.panels
+        width = min(LINE, block_size * BYTES[element])
+        return self.panels * self.tokens * LINE + columns * self.rows * width
+
+    def shared_bytes(self, element: str, block_size: int) -> int:
+        """As the kernel divides it: stages, output, and per stage two barriers and a word of what is kept."""
+        return self.stages * (self.stage_bytes(element, block_size) + 24) + OUTPUT_BYTES
+
+    def fits(self, element: str, block_size: int) -> bool:
+        """Whether shared memory, registers and the 64-bit word of kept blocks suffice."""
+        columns = max(1, LINE // (block_size * BYTES[element])) * self.panels
+        sums = self.rows * self.tokens // (MULTIPLIERS * 128)
+        room = self.shared_bytes(element, block_size) <= MOST_SHARED and sums <= 128
+        if block_size >= 64:
+            return room and self.rows == 64 * MULTIPLIERS and self.panels == 1 and not self.register_a
+        return room and self.tokens % (64 * MULTIPLIERS) == 0 and columns * self.rows // block_size <= 64
+
+
+def variant(op: str, element: str, block_size: int, tile: Tile) -> Variant:
+    """The kernel to compile; ValueError with the reason where there is none."""
+    reason = unsupported(op, element, block_size)
+    if reason is None and not tile.fits(element, block_size):
+        reason = f"{tile} does not fit {element} blocks of {block_size}"
+    if reason is not None:
+        raise ValueError(reason)
+    defines: dict[str, str | int] = {
+        "BLOCK": block_size,
+        "ELEMENT": element,
+        "PANELS": tile.panels,
+        "REGISTER_A": int(tile.register_a),
+        "ROWS": tile.rows,
+        "STAGES": tile.stages,
+        "TOKENS": tile.tokens,
+        "TURNED": int(op == "dsd_t"),
+        "WARPGROUPS": MULTIPLIERS,
+    }
+    named = tuple(sorted(defines.items()))
+    return Variant("products_wgmma.cu", "dsd", named, THREADS, tile.shared_bytes(element, block_size), needs=90)
+
+
+def tiles(element: str, block_size: int) -> Iterator[Tile]:
+    """Every tile worth trying, deepest ring first; a tuner times them."""
+    flat = block_size < 64
+    for rows in (256, 128) if flat else (64 * MULTIPLIERS,):
+        for tokens in (128, 256) if flat else (256, 128, 64, 32):
+            for panels in (1, 2) if flat else (1,):
+                for register_a in (False, True) if flat else (False,):
+                    deepest = (Tile(rows, tokens, stages, panels, register_a) for stages in (6, 4, 3))
+                    yield from [tile for tile in deepest if tile.fits(element, block_size)][:1]
+
+
+def default_tile(element: str, block_size: int, n: int) -> Tile:
+    """Without measurements: the most rows and tokens whose sums fit, tokens no more than n asks for."""
+    found = list(tiles(element, block_size))
+    enough = [tile for tile in found if tile.tokens < 2 * n or tile.tokens == min(each.tokens for each in found)]
+    return max(enough, key=lambda tile: (tile.rows * tile.tokens, tile.rows, tile.register_a, -tile.panels))
+
+
+def all_variants() -> Iterator[Variant]:
+    """Every kernel that `tiles` leads to."""
+    for element in BYTES:
+        for block_size in BLOCKS:
+            for op in OPS:
+                if unsupported(op, element, block_size) is None:
+                    yield from (variant(op, element, block_size, tile) for tile in tiles(element, block_size))
+
+
+class Listed(NamedTuple):
+    """By row group (`rows` rows of the output): the block columns that any of its block rows keeps, ascending. All int32.
+
+    order: [groups], by falling length; first: [groups + 1], where a group's columns begin; columns: [listed];
+    blocks: [listed, block rows of a group], the block's number in the values or -1.
+    """
+
+    order: Tensor
+    first: Tensor
+    columns: Tensor
+    blocks: Tensor
+
+
+def list_columns(index: BSRIndex, block_size: int, rows: int, turned: bool = False) -> Listed:
+    """What a CTA of `rows` rows gathers, of the matrix with pattern `index` or of its transpose."""
+    slots = rows // block_size
+    if turned:
+        grid_rows, grid_cols = index.column_indptr.numel() - 1, index.indptr.numel() - 1
+        every = torch.arange(grid_rows, device=index.indptr.device)
+        row, column, block = every.repeat_interleave(index.column_indptr.diff()), index.column_rows, index.positions
+    else:
+        grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
+        row, column, block = (
+            index.rows.long(),
+            index.indices,
+            torch.arange(index.rows.numel(), device=index.rows.device),
+        )
+    groups = -(-grid_rows // slots)
+    keys, place = torch.unique(row // slots * grid_cols + column, return_inverse=True)
+    counts = torch.bincount(keys // grid_cols, minlength=groups)
+    blocks = torch.full((keys.numel(), slots), -1, dtype=torch.int32, device=row.device)
+    blocks[place, row % slots] = block.to(torch.int32)
+    first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    order = torch.argsort(counts, descending=True, stable=True)
+    return Listed(order.to(torch.int32), first.to(torch.int32), (keys % grid_cols).to(torch.int32), blocks)
+
+
+class Arguments(ctypes.Structure):
+    """As struct Arguments in wgmma_gather.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("values", "x", "y", "order", "first", "columns", "blocks")),
+        *((name, ctypes.c_int) for name in ("n", "k", "m", "groups")),
+    )
+
+
+class Product:
+    """A prepared out = x W^T (or x W) for one pattern, one n and any values: calling it launches and does nothing else."""
+
+    def __init__(
+        self,
+        op: str,
+        element: str,
+        block_size: int,
+        index: BSRIndex,
+        n: int,
+        tile: Tile,
+        ctas: int,
+        load: Callable[[Variant], Kernel] = device.load,
+    ) -> None:
+        """At most `ctas` CTAs, one a multiprocessor."""
+        turned, lines = op == "dsd_t", [(each.numel() - 1) * block_size for each in (index.column_indptr, index.indptr)]
+        self.kernel = load(variant(op, element, block_size, tile))
+        self.listed = list_columns(index, block_size, tile.rows, turned)
+        groups, pointers = self.listed.order.numel(), (each.data_ptr() for each in self.listed)
+        self.arguments = Arguments(None, None, None, *pointers, n, *(lines[::-1] if turned else lines), groups)
+        self.grid = (min(ctas, groups * -(-n // tile.tokens)), 1, 1)
+
+    def __call__(self, values: Tensor, x: Tensor, out: Tensor) -> None:
+        """values: [nnzb, b, b]; x: [n, k]; out: [n, m], all contiguous and at multiples of 16 bytes; only addresses are read."""
+        arguments = self.arguments
+        arguments.values, arguments.x, arguments.y = values.data_ptr(), x.data_ptr(), out.data_ptr()
+        self.kernel(self.grid, arguments)

@@ -1,0 +1,210 @@
+"""cuSPARSE's generic product, called through ctypes: cusparseSpMM with a matrix stored as BSR or as Blocked-ELL.
+
+CuPy wraps cusparseSpMM, but can describe neither format. Torch uses neither: its own BSR product is Triton's, or a
+batched dense one (float64 alone goes to the older bsrmm). The declarations below are those of cusparse.h of CUDA 12 and 13.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_size_t, c_void_p
+from functools import cache
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from kernels.bsr import BSRMatrix
+from kernels.ell import BlockedEll
+from kernels.fastest import fastest
+from kernels.problem import GemmProblem
+from kernels.system.resources import ResourceError, is_lack
+
+LIBRARIES = ("libcusparse.so.12", "libcusparse.so.13", "libcusparse.so", "cusparse64_12.dll")
+VALUE_TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 14}  # cudaDataType
+FLOAT32, FLOAT64, INDEX_32, BASE_ZERO, AS_IT_IS = 0, 1, 2, 0, 0
+ORDERS = {"columns": 1, "rows": 2}  # cusparseOrder_t
+ALGORITHMS = {"BSR": 14, "Blocked-ELL": 13}  # CUSPARSE_SPMM_BSR_ALG1, CUSPARSE_SPMM_BLOCKED_ELL_ALG1
+
+_SPMM = [c_void_p, c_int, c_int, *[c_void_p] * 5, c_int, c_int]  # handle, turned?, alpha, A, B, beta, C, types
+DECLARATIONS: dict[str, list[type]] = {
+    "cusparseCreate": [POINTER(c_void_p)],
+    "cusparseSetStream": [c_void_p, c_void_p],
+    "cusparseGetVersion": [c_void_p, POINTER(c_int)],
+    "cusparseCreateBsr": [POINTER(c_void_p), *[c_int64] * 5, *[c_void_p] * 3, *[c_int] * 5],
+    "cusparseCreateBlockedEll": [POINTER(c_void_p), *[c_int64] * 4, *[c_void_p] * 2, *[c_int] * 3],
+    "cusparseCreateDnMat": [POINTER(c_void_p), *[c_int64] * 3, c_void_p, c_int, c_int],
+    "cusparseDestroySpMat": [c_void_p],
+    "cusparseDestroyDnMat": [c_void_p],
+    "cusparseSpMM_bufferSize": [*_SPMM, POINTER(c_size_t)],
+    "cusparseSpMM": [*_SPMM, c_void_p],
+}
+
+
+class CusparseError(RuntimeError):
+    """cuSPARSE refused, in its own words: it has no such product, or none on this GPU."""
+
+
+class CusparseFailedError(RuntimeError):
+    """cuSPARSE failed, in its own words: not for what it was asked, but for memory, or a GPU in disorder."""
+
+
+REFUSALS = (3, 4, 8, 10)  # CUSPARSE_STATUS_INVALID_VALUE, _ARCH_MISMATCH, _MATRIX_TYPE_NOT_SUPPORTED, _NOT_SUPPORTED
+
+
+class Library:
+    """The functions of DECLARATIONS and one handle, for one process."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        for name, types in DECLARATIONS.items():
+            getattr(library, name).argtypes = types
+        library.cusparseGetErrorString.argtypes, library.cusparseGetErrorString.restype = [c_int], c_char_p
+        self.handle, version = c_void_p(), c_int()
+        self.call("cusparseCreate", byref(self.handle))
+        self.call("cusparseGetVersion", self.handle, byref(version))
+        self.version = version.value
+
+    def call(self, name: str, *arguments: object) -> None:
+        """CusparseError where the status says that it cannot, CusparseFailedError where it is another than 0."""
+        status = getattr(self.library, name)(*arguments)
+        if status:
+            words = self.library.cusparseGetErrorString(status) or b"unknown status"
+            kind = CusparseError if status in REFUSALS else CusparseFailedError
+            raise kind(f"{name}: {words.decode(errors='replace')}")
+
+
+@cache
+def load() -> Library | str:
+    """The library that torch brings, or why there is none."""
+    for name in LIBRARIES:
+        try:
+            return Library(ctypes.CDLL(name))
+        except (OSError, AttributeError, CusparseError) as error:
+            if is_lack(error):
+                raise ResourceError(f"cuSPARSE cannot be loaded today: {error}") from error
+            reason = f"cuSPARSE cannot be used: {str(error).splitlines()[0]}"
+    return reason
+
+
+Sparse = BSRMatrix | BlockedEll
+
+
+def describe(library: Library, matrix: Sparse) -> c_void_p:
+    """A cusparseSpMatDescr_t of `matrix`, which must outlive it."""
+    descriptor, kind = c_void_p(), VALUE_TYPES[matrix.data.dtype]
+    if isinstance(matrix, BSRMatrix):
+        pointers = (matrix.indptr.data_ptr(), matrix.indices.data_ptr(), matrix.data.data_ptr())
+        sizes = (*matrix.grid, matrix.nnzb, matrix.block_size, matrix.block_size)
+        types = (INDEX_32, INDEX_32, BASE_ZERO, kind, ORDERS["rows"])
+        library.call("cusparseCreateBsr", byref(descriptor), *sizes, *pointers, *types)
+    else:
+        pointers_ell = (matrix.indices.data_ptr(), matrix.data.data_ptr())
+        sizes_ell = (*matrix.shape, matrix.block_size, matrix.cols)
+        library.call(
+            "cusparseCreateBlockedEll", byref(descriptor), *sizes_ell, *pointers_ell, INDEX_32, BASE_ZERO, kind
+        )
+    return descriptor
+
+
+def describe_dense(library: Library, matrix: Tensor) -> c_void_p:
+    """A cusparseDnMatDescr_t of a matrix that lies in row order or in column order."""
+    descriptor, order = c_void_p(), "rows" if matrix.stride(1) == 1 and matrix.is_contiguous() else "columns"
+    leading = matrix.shape[1] if order == "rows" else matrix.shape[0]
+    sizes = (*matrix.shape, leading, matrix.data_ptr(), VALUE_TYPES[matrix.dtype], ORDERS[order])
+    library.call("cusparseCreateDnMat", byref(descriptor), *sizes)
+    return descriptor
+
+
+class Product:
+    """result = matrix @ x, on torch's current stream. Calling it launches cusparseSpMM; CusparseError where it refuses."""
+
+    def __init__(self, matrix: Sparse, x: Tensor, result: Tensor) -> None:
+        library = load()
+        assert isinstance(library, Library)
+        self.library, self.matrix, self.x, self.result = library, matrix, x, result
+        self.described = [describe(library, matrix), describe_dense(library, x), describe_dense(library, result)]
+        number = ctypes.c_double if x.dtype == torch.float64 else ctypes.c_float
+        self.one, self.zero = number(1.0), number(0.0)
+        sparse, dense, out = self.described
+        compute = FLOAT64 if x.dtype == torch.float64 else FLOAT32
+        algorithm = ALGORITHMS["BSR" if isinstance(matrix, BSRMatrix) else "Blocked-ELL"]
+        scalars = (ctypes.addressof(self.one), ctypes.addressof(self.zero))
+        operands = (scalars[0], sparse, dense, scalars[1], out)
+        self.arguments = (library.handle, AS_IT_IS, AS_IT_IS, *operands, compute, algorithm)
+        size = c_size_t()
+        library.call("cusparseSpMM_bufferSize", *self.arguments, byref(size))
+        self.buffer = torch.empty(max(size.value, 1), dtype=torch.uint8, device=x.device)
+
+    def __call__(self) -> Tensor:
+        stream = torch.cuda.current_stream().cuda_stream
+        self.library.call("cusparseSetStream", self.library.handle, stream)
+        self.library.call("cusparseSpMM", *self.arguments, self.buffer.data_ptr())
+        return self.result
+
+    def __del__(self) -> None:
+        for descriptor, kind in zip(getattr(self, "described", []), ("Sp", "Dn", "Dn"), strict=True):
+            getattr(self.library.library, f"cusparseDestroy{kind}Mat")(descriptor)
+
+
+def in_order(matrix: Tensor, order: str) -> Tensor:
+    """The same matrix, lying row by row or column by column."""
+    return matrix.contiguous() if order == "rows" else matrix.T.contiguous().T
+
+
+def products(matrix: Sparse, x: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Every product that cuSPARSE does not refuse, by name: the memory orders of x and of the result."""
+    found: dict[str, Callable[[], Tensor]] = {}
+    problems: list[RuntimeError] = []
+    if not matrix.data.numel():
+        return {"no block to multiply": x.new_empty(matrix.shape[0], x.shape[1]).zero_}
+    for order, out in product(ORDERS, repeat=2):
+        result = in_order(x.new_empty(matrix.shape[0], x.shape[1]), out)
+        try:
+            ready = Product(matrix, in_order(x, order), result)
+            ready()
+        except (CusparseError, CusparseFailedError) as error:
+            problems.append(error)
+            continue
+        found[f"x by {order} -> {out}"] = ready
+    if not found:
+        raise next((each for each in problems if isinstance(each, CusparseFailedError)), problems[0])
+    return found
+
+
+class SpmmLaunch:
+    """The fastest of `products`. kernel: the routine, the library's version and the memory orders."""
+
+    dense = False
+
+    def __init__(self, problem: GemmProblem, matrix: Sparse, what: str) -> None:
+        library, ways = load(), products(matrix, problem.factors(dense=False)[1])
+        assert isinstance(library, Library)
+        chosen = fastest(ways, problem.device)
+        self.kernel = f"cusparseSpMM {library.version}, {what}, {chosen}"
+        self.run = ways[chosen]
+        self.result = self.run()
+        self.weight_bytes, self.index_bytes = matrix.values_nbytes, matrix.index_nbytes
+
+    def __call__(self) -> None:
+        self.result = self.run()
+
+    def outputs(self) -> dict[str, Tensor]:
+        return {"output": self.result}
+
+    def poison(self) -> None:
+        self.result.fill_(float("nan"))
+
+
+def refusal(problem: GemmProblem) -> str | None:
+    """What keeps every product with cuSPARSE from running here, whatever the format."""
+    if problem.op == "sdd":
+        return "cusparseSpMM has no product sampled at blocks"
+    if problem.device != "cuda":
+        return "cuSPARSE runs on a GPU only"
+    missing = problem.missing_device()
+    if missing:
+        return missing
+    library = load()
+    return library if isinstance(library, str) else None

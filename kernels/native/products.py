@@ -1,0 +1,238 @@
+"""Products of torch tensors by our CPU kernels: pack, dsd with a matrix or its transpose, sdd.
+
+X and Y are [k, n] and [m, n] in either memory order: as such ("row by row") or as the transposed view of a [n, k] tensor
+("column by column", as activations of a network lie). The output comes in the order of the input.
+
+A step of a sum is one product, or two of bfloat16: their packed operands hold pairs of elements that follow each other
+along the sum, in a last dimension of 2. A pair never reaches into the next block: blocks of odd size end with half a pair
+and a zero. The sums are float32, rounded once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.bsr import BSRMatrix
+from kernels.index import BSRIndex, checked
+from kernels.native import library as native_library
+from kernels.native.library import Matrix, Pool, entry, launch, pool_for, structure
+from kernels.operands import address, contiguous, require, settled
+
+PACKED_BYTES = 4 * 1024 * 1024  # of X that are packed at a time
+CHUNK_BYTES = 512 * 1024  # of X beside one chunk of columns: about half a core's second-level cache
+TILE_COLUMNS = 48
+WIDEST_SUM = 256  # steps that sdd sums before it goes back to memory
+
+Product = structure("Product", "x y packed", "k n chunk chunks x_down x_along down along", matrix=Matrix, pool=Pool)
+Packing = structure("Packing", "data indptr positions values", "block_size grid_rows panel_rows abreast", pool=Pool)
+Sampled = structure(
+    "Sampled",
+    "grad x x_first blocks sums columns panels indices indptr",
+    "grad_down grad_along x_down x_along n first chunk stretch block_size grid_rows grid_cols",
+    pool=Pool,
+)
+
+
+class Packed(NamedTuple):
+    """A matrix or its transpose, [rows, cols], in the order that dsd reads; `keeps` are the buffers behind `matrix`."""
+
+    matrix: Matrix
+    values: Tensor
+    keeps: tuple[Tensor, ...]
+    rows: int
+    cols: int
+
+
+def by_rows(x: Tensor) -> bool:
+    """Whether the memory order is row by row; the other one is column by column."""
+    return x.is_contiguous() or not x.mT.is_contiguous()
+
+
+def plain(x: Tensor) -> Tensor:
+    """`x` in one of the two memory orders, copied only where it is in neither."""
+    x = settled(x)
+    return x if x.mT.is_contiguous() else x.contiguous()
+
+
+def strides(x: Tensor) -> tuple[int, int]:
+    """(from row to row, from column to column) in elements."""
+    return (x.shape[1], 1) if by_rows(x) else (1, x.shape[0])
+
+
+def empty_like_order(x: Tensor, rows: int) -> Tensor:
+    """[rows, n], uninitialised, in the memory order of `x`: [k, n]."""
+    n = x.shape[1]
+    return (
+        native_library.empty((rows, n), dtype=x.dtype)
+        if by_rows(x)
+        else native_library.empty((n, rows), dtype=x.dtype).mT
+    )
+
+
+def pair(dtype: torch.dtype) -> int:
+    """Elements of a sum that are added in one step."""
+    return 2 if dtype == torch.bfloat16 else 1
+
+
+def steps_in(dtype: torch.dtype, count: int) -> int:
+    """Steps of a sum over `count` elements."""
+    return -(-count // pair(dtype))
+
+
+def empty_packed(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Room for `shape` packed elements, or pairs of them."""
+    return native_library.empty(shape if pair(dtype) == 1 else (*shape, 2), dtype=dtype)
+
+
+def tiles_for(dtype: torch.dtype, block_size: int, n: int) -> tuple[int, int, int]:
+    """(vectors of a tall tile or 0 for wide ones, rows of a panel, columns whose values lie side by side)."""
+    tall = entry("dsd", dtype, "tall_vectors", "block_size", "n")(block_size, n)
+    panel_rows = entry("dsd", dtype, "panel_rows", "block_size", "vectors")(block_size, tall)
+    return tall, panel_rows, entry("dsd", dtype, "abreast", "vectors")(tall)
+
+
+def pack(data: Tensor, index: BSRIndex, n: int, turned: bool = False) -> Packed:
+    """The matrix with blocks `data` [nnzb, b, b], or its transpose, ready for products with n columns."""
+    index, size = checked(index), max([1, *data.shape[-1:]])
+    require("data", data, (index.indices.numel(), size, size), data.dtype, index.indices.device)
+    data = contiguous(data)
+    tall, panel_rows, abreast = tiles_for(data.dtype, size, n)
+    indptr, indices = (index.column_indptr, index.column_rows) if turned else (index.indptr, index.indices)
+    values = empty_packed(data.dtype, data.shape[0] * -(-size // panel_rows), steps_in(data.dtype, size), panel_rows)
+    grid_rows = indptr.numel() - 1
+    positions = address(index.positions) if turned else None
+    pointers = (address(data), address(indptr), positions, address(values))
+    launch(
+        "dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, panel_rows, abreast, pool_for(values.numel()))
+    )
+    matrix = Matrix(address(values), address(indices), address(indptr), size, grid_rows, panel_rows, tall, abreast)
+    cols = ((index.indptr if turned else index.column_indptr).numel() - 1) * size
+    return Packed(matrix, values, (indices, indptr), grid_rows * size, cols)
+
+
+def packed(weight: BSRMatrix, n: int, turned: bool = False) -> Packed:
+    """As `pack`, but once for a frozen weight, and kept with it for the next product.
+
+    Of no other: nothing tells that values have changed. Torch's count of changes in place misses what a fused optimizer
+    writes, and what is written through `tensor.data`, numpy or dlpack.
+    """
+    weight = weight._operand
+    kept: dict[tuple[int, int, bool], Packed] | None = weight._packed
+    if kept is None:
+        return pack(weight.data, weight.index, n, turned)
+    tall, panel_rows, _ = tiles_for(weight.data.dtype, weight.block_size, n)
+    found = kept.get((tall, panel_rows, turned))
+    if found is None:
+        found = kept[tall, panel_rows, turned] = pack(weight.data, weight.index, n, turned)
+    return found
+
+
+def chunk_of(k: int, n: int, itemsize: int) -> int:
+    """Columns that are multiplied at a time: about half a core's second-level cache, in whole register tiles."""
+    widest = max(1, CHUNK_BYTES // (k * itemsize * TILE_COLUMNS)) * TILE_COLUMNS
+    return n if n <= 2 * widest else widest
+
+
+def product(packed: Packed, x: Tensor, out: Tensor) -> tuple[ctypes.Structure, tuple[Tensor, ...]]:
+    """The arguments of `out` = matrix @ `x`, and the buffers that they need. Each of x and out in either order."""
+    k, n = x.shape
+    for name, each, lines in (("x", x, packed.cols), ("out", out, packed.rows)):
+        require(name, each, (lines, n), packed.values.dtype, packed.values.device)
+    chunk = max(1, chunk_of(k, n, x.element_size()))
+    chunks = max(1, min(-(-n // chunk), PACKED_BYTES // (k * chunk * x.element_size())))
+    in_place = by_rows(x) and chunk == n and pair(x.dtype) == packed.matrix.abreast == 1
+    steps = k // packed.matrix.block_size * steps_in(x.dtype, packed.matrix.block_size)
+    scratch: tuple[Tensor, ...] = () if in_place else (empty_packed(x.dtype, chunks, steps, chunk),)
+    pointers = (packed.matrix, address(x), address(out), None if in_place else address(scratch[0]))
+    pool = pool_for(packed.values.numel() * n)
+    return Product(*pointers, k, n, chunk, chunks, *strides(x), *strides(out), pool), scratch
+
+
+def dsd(packed: Packed, x: Tensor) -> Tensor:
+    """matrix @ x: [m, n] in the memory order of `x`: [k, n]."""
+    x = plain(x)
+    out = empty_like_order(x, packed.rows)
+    if x.shape[1] == 0:
+        require("x", x, (packed.cols, 0), packed.values.dtype, packed.values.device)
+        return out
+    arguments, _scratch = product(packed, x, out)
+    launch("dsd", x.dtype, "dsd", arguments)
+    return out
+
+
+class Panels(NamedTuple):
+    """A gradient [m, n] as sdd reads it: `values` [m / b * padded b, steps of n], made by `empty_panels` and filled by a kernel."""
+
+    values: Tensor
+    n: int
+
+
+def empty_panels(rows: int, n: int, size: int, dtype: torch.dtype) -> Panels:
+    """Room for a gradient of `rows` rows in block rows of `size`."""
+    height = entry("sdd", dtype, "sampled_height", "block_size")(size)
+    return Panels(empty_packed(dtype, rows // size * height, steps_in(dtype, n)), n)
+
+
+def sampled(
+    grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, blocks: Tensor, first: Tensor | None = None
+) -> tuple[ctypes.Structure, tuple[Tensor, ...]]:
+    """The arguments of `blocks` [nnzb, b, b] = the kept blocks of `grad` @ [`first`, `x`]^T, and the buffers they need.
+
+    `first` and `x` lie column by column where `first` is given.
+    """
+    index, head = checked(index), 0 if first is None else first.shape[1]
+    n = grad.shape[1] if isinstance(grad, Tensor) else grad.n
+    _check_sampled(grad, x, index, size, first, n)
+    pool = pool_for(index.indices.numel() * size**2 * n)
+    width = entry("sdd", x.dtype, "sampled_width", "block_size")(size)
+    grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
+    steps = steps_in(x.dtype, n)
+    steps = -(-steps // -(-steps // WIDEST_SUM))
+    chunk = steps * pair(x.dtype)
+    stretch = max(1, min(grid_cols, CHUNK_BYTES // (width * chunk * x.element_size())))
+    columns = empty_packed(x.dtype, grid_cols * width, steps)
+    sums = native_library.empty(blocks.shape, dtype=torch.float32) if chunk < n and pair(x.dtype) > 1 else None
+    panels = empty_panels(grid_rows * size, chunk, size, x.dtype) if isinstance(grad, Tensor) else grad
+    height = entry("sdd", x.dtype, "sampled_height", "block_size")(size)
+    if panels.values.shape[0] != grid_rows * height or panels.values.dtype != x.dtype:
+        raise ValueError(f"grad must have {grid_rows} block rows of {x.dtype} in blocks of {size}")
+    taken = (grad, strides(grad)) if isinstance(grad, Tensor) else (None, (0, 0))
+    tensors = (taken[0], x, first, blocks, sums, columns, panels.values, index.indices, index.indptr)
+    pointers = [address(each) for each in tensors]
+    x_strides = strides(x) if first is None else (1, x.shape[0])
+    sizes = (*taken[1], *x_strides, n, head, chunk, stretch, size, grid_rows, grid_cols)
+    scratch = (columns, panels.values) if sums is None else (columns, panels.values, sums)
+    return Sampled(*pointers, *sizes, pool), (*scratch, *index)
+
+
+def _check_sampled(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, first: Tensor | None, n: int) -> None:
+    """ValueError where the operands of sdd do not fit each other. Of x the columns after those of `first` are read."""
+    if size < 1:
+        raise ValueError(f"grad must have blocks of at least 1, got {size}")
+    alike = x.dtype, index.indptr.device
+    rows, cols = ((each.numel() - 1) * size for each in (index.indptr, index.column_indptr))
+    if isinstance(grad, Tensor):
+        require("grad", grad, (rows, n), *alike)
+    if first is None:
+        require("x", x, (cols, n), *alike)
+    else:
+        require("first", first, (cols, first.shape[1]), *alike)
+        require("x", x, (cols, x.shape[1]), *alike)
+        if x.shape[1] + first.shape[1] < n:
+            raise ValueError(f"first and x must have {n} columns together, got {first.shape[1]} and {x.shape[1]}")
+
+
+def sdd(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, first: Tensor | None = None) -> Tensor:
+    """The kept blocks of grad @ x^T, [nnzb, b, b]. grad: [m, n], x: [k, n]; or its columns in `first`, the rest in `x`."""
+    grad, x = plain(grad) if isinstance(grad, Tensor) else grad, plain(x)
+    blocks = native_library.empty((index.indices.numel(), size, size), dtype=x.dtype)
+    if (grad.shape[1] if isinstance(grad, Tensor) else grad.n) == 0:
+        _check_sampled(grad, x, checked(index), size, first, 0)
+        return blocks.zero_()
+    arguments, _scratch = sampled(grad, x, index, size, blocks, first)
+    launch("sdd", x.dtype, "sdd", arguments)
+    return blocks
