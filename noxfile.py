@@ -103,8 +103,9 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and formatting with ruff."""
-    run_all(session, ("-m", "ruff", "check", "."), ("-m", "ruff", "format", "--check", "."))
+    """Check style and formatting with ruff, and with import-linter that each floor imports the floors below it."""
+    contracts = ("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()")
+    run_all(session, ("-m", "ruff", "check", "."), ("-m", "ruff", "format", "--check", "."), contracts)
 
 
 @nox.session

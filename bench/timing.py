@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bench.cells import GemmCell, LstmCell, TimedCell
-from bench.measuring.clocks import Evictor, Timer, host_ms, timer_for
+from bench.measuring.clocks import Evictor, Timer, count_launches, host_ms, timer_for
 from bench.measuring.gpu import gpu_state
 from bench.measuring.machine import physical_cores
 from bench.measuring.memory import require_operands
@@ -35,8 +35,6 @@ MAX_SECONDS = 3.0  # once MIN_PAIRS are in
 FEWEST_PAIRS = 10  # where MIN_PAIRS would take longer than LONG_SECONDS
 LONG_SECONDS = 20.0
 LONG_LAUNCH_MS = 100.0  # a launch that takes longer is not launched untimed first: filling the caches is nothing to it
-SAMPLE_MS = 0.2
-WARM_UP_SECONDS = 0.05
 TELL_SECONDS = 0.5
 NOISY_SPREAD = 0.1
 ATTEMPTS = 3  # a noisy cell is sampled anew, until RESAMPLE_SECONDS are spent; the last attempt is kept, noisy or not
@@ -77,17 +75,6 @@ class Samples:
     def disturbed(self) -> bool:
         """A median is twice its minimum: both sides mostly waited for the same busy core, and the ratios are near 1."""
         return any(median(times) > 2 * min(times) for times in (self.backend, self.baseline))
-
-
-def count_launches(timer: Timer, launches: list[Launch]) -> int:
-    """How many launches make a sample of SAMPLE_MS on the faster side; warms up on the way."""
-    fastest = float("inf")
-    for launch in launches:
-        end = time.perf_counter() + WARM_UP_SECONDS
-        fastest = min(fastest, timer.time(launch, 1))
-        while time.perf_counter() < end:
-            fastest = min(fastest, timer.time(launch, 1))
-    return max(1, -int(-SAMPLE_MS // max(fastest, 1e-6)))
 
 
 def sample_pairs(

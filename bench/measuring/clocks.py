@@ -23,6 +23,8 @@ LEAD_CYCLES = (
     60_000  # about 30 us in which the processor runs ahead of the GPU, so that it waits for nothing once timed
 )
 HOST_LAUNCHES = 20
+SAMPLE_MS = 0.2
+WARM_UP_SECONDS = 0.05
 
 
 class Timer(Protocol):
@@ -146,3 +148,14 @@ def last_level_cache_bytes() -> int:
         if text.endswith("K") and text[:-1].isdigit():
             sizes.append(int(text[:-1]) * 1024)
     return max(sizes, default=FALLBACK_CACHE_BYTES)
+
+
+def count_launches(timer: Timer, launches: list[Launch]) -> int:
+    """How many launches make a sample of SAMPLE_MS on the faster side; warms up on the way."""
+    fastest = float("inf")
+    for launch in launches:
+        end = time.perf_counter() + WARM_UP_SECONDS
+        fastest = min(fastest, timer.time(launch, 1))
+        while time.perf_counter() < end:
+            fastest = min(fastest, timer.time(launch, 1))
+    return max(1, -int(-SAMPLE_MS // max(fastest, 1e-6)))

@@ -13,12 +13,10 @@ import torch
 
 from bench.cells import TuneCell
 from bench.measuring.causes import ends_the_caller, status_of
-from bench.measuring.clocks import timer_for
+from bench.measuring.clocks import count_launches, timer_for
 from bench.measuring.machine import physical_cores
 from bench.measuring.modes import initial_modes
-from bench.timing import count_launches
 from kernels.check import check
-from kernels.cuda.tuning import variants
 from kernels.problem import GemmProblem, Launch
 from kernels.registry import BACKENDS
 
@@ -36,8 +34,10 @@ def candidates(backend: str, problem: GemmProblem) -> Variants:
 
     Of our CUDA kernels the tiles, of a backend on a CPU the number of threads.
     """
-    if backend == "cuda":
-        return variants(problem)
+    ours = BACKENDS[backend]
+    if hasattr(ours, "variants"):
+        offered: Variants = ours.variants(problem)
+        return offered
     if problem.device != "cpu":
         return {}
     return {

@@ -1,4 +1,4 @@
-"""Our CUDA kernels (cuda/*.cu), compiled by NVRTC at first use for the GPU at hand. `launch.kernel` says which one ran."""
+"""Our CUDA kernels (kernels/cuda/src), compiled by NVRTC at first use for the GPU at hand. `launch.kernel` says which one ran."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from torch import Tensor
 from kernels.arithmetic import under
 from kernels.bsr import BSRIndex, BSRMatrix
 from kernels.captured import Replayed
-from kernels.cuda.choose import Gpu, Prepared, Task, aligned, element_of, prepare, the_gpu, unsupported
+from kernels.cuda.choose import (
+    Choice,
+    Gpu,
+    Prepared,
+    Task,
+    aligned,
+    element_of,
+    offered,
+    prepare,
+    prepare_by,
+    the_gpu,
+    unsupported,
+)  # fmt: skip
 from kernels.cuda.lstm import recurrence_of, steps_for
 from kernels.cuda.lstm_pass import Sizes
 from kernels.cuda.products import pattern_for
@@ -88,6 +100,10 @@ def lstm_launch(problem: LstmProblem) -> tuple[LstmLaunch, bool]:
     return block_sparse_launch(problem, bsr, "cuda", layer.kernel, layer.index_bytes), layer.together
 
 
+def _chosen(name: str, choice: Choice, task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
+    return prepare_by(choice, task, index, shape, gpu)._replace(kernel=f"cuda {name}")
+
+
 class CudaBackend:
     """float32 (exact or tf32), bfloat16 and float16, blocks of 8 to 128, on GPUs of compute capability 8.0 and later.
 
@@ -117,6 +133,15 @@ class CudaBackend:
         if together or problem.device != "cuda":
             return launch
         return Replayed(launch, kernel=f"{launch.kernel}, replayed as a CUDA graph")
+
+    def variants(self, problem: GemmProblem) -> dict[str, Callable[[], Launch]]:
+        """What prepares each kernel that can compute a supported product, by its name: what a tuner times."""
+        gpu = the_gpu(torch.device(problem.device))
+        task = Task(problem.op, element_of(problem.torch_dtype, problem.math == "tf32"), problem.block_size, problem.n)
+        return {
+            name: partial(ProductLaunch, problem, partial(_chosen, name, choice))
+            for name, choice in offered(task, gpu).items()
+        }
 
 
 BACKEND = CudaBackend()

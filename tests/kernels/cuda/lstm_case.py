@@ -15,9 +15,8 @@ from emulated_gpu import emulated_gpu
 from torch import Tensor
 
 from kernels.backends.cuda import lstm_launch
-from kernels.backends.reference import lstm_reference
 from kernels.blockmask import BlockMask
-from kernels.check import GATE_ERRORS
+from kernels.check import GATE_ERRORS, lstm_reference
 from kernels.cuda import lstm as cuda_lstm
 from kernels.cuda import recurrence as cuda_recurrence
 from kernels.cuda.device import Kernel, Variant

@@ -7,9 +7,9 @@ import json
 import pytest
 from emulated_gpu import emulated_gpu
 
+from kernels.backends.cuda import BACKEND
 from kernels.check import check
-from kernels.cuda.choose import Task
-from kernels.cuda.tuning import offered, variants
+from kernels.cuda.choose import Task, offered
 from kernels.problem import GemmProblem
 
 
@@ -17,7 +17,7 @@ from kernels.problem import GemmProblem
 def test_every_variant_is_right(op: str, n: int, block_size: int) -> None:
     problem = GemmProblem(128, 96, n, block_size, 0.6, dtype="bfloat16", op=op, seed=2)
     with emulated_gpu(80, 16):
-        found = variants(problem)
+        found = BACKEND.variants(problem)
         assert len(found) >= (1 if op == "sdd" else 2)
         for name, prepare in found.items():
             launch = prepare()
@@ -29,7 +29,9 @@ def test_every_variant_is_right(op: str, n: int, block_size: int) -> None:
 def test_a_variant_by_wgmma_is_right() -> None:
     problem = GemmProblem(256, 128, 130, 64, 0.5, dtype="bfloat16", seed=2)
     with emulated_gpu(90, 16):
-        wide = {name: prepare for name, prepare in variants(problem).items() if json.loads(name)["rung"] == "wgmma"}
+        wide = {
+            name: prepare for name, prepare in BACKEND.variants(problem).items() if json.loads(name)["rung"] == "wgmma"
+        }
         assert len(wide) >= 2
         for prepare in list(wide.values())[:2]:
             assert check(prepare(), problem)[1] is None
