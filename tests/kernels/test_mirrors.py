@@ -13,7 +13,7 @@ from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
 from kernels.native import products as native_products
 
-BACKENDS = Path(native_library.__file__).parent
+KERNELS = Path(native_library.__file__).parents[1]
 MIRRORS: dict[str, type[ctypes.Structure]] = {  # file and struct -> what mirrors it
     "cuda/add_parts.cu Parts": mma_products.Parts,
     "cuda/listed.h Product": mma_products.Product,
@@ -59,7 +59,7 @@ def structs() -> dict[str, list[tuple[str, str]]]:
     """The fields of every struct that says it is mirrored, by file and name."""
     found = {}
     for folder in ("native", "cuda"):
-        for path in sorted((BACKENDS / folder).glob("*")):
+        for path in sorted((KERNELS / folder / "src").glob("*")):
             if path.suffix in (".h", ".cu", ".cpp"):
                 for name, body in STRUCT.findall(path.read_text(encoding="utf-8")):
                     found[f"{folder}/{path.name} {name}"] = declared(body)
@@ -89,5 +89,5 @@ def test_no_structure_of_ours_is_left_out() -> None:
 
 
 def test_python_allocates_the_rows_of_an_item() -> None:
-    text = (BACKENDS / "native" / "parts.h").read_text(encoding="utf-8")
+    text = (KERNELS / "native" / "src" / "parts.h").read_text(encoding="utf-8")
     assert f"constexpr int64_t span = {native_lstm.SPAN};" in text
