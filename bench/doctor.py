@@ -103,8 +103,7 @@ def _compiler() -> str:
 
 
 def _backends() -> Iterator[Finding]:
-    from kernels.lstm_problem import LstmProblem
-    from kernels.problem import GemmProblem
+    from kernels.problem import GemmProblem, LstmProblem
     from kernels.registry import BACKENDS
 
     problems = [

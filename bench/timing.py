@@ -22,8 +22,7 @@ from bench.measuring.machine import physical_cores
 from bench.measuring.memory import require_operands
 from bench.measuring.modes import initial_modes
 from kernels.check import check
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.problem import GemmProblem, Launch, LstmProblem, Problem
 from kernels.registry import BACKENDS
 
 Row = dict[str, Any]

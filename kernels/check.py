@@ -28,8 +28,7 @@ import torch
 from torch import Tensor
 
 from kernels.bsr import BSRMatrix
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.problem import GemmProblem, Launch, LstmProblem, Problem
 
 ACCUMULATION_ROUNDOFF = {
     torch.float64: 2.0**-53,

@@ -2,6 +2,8 @@
 
 CuPy wraps cusparseSpMM, but can describe neither format. Torch uses neither: its own BSR product is Triton's, or a
 batched dense one (float64 alone goes to the older bsrmm). The declarations below are those of cusparse.h of CUDA 12 and 13.
+
+BlockedEll: a block-sparse matrix whose block rows all store as many blocks as the fullest, the rest being padding.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_size_t, c_void_p
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
@@ -16,10 +19,65 @@ import torch
 from torch import Tensor
 
 from kernels.bsr import BSRMatrix
-from kernels.ell import BlockedEll
-from kernels.fastest import fastest
+from kernels.launches import fastest
 from kernels.problem import GemmProblem
 from kernels.system.resources import ResourceError, is_lack
+
+LAYOUTS = ("rows", "blocks")
+
+
+@dataclass(frozen=True, eq=False)
+class BlockedEll:
+    """Blocked-ELL as cuSPARSE has it.
+
+    data: [rows, cols], where cols = width * block_size and width is the number of kept blocks in the fullest block row (1
+    where every block is empty); what is padding is zero. Layout 'rows': one matrix in row order; 'blocks': block after
+    block, each in row order. indices: int32[grid_rows, width], the block column of each block, -1 for padding.
+    """
+
+    data: Tensor
+    indices: Tensor
+    shape: tuple[int, int]
+    block_size: int
+
+    @classmethod
+    def from_bsr(cls, matrix: BSRMatrix, layout: str = "rows") -> BlockedEll:
+        """The blocks of `matrix`, copied, in each block row ascending and then padded."""
+        size, grid_rows = matrix.block_size, matrix.grid[0]
+        counts = matrix.indptr.diff().long()
+        width = max(int(counts.max()), 1)
+        rows = matrix.row_indices.long()
+        places = torch.arange(matrix.nnzb, device=rows.device) - matrix.indptr[:-1].long()[rows]
+        indices = torch.full((grid_rows, width), -1, dtype=torch.int32, device=rows.device)
+        indices[rows, places] = matrix.indices
+        blocks = matrix.data.new_zeros(grid_rows, width, size, size)
+        blocks[rows, places] = matrix.data
+        lying = blocks.permute(0, 2, 1, 3) if layout == "rows" else blocks
+        return cls(lying.reshape(grid_rows * size, width * size).contiguous(), indices, matrix.shape, size)
+
+    @property
+    def cols(self) -> int:
+        """Columns of `data`: ellCols in cuSPARSE's words."""
+        return self.data.shape[1]
+
+    @property
+    def values_nbytes(self) -> int:
+        """Bytes of the stored values, padding included."""
+        return self.data.numel() * self.data.element_size()
+
+    @property
+    def index_nbytes(self) -> int:
+        return 4 * self.indices.numel()
+
+    def to_dense(self) -> Tensor:
+        """[rows, columns]; of layout 'rows'."""
+        size, (grid_rows, width) = self.block_size, self.indices.shape
+        dense = self.data.new_zeros(grid_rows, self.shape[1] // size, size, size)
+        blocks = self.data.view(grid_rows, size, width, size).permute(0, 2, 1, 3)
+        rows, places = (self.indices >= 0).nonzero(as_tuple=True)
+        dense[rows, self.indices[rows, places].long()] = blocks[rows, places]
+        return dense.permute(0, 2, 1, 3).reshape(self.shape)
+
 
 LIBRARIES = ("libcusparse.so.12", "libcusparse.so.13", "libcusparse.so", "cusparse64_12.dll")
 VALUE_TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 14}  # cudaDataType

@@ -21,8 +21,7 @@ from bench.measuring.modes import initial_modes
 from bench.schema import PATTERNS
 from kernels.blockmask import BlockMask
 from kernels.check import check
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import GemmProblem, Problem
+from kernels.problem import GemmProblem, LstmProblem, Problem
 from kernels.registry import BACKENDS
 
 Row = dict[str, Any]

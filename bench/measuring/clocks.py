@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from kernels.captured import Graph, Replayed, graph_of
+from kernels.launches import Graph, Replayed, graph_of
 from kernels.problem import Launch
 
 FALLBACK_CACHE_BYTES = 64 * 2**20

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from kernels.arithmetic import applied, settings_of
+from kernels.launches import applied, settings_of
 
 
 def multiplying(device: str, precision: str) -> AbstractContextManager[None]:

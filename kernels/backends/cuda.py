@@ -9,9 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.arithmetic import under
 from kernels.bsr import BSRIndex, BSRMatrix
-from kernels.captured import Replayed
 from kernels.cuda.choose import (
     Choice,
     Gpu,
@@ -29,10 +27,9 @@ from kernels.cuda.lstm import recurrence_of, steps_for
 from kernels.cuda.lstm_pass import Sizes
 from kernels.cuda.products import pattern_for
 from kernels.cuda.recurrence import Recurrence
-from kernels.lstm_launch import LstmLaunch, block_sparse_launch, block_sparse_weights
-from kernels.lstm_problem import LstmProblem
+from kernels.launches import LstmLaunch, Replayed, block_sparse_launch, block_sparse_weights, under
 from kernels.ops import lstm_kernel
-from kernels.problem import OPS, GemmProblem, Launch, Problem
+from kernels.problem import OPS, GemmProblem, Launch, LstmProblem, Problem
 
 Prepare = Callable[[Task, BSRIndex, tuple[int, int], Gpu], Prepared]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from kernels.backends import cuda
 from kernels.cuda.choose import prepare_by_warps
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.problem import GemmProblem, Launch, LstmProblem, Problem
 
 
 class FirstRungBackend:

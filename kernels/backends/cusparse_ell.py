@@ -10,8 +10,7 @@ from functools import cache
 import torch
 
 from kernels.backends.cusparse_bsr import bsr_of
-from kernels.cusparse import CusparseError, SpmmLaunch, products, refusal
-from kernels.ell import LAYOUTS, BlockedEll
+from kernels.cusparse import LAYOUTS, BlockedEll, CusparseError, SpmmLaunch, products, refusal
 from kernels.problem import GemmProblem, Launch, Problem
 
 

@@ -13,8 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from kernels.arithmetic import under
-from kernels.fastest import fastest
+from kernels.launches import fastest, under
 from kernels.problem import GemmProblem, Launch, Problem
 
 Way = Callable[[], Tensor]  # a launch that answers where its result is

@@ -12,11 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.captured import Replayed
-from kernels.fastest import fastest
-from kernels.lstm_launch import LstmLaunch, Outputs
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import Launch, Problem
+from kernels.launches import LstmLaunch, Outputs, Replayed, fastest
+from kernels.problem import Launch, LstmProblem, Problem
 
 KERNEL = "step loop of torch.addmm"
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from kernels.bsr import BSRMatrix
-from kernels.lstm_launch import LstmLaunch, block_sparse_launch, block_sparse_weights
-from kernels.lstm_problem import LstmProblem
+from kernels.launches import LstmLaunch, block_sparse_launch, block_sparse_weights
 from kernels.native.library import describe, entry, library, pool_for, unsupported
 from kernels.native.products import pack, plain, product, sampled
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.problem import GemmProblem, Launch, LstmProblem, Problem
 
 
 class ProductLaunch:

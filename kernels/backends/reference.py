@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kernels.check import lstm_reference, product_by_blocks
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.problem import GemmProblem, Launch, LstmProblem, Problem
 
 
 class ReferenceLaunch:

@@ -12,10 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from kernels.fastest import fastest
-from kernels.lstm_launch import LstmLaunch, Outputs
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import Launch, Problem
+from kernels.launches import LstmLaunch, Outputs, fastest
+from kernels.problem import Launch, LstmProblem, Problem
 
 
 @contextmanager

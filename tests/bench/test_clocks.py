@@ -12,10 +12,9 @@ from bench.measuring.clocks import EventTimer, GraphTimer, WallTimer, host_ms, t
 from bench.timing import time_cell
 from kernels.backends.dense import BACKEND as DENSE
 from kernels.backends.loop_lstm import loop_launch
-from kernels.captured import Graph, Replayed
 from kernels.check import check
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import GemmProblem, Launch
+from kernels.launches import Graph, Replayed
+from kernels.problem import GemmProblem, Launch, LstmProblem
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -13,9 +13,8 @@ from bench.timing import Samples, pinned_threads, sample_pairs, time_cell
 from kernels.backends.dense import BACKEND as DENSE
 from kernels.backends.dense import DenseLaunch
 from kernels.backends.loop_lstm import BACKEND as LOOP
-from kernels.lstm_launch import LstmLaunch
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import GemmProblem
+from kernels.launches import LstmLaunch
+from kernels.problem import GemmProblem, LstmProblem
 from kernels.registry import BACKENDS
 
 LOOP_PREPARE = LOOP.prepare

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from kernels.arithmetic import settings, under
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import GemmProblem, Problem
+from kernels.launches import settings, under
+from kernels.problem import GemmProblem, LstmProblem, Problem
 
 CASES = [
     (GemmProblem(16, 16, 2, 4, 0.5, device="cuda"), [False, "ieee"]),

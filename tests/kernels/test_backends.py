@@ -8,9 +8,8 @@ import torch
 from kernels.backends.dense import ways
 from kernels.blockmask import BlockMask
 from kernels.check import check
-from kernels.fastest import fastest
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import DTYPES, GemmProblem
+from kernels.launches import fastest
+from kernels.problem import DTYPES, GemmProblem, LstmProblem
 from kernels.registry import BACKENDS
 
 EXPECTED = [

@@ -10,8 +10,7 @@ from torch import Tensor
 from kernels.backends.dense import DenseLaunch
 from kernels.backends.loop_lstm import BACKEND as LOOP
 from kernels.check import check, error_bound, gamma, lstm_tolerance
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import DTYPES, GemmProblem
+from kernels.problem import DTYPES, GemmProblem, LstmProblem
 
 PROBLEM = GemmProblem(32, 48, 6, 8, 0.5)
 LAYER = LstmProblem(32, 64, 4, 35, 16, 0.5)

@@ -18,18 +18,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import fastest
+from kernels import launches
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check
 from kernels.index import own_copy
-from kernels.lstm_problem import LstmProblem
 from kernels.native import buffers
 from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
 from kernels.operands import address
 from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, sdd
-from kernels.problem import GemmProblem
+from kernels.problem import GemmProblem, LstmProblem
 from kernels.registry import BACKENDS
 
 CPU = torch.device("cpu")
@@ -394,7 +393,7 @@ def masks_and_factories() -> None:
 
 def under_other_defaults() -> None:
     """Products, layers, factories and every backend, whatever torch's default device and type are."""
-    fastest.ROUNDS = 1  # baselines need not be the fastest here
+    launches.ROUNDS = 1  # baselines need not be the fastest here
     for device, dtype in (("meta", torch.float64), ("meta", torch.bfloat16), ("cpu", torch.float16)):
         with defaults(device, dtype):
             masks_and_factories()

@@ -13,9 +13,8 @@ from kernels.backends.triton_bsr import shape_refusal
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check
-from kernels.ell import LAYOUTS, BlockedEll
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import GemmProblem
+from kernels.cusparse import LAYOUTS, BlockedEll
+from kernels.problem import GemmProblem, LstmProblem
 from kernels.registry import BACKENDS
 
 RIVALS = ["cusparse_bsr", "cusparse_ell", "triton_bsr"]

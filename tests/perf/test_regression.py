@@ -19,9 +19,8 @@ from bench.measuring.clocks import WallTimer
 from bench.timing import Samples, pinned_threads, sample_pairs
 from kernels.bsr import BSRMatrix
 from kernels.check import check
-from kernels.lstm_problem import LstmProblem
 from kernels.native.products import pack
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.problem import GemmProblem, Launch, LstmProblem, Problem
 from kernels.registry import BACKENDS
 
 pytestmark = pytest.mark.alone

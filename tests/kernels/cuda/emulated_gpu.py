@@ -8,11 +8,11 @@ from unittest import mock
 
 import emulator
 
-from kernels import arithmetic
-from kernels.arithmetic import Setting, settings_of
+from kernels import launches
 from kernels.cuda import choose
 from kernels.cuda import products as cuda_products
 from kernels.cuda.choose import Gpu
+from kernels.launches import Setting, settings_of
 from kernels.problem import Problem
 
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -33,7 +33,7 @@ def emulated_gpu(capability: int = 90, multiprocessors: int = 132) -> Iterator[G
         with (
             mock.patch.object(choose, "gpu", return_value=found),
             mock.patch.object(cuda_products, "KEPT", object()),
-            mock.patch.object(arithmetic, "settings", _settings),
+            mock.patch.object(launches, "settings", _settings),
         ):
             yield found
     finally:

@@ -25,7 +25,7 @@ from kernels.cuda.lstm_pass import Sizes
 from kernels.cuda.lstm_tiles import Tiles
 from kernels.cuda.products import Pattern
 from kernels.cuda.recurrence import Recurrence, plans_for, tiles_for
-from kernels.lstm_problem import LstmProblem
+from kernels.problem import LstmProblem
 
 PATTERNS = ("random", "empty rows", "all empty", "full")
 GUARD = 4096

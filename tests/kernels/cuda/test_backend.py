@@ -16,9 +16,8 @@ from kernels.check import check
 from kernels.cuda import choose
 from kernels.cuda import products as cuda_products
 from kernels.cuda.choose import Task
-from kernels.lstm_problem import LstmProblem
 from kernels.ops import block_sparse_matmul, dsd
-from kernels.problem import GemmProblem, Problem
+from kernels.problem import GemmProblem, LstmProblem, Problem
 
 TYPES = [("float32", "ieee"), ("float32", "tf32"), ("bfloat16", "ieee"), ("float16", "ieee")]
 OPS = ["dsd", "dsd_t", "sdd"]

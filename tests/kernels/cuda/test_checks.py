@@ -12,8 +12,7 @@ from bench.measuring import checks
 from bench.measuring.checks import check_cell
 from bench.measuring.tuning import tune_cell
 from bench.timing import time_cell
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import GemmProblem
+from kernels.problem import GemmProblem, LstmProblem
 
 TYPES = [("float32", "ieee"), ("float32", "tf32"), ("bfloat16", "ieee"), ("float16", "ieee")]
 OPS = ["dsd", "dsd_t", "sdd", "forward", "forward_backward"]

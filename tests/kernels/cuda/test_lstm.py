@@ -23,9 +23,9 @@ from kernels.cuda.device import Kernel, Variant, compile_cubin
 from kernels.cuda.lstm_pass import Sizes, variant_of
 from kernels.cuda.lstm_tiles import Device, Tiles
 from kernels.cuda.recurrence import Kept, Recurrence, plans_for, tiles_for
-from kernels.lstm_launch import block_sparse_weights
-from kernels.lstm_problem import LstmProblem
+from kernels.launches import block_sparse_weights
 from kernels.ops import block_sparse_lstm
+from kernels.problem import LstmProblem
 from kernels.system.compiler import CompileError
 
 ELEMENTS = list(ROUNDOFF)

@@ -21,7 +21,7 @@ from kernels.bsr import BSRMatrix
 from kernels.cuda import lstm as cuda_lstm
 from kernels.cuda.products import Pattern
 from kernels.cuda.recurrence import Recurrence
-from kernels.lstm_problem import LstmProblem
+from kernels.problem import LstmProblem
 
 SCOPES = {"all": ("weight_ih", "weight_hh"), "weight_hh": ("weight_hh",)}
 

@@ -11,8 +11,8 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check
 from kernels.cuda.device import unavailable
-from kernels.lstm_problem import PASSES, LstmProblem
 from kernels.ops import block_sparse_lstm, block_sparse_matmul, lstm_kernel
+from kernels.problem import PASSES, LstmProblem
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 

@@ -16,8 +16,7 @@ from kernels.backends.cuda import BACKEND
 from kernels.check import check
 from kernels.cuda import choose, tuned
 from kernels.cuda.choose import Task
-from kernels.lstm_problem import LstmProblem
-from kernels.problem import GemmProblem, Problem
+from kernels.problem import GemmProblem, LstmProblem, Problem
 from kernels.system.cache import say, sealed
 
 SHAPE = {"dtype": "bfloat16", "math": "ieee", "block_size": 16, "m": 64, "k": 64, "n": 33, "target_sparsity": 0.5}

@@ -1,0 +1,227 @@
+"""One pass through an LSTM layer, or one there and back, as a model does it: LstmLaunch, and the one of our own kernels.
+
+Which arithmetic torch's own GPU products use while a baseline runs: the problem's, whatever the process has set.
+
+float32: exactly or by TF32, as `problem.math` says; cuDNN's layers are on TF32 unless told otherwise. 16-bit types: summed
+in float32 to the end, as our kernels do and the check expects, while cuBLAS may otherwise add parts of a sum in 16 bits.
+The settings are put back after each launch: about 2 us on the processor, nothing in a CUDA graph.
+
+The fastest of several ways to compute the same: a baseline must be the strongest that the library has.
+
+Launches captured as CUDA graphs: what is left of a launch when the processor is out of the way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from kernels.bsr import BSRMatrix
+from kernels.ops import block_sparse_lstm
+from kernels.problem import Launch, LstmProblem, Problem
+
+T = TypeVar("T")
+
+Setting = tuple[Any, str, Any]  # of an object, its attribute, the value
+
+
+def settings(problem: Problem) -> list[Setting]:
+    """What is to be set for `problem`: nothing on a CPU, where there is no choice."""
+    return settings_of(problem.dtype, problem.math) if problem.device == "cuda" else []
+
+
+def settings_of(dtype: str, math: str) -> list[Setting]:
+    """What is to be set for products of `dtype`. allow_tf32 keeps torch's older and newer names for it consistent; cuDNN's has one."""
+    matmul, layers = torch.backends.cuda.matmul, torch.backends.cudnn.rnn
+    wanted: dict[str, list[Setting]] = {
+        "float32": [(matmul, "allow_tf32", math == "tf32"), (layers, "fp32_precision", math)],
+        "bfloat16": [(matmul, "allow_bf16_reduced_precision_reduction", False)],
+        "float16": [(matmul, "allow_fp16_reduced_precision_reduction", False)],
+    }
+    return wanted.get(dtype, [])
+
+
+@contextmanager
+def applied(chosen: Sequence[Setting]) -> Iterator[None]:
+    """Inside, the settings are as chosen; then as before."""
+    before = [getattr(owner, name) for owner, name, _ in chosen]
+    for owner, name, value in chosen:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for (owner, name, _), value in zip(chosen, before, strict=True):
+            setattr(owner, name, value)
+
+
+def under(problem: Problem, run: Callable[[], T]) -> Callable[[], T]:
+    """`run` with the arithmetic of `problem`; itself where nothing is to be set."""
+    chosen = settings(problem)
+    if not chosen:
+        return run
+
+    def launch() -> T:
+        with applied(chosen):
+            return run()
+
+    return launch
+
+
+Outputs = tuple[Tensor, tuple[Tensor, Tensor]]  # y, (h, c)
+
+
+class LstmLaunch:
+    """Calls `forward` with the operands and, where the problem asks for it, takes their gradients by autograd.
+
+    weights: by name, dense or the kept blocks [nnzb, b, b] of a BSRMatrix; they, x and the biases are the leaves.
+    """
+
+    def __init__(
+        self,
+        problem: LstmProblem,
+        kernel: str,
+        weights: Mapping[str, Tensor],
+        forward: Callable[[Mapping[str, Tensor]], Outputs],
+        dense: bool,
+        index_bytes: int = 0,
+    ) -> None:
+        self.problem, self.kernel, self.forward, self.dense = problem, kernel, forward, dense
+        self.backward = problem.passes == "forward_backward"
+        leaves = {"x": problem.x, **weights, **problem.biases}
+        self.leaves = {name: torch.nn.Parameter(leaf, self.backward) for name, leaf in leaves.items()}
+        self.results: dict[str, Tensor] = {}
+        self.weight_bytes = sum(weights[name].numel() * weights[name].element_size() for name in problem.masks)
+        self.index_bytes = index_bytes
+
+    def __call__(self) -> None:
+        under(self.problem, self._run)()
+
+    def _run(self) -> None:
+        with torch.set_grad_enabled(self.backward):
+            y, (h, c) = self.forward(self.leaves)
+        self.results = {"y": y, "h": h, "c": c}
+        if self.backward:
+            grads = torch.autograd.grad(y, list(self.leaves.values()), self.problem.grad_y)
+            self.results |= {f"grad_{name}": grad for name, grad in zip(self.leaves, grads, strict=True)}
+
+    def outputs(self) -> dict[str, Tensor]:
+        """The results; gradients of block-sparse weights at the kept blocks only."""
+        results = {name: result.detach() for name, result in self.results.items()}
+        for name, mask in self.problem.masks.items():
+            grad = results.get(f"grad_{name}")
+            if grad is not None and grad.ndim == 2:
+                results[f"grad_{name}"] = BSRMatrix.from_dense(grad, mask).data
+        return results
+
+    def poison(self) -> None:
+        with torch.no_grad():
+            for result in self.results.values():
+                if torch._debug_has_internal_overlap(result) != 1:  # 1: certainly, as of an expanded tensor
+                    result.fill_(float("nan"))  # its memory may be the next launch's
+        self.results = {}
+
+
+def block_sparse_weights(problem: LstmProblem) -> dict[str, BSRMatrix]:
+    """Those of its weights that are block-sparse, by name."""
+    return {name: BSRMatrix.from_dense(problem.weights[name], mask) for name, mask in problem.masks.items()}
+
+
+def block_sparse_launch(
+    problem: LstmProblem, bsr: Mapping[str, BSRMatrix], chosen: str, kernel: str, index_bytes: int
+) -> LstmLaunch:
+    """The layer by `block_sparse_lstm`, as models train with it. bsr: as above; chosen: its kernel; kernel: that in words."""
+
+    def forward(leaves: Mapping[str, Tensor]) -> Outputs:
+        weights = {name: matrix.with_data(leaves[name]) for name, matrix in bsr.items()}
+        into = weights.get("weight_ih", leaves["weight_ih"])
+        biases = leaves["bias_ih"], leaves["bias_hh"]
+        return block_sparse_lstm(leaves["x"], problem.state, into, weights["weight_hh"], *biases, kernel=chosen)
+
+    values = {**problem.weights, **{name: matrix.data for name, matrix in bsr.items()}}
+    return LstmLaunch(problem, kernel, values, forward, dense=False, index_bytes=index_bytes)
+
+
+ROUNDS = 5
+PATIENCE_SECONDS = 1.0  # then no further round begins
+LONG_SECONDS = 0.1  # filling the caches is nothing to such a launch
+
+
+def fastest(ways: Mapping[str, Callable[[], object]], device: str) -> str:
+    """The name of the way with the shortest launch. In turns; twice each, so that its own operands are in the caches."""
+    wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    shortest, begin = dict.fromkeys(ways, float("inf")), time.perf_counter()
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            for _again in range(2):
+                began = time.perf_counter()
+                way()
+                wait()
+                taken = time.perf_counter() - began
+                shortest[name] = min(shortest[name], taken)
+                if taken > LONG_SECONDS:
+                    break
+        if time.perf_counter() - begin > PATIENCE_SECONDS:
+            break
+    return min(shortest, key=lambda name: shortest[name])
+
+
+WARM_UPS = 3
+
+
+class Graph(Protocol):
+    """What of torch.cuda.CUDAGraph is used here."""
+
+    def replay(self) -> None: ...
+
+
+def graph_of(launch: Launch, launches: int = 1) -> Graph:
+    """`launches` launches one after another as one CUDA graph. RuntimeError where the launch cannot be captured.
+
+    Warmed up on a side stream, as torch asks for: libraries allocate and choose at their first calls, which no graph holds.
+    """
+    side, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UPS):
+            launch()
+    current.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(launches):
+            launch()
+    return graph
+
+
+class Replayed:
+    """A launch whose calls replay a CUDA graph of it.
+
+    The graph writes into the tensors that the launch held when it was captured: these are poisoned, and read.
+    """
+
+    def __init__(
+        self, launch: Launch, capture: Callable[[Launch], Graph] = graph_of, kernel: str | None = None
+    ) -> None:
+        self.launch, self.graph = launch, capture(launch)
+        self.held = dict(vars(launch))
+        self.kernel, self.dense = kernel or launch.kernel, launch.dense
+        self.weight_bytes, self.index_bytes = launch.weight_bytes, launch.index_bytes
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+    def _recall(self) -> None:
+        vars(self.launch).update(self.held)
+
+    def outputs(self) -> dict[str, Tensor]:
+        self._recall()
+        return self.launch.outputs()
+
+    def poison(self) -> None:
+        self._recall()
+        self.launch.poison()
+        self._recall()  # a launch may drop its results to have them made anew
