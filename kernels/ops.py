@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from kernels.autocast import autocast_type, is_any_autocast, lowered
 from kernels.bsr import BSRMatrix
-from kernels.cuda import choose, lstm_tape
+from kernels.cuda import choose, lstm
 from kernels.cuda import lstm as cuda_lstm
 from kernels.cuda.lstm import Weight
 from kernels.cuda.products import kept_pattern, pattern_for
@@ -287,7 +287,7 @@ def _cuda_lstm(
     across = None if into is None else Weight(into.data, pattern_for(into))
     values, pattern = (None, None) if across is None else across
     if taped(*operands) or (values is not None and taped(values)):
-        y, h, c = lstm_tape.record(*operands, values, weight.pattern, pattern)
+        y, h, c = lstm.record(*operands, values, weight.pattern, pattern)
     else:
         y, c, _ = cuda_lstm.forward(inputs, (first, second), states, weight, across, keep=False)
         h = y.select(0, -1).clone()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from bench.measuring.moments import Moment, Stopwatch, moment
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.native.buffers import POOL
+from kernels.native.library import POOL
 from kernels.operands import require_memory
 from kernels.ops import block_sparse_lstm
 from kernels.tracing import batched, lasting, transformed, watched

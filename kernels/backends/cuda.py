@@ -24,9 +24,8 @@ from kernels.cuda.choose import (
     unsupported,
 )  # fmt: skip
 from kernels.cuda.lstm import recurrence_of, steps_for
-from kernels.cuda.lstm_pass import Sizes
 from kernels.cuda.products import pattern_for
-from kernels.cuda.recurrence import Recurrence
+from kernels.cuda.recurrence import Recurrence, Sizes
 from kernels.launches import LstmLaunch, Replayed, block_sparse_launch, block_sparse_weights, under
 from kernels.ops import lstm_kernel
 from kernels.problem import OPS, GemmProblem, Launch, LstmProblem, Problem

@@ -20,7 +20,7 @@ from bench.measuring.moments import Stopwatch
 from bench.models.layers import OURS, LSTMLayer
 from bench.training.paths import missing_kernel
 from kernels.blockmask import BlockMask
-from kernels.native.buffers import GRAIN, SMALLEST
+from kernels.native.library import GRAIN, SMALLEST
 
 NO_KERNEL = missing_kernel()
 pytestmark = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")

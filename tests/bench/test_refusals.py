@@ -15,7 +15,7 @@ from bench.data.corpus import Sizes
 from bench.settings import shown
 from bench.sweep import SweepError, load
 from bench.training.needs import text_fault, text_notes
-from kernels.cuda.tuned import choices, nearest
+from kernels.cuda.choose import choices, nearest
 from kernels.system.cache import sealed
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from bench.sweep import load
 from bench.tuner import _is_stale, run_tuner, tune_cells, winner
 from kernels.backends.dense import BACKEND as DENSE
 from kernels.backends.dense import DenseLaunch
-from kernels.cuda.tuned import choices, nearest
+from kernels.cuda.choose import choices, nearest
 from kernels.problem import GemmProblem
 from kernels.system.cache import SEAL, read_sealed, sealed
 

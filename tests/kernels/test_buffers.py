@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.native.buffers import GRAIN, SMALLEST, Buffers
+from kernels.native.library import GRAIN, SMALLEST, Buffers
 
 COUNT = SMALLEST // 4 + 3
 

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from kernels.cuda import lstm_pass, lstm_plan, mma_products, wgmma, wgmma_sdd
+from kernels.cuda import lstm_plan, mma, recurrence, wgmma, wgmma_sdd
 from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
 from kernels.native import products as native_products
 
 KERNELS = Path(native_library.__file__).parents[1]
 MIRRORS: dict[str, type[ctypes.Structure]] = {  # file and struct -> what mirrors it
-    "cuda/add_parts.cu Parts": mma_products.Parts,
-    "cuda/listed.h Product": mma_products.Product,
-    "cuda/lstm.cu Backward": lstm_pass.Backward,
-    "cuda/lstm.cu Forward": lstm_pass.Forward,
+    "cuda/add_parts.cu Parts": mma.Parts,
+    "cuda/listed.h Product": mma.Product,
+    "cuda/lstm.cu Backward": recurrence.Backward,
+    "cuda/lstm.cu Forward": recurrence.Forward,
     "cuda/lstm.h Plan": lstm_plan.PlanPointers,
-    "cuda/sampled.h Sampled": mma_products.Sampled,
+    "cuda/sampled.h Sampled": mma.Sampled,
     "cuda/sdd_wgmma.cu Arguments": wgmma_sdd.SampledArguments,
     "cuda/wgmma_gather.h Arguments": wgmma.Arguments,
     "native/dsd.cpp Packing": native_products.Packing,

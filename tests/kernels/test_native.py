@@ -14,7 +14,7 @@ from kernels.backends.native import BACKEND
 from kernels.blockmask import BlockMask
 from kernels.check import check
 from kernels.native import library as native_library
-from kernels.native.openmp import torch_pool
+from kernels.native.library import torch_pool
 from kernels.problem import GemmProblem
 
 needs_compiler = pytest.mark.skipif(

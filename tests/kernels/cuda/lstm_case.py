@@ -21,10 +21,9 @@ from kernels.cuda import lstm as cuda_lstm
 from kernels.cuda import recurrence as cuda_recurrence
 from kernels.cuda.device import Kernel, Variant
 from kernels.cuda.lstm import device_of
-from kernels.cuda.lstm_pass import Sizes
-from kernels.cuda.lstm_tiles import Tiles
+from kernels.cuda.lstm_plan import Tiles
 from kernels.cuda.products import Pattern
-from kernels.cuda.recurrence import Recurrence, plans_for, tiles_for
+from kernels.cuda.recurrence import Recurrence, Sizes, plans_for, tiles_for
 from kernels.problem import LstmProblem
 
 PATTERNS = ("random", "empty rows", "all empty", "full")

@@ -12,9 +12,8 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import error_bound
 from kernels.cuda.device import Kernel, Variant
-from kernels.cuda.mma import ProductChoice, SampledChoice
+from kernels.cuda.mma import ProductChoice, ProductLaunch, SampledChoice, SampledLaunch
 from kernels.cuda.mma_plan import product_plan, sampled_plan
-from kernels.cuda.mma_products import ProductLaunch, SampledLaunch
 
 DTYPES = {
     "Float32": torch.float32,

@@ -17,9 +17,8 @@ from kernels.bsr import BSRMatrix
 from kernels.cuda import mma, wgmma, wgmma_sdd
 from kernels.cuda.compile import nvrtc
 from kernels.cuda.device import Variant, arch_of, compile_cubin
-from kernels.cuda.lstm_pass import Sizes, variant_of
-from kernels.cuda.lstm_tiles import CTA_OVERHEAD, Device, most_registers
-from kernels.cuda.recurrence import plans_for, tiles_for
+from kernels.cuda.lstm_plan import CTA_OVERHEAD, Device, most_registers
+from kernels.cuda.recurrence import Sizes, plans_for, tiles_for, variant_of
 from kernels.system.compiler import CompileError
 
 CAPABILITIES = (80, 86, 90, 100)

@@ -20,9 +20,8 @@ from kernels.bsr import BSRMatrix
 from kernels.cuda import compile
 from kernels.cuda import lstm as cuda_lstm
 from kernels.cuda.device import Kernel, Variant, compile_cubin
-from kernels.cuda.lstm_pass import Sizes, variant_of
-from kernels.cuda.lstm_tiles import Device, Tiles
-from kernels.cuda.recurrence import Kept, Recurrence, plans_for, tiles_for
+from kernels.cuda.lstm_plan import Device, Tiles
+from kernels.cuda.recurrence import Kept, Recurrence, Sizes, plans_for, tiles_for, variant_of
 from kernels.launches import block_sparse_weights
 from kernels.ops import block_sparse_lstm
 from kernels.problem import LstmProblem

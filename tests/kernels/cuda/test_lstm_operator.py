@@ -17,7 +17,7 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.cuda import choose
 from kernels.cuda import lstm as cuda_lstm
-from kernels.cuda.lstm_tiles import Device
+from kernels.cuda.lstm_plan import Device
 from kernels.cuda.products import Pattern
 from kernels.native import lstm as native_lstm
 from kernels.ops import block_sparse_lstm, lstm_kernel, lstm_refusal

@@ -20,10 +20,10 @@ from kernels.cuda.mma import (
     SMALLEST_SHARED_BYTES,
     all_variants,
     default,
+    parts_for,
     variants,
 )
 from kernels.cuda.mma_plan import ProductTile, SampledTile, product_plan, sampled_plan
-from kernels.cuda.mma_products import parts_for
 
 
 def pieces_of(plan: mma_plan.ProductPlan, tile: ProductTile) -> list[tuple[int, int, int]]:

@@ -21,14 +21,15 @@ from kernels.cuda.mma import (
     ELEMENTS,
     OPS,
     ProductChoice,
+    ProductLaunch,
     SampledChoice,
+    SampledLaunch,
     default,
     product_choice,
     sampled_choice,
     variants,
 )
 from kernels.cuda.mma_plan import product_plan, sampled_plan
-from kernels.cuda.mma_products import ProductLaunch, SampledLaunch
 
 WIDTHS = (1, 7, 33, 100)
 Choice = ProductChoice | SampledChoice

@@ -14,7 +14,8 @@ from emulated_gpu import emulated_gpu
 
 from kernels.backends.cuda import BACKEND
 from kernels.check import check
-from kernels.cuda import choose, tuned
+from kernels.cuda import choose
+from kernels.cuda import choose as tuned
 from kernels.cuda.choose import Task
 from kernels.problem import GemmProblem, LstmProblem, Problem
 from kernels.system.cache import say, sealed
