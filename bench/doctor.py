@@ -135,7 +135,7 @@ def _reason(name: str, problem: Any) -> str | None:
 
 def _breakevens() -> Iterator[Finding]:
     """Where path = "auto" leaves the dense path, as far as it was measured here."""
-    from bench.training.breakeven import NEVER, known
+    from bench.training.paths import NEVER, known
 
     try:
         measured = list(known())

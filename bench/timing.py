@@ -17,8 +17,7 @@ import torch
 
 from bench.cells import GemmCell, LstmCell, TimedCell
 from bench.measuring.clocks import Evictor, Timer, count_launches, host_ms, timer_for
-from bench.measuring.gpu import gpu_state
-from bench.measuring.machine import physical_cores
+from bench.measuring.machine import gpu_state, physical_cores
 from bench.measuring.memory import require_operands
 from bench.measuring.modes import initial_modes
 from kernels.check import check

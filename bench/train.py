@@ -33,15 +33,12 @@ from bench.pruning.lasso import Lasso
 from bench.pruning.pruner import Pruner
 from bench.schema import TRAIN
 from bench.training.checkpoint import Attributes, Checkpoints, GlobalRandom, Keeper, Part
-from bench.training.evaluation import DivergedError, finite, perplexity
-from bench.training.examiner import Examiner
-from bench.training.meter import Meter, norm_maps
+from bench.training.examiner import DivergedError, Examiner, finite, perplexity
+from bench.training.meter import Meter, norm_maps, probe_layers
 from bench.training.needs import require_text, require_writable
 from bench.training.optimizer import make_optimizer, make_rates, scaled_rate
-from bench.training.paths import Paths, missing_kernel_of
+from bench.training.paths import Paths, autocast, missing_kernel_of, multiplying
 from bench.training.paths import kernel as sparse_kernel
-from bench.training.precision import autocast, multiplying
-from bench.training.probes import probe_layers
 from kernels.system.driver import missing_gpu
 
 Row = dict[str, Any]

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from analysis import theory
-from bench.training.breakeven import crossing
+from bench.training.paths import crossing
 
 Curve = list[tuple[float, float]]  # (sparsity, speedup)
 CASES: dict[str, tuple[Curve, str, float | None]] = {  # -> kind, and the sparsity where it crosses

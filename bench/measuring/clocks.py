@@ -2,6 +2,10 @@
 
 On a GPU times are those between two CUDA events on torch's current stream. Launches shorter than GRAPH_BELOW_MS are
 replayed from a CUDA graph, both sides alike: else the processor would be timed, which takes as long to launch them.
+
+Moments, and the seconds between them: of the processor, or of a GPU, which gets there later and is asked later.
+
+Two pieces of work timed in turns: pairs of samples that see the same machine.
 """
 
 from __future__ import annotations
@@ -9,7 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from statistics import median
+from typing import Any, Protocol
 
 import torch
 
@@ -159,3 +164,83 @@ def count_launches(timer: Timer, launches: list[Launch]) -> int:
         while time.perf_counter() < end:
             fastest = min(fastest, timer.time(launch, 1))
     return max(1, -int(-SAMPLE_MS // max(fastest, 1e-6)))
+
+
+Moment = float | torch.cuda.Event
+
+
+def moment(device: str) -> Moment:
+    """Now; on a GPU, when the work given to torch's current stream so far is done. Nothing waits for that here."""
+    if device != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def seconds_between(begin: Moment, end: Moment) -> float:
+    """Seconds from one moment to a later one of the same device; waits for a GPU to get there."""
+    if isinstance(begin, float) or isinstance(end, float):
+        assert isinstance(begin, float) and isinstance(end, float)
+        return end - begin
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
+
+
+def wall_clock(device: str) -> float:
+    """The processor's clock in seconds, once a GPU has done all that this process asked of it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+class Stopwatch:
+    """Seconds summed over spans. Those of a GPU are kept as events until somebody reads the sum."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._spans: list[tuple[Moment, Moment]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: a sum, no events."""
+        return {"_seconds": self.seconds, "_spans": []}
+
+    def add(self, begin: Moment, end: Moment) -> None:
+        if isinstance(begin, float):
+            self._seconds += seconds_between(begin, end)
+        else:
+            self._spans.append((begin, end))
+
+    @property
+    def seconds(self) -> float:
+        spans, self._spans = self._spans, []
+        self._seconds += sum(seconds_between(*span) for span in spans)
+        return self._seconds
+
+    @seconds.setter
+    def seconds(self, seconds: float) -> None:
+        self._seconds, self._spans = seconds, []
+
+
+Work = Callable[[], object]
+
+
+def interleaved(one: Work, other: Work, pairs: int, device: str = "cpu") -> tuple[list[float], list[float]]:
+    """Milliseconds of each, paired by position; the one that goes first alternates. Both run once before, untimed.
+
+    On a GPU each sample begins when all before it is done, and is the GPU's time between two CUDA events.
+    """
+    sides: list[tuple[Work, list[float]]] = [(one, []), (other, [])]
+    for work, _ in sides:
+        work()
+    for pair in range(pairs):
+        for work, times in sides[:: -1 if pair % 2 else 1]:
+            began = moment(device)
+            work()
+            times.append(seconds_between(began, moment(device)) * 1e3)
+    return sides[0][1], sides[1][1]
+
+
+def speedup(slow: list[float], fast: list[float]) -> float:
+    """Median of the pairwise ratios: above 1 the second list is the faster side's."""
+    return median(before / after for before, after in zip(slow, fast, strict=True))

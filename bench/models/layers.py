@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.measuring.moments import Moment, Stopwatch, moment
+from bench.measuring.clocks import Moment, Stopwatch, moment
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.native.library import POOL

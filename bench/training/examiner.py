@@ -1,24 +1,109 @@
-"""What is measured of a run between its epochs and at its end: perplexities, the epoch to report, the finalised model."""
+"""What is measured of a run between its epochs and at its end: perplexities, the epoch to report, the finalised model.
+
+Selection: which epoch of a run is reported, and the weights it had.
+
+An epoch at less than the final sparsity is another, less sparse model: it is never selected, however low its perplexity.
+
+Perplexity: of a model on a text, and what is no perplexity any more.
+"""
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from bench.cells import TrainCell
 from bench.data.corpus import EVAL_BATCH, Corpus, batchify, windows
+from bench.models.layers import State
 from bench.pruning.pruner import Pruner
-from bench.training.evaluation import Model, evaluate
+from bench.schema import LARGEST_PPL
+from bench.training.meter import measure_final
 from bench.training.optimizer import NTASGD, NonMonotone, averaged_weights
-from bench.training.paths import Paths
-from bench.training.precision import autocast
-from bench.training.probes import measure_final
-from bench.training.selection import Selection
+from bench.training.paths import Paths, autocast
+
+
+class Selection:
+    """The epoch to report of the run of `cell`: the last, or the best by validation perplexity.
+
+    epoch, val_ppl: of the epoch selected so far. weights: what it was evaluated with, by the parameters' names, where it
+    is to be the best (the last epoch's are the model's own).
+    """
+
+    def __init__(self, cell: TrainCell) -> None:
+        self.best = cell.selection == "best"
+        self.epoch, self.val_ppl = 0, math.inf
+        self.weights: dict[str, Tensor] = {}
+
+    def consider(self, epoch: int, val_ppl: float, model: nn.Module) -> None:
+        """Select an epoch at final sparsity if it is to be reported by now; `model` has the weights it was evaluated with."""
+        if self.best and val_ppl >= self.val_ppl:
+            return
+        self.epoch, self.val_ppl = epoch, val_ppl
+        if self.best:
+            self.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    @contextmanager
+    def restored(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the parameters of `model` are the selected ones, where they were kept."""
+        own = {name: parameter.data for name, parameter in model.named_parameters()}
+        for name, parameter in model.named_parameters():
+            parameter.data = self.weights.get(name, parameter.data)
+        try:
+            yield
+        finally:
+            for name, parameter in model.named_parameters():
+                parameter.data = own[name]
+
+
+Model = Callable[[Tensor, list[State] | None], tuple[Tensor, list[State]]]
+
+
+class DivergedError(Exception):
+    """The loss is no longer a finite number."""
+
+
+def finite(nats: float, epoch: int) -> float:
+    """The loss itself; DivergedError if it is no number to go on with."""
+    if not math.isfinite(nats):
+        raise DivergedError(f"the loss became {nats} in epoch {epoch}")
+    return nats
+
+
+def perplexity(nats: float, epoch: int | None) -> float:
+    """exp(mean nats per token); DivergedError where that is beyond what a table holds."""
+    try:
+        ppl = math.exp(nats)
+    except OverflowError:
+        ppl = math.inf
+    if not ppl <= LARGEST_PPL:
+        raise DivergedError(f"the perplexity became {ppl:g}" + (f" in epoch {epoch}" if epoch else " in evaluation"))
+    return ppl
+
+
+@torch.no_grad()
+def evaluate(model: Model, tokens: Tensor, batch_size: int, bptt: int) -> tuple[float, int]:
+    """Perplexity of a model in evaluation on a text, and the number of targets.
+
+    The state is carried all along each of the batch_size streams that the text is cut into. tokens: [n].
+    """
+    nats = torch.zeros((), dtype=torch.float64, device=tokens.device)  # read at the end: a GPU need not be waited for
+    count, states = 0, None
+    for inputs, targets in windows(batchify(tokens, batch_size), bptt):  # [time, batch] each
+        logits, states = model(inputs, states)  # [time * batch, vocabulary]
+        nats += F.cross_entropy(logits.float(), targets.flatten(), reduction="sum")
+        count += targets.numel()
+    return perplexity(nats.item() / count, None), count
+
 
 Columns = dict[str, Any]
 

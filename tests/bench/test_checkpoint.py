@@ -15,9 +15,8 @@ from rows import results, silent
 from bench import train
 from bench.cells import TrainCell
 from bench.train import Run, train_cell
-from bench.training.breakeven import NEVER
 from bench.training.checkpoint import DIGEST_BYTES, Checkpoints, write
-from bench.training.paths import missing_kernel
+from bench.training.paths import NEVER, missing_kernel
 
 NO_KERNEL = missing_kernel()
 needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
@@ -53,7 +52,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers of 32 units change over at 0.3, others never; two probes an epoch and few samples."""
     monkeypatch.setattr("bench.training.paths.breakeven", lambda shape: 0.3 if shape.hidden == 32 else NEVER)
     monkeypatch.setattr(train, "PROBES_AN_EPOCH", 2)
-    monkeypatch.setattr("bench.training.probes.INFERENCE_PAIRS", 2)
+    monkeypatch.setattr("bench.training.meter.INFERENCE_PAIRS", 2)
 
 
 def interrupted(settings: TrainCell, steps: int, folder: Path, seconds: float = EVERY_STEP) -> Path:

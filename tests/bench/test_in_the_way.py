@@ -134,10 +134,10 @@ def test_links_to_files_and_what_is_not_there_are_no_hindrance(tmp_path: Path) -
 
 def test_the_doctor_goes_on_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     from bench import doctor
-    from bench.training import breakeven
+    from bench.training import paths
 
     def refuse(*_: Any) -> Path:
         raise OSError(28, "No space left on device", "/tmp")
 
-    monkeypatch.setattr(breakeven, "cache_folder", refuse)
+    monkeypatch.setattr(paths, "cache_folder", refuse)
     assert list(doctor._breakevens()) == [("break-even", "not today: No space left on device: /tmp")]

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad
 from torch.utils.checkpoint import checkpoint
 from twins import BLOCK, INPUTS, SCOPES, SIZE, close, masks, train, twins
 
-from bench.measuring.moments import Stopwatch
+from bench.measuring.clocks import Stopwatch
 from bench.models.layers import OURS, LSTMLayer
 from bench.training.paths import missing_kernel
 from kernels.blockmask import BlockMask
@@ -212,7 +212,7 @@ def test_copies_hold_no_events(monkeypatch: pytest.MonkeyPatch):
     event, layer = (each for each in ()), LSTMLayer(INPUTS, SIZE)
     layer.began = event  # type: ignore[assignment]
     layer.stopwatch.add(event, event)  # type: ignore[arg-type]
-    monkeypatch.setattr("bench.measuring.moments.seconds_between", lambda *_: 0.25)
+    monkeypatch.setattr("bench.measuring.clocks.seconds_between", lambda *_: 0.25)
     again: Stopwatch = pickle.loads(pickle.dumps(copy.deepcopy(layer))).stopwatch
     assert again.seconds == layer.seconds == 0.25
 

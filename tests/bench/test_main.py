@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.columns import documentation, machine_readable
-from bench.measuring.gpu import QUERIES
+from bench.measuring.machine import QUERIES
 from bench.schema import COLUMNS, columns
 from bench.store import Store
 from kernels.registry import BACKENDS

@@ -204,8 +204,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is only measured is measured a few times."""
     for name, few in {
         "bench.train.PROBES_AN_EPOCH": 1,
-        "bench.training.probes.TRAINING_PAIRS": 1,
-        "bench.training.probes.INFERENCE_PAIRS": 2,
+        "bench.training.meter.TRAINING_PAIRS": 1,
+        "bench.training.meter.INFERENCE_PAIRS": 2,
         **dict.fromkeys((f"bench.timing.{limit}_SECONDS" for limit in ("MIN", "MAX", "RESAMPLE")), 0.01),
         "bench.measuring.clocks.WARM_UP_SECONDS": 0.01,
         "bench.timing.MIN_PAIRS": 4,

@@ -24,9 +24,9 @@ from bench.store import Store
 from bench.sweep import Sweep
 from bench.timing import time_cell
 from bench.train import Run, train_cell
-from bench.training.breakeven import NEVER
 from bench.training.checkpoint import FOLDER, Checkpoints
 from bench.training.examiner import Examiner
+from bench.training.paths import NEVER
 
 ROOT = Path(__file__).parents[2]
 SIZES = Sizes(1000, 100, 100, 50)
@@ -162,7 +162,7 @@ def test_an_exception_after_an_epoch_keeps_the_finished_ones_and_the_checkpoint(
 ) -> None:
     cell = cell_of(epochs=2, path="auto", schedule="cubic", target_sparsity=0.5, block_size=8, prune_every=2)
     monkeypatch.setattr("bench.training.paths.breakeven", lambda _: NEVER)
-    monkeypatch.setattr("bench.training.probes.INFERENCE_PAIRS", 2)
+    monkeypatch.setattr("bench.training.meter.INFERENCE_PAIRS", 2)
     checkpoints = Checkpoints(tmp_path, seconds=0.0)
     wanted = train_cell(cell, tell=lambda _: None)
     trouble = Trouble(monkeypatch, owner, name, error)
@@ -274,8 +274,8 @@ def test_memory_is_that_of_the_largest_window_there_is() -> None:
 def test_a_window_cannot_be_longer_than_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was asked for would be too large for memory, and for the measurement of the break-even."""
     shapes: list[Any] = []
-    monkeypatch.setattr("bench.training.probes.INFERENCE_PAIRS", 1)
-    monkeypatch.setattr("bench.training.probes.TRAINING_PAIRS", 1)
+    monkeypatch.setattr("bench.training.meter.INFERENCE_PAIRS", 1)
+    monkeypatch.setattr("bench.training.meter.TRAINING_PAIRS", 1)
     monkeypatch.setattr("bench.training.paths.breakeven", lambda shape: shapes.append(shape) or NEVER)
     cell = cell_of(epochs=1, bptt=2**31 - 1, path="auto", schedule="pre", target_sparsity=0.5)
     assert train_cell(cell, lambda _: None)[-1]["status"] == "ok"
@@ -348,7 +348,7 @@ def test_every_kind_of_cell_trains_with_nothing_kept(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("bench.training.paths.breakeven", lambda _: 0.5)
-    monkeypatch.setattr("bench.training.probes.INFERENCE_PAIRS", 2)
+    monkeypatch.setattr("bench.training.meter.INFERENCE_PAIRS", 2)
     pruned = {"schedule": "pre", "target_sparsity": 0.9, "scaled_start": True, "path": "auto", "epochs": 1}
     last = train_cell(cell_of(**{**pruned, **settings}), lambda _: None, export=tmp_path / "model.pt")[-1]
     assert (last["status"], last["sparsity"], last["final_bytes"] < last["dense_bytes"]) == ("ok", 1.0, True)

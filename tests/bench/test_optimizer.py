@@ -14,6 +14,7 @@ from bench import train
 from bench.cells import TrainCell
 from bench.data.corpus import SHORTEST_WINDOW, batchify, cut, window_lengths
 from bench.train import train_cell
+from bench.training.examiner import Selection
 from bench.training.optimizer import (
     NTASGD,
     FourPhases,
@@ -24,7 +25,6 @@ from bench.training.optimizer import (
     make_rates,
     scaled_rate,
 )
-from bench.training.selection import Selection
 
 TINY: dict[str, Any] = {
     "model": "awd_lstm", "train_tokens": 600, "eval_tokens": 300, "embedding_size": 8, "hidden_size": 16, "block_size": 8,

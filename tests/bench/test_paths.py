@@ -19,10 +19,9 @@ from bench.doctor import findings
 from bench.models.registry import MODELS
 from bench.pruning.pruner import Pruner
 from bench.train import train_cell
-from bench.training import breakeven as module
 from bench.training import paths
-from bench.training.breakeven import FILE, NEVER, Shape, breakeven, crossing, known
-from bench.training.paths import Paths, missing_kernel
+from bench.training import paths as module
+from bench.training.paths import FILE, NEVER, Paths, Shape, breakeven, crossing, known, missing_kernel
 from kernels.blockmask import BlockMask
 from kernels.system import compiler
 from kernels.system.cache import publish, read_sealed, say, sealed

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.measuring import machine
-from bench.measuring.gpu import QUERIES, gpu_state, read_answer
+from bench.measuring.machine import QUERIES, gpu_state, read_answer
 from bench.schema import PROVENANCE
 
 GIVEN_BY_THE_RUN = {"schema_version", "threads_used", "workers", "started_at", "cell_seconds", *QUERIES}

@@ -17,9 +17,8 @@ from bench.pruning.finalize import FinalModel
 from bench.pruning.pruner import Pruner
 from bench.schema import TRAIN
 from bench.train import train_cell
-from bench.training import probes
-from bench.training.breakeven import NEVER
-from bench.training.paths import missing_kernel
+from bench.training import meter
+from bench.training.paths import NEVER, missing_kernel
 
 NO_KERNEL = missing_kernel()
 pytestmark = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
@@ -44,7 +43,7 @@ def cell(**settings: Any) -> TrainCell:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No probes where a test does not ask for them, and few samples."""
     monkeypatch.setattr(train, "PROBES_AN_EPOCH", 0)
-    monkeypatch.setattr(probes, "INFERENCE_PAIRS", 3)
+    monkeypatch.setattr(meter, "INFERENCE_PAIRS", 3)
 
 
 @pytest.fixture
@@ -154,13 +153,13 @@ def test_a_probe_says_when_and_what_it_timed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("bench.training.paths.breakeven", lambda shape: 0.5 if shape.hidden == 32 else NEVER)
     monkeypatch.setattr(train, "PROBES_AN_EPOCH", 5)
     rows = train_cell(cell(path="auto"), silent)
-    probes = [probe for row in rows[1:] for probe in row["probes"]]
-    assert [probe["step"] for probe in probes] == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
-    sparsities = [probe["sparsity"] for probe in probes]
+    meter = [probe for row in rows[1:] for probe in row["probes"]]
+    assert [probe["step"] for probe in meter] == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
+    sparsities = [probe["sparsity"] for probe in meter]
     assert sparsities == sorted(sparsities) and sparsities[0] == 0.0
-    layers = [probe["sparse_layers"] for probe in probes]
+    layers = [probe["sparse_layers"] for probe in meter]
     assert layers[0] == 0 and layers[-1] == 1 and layers == sorted(layers)
-    for probe in probes:
+    for probe in meter:
         assert len(probe["dense_ms"]) == len(probe["lstm_ms"]) == 5
         assert all(ms > 0 for ms in probe["dense_ms"] + probe["lstm_ms"])
     shares = [row["sparse_share"] for row in rows[1:]]

@@ -7,7 +7,7 @@ from bench import timing
 from bench.cells import GemmCell, LstmCell, TimedCell
 from bench.measuring import clocks
 from bench.measuring.clocks import Evictor, WallTimer
-from bench.measuring.gpu import QUERIES
+from bench.measuring.machine import QUERIES
 from bench.schema import GEMM, LSTM, STATUSES
 from bench.timing import Samples, pinned_threads, sample_pairs, time_cell
 from kernels.backends.dense import BACKEND as DENSE

@@ -19,9 +19,8 @@ from bench.cells import TrainCell
 from bench.storing.tables import Tables
 from bench.sweep import load
 from bench.train import train_cell
-from bench.training.breakeven import Shape, measure
 from bench.training.checkpoint import Checkpoints
-from bench.training.paths import missing_kernel
+from bench.training.paths import Shape, measure, missing_kernel
 from kernels.cuda.device import unavailable
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS need not repeat itself
@@ -49,7 +48,7 @@ AWD: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.training.probes.INFERENCE_PAIRS", 3)
+    monkeypatch.setattr("bench.training.meter.INFERENCE_PAIRS", 3)
     monkeypatch.setattr(train, "PROBES_AN_EPOCH", 2)
     monkeypatch.setattr("bench.training.paths.breakeven", lambda _: 0.3)
 

@@ -15,8 +15,7 @@ from torch import nn
 from bench import train
 from bench.cells import GemmCell, TrainCell
 from bench.engines.estimate import rough_seconds
-from bench.measuring.moments import Stopwatch
-from bench.measuring.pairs import interleaved
+from bench.measuring.clocks import Stopwatch, interleaved
 from bench.models.layers import LSTMLayer
 from bench.models.registry import MODELS
 from bench.pruning.finalize import FinalModel, finalize
@@ -24,10 +23,9 @@ from bench.pruning.pruner import Pruner
 from bench.run import training_workers
 from bench.sweep import load
 from bench.train import Run, train_cell
-from bench.training import probes
+from bench.training import meter
 from bench.training.optimizer import make_optimizer
-from bench.training.paths import missing_kernel
-from bench.training.precision import autocast, multiplying
+from bench.training.paths import autocast, missing_kernel, multiplying
 from kernels.cuda.device import unavailable
 
 TINY = {
@@ -169,7 +167,7 @@ def test_the_fused_optimizers_of_a_gpu_do_the_same(optimizer: str, monkeypatch: 
 
 @pytest.mark.parametrize("settings", [{}, AWD], ids=["lstm", "awd_lstm"])
 def test_bfloat16_is_in_the_products_alone(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(probes, "INFERENCE_PAIRS", 2)
+    monkeypatch.setattr(meter, "INFERENCE_PAIRS", 2)
     exact = train_cell(cell(**settings, **OPTIMIZERS["adam"]), silent)
     runs, losses, of = [], [], Run.of
     monkeypatch.setattr(Run, "of", lambda *given: runs.append(of(*given)) or runs[0])
@@ -269,7 +267,7 @@ def test_a_stopwatch_waits_for_a_gpu_only_when_it_is_read():
 def test_interleaved_samples_of_a_gpu_are_waited_for_one_by_one(monkeypatch: pytest.MonkeyPatch):
     waits: list[float] = []
     clock = iter(range(100))
-    monkeypatch.setattr("bench.measuring.pairs.moment", lambda _: Event(float(next(clock)), waits))
+    monkeypatch.setattr("bench.measuring.clocks.moment", lambda _: Event(float(next(clock)), waits))
     one, other = interleaved(lambda: None, lambda: None, 2, "cuda")
     assert one == other == [1.0, 1.0] and waits == [1.0, 3.0, 5.0, 7.0]
 
