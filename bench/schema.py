@@ -157,7 +157,7 @@ PROVENANCE = (
     Column("schema_version", pa.int64(), "provenance", "", "version of these columns"),
     Column("commit", pa.string(), "provenance", "", "git commit of the suite, empty outside a checkout"),
     Column("dirty", pa.bool_(), "provenance", "", "the checkout had uncommitted changes"),
-    Column("source_hash", pa.string(), "provenance", "", "sha256 of the sources of kernels/ and bench/, 16 hex digits"),
+    Column("source_hash", pa.string(), "provenance", "", "sha256 of the sources that compute a cell, of kernels/ and bench/, 16 hex digits"),
     Column("device_name", pa.string(), "provenance", "", "processor or GPU model"),
     Column("cores", pa.int64(), "provenance", "", "logical cores"),
     Column("threads_used", pa.int64(), "provenance", "", "threads in force, read back from torch"),

@@ -20,6 +20,10 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
+COMPUTES = (  # what a cell's rows depend on: not the commands, nor where cells run and rows are kept
+    "kernels", "bench/cells.py", "bench/timing.py", "bench/train.py", "bench/data", "bench/measuring", "bench/models",
+    "bench/pruning", "bench/training",
+)  # fmt: skip
 SOURCES = (".py", ".c", ".cpp", ".h", ".hpp", ".cu", ".cuh")
 
 
@@ -54,11 +58,15 @@ def revision() -> tuple[str, bool | None]:
 
 
 @cache
-def source_hash(*tops: str) -> str:
-    """sha256 over the names and contents of the sources of folders (kernels/ and bench/ by default), 16 hex digits."""
+def source_hash(*tops: str, without: str = "") -> str:
+    """sha256 over the names and contents of sources, 16 hex digits.
+
+    tops: files, and folders with all below them; by default what computes a cell. without: a folder among them that is left out.
+    """
     digest = hashlib.sha256()
-    paths = [path for top in tops or ("kernels", "bench") for path in (ROOT / top).rglob("*") if _is_source(path)]
-    for path in sorted(paths):
+    named = [ROOT / top for top in tops or COMPUTES]
+    paths = [path for top in named for path in (top, *top.rglob("*")) if _is_source(path)]
+    for path in sorted(path for path in paths if not without or ROOT / without not in path.parents):
         name = os.fsencode(path.relative_to(ROOT).as_posix())
         try:
             content = path.read_bytes()

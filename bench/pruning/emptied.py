@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell
-from bench.pruning.pruner import allocate
+from bench.pruning.allocation import allocate
 from kernels.rounding import blocks_to_empty
 
 Grids = dict[str, tuple[int, int]]

@@ -69,6 +69,12 @@ def type_of_products(precision: str) -> torch.dtype:
 FILE = "breakeven.json"
 PAIRS = 5
 SPARSITIES = (0.0, 0.25, 0.5, 0.75, 0.9)
+TIMES = (
+    "kernels",
+    "bench/models",
+    "bench/measuring/clocks.py",
+    "bench/training/paths.py",
+)  # what a break-even depends on
 NEVER = math.inf
 SURROUNDINGS = ("processor", "torch", "kernels", "build", "cores")
 
@@ -137,11 +143,11 @@ def breakeven(shape: Shape) -> float:
 def surroundings(device: str = "cpu") -> dict[str, str]:
     """What a measured break-even holds for, beside its shape.
 
-    kernels: the sources of kernels and of what measures them, the layers of bench among it; build: compiler, flags and instructions of
-    the CPU's kernels; cores: that this process may use.
+    kernels: the sources of that device's kernels and of what measures them, the layers of bench among it; build: compiler, flags
+    and instructions of the CPU's kernels; cores: that this process may use.
     """
     chip, build = (torch.cuda.get_device_name(), "") if device == "cuda" else (processor(), _build())
-    sources = source_hash("kernels", "bench")
+    sources = source_hash(*TIMES, without="kernels/native" if device == "cuda" else "kernels/cuda")
     return {
         "processor": chip,
         "torch": torch.__version__,

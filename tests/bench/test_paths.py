@@ -80,7 +80,7 @@ def test_another_machine_or_other_kernels_measure_anew(
     what: str, measured: list[Shape], monkeypatch: pytest.MonkeyPatch
 ):
     breakeven(SHAPE)
-    monkeypatch.setattr(module, what, lambda *_: "another")
+    monkeypatch.setattr(module, what, lambda *_, **__: "another")
     assert list(known()) == []
     breakeven(SHAPE)
     assert len(measured) == 2
@@ -139,8 +139,8 @@ def test_an_entry_under_another_name_is_not_believed(field: str, folder: Path, m
 
 def test_it_follows_the_sources_of_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(module, "source_hash", lambda *tops: asked.append(tops) or "hash")
-    assert module.surroundings()["kernels"] == "hash" and asked == [("kernels", "bench")]
+    monkeypatch.setattr(module, "source_hash", lambda *tops, **_: asked.append(tops) or "hash")
+    assert module.surroundings()["kernels"] == "hash" and asked == [module.TIMES]
 
 
 CUT_SHORT = [[], [[0.0, 0.5]], [[0.0, 0.5], [0.25, 0.6]], [[0.0, 2.0], [0.25, 2.0]], [[0.5, 0.5], [0.25, 2.0]]]

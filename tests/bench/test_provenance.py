@@ -43,6 +43,29 @@ def test_the_source_hash_follows_the_sources(tmp_path: Path, monkeypatch: pytest
     assert hashes[0] != hashes[1] == hashes[2]
 
 
+def test_a_docstring_of_a_command_is_no_source_of_a_cell() -> None:
+    """Else it would make checkpoints, tunings and break-evens unusable."""
+    named = {machine.ROOT / top for top in machine.COMPUTES}
+    assert all(path.exists() for path in named)
+    stations = ("__main__", "campaign", "doctor", "run", "store", "engines/local", "storing/parquet")
+    for name in stations:
+        path = machine.ROOT / "bench" / f"{name}.py"
+        assert path.is_file() and not {path, *path.parents} & named
+
+
+def test_a_folder_may_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    for folder in ("cuda", "native"):
+        (tmp_path / "kernels" / folder).mkdir(parents=True)
+        (tmp_path / "kernels" / folder / "a.cu").write_text("1")
+    before = {
+        each: machine.source_hash.__wrapped__("kernels", without=f"kernels/{each}") for each in ("cuda", "native")
+    }
+    (tmp_path / "kernels" / "cuda" / "a.cu").write_text("2")
+    after = {each: machine.source_hash.__wrapped__("kernels", without=f"kernels/{each}") for each in ("cuda", "native")}
+    assert before["cuda"] == after["cuda"] and before["native"] != after["native"]
+
+
 def test_outside_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     assert machine.revision() == ("", None)

@@ -13,7 +13,8 @@ from torch import nn
 from bench.cells import TrainCell
 from bench.pruning.criteria import CRITERIA
 from bench.pruning.lasso import Lasso, block_norms
-from bench.pruning.pruner import Pruner, allocate
+from bench.pruning.allocation import allocate
+from bench.pruning.pruner import Pruner
 from bench.pruning.schedules import SCHEDULES
 
 CELL = TrainCell(block_size=4, schedule="linear", target_sparsity=0.75, prune_end=0.8, prune_every=1, threads=1)

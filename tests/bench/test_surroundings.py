@@ -146,10 +146,10 @@ def test_a_source_that_cannot_be_read_is_said_and_one_that_vanishes_is_not_there
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "ROOT", tmp_path)
-    (tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "a.py").write_text("1")
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "a.py").write_text("1")
     alone = source_hash.__wrapped__()
-    (tmp_path / "bench" / "b.py").write_text("2")
+    (tmp_path / "kernels" / "b.py").write_text("2")
     both = source_hash.__wrapped__()
     read = Path.read_bytes
     found = []
