@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bench.cells import TrainCell
+from bench.pruning.allocation import allocate
 from bench.pruning.criteria import CRITERIA
 from bench.pruning.lasso import Lasso, block_norms
-from bench.pruning.allocation import allocate
 from bench.pruning.pruner import Pruner
 from bench.pruning.schedules import SCHEDULES
 
