@@ -80,31 +80,48 @@ class _KeptBlocks(torch.autograd.Function):
         return pattern.spread(grad), None
 
 
+class _Backward:
+    """When the backward pass of one call began, until its end is known."""
+
+    def __init__(self, stopwatch: Stopwatch, device: str) -> None:
+        self.stopwatch, self.device = stopwatch, device
+        self.began: Moment | None = None
+
+    def begin(self) -> None:
+        self.began = moment(self.device)
+
+    def end(self) -> None:
+        if self.began is not None:
+            self.stopwatch.add(self.began, moment(self.device))
+        self.began = None
+
+
 class _BackwardBegins(torch.autograd.Function):
-    """The identity, behind a layer: its backward pass comes first."""
+    """The identity, behind a layer: its backward pass comes first, whichever of y, h and c it comes by."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, layer: LSTMLayer) -> Tensor:
-        ctx.layer = layer
-        return y.view_as(y)
+    def forward(ctx: Any, y: Tensor, h: Tensor, c: Tensor, backward: _Backward) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.span = backward
+        ctx.set_materialize_grads(False)
+        return y.detach(), h.detach(), c.detach()  # no views: users may write to what torch's layer gives
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        ctx.layer.began = moment(grad.device.type)
-        return grad, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.span.begin()
+        return *grads, None
 
 
 class _BackwardEnds(torch.autograd.Function):
     """The identity, before a layer: autograd comes to it when all younger nodes, the layer's, are done."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: LSTMLayer) -> Tensor:
-        ctx.layer = layer
+    def forward(ctx: Any, x: Tensor, backward: _Backward) -> Tensor:
+        ctx.span = backward
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        ctx.layer.stopwatch.add(ctx.layer.began, moment(grad.device.type))
+        ctx.span.end()
         return grad, None
 
 
@@ -127,12 +144,6 @@ class LSTMLayer(nn.LSTM):
         self.weight_drop = weight_drop
         self.patterns: dict[str, Pattern] = {}
         self.stopwatch = Stopwatch()
-        self.began: Moment = 0.0
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: all but an event of a GPU."""
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return state | {"began": 0.0}
 
     @property
     def seconds(self) -> float:
@@ -165,11 +176,22 @@ class LSTMLayer(nn.LSTM):
         """(y, (h, c)). x: [steps, batch, in]; y: [steps, batch, size]; h, c: [1, batch, size]."""
         if not torch.is_grad_enabled() or transformed():
             return self._multiply(x, state)
-        began = moment(x.device.type)
-        y, state = self._multiply(_BackwardEnds.apply(x, self), state)  # type: ignore[no-untyped-call]
-        y = _BackwardBegins.apply(y, self)  # type: ignore[no-untyped-call]
+        began, backward = moment(x.device.type), _Backward(self.stopwatch, x.device.type)
+        y, (h, c) = self._multiply(*self._marked(x, state, backward))
+        y, h, c = _BackwardBegins.apply(y, h, c, backward)  # type: ignore[no-untyped-call]
         self.stopwatch.add(began, moment(x.device.type))
-        return y, state
+        return y, (h, c)
+
+    def _marked(self, x: Tensor, state: State | None, backward: _Backward) -> tuple[Tensor, State | None]:
+        """x and the state, one of them with the mark where `backward` ends."""
+        if x.requires_grad:
+            return _BackwardEnds.apply(x, backward), state  # type: ignore[no-untyped-call]
+        if x.ndim != 3 or not any(each.requires_grad for each in (*self.parameters(), *(state or ()))):
+            return x, state
+        h0, c0 = state or 2 * (x.new_zeros(1, x.shape[1], self.hidden_size),)
+        if not c0.requires_grad:
+            c0 = c0.detach().requires_grad_()  # of all operands the one whose gradient costs least
+        return x, (h0, _BackwardEnds.apply(c0, backward))  # type: ignore[no-untyped-call]
 
     def _multiply(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         dtype = type_under_autocast(x)

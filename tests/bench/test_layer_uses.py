@@ -210,7 +210,6 @@ def test_copies_of_a_layer_that_follows_masks(copied: Callable[[LSTMLayer], LSTM
 def test_copies_hold_no_events(monkeypatch: pytest.MonkeyPatch):
     """An event of a GPU is neither copied nor pickled; a generator cannot be either."""
     event, layer = (each for each in ()), LSTMLayer(INPUTS, SIZE)
-    layer.began = event  # type: ignore[assignment]
     layer.stopwatch.add(event, event)  # type: ignore[arg-type]
     monkeypatch.setattr("bench.measuring.moments.seconds_between", lambda *_: 0.25)
     again: Stopwatch = pickle.loads(pickle.dumps(copy.deepcopy(layer))).stopwatch

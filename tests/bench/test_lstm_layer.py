@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from twins import BLOCK, INPUTS, SCOPES, SIZE, close, masks, train, twins
 
 from bench.models.layers import LSTMLayer, Pattern
@@ -123,6 +124,14 @@ def test_an_index_is_made_only_where_a_mask_changed(monkeypatch: pytest.MonkeyPa
     )
 
 
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "y": lambda y, after: y.sum(),
+    "h": lambda y, after: after[0].sum(),
+    "c": lambda y, after: after[1].sum(),
+    "all": lambda y, after: y.sum() + after[0].sum() + after[1].sum(),
+}
+
+
 @pytest.mark.parametrize("sparse", [True, False])
 def test_the_time_inside_the_layer_is_counted(sparse: bool, monkeypatch: pytest.MonkeyPatch):
     ours, _ = twins(masks(SCOPES["all"], 0.5))
@@ -132,26 +141,60 @@ def test_the_time_inside_the_layer_is_counted(sparse: bool, monkeypatch: pytest.
 
     class Slow(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x):  # noqa: ARG004
+        def forward(ctx, *results):  # noqa: ARG004
             time.sleep(0.03)
-            return x.view_as(x)
+            return tuple(each.view_as(each) for each in results)
 
         @staticmethod
-        def backward(ctx, grad):  # noqa: ARG004
+        def backward(ctx, *grads):  # noqa: ARG004
             time.sleep(0.05)
-            return grad
+            return grads
 
     def slowed(self, x, state):
-        y, after = multiply(self, x, state)
-        return Slow.apply(y), after
+        y, (h, c) = multiply(self, x, state)
+        y, h, c = Slow.apply(y, h, c)
+        return y, (h, c)
 
     train(ours, 1)
     monkeypatch.setattr(LSTMLayer, "_multiply", slowed)
-    ours.seconds = 0.0
-    began = time.perf_counter()
-    train(ours, 1)
-    assert 0.08 <= ours.seconds <= time.perf_counter() - began
+    for given in ("x", "the weights", "the state"):
+        for loss in LOSSES.values():
+            x = torch.randn(3, 2, INPUTS, requires_grad=given == "x")
+            state = 2 * (torch.randn(1, 2, SIZE, requires_grad=given == "the state"),) if given == "the state" else None
+            ours.requires_grad_(given != "the state")
+            ours.seconds = 0.0
+            began = time.perf_counter()
+            loss(*ours(x, state)).backward()
+            assert 0.08 <= ours.seconds <= time.perf_counter() - began
+    ours.requires_grad_(False)
+    assert not ours(torch.randn(2, 2, INPUTS))[0].requires_grad
     with torch.no_grad():
         before = ours.seconds
         ours(torch.randn(2, 2, INPUTS))
         assert ours.seconds == before
+
+
+def test_a_backward_pass_without_an_end_leaves_nothing_to_the_next():
+    ours, _ = twins(masks(SCOPES["all"], 0.5))
+    y, _ = ours(torch.randn(3, 2, INPUTS, requires_grad=True))
+    torch.autograd.grad(y.sum(), ours.weight_hh_l0, retain_graph=True)  # never comes to x
+    time.sleep(0.3)
+    ours.seconds = 0.0
+    y.sum().backward()
+    assert 0 < ours.seconds < 0.3
+
+
+def test_states_are_detached_in_place_as_those_of_torchs_layer():
+    layer = LSTMLayer(INPUTS, SIZE)
+    y, (h, c) = layer(torch.randn(3, 2, INPUTS))
+    h.detach_()
+    c.detach_()
+    y.sum().backward()
+    assert not h.requires_grad and layer.weight_hh_l0.grad is not None
+
+
+def test_a_result_that_is_overwritten_is_refused_as_that_of_torchs_layer():
+    for layer in twins(masks(SCOPES["all"], 0.5)):
+        y, _ = layer(torch.randn(3, 2, INPUTS))
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.mul_(2.0).sum().backward()
