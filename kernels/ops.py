@@ -121,9 +121,12 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     return product(data, x, How(weight.index, False, chosen))
 
 
-def _computed_in(dtype: torch.dtype, kernel: str, device: torch.device, **weight: Any) -> torch.dtype:
-    """What operands rounded to `dtype` are computed in: float32 where only then there is a kernel of ours. weight: as of `kernel_for`."""
-    for each in (dtype, torch.float32):
+def computed_in(dtype: torch.dtype, kernel: str, device: torch.device, **weight: Any) -> torch.dtype:
+    """What operands of `dtype` are computed in: float32, where it holds them and only then there is a kernel of ours.
+
+    weight: as of `kernel_for`.
+    """
+    for each in (dtype, torch.float32) if dtype.itemsize < torch.float32.itemsize else ():
         with suppress(ValueError):
             if kernel_for(kernel, each, device, **weight) != "torch":
                 return each
@@ -136,7 +139,7 @@ def _matmul_as(dtype: torch.dtype, weight: BSRMatrix, x: Tensor, kernel: str) ->
     with torch.autocast(x.device.type, enabled=False):
         if not data.dtype == x.dtype == dtype:
             return block_sparse_matmul(weight.with_data(data), x, kernel)
-        inside = _computed_in(dtype, kernel, x.device, **_sizes(weight))
+        inside = computed_in(dtype, kernel, x.device, **_sizes(weight))
         return block_sparse_matmul(weight.with_data(data.to(inside)), x.to(inside), kernel).to(dtype)
 
 
@@ -249,7 +252,7 @@ def _lstm_as(
     given = [lowered(each, dtype) for each in (x, weight_hh.data)]
     inside = None
     if all(each.dtype == dtype for each in given):
-        inside = _computed_in(dtype, kernel, x.device, layer=True, **_sizes(weight_hh))
+        inside = computed_in(dtype, kernel, x.device, layer=True, **_sizes(weight_hh))
 
     def cast(each: Tensor) -> Tensor:
         each = lowered(each, dtype)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from twins import BLOCK, INPUTS, SCOPES, SIZE, close, masks, train, twins
 
 from bench.models.layers import LSTMLayer, Pattern
@@ -124,12 +123,7 @@ def test_an_index_is_made_only_where_a_mask_changed(monkeypatch: pytest.MonkeyPa
     )
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "y": lambda y, after: y.sum(),
-    "h": lambda y, after: after[0].sum(),
-    "c": lambda y, after: after[1].sum(),
-    "all": lambda y, after: y.sum() + after[0].sum() + after[1].sum(),
-}
+BY = {"y": (0,), "h": (1,), "c": (2,), "all": (0, 1, 2)}  # which results the loss is made of
 
 
 @pytest.mark.parametrize("sparse", [True, False])
@@ -158,13 +152,14 @@ def test_the_time_inside_the_layer_is_counted(sparse: bool, monkeypatch: pytest.
     train(ours, 1)
     monkeypatch.setattr(LSTMLayer, "_multiply", slowed)
     for given in ("x", "the weights", "the state"):
-        for loss in LOSSES.values():
+        for by in BY.values():
             x = torch.randn(3, 2, INPUTS, requires_grad=given == "x")
             state = 2 * (torch.randn(1, 2, SIZE, requires_grad=given == "the state"),) if given == "the state" else None
             ours.requires_grad_(given != "the state")
             ours.seconds = 0.0
             began = time.perf_counter()
-            loss(*ours(x, state)).backward()
+            y, (h, c) = ours(x, state)
+            sum((y, h, c)[each].sum() for each in by).backward()
             assert 0.08 <= ours.seconds <= time.perf_counter() - began
     ours.requires_grad_(False)
     assert not ours(torch.randn(2, 2, INPUTS))[0].requires_grad
@@ -198,3 +193,50 @@ def test_a_result_that_is_overwritten_is_refused_as_that_of_torchs_layer():
         y, _ = layer(torch.randn(3, 2, INPUTS))
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             y.mul_(2.0).sum().backward()
+
+
+def measured(layer: nn.LSTM, dtype: torch.dtype, autocast: bool) -> list[torch.Tensor]:
+    """Results and gradients of one call, x and the state of type `dtype`."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(7, 5, INPUTS, generator=generator).to(dtype).requires_grad_()
+    state = tuple(torch.randn(1, 5, SIZE, generator=generator).to(dtype) for _ in range(2))
+    layer.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y, (h, c) = layer(x, state)
+    (y.sum() + c.sum()).backward()
+    return [y, h, c, x.grad, *(parameter.grad for parameter in layer.parameters())]
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_autocast_leaves_float64_alone(sparse: bool):
+    ours, theirs = twins(wanted := masks(SCOPES["all"], 0.5))
+    ours.follow(wanted if sparse else {})
+    results = [measured(layer.double(), torch.float64, autocast=True) for layer in (ours, theirs)]
+    for kind, mask in wanted.items() if sparse else ():
+        getattr(theirs, f"{kind}_l0").grad.mul_(mask.expand())
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("way", ["autocast", "half", "bfloat16"])
+def test_a_type_that_no_kernel_has_is_computed_as_the_dense_path_is(scope: str, way: str):
+    ours, theirs = twins(wanted := masks(SCOPES[scope], 0.5))
+    exact = measured(theirs, torch.float32, autocast=False)
+    dtype = torch.float32 if way == "autocast" else getattr(torch, way)
+    found = measured(ours.to(dtype), dtype, autocast=way == "autocast")
+    for name, mask in wanted.items():
+        exact[4 + ("weight_ih", "weight_hh").index(name)].mul_(mask.expand())
+    for got, expected in zip(found, exact, strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.float(), expected, rtol=0.03, atol=0.03 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kinds", [("weight_ih",), ("weight_hh", "weight_hx"), ("weight_hh", "bias_hh")])
+def test_masks_that_no_layer_follows_are_refused(kinds: tuple[str, ...]):
+    layer, mask = LSTMLayer(INPUTS, SIZE), masks(("weight_hh",), 0.5)["weight_hh"]
+    with pytest.raises(ValueError, match=r"^masks: .*; accepted: weight_hh, or weight_ih and weight_hh$"):
+        layer.follow(dict.fromkeys(kinds, mask))
+    assert not layer.sparse
+    with pytest.raises(ValueError, match=r"^weight_hh_l0 is .*, and the mask it follows \[8, 8\]$"):
+        layer.follow({"weight_hh": BlockMask.full(8, 8, 8)})
