@@ -238,7 +238,7 @@ class LSTMLayer(nn.LSTM):
             for kind, pattern in patterns.items()
         }
         weight_ih = weights["weight_ih"] if "weight_ih" in weights else self.weight_ih_l0.to(dtype).to(inside)
-        biases = [bias.to(dtype).to(inside) for bias in (self.bias_ih_l0, self.bias_hh_l0)]
+        biases = self.bias_ih_l0.to(dtype).to(inside), self.bias_hh_l0.to(dtype).to(inside)
         state = state and (state[0].to(inside), state[1].to(inside))
         y, (h, c) = block_sparse_lstm(x.to(inside), state, weight_ih, weights["weight_hh"], *biases, kernel=kernel)
         return y.to(dtype), (h.to(dtype), c.to(dtype))
