@@ -137,7 +137,8 @@ class LSTMLayer(nn.LSTM):
     Under torch.autocast both paths multiply copies in its type, but for float64, which it leaves alone; what goes in and
     comes out keeps the type of x. A type that the kernels of the sparse path do not know and float32 holds, they compute in
     that: float16 and bfloat16 on a CPU.
-    seconds: time spent in it with gradients, forward and backward, since it was last set to 0; a GPU's own time there.
+    seconds: time spent in it with gradients, forward and backward, since it was last set to 0; a GPU's own time there. A
+    backward pass of torch.autograd.grad counts where it asks for the gradient of x, or of what x was made of.
     """
 
     weight_ih_l0: nn.Parameter
@@ -205,7 +206,7 @@ class LSTMLayer(nn.LSTM):
             return x, state
         h0, c0 = state or 2 * (x.new_zeros(1, x.shape[1], self.hidden_size),)
         if not c0.requires_grad:
-            c0 = c0.detach().requires_grad_()  # of all operands the one whose gradient costs least
+            c0 = c0.clone().requires_grad_()  # of all operands the one whose gradient costs least
         return x, (h0, _BackwardEnds.apply(c0, backward))  # type: ignore[no-untyped-call]
 
     def _multiply(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
