@@ -18,9 +18,20 @@ def autocast_type(device: torch.device) -> torch.dtype | None:
     return None
 
 
+def lowers(x: Tensor) -> bool:
+    """Whether torch.autocast gives `x` to products in its own type: float64 and what is no real number stay as they are."""
+    return x.is_floating_point() and x.dtype != torch.float64
+
+
 def lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` as torch.autocast gives it to a product: as `dtype`, but float64 and what is no real number as they are."""
-    return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
+    """`x` as a torch.autocast that wants `dtype` gives it to a product."""
+    return x.to(dtype) if lowers(x) else x
+
+
+def multiplied_as(x: Tensor) -> torch.dtype:
+    """What products of `x` are computed in: the type of torch.autocast where that is on and lowers it, else its own."""
+    wanted = autocast_type(x.device)
+    return x.dtype if wanted is None or not lowers(x) else wanted
 
 
 def as_given(device: torch.device) -> AbstractContextManager[object]:

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.operands import contiguous, require_values
+from kernels.operands import contiguous, require_values, require_whole
 from kernels.rounding import blocks_to_empty, nearest_multiples
 from kernels.tracing import lasting
 
 
 def grid_shape(rows: int, cols: int, block_size: int) -> tuple[int, int]:
     """Blocks along each side of a rows x cols matrix; ValueError naming the nearest sizes where it does not divide."""
+    for name, number in (("rows", rows), ("columns", cols), ("block_size", block_size)):
+        require_whole(name, number)
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     for side, size in (("rows", rows), ("columns", cols)):
@@ -47,6 +49,7 @@ class BlockMask:
             )
         if self.kept.numel() == 0:
             raise ValueError(f"a BlockMask needs at least one block, got a grid of {tuple(self.kept.shape)}")
+        require_whole("block_size", self.block_size)
         if self.block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {self.block_size}")
         with lasting():

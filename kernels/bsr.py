@@ -52,6 +52,9 @@ class BSRMatrix:
             require_memory(name, getattr(self, name))
         if self.data.ndim != 3 or self.data.shape[1] != self.data.shape[2]:
             raise ValueError(f"data must be [nnzb, b, b] with square blocks, got {tuple(self.data.shape)}")
+        if not isinstance(self.shape, tuple | list) or len(self.shape) != 2:
+            raise ValueError(f"shape must be (rows, columns), got {self.shape!r}")
+        object.__setattr__(self, "shape", tuple(self.shape))
         grid_rows, _ = grid_shape(*self.shape, self.block_size)
         if self.indices.dtype != torch.int32 or self.indptr.dtype != torch.int32:
             raise ValueError(f"indices and indptr must be int32, got {self.indices.dtype} and {self.indptr.dtype}")
@@ -69,7 +72,9 @@ class BSRMatrix:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: the fields, not what was derived from them or packed by a kernel."""
-        return {each.name: getattr(self, each.name) for each in fields(self)} | {"plans": {}, "_packed": None}
+        indices, indptr = self.pattern
+        state = {each.name: getattr(self, each.name) for each in fields(self)}
+        return state | {"indices": indices, "indptr": indptr, "plans": {}, "_packed": None}
 
     @classmethod
     def from_dense(cls, weight: Tensor, mask: BlockMask) -> BSRMatrix:
@@ -117,7 +122,7 @@ class BSRMatrix:
         matrix again; copies are frozen, and so is what a pickle brings back. ValueError where there are no values to copy:
         of fake tensors, and of those that vmap maps over.
         """
-        return FrozenBSRMatrix(self)
+        return FrozenBSRMatrix.of(self)
 
     def unfreeze(self) -> BSRMatrix:
         """An ordinary matrix of these values: this one if it is, else with a copy of them."""
@@ -155,6 +160,12 @@ class BSRMatrix:
     def index(self) -> BSRIndex:
         """Everything products need to know of the pattern; ValueError where it points outside the matrix or `data`."""
         return derive(self.indptr, self.indices, self.grid[1])
+
+    @property
+    def pattern(self) -> tuple[Tensor, Tensor]:
+        """`indices` and `indptr` as products have them, whatever was written to those since the first one; copies."""
+        found: Any = checked(self.index) if "index" in self.__dict__ else self
+        return found.indices.clone(), found.indptr.clone()
 
     @property
     def row_indices(self) -> Tensor:
@@ -195,7 +206,17 @@ class BSRMatrix:
 class FrozenBSRMatrix(BSRMatrix):
     """A BSRMatrix whose values are its own: `data` is a copy of them, made at each access, so writing to it changes nothing."""
 
-    def __init__(self, matrix: BSRMatrix) -> None:
+    def __init__(self, data: Tensor, indices: Tensor, indptr: Tensor, shape: tuple[int, int]) -> None:
+        self._hold(BSRMatrix(data, indices, indptr, shape))
+
+    @classmethod
+    def of(cls, matrix: BSRMatrix) -> FrozenBSRMatrix:
+        """`matrix` with a copy of today's values."""
+        frozen = object.__new__(cls)
+        frozen._hold(matrix)
+        return frozen
+
+    def _hold(self, matrix: BSRMatrix) -> None:
         with unobserved(), torch.no_grad():
             inner = matrix.with_data(contiguous(plain("data", matrix.data).detach().clone()))
         inner.__dict__["_packed"] = {}
@@ -223,8 +244,7 @@ class FrozenBSRMatrix(BSRMatrix):
             return self.with_data(self.data)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        index = checked(self.index)  # whatever was written to `indices`
-        return _refrozen, (self.data, index.indices, index.indptr, self.shape)
+        return _refrozen, (self.data, *self.pattern, self.shape)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -250,3 +270,12 @@ def _refrozen(data: Tensor, indices: Tensor, indptr: Tensor, shape: tuple[int, i
     """A frozen matrix as it was copied or pickled; an ordinary one where the values were loaded to the device meta."""
     matrix = BSRMatrix(data, indices, indptr, shape)
     return matrix if data.is_meta else matrix.freeze()
+
+
+def require_sparse(name: str, weight: object) -> BSRMatrix:
+    """`weight`; ValueError where it is no BSRMatrix."""
+    if not isinstance(weight, BSRMatrix):
+        raise ValueError(
+            f"{name} must be a BSRMatrix, got {type(weight).__name__}; BSRMatrix.from_dense makes one of a tensor and a mask"
+        )
+    return weight

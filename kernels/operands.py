@@ -32,6 +32,12 @@ def require_memory(name: str, x: object) -> None:
         raise ValueError(f"{name} must be a dense tensor (torch.strided), got {'nested' if x.is_nested else x.layout}")
 
 
+def require_whole(name: str, number: object) -> None:
+    """ValueError where `number` is no whole number: an int, one of numpy's or one of torch's symbols of one."""
+    if isinstance(number, bool | Tensor) or not hasattr(type(number), "__index__"):
+        raise ValueError(f"{name} must be a whole number, got {number!r}")
+
+
 def require_values(name: str, x: Tensor) -> None:
     """ValueError where `x` lies on a device whose tensors have no values."""
     require_memory(name, x)

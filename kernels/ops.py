@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.autocast import autocast_type, is_any_autocast, lowered
-from kernels.bsr import BSRMatrix
-from kernels.cuda import choose, lstm
+from kernels.bsr import BSRMatrix, require_sparse
+from kernels.cuda import choose
 from kernels.cuda import lstm as cuda_lstm
 from kernels.cuda.lstm import Weight
 from kernels.cuda.products import kept_pattern, pattern_for
@@ -25,7 +25,7 @@ from kernels.operands import require, require_memory
 from kernels.products import How, cuda_dsd, product, taped
 from kernels.products import dsd as dsd
 from kernels.products import sdd as sdd
-from kernels.tracing import transformed, watched
+from kernels.tracing import refuse_functionalize, transformed, watched
 
 KERNELS = ("auto", "cuda", "native", "torch")
 
@@ -60,13 +60,14 @@ def lstm_refusal(weight_hh: BSRMatrix, batch: int) -> str | None:
     """
     if torch.compiler.is_compiling():  # no pattern can be looked at then; the operator will say it
         return None
+    require_sparse("weight_hh", weight_hh)
     found = cuda_lstm.recurrence_of(pattern_for(weight_hh), weight_hh.data.dtype, batch)
     return found if isinstance(found, str) else None
 
 
 def lstm_kernel(weight_hh: BSRMatrix, batch: int, kernel: str = "auto") -> str:
     """What goes through the steps of `block_sparse_lstm` when `kernel` is asked for, in words; and why, where it is a loop."""
-    data = weight_hh.data
+    data = require_sparse("weight_hh", weight_hh).data
     chosen = kernel_for(kernel, data.dtype, data.device, layer=True, **_sizes(weight_hh))
     if chosen == "native":
         library = native_library.library("lstm", data.dtype)
@@ -100,7 +101,8 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     operands and result are of its type, as those of torch.nn.functional.linear are.
     """
     require_memory("x", x)
-    weight = weight._operand
+    refuse_functionalize()
+    weight = require_sparse("weight", weight)._operand
     data, shape, dtype, device = weight.data, x.shape, x.dtype, x.device
     if len(shape) != 2 or shape[0] != weight.shape[1]:
         raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(shape)}")
@@ -121,9 +123,12 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     return product(data, x, How(weight.index, False, chosen))
 
 
-def _computed_in(dtype: torch.dtype, kernel: str, device: torch.device, **weight: Any) -> torch.dtype:
-    """What operands rounded to `dtype` are computed in: float32 where only then there is a kernel of ours. weight: as of `kernel_for`."""
-    for each in (dtype, torch.float32):
+def computed_in(dtype: torch.dtype, kernel: str, device: torch.device, **weight: Any) -> torch.dtype:
+    """What operands of `dtype` are computed in: float32, where it holds them and only then there is a kernel of ours.
+
+    weight: as of `kernel_for`.
+    """
+    for each in (dtype, torch.float32) if dtype.itemsize < torch.float32.itemsize else ():
         with suppress(ValueError):
             if kernel_for(kernel, each, device, **weight) != "torch":
                 return each
@@ -136,7 +141,7 @@ def _matmul_as(dtype: torch.dtype, weight: BSRMatrix, x: Tensor, kernel: str) ->
     with torch.autocast(x.device.type, enabled=False):
         if not data.dtype == x.dtype == dtype:
             return block_sparse_matmul(weight.with_data(data), x, kernel)
-        inside = _computed_in(dtype, kernel, x.device, **_sizes(weight))
+        inside = computed_in(dtype, kernel, x.device, **_sizes(weight))
         return block_sparse_matmul(weight.with_data(data.to(inside)), x.to(inside), kernel).to(dtype)
 
 
@@ -160,7 +165,6 @@ def _check_shapes(x: Tensor, state: tuple[Tensor, Tensor], shape: tuple[int, ...
     if x.ndim != 3 or x.shape[0] < 1 or x.shape[1] < 1 or x.shape[2] != into:
         raise ValueError(f"x must be [steps, batch, {into}], got {tuple(x.shape)}")
     for name, each in zip(("h0", "c0"), state, strict=True):
-        require_memory(name, each)
         if each.shape != (1, x.shape[1], hidden):
             raise ValueError(f"{name} must be {(1, x.shape[1], hidden)}, got {tuple(each.shape)}")
         if each.device != x.device or weight_hh.data.device != x.device:
@@ -200,9 +204,14 @@ def block_sparse_lstm(
     `lstm_kernel` what goes through the steps.
     """
     for name, each in (("x", x), ("weight_ih", weight_ih), ("bias_ih", bias_ih), ("bias_hh", bias_hh)):
-        if each is not None and not isinstance(each, BSRMatrix):
+        if not (name == "weight_ih" and isinstance(each, BSRMatrix)) and not (each is None and name.startswith("bias")):
             require_memory(name, each)
-    weight_hh = weight_hh._operand
+    if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
+        raise ValueError(f"state must be (h0, c0) or None, got {type(state).__name__}")
+    for name, each in zip(("h0", "c0"), state or (), strict=False):
+        require_memory(name, each)
+    refuse_functionalize()
+    weight_hh = require_sparse("weight_hh", weight_hh)._operand
     weight_ih = weight_ih._operand if isinstance(weight_ih, BSRMatrix) else weight_ih
     if is_any_autocast() and (wanted := autocast_type(x.device)) is not None:
         return _lstm_as(wanted, x, state, weight_ih, weight_hh, bias_ih, bias_hh, kernel)
@@ -249,7 +258,7 @@ def _lstm_as(
     given = [lowered(each, dtype) for each in (x, weight_hh.data)]
     inside = None
     if all(each.dtype == dtype for each in given):
-        inside = _computed_in(dtype, kernel, x.device, layer=True, **_sizes(weight_hh))
+        inside = computed_in(dtype, kernel, x.device, layer=True, **_sizes(weight_hh))
 
     def cast(each: Tensor) -> Tensor:
         each = lowered(each, dtype)
@@ -287,7 +296,7 @@ def _cuda_lstm(
     across = None if into is None else Weight(into.data, pattern_for(into))
     values, pattern = (None, None) if across is None else across
     if taped(*operands) or (values is not None and taped(values)):
-        y, h, c = lstm.record(*operands, values, weight.pattern, pattern)
+        y, h, c = cuda_lstm.record(*operands, values, weight.pattern, pattern)
     else:
         y, c, _ = cuda_lstm.forward(inputs, (first, second), states, weight, across, keep=False)
         h = y.select(0, -1).clone()

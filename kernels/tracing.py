@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 PLAIN = Tensor, Parameter
 _modes, _transforms = torch._C._len_torch_dispatch_stack, torch._C._functorch.peek_interpreter_stack
+_FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
 _tracer = torch._C._get_tracing_state
 batched = torch._C._functorch.is_legacy_batchedtensor  # a gradient, by torch.autograd.grad with is_grads_batched
 
@@ -39,6 +40,17 @@ def transformed() -> bool:
     Such a call has more derivatives than torch's registered operators have formulas for.
     """
     return not is_compiling() and (_transforms() is not None or forward_ad._current_level >= 0)
+
+
+def refuse_functionalize() -> None:
+    """ValueError inside torch.func.functionalize, for which torch has no rule for derivatives of one's own."""
+    if is_compiling() or _transforms() is None:
+        return
+    if any(each.key() == _FUNCTIONALIZE for each in torch._C._functorch.get_interpreter_stack() or ()):
+        raise ValueError(
+            "torch.func.functionalize has no rule for block-sparse products; accepted: torch.export, torch.compile and "
+            "the other transforms of torch.func"
+        )
 
 
 def watcher() -> str | None:

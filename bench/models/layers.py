@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.measuring.clocks import Moment, Stopwatch, moment
+from kernels.autocast import multiplied_as
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.native.library import POOL
-from kernels.operands import require_memory
-from kernels.ops import block_sparse_lstm
+from kernels.operands import require_memory, require_values
+from kernels.ops import block_sparse_lstm, computed_in
 from kernels.tracing import batched, lasting, transformed, watched
 
 # Recurrent weights that are dropped anew at each call cannot lie where cuDNN would like them.
@@ -59,10 +60,13 @@ class Pattern:
         self.as_slices(whole.zero_()).index_copy_(0, self.slices, slices)
         return whole
 
-    def of(self, weight: Tensor, drop: float, dtype: torch.dtype) -> BSRMatrix:
-        """The kept blocks of `weight` as `dtype`, a share `drop` of their elements dropped; differentiable in `weight`."""
+    def of(self, weight: Tensor, drop: float, dtype: torch.dtype, inside: torch.dtype) -> BSRMatrix:
+        """The kept blocks of `weight`, rounded to `dtype`, as `inside`, a share `drop` of their elements dropped.
+
+        Differentiable in `weight`.
+        """
         data: Tensor = self.gather(weight) if transformed() else _KeptBlocks.apply(weight, self)  # type: ignore[no-untyped-call]
-        data = data.to(dtype)
+        data = data.to(dtype).to(inside)
         return self.matrix.with_data(F.dropout(data, drop) if drop else data)
 
 
@@ -80,31 +84,48 @@ class _KeptBlocks(torch.autograd.Function):
         return pattern.spread(grad), None
 
 
+class _Backward:
+    """When the backward pass of one call began, until its end is known."""
+
+    def __init__(self, stopwatch: Stopwatch, device: str) -> None:
+        self.stopwatch, self.device = stopwatch, device
+        self.began: Moment | None = None
+
+    def begin(self) -> None:
+        self.began = moment(self.device)
+
+    def end(self) -> None:
+        if self.began is not None:
+            self.stopwatch.add(self.began, moment(self.device))
+        self.began = None
+
+
 class _BackwardBegins(torch.autograd.Function):
-    """The identity, behind a layer: its backward pass comes first."""
+    """The identity, behind a layer: its backward pass comes first, whichever of y, h and c it comes by."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, layer: LSTMLayer) -> Tensor:
-        ctx.layer = layer
-        return y.view_as(y)
+    def forward(ctx: Any, y: Tensor, h: Tensor, c: Tensor, backward: _Backward) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.span = backward
+        ctx.set_materialize_grads(False)
+        return y.detach(), h.detach(), c.detach()  # no views: users may write to what torch's layer gives
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        ctx.layer.began = moment(grad.device.type)
-        return grad, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.span.begin()
+        return *grads, None
 
 
 class _BackwardEnds(torch.autograd.Function):
     """The identity, before a layer: autograd comes to it when all younger nodes, the layer's, are done."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: LSTMLayer) -> Tensor:
-        ctx.layer = layer
+    def forward(ctx: Any, x: Tensor, backward: _Backward) -> Tensor:
+        ctx.span = backward
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        ctx.layer.stopwatch.add(ctx.layer.began, moment(grad.device.type))
+        ctx.span.end()
         return grad, None
 
 
@@ -113,8 +134,11 @@ class LSTMLayer(nn.LSTM):
 
     weight_drop: share of the recurrent weight's elements dropped while training, one mask a call (Merity et al.,
     1708.02182). The parameter stays raw: a dropped copy of it is what the layer multiplies with, on either path.
-    Under torch.autocast both paths multiply copies in its type; what goes in and comes out keeps the type of x.
-    seconds: time spent in it with gradients, forward and backward, since it was last set to 0; a GPU's own time there.
+    Under torch.autocast both paths multiply copies in its type, but for float64, which it leaves alone; what goes in and
+    comes out keeps the type of x. A type that the kernels of the sparse path do not know and float32 holds, they compute in
+    that: float16 and bfloat16 on a CPU.
+    seconds: time spent in it with gradients, forward and backward, since it was last set to 0; a GPU's own time there. A
+    backward pass of torch.autograd.grad counts where it asks for the gradient of x, or of what x was made of.
     """
 
     weight_ih_l0: nn.Parameter
@@ -127,12 +151,6 @@ class LSTMLayer(nn.LSTM):
         self.weight_drop = weight_drop
         self.patterns: dict[str, Pattern] = {}
         self.stopwatch = Stopwatch()
-        self.began: Moment = 0.0
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: all but an event of a GPU."""
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return state | {"began": 0.0}
 
     @property
     def seconds(self) -> float:
@@ -151,28 +169,48 @@ class LSTMLayer(nn.LSTM):
         """Take the sparse path with these masks, of weight_hh and perhaps weight_ih; the dense path where there are none.
 
         The weights must be zero in empty blocks already. A mask that is the same object as before costs nothing.
+        ValueError where the masks are not of these weights.
         """
-        assert not masks or "weight_hh" in masks
+        if masks and set(masks) not in ({"weight_hh"}, {"weight_ih", "weight_hh"}):
+            names = ", ".join(map(str, masks))
+            raise ValueError(f"masks: there are those of {names}; accepted: weight_hh, or weight_ih and weight_hh")
         before = self.patterns
         self.patterns = {
-            kind: before[kind]
-            if kind in before and before[kind].mask is mask
-            else Pattern(getattr(self, f"{kind}_l0"), mask)
+            kind: before[kind] if kind in before and before[kind].mask is mask else self._pattern_of(kind, mask)
             for kind, mask in masks.items()
         }
+
+    def _pattern_of(self, kind: str, mask: BlockMask) -> Pattern:
+        """ValueError where `mask` is none of that weight."""
+        weight = getattr(self, f"{kind}_l0")
+        require_values(f"{kind}_l0", weight)
+        if tuple(weight.shape) != mask.shape:
+            raise ValueError(f"{kind}_l0 is {list(weight.shape)}, and the mask it follows {list(mask.shape)}")
+        return Pattern(weight, mask)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:  # type: ignore[override]
         """(y, (h, c)). x: [steps, batch, in]; y: [steps, batch, size]; h, c: [1, batch, size]."""
         if not torch.is_grad_enabled() or transformed():
             return self._multiply(x, state)
-        began = moment(x.device.type)
-        y, state = self._multiply(_BackwardEnds.apply(x, self), state)  # type: ignore[no-untyped-call]
-        y = _BackwardBegins.apply(y, self)  # type: ignore[no-untyped-call]
+        began, backward = moment(x.device.type), _Backward(self.stopwatch, x.device.type)
+        y, (h, c) = self._multiply(*self._marked(x, state, backward))
+        y, h, c = _BackwardBegins.apply(y, h, c, backward)  # type: ignore[no-untyped-call]
         self.stopwatch.add(began, moment(x.device.type))
-        return y, state
+        return y, (h, c)
+
+    def _marked(self, x: Tensor, state: State | None, backward: _Backward) -> tuple[Tensor, State | None]:
+        """x and the state, one of them with the mark where `backward` ends."""
+        if x.requires_grad:
+            return _BackwardEnds.apply(x, backward), state  # type: ignore[no-untyped-call]
+        if x.ndim != 3 or not any(each.requires_grad for each in (*self.parameters(), *(state or ()))):
+            return x, state
+        h0, c0 = state or 2 * (x.new_zeros(1, x.shape[1], self.hidden_size),)
+        if not c0.requires_grad:
+            c0 = c0.clone().requires_grad_()  # of all operands the one whose gradient costs least
+        return x, (h0, _BackwardEnds.apply(c0, backward))  # type: ignore[no-untyped-call]
 
     def _multiply(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        dtype = type_under_autocast(x)
+        dtype = multiplied_as(x)
         if dtype == x.dtype:
             return self._multiply_as(dtype, x, state)
         state = state and (state[0].to(dtype), state[1].to(dtype))
@@ -187,23 +225,31 @@ class LSTMLayer(nn.LSTM):
             as_it_is = not drop and dtype == self.weight_hh_l0.dtype
             dense: tuple[Tensor, State] = super().forward(x, state) if as_it_is else self._copied(dtype, x, state, drop)
             return dense
+        return self._skipping(dtype, x, state, drop)
+
+    def _skipping(self, dtype: torch.dtype, x: Tensor, state: State | None, drop: float) -> tuple[Tensor, State]:
+        """The layer by the kernels that skip empty blocks; in float32, where they do not know `dtype` and it holds that."""
+        kernel, patterns = OURS.get(x.device.type, "torch"), {kind: self._pattern(kind) for kind in self.patterns}
+        recurrent = patterns["weight_hh"].matrix
+        sizes = {"block_size": recurrent.block_size, "nnzb": recurrent.nnzb}
+        inside = computed_in(dtype, kernel, x.device, layer=True, **sizes)
         drops = {"weight_ih": 0.0, "weight_hh": drop}
         weights = {
-            kind: self._pattern(kind).of(getattr(self, f"{kind}_l0"), drops[kind], dtype) for kind in self.patterns
+            kind: pattern.of(getattr(self, f"{kind}_l0"), drops[kind], dtype, inside)
+            for kind, pattern in patterns.items()
         }
-        weight_ih = weights["weight_ih"] if "weight_ih" in weights else self.weight_ih_l0.to(dtype)
-        weight_hh = weights["weight_hh"]
-        biases = self.bias_ih_l0.to(dtype), self.bias_hh_l0.to(dtype)
-        return block_sparse_lstm(x, state, weight_ih, weight_hh, *biases, kernel=OURS.get(x.device.type, "torch"))
+        weight_ih = weights["weight_ih"] if "weight_ih" in weights else self.weight_ih_l0.to(dtype).to(inside)
+        biases = self.bias_ih_l0.to(dtype).to(inside), self.bias_hh_l0.to(dtype).to(inside)
+        state = state and (state[0].to(inside), state[1].to(inside))
+        y, (h, c) = block_sparse_lstm(x.to(inside), state, weight_ih, weights["weight_hh"], *biases, kernel=kernel)
+        return y.to(dtype), (h.to(dtype), c.to(dtype))
 
     def _pattern(self, kind: str) -> Pattern:
         """That of one weight, on the device where the weight is by now. ValueError where the mask no longer is one of it."""
         weight, pattern = getattr(self, f"{kind}_l0"), self.patterns[kind]
         require_memory(f"{kind}_l0", weight)
-        if tuple(weight.shape) != pattern.mask.shape:
-            raise ValueError(f"{kind}_l0 is {list(weight.shape)}, and the mask it follows {list(pattern.mask.shape)}")
-        if weight.device != pattern.slices.device:
-            pattern = self.patterns[kind] = Pattern(weight, pattern.mask)
+        if weight.device != pattern.slices.device or tuple(weight.shape) != pattern.mask.shape:
+            pattern = self.patterns[kind] = self._pattern_of(kind, pattern.mask)
         return pattern
 
     def _copied(self, dtype: torch.dtype, x: Tensor, state: State | None, drop: float) -> tuple[Tensor, State]:
@@ -214,11 +260,3 @@ class LSTMLayer(nn.LSTM):
         weights[1] = F.dropout(weights[1], drop) if drop else weights[1]
         y, h, c = torch.lstm(x, state or (zeros, zeros), weights, True, 1, 0.0, True, False, False)
         return y, (h, c)
-
-
-def type_under_autocast(x: Tensor) -> torch.dtype:
-    """What products of `x` are computed in: torch.autocast's type where that is on, else its own."""
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype

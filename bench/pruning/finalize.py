@@ -21,12 +21,14 @@ from torch.nn import functional as F
 
 from bench.storing.parquet import DamagedError, publish_pair, read_table, require_pair
 from kernels.blockmask import BlockMask
-from kernels.bsr import BSRMatrix
+from kernels.bsr import BSRMatrix, require_sparse
+from kernels.operands import require_memory
 from kernels.ops import block_sparse_lstm
 from kernels.system.resources import in_words
 
 FORMAT = "block-sparse LSTM language model 1"
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+PARTS = ("data", "indices", "indptr", "shape")  # of a block-sparse weight
 
 State = tuple[Tensor, Tensor]
 
@@ -54,6 +56,7 @@ class FinalModel:
     layers: tuple[FinalLayer, ...]
 
     def __post_init__(self) -> None:
+        _check(self)
         object.__setattr__(self, "layers", tuple(map(_frozen, self.layers)))
 
     @torch.no_grad()
@@ -79,7 +82,7 @@ class FinalModel:
             if isinstance(weight, Tensor):
                 return weight.to(device, dtype)
             data = weight.data.to(device, dtype)
-            indices, indptr = weight.indices.to(device), weight.indptr.to(device)
+            indices, indptr = (each.to(device) for each in weight.pattern)
             return BSRMatrix(data, indices, indptr, weight.shape)
 
         layers = tuple(FinalLayer(**{name: moved(getattr(layer, name)) for name in WEIGHTS}) for layer in self.layers)
@@ -133,23 +136,37 @@ class FinalModel:
             raise ValueError(f"an exported model cannot be read: {in_words(error)}") from None
         try:
             content: Any = torch.load(io.BytesIO(data), weights_only=True)
-            if content["format"] == FORMAT:
-                layers = [FinalLayer(**{name: _unpack(layer[name]) for name in WEIGHTS}) for layer in content["layers"]]
-                return cls(content["embedding"], content["decoder_bias"], tuple(layers))
+            ours = content["format"] == FORMAT
         except Exception:  # torch and pickle have many ways to say that bytes are not theirs
-            pass
-        raise ValueError(f"{path} is no exported model; accepted: files of the format {FORMAT!r}")
+            ours = False
+        if not ours:
+            raise ValueError(f"{path} is no exported model; accepted: files of the format {FORMAT!r}")
+        try:
+            return cls(*_unpacked(content))
+        except ValueError as error:
+            raise ValueError(f"{path} is no exported model: {error}") from None
 
 
 @torch.no_grad()
 def finalize(model: nn.Module, masks: Mapping[str, BlockMask]) -> FinalModel:
     """The model as it computes in evaluation, without its masks. masks: by the names of `model.prunable()`.
 
-    Every weight_hh needs a mask; a weight_ih without one stays dense. Nothing of the model is shared. ValueError otherwise.
+    Every weight_hh needs a mask; a weight_ih without one stays dense. Nothing of the model is shared. ValueError otherwise,
+    and for a mask of another name or size.
     """
-    for number, _ in enumerate(model.layers):  # type: ignore[arg-type]
-        if f"weight_hh_l{number}" not in masks:
-            raise ValueError(f"masks: weight_hh_l{number} has none; accepted: a mask of every weight_hh")
+    shapes = {
+        f"{kind}_l{number}": tuple(getattr(layer, f"{kind}_l0").shape)
+        for number, layer in enumerate(model.layers)  # type: ignore[arg-type]
+        for kind in ("weight_ih", "weight_hh")
+    }
+    for name in shapes:
+        if name.startswith("weight_hh") and name not in masks:
+            raise ValueError(f"masks: {name} has none; accepted: a mask of every weight_hh")
+    for name, mask in masks.items():
+        if name not in shapes:
+            raise ValueError(f"masks: {name!r} is no weight of the model; accepted: {', '.join(shapes)}")
+        if mask.shape != shapes[name]:
+            raise ValueError(f"masks: that of {name} covers {mask.shape}, and the weight is {shapes[name]}")
 
     def final(number: int, layer: nn.Module, name: str) -> Tensor | BSRMatrix:
         weight, mask = getattr(layer, f"{name}_l0").detach(), masks.get(f"{name}_l{number}")
@@ -174,8 +191,73 @@ def _frozen(layer: FinalLayer) -> FinalLayer:
 def _pack(weight: Tensor | BSRMatrix) -> Tensor | dict[str, Any]:
     if isinstance(weight, Tensor):
         return weight
-    return {"data": weight.data, "indices": weight.indices, "indptr": weight.indptr, "shape": weight.shape}
+    return dict(zip(PARTS, (weight.data, *weight.pattern, weight.shape), strict=True))
 
 
-def _unpack(stored: Any) -> Any:
-    return BSRMatrix(**stored) if isinstance(stored, dict) else stored
+def _unpacked(content: dict[str, Any]) -> tuple[Tensor, Tensor, tuple[FinalLayer, ...]]:
+    """The fields of the model that a file holds; ValueError naming the one that is none."""
+    layers = _field(content, "layers", "layers")
+    if not isinstance(layers, list):
+        raise ValueError(f"layers must be a list, got {type(layers).__name__}")
+    unpacked = []
+    for number, layer in enumerate(layers):
+        weights = {name: _field(layer, name, f"layers[{number}].{name}") for name in WEIGHTS}
+        unpacked.append(
+            FinalLayer(**{name: _unpack(f"layers[{number}].{name}", each) for name, each in weights.items()})
+        )
+    return _field(content, "embedding", "embedding"), _field(content, "decoder_bias", "decoder_bias"), tuple(unpacked)
+
+
+def _field(stored: Any, name: str, place: str) -> Any:
+    if not isinstance(stored, dict) or name not in stored:
+        raise ValueError(f"{place} is missing")
+    return stored[name]
+
+
+def _unpack(place: str, stored: Any) -> Any:
+    if not isinstance(stored, dict):
+        return stored
+    if set(stored) != set(PARTS):
+        raise ValueError(f"{place} must have {', '.join(PARTS)}, got {', '.join(map(str, stored)) or 'nothing'}")
+    try:
+        matrix = BSRMatrix(**stored)
+        _ = matrix.index  # looked at, so that a pattern that points outside is refused here
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    return matrix
+
+
+def _check(model: FinalModel) -> None:
+    """ValueError naming the field where the tensors are not those of one model."""
+    embedding = model.embedding
+    require_memory("embedding", embedding)
+    if embedding.ndim != 2 or 0 in embedding.shape or not embedding.is_floating_point():
+        raise ValueError(
+            f"embedding must be real numbers, [vocabulary, size], got {embedding.dtype} {list(embedding.shape)}"
+        )
+    vocabulary, size = embedding.shape
+    _require("decoder_bias", model.decoder_bias, (vocabulary,), embedding)
+    if not model.layers:
+        raise ValueError("layers must be one or more, got none")
+    for number, layer in enumerate(model.layers):
+        place, recurrent = f"layers[{number}]", require_sparse(f"layers[{number}].weight_hh", layer.weight_hh)
+        into, size = size, recurrent.shape[1]
+        _require(f"{place}.weight_hh", recurrent, (4 * size, size), embedding)
+        _require(f"{place}.weight_ih", layer.weight_ih, (4 * size, into), embedding)
+        for name in ("bias_ih", "bias_hh"):
+            _require(f"{place}.{name}", getattr(layer, name), (4 * size,), embedding)
+    if size != embedding.shape[1]:
+        raise ValueError(
+            f"layers[{number}].weight_hh: the last layer must have the embedding's {embedding.shape[1]} units, got {size}"
+        )
+
+
+def _require(place: str, weight: Tensor | BSRMatrix, shape: tuple[int, ...], like: Tensor) -> None:
+    """ValueError where `weight` is not of that shape, and of the type and on the device of `like`, the embedding."""
+    if not (isinstance(weight, BSRMatrix) and len(shape) == 2):
+        require_memory(place, weight)
+    values = weight.data
+    if tuple(weight.shape) != shape or values.dtype != like.dtype or values.device != like.device:
+        kind = f"{str(values.dtype).removeprefix('torch.')} {list(weight.shape)} on {values.device}"
+        wanted = f"{str(like.dtype).removeprefix('torch.')} {list(shape)} on {like.device}, as the embedding"
+        raise ValueError(f"{place} must be {wanted}, got {kind}")

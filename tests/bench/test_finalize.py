@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from bench.cells import TrainCell
 from bench.models.registry import MODELS
 from bench.pruning.finalize import FORMAT, FinalModel, finalize
 from bench.pruning.pruner import Pruner
+from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 
 
@@ -99,6 +103,22 @@ def test_a_recurrent_weight_without_a_mask_is_refused():
         finalize(model, pruner.masks)
 
 
+@pytest.mark.parametrize("name", ["weight_ih_10", "weight_hh_l3", "bias_ih_l0", "embedding"])
+def test_a_mask_of_no_weight_is_refused(name: str):
+    model, pruner = masked()
+    masks = pruner.masks | {name: pruner.masks["weight_ih_l0"]}
+    with pytest.raises(ValueError, match=rf"^masks: '{name}' is no weight of the model; accepted: weight_ih_l0, .*l2$"):
+        finalize(model, masks)
+
+
+def test_a_mask_of_another_size_is_refused():
+    model, pruner = masked()
+    with pytest.raises(
+        ValueError, match=r"^masks: that of weight_ih_l0 covers \(8, 8\), and the weight is \(128, 16\)$"
+    ):
+        finalize(model, pruner.masks | {"weight_ih_l0": BlockMask.full(8, 8, 8)})
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     model, pruner = masked()
@@ -163,8 +183,6 @@ def test_whatever_a_kill_leaves_is_the_old_export_or_the_new_one(tmp_path: Path)
 
 @pytest.mark.parametrize("content", ["weights", "format alone", "a list", "no archive"])
 def test_a_foreign_file_is_refused(tmp_path: Path, content: str):
-    import hashlib
-
     path = tmp_path / "model.pt"
     torch.save({"weights": {"weights": torch.zeros(3)}, "format alone": {"format": FORMAT}}.get(content, [1]), path)
     if content == "no archive":
@@ -173,6 +191,67 @@ def test_a_foreign_file_is_refused(tmp_path: Path, content: str):
     path.with_name("model.pt.sha256").write_text(f"{digest}  model.pt\n")
     with pytest.raises(ValueError, match=r"\A[^\n]*no exported model[^\n]*\Z"):
         FinalModel.load(path)
+
+
+def other_field(content: dict[str, Any], place: str, change: Callable[[Any], Any]) -> None:
+    """Change the field of a file's content that is called `layers[1].weight_hh`, say."""
+    *outer, name = place.replace("[", ".").replace("]", "").split(".")
+    for each in outer:
+        content = content[int(each) if each.isdigit() else each]  # type: ignore[index]
+    changed = change(content[name])
+    content.pop(name)
+    if changed is not None:
+        content[name] = changed
+
+
+MISFITS: list[Any] = [
+    ("layers[1].weight_hh", lambda each: BSRMatrix(**each).to_dense()),
+    ("layers[1].weight_hh", lambda each: each | {"data": each["data"].double()}),
+    ("layers[1].weight_ih", lambda each: each | {"data": each["data"].int()}),
+    ("layers[0].weight_ih", lambda each: BSRMatrix(**each).to_dense()[:, :-8]),
+    ("layers[0].weight_ih", lambda each: each | {"indices": each["indices"] + 100}),
+    ("layers[0].weight_ih", lambda each: each | {"shape": (24,)}),
+    ("layers[0].weight_ih", lambda each: {"data": each["data"]}),
+    ("layers[0].weight_ih", lambda each: [each]),
+    ("layers[2].bias_hh", lambda each: each[:-1]),
+    ("layers[2].bias_ih", lambda each: each.half()),
+    ("layers[2].bias_ih", lambda each: None),  # noqa: ARG005
+    ("layers[0].bias_ih", lambda each: each.tolist()),
+    ("embedding", lambda each: each[:, :-1], "layers[0].weight_ih"),  # the first that is not as the embedding
+    ("embedding", lambda each: each.int()),
+    ("embedding", lambda each: each[0]),
+    ("embedding", lambda each: None),  # noqa: ARG005
+    ("decoder_bias", lambda each: each[:-1]),
+    ("decoder_bias", lambda each: each.long()),
+    ("layers", lambda each: []),  # noqa: ARG005
+    ("layers", lambda each: each[:-1], "layers[1].weight_hh"),
+    ("layers", lambda each: each[0]),
+]
+
+
+@pytest.mark.parametrize("case", range(len(MISFITS)))
+def test_a_field_that_does_not_fit_is_one_line_naming_file_and_field(saved: Path, case: int):
+    place, change, *others = MISFITS[case]
+    named = others[0] if others else place
+    content = torch.load(saved, weights_only=True)
+    other_field(content, place, change)
+    torch.save(content, saved)
+    digest = hashlib.sha256(saved.read_bytes()).hexdigest()
+    saved.with_name("model.pt.sha256").write_text(f"{digest}  model.pt\n")
+    with pytest.raises(ValueError, match=r"\A[^\n]*model\.pt is no exported model: [^\n]*\Z") as caught:
+        FinalModel.load(saved)
+    assert f": {named}" in str(caught.value), str(caught.value)
+
+
+def test_a_saved_model_has_the_pattern_that_products_have(saved: Path):
+    model = FinalModel.load(saved)
+    words = torch.randint(VOCABULARY, (3, 2))
+    wanted = model(words)[0]
+    for weight in model.sparse_weights:
+        weight.indices.fill_(0)
+    model.save(saved)
+    for each in (model, model.to("cpu"), FinalModel.load(saved)):
+        assert torch.equal(each(words)[0], wanted)
 
 
 @pytest.mark.parametrize("kind", [str, Path, Renamed])

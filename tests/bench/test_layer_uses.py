@@ -169,8 +169,6 @@ def test_a_layer_that_follows_masks_changes_its_type():
         for one, other in zip(gradients(ours), masked(gradients(theirs), wanted), strict=True):
             assert one.dtype == change
             close(one, other)
-    with pytest.raises(ValueError, match=r"^native has no float16 LSTM layer, .*$"):
-        train(ours.half(), 1)
 
 
 def test_a_layer_that_follows_masks_changes_its_device():
@@ -178,7 +176,7 @@ def test_a_layer_that_follows_masks_changes_its_device():
     kept = {name: value.clone() for name, value in ours.state_dict().items()}
     train(theirs, 1)
     ours.to("meta")
-    with pytest.raises(ValueError, match=r"^weight is on the device meta, whose tensors have no values; .*$"):
+    with pytest.raises(ValueError, match=r"^weight_ih_l0 is on the device meta, whose tensors have no values; .*$"):
         train(ours, 1)
     ours.to_empty(device="cpu").load_state_dict(kept)
     ours.zero_grad()
@@ -210,7 +208,6 @@ def test_copies_of_a_layer_that_follows_masks(copied: Callable[[LSTMLayer], LSTM
 def test_copies_hold_no_events(monkeypatch: pytest.MonkeyPatch):
     """An event of a GPU is neither copied nor pickled; a generator cannot be either."""
     event, layer = (each for each in ()), LSTMLayer(INPUTS, SIZE)
-    layer.began = event  # type: ignore[assignment]
     layer.stopwatch.add(event, event)  # type: ignore[arg-type]
     monkeypatch.setattr("bench.measuring.clocks.seconds_between", lambda *_: 0.25)
     again: Stopwatch = pickle.loads(pickle.dumps(copy.deepcopy(layer))).stopwatch

@@ -123,6 +123,9 @@ def test_an_index_is_made_only_where_a_mask_changed(monkeypatch: pytest.MonkeyPa
     )
 
 
+BY = {"y": (0,), "h": (1,), "c": (2,), "all": (0, 1, 2)}  # which results the loss is made of
+
+
 @pytest.mark.parametrize("sparse", [True, False])
 def test_the_time_inside_the_layer_is_counted(sparse: bool, monkeypatch: pytest.MonkeyPatch):
     ours, _ = twins(masks(SCOPES["all"], 0.5))
@@ -132,26 +135,108 @@ def test_the_time_inside_the_layer_is_counted(sparse: bool, monkeypatch: pytest.
 
     class Slow(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x):  # noqa: ARG004
+        def forward(ctx, *results):  # noqa: ARG004
             time.sleep(0.03)
-            return x.view_as(x)
+            return tuple(each.view_as(each) for each in results)
 
         @staticmethod
-        def backward(ctx, grad):  # noqa: ARG004
+        def backward(ctx, *grads):  # noqa: ARG004
             time.sleep(0.05)
-            return grad
+            return grads
 
     def slowed(self, x, state):
-        y, after = multiply(self, x, state)
-        return Slow.apply(y), after
+        y, (h, c) = multiply(self, x, state)
+        y, h, c = Slow.apply(y, h, c)
+        return y, (h, c)
 
     train(ours, 1)
     monkeypatch.setattr(LSTMLayer, "_multiply", slowed)
-    ours.seconds = 0.0
-    began = time.perf_counter()
-    train(ours, 1)
-    assert 0.08 <= ours.seconds <= time.perf_counter() - began
+    for given in ("x", "the weights", "the state"):
+        for by in BY.values():
+            x = torch.randn(3, 2, INPUTS, requires_grad=given == "x")
+            state = 2 * (torch.randn(1, 2, SIZE, requires_grad=given == "the state"),) if given == "the state" else None
+            ours.requires_grad_(given != "the state")
+            ours.seconds = 0.0
+            began = time.perf_counter()
+            y, (h, c) = ours(x, state)
+            sum((y, h, c)[each].sum() for each in by).backward()
+            assert 0.08 <= ours.seconds <= time.perf_counter() - began
+    ours.requires_grad_(False)
+    assert not ours(torch.randn(2, 2, INPUTS))[0].requires_grad
     with torch.no_grad():
         before = ours.seconds
         ours(torch.randn(2, 2, INPUTS))
         assert ours.seconds == before
+
+
+def test_a_backward_pass_without_an_end_leaves_nothing_to_the_next():
+    ours, _ = twins(masks(SCOPES["all"], 0.5))
+    y, _ = ours(torch.randn(3, 2, INPUTS, requires_grad=True))
+    torch.autograd.grad(y.sum(), ours.weight_hh_l0, retain_graph=True)  # never comes to x
+    time.sleep(0.3)
+    ours.seconds = 0.0
+    y.sum().backward()
+    assert 0 < ours.seconds < 0.3
+
+
+def test_states_are_detached_in_place_as_those_of_torchs_layer():
+    layer = LSTMLayer(INPUTS, SIZE)
+    y, (h, c) = layer(torch.randn(3, 2, INPUTS))
+    h.detach_()
+    c.detach_()
+    y.sum().backward()
+    assert not h.requires_grad and layer.weight_hh_l0.grad is not None
+
+
+def test_a_result_that_is_overwritten_is_refused_as_that_of_torchs_layer():
+    for layer in twins(masks(SCOPES["all"], 0.5)):
+        y, _ = layer(torch.randn(3, 2, INPUTS))
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.mul_(2.0).sum().backward()
+
+
+def measured(layer: nn.LSTM, dtype: torch.dtype, autocast: bool) -> list[torch.Tensor]:
+    """Results and gradients of one call, x and the state of type `dtype`."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(7, 5, INPUTS, generator=generator).to(dtype).requires_grad_()
+    state = tuple(torch.randn(1, 5, SIZE, generator=generator).to(dtype) for _ in range(2))
+    layer.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y, (h, c) = layer(x, state)
+    (y.sum() + c.sum()).backward()
+    return [y, h, c, x.grad, *(parameter.grad for parameter in layer.parameters())]
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_autocast_leaves_float64_alone(sparse: bool):
+    ours, theirs = twins(wanted := masks(SCOPES["all"], 0.5))
+    ours.follow(wanted if sparse else {})
+    results = [measured(layer.double(), torch.float64, autocast=True) for layer in (ours, theirs)]
+    for kind, mask in wanted.items() if sparse else ():
+        getattr(theirs, f"{kind}_l0").grad.mul_(mask.expand())
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("way", ["autocast", "half", "bfloat16"])
+def test_a_type_that_no_kernel_has_is_computed_as_the_dense_path_is(scope: str, way: str):
+    ours, theirs = twins(wanted := masks(SCOPES[scope], 0.5))
+    exact = measured(theirs, torch.float32, autocast=False)
+    dtype = torch.float32 if way == "autocast" else getattr(torch, way)
+    found = measured(ours.to(dtype), dtype, autocast=way == "autocast")
+    for name, mask in wanted.items():
+        exact[4 + ("weight_ih", "weight_hh").index(name)].mul_(mask.expand())
+    for got, expected in zip(found, exact, strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.float(), expected, rtol=0.03, atol=0.03 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kinds", [("weight_ih",), ("weight_hh", "weight_hx"), ("weight_hh", "bias_hh")])
+def test_masks_that_no_layer_follows_are_refused(kinds: tuple[str, ...]):
+    layer, mask = LSTMLayer(INPUTS, SIZE), masks(("weight_hh",), 0.5)["weight_hh"]
+    with pytest.raises(ValueError, match=r"^masks: .*; accepted: weight_hh, or weight_ih and weight_hh$"):
+        layer.follow(dict.fromkeys(kinds, mask))
+    assert not layer.sparse
+    with pytest.raises(ValueError, match=r"^weight_hh_l0 is .*, and the mask it follows \[8, 8\]$"):
+        layer.follow({"weight_hh": BlockMask.full(8, 8, 8)})

@@ -1,6 +1,9 @@
 """BlockMask: which blocks are kept, and how sparsity is counted."""
 
+from typing import Any
+
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -66,3 +69,17 @@ def test_a_grid_without_blocks_is_refused(grid: tuple[int, int]) -> None:
 def test_grids_are_bool() -> None:
     with pytest.raises(ValueError, match="2-d bool"):
         BlockMask(torch.ones(2, 2), 4)
+
+
+@pytest.mark.parametrize("size", [2.0, "4", None, True, torch.tensor(2)])
+def test_a_block_size_is_a_whole_number(size: Any) -> None:
+    for call in (
+        lambda: BlockMask(torch.ones(2, 2, dtype=torch.bool), size),
+        lambda: BlockMask.full(4, 4, size),
+        lambda: BlockMask.from_dense(torch.ones(4, 4), size),
+        lambda: BlockMask.from_scores(torch.ones(2, 2), 0.5, size),
+        lambda: grid_shape(4, 4, size),
+    ):
+        with pytest.raises(ValueError, match=r"\Ablock_size must be a whole number, got [^\n]*\Z"):
+            call()
+    assert BlockMask(torch.ones(2, 2, dtype=torch.bool), np.int64(4)).shape == (8, 8)

@@ -1,5 +1,11 @@
 """BSRMatrix: there and back, the transposed index, and sizes."""
 
+import copy
+import dataclasses
+import pickle
+from collections.abc import Callable
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -52,6 +58,33 @@ def test_inconsistent_parts_are_refused() -> None:
         BSRMatrix(data, indices, indptr[:2], (4, 4))
     with pytest.raises(ValueError, match="the mask covers"):
         BSRMatrix.from_dense(torch.zeros(4, 6), BlockMask.full(4, 4, 2))
+
+
+@pytest.mark.parametrize("shape", [(24,), (4, 4, 4), 4, None, (4.0, 4), ("4", 4), (4, True)])
+def test_a_shape_that_is_none_is_refused(shape: Any) -> None:
+    data, indices, indptr = torch.zeros(1, 2, 2), torch.zeros(1, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"\A[^\n]* must be [^\n]*\Z"):
+        BSRMatrix(data, indices, indptr, shape)
+    assert BSRMatrix(data, indices, indptr, [4, 4]).shape == (4, 4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_a_copy_has_the_pattern_that_products_have(copied: Callable[[BSRMatrix], BSRMatrix], frozen: bool) -> None:
+    weight, x = torch.randn(4, 8), torch.randn(8, 3)
+    bsr = BSRMatrix.from_dense(weight, BlockMask.from_dense(torch.eye(2).repeat_interleave(2, 0).repeat(1, 4), 2))
+    bsr = bsr.freeze() if frozen else bsr
+    wanted = block_sparse_matmul(bsr, x)
+    for each in (bsr.indices, bsr.index.indices):
+        each.fill_(0)
+    assert torch.equal(block_sparse_matmul(bsr, x), wanted)
+    assert torch.equal(block_sparse_matmul(copied(bsr), x), wanted)
+
+
+def test_a_frozen_matrix_may_be_replaced_as_any_dataclass() -> None:
+    frozen = BSRMatrix.from_dense(torch.randn(4, 8), BlockMask.full(4, 8, 2)).freeze()
+    other = dataclasses.replace(frozen, data=2 * frozen.data)
+    assert other.frozen and torch.equal(other.to_dense(), 2 * frozen.to_dense())
 
 
 @pytest.mark.parametrize(

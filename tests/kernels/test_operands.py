@@ -27,7 +27,7 @@ from kernels.native import library
 from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
 from kernels.operands import address
-from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, sdd
+from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, lstm_kernel, lstm_refusal, sdd
 from kernels.problem import GemmProblem, LstmProblem
 from kernels.registry import BACKENDS
 
@@ -494,6 +494,35 @@ def test_what_is_no_memory_is_refused_in_a_line(kernel: str) -> None:
     refused("weight is on the device meta", BlockMask.from_dense, meta, 4)
     refused("kept is on the device meta", BlockMask, meta > 0, 4)
     refused("weight is on the device meta", BSRMatrix.from_dense, weight.to_dense().to("meta"), weight.mask)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_weight_that_is_not_block_sparse_is_refused_in_a_line(autocast: bool) -> None:
+    weight, recurrent, x = matrix(), square(), normal(48, 5)
+    inputs, h0 = normal(STEPS, BATCH, 48), normal(1, BATCH, HIDDEN)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for bad in (weight.to_dense(), weight.to_dense().numpy(), weight.mask, None):
+            refused("weight must be a BSRMatrix", block_sparse_matmul, bad, x)
+            refused("weight_hh must be a BSRMatrix", block_sparse_lstm, inputs, None, weight, bad)
+            refused("weight_hh must be a BSRMatrix", lstm_kernel, bad, BATCH)
+            refused("weight_hh must be a BSRMatrix", lstm_refusal, bad, BATCH)
+        for bad in (h0, (h0,), (h0, h0, h0), 7):
+            refused("state must be (h0, c0) or None", block_sparse_lstm, inputs, bad, weight, recurrent)
+        refused("c0 must be a tensor", block_sparse_lstm, inputs, (h0, None), weight, recurrent)
+        refused("x must be a tensor", block_sparse_matmul, weight, weight)
+        refused("weight_ih must be a tensor", block_sparse_lstm, inputs, None, None, recurrent)
+
+
+def test_functionalize_is_refused_in_a_line() -> None:
+    weight, recurrent, x = matrix(), square(), normal(48, 5)
+    functionalize = torch.func.functionalize
+    message = "torch.func.functionalize has no rule"
+    refused(message, functionalize(lambda x: block_sparse_matmul(weight, x)), x)
+    refused(
+        message, functionalize(lambda x: block_sparse_lstm(x, None, weight, recurrent)[0]), normal(STEPS, BATCH, 48)
+    )
+    refused(message, torch.func.grad(functionalize(lambda x: block_sparse_matmul(weight, x).sum())), x)
+    refused(message, functionalize(torch.func.grad(lambda x: block_sparse_matmul(weight, x).sum())), x)
 
 
 @pytest.mark.parametrize("way", ["inference mode", "vmap", "grad"])
