@@ -22,7 +22,7 @@ from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
 from kernels.native import products as native_products
 from kernels.operands import require, require_memory
-from kernels.products import How, cuda_dsd, product, taped
+from kernels.products import How, cuda_dsd, product, recorded
 from kernels.products import dsd as dsd
 from kernels.products import sdd as sdd
 from kernels.tracing import refuse_functionalize, transformed, watched
@@ -35,7 +35,7 @@ def kernel_for(
 ) -> str:
     """'cuda', 'native' or 'torch': which one runs products, or an LSTM `layer`, when `kernel` is asked for.
 
-    'auto' is one of our own wherever it can. block_size, nnzb: of the weight, for 'cuda' hangs on them. ValueError where a
+    'auto' is one of our own wherever it can. block_size, nnzb: of the weight, for 'cuda' depends on them. ValueError where a
     kernel is asked for by name and cannot run, saying why; ResourceError where one that could cannot be compiled today.
     """
     if kernel not in KERNELS:
@@ -86,7 +86,7 @@ def _sizes(weight: BSRMatrix) -> dict[str, Any]:
 
 def is_inference(*tensors: Tensor) -> bool:
     """Whether no gradient can be asked for: the kernels are called directly then, and a weight's packed values are kept."""
-    return not watched(*tensors) and not taped(*tensors)
+    return not watched(*tensors) and not recorded(*tensors)
 
 
 def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> Tensor:
@@ -118,7 +118,7 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     chosen = kernel_for(kernel, dtype, device, **_sizes(weight))
     if not seen and chosen == "cuda":
         return cuda_dsd(pattern_for(weight), data, x)
-    if not seen and chosen == "native" and not taped(data, x):
+    if not seen and chosen == "native" and not recorded(data, x):
         return native_products.dsd(native_products.packed(weight, shape[1]), x)
     return product(data, x, How(weight.index, False, chosen))
 
@@ -295,7 +295,7 @@ def _cuda_lstm(
     weight = Weight(weight_hh.data, pattern_for(weight_hh))
     across = None if into is None else Weight(into.data, pattern_for(into))
     values, pattern = (None, None) if across is None else across
-    if taped(*operands) or (values is not None and taped(values)):
+    if recorded(*operands) or (values is not None and recorded(values)):
         y, h, c = cuda_lstm.record(*operands, values, weight.pattern, pattern)
     else:
         y, c, _ = cuda_lstm.forward(inputs, (first, second), states, weight, across, keep=False)

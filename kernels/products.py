@@ -51,20 +51,20 @@ def dsd(
     column_rows: Tensor,
     positions: Tensor,
     x: Tensor,
-    turned: bool,
+    transposed: bool,
     kernel: str,
 ) -> Tensor:
-    """Y = W X, or W^T X if `turned`, in the memory order of X. data: [nnzb, b, b]; then a `BSRIndex`."""
+    """Y = W X, or W^T X if `transposed`, in the memory order of X. data: [nnzb, b, b]; then a `BSRIndex`."""
     index = BSRIndex(indptr, indices, rows, column_indptr, column_rows, positions)
     if kernel == "native":
-        return native_products.dsd(native_products.pack(data, index, x.shape[1], turned), x)
+        return native_products.dsd(native_products.pack(data, index, x.shape[1], transposed), x)
     if kernel == "cuda":
-        return pattern_of(index, data.shape[1]).dsd(data, x, turned)
+        return pattern_of(index, data.shape[1]).dsd(data, x, transposed)
     index = checked(index)
-    to_rows, from_rows = (index.indices, index.rows) if turned else (index.rows, index.indices)
-    num_block_rows = (column_indptr if turned else indptr).numel() - 1
+    to_rows, from_rows = (index.indices, index.rows) if transposed else (index.rows, index.indices)
+    num_block_rows = (column_indptr if transposed else indptr).numel() - 1
     with as_given(x.device):
-        summed = _torch_dsd(data.mT if turned else data, to_rows, from_rows, num_block_rows, x)
+        summed = _torch_dsd(data.mT if transposed else data, to_rows, from_rows, num_block_rows, x)
     return _ordered_as(x, summed.shape[0]).copy_(summed)
 
 
@@ -78,10 +78,10 @@ def _(
     column_rows: Tensor,  # noqa: ARG001
     positions: Tensor,  # noqa: ARG001
     x: Tensor,
-    turned: bool,
+    transposed: bool,
     kernel: str,  # noqa: ARG001
 ) -> Tensor:
-    return _ordered_as(x, ((column_indptr if turned else indptr).shape[0] - 1) * data.shape[1])
+    return _ordered_as(x, ((column_indptr if transposed else indptr).shape[0] - 1) * data.shape[1])
 
 
 @torch.library.custom_op("block_sparse_bench::sdd", mutates_args=())
@@ -132,7 +132,7 @@ class How:
     """What a product is told besides its operands. A transform of torch.func does not look inside."""
 
     index: BSRIndex
-    turned: bool
+    transposed: bool
     kernel: str
 
 
@@ -141,7 +141,7 @@ def product(data: Tensor, x: Tensor, how: How) -> Tensor:
     if transformed():
         found: Tensor = Product.apply(data, x, how)  # type: ignore[no-untyped-call]
     else:
-        found = dsd(data, *how.index, x, how.turned, how.kernel)
+        found = dsd(data, *how.index, x, how.transposed, how.kernel)
     return found
 
 
@@ -160,11 +160,17 @@ def conjugate(x: Tensor) -> Tensor:
 
 
 def _dsd_grads(
-    wanted: Sequence[bool], data: Tensor, x: Tensor, grad: Tensor, index: Sequence[Tensor], turned: bool, kernel: str
+    wanted: Sequence[bool],
+    data: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    index: Sequence[Tensor],
+    transposed: bool,
+    kernel: str,
 ) -> Grads:
     """Of data and x."""
-    how = How(BSRIndex(*index), not turned, kernel)
-    left, right = (conjugate(x), grad) if turned else (grad, conjugate(x))
+    how = How(BSRIndex(*index), not transposed, kernel)
+    left, right = (conjugate(x), grad) if transposed else (grad, conjugate(x))
     grad_data = sampled(left, right, how) if wanted[0] else None
     return grad_data, product(conjugate(data), grad, how) if wanted[1] else None
 
@@ -173,19 +179,19 @@ def _sdd_grads(
     wanted: Sequence[bool], grad_data: Tensor, grad: Tensor, x: Tensor, index: Sequence[Tensor], kernel: str
 ) -> Grads:
     """Of grad and x."""
-    ahead, back = (How(BSRIndex(*index), turned, kernel) for turned in (False, True))
+    ahead, back = (How(BSRIndex(*index), transposed, kernel) for transposed in (False, True))
     grad_grad = product(grad_data, conjugate(x), ahead) if wanted[0] else None
     return grad_grad, product(grad_data, conjugate(grad), back) if wanted[1] else None
 
 
 def _save_dsd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs[:8])
-    ctx.turned, ctx.kernel = inputs[8:]
+    ctx.transposed, ctx.kernel = inputs[8:]
 
 
 def _dsd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (data, *index, x), needs = ctx.saved_tensors, ctx.needs_input_grad
-    grad_data, grad_x = _dsd_grads((needs[0], needs[7]), data, x, grad, index, ctx.turned, ctx.kernel)
+    grad_data, grad_x = _dsd_grads((needs[0], needs[7]), data, x, grad, index, ctx.transposed, ctx.kernel)
     return grad_data, *[None] * 6, grad_x, None, None
 
 
@@ -203,7 +209,7 @@ dsd.register_autograd(_dsd_backward, setup_context=_save_dsd)
 sdd.register_autograd(_sdd_backward, setup_context=_save_sdd)
 
 
-def taped(*tensors: Tensor) -> bool:
+def recorded(*tensors: Tensor) -> bool:
     """Whether autograd will want a way back."""
     if is_grad_enabled():
         for each in tensors:  # a generator takes as long as all the rest
@@ -216,19 +222,19 @@ class Dsd(torch.autograd.Function):
     """`dsd` by our CUDA kernels past torch's dispatcher, which takes ten times as long as they do to launch."""
 
     @staticmethod
-    def forward(ctx: Any, data: Tensor, x: Tensor, pattern: Pattern, turned: bool) -> Tensor:
+    def forward(ctx: Any, data: Tensor, x: Tensor, pattern: Pattern, transposed: bool) -> Tensor:
         ctx.save_for_backward(data, x)
-        ctx.how = pattern, turned
-        return pattern.dsd(data, x, turned)
+        ctx.how = pattern, transposed
+        return pattern.dsd(data, x, transposed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (data, x), (pattern, turned), wanted = ctx.saved_tensors, ctx.how, ctx.needs_input_grad
+        (data, x), (pattern, transposed), wanted = ctx.saved_tensors, ctx.how, ctx.needs_input_grad
         if watched(data, x, grad) or batched(grad):
-            return (*_dsd_grads(wanted, data, x, grad, pattern.index, turned, "cuda"), None, None)
-        left, right = (x, grad) if turned else (grad, x)
+            return (*_dsd_grads(wanted, data, x, grad, pattern.index, transposed, "cuda"), None, None)
+        left, right = (x, grad) if transposed else (grad, x)
         grad_data = cuda_sdd(pattern, left, right) if wanted[0] else None
-        return grad_data, cuda_dsd(pattern, data, grad, not turned) if wanted[1] else None, None, None
+        return grad_data, cuda_dsd(pattern, data, grad, not transposed) if wanted[1] else None, None, None
 
 
 class Sdd(torch.autograd.Function):
@@ -253,17 +259,17 @@ class Sdd(torch.autograd.Function):
 _tape_dsd, _tape_sdd = (super(torch.autograd.Function, each).apply for each in (Dsd, Sdd))  # type: ignore[misc]
 
 
-def cuda_dsd(pattern: Pattern, data: Tensor, x: Tensor, turned: bool = False) -> Tensor:
+def cuda_dsd(pattern: Pattern, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
     """`dsd` by our CUDA kernels where nothing is `watched`."""
-    if taped(data, x):
-        product: Tensor = _tape_dsd(data, x, pattern, turned)
+    if recorded(data, x):
+        product: Tensor = _tape_dsd(data, x, pattern, transposed)
         return product
-    return pattern.dsd(data, x, turned)
+    return pattern.dsd(data, x, transposed)
 
 
 def cuda_sdd(pattern: Pattern, grad: Tensor, x: Tensor) -> Tensor:
     """`sdd` likewise."""
-    if taped(grad, x):
+    if recorded(grad, x):
         blocks: Tensor = _tape_sdd(grad, x, pattern)
         return blocks
     return pattern.sdd(grad, x)
@@ -297,7 +303,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(data: Tensor, x: Tensor, how: How) -> Tensor:
-        found: Tensor = dsd(data, *how.index, x, how.turned, how.kernel)
+        found: Tensor = dsd(data, *how.index, x, how.transposed, how.kernel)
         return found
 
     @staticmethod
@@ -309,7 +315,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (data, x), how = ctx.saved_tensors, ctx.how
-        return (*_dsd_grads(ctx.needs_input_grad, data, x, grad, how.index, how.turned, how.kernel), None)
+        return (*_dsd_grads(ctx.needs_input_grad, data, x, grad, how.index, how.transposed, how.kernel), None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ batched = torch._C._functorch.is_legacy_batchedtensor  # a gradient, by torch.au
 
 
 def watched(*tensors: Tensor) -> bool:
-    """Whether anything but autograd's tape must see an operator called on `tensors`: a compiler, a tracer, a mode or a transform.
+    """Whether anything but autograd must see an operator called on `tensors`: a compiler, a tracer, a mode or a transform.
 
     Modes of __torch_function__ do not count: torch.set_default_device is one.
     """

@@ -318,7 +318,7 @@ def missing_kernel_of(cell: TrainCell) -> str | None:
 
 
 def kernel(device: str = "cpu") -> str:
-    """What computes the sparse path of `device` here: kernel, compiler and threads; of a GPU its name, the rest hangs on the weights."""
+    """What computes the sparse path of `device` here: kernel, compiler and threads; of a GPU its name, the rest depends on the weights."""
     if device == "cuda":
         return OURS[device]
     return describe(library("dsd", torch.float32), torch.get_num_threads())

@@ -40,8 +40,8 @@ class CusparseBsrBackend:
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, GemmProblem)
-        turned = ", values turned beforehand" if problem.op == "dsd_t" else ""
-        return SpmmLaunch(problem, bsr_of(problem), f"BSR{turned}")
+        transposed = ", values turned beforehand" if problem.op == "dsd_t" else ""
+        return SpmmLaunch(problem, bsr_of(problem), f"BSR{transposed}")
 
 
 BACKEND = CusparseBsrBackend()

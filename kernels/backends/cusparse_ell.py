@@ -46,8 +46,8 @@ class CusparseEllBackend:
         layout, _ = _layout(problem.dtype, problem.block_size)
         assert layout is not None
         matrix = BlockedEll.from_bsr(bsr_of(problem), layout)
-        turned = ", values turned beforehand" if problem.op == "dsd_t" else ""
-        return SpmmLaunch(problem, matrix, f"Blocked-ELL, padding included{turned}")
+        transposed = ", values turned beforehand" if problem.op == "dsd_t" else ""
+        return SpmmLaunch(problem, matrix, f"Blocked-ELL, padding included{transposed}")
 
 
 BACKEND = CusparseEllBackend()

@@ -1,6 +1,6 @@
 """The baseline: torch's dense product (the CPU's BLAS, cuBLAS on a GPU) with the weight that has no block emptied.
 
-Normal data everywhere, since GEMM libraries are faster on zeros. How fast they are hangs on the memory order of the
+Normal data everywhere, since GEMM libraries are faster on zeros. How fast they are depends on the memory order of the
 matrices, so every order is tried; the fastest is the baseline.
 """
 

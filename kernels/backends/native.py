@@ -31,9 +31,9 @@ class ProductLaunch:
         self.run = self._sampled(problem, bsr) if problem.op == "sdd" else self._packed(problem, bsr)
 
     def _packed(self, problem: GemmProblem, bsr: BSRMatrix) -> Callable[[], object]:
-        turned, x = problem.op == "dsd_t", plain(problem.factors(dense=False)[1])
-        self.x, self.packed = x, pack(bsr.data, bsr.index, problem.n, turned)
-        self.result = x.new_empty(bsr.shape[1] if turned else bsr.shape[0], problem.n)
+        transposed, x = problem.op == "dsd_t", plain(problem.factors(dense=False)[1])
+        self.x, self.packed = x, pack(bsr.data, bsr.index, problem.n, transposed)
+        self.result = x.new_empty(bsr.shape[1] if transposed else bsr.shape[0], problem.n)
         arguments, self.scratch = product(self.packed, x, self.result)
         self.kernel = describe(library("dsd", x.dtype), arguments.pool.threads)
         self.weight_bytes = self.packed.values.numel() * self.packed.values.element_size()

@@ -16,12 +16,12 @@ class ScipyBsrLaunch:
     dense = False
 
     def __init__(self, problem: GemmProblem) -> None:
-        turned = problem.op == "dsd_t"
-        self.kernel = f"scipy.sparse.bsr_matrix{'.T' if turned else ''} @ dense, single-threaded"
+        transposed = problem.op == "dsd_t"
+        self.kernel = f"scipy.sparse.bsr_matrix{'.T' if transposed else ''} @ dense, single-threaded"
         bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
         parts = (bsr.data.numpy(), bsr.indices.numpy(), bsr.indptr.numpy())
         matrix = sparse.bsr_matrix(parts, shape=bsr.shape)
-        self.sparse = matrix.T if turned else matrix  # scipy copies the values here, not in the product
+        self.sparse = matrix.T if transposed else matrix  # scipy copies the values here, not in the product
         self.x = problem.factors(dense=False)[1].numpy()
         self.result: Any = None
         self.weight_bytes = self.sparse.data.nbytes

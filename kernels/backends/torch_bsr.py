@@ -17,11 +17,11 @@ class TorchBsrLaunch:
 
     def __init__(self, problem: GemmProblem) -> None:
         weight, self.x = problem.factors(dense=False)
-        turned = problem.op == "dsd_t"
+        transposed = problem.op == "dsd_t"
         self.kernel = "torch.sparse_bsr_tensor @ dense, int32 indices" + (
-            ", values turned beforehand" if turned else ""
+            ", values turned beforehand" if transposed else ""
         )
-        mask = BlockMask(problem.mask.kept.T, problem.block_size) if turned else problem.mask
+        mask = BlockMask(problem.mask.kept.T, problem.block_size) if transposed else problem.mask
         bsr = BSRMatrix.from_dense(weight, mask)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta")

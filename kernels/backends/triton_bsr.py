@@ -47,9 +47,9 @@ class TritonLaunch:
             bsr = bsr_of(problem)
             self.sparse, self.x = _sparse(bsr), problem.factors(dense=False)[1]
             self.result, name = self.x.new_empty(bsr.shape[0], problem.n), "bsr_dense_mm"
-        turned = ", values turned beforehand" if problem.op == "dsd_t" else ""
+        transposed = ", values turned beforehand" if problem.op == "dsd_t" else ""
         triton = importlib.import_module("triton").__version__
-        self.kernel = f"torch.sparse._triton_ops.{name}, triton {triton}{turned}"
+        self.kernel = f"torch.sparse._triton_ops.{name}, triton {triton}{transposed}"
         self.weight_bytes = bsr.values_nbytes
         self.index_bytes = 2 * bsr.index_nbytes
         self()  # compiles

@@ -5,7 +5,7 @@ A weight goes in and out of the operators as a list, as in `native_lstm`: its ke
 inputs, and an empty list. Nothing here waits for the GPU but the first call of a pattern, batch and type, so that all later
 ones can be captured in a CUDA graph.
 
-The CUDA layer in torch's tape past the dispatcher, which takes longer with its lists of tensors than a layer of few steps.
+The layer in autograd past torch's dispatcher, which takes longer with its lists of tensors than a layer of few steps.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def backward(
     sums, bias, *firsts = recurrence.backward(kept, aligned(data), aligned(c0), of_y, of_h, of_c, wanted[1])
     columns, found = sums.flatten(0, 1).mT, [bias]
     if wanted[0]:
-        back = into.pattern.dsd(into.data, columns, turned=True).mT if into is not None else sums
+        back = into.pattern.dsd(into.data, columns, transposed=True).mT if into is not None else sums
         found.append(back.view(steps, batch, -1))
     found += [each for each in firsts if each is not None]
     if wanted[2]:

@@ -66,7 +66,7 @@ def is_exact(element: str) -> bool:
 def product_choice(
     element: str,
     block: int,
-    turned: bool,
+    transposed: bool,
     rows: int,
     tokens: int,
     warps: tuple[int, int, int],
@@ -80,7 +80,7 @@ def product_choice(
     """
     size = BYTES[element]
     depth = LINE_BYTES // size
-    tile = ProductTile(block, rows, depth, turned, paired=block == 8 and size == 2)
+    tile = ProductTile(block, rows, depth, transposed, paired=block == 8 and size == 2)
     stage = (rows + tokens) * depth * size + 2 * tile.entry * 4
     limit = SMALLEST_SHARED_BYTES if rows + tokens <= 256 else SHARED_BYTES
     stages = min(stages, limit // stage)
@@ -97,7 +97,7 @@ def product_choice(
         "STAGES": stages,
         "THREADS": threads,
         "TOKENS": tokens,
-        "TURNED": int(turned),
+        "TURNED": int(transposed),
         "WARPS_DEPTH": warps[2],
         "WARPS_ROWS": warps[0],
         "WARPS_TOKENS": warps[1],
@@ -143,11 +143,11 @@ def adding(element: str) -> Variant:
     return Variant("add_parts.cu", "add_parts", (("ELEMENT", element), ("THREADS", 256)), 256, 0)
 
 
-def _products(element: str, block: int, turned: bool, n: int, parts: bool) -> Iterator[ProductChoice]:
+def _products(element: str, block: int, transposed: bool, n: int, parts: bool) -> Iterator[ProductChoice]:
     """Best guess first. Warps of small blocks differ in tokens only, so that all of them have the same work."""
 
     def choice(rows: int, tokens: int, warps: tuple[int, int, int], stages: int, ctas: int = 1) -> ProductChoice:
-        return product_choice(element, block, turned, rows, tokens, warps, stages, ctas, parts)
+        return product_choice(element, block, transposed, rows, tokens, warps, stages, ctas, parts)
 
     if is_exact(element):
         if n > 64:  # alone on its multiprocessor: 128 registers a thread do not suffice
@@ -248,9 +248,9 @@ class AddParts:
 
 
 class ProductLaunch:
-    """out[n, m] = x[n, k] W^T, or x[n, m] W of a turned plan, for one plan, one n and any values.
+    """out[n, m] = x[n, k] W^T, or x[n, m] W of a transposed plan, for one plan, one n and any values.
 
-    x_line, out_line: k and m, or m and k of a turned plan; parts: CTAs that share the reduction of one tile, with a choice that has `parts`.
+    x_line, out_line: k and m, or m and k of a transposed plan; parts: CTAs that share the reduction of one tile, with a choice that has `parts`.
     """
 
     def __init__(

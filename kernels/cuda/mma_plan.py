@@ -28,7 +28,7 @@ class ProductTile:
     block_size: int
     rows: int
     depth: int
-    turned: bool
+    transposed: bool
     paired: bool
 
     @property
@@ -119,11 +119,11 @@ def to_int32(words: Tensor) -> Tensor:
 def pieces(grid: Tensor, tile: ProductTile) -> Tensor:
     """Where each piece begins in the values, in numbers, -1 for one of an empty block: int64[rows of pieces, columns of pieces].
 
-    grid: `slots`, of the transpose where the tile is turned.
+    grid: `slots`, of the transpose where the tile is transposed.
     """
     size, high, wide = tile.block_size, tile.high, tile.wide
     down, along = torch.arange(size // high, device="cpu") * high, torch.arange(size // wide, device="cpu") * wide
-    inside = down[:, None] + along[None, :] * size if tile.turned else down[:, None] * size + along[None, :]
+    inside = down[:, None] + along[None, :] * size if tile.transposed else down[:, None] * size + along[None, :]
     begins = torch.where(grid < 0, -1, grid * size * size)
     begins = begins.repeat_interleave(size // high, 0).repeat_interleave(size // wide, 1)
     return torch.where(begins < 0, -1, begins + inside.repeat(grid.shape))
@@ -135,7 +135,7 @@ def product_plan(index: BSRIndex, tile: ProductTile) -> ProductPlan:
     A group lists the columns of pieces that any of its rows keeps, ascending, tile.depth elements a stage.
     """
     _check_size(index, tile.block_size)
-    grid = slots(index).T if tile.turned else slots(index)
+    grid = slots(index).T if tile.transposed else slots(index)
     places = pieces(grid, tile)
     heights, columns = tile.rows // tile.high, tile.depth // tile.wide
     missing = -places.shape[0] % heights

@@ -60,17 +60,17 @@ class Pattern:
                 self.at_once[key] = found
             found.run(left, right, out)
 
-    def dsd(self, data: Tensor, x: Tensor, turned: bool = False) -> Tensor:
-        """W x, or W^T x if `turned`: [m, n] in the memory order of x. data: [nnzb, b, b]; x: [k, n]."""
+    def dsd(self, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
+        """W x, or W^T x if `transposed`: [m, n] in the memory order of x. data: [nnzb, b, b]; x: [k, n]."""
         x = x.resolve_neg()
-        self._check(data, x, self.shape[not turned])
-        (k, n), rows = x.shape, self.shape[turned]
+        self._check(data, x, self.shape[not transposed])
+        (k, n), rows = x.shape, self.shape[transposed]
         if n > 1 and x.stride() != (1, k):
-            return self.dsd(data, x.new_empty_strided((k, n), (1, k)).copy_(x), turned).contiguous()
+            return self.dsd(data, x.new_empty_strided((k, n), (1, k)).copy_(x), transposed).contiguous()
         out = x.new_empty_strided((rows, n), (1, rows))
         if n:
             columns = aligned(x.mT).mT if n == 1 or x.data_ptr() % 16 else x
-            self._run("dsd_t" if turned else "dsd", x.dtype, n, aligned(data), columns, out)
+            self._run("dsd_t" if transposed else "dsd", x.dtype, n, aligned(data), columns, out)
         return out
 
     def sdd(self, grad: Tensor, x: Tensor) -> Tensor:

@@ -136,10 +136,10 @@ class Listed(NamedTuple):
     blocks: Tensor
 
 
-def list_columns(index: BSRIndex, block_size: int, rows: int, turned: bool = False) -> Listed:
+def list_columns(index: BSRIndex, block_size: int, rows: int, transposed: bool = False) -> Listed:
     """What a CTA of `rows` rows gathers, of the matrix with pattern `index` or of its transpose."""
     slots = rows // block_size
-    if turned:
+    if transposed:
         grid_rows, grid_cols = index.column_indptr.numel() - 1, index.indptr.numel() - 1
         every = torch.arange(grid_rows, device=index.indptr.device)
         row, column, block = every.repeat_interleave(index.column_indptr.diff()), index.column_rows, index.positions
@@ -184,11 +184,14 @@ class Product:
         load: Callable[[Variant], Kernel] = device.load,
     ) -> None:
         """At most `ctas` CTAs, one a multiprocessor."""
-        turned, lines = op == "dsd_t", [(each.numel() - 1) * block_size for each in (index.column_indptr, index.indptr)]
+        transposed, lines = (
+            op == "dsd_t",
+            [(each.numel() - 1) * block_size for each in (index.column_indptr, index.indptr)],
+        )
         self.kernel = load(variant(op, element, block_size, tile))
-        self.listed = list_columns(index, block_size, tile.rows, turned)
+        self.listed = list_columns(index, block_size, tile.rows, transposed)
         groups, pointers = self.listed.order.numel(), (each.data_ptr() for each in self.listed)
-        self.arguments = Arguments(None, None, None, *pointers, n, *(lines[::-1] if turned else lines), groups)
+        self.arguments = Arguments(None, None, None, *pointers, n, *(lines[::-1] if transposed else lines), groups)
         self.grid = (min(ctas, groups * -(-n // tile.tokens)), 1, 1)
 
     def __call__(self, values: Tensor, x: Tensor, out: Tensor) -> None:

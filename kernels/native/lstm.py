@@ -70,9 +70,9 @@ class Sizes(NamedTuple):
         return native_library.empty((threads, 4, self.chunk, SPAN), dtype=dtype)
 
 
-def packed_for(weight: Sequence[Tensor], chunk: int, turned: bool = False) -> Packed:
+def packed_for(weight: Sequence[Tensor], chunk: int, transposed: bool = False) -> Packed:
     data, *index = weight
-    return native_products.pack(data, BSRIndex(*index), chunk, turned)
+    return native_products.pack(data, BSRIndex(*index), chunk, transposed)
 
 
 def forward(
@@ -99,10 +99,10 @@ def forward(
     last_cell = native_library.empty((sizes.batch, hidden), dtype=dtype)
     saved = native_library.empty((slots, sizes.batch * hidden * KEPT), dtype=dtype)
     states = native_library.empty((2, hidden, sizes.batch), dtype=dtype)
-    turned = native_library.empty((sizes.into, sizes.together * sizes.batch), dtype=dtype) if into else None
+    transposed = native_library.empty((sizes.into, sizes.together * sizes.batch), dtype=dtype) if into else None
     scratch = sizes.scratch(pool.threads, dtype)
     given = (inputs, None) if into else (None, inputs)
-    buffers = [address(each) for each in (*given, bias, h0, c0, y, last_cell, saved, states, turned, scratch)]
+    buffers = [address(each) for each in (*given, bias, h0, c0, y, last_cell, saved, states, transposed, scratch)]
     matrices = recurrent.matrix, into.matrix if into else Matrix()
     launch("lstm", dtype, "lstm_forward", Forward(matrices[0], *buffers, *sizes, slots, matrices[1], pool))
     return y, last_cell, saved
@@ -191,8 +191,8 @@ def backward(
     columns = native_library.empty((2, 4 * hidden, sizes.together * batch), dtype=dtype)
     made = (grad_inputs, None) if into else (None, grad_inputs)
     places = (*made, panels and panels.values, grad_h0, grad_c0, grad_bias, columns, sizes.scratch(pool.threads, dtype))
-    recurrent = packed_for(weight, sizes.chunk, turned=True)
-    across = packed_for(into, sizes.chunk, turned=True) if into and wanted.inputs else None
+    recurrent = packed_for(weight, sizes.chunk, transposed=True)
+    across = packed_for(into, sizes.chunk, transposed=True) if into and wanted.inputs else None
     for each, rows in ((recurrent, hidden), (across, inputs.shape[2])):
         if each is not None and (each.rows, each.cols) != (rows, 4 * hidden):
             raise ValueError(f"a weight must be [{4 * hidden}, {rows}], got {[each.cols, each.rows]}")

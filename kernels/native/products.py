@@ -95,26 +95,26 @@ def tiles_for(dtype: torch.dtype, block_size: int, n: int) -> tuple[int, int, in
     return tall, panel_rows, entry("dsd", dtype, "abreast", "vectors")(tall)
 
 
-def pack(data: Tensor, index: BSRIndex, n: int, turned: bool = False) -> Packed:
+def pack(data: Tensor, index: BSRIndex, n: int, transposed: bool = False) -> Packed:
     """The matrix with blocks `data` [nnzb, b, b], or its transpose, ready for products with n columns."""
     index, size = checked(index), max([1, *data.shape[-1:]])
     require("data", data, (index.indices.numel(), size, size), data.dtype, index.indices.device)
     data = contiguous(data)
     tall, panel_rows, abreast = tiles_for(data.dtype, size, n)
-    indptr, indices = (index.column_indptr, index.column_rows) if turned else (index.indptr, index.indices)
+    indptr, indices = (index.column_indptr, index.column_rows) if transposed else (index.indptr, index.indices)
     values = empty_packed(data.dtype, data.shape[0] * -(-size // panel_rows), steps_in(data.dtype, size), panel_rows)
     grid_rows = indptr.numel() - 1
-    positions = address(index.positions) if turned else None
+    positions = address(index.positions) if transposed else None
     pointers = (address(data), address(indptr), positions, address(values))
     launch(
         "dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, panel_rows, abreast, pool_for(values.numel()))
     )
     matrix = Matrix(address(values), address(indices), address(indptr), size, grid_rows, panel_rows, tall, abreast)
-    cols = ((index.indptr if turned else index.column_indptr).numel() - 1) * size
+    cols = ((index.indptr if transposed else index.column_indptr).numel() - 1) * size
     return Packed(matrix, values, (indices, indptr), grid_rows * size, cols)
 
 
-def packed(weight: BSRMatrix, n: int, turned: bool = False) -> Packed:
+def packed(weight: BSRMatrix, n: int, transposed: bool = False) -> Packed:
     """As `pack`, but once for a frozen weight, and kept with it for the next product.
 
     Of no other: nothing tells that values have changed. Torch's count of changes in place misses what a fused optimizer
@@ -123,11 +123,11 @@ def packed(weight: BSRMatrix, n: int, turned: bool = False) -> Packed:
     weight = weight._operand
     kept: dict[tuple[int, int, bool], Packed] | None = weight._packed
     if kept is None:
-        return pack(weight.data, weight.index, n, turned)
+        return pack(weight.data, weight.index, n, transposed)
     tall, panel_rows, _ = tiles_for(weight.data.dtype, weight.block_size, n)
-    found = kept.get((tall, panel_rows, turned))
+    found = kept.get((tall, panel_rows, transposed))
     if found is None:
-        found = kept[tall, panel_rows, turned] = pack(weight.data, weight.index, n, turned)
+        found = kept[tall, panel_rows, transposed] = pack(weight.data, weight.index, n, transposed)
     return found
 
 

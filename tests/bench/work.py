@@ -1,4 +1,4 @@
-"""Stand-ins for timing and training, for tests of the machinery around them: what a cell does hangs on its seed."""
+"""Stand-ins for timing and training, for tests of the machinery around them: what a cell does depends on its seed."""
 
 from __future__ import annotations
 

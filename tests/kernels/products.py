@@ -77,7 +77,7 @@ def products(bsr: BSRMatrix, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, T
     n = x.shape[1]
     return (
         dsd(pack(bsr.data, bsr.index, n), x),
-        dsd(pack(bsr.data, bsr.index, n, turned=True), grad),
+        dsd(pack(bsr.data, bsr.index, n, transposed=True), grad),
         sdd(grad, x, bsr.index, bsr.block_size),
     )
 

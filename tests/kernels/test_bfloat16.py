@@ -209,9 +209,9 @@ def test_pack_pairs_columns_and_pads_odd_blocks() -> None:
     assert values.shape == (4, 2, 4, 2)  # four blocks of one panel, two steps, four rows, pairs
     assert values[1, 0].tolist() == [*weight[:, 3:5].tolist(), [0.0, 0.0]]
     assert values[1, 1].tolist() == [*([float(last), 0.0] for last in weight[:, 5]), [0.0, 0.0]]
-    turned = pack(bsr.data, bsr.index, 20, turned=True).values
-    assert turned[1, 0].tolist() == [*weight[:2, 3:6].T.tolist(), [0.0, 0.0]]
-    assert turned[1, 1].tolist() == [*([float(last), 0.0] for last in weight[2, 3:6]), [0.0, 0.0]]
+    transposed = pack(bsr.data, bsr.index, 20, transposed=True).values
+    assert transposed[1, 0].tolist() == [*weight[:2, 3:6].T.tolist(), [0.0, 0.0]]
+    assert transposed[1, 1].tolist() == [*([float(last), 0.0] for last in weight[2, 3:6]), [0.0, 0.0]]
 
 
 def test_gradients_are_those_of_the_dense_product() -> None:

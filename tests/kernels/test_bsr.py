@@ -40,10 +40,10 @@ def test_transposed_index(mask: BlockMask) -> None:
     weight = torch.randn(mask.shape)
     bsr = BSRMatrix.from_dense(weight, mask)
     indptr, indices, positions = bsr.transposed_index
-    turned = BSRMatrix(bsr.data[positions].mT, indices, indptr, (bsr.shape[1], bsr.shape[0]))
-    assert torch.equal(turned.to_dense(), bsr.to_dense().T)
+    transposed = BSRMatrix(bsr.data[positions].mT, indices, indptr, (bsr.shape[1], bsr.shape[0]))
+    assert torch.equal(transposed.to_dense(), bsr.to_dense().T)
     expected = BSRMatrix.from_dense(bsr.to_dense().T.contiguous(), BlockMask(mask.kept.T.contiguous(), mask.block_size))
-    assert torch.equal(turned.indices, expected.indices) and torch.equal(turned.indptr, expected.indptr)
+    assert torch.equal(transposed.indices, expected.indices) and torch.equal(transposed.indptr, expected.indptr)
     assert {index.dtype for index in bsr.transposed_index} == {torch.int32}
 
 

@@ -114,9 +114,9 @@ def test_layers_under_transforms(kernel: str, transform: str) -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_complex_products_have_the_gradients_of_dense_ones(turned: bool) -> None:
+def test_complex_products_have_the_gradients_of_dense_ones(transposed: bool) -> None:
     weight, x = matrix(torch.complex128)
-    x = x.T.contiguous().T if turned else x
+    x = x.T.contiguous().T if transposed else x
     leaves = weight.data.clone().requires_grad_(), x.clone().requires_grad_()
 
     def ours(data: Tensor, x: Tensor) -> Tensor:

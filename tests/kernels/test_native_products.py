@@ -141,7 +141,7 @@ def test_pack_pads_and_orders_panels() -> None:
     assert packed.values[0, 0].tolist() == weight[:4, 0].tolist()
     assert packed.values[1, 0].tolist() == weight[:4, 6].tolist()
     assert packed.values[2, 1].tolist() == [*weight[4:, 1].tolist(), 0.0, 0.0]
-    values = pack(bsr.data, bsr.index, 8, turned=True).values  # block column after block column
+    values = pack(bsr.data, bsr.index, 8, transposed=True).values  # block column after block column
     assert values.shape == (4, 6, 4)
     assert values[0, 0].tolist() == weight[0, :4].tolist()
     assert values[2, 0].tolist() == weight[0, 6:10].tolist()

@@ -228,14 +228,14 @@ def resized_results() -> None:
     for kernel in KERNELS:
         for _ in range(3):
             y = block_sparse_matmul(weight, x, kernel)
-            turned = block_sparse_matmul(weight, x.T.contiguous().T, kernel)
-            close(y, wanted), close(turned, wanted)
+            transposed = block_sparse_matmul(weight, x.T.contiguous().T, kernel)
+            close(y, wanted), close(transposed, wanted)
             more = torch.ones(3 * n, 128)
             torch.add(more, more, out=y.resize_(0))
             assert y.shape == more.shape and bool((y == 2).all())
             y.resize_(40 * n, 128).fill_(3.0)
-            turned.untyped_storage().resize_(1 << 25)
-            close(turned, wanted)
+            transposed.untyped_storage().resize_(1 << 25)
+            close(transposed, wanted)
             close(block_sparse_matmul(weight, x, kernel), wanted)
             assert bool((y == 3).all())
 
@@ -329,9 +329,9 @@ def foreign_index() -> None:
     for kernel in [] if NO_NATIVE else ["native"]:
         close(dsd(weight.data, *copies, x, False, kernel), weight.to_dense() @ x)
         for message, given in wrong.items():
-            for turned in (False, True):
-                taken = grad if turned else x
-                refused(message, dsd, weight.data, *given, taken, turned, kernel)
+            for transposed in (False, True):
+                taken = grad if transposed else x
+                refused(message, dsd, weight.data, *given, taken, transposed, kernel)
             refused(message, sdd, grad, x, *given, kernel)
         for bad in (x[:16], x[:, :0].double(), grad):
             refused("x must be", dsd, weight.data, *index, bad, False, kernel)

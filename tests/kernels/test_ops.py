@@ -76,13 +76,13 @@ def test_gradcheck(kept: torch.Tensor, kernel: str, by_columns: bool) -> None:
 @pytest.mark.parametrize("by_columns", [False, True])
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_the_operators_keep_torchs_rules(kernel: str, turned: bool, by_columns: bool) -> None:
+def test_the_operators_keep_torchs_rules(kernel: str, transposed: bool, by_columns: bool) -> None:
     bsr, x = operands(torch.eye(2, 3, dtype=torch.bool), 2, 3)
     grad = torch.randn(4, 3, dtype=torch.float64)
     if by_columns:
         x, grad = x.T.contiguous().T, grad.T.contiguous().T
     leaf = bsr.data.requires_grad_()
-    torch.library.opcheck(dsd, (leaf, *bsr.index, (grad if turned else x).requires_grad_(), turned, kernel))
+    torch.library.opcheck(dsd, (leaf, *bsr.index, (grad if transposed else x).requires_grad_(), transposed, kernel))
     torch.library.opcheck(sdd, (grad.requires_grad_(), x.requires_grad_(), *bsr.index, kernel))
 
 

@@ -38,8 +38,8 @@ def test_blocked_ell_pads_every_row_to_the_fullest() -> None:
 
 def test_the_two_layouts_hold_the_same_blocks() -> None:
     rows, blocks = (BlockedEll.from_bsr(bsr_of(uneven()), layout) for layout in LAYOUTS)
-    turned = rows.data.view(4, 8, 4, 8).permute(0, 2, 1, 3).reshape(-1)
-    assert torch.equal(turned, blocks.data.reshape(-1)) and torch.equal(rows.indices, blocks.indices)
+    transposed = rows.data.view(4, 8, 4, 8).permute(0, 2, 1, 3).reshape(-1)
+    assert torch.equal(transposed, blocks.data.reshape(-1)) and torch.equal(rows.indices, blocks.indices)
 
 
 def test_blocked_ell_of_nothing_has_one_column_of_padding() -> None:

@@ -92,7 +92,7 @@ class Case:
     def product(self, choice: ProductChoice, load: Loader, parts: int = 1) -> Tensor:
         """dsd, or its transpose where the choice is turned, by the kernel."""
         plan = product_plan(self.bsr.index, choice.tile)
-        given, like = (self.grad, self.x) if choice.tile.turned else (self.x, self.grad)
+        given, like = (self.grad, self.x) if choice.tile.transposed else (self.x, self.grad)
         out = Guarded.like(tuple(like.shape), like.dtype)
         launch = ProductLaunch(choice, plan, *given.shape, like.shape[1], load, parts)
         return self._launched(out, launch, self.bsr.data, given)
@@ -123,7 +123,7 @@ class Case:
         if isinstance(choice, SampledChoice):
             left, right = grad.T, x
         else:
-            left, right = (weight.T, grad.T) if choice.tile.turned else (weight, x.T)
+            left, right = (weight.T, grad.T) if choice.tile.transposed else (weight, x.T)
         wanted = left.double() @ right.double()
         bound = error_bound(left, right, wanted)
         if isinstance(choice, SampledChoice):

@@ -208,5 +208,5 @@ def test_matrices_of_one_pattern_and_several_widths_are_not_taken_for_each_other
             torch.testing.assert_close(
                 block_sparse_matmul(weight, x, "cuda"), weight.to_dense() @ x, rtol=1e-4, atol=1e-4
             )
-            turned = dsd(data, *weight.index, torch.randn(32, 3), True, "cuda")
-            assert turned.shape == (cols, 3)
+            transposed = dsd(data, *weight.index, torch.randn(32, 3), True, "cuda")
+            assert transposed.shape == (cols, 3)

@@ -49,10 +49,10 @@ def test_load_matrix(kind: int, order: str) -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_store_matrix_is_the_way_back(turned: bool) -> None:
+def test_store_matrix_is_the_way_back(transposed: bool) -> None:
     stored = np.random.default_rng(5).integers(0, 1 << 16, (4, 8, 8), np.uint16)
-    got = run("matrices", stored, 128, 4 + turned).view(np.uint16).reshape(4, 8, 8)
-    assert np.array_equal(got, stored.swapaxes(1, 2) if turned else stored)
+    got = run("matrices", stored, 128, 4 + transposed).view(np.uint16).reshape(4, 8, 8)
+    assert np.array_equal(got, stored.swapaxes(1, 2) if transposed else stored)
 
 
 def bits(values: torch.Tensor) -> np.ndarray:

@@ -29,29 +29,29 @@ class Layout:
     """Of an operand [size, depth]: rows of A or columns of B, and K."""
 
     line: int  # bytes; 16: no swizzle
-    turned: bool = False
+    transposed: bool = False
 
     def strides(self, size: int, depth: int) -> tuple[int, int]:
         """(leading, stride) byte offsets of the descriptor."""
         if self.line == 16:
             return (size // 8 * 128, 128)
-        return (depth * self.line if self.turned else 16, 8 * self.line)
+        return (depth * self.line if self.transposed else 16, 8 * self.line)
 
     def step_bytes(self, size: int, depth: int) -> int:
         """From one step of K (32 bytes, plain, or 16 lines, turned) to the next."""
         if self.line == 16:
             return 2 * self.strides(size, depth)[0]
-        return 16 * self.line if self.turned else 32
+        return 16 * self.line if self.transposed else 32
 
     def place(self, i: int, k: int, size: int, depth: int, width: int) -> int:
         """Byte of element (i, k) of `width` bytes, from the operand's first."""
         leading, stride = self.strides(size, depth)
         if self.line == 16:
-            along, across = (i, k) if self.turned else (k, i)
+            along, across = (i, k) if self.transposed else (k, i)
             chunk, within = divmod(along * width, 16)
-            far, near = (stride, leading) if self.turned else (leading, stride)
+            far, near = (stride, leading) if self.transposed else (leading, stride)
             return chunk * far + across // 8 * near + across % 8 * 16 + within
-        along, across = (i, k) if self.turned else (k, i)
+        along, across = (i, k) if self.transposed else (k, i)
         group, within = divmod(along * width, self.line)
         byte = group * leading + across // 8 * stride + across % 8 * self.line + within
         line, chunk = byte // 128, byte // 16 % 8
@@ -62,7 +62,7 @@ class Layout:
         size, depth = values.shape
         width = values.element_size()
         raw = values.contiguous().view(torch.uint8).numpy().reshape(size, depth, width)
-        whole = size * self.line if self.line > 16 and not self.turned else size * depth * width
+        whole = size * self.line if self.line > 16 and not self.transposed else size * depth * width
         image = np.full(whole, 0xFF, np.uint8)
         for i in range(size):
             for k in range(depth):
@@ -99,8 +99,8 @@ def wide(element, n, a_layout, b_layout, steps=1, fault="none", registers=False,
     defines = (
         ("ELEMENT", element),
         ("COLUMNS", n),
-        ("A_TURNED", int(a_layout.turned)),
-        ("B_TURNED", int(b_layout.turned)),
+        ("A_TURNED", int(a_layout.transposed)),
+        ("B_TURNED", int(b_layout.transposed)),
     )
     kernel = emulator.load(Variant("trial_wide.cu", "wide", defines, 256, image.size), **how)
     arguments = Arguments(

@@ -226,8 +226,8 @@ def test_strided_and_misaligned_operands() -> None:
     for name in ("x", "h0", "recurrent", "bias_ih"):
         each = work.operands[name]
         wide = torch.zeros(each.numel() + 1)[1:].view(each.shape).copy_(each)
-        turned = each.mT.contiguous().mT if each.ndim > 1 else each.repeat_interleave(2)[::2]
-        for other in (wide, turned):
+        transposed = each.mT.contiguous().mT if each.ndim > 1 else each.repeat_interleave(2)[::2]
+        for other in (wide, transposed):
             work.operands[name] = other
             leaves = {key: value.detach().requires_grad_() for key, value in work.operands.items()}
             y, (h, c) = work.run(leaves)

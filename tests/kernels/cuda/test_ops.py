@@ -61,12 +61,12 @@ def test_products_and_gradients(dtype: torch.dtype, by_columns: bool) -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_the_operators_keep_torchs_rules(turned: bool) -> None:
+def test_the_operators_keep_torchs_rules(transposed: bool) -> None:
     bsr, x = operands(32, 16, 8, 3, torch.float32)
     grad = torch.randn(32, 3)
     leaf, checks = bsr.data.requires_grad_(), ("test_schema", "test_autograd_registration", "test_faketensor")
-    taken = (grad if turned else x).requires_grad_()
-    torch.library.opcheck(dsd, (leaf, *bsr.index, taken, turned, "cuda"), test_utils=checks)
+    taken = (grad if transposed else x).requires_grad_()
+    torch.library.opcheck(dsd, (leaf, *bsr.index, taken, transposed, "cuda"), test_utils=checks)
     torch.library.opcheck(sdd, (grad.requires_grad_(), x.requires_grad_(), *bsr.index, "cuda"), test_utils=checks)
 
 

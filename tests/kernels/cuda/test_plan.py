@@ -43,15 +43,15 @@ def pieces_of(plan: mma_plan.ProductPlan, tile: ProductTile) -> list[tuple[int, 
 @pytest.mark.parametrize(
     ("block", "rows", "depth"), [(8, 256, 64), (8, 32, 32), (32, 16, 64), (128, 64, 32), (16, 64, 64)]
 )
-def test_a_plan_lists_every_piece_once(turned: bool, block: int, rows: int, depth: int) -> None:
+def test_a_plan_lists_every_piece_once(transposed: bool, block: int, rows: int, depth: int) -> None:
     mask = BlockMask(kept_blocks("random", *grid_of(block)), block)
     bsr = BSRMatrix.from_dense(torch.ones(mask.shape), mask)
-    tile = ProductTile(block, rows, depth, turned, paired=False)
+    tile = ProductTile(block, rows, depth, transposed, paired=False)
     values = torch.arange(bsr.data.numel()).view(bsr.data.shape)
     dense = bsr.with_data(values).to_dense()
     found = pieces_of(product_plan(bsr.index, tile), tile)
     for row, column, place in found:
-        assert dense.T[row, column] == place if turned else dense[row, column] == place
+        assert dense.T[row, column] == place if transposed else dense[row, column] == place
     assert len(set(found)) == len(found) == bsr.data.numel() // (tile.high * tile.wide)
 
 

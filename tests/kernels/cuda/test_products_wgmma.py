@@ -119,8 +119,8 @@ def test_lists_name_each_kept_block_once() -> None:
     kept = kept_blocks("random", 19, 11)
     mask = BlockMask(kept, 16)
     bsr = BSRMatrix.from_dense(mask.expand().float(), mask)
-    for turned, grid in ((False, kept), (True, kept.mT)):
-        listed = list_columns(bsr.index, 16, 128, turned)
+    for transposed, grid in ((False, kept), (True, kept.mT)):
+        listed = list_columns(bsr.index, 16, 128, transposed)
         found = torch.zeros_like(grid)
         for group in range(-(-grid.shape[0] // 8)):
             begin, end = listed.first[group : group + 2].tolist()
@@ -131,7 +131,7 @@ def test_lists_name_each_kept_block_once() -> None:
             rows, cols = 8 * group + slot, columns[at].long()
             found[rows, cols] = True
             stored = (bsr.row_indices[numbers], bsr.indices[numbers])
-            assert torch.equal(rows, stored[turned].long()) and torch.equal(cols, stored[not turned].long())
+            assert torch.equal(rows, stored[transposed].long()) and torch.equal(cols, stored[not transposed].long())
         assert torch.equal(found, grid)
         lengths = listed.first.diff()[listed.order.long()]
         assert bool((lengths.diff() <= 0).all())
