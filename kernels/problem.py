@@ -1,14 +1,11 @@
-"""Problems that backends are asked to solve, and the protocol a backend speaks.
-
-LstmProblem: an LSTM layer that backends are asked to compute.
-"""
+"""Problems that backends are asked to solve, products and LSTM layers, and the protocol a backend speaks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -152,16 +149,6 @@ class GemmProblem(Problem):
         """What of the whole product is asked for: of sdd the kept blocks, else everything."""
         return BSRMatrix.from_dense(product, self.mask).data if self.op == "sdd" else product
 
-    @property
-    def dense_flops(self) -> int:
-        """2 m k n: m k n multiplications and as many additions (blog, "Tensor Multiplication")."""
-        return 2 * self.m * self.k * self.n
-
-    @property
-    def flops(self) -> int:
-        """2 nnzb b^2 n: only the kept blocks are multiplied (slides, O(sparse) = n^2 - K)."""
-        return 2 * self.mask.nnzb * self.block_size**2 * self.n
-
 
 class Launch(Protocol):
     """A prepared problem. Calling it launches the kernel on the current stream and does nothing else."""
@@ -286,21 +273,40 @@ class LstmProblem(Problem):
     def draw(self) -> None:
         _ = self.weights, self.biases, self.x, self.state, self.grad_y
 
-    @property
-    def dense_flops(self) -> int:
-        """2 operations a weight, sample and step; the gradients of x and of the weights cost as much each."""
-        weights = 4 * self.hidden_size * (self.input_size + self.hidden_size)
-        return self._flops(weights)
 
-    @property
-    def flops(self) -> int:
-        """The same of the kept blocks alone."""
-        return self._flops(
-            sum(
-                self.masks[name].nnzb * self.block_size**2 if name in self.masks else weight.numel()
-                for name, weight in self.full_weights.items()
-            )
-        )
+class Domain:
+    """What a backend declares of the problems it has a launch for; `unsupported` then answers by it, and by the device at hand.
 
-    def _flops(self, weights: int) -> int:
-        return (3 if self.passes == "forward_backward" else 1) * 2 * weights * self.batch_size * self.steps
+    A subclass names what it has not: each reason is the whole line a row gets. `prepare` is its own.
+    """
+
+    no_product = ""  # reasons: it has no products, no LSTM layers
+    no_layer = ""
+    no_sdd = ""  # of its products not that one
+    devices: ClassVar[Sequence[str]] = ("cpu", "cuda")
+    elsewhere = ""  # reason for any other device
+    dtypes: ClassVar[Sequence[str]] = ()  # all of them where it names none
+    no_dtype = ""  # reason for any other, with {dtype}
+
+    def unsupported(self, problem: Problem) -> str | None:
+        """As `Backend.unsupported`."""
+        return self.outside(problem) or problem.missing_device() or self.lacking(problem)
+
+    def outside(self, problem: Problem) -> str | None:
+        """Why the problem is none that it was made for, on any machine, or None."""
+        if isinstance(problem, LstmProblem):
+            if self.no_layer:
+                return self.no_layer
+        elif self.no_product:
+            return self.no_product
+        elif self.no_sdd and isinstance(problem, GemmProblem) and problem.op == "sdd":
+            return self.no_sdd
+        if problem.device not in self.devices:
+            return self.elsewhere
+        if self.dtypes and problem.dtype not in self.dtypes:
+            return self.no_dtype.format(dtype=problem.dtype)
+        return None
+
+    def lacking(self, problem: Problem) -> str | None:  # noqa: ARG002
+        """Why it cannot solve a problem of its domain with what is installed, or None."""
+        return None

@@ -6,8 +6,8 @@ from functools import cache
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.cusparse import CusparseError, SpmmLaunch, products, refusal
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.cusparse import NO_SDD, CusparseError, SpmmLaunch, products, refusal
+from kernels.problem import Domain, GemmProblem, Launch, Problem
 
 
 def bsr_of(problem: GemmProblem) -> BSRMatrix:
@@ -30,13 +30,17 @@ def _trial(dtype: str, block_size: int) -> str | None:
     return None
 
 
-class CusparseBsrBackend:
+class CusparseBsrBackend(Domain):
     """dsd and dsd_t on a GPU, where cuSPARSE takes the type and the block size."""
 
-    def unsupported(self, problem: Problem) -> str | None:
-        if not isinstance(problem, GemmProblem):
-            return "cusparse_bsr has no LSTM layer"
-        return refusal(problem) or _trial(problem.dtype, problem.block_size)
+    no_layer = "cusparse_bsr has no LSTM layer"
+    no_sdd = NO_SDD
+    devices = ("cuda",)
+    elsewhere = "cuSPARSE runs on a GPU only"
+
+    def lacking(self, problem: Problem) -> str | None:
+        assert isinstance(problem, GemmProblem)
+        return refusal() or _trial(problem.dtype, problem.block_size)
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, GemmProblem)

@@ -10,8 +10,8 @@ from functools import cache
 import torch
 
 from kernels.backends.cusparse_bsr import bsr_of
-from kernels.cusparse import LAYOUTS, BlockedEll, CusparseError, SpmmLaunch, products, refusal
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.cusparse import LAYOUTS, NO_SDD, BlockedEll, CusparseError, SpmmLaunch, products, refusal
+from kernels.problem import Domain, GemmProblem, Launch, Problem
 
 
 @cache
@@ -33,13 +33,17 @@ def _layout(dtype: str, block_size: int) -> tuple[str | None, str]:
     return None, f"cuSPARSE refuses Blocked-ELL of {dtype} in blocks of {block_size}: {why}"
 
 
-class CusparseEllBackend:
+class CusparseEllBackend(Domain):
     """dsd and dsd_t on a GPU, where cuSPARSE takes the type and the block size."""
 
-    def unsupported(self, problem: Problem) -> str | None:
-        if not isinstance(problem, GemmProblem):
-            return "cusparse_ell has no LSTM layer"
-        return refusal(problem) or _layout(problem.dtype, problem.block_size)[1] or None
+    no_layer = "cusparse_ell has no LSTM layer"
+    no_sdd = NO_SDD
+    devices = ("cuda",)
+    elsewhere = "cuSPARSE runs on a GPU only"
+
+    def lacking(self, problem: Problem) -> str | None:
+        assert isinstance(problem, GemmProblem)
+        return refusal() or _layout(problem.dtype, problem.block_size)[1] or None
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, GemmProblem)

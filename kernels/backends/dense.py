@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.launches import fastest, under
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.problem import Domain, GemmProblem, Launch, Problem
 
 Way = Callable[[], Tensor]  # a launch that answers where its result is
 
@@ -61,13 +61,10 @@ class DenseLaunch:
         self.result.fill_(float("nan"))
 
 
-class DenseBackend:
+class DenseBackend(Domain):
     """Every product and dtype, on cpu and cuda."""
 
-    def unsupported(self, problem: Problem) -> str | None:
-        if not isinstance(problem, GemmProblem):
-            return "dense has no LSTM layer; the baselines of a layer are torch_lstm and loop_lstm"
-        return problem.missing_device()
+    no_layer = "dense has no LSTM layer; the baselines of a layer are torch_lstm and loop_lstm"
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, GemmProblem)

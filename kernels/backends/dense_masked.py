@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kernels.backends.dense import BACKEND as DENSE
 from kernels.backends.dense import DenseLaunch
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.problem import Domain, GemmProblem, Launch, Problem
 
 
 class MaskedLaunch(DenseLaunch):
@@ -22,15 +21,11 @@ class MaskedLaunch(DenseLaunch):
         super().__init__(masked)
 
 
-class MaskedBackend:
+class MaskedBackend(Domain):
     """What `dense` does, where there is a weight."""
 
-    def unsupported(self, problem: Problem) -> str | None:
-        if not isinstance(problem, GemmProblem):
-            return "dense_masked has no LSTM layer"
-        if problem.op == "sdd":
-            return "sdd has no weight to mask"
-        return DENSE.unsupported(problem)
+    no_layer = "dense_masked has no LSTM layer"
+    no_sdd = "sdd has no weight to mask"
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, GemmProblem)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.problem import Domain, GemmProblem, Launch, Problem
 
 
 class PackedLaunch:
@@ -35,19 +35,18 @@ class PackedLaunch:
         self.result.fill_(float("nan"))
 
 
-class PackedBackend:
+class PackedBackend(Domain):
     """float32 on a CPU where torch is built with MKL; products with a weight, so not sdd."""
 
-    def unsupported(self, problem: Problem) -> str | None:
-        if not isinstance(problem, GemmProblem):
-            return "dense_packed has no LSTM layer"
-        if problem.op == "sdd":
-            return "sdd has no weight to pack"
-        if problem.dtype != "float32" or problem.device != "cpu":
-            return "dense_packed is float32 on a CPU only"
-        if not hasattr(torch.ops.mkl, "_mkl_linear"):
-            return "this torch is built without MKL's packed products"
-        return problem.missing_device()
+    no_layer = "dense_packed has no LSTM layer"
+    no_sdd = "sdd has no weight to pack"
+    devices = ("cpu",)
+    dtypes = ("float32",)
+    elsewhere = no_dtype = "dense_packed is float32 on a CPU only"
+
+    def lacking(self, problem: Problem) -> str | None:  # noqa: ARG002
+        has = hasattr(torch.ops.mkl, "_mkl_linear")
+        return None if has else "this torch is built without MKL's packed products"
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, GemmProblem)

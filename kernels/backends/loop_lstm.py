@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.launches import LstmLaunch, Outputs, Replayed, fastest
-from kernels.problem import Launch, LstmProblem, Problem
+from kernels.problem import Domain, Launch, LstmProblem, Problem
 
 KERNEL = "step loop of torch.addmm"
 
@@ -34,13 +34,10 @@ def loop_launch(problem: LstmProblem) -> LstmLaunch:
     return LstmLaunch(problem, KERNEL, problem.full_weights, forward, dense=True)
 
 
-class LoopLstmBackend:
+class LoopLstmBackend(Domain):
     """Every dtype that torch multiplies, on cpu and cuda."""
 
-    def unsupported(self, problem: Problem) -> str | None:
-        if not isinstance(problem, LstmProblem):
-            return "loop_lstm computes LSTM layers only"
-        return problem.missing_device()
+    no_product = "loop_lstm computes LSTM layers only"
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, LstmProblem)

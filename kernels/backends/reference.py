@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kernels.check import lstm_reference, product_by_blocks
-from kernels.problem import GemmProblem, Launch, LstmProblem, Problem
+from kernels.problem import Domain, GemmProblem, Launch, LstmProblem, Problem
 
 
 class ReferenceLaunch:
@@ -31,11 +31,8 @@ class ReferenceLaunch:
         self.results = {}
 
 
-class ReferenceBackend:
+class ReferenceBackend(Domain):
     """Solves everything, slowly."""
-
-    def unsupported(self, problem: Problem) -> str | None:
-        return problem.missing_device()
 
     def prepare(self, problem: Problem) -> Launch:
         return ReferenceLaunch(problem)

@@ -9,7 +9,7 @@ from scipy import sparse
 from torch import Tensor
 
 from kernels.bsr import BSRMatrix
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.problem import Domain, GemmProblem, Launch, Problem
 
 
 class ScipyBsrLaunch:
@@ -37,19 +37,15 @@ class ScipyBsrLaunch:
         self.result = None
 
 
-class ScipyBsrBackend:
+class ScipyBsrBackend(Domain):
     """float32 and float64 on a CPU."""
 
-    def unsupported(self, problem: Problem) -> str | None:
-        if not isinstance(problem, GemmProblem):
-            return "scipy_bsr has no LSTM layer"
-        if problem.op == "sdd":
-            return "scipy has no product sampled at blocks"
-        if problem.device != "cpu":
-            return "scipy runs on the CPU only"
-        if problem.dtype not in ("float32", "float64"):
-            return f"scipy has no {problem.dtype}"
-        return problem.missing_device()
+    no_layer = "scipy_bsr has no LSTM layer"
+    no_sdd = "scipy has no product sampled at blocks"
+    devices = ("cpu",)
+    elsewhere = "scipy runs on the CPU only"
+    dtypes = ("float32", "float64")
+    no_dtype = "scipy has no {dtype}"
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, GemmProblem)

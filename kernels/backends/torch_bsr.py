@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.problem import Domain, GemmProblem, Launch, Problem
 
 
 class TorchBsrLaunch:
@@ -42,21 +42,19 @@ class TorchBsrLaunch:
         self.result.fill_(float("nan"))
 
 
-class TorchBsrBackend:
+class TorchBsrBackend(Domain):
     """float32 and float64 on a CPU whose torch was built with MKL."""
 
-    def unsupported(self, problem: Problem) -> str | None:
-        if not isinstance(problem, GemmProblem):
-            return "torch_bsr has no LSTM layer"
-        if problem.op == "sdd":
-            return "torch has no product sampled at blocks (sampled_addmm answers single elements)"
-        if problem.device != "cpu":
-            return "torch_bsr is measured on the CPU only"
-        if problem.dtype not in ("float32", "float64"):
-            return f"torch has no block-sparse CPU product in {problem.dtype}"
-        if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
-            return "torch's block-sparse CPU product needs a torch built with MKL"
-        return problem.missing_device()
+    no_layer = "torch_bsr has no LSTM layer"
+    no_sdd = "torch has no product sampled at blocks (sampled_addmm answers single elements)"
+    devices = ("cpu",)
+    elsewhere = "torch_bsr is measured on the CPU only"
+    dtypes = ("float32", "float64")
+    no_dtype = "torch has no block-sparse CPU product in {dtype}"
+
+    def lacking(self, problem: Problem) -> str | None:  # noqa: ARG002
+        has = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+        return None if has else "torch's block-sparse CPU product needs a torch built with MKL"
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, GemmProblem)

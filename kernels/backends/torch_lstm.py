@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.launches import LstmLaunch, Outputs, fastest
-from kernels.problem import Launch, LstmProblem, Problem
+from kernels.problem import Domain, Launch, LstmProblem, Problem
 
 
 @contextmanager
@@ -60,13 +60,10 @@ def _kernel(problem: LstmProblem, layer: torch.nn.LSTM, library: bool) -> str:
     return f"torch.nn.LSTM by cuDNN {torch.backends.cudnn.version()}, algorithm unknown"  # type: ignore[no-untyped-call]
 
 
-class TorchLstmBackend:
+class TorchLstmBackend(Domain):
     """Every dtype that torch's layer has, on cpu and cuda."""
 
-    def unsupported(self, problem: Problem) -> str | None:
-        if not isinstance(problem, LstmProblem):
-            return "torch_lstm computes LSTM layers only"
-        return problem.missing_device()
+    no_product = "torch_lstm computes LSTM layers only"
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, LstmProblem)

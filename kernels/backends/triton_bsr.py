@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels.backends.cusparse_bsr import bsr_of
 from kernels.bsr import BSRMatrix
-from kernels.problem import GemmProblem, Launch, Problem
+from kernels.problem import Domain, GemmProblem, Launch, Problem
 
 LEAST = 16  # block sizes and numbers of columns that Triton's dot takes
 
@@ -67,15 +67,16 @@ class TritonLaunch:
         self.result.fill_(float("nan"))
 
 
-class TritonBsrBackend:
+class TritonBsrBackend(Domain):
     """Blocks that are powers of two from 16 on, a batch that its tiles divide, on a GPU with Triton."""
 
-    def unsupported(self, problem: Problem) -> str | None:
-        if not isinstance(problem, GemmProblem):
-            return "triton_bsr has no LSTM layer"
-        if problem.device != "cuda":
-            return "torch's Triton kernels run on a GPU only"
-        return problem.missing_device() or _missing() or shape_refusal(problem)
+    no_layer = "triton_bsr has no LSTM layer"
+    devices = ("cuda",)
+    elsewhere = "torch's Triton kernels run on a GPU only"
+
+    def lacking(self, problem: Problem) -> str | None:
+        assert isinstance(problem, GemmProblem)
+        return _missing() or shape_refusal(problem)
 
     def prepare(self, problem: Problem) -> Launch:
         assert isinstance(problem, GemmProblem)

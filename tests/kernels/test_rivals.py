@@ -68,7 +68,7 @@ def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cusparse, "LIBRARIES", ("libnothing_like_it.so",))
     monkeypatch.setattr(cusparse, "load", cusparse.load.__wrapped__)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    reason = cusparse.refusal(GemmProblem(32, 32, 16, 16, 0.5, device="cuda"))
+    reason = cusparse.refusal()
     assert reason is not None and "cuSPARSE cannot be used" in reason and "\n" not in reason
 
 
