@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from analysis import compare
-from analysis.load import records, split
+from analysis.load import PART, records, split
 from analysis.runs import best_replicated, common_sparsity, is_dense, replicates, runs, without_path
 from analysis.stats import Estimate, change, median_interval, times
 
@@ -32,9 +32,19 @@ def _count(number: int, noun: str) -> str:
 
 
 def _points(frame: pd.DataFrame, table: str = "gemm") -> pd.DataFrame:
-    """The points of every comparable part of a table; each speedup is within its own part."""
-    parts = [compare.timed_points(part, table) for _, part in split(frame, table)]
+    """The points of every comparable part of a table, with the `part` they are of; each speedup is within its own part."""
+    parts = [compare.timed_points(rows, table).assign(part=label) for label, rows in _parts(frame, table)]
     return pd.concat(parts, ignore_index=True)
+
+
+def _parts(frame: pd.DataFrame, table: str) -> list[tuple[str, pd.DataFrame]]:
+    """`split`; a frame that is itself one part of a table keeps the label by which that part is told from the others."""
+    return [(label or frame.attrs.get(PART, ""), rows) for label, rows in split(frame, table)]
+
+
+def _about(what: str, label: str) -> str:
+    """'Speed (op dsd, dtype float32)': what a sentence is about, and the comparable part of the table that it speaks of."""
+    return f"{what} ({label})" if label else what
 
 
 def _most_common_reason(frame: pd.DataFrame) -> str:
@@ -51,14 +61,14 @@ def _speed(gemm: pd.DataFrame | None) -> str:
     best = compare.best_product(points)
     if best is None:
         count = _count(gemm["cell_id"].nunique(), "product cell")
-        return f"Speed: {_nothing_timed(gemm, points, 'block-sparse product', f' in {count}')}"
+        return f"{_about('Speed', gemm.attrs.get(PART, ''))}: {_nothing_timed(gemm, points, 'block-sparse product', f' in {count}')}"
     found = Estimate(best["measured_speedup"], best["low"], best["high"], int(best["seeds"]))
     shape = compare.shape_name((best["m"], best["k"], best["n"])) + ("" if best["op"] == "dsd" else f", {best['op']}")
     product = f"{_quietly(compare.kept(compare.block_sparse(points)))}block-sparse product"
     verdict = f"the fastest {product}" if found.value >= 1.0 else f"no {product} beat dense; the nearest"
     doubt = " (noisy)" if best["noisy"] else ""
     where = f"{best['backend']} at block {best['block_size']} and sparsity {best['sparsity']:.2f}, {shape}"
-    sentence = f"Speed: {verdict} is {where}, at {times(found)} of dense{doubt}, where 1/(1−ρ) promises {best['predicted_speedup']:.2f}×"
+    sentence = f"{_about('Speed', best['part'])}: {verdict} is {where}, at {times(found)} of dense{doubt}, where 1/(1−ρ) promises {best['predicted_speedup']:.2f}×"
     ours = points[points["backend"] == OURS]
     if ours.empty:
         reasons = gemm[(gemm["backend"] == OURS) & (gemm["status"] != "ok")]
@@ -84,14 +94,14 @@ def _layer(lstm: pd.DataFrame) -> str:
     points = points[points["baseline"] == FUSED] if FUSED in set(points["baseline"]) else points
     best = compare.best_product(points)
     if best is None:
-        return f"Layer: {_nothing_timed(lstm, points, 'block-sparse LSTM layer')}"
+        return f"{_about('Layer', lstm.attrs.get(PART, ''))}: {_nothing_timed(lstm, points, 'block-sparse LSTM layer')}"
     found = Estimate(best["measured_speedup"], best["low"], best["high"], int(best["seeds"]))
     name = compare.layer_name([best[side] for side in compare.LAYER_SIDES])
     passes = best["passes"].replace("_", " + ")
     doubt = " (noisy)" if best["noisy"] else ""
     quietly = _quietly(compare.kept(compare.block_sparse(points)))
     return (
-        f"Layer: the fastest {quietly}block-sparse LSTM layer is {best['backend']} at block "
+        f"{_about('Layer', best['part'])}: the fastest {quietly}block-sparse LSTM layer is {best['backend']} at block "
         f"{best['block_size']} and sparsity {best['sparsity']:.2f}, {name}, batch {best['batch_size']}, {passes}, at "
         f"{times(found)} of {best['baseline']}{doubt}, where theory promises {best['predicted_speedup']:.2f}×."
     )
@@ -117,20 +127,20 @@ def _cost(train: pd.DataFrame | None) -> str:
     """What sparsity cost in perplexity, the best pruned variant chosen by validation perplexity among those with most seeds."""
     if train is None:
         return "Accuracy: this sweep trained no network."
-    parts = [(label, runs(part)) for label, part in split(train, "train")]
+    parts = [(label, runs(part)) for label, part in _parts(train, "train")]
     label, final = max(parts, key=lambda part: len(part[1]))
-    place = f" ({label})" if label else ""
+    about = _about("Accuracy", label)
     if final.empty:
-        return f"Accuracy: none of {_count(train['cell_id'].nunique(), 'training run')} finished; most often: {_most_common_reason(train)}."
+        return f"{_about('Accuracy', train.attrs.get(PART, ''))}: none of {_count(train['cell_id'].nunique(), 'training run')} finished; most often: {_most_common_reason(train)}."
     found = replicates(final)
     target = common_sparsity(found)
     dense = found[found["variant"].map(is_dense)]
     if target is None:
-        return f"Accuracy: no pruned run has finished{place}, so the cost of sparsity is not known."
+        return f"{about}: no pruned run has finished, so the cost of sparsity is not known."
     best = best_replicated(records(found[found["target_sparsity"] == target]))
     emptied = " (which empties every one of its blocks)" if best["stored_sparsity"] == 1.0 else ""
     sentence = (
-        f"Accuracy{place}: at {100 * target:g} % sparsity the best pruned variant, {best['variant']} at block {best['block_size']}"
+        f"{about}: at {100 * target:g} % sparsity the best pruned variant, {best['variant']} at block {best['block_size']}"
         f"{emptied}, has test perplexity {best['test_ppl'].value:.1f}"
     )
     if dense.empty or best["ppl_ratio"].n == 0:

@@ -19,6 +19,7 @@ from analysis.validation import validated
 TABLES = ("gemm", "lstm", "train")
 READINGS = 100  # of a table that changes while it is read
 LEFT_OUT = "left out"  # the attribute of a loaded frame that lists what was
+PART = "part"  # the attribute of a comparable part that stands for its table: the label that tells it from the others
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"  # one folder a sweep, committed
 

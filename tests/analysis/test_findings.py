@@ -8,6 +8,7 @@ import made
 import pandas as pd
 import pytest
 
+from analysis import study
 from analysis.findings import findings
 from bench.cells import GemmCell, LstmCell, TrainCell
 
@@ -122,12 +123,33 @@ def test_parts_that_cannot_be_compared_are_kept_apart() -> None:
     assert "at 4.00×" in said and "median of 3 settings" in said
 
 
+def test_the_sentence_names_the_part_it_speaks_of() -> None:
+    types = [point(4.0, dtype=dtype, op=op) for dtype in ("bfloat16", "float32") for op in ("dsd", "sdd")]
+    gemm = study.main_part(pd.DataFrame(types), "gemm")
+    assert findings(None, gemm)[0].startswith(
+        "Speed (dtype float32, op dsd): the fastest block-sparse product is native"
+    )
+    assert speed(*types[:3], point(5.0, dtype="float32", op="sdd")).startswith(
+        "Speed (dtype float32, op sdd): the fastest"
+    )
+    failed = made.row(GemmCell(dtype="float16"), "unsupported", made.NO_COMPILER)
+    nothing = study.main_part(pd.DataFrame([failed, failed | {"dtype": "float32"}]), "gemm")
+    assert findings(None, nothing)[0].startswith("Speed (dtype float32): no block-sparse product was timed")
+    layers = [made.layer_row([3.5] * 3, settings={"passes": passes}) for passes in ("forward", "forward_backward")]
+    layer = study.main_part(pd.DataFrame(layers), "lstm")
+    assert findings(None, None, layer)[0].startswith("Layer (passes forward_backward): the fastest")
+    runs = [[*made.run_rows(TrainCell(), 100.0, [0.0]), *made.run_rows(TrainCell(**LINEAR), 112.0, [0.8])]] * 2
+    devices = [one | {"device_name": name} for rows, name in zip(runs, ("A CPU", "B CPU"), strict=True) for one in rows]
+    train = study.main_part(pd.DataFrame(devices), "train")
+    assert findings(train, None)[1].startswith("Accuracy (device_name A CPU): at 80 % sparsity")
+
+
 def test_layers_have_a_sentence_of_their_own() -> None:
     over_loop = made.layer_row([8.0] * 3, settings={"baseline": "loop_lstm"})
     layers = pd.DataFrame([made.layer_row([3.5] * 3), made.layer_row([9.0] * 3, 0.9, noisy=True), over_loop])
     alone, _, limits = findings(None, None, layers)
     assert alone.startswith(
-        "Layer: the fastest quietly timed block-sparse LSTM layer is native at block 16 and sparsity 0.80"
+        "Layer (baseline torch_lstm): the fastest quietly timed block-sparse LSTM layer is native at block 16 and sparsity 0.80"
     )
     assert "LSTM 512 → 512, 35 steps, batch 20, forward + backward, at 3.50× [3.50, 3.50] of torch_lstm" in alone
     assert alone.endswith("where theory promises 5.00×.") and "1 of 3 timings were noisy" in limits

@@ -149,7 +149,7 @@ def test_layers_and_sparse_training_have_sections(sweep: Sweep) -> None:
     words = page.words.replace("\n", " ")
     assert "32 of 33 layer timings and 10 of 11 training runs ended ok" in words
     assert (
-        "Layer: the fastest" in words
+        "Layer (baseline torch_lstm): the fastest" in words
         and "block 16, ρ 0.8: dense training 40.0 s, masked 42.0 s, sparse 32.0 s" in words
     )
     for column in (
