@@ -12,7 +12,6 @@ from analysis.runs import best_replicated, common_sparsity, is_dense, replicates
 from analysis.stats import Estimate, change, median_interval, times
 
 OURS = "native"
-FUSED = "torch_lstm"
 
 
 def findings(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None = None) -> list[str]:
@@ -91,7 +90,7 @@ def _nothing_timed(frame: pd.DataFrame, points: pd.DataFrame, what: str, where: 
 def _layer(lstm: pd.DataFrame) -> str:
     """The fastest block-sparse LSTM layer against the fused one, where that was timed, and theory."""
     points = _points(lstm, "lstm")
-    points = points[points["baseline"] == FUSED] if FUSED in set(points["baseline"]) else points
+    points = points[points["baseline"] == compare.FUSED] if compare.FUSED in set(points["baseline"]) else points
     best = compare.best_product(points)
     if best is None:
         return f"{_about('Layer', lstm.attrs.get(PART, ''))}: {_nothing_timed(lstm, points, 'block-sparse LSTM layer')}"

@@ -207,6 +207,15 @@ def test_a_browser_shows_the_pictures(whole: Path, tmp_path: Path) -> None:
     assert orange.sum() > 300, "no figure is painted: the line of block size 8 is nowhere to be seen"
 
 
+def test_the_slides_table_has_the_speedups_of_products(whole: Path) -> None:
+    """As in notebook 2: the report is given the products that were timed beside the runs."""
+    words = Page(whole).words
+    table = words[
+        words.index("our measured product speedup") : words.index(f"\n{TRADEOFF}\n", words.index("our train ppl"))
+    ]
+    assert len(re.findall(r"^\d+\.\d\d× \[", table, re.MULTILINE)) == 2, table  # of the two pruned lines
+
+
 def test_captions_and_alternative_texts_differ(whole: Path) -> None:
     images = Page(whole).all("img")
     captions = re.findall(r"<figcaption>(.+?)</figcaption>", whole.read_text(encoding="utf-8"), re.DOTALL)

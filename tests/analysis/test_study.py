@@ -48,6 +48,10 @@ def test_of_equal_parts_the_one_with_backward_passes_stands_for_the_layers() -> 
     assert set(study.main_part(both[::-1], "lstm", over="baseline")["passes"]) == {"forward_backward"}
 
 
+def test_of_equal_parts_the_one_over_the_fused_layer_stands_for_the_layers() -> None:
+    assert set(study.main_part(made.lstm_frame((256,)), "lstm")["baseline"]) == {"torch_lstm"}
+
+
 def products(noisy: bool = False, **settings: object) -> pd.DataFrame:
     return pd.DataFrame([made.ratio_row([2.0] * 3, rho, settings, noisy=noisy) for rho in (0.5, 0.8)])
 
