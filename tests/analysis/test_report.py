@@ -147,6 +147,7 @@ def test_layers_and_sparse_training_have_sections(sweep: Sweep) -> None:
     assert_self_contained(page)
     assert page.headings() == [LAYER, COST, EPOCHS, SPARSE] * 2
     words = page.words.replace("\n", " ")
+    assert "This sweep has no product timings: what is said about speed is of LSTM layers." in words
     assert "32 of 33 layer timings and 10 of 11 training runs ended ok" in words
     assert (
         "Layer (baseline torch_lstm): the fastest" in words
