@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from analysis.figures import style
 from analysis.report import write_report
+from bench.cells import Cell, GemmCell, LstmCell, TrainCell
 
 Sweep = Callable[..., Path]
 CHROMIUM = [
@@ -221,3 +223,38 @@ def test_captions_and_alternative_texts_differ(whole: Path) -> None:
     images = Page(whole).all("img")
     captions = re.findall(r"<figcaption>(.+?)</figcaption>", whole.read_text(encoding="utf-8"), re.DOTALL)
     assert len({image["alt"] for image in images}) == len(images) == len(set(captions))
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_a_part_without_a_result_is_one_sentence(sweep: Sweep) -> None:
+    """On a machine without a GPU: no empty picture and no table of heads alone, of products, layers and runs."""
+    gone = "no CUDA device was found"
+
+    def failed(kind: Callable[..., Cell]) -> pd.DataFrame:
+        return pd.DataFrame([made.row(kind(device="cuda"), "failed", gone)])
+
+    cpu, other = made.gemm_frame({}, ("native",)), made.gemm_frame({}, ("native",), n=40)
+    other = other.assign(status="failed", reason=gone)
+    page = Page(write_report(sweep(
+        gemm=pd.concat([cpu, other, failed(GemmCell)], ignore_index=True),
+        lstm=pd.concat([made.lstm_frame((256,)), failed(LstmCell)], ignore_index=True),
+        train=pd.concat([made.train_frame(1), failed(TrainCell)], ignore_index=True),
+    )))  # fmt: skip
+    for title, noun in ((SPEED, "product timings"), (LAYER, "layer timings"), (COST, "training runs")):
+        said = f"None of 1 {noun} has a result here: 1 × failed: {gone}."
+        assert re.search(rf"{title} \([^\n]*cuda\)\n{re.escape(said)}\n(?!Where|Every variant)", page.words), title
+    assert f"W 512 × 128, n = 40: None of 6 product timings has a result here: 6 × failed: {gone}." in page.words
+    assert not [image for image in page.all("img") if "n = 40" in image["alt"]]
+    assert len([line for line in page.words.splitlines() if line.startswith(EPOCHS)]) == 2  # of the CPU alone
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_figures_of_one_backend_are_of_one_that_was_timed(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for name in ("op_figure", "layer_figure", "layer_efficiency_figure"):
+        monkeypatch.setattr(
+            f"analysis.figures.measured.{name}", lambda _, backend="native": drawn.append(backend) or Figure((2, 2))
+        )
+    products = pd.concat([made.gemm_frame({}, ("cuda",), op=op) for op in ("dsd", "sdd")], ignore_index=True)
+    write_report(sweep(gemm=products, lstm=made.lstm_frame((256,), backend="cuda")))
+    assert drawn == ["cuda"] * 3
