@@ -19,6 +19,7 @@ from analysis.figures import accuracy as accuracy_figures
 from analysis.figures import measured as measured_figures
 from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
+from analysis.figures import style
 from analysis.figures import training as training_figures
 from analysis.load import LEFT_OUT, records, split
 from analysis.realised_tables import statements
@@ -46,6 +47,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     main = found.comparable()
     text = environment.get_template("report.html.jinja").render(
         name=found.name,
+        accent=style.BLUE,
         dates=dates(found),
         counts=counts(found),
         findings=tables.findings(main.train, main.gemm, main.lstm),

@@ -233,7 +233,12 @@ def _accuracy(label: str, train: pd.DataFrame, gemm: pd.DataFrame | None, beside
         "Test perplexity against sparsity, a line for each variant and block size. The values are in the table below.",
         "Perplexity after the last epoch: lower is better. Bars are 95 % t-intervals over seeds; one seed has none.",
     )
-    shown = [("Every variant, block size and sparsity.", Markup(tables.to_html(tables.main_table(train, gemm))))]
+    every = tables.main_table(train, gemm)
+    costs, speeds = (Markup(tables.to_html(every[[*tables.SETTING, *names]])) for names in (tables.COST, tables.SPEED))
+    shown = [
+        ("Every variant, block size and sparsity: perplexity.", costs),
+        ("Every variant, block size and sparsity: speedup.", speeds),
+    ]
     if beside_slides:
         shown.append(
             (

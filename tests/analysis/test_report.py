@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -217,6 +219,33 @@ def test_the_slides_table_has_the_speedups_of_products(whole: Path) -> None:
         words.index("our measured product speedup") : words.index(f"\n{TRADEOFF}\n", words.index("our train ppl"))
     ]
     assert len(re.findall(r"^\d+\.\d\d× \[", table, re.MULTILINE)) == 2, table  # of the two pruned lines
+
+
+MEASURE = """<script>onload = () => {
+  const widths = [...document.querySelectorAll("table")].map(
+    table => [table.tHead.innerText.trim(), table.scrollWidth, table.closest(".wide").clientWidth]);
+  document.title = JSON.stringify(widths);
+}</script></body>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium on PATH")
+@pytest.mark.usefixtures("blank_pictures")
+def test_no_table_is_wider_than_the_page(sweep: Sweep, tmp_path: Path) -> None:
+    """At 1300 pixels no column is behind a scrollbar. The page runs no script, so a copy without its policy is measured."""
+    train = made.sparse_frame(3, lasso="proximal")
+    path = write_report(sweep(gemm=made.gemm_frame(), lstm=made.lstm_frame((256,)), train=train))
+    page = re.sub(r"<meta http-equiv=[^>]+>", "", path.read_text(encoding="utf-8")).replace("</body>", MEASURE)
+    path.write_text(page, encoding="utf-8")
+    window = [*CHROMIUM[:-1], "--window-size=1300,3000", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([*window, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=240)
+    title = re.search(r"<title>(\[.+?)</title>", done.stdout, re.DOTALL)
+    assert title, done.stderr[-2000:]
+    widths = json.loads(unescape(title[1]))
+    assert len(widths) == 9 and [head for head, width, room in widths if width > room] == []
+
+
+def test_the_page_has_the_accent_of_the_palette(whole: Path) -> None:
+    assert f"--accent: {style.BLUE};" in Page(whole).style
 
 
 def test_captions_and_alternative_texts_differ(whole: Path) -> None:
