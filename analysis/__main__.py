@@ -29,9 +29,19 @@ def _folder(option: str) -> Callable[[Any], Path]:
     def parse(given: Any) -> Path:
         if not str(given):
             raise _ending(f"{option}: '' is empty; accepted: a folder", BAD_INPUT)
+        if option == "--results" and _is_file(Path(given)):  # of what is to be written the system's word is told
+            raise _ending(f"{option}: {given} is a file; accepted: a folder", BAD_INPUT)
         return Path(given)
 
     return parse
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file; not where the system refuses to look: what opens it says why."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _ending(line: str, status: int) -> typer.Exit:

@@ -16,6 +16,7 @@ from analysis.stats import median_interval
 SHAPE = ["m", "k", "n"]
 LAYER_SIDES = ["input_size", "hidden_size", "bptt"]
 LAYER = [*LAYER_SIDES, "batch_size"]
+FUSED = "torch_lstm"  # the baseline of a layer that a user of torch has
 GEMM_SETTINGS = (
     "backend",
     "baseline",

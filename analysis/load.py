@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from analysis.validation import validated
 TABLES = ("gemm", "lstm", "train")
 READINGS = 100  # of a table that changes while it is read
 LEFT_OUT = "left out"  # the attribute of a loaded frame that lists what was
+PART = "part"  # the attribute of a comparable part that stands for its table: the label that tells it from the others
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"  # one folder a sweep, committed
 
@@ -82,8 +84,9 @@ def find_folder(name: str, results: str | os.PathLike[str] | None = None) -> Pat
                 _check_origin(folder, Path(name))
             return folder
     known = sorted({path.name for parent in parents for path in parent.glob("*") if tables_in(path)})
+    meant = get_close_matches(Path(sweep).name, known, n=1)
     raise BadInputError(
-        f"no results called {name!r}: {f'neither it nor {sweeps[0]} holds' if named[0] in places else f'{sweeps[0]} holds no'} "
+        f"no results called {name!r}{f' (did you mean {meant[0]}?)' if meant else ''}: {f'neither it nor {sweeps[0]} holds' if named[0] in places else f'{sweeps[0]} holds no'} "
         f"{' or '.join(f'{table}.parquet' for table in TABLES)}; known: {', '.join(known) or 'none yet'}"
     )
 

@@ -114,7 +114,7 @@ def _perplexity(part: pd.DataFrame) -> str:
         return "no masked run of the same seed to compare its perplexity with"
     found = f"test perplexity {signed(difference)} from the masked run of the same seed"
     if difference.n == 1:
-        return f"{found}, one seed, so without a seed noise to judge it by"
+        return f"{found}, of one seed, so it is not known whether another seed would change more than that"
     within = difference.low <= 0.0 <= difference.high or abs(difference.value) <= noise
     return f"{found}, {'within' if within else 'beyond'} the seed noise ({noise:.1f})"
 

@@ -19,6 +19,7 @@ from analysis.figures import accuracy as accuracy_figures
 from analysis.figures import measured as measured_figures
 from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
+from analysis.figures import style
 from analysis.figures import training as training_figures
 from analysis.load import LEFT_OUT, records, split
 from analysis.realised_tables import statements
@@ -46,6 +47,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     main = found.comparable()
     text = environment.get_template("report.html.jinja").render(
         name=found.name,
+        accent=style.BLUE,
         dates=dates(found),
         counts=counts(found),
         findings=tables.findings(main.train, main.gemm, main.lstm),
@@ -129,8 +131,12 @@ def counts(found: Study) -> str:
 
 def missing(found: Study) -> list[str]:
     """One sentence for each table the sweep does not have, and for each that cannot be compared as one."""
+    spoken = found.lstm is not None or (
+        found.train is not None and any(statements(part) for _, part in split(found.train, "train"))
+    )
+    speed = "what is said about speed is of LSTM layers" if spoken else "nothing is said about speed"
     nouns = {
-        "gemm": "product timings: nothing is said about speed",
+        "gemm": f"product timings: {speed}",
         "train": "training runs: nothing is said about cost",
     }
     lines = [f"This sweep has no {noun}." for name, noun in nouns.items() if name not in found.tables]

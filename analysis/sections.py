@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from analysis import realised_tables, study, tables
+from analysis import compare, realised_tables, study, tables
 from analysis.awd import answers as awd
 from analysis.awd import goals as awd_goals
 from analysis.awd import tables as awd_tables
@@ -20,8 +20,9 @@ from analysis.figures import measured as measured_figures
 from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
 from analysis.figures import training as training_figures
-from analysis.load import split
+from analysis.load import records, split
 from analysis.realised_tables import statements
+from analysis.runs import final_epochs
 from analysis.study import Study
 
 DOTS_PER_INCH = 150  # sharp on paper and on dense screens
@@ -66,7 +67,8 @@ def sections(found: Study) -> Iterator[Section]:
     if main.train is not None and main.gemm is not None:
         yield _tradeoff(main.train, main.gemm)
     for label, train in _parts(found, "train"):
-        yield _over_time(label, train)
+        if not final_epochs(train).empty:
+            yield _over_time(label, train)
         if statements(train):
             yield _sparse_training(label, train)
 
@@ -81,9 +83,38 @@ def _titled(title: str, label: str) -> str:
     return f"{title} ({label})" if label else title
 
 
+def _measured_nothing(title: str, frame: pd.DataFrame, noun: str) -> Section:
+    """One sentence in place of empty pictures and a table without rows."""
+    return Section(title, _why_nothing(frame, noun))
+
+
+def _why_nothing(frame: pd.DataFrame, noun: str) -> str:
+    """How many cells there are, and why none of them has a result."""
+    bad = compare.failures(frame).fillna({"reason": "no reason stored"})
+    groups = bad.groupby(["status", "reason"], sort=True)["cell_id"].count().reset_index(name="cells")
+    often = records(groups.sort_values("cells", ascending=False, kind="stable"))
+    words = "; ".join(f"{row['cells']} × {row['status']}: {row['reason']}" for row in often)
+    return f"None of {frame['cell_id'].nunique()} {noun} has a result here: {words}."
+
+
+def _ours(points: pd.DataFrame) -> str:
+    """The backend that a figure of one is about: our own of the CPU where it was timed, else that which leads."""
+    return "native" if "native" in set(points["backend"]) else compare.leading_backend(points) or "native"
+
+
+def _is_measured(frame: pd.DataFrame) -> bool:
+    return bool((frame["status"] == "ok").any())
+
+
 def _speed(label: str, gemm: pd.DataFrame) -> Section:
-    pictures = []
+    title = _titled("Speed of the products", label)
+    if not _is_measured(gemm):
+        return _measured_nothing(title, gemm, "product timings")
+    pictures, absent = [], []
     for name, rows in study.shapes(gemm):
+        if not _is_measured(rows):
+            absent.append(f"{name}: {_why_nothing(rows, 'product timings')}")
+            continue
         pictures += [
             _picture(
                 product_figures.speedup_figure(rows),
@@ -100,16 +131,19 @@ def _speed(label: str, gemm: pd.DataFrame) -> Section:
         ]
     html = Markup(tables.to_html(tables.breakeven_table(gemm)))
     return Section(
-        _titled("Speed of the products", label),
+        title,
         "Time of a dense product with the unpruned weight over the time of the block-sparse one, as pairs in one process.",
         pictures,
         [("Where the block-sparse product starts to be faster than dense.", html)],
+        absent,
     )
 
 
 def _ops(label: str, gemm: pd.DataFrame) -> Section:
+    if not _is_measured(gemm):
+        return _measured_nothing(_titled("Products for training", label), gemm, "product timings")
     picture = _picture(
-        measured_figures.op_figure(gemm),
+        measured_figures.op_figure(gemm, _ours(compare.gemm_points(gemm, over="op"))),
         "Measured speedup over dense against sparsity: a panel for each product shape and op, a line for each block size, "
         "theory dashed.",
         "The product, its transpose and the gradient of the weight: the three that a layer needs in training.",
@@ -118,17 +152,24 @@ def _ops(label: str, gemm: pd.DataFrame) -> Section:
 
 
 def _layers(label: str, lstm: pd.DataFrame) -> Section:
+    if not _is_measured(lstm):
+        return _measured_nothing(_titled("Speed of the LSTM layer", label), lstm, "layer timings")
+    ours = _ours(compare.lstm_points(lstm, over="baseline"))
     pictures = [
         _picture(
-            measured_figures.layer_figure(rows),
+            measured_figures.layer_figure(rows, ours),
             f"Measured speedup of {name} against sparsity: a row of panels for each baseline, a panel for each batch, a line "
             "for each block size, theory dashed. The values are in the table below.",
             f"{name}. Over torch's own fused layer, and over the same step loop with dense products.",
         )
         for name, rows in study.layers(lstm)
+        if _is_measured(rows)
+    ]
+    absent = [
+        f"{name}: {_why_nothing(rows, 'layer timings')}" for name, rows in study.layers(lstm) if not _is_measured(rows)
     ]
     efficiency = _picture(
-        measured_figures.layer_efficiency_figure(lstm),
+        measured_figures.layer_efficiency_figure(lstm, backend=ours),
         "Measured over predicted speedup of the LSTM layer at 80 % sparsity against its hidden size, a panel for each batch.",
         "Share of theory that the layer reached, by hidden size and batch.",
     )
@@ -138,6 +179,7 @@ def _layers(label: str, lstm: pd.DataFrame) -> Section:
         "process.",
         [*pictures, efficiency],
         [("Where the block-sparse layer starts to be faster.", Markup(tables.to_html(tables.layer_table(lstm))))],
+        absent,
     )
 
 
@@ -185,17 +227,25 @@ def _beside_the_slides(found: Study, small: bool) -> Section:
 
 
 def _accuracy(label: str, train: pd.DataFrame, gemm: pd.DataFrame | None, beside_slides: bool) -> Section:
+    if final_epochs(train).empty:
+        return _measured_nothing(_titled("What sparsity costs", label), train, "training runs")
     picture = _picture(
         accuracy_figures.cost_figure(train),
         "Test perplexity against sparsity, a line for each variant and block size. The values are in the table below.",
         "Perplexity after the last epoch: lower is better. Bars are 95 % t-intervals over seeds; one seed has none.",
     )
-    shown = [("Every variant, block size and sparsity.", Markup(tables.to_html(tables.main_table(train, gemm))))]
+    every = tables.main_table(train, gemm)
+    costs, speeds = (Markup(tables.to_html(every[[*tables.SETTING, *names]])) for names in (tables.COST, tables.SPEED))
+    shown = [
+        ("Every variant, block size and sparsity: perplexity.", costs),
+        ("Every variant, block size and sparsity: speedup.", speeds),
+    ]
     if beside_slides:
         shown.append(
             (
-                "Beside the slides' table: another model, other data and other epochs, so compare directions, not values.",
-                Markup(tables.to_html(tables.slides_table(train))),
+                "Beside the slides' table: another model, other data and other epochs, so compare directions, not values. Ours: of "
+                "the block sizes with the most seeds that with the lowest validation perplexity.",
+                Markup(tables.to_html(tables.slides_table(train, gemm))),
             )
         )
     return Section(

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis import compare
-from analysis.load import REFERENCE, TABLES, load, reference_folder, split, tables_in
+from analysis.compare import FUSED
+from analysis.load import PART, REFERENCE, TABLES, load, reference_folder, split, tables_in
 from analysis.schema import BadInputError
 from analysis.tradeoff import chosen_product
 
@@ -82,13 +83,22 @@ def _probed(part: pd.DataFrame) -> int:
 
 
 def main_part(frame: pd.DataFrame, table: str, over: str | None = None) -> pd.DataFrame:
-    """The comparable part of a table with the most measured rows (of equal ones, that with backward passes, or the first)."""
-    return max((part for _, part in split(frame, table, over)), key=_weight)
+    """The comparable part of a table with the most measured rows; `attrs[PART]` is its label, empty where there is one only.
+
+    Of equal ones that with backward passes, then that over the fused layer, then that with the most quiet rows, then float32, then the first.
+    """
+    label, part = max(split(frame, table, over), key=lambda one: _weight(one[1]))
+    part.attrs = {**part.attrs, PART: label or frame.attrs.get(PART, "")}
+    return part
 
 
-def _weight(part: pd.DataFrame) -> tuple[int, bool]:
+def _weight(part: pd.DataFrame) -> tuple[int, bool, bool, int, bool]:
+    ok = part["status"] == "ok"
     trains = "passes" in part and bool((part["passes"] == "forward_backward").all())
-    return int((part["status"] == "ok").sum()), trains
+    fused = "baseline" in part and bool((part["baseline"] == FUSED).all())
+    quiet = int((~part.loc[ok, "noisy"].fillna(False).astype(bool)).sum()) if "noisy" in part else 0
+    number = next((part[name] for name in ("dtype", "precision") if name in part), pd.Series(dtype=object))
+    return int(ok.sum()), trains, fused, quiet, bool((number == "float32").all())
 
 
 def shapes(gemm: pd.DataFrame | None) -> list[tuple[str, pd.DataFrame]]:

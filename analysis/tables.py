@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from typing import Any
 
 import pandas as pd
@@ -20,11 +21,13 @@ from analysis.tradeoff import chosen_product, recurrent_shape, with_speedup
 __all__ = ["breakeven_table", "findings", "layer_table", "main_table", "slides_table", "to_html", "to_markdown"]
 
 NOTHING = "–"
-MAIN = (
-    "variant", "block size", "target sparsity", "sparsity stored", "train ppl", "val ppl", "test ppl", "cost against dense",
+SETTING = ("variant", "block size", "target sparsity", "sparsity stored")
+COST = ("train ppl", "val ppl", "test ppl", "cost against dense")
+SPEED = (
     "predicted product speedup", "measured product speedup", "predicted training speedup", "measured training speedup",
     "Amdahl ceiling",
 )  # fmt: skip
+MAIN = (*SETTING, *COST, *SPEED)
 
 
 def finished(train: pd.DataFrame | None) -> pd.DataFrame:
@@ -195,8 +198,10 @@ def to_html(table: pd.DataFrame) -> str:
 _TABLE = "table-layout:auto;width:auto;max-width:none"
 _HEAD = "text-align:left;vertical-align:bottom;min-width:5.5em"
 _SHORT, _LONG = "text-align:left;white-space:nowrap", "text-align:left;white-space:normal;min-width:22em"
-ONE_LINE = 56  # characters of a cell that is not broken
+ONE_LINE = 56  # characters of a cell that is not broken, unless the page is too narrow for the table
+_TOGETHER = re.compile(r"\[[^\]]{,24}\]|\([^)]{,24}\)|[\d.]+ [±%]( [\d.]+)?")  # not broken even then
 
 
 def _cell(words: str) -> str:
-    return f"<td style='{_SHORT if len(words) <= ONE_LINE else _LONG}'>{html.escape(words)}</td>"
+    held = _TOGETHER.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), words)
+    return f"<td style='{_SHORT if len(words) <= ONE_LINE else _LONG}'>{html.escape(held)}</td>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -123,12 +124,13 @@ def _band(ax: Axes, dense: Estimate, horizontal: bool) -> None:
 
 
 def _line(ax: Axes, at: pd.Series, line: pd.DataFrame, top: float, **looks: Any) -> None:
-    """One variant at one block size by its sparsity; what lies beyond `top` is drawn at the upper edge."""
+    """One variant at one block size by its sparsity; what lies beyond `top` is pinned to the upper edge, and no line leads there."""
     ordered = at.sort_values()
-    values = [
-        one if one.value <= top else one._replace(value=0.99 * top, low=math.nan, high=math.nan)
-        for one in line.loc[ordered.index, "test_ppl"]
-    ]
+    found = line.loc[ordered.index, "test_ppl"]
+    within = np.array([one.value <= top for one in found])
+    nothing = Estimate(math.nan, math.nan, math.nan, 0)
+    values = [one if one.value <= top else nothing for one in found]
+    style.pinned(ax, ordered[~within], looks["color"], looks["marker"])
     looks = {"linewidth": 1.1, "alpha": 0.9, "capsize": 2.5} | looks
     ax.errorbar(ordered, [one.value for one in values], yerr=style.spread(values), **looks)
 

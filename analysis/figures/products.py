@@ -117,9 +117,11 @@ def tradeoff_figure(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> Fi
     ax.plot(front["speed"], front["ppl"], color=style.GREY, linewidth=5, alpha=0.25, zorder=1)
     for row in records(joined):
         marker = "*" if row["dense"] else style.block_marker(row["block_size"])
-        within = row["ppl"] <= top
-        ax.errorbar(row["speed"], row["ppl"] if within else 0.99 * top, xerr=style.spread([row["product_speedup"]]),
-                    yerr=style.spread([row["test_ppl"]]) if within else None,
+        if row["ppl"] > top:
+            style.pinned(ax, [row["speed"]], colours[row["variant"]], marker)
+            continue
+        ax.errorbar(row["speed"], row["ppl"], xerr=style.spread([row["product_speedup"]]),
+                    yerr=style.spread([row["test_ppl"]]),
                     color=colours[row["variant"]], marker=marker, capsize=2, markersize=13 if row["dense"] else 7.5,
                     markerfacecolor=None if row["front"] else "white", zorder=3)  # fmt: skip
     what = f"measured speedup of one product over dense (log₂): {product}"

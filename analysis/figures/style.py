@@ -34,7 +34,7 @@ VARIANT_COLOURS: dict[str, str] = {
     "block lasso + random pre-pruning": RED,
     "block lasso + one-shot": ORANGE,
 }
-SPARE = (PURPLE, GREY, ORANGE, GREEN, "#8c564b", YELLOW, "#004d40", "#7570b3")
+SPARE = (PURPLE, "#8c564b", ORANGE, GREEN, "#7570b3", YELLOW, "#004d40")  # not GREY, that of words and keys
 
 RC: dict[Any, Any] = {
     "font.size": 10.0, "axes.titlesize": 11.0, "axes.labelsize": 10.0, "legend.fontsize": 9.5, "font.family": "DejaVu Sans",
@@ -148,7 +148,16 @@ def beyond(names: Sequence[str], perplexities: Sequence[float]) -> list[str]:
         if value > top:
             found.setdefault(name, []).append(value)
     words = [f"{name}: {_range(values)}" for name, values in found.items()]
-    return [f"At the upper edge, beyond the scale: {'; '.join(words)}."] if words else []
+    return [f"Arrows at the upper edge, beyond the scale: {'; '.join(words)}."] if words else []
+
+
+def pinned(ax: Axes, at: Iterable[float], colour: str, marker: str) -> None:
+    """Points that lie beyond the upper end of their axis: hollow and under an arrow, at the edge, joined with nothing."""
+    edge = ax.get_xaxis_transform()
+    for across in at:
+        ax.plot(across, 0.94, marker, color=colour, markerfacecolor="white", transform=edge, zorder=4)
+        ax.annotate("", (across, 1.0), (across, 0.945), xycoords=edge, textcoords=edge,
+                    arrowprops={"arrowstyle": "->", "color": colour, "shrinkA": 3.0, "shrinkB": 0.0})  # fmt: skip
 
 
 def _range(values: Sequence[float]) -> str:

@@ -140,7 +140,7 @@ def integral_figure(train: pd.DataFrame | None) -> Figure:
         return style.empty_figure(title, "no pruned run has finished")
     chosen, size, target = chosen_runs(final)
     found = replicates(final)
-    drawn, [[left, right]] = style.figure(max(4.6, 1.8 + 0.2 * len(found)), 1, 2)
+    drawn, [[left, right]] = style.figure(max(4.6, 1.8 + 0.34 * len(found)), 1, 2)
     colours = style.variant_colours(final["variant"])
     epochs = train[train["epoch"] >= 1].merge(chosen[["cell_id", "variant"]], on="cell_id")
     _curves(left, epochs.assign(cost=1.0 - epochs["mean_sparsity"]), "cost", colours)
@@ -178,7 +178,7 @@ def _training_speedups(ax: Axes, found: pd.DataFrame, colours: dict[str, str]) -
             ax.plot(row["predicted_training"], height, "D", color=colour, markerfacecolor="white")
         if one.n:
             ax.errorbar(one.value, height, xerr=style.spread([one]), fmt="o", color=colour, capsize=2)
-    labels = [f"ρ {row['target_sparsity']:g}, block {row['block_size']}" for row in records(found)]
-    ax.set_yticks(range(len(found)), labels, fontsize=8.5)
+    labels = [f"{row['variant']}\nρ {row['target_sparsity']:g}, block {row['block_size']}" for row in records(found)]
+    ax.set_yticks(range(len(found)), labels, fontsize=8)
     ax.set_ylim(-0.7, len(found) - 0.3)
     ax.set(xlabel="training speedup over dense (log₂)", title="every pruned setting")

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from analysis.figures import accuracy as accuracy_figures
 from analysis.figures import measured as measured_figures
@@ -240,6 +241,8 @@ def test_the_integral_figure_shows_prediction_and_measurement() -> None:
     assert shares == [pytest.approx([1.0, 0.6, 0.2, 0.2])]
     shown = {line.get_marker(): float(line.get_xdata()[0]) for line in right.lines if line.get_marker() in ("D", "o")}
     assert shown == pytest.approx({"D": 2.0, "o": 0.8})
+    labels = [label.get_text() for label in right.get_yticklabels()]
+    assert labels == ["block lasso + gradual (linear)\nρ 0.8, block 16"]
 
 
 @pytest.mark.parametrize(
@@ -337,6 +340,8 @@ def test_every_colour_of_a_variant_is_its_own() -> None:
     )
     assert len(set(beside.values())) == len(beside)
     assert style.BLACK not in style.variant_colours([f"variant {at}" for at in range(20)]).values()
+    every = style.variant_colours([*names, *(f"variant {at}" for at in range(20))])
+    assert style.GREY not in every.values()  # that of words, and of the keys of block sizes
     assert style.block_marker(7) == "X" and style.block_colour(7) == style.GREY
 
 
@@ -434,7 +439,39 @@ def test_no_bar_is_drawn_where_there_is_no_interval() -> None:
 
 
 def test_what_lies_beyond_the_scale_is_said_once() -> None:
-    assert style.beyond(["a", "b", "b"], [100.0, 950.1, 950.4]) == ["At the upper edge, beyond the scale: b: 950."]
+    assert style.beyond(["a", "b", "b"], [100.0, 950.1, 950.4]) == [
+        "Arrows at the upper edge, beyond the scale: b: 950."
+    ]
+
+
+def collapsed() -> pd.DataFrame:
+    """A variant that is near dense at one sparsity and collapsed at two others, and dense."""
+    rows = made.run_rows(TrainCell(), 100.0, [0.0])
+    for target, ppl in ((0.5, 900.0), (0.8, 110.0), (0.9, 950.0)):
+        rows += made.run_rows(TrainCell(schedule="cubic", target_sparsity=target), ppl, [target])
+    return pd.DataFrame(rows)
+
+
+def test_what_lies_beyond_the_scale_has_an_arrow_and_no_line_to_it() -> None:
+    timed = [made.ratio_row([2.0 * rho] * 3, rho, {"m": 512, "k": 128, "n": 20}) for rho in (0.5, 0.8, 0.9)]
+    for figure, where in (
+        (accuracy_figures.perplexity_figure(collapsed()), [0.5, 0.9]),
+        (product_figures.tradeoff_figure(collapsed(), pd.DataFrame(timed)), [1.0, 1.8]),
+    ):
+        figure.draw_without_rendering()
+        [ax] = figure.axes
+        arrows = [one for one in ax.texts if isinstance(one, Annotation) and one.arrow_patch is not None]
+        assert [one.xy[0] for one in arrows] == pytest.approx(where, abs=0.01)
+        hollow = [
+            one for one in ax.lines if one.get_transform() == ax.get_xaxis_transform() and one.get_marker() == "s"
+        ]
+        assert [float(line.get_xdata()[0]) for line in hollow] == pytest.approx(where, abs=0.01)
+        assert {line.get_markerfacecolor() for line in hollow} == {"white"}
+        assert {line.get_color() for line in hollow} == {style.variant_colours(["gradual (cubic)"])["gradual (cubic)"]}
+        for line in (
+            one for one in ax.lines if one not in hollow and one.get_linestyle() == "-" and len(one.get_xdata()) == 3
+        ):
+            assert np.isfinite(np.asarray(line.get_ydata(), dtype=float)).sum() == 1  # the point between them, alone
 
 
 def test_a_notebook_shows_the_margin_though_it_cuts_pictures_to_what_is_in_the_layout() -> None:

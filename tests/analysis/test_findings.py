@@ -8,7 +8,10 @@ import made
 import pandas as pd
 import pytest
 
+from analysis import study
 from analysis.findings import findings
+from analysis.realised import realised
+from analysis.stats import times
 from bench.cells import GemmCell, LstmCell, TrainCell
 
 LINEAR = {"lasso": "subgradient", "schedule": "linear", "target_sparsity": 0.8}
@@ -104,7 +107,10 @@ def test_masks_and_gaps_are_limits() -> None:
     said = limits(train, gemm)
     assert "1 of 3 training runs gave no result, most often diverged" in said
     assert "1 of 2 timings were noisy" in said
-    assert "masks alone made training 0.80× as fast as dense (median of 1 run)" in said
+    assert (
+        "masks alone made training 0.80× as fast as dense (one run), which is rough: the runs were one after another"
+        in said
+    )
     assert "would allow 2.00× in the pruned products" in said
 
 
@@ -122,12 +128,68 @@ def test_parts_that_cannot_be_compared_are_kept_apart() -> None:
     assert "at 4.00×" in said and "median of 3 settings" in said
 
 
+@pytest.mark.parametrize(("seconds", "cause"), [
+    ((9.0, 10.2), "because the dense path multiplies masked weights at dense speed"),
+    ((7.0, 7.4), "which is rough: the runs were one after another, on a machine whose load changes"),
+    ((13.0, 14.0), "which is rough: the runs were one after another, on a machine whose load changes"),
+])  # fmt: skip
+def test_a_cause_is_given_only_for_what_it_explains(seconds: tuple[float, float], cause: str) -> None:
+    rows = [row for seed in (0, 1) for row in made.run_rows(TrainCell(seed=seed), 100.0, [0.0] * 4, seconds=10.0)]
+    for seed, each in enumerate(seconds):
+        rows += made.run_rows(TrainCell(seed=seed, **LINEAR), 110.0, [0.8] * 4, seconds=each)
+    said = limits(pd.DataFrame(rows), None)
+    assert f"as fast as dense (median of 2 runs), {cause}; skipping" in said
+
+
+def test_the_best_variant_is_said_to_be_chosen_by_seeds_and_validation() -> None:
+    dense = [made.run_rows(TrainCell(seed=seed), 100.0, [0.0, 0.0]) for seed in (0, 1)]
+    two = [made.run_rows(TrainCell(seed=seed, **LINEAR), 110.0, [0.8, 0.8]) for seed in (0, 1)]
+    alone = made.run_rows(TrainCell(block_size=8, **LINEAR), 101.0, [0.8, 0.8])
+    assert "block 16 (the only one), has test perplexity 110.0" in cost(*dense, *two)
+    rule = "the one with the lowest validation perplexity"
+    assert f"block 16 ({rule} of those run with the most seeds, 2), has test" in cost(*dense, *two, alone)
+    assert f"block 8 ({rule}), has test perplexity 101.0" in cost(dense[0], two[0], alone)
+
+
+def test_layers_timed_in_training_are_the_speed_of_a_sweep_without_products() -> None:
+    train = made.sparse_frame(1)
+    said = findings(train, None)[0]
+    predicted, measured = (realised(train)[name].iloc[0] for name in ("predicted", "measured"))
+    assert said.startswith(
+        "Speed: this sweep timed no products alone; in training the LSTM layers were, against the dense path"
+    )
+    assert f"{times(measured)} with gradual (cubic), auto path at block 16 and sparsity 0.8" in said
+    assert f"(theory: {predicted:.2f}×)" in said and "at block 32" in said
+    assert findings(made.train_frame(1), None)[0] == "Speed: this sweep timed no products."
+
+
+def test_the_sentence_names_the_part_it_speaks_of() -> None:
+    types = [point(4.0, dtype=dtype, op=op) for dtype in ("bfloat16", "float32") for op in ("dsd", "sdd")]
+    gemm = study.main_part(pd.DataFrame(types), "gemm")
+    assert findings(None, gemm)[0].startswith(
+        "Speed (dtype float32, op dsd): the fastest block-sparse product is native"
+    )
+    assert speed(*types[:3], point(5.0, dtype="float32", op="sdd")).startswith(
+        "Speed (dtype float32, op sdd): the fastest"
+    )
+    failed = made.row(GemmCell(dtype="float16"), "unsupported", made.NO_COMPILER)
+    nothing = study.main_part(pd.DataFrame([failed, failed | {"dtype": "float32"}]), "gemm")
+    assert findings(None, nothing)[0].startswith("Speed (dtype float32): no block-sparse product was timed")
+    layers = [made.layer_row([3.5] * 3, settings={"passes": passes}) for passes in ("forward", "forward_backward")]
+    layer = study.main_part(pd.DataFrame(layers), "lstm")
+    assert findings(None, None, layer)[0].startswith("Layer (passes forward_backward): the fastest")
+    runs = [[*made.run_rows(TrainCell(), 100.0, [0.0]), *made.run_rows(TrainCell(**LINEAR), 112.0, [0.8])]] * 2
+    devices = [one | {"device_name": name} for rows, name in zip(runs, ("A CPU", "B CPU"), strict=True) for one in rows]
+    train = study.main_part(pd.DataFrame(devices), "train")
+    assert findings(train, None)[1].startswith("Accuracy (device_name A CPU): at 80 % sparsity")
+
+
 def test_layers_have_a_sentence_of_their_own() -> None:
     over_loop = made.layer_row([8.0] * 3, settings={"baseline": "loop_lstm"})
     layers = pd.DataFrame([made.layer_row([3.5] * 3), made.layer_row([9.0] * 3, 0.9, noisy=True), over_loop])
     alone, _, limits = findings(None, None, layers)
     assert alone.startswith(
-        "Layer: the fastest quietly timed block-sparse LSTM layer is native at block 16 and sparsity 0.80"
+        "Layer (baseline torch_lstm): the fastest quietly timed block-sparse LSTM layer is native at block 16 and sparsity 0.80"
     )
     assert "LSTM 512 → 512, 35 steps, batch 20, forward + backward, at 3.50× [3.50, 3.50] of torch_lstm" in alone
     assert alone.endswith("where theory promises 5.00×.") and "1 of 3 timings were noisy" in limits
@@ -139,7 +201,10 @@ def test_layers_have_a_sentence_of_their_own() -> None:
 
 def test_the_sparse_path_is_not_counted_as_masks_alone() -> None:
     said = limits(made.sparse_frame(1), None)
-    assert "masks alone made training 0.95× [0.95, 0.95] as fast as dense (median of 2 runs)" in said
+    assert (
+        "masks alone made training 0.95× [0.95, 0.95] as fast as dense (median of 2 runs), which is rough: the runs were"
+        in said
+    )
     assert said.endswith(
         "with the sparse path training was 1.25× [1.25, 1.25] as fast as dense (median of 2 runs, not interleaved)."
     )

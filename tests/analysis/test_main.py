@@ -70,6 +70,22 @@ def test_an_unknown_sweep_is_one_line_and_status_2(run: Run, folder: Path, argum
     assert not Path("drawn").exists()
 
 
+def test_a_name_that_is_nearly_one_is_asked_about(run: Run, folder: Path) -> None:
+    for name in ("smok", "bench/sweeps/smoke2.toml"):
+        ended = run("report", name, "--results", folder.parent)
+        assert_refused(ended, BAD_INPUT, f"no results called {name!r} (did you mean smoke?): ", "known: smoke")
+    assert "did you mean" not in run("report", "gemm", "--results", folder.parent)[2]
+
+
+@pytest.mark.parametrize("command", ["report", "figures", "notebooks"])
+def test_results_that_are_a_file_are_called_one(run: Run, folder: Path, tmp_path: Path, command: str) -> None:
+    more = () if command == "notebooks" else ("smoke",)
+    more += ("--out", tmp_path / "out") if command != "report" else ()
+    ended = run(command, *more, "--results", folder / "gemm.parquet")
+    assert_refused(ended, BAD_INPUT, f"--results: {folder / 'gemm.parquet'} is a file; accepted: a folder")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_process_ends_with_that_status() -> None:
     command = [sys.executable, "-m", "analysis", "report", "no such sweep"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)

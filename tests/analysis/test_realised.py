@@ -158,6 +158,10 @@ def test_the_tables_and_the_sentence_say_what_was_asked_for() -> None:
     assert (
         "test perplexity +0.2 [+0.2, +0.2] from the masked run of the same seed, within the seed noise (0.7)." in first
     )
+    of_one, _ = realised_tables.statements(made.sparse_frame(1))
+    assert of_one.endswith(
+        "from the masked run of the same seed, of one seed, so it is not known whether another seed would change more than that."
+    )
     [single] = realised_tables.statements(frame(made.sparse_run(TrainCell(**CUBIC, path="auto"), RHOS)))
     assert "dense training –" in single and "no masked run of the same seed" in single
 

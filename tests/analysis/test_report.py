@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,9 +17,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from analysis.figures import style
 from analysis.report import write_report
+from bench.cells import Cell, GemmCell, LstmCell, TrainCell
 
 Sweep = Callable[..., Path]
 CHROMIUM = [
@@ -147,9 +151,10 @@ def test_layers_and_sparse_training_have_sections(sweep: Sweep) -> None:
     assert_self_contained(page)
     assert page.headings() == [LAYER, COST, EPOCHS, SPARSE] * 2
     words = page.words.replace("\n", " ")
+    assert "This sweep has no product timings: what is said about speed is of LSTM layers." in words
     assert "32 of 33 layer timings and 10 of 11 training runs ended ok" in words
     assert (
-        "Layer: the fastest" in words
+        "Layer (baseline torch_lstm): the fastest" in words
         and "block 16, ρ 0.8: dense training 40.0 s, masked 42.0 s, sparse 32.0 s" in words
     )
     for column in (
@@ -207,7 +212,78 @@ def test_a_browser_shows_the_pictures(whole: Path, tmp_path: Path) -> None:
     assert orange.sum() > 300, "no figure is painted: the line of block size 8 is nowhere to be seen"
 
 
+def test_the_slides_table_has_the_speedups_of_products(whole: Path) -> None:
+    """As in notebook 2: the report is given the products that were timed beside the runs."""
+    words = Page(whole).words
+    table = words[
+        words.index("our measured product speedup") : words.index(f"\n{TRADEOFF}\n", words.index("our train ppl"))
+    ]
+    assert len(re.findall(r"^\d+\.\d\d× \[", table, re.MULTILINE)) == 2, table  # of the two pruned lines
+
+
+MEASURE = """<script>onload = () => {
+  const widths = [...document.querySelectorAll("table")].map(
+    table => [table.tHead.innerText.trim(), table.scrollWidth, table.closest(".wide").clientWidth]);
+  document.title = JSON.stringify(widths);
+}</script></body>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium on PATH")
+@pytest.mark.usefixtures("blank_pictures")
+def test_no_table_is_wider_than_the_page(sweep: Sweep, tmp_path: Path) -> None:
+    """At 1300 pixels no column is behind a scrollbar. The page runs no script, so a copy without its policy is measured."""
+    train = made.sparse_frame(3, lasso="proximal")
+    path = write_report(sweep(gemm=made.gemm_frame(), lstm=made.lstm_frame((256,)), train=train))
+    page = re.sub(r"<meta http-equiv=[^>]+>", "", path.read_text(encoding="utf-8")).replace("</body>", MEASURE)
+    path.write_text(page, encoding="utf-8")
+    window = [*CHROMIUM[:-1], "--window-size=1300,3000", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([*window, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=240)
+    title = re.search(r"<title>(\[.+?)</title>", done.stdout, re.DOTALL)
+    assert title, done.stderr[-2000:]
+    widths = json.loads(unescape(title[1]))
+    assert len(widths) == 9 and [head for head, width, room in widths if width > room] == []
+
+
+def test_the_page_has_the_accent_of_the_palette(whole: Path) -> None:
+    assert f"--accent: {style.BLUE};" in Page(whole).style
+
+
 def test_captions_and_alternative_texts_differ(whole: Path) -> None:
     images = Page(whole).all("img")
     captions = re.findall(r"<figcaption>(.+?)</figcaption>", whole.read_text(encoding="utf-8"), re.DOTALL)
     assert len({image["alt"] for image in images}) == len(images) == len(set(captions))
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_a_part_without_a_result_is_one_sentence(sweep: Sweep) -> None:
+    """On a machine without a GPU: no empty picture and no table of heads alone, of products, layers and runs."""
+    gone = "no CUDA device was found"
+
+    def failed(kind: Callable[..., Cell]) -> pd.DataFrame:
+        return pd.DataFrame([made.row(kind(device="cuda"), "failed", gone)])
+
+    cpu, other = made.gemm_frame({}, ("native",)), made.gemm_frame({}, ("native",), n=40)
+    other = other.assign(status="failed", reason=gone)
+    page = Page(write_report(sweep(
+        gemm=pd.concat([cpu, other, failed(GemmCell)], ignore_index=True),
+        lstm=pd.concat([made.lstm_frame((256,)), failed(LstmCell)], ignore_index=True),
+        train=pd.concat([made.train_frame(1), failed(TrainCell)], ignore_index=True),
+    )))  # fmt: skip
+    for title, noun in ((SPEED, "product timings"), (LAYER, "layer timings"), (COST, "training runs")):
+        said = f"None of 1 {noun} has a result here: 1 × failed: {gone}."
+        assert re.search(rf"{title} \([^\n]*cuda\)\n{re.escape(said)}\n(?!Where|Every variant)", page.words), title
+    assert f"W 512 × 128, n = 40: None of 6 product timings has a result here: 6 × failed: {gone}." in page.words
+    assert not [image for image in page.all("img") if "n = 40" in image["alt"]]
+    assert len([line for line in page.words.splitlines() if line.startswith(EPOCHS)]) == 2  # of the CPU alone
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_figures_of_one_backend_are_of_one_that_was_timed(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for name in ("op_figure", "layer_figure", "layer_efficiency_figure"):
+        monkeypatch.setattr(
+            f"analysis.figures.measured.{name}", lambda _, backend="native": drawn.append(backend) or Figure((2, 2))
+        )
+    products = pd.concat([made.gemm_frame({}, ("cuda",), op=op) for op in ("dsd", "sdd")], ignore_index=True)
+    write_report(sweep(gemm=products, lstm=made.lstm_frame((256,), backend="cuda")))
+    assert drawn == ["cuda"] * 3

@@ -48,6 +48,25 @@ def test_of_equal_parts_the_one_with_backward_passes_stands_for_the_layers() -> 
     assert set(study.main_part(both[::-1], "lstm", over="baseline")["passes"]) == {"forward_backward"}
 
 
+def test_of_equal_parts_the_one_over_the_fused_layer_stands_for_the_layers() -> None:
+    assert set(study.main_part(made.lstm_frame((256,)), "lstm")["baseline"]) == {"torch_lstm"}
+
+
+def products(noisy: bool = False, **settings: object) -> pd.DataFrame:
+    return pd.DataFrame([made.ratio_row([2.0] * 3, rho, settings, noisy=noisy) for rho in (0.5, 0.8)])
+
+
+def test_of_equally_large_parts_the_quiet_one_stands_for_the_products_then_float32() -> None:
+    types = [products(dtype=dtype) for dtype in ("bfloat16", "float16", "float32")]
+    found = study.main_part(pd.concat(types), "gemm")
+    assert set(found["dtype"]) == {"float32"} and found.attrs[load.PART] == "dtype float32"
+    noisy = [products(dtype="float32", noisy=True), *types[:2]]
+    assert set(study.main_part(pd.concat(noisy), "gemm")["dtype"]) == {"bfloat16"}
+    assert study.main_part(products(), "gemm").attrs[load.PART] == ""
+    again = study.main_part(found, "gemm")
+    assert again.attrs[load.PART] == "dtype float32"
+
+
 def test_the_main_layer_is_the_one_with_the_most_cells_then_the_largest() -> None:
     frame = made.lstm_frame((256, 512))
     largest = study.main_layer(frame)

@@ -107,7 +107,7 @@ def test_a_notebook_runs_without_a_home_and_away_from_the_users_start_files(
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("MPLBACKEND", "no such thing")
     monkeypatch.setattr(execution, "EXPECTED", ("one.ipynb",))
-    source = "%matplotlib inline\nfrom analysis import style\nprint('ρ')\nstyle.figure(1.0)[0]"
+    source = "%matplotlib inline\nfrom analysis.figures import style\nprint('ρ')\nstyle.figure(1.0)[0]"
     cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": source, "outputs": [], "execution_count": None}
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "one.ipynb").write_text(

@@ -128,6 +128,9 @@ def test_short_cells_keep_to_a_line_and_a_wide_table_scrolls() -> None:
     page = tables.to_html(pd.DataFrame({"what": ["4.21× [4.10, 4.33]", "word " * 30]}))
     assert page.startswith("<div style='overflow-x:auto'><table style='table-layout:auto")
     short, long = [line for line in page.splitlines() if "<td" in line]
+    assert (
+        "4.21×\N{SPACE}[4.10,\N{NO-BREAK SPACE}4.33]" in short
+    )  # on a narrow page broken before the interval, never in it
     assert "white-space:nowrap" in short and "white-space:normal;min-width" in long
 
 
