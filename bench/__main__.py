@@ -179,8 +179,8 @@ def campaign(
 ) -> None:
     """Check every kernel on a GPU, then time and train sweeps, most important cells first, until the budget is spent; resumable.
 
-    OUT holds few files, each with its checksum. check.parquet says how each kernel's check ended; a kernel whose check failed is not
-    timed. The next call with the same --out goes on, or with another one and --resume-from.
+    OUT holds few files, each with its checksum. check.parquet says how each kernel's check ended; a kernel that it found
+    wrong is not timed, and one whose check was cut short (--timeout, a crash) waits until the check is made again. The next call with the same --out goes on, or with another one and --resume-from.
 
     Cells that train run too, --together of them side by side (the column workers says so, since it lengthens their seconds).
     With --checkpoint-mib a cell that will not fit is begun, put aside in OUT/.checkpoints when the time is up, one file, and goes on
