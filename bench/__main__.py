@@ -5,8 +5,10 @@ Every command imports what it needs itself, so that a bad sweep file is refused 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import typer
@@ -248,11 +250,20 @@ def columns(
             publish(schema, machine_readable().encode())
 
 
+class _WithoutPandas(MetaPathFinder):
+    """Keeps pyarrow from importing pandas, as it does where it can for whatever is made of Python lists: half a second in which Ctrl-C is lost."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:  # noqa: ARG002
+        if fullname == "pandas":
+            raise ModuleNotFoundError("not needed here", name=fullname)
+
+
 def main() -> None:
     """The command line as a process of its own."""
     from bench.output import outlive_readers
 
     outlive_readers()
+    sys.meta_path.insert(0, _WithoutPandas())
     app()
 
 
