@@ -36,6 +36,7 @@ from bench.store import LockedError
 from bench.storing.tables import Tables
 from bench.sweep import Sweep, distinct
 from bench.training.checkpoint import FOLDER, Checkpoints
+from bench.training.needs import thread_lines
 
 WATCHED = (("dsd", "memcheck"), ("sdd", "memcheck"), ("forward_backward", "memcheck"), ("dsd", "racecheck"))
 
@@ -174,6 +175,8 @@ def run_campaign(
             f"campaign on {device}: {number(len(jobs), 'cell')}, {len(checks) + len(sanitized)} of them checks; "
             f"{len({job.cell.cell_id for job in todo})} to run"
         )
+        for line in thread_lines([job.cell for job in todo]):
+            say(line)
         if left_out:
             say(f"note: {number(left_out, 'cell')} of these sweeps not on {device}: left out")
         check_datasets([job.cell for job in todo])

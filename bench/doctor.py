@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.measuring.machine import blas, physical_cores, processor, revision, source_hash
 from kernels.system.resources import ResourceError, in_words
+from kernels.system.threads import in_force
 
 PACKAGES = (
     "numpy",
@@ -36,7 +37,7 @@ def findings() -> Iterator[Finding]:
     yield "suite", f"commit {commit[:12] or 'unknown'}{' with changes' if dirty else ''}, sources {source_hash()}"
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     yield "processor", f"{processor()}, {physical_cores()} physical cores to use"
-    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads, BLAS {blas(torch.__config__.show())}"
+    yield "torch", f"{torch.__version__}, {in_force()} threads, BLAS {blas(torch.__config__.show())}"
     yield "cuda", _cuda()
     yield "cuda kernels", _cuda_kernels()
     yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)

@@ -23,6 +23,7 @@ from bench.run import FINE, counted, lacked, terminable
 from bench.storing.parquet import publish, require_file
 from bench.storing.tables import Tables
 from bench.sweep import Sweep
+from bench.training.needs import thread_lines
 from kernels.system.cache import SEAL, sealed
 
 SHAPE = ("op", "dtype", "math", "block_size", "m", "k", "n", "target_sparsity")
@@ -65,6 +66,8 @@ def run_tuner(
             print(line, flush=True)
         todo = [cell for cell in cells if _is_stale(tables.rows(cell))]
         print(f"tuner on {device}: {number(len(cells), 'shape')}, {len(todo)} to tune", flush=True)
+        for line in thread_lines(todo):
+            print(line, flush=True)
         interrupted = False
         try:
             with terminable():

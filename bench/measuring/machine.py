@@ -88,8 +88,12 @@ def processor() -> str:
 def physical_cores() -> int:
     """Physical cores that this process may use, at least 1."""
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    return max(1, min(cores, allowed))
+    return max(1, min(cores, processors()))
+
+
+def processors() -> int:
+    """Logical processors that this process may use, at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def blas(build: str) -> str:

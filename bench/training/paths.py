@@ -21,6 +21,7 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.native.library import describe, library
 from kernels.ops import kernel_for, lstm_kernel
+from kernels.system.threads import in_force
 
 
 def missing_kernel(device: str = "cpu", precision: str = "ieee", block_size: int = 16) -> str | None:
@@ -42,7 +43,7 @@ def kernel(device: str = "cpu") -> str:
     """What computes the sparse path of `device` here: kernel, compiler and threads; of a GPU its name, the rest hangs on the weights."""
     if device == "cuda":
         return OURS[device]
-    return describe(library("dsd", torch.float32), torch.get_num_threads())
+    return describe(library("dsd", torch.float32), in_force())
 
 
 def kernel_of(recurrent: Iterable[BSRMatrix], batch: int) -> str:

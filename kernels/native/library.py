@@ -14,6 +14,7 @@ from torch import Tensor
 from kernels.native.buffers import POOL
 from kernels.native.openmp import torch_pool
 from kernels.system.compiler import CompileError, Library, compile_library
+from kernels.system.threads import in_force
 
 FOLDER = Path(__file__).parent / "src"
 ELEMENTS = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16"}
@@ -57,7 +58,7 @@ def pool_for(work: int) -> Pool:
     pool = torch_pool()
     if pool is None:
         return Pool(1, None, None)
-    threads = min(torch.get_num_threads(), MOST_THREADS, 1 + work // WORK_OF_A_THREAD)
+    threads = min(in_force(), MOST_THREADS, 1 + work // WORK_OF_A_THREAD)
     return Pool(threads, pool.parallel, pool.thread_number)
 
 
