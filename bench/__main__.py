@@ -81,10 +81,20 @@ def _environment_errors() -> Iterator[None]:
         raise ending(f"{error.name or 'a package'} cannot be imported here: {why}", ENVIRONMENT) from None
 
 
+@contextmanager
+def _text_is_all() -> Iterator[None]:
+    """Where a command makes nothing but what it prints, that is not lost in silence."""
+    from bench.output import lost_text
+
+    yield
+    if why := lost_text():
+        raise ending(f"standard output: {why}", ENVIRONMENT)
+
+
 @app.command("list")
 def list_() -> None:
     """List the sweeps that come with the suite, and the names sweep files can use."""
-    with _one_line_errors():
+    with _one_line_errors(), _text_is_all():
         from bench.settings import REGISTRIES
         from bench.sweep import load, names
 
@@ -99,7 +109,7 @@ def list_() -> None:
 @app.command()
 def plan(name: Name, results: Results = HERE, workers: Workers = None, retry: Retry = False) -> None:
     """Say what a sweep has to run, what is stored already and how long it will take; change nothing."""
-    with _one_line_errors():
+    with _one_line_errors(), _text_is_all():
         from bench.sweep import load
 
         sweep = load(name)
@@ -146,7 +156,7 @@ def run(
 @app.command()
 def show(name: Name, results: Results = HERE) -> None:
     """Show the stored cells of a sweep by status, with their key figures."""
-    with _one_line_errors():
+    with _one_line_errors(), _text_is_all():
         from bench.sweep import load
 
         sweep = load(name)
@@ -160,7 +170,7 @@ def show(name: Name, results: Results = HERE) -> None:
 @app.command()
 def doctor() -> None:
     """Say what works on this machine: compiler, backends, GPU, data sets; and why the rest does not."""
-    with _one_line_errors(), _environment_errors():
+    with _one_line_errors(), _text_is_all(), _environment_errors():
         from bench.doctor import findings
 
         for what, how in findings():
