@@ -95,12 +95,13 @@ def _text_is_all() -> Iterator[None]:
 def list_() -> None:
     """List the sweeps that come with the suite, and the names sweep files can use."""
     with _one_line_errors(), _text_is_all():
+        from bench.cells import number
         from bench.settings import REGISTRIES
         from bench.sweep import load, names
 
         for name in names():
             sweep = load(name)
-            print(f"{name:<20} {len(sweep.cells):>4} cells  {sweep.description}")
+            print(f"{name:<20} {number(len(sweep.cells)):>10}  {sweep.description}")
         print()
         for noun, registry in REGISTRIES.items():
             print(f"{noun:<20} {', '.join(registry.names())}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import platform
 import shutil
@@ -151,7 +150,7 @@ def _breakevens() -> Iterator[Finding]:
 
 
 def _datasets() -> Iterator[Finding]:
-    from bench.data.corpus import DATA_DIR_VARIABLE, DATASETS, DataError, data_dir
+    from bench.data.corpus import DATA_DIR_VARIABLE, DATASETS, DataError, data_dir, missing_files
 
     try:
         folder = data_dir()
@@ -160,6 +159,5 @@ def _datasets() -> Iterator[Finding]:
         return
     yield "data folder", f"{folder} (set {DATA_DIR_VARIABLE} to change it)"
     for name in DATASETS:
-        missing = getattr(importlib.import_module(f"bench.data.{name}"), "missing", None)  # some need no files
-        absent = missing(folder) if missing else None
+        absent = missing_files(name, folder)
         yield f"dataset {name}", f"not here: {absent}" if absent else "found"

@@ -5,11 +5,13 @@ torch is imported inside the functions: a run that has nothing to do should end 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
 import re
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (".py", ".c", ".cpp", ".h", ".hpp", ".cu", ".cuh")
+NO_DEVICE, STUB = 100, 34  # answers of the driver
 
 
 @cache
@@ -94,6 +97,15 @@ def physical_cores() -> int:
 def processors() -> int:
     """Logical processors that this process may use, at least 1."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_no_gpu() -> bool:
+    """Whether there is no NVIDIA GPU here, for good, as its driver says; torch is not asked."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return True
+    return driver.cuInit(0) in (NO_DEVICE, STUB)
 
 
 def blas(build: str) -> str:
