@@ -66,7 +66,7 @@ def test_a_sweep_is_reported_where_something_is_stored(
         if arguments[1] == "bench" and ended == "Ctrl-C":
             raise KeyboardInterrupt
         if arguments[1] == "bench" and ended:
-            raise CommandFailed(f"Returned code {ended}", return_code=ended)
+            raise CommandFailed(f"Returned code {ended}")
 
     monkeypatch.setattr(noxfile, "run", run)
     if ended:
