@@ -53,7 +53,9 @@ Name = Annotated[str, typer.Argument(help="a sweep's name, its .toml file, or a 
 Results = Annotated[
     Path | None,
     typer.Option(
-        parser=_folder("--results"), metavar="FOLDER", help="folder that holds one folder a sweep; default: results"
+        parser=_folder("--results"),
+        metavar="FOLDER",
+        help="folder that holds one folder a sweep; default: ./results as of bench run, then the checkout's, then results/reference",
     ),
 ]
 Out = Annotated[Path, typer.Option(parser=_folder("--out"), metavar="FOLDER", help="folder the figures go to")]

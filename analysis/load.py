@@ -53,9 +53,16 @@ UNLIKE = {
 }
 
 
+def results_folders() -> list[Path]:
+    """Where sweeps are looked for: ./results, which a run writes to, where that exists, then the checkout's."""
+    here, checkout = Path("results"), ROOT / "results"
+    found = [here] if here.is_dir() else []
+    return found if found and here.resolve() == checkout.resolve() else [*found, checkout]
+
+
 def results_folder() -> Path:
-    """Where sweeps are stored: ./results where that exists, else the checkout's."""
-    return Path("results") if Path("results").is_dir() else ROOT / "results"
+    """Where what is made of several sweeps goes: the first of `results_folders`."""
+    return results_folders()[0]
 
 
 def reference_folder() -> Path:
@@ -70,10 +77,10 @@ def find_folder(name: str, results: str | os.PathLike[str] | None = None) -> Pat
     """The folder of a finished sweep: a folder, a sweep's name, or its .toml file; BadInputError with one line otherwise.
 
     A folder may be named from where one is or from the checkout. A sweep is looked up in `results`, before anything else
-    is tried, and a bare name is that of a sweep; where `results` is not given, in `results_folder` and then among the
+    is tried, and a bare name is that of a sweep; where `results` is not given, in `results_folders` and then among the
     committed ones. A file is refused where its name's folder was measured from another file.
     """
-    parents = [results_folder(), REFERENCE] if results is None else [Path(results)]
+    parents = [*results_folders(), REFERENCE] if results is None else [Path(results)]
     sweep = Path(name).stem if name.endswith(".toml") else name
     sweeps, named = [parent / sweep for parent in parents], [Path(name), ROOT / name]
     is_path = len(Path(name).parts) > 1

@@ -5,8 +5,10 @@ Every command imports what it needs itself, so that a bad sweep file is refused 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import typer
@@ -79,16 +81,27 @@ def _environment_errors() -> Iterator[None]:
         raise ending(f"{error.name or 'a package'} cannot be imported here: {why}", ENVIRONMENT) from None
 
 
+@contextmanager
+def _text_is_all() -> Iterator[None]:
+    """Where a command makes nothing but what it prints, that is not lost in silence."""
+    from bench.output import lost_text
+
+    yield
+    if why := lost_text():
+        raise ending(f"standard output: {why}", ENVIRONMENT)
+
+
 @app.command("list")
 def list_() -> None:
     """List the sweeps that come with the suite, and the names sweep files can use."""
-    with _one_line_errors():
+    with _one_line_errors(), _text_is_all():
+        from bench.cells import number
         from bench.settings import REGISTRIES
         from bench.sweep import load, names
 
         for name in names():
             sweep = load(name)
-            print(f"{name:<20} {len(sweep.cells):>4} cells  {sweep.description}")
+            print(f"{name:<20} {number(len(sweep.cells)):>10}  {sweep.description}")
         print()
         for noun, registry in REGISTRIES.items():
             print(f"{noun:<20} {', '.join(registry.names())}")
@@ -97,7 +110,7 @@ def list_() -> None:
 @app.command()
 def plan(name: Name, results: Results = HERE, workers: Workers = None, retry: Retry = False) -> None:
     """Say what a sweep has to run, what is stored already and how long it will take; change nothing."""
-    with _one_line_errors():
+    with _one_line_errors(), _text_is_all():
         from bench.sweep import load
 
         sweep = load(name)
@@ -144,7 +157,7 @@ def run(
 @app.command()
 def show(name: Name, results: Results = HERE) -> None:
     """Show the stored cells of a sweep by status, with their key figures."""
-    with _one_line_errors():
+    with _one_line_errors(), _text_is_all():
         from bench.sweep import load
 
         sweep = load(name)
@@ -158,7 +171,7 @@ def show(name: Name, results: Results = HERE) -> None:
 @app.command()
 def doctor() -> None:
     """Say what works on this machine: compiler, backends, GPU, data sets; and why the rest does not."""
-    with _one_line_errors(), _environment_errors():
+    with _one_line_errors(), _text_is_all(), _environment_errors():
         from bench.doctor import findings
 
         for what, how in findings():
@@ -179,8 +192,8 @@ def campaign(
 ) -> None:
     """Check every kernel on a GPU, then time and train sweeps, most important cells first, until the budget is spent; resumable.
 
-    OUT holds few files, each with its checksum. check.parquet says how each kernel's check ended; a kernel whose check failed is not
-    timed. The next call with the same --out goes on, or with another one and --resume-from.
+    OUT holds few files, each with its checksum. check.parquet says how each kernel's check ended; a kernel that it found
+    wrong is not timed, and one whose check was cut short (--timeout, a crash) waits until the check is made again. The next call with the same --out goes on, or with another one and --resume-from.
 
     Cells that train run too, --together of them side by side (the column workers says so, since it lengthens their seconds).
     With --checkpoint-mib a cell that will not fit is begun, put aside in OUT/.checkpoints when the time is up, one file, and goes on
@@ -248,11 +261,20 @@ def columns(
             publish(schema, machine_readable().encode())
 
 
+class _WithoutPandas(MetaPathFinder):
+    """Keeps pyarrow from importing pandas, as it does where it can for whatever is made of Python lists: half a second in which Ctrl-C is lost."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:  # noqa: ARG002
+        if fullname == "pandas":
+            raise ModuleNotFoundError("not needed here", name=fullname)
+
+
 def main() -> None:
     """The command line as a process of its own."""
     from bench.output import outlive_readers
 
     outlive_readers()
+    sys.meta_path.insert(0, _WithoutPandas())
     app()
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from bench.cells import Cell, TrainCell
-from bench.engines.estimate import Pace
+from bench.engines.estimate import Pace, spoken
 from bench.engines.local import Ending, Progress, Work, failure, run_cells
 from bench.engines.progress import labels, reporter
 from bench.measuring.machine import facts
@@ -102,3 +102,15 @@ def run_jobs(
         except SpentError:
             display.line("the time is up: what was running is left for the next run")  # after its checkpoint
     return [job for alike in left.values() for job in alike]
+
+
+def left_over(cells: Sequence[Cell], seconds: float, pace: Pace, piecewise: bool = False) -> str:
+    """One line about cells that a budget of `seconds` was too short for, and whether it is for each of them.
+
+    piecewise: those that train go on from call to call, and fit any.
+    """
+    line = f"{len(cells)} left after {spoken(seconds)}: run again with the same --out to go on"
+    shortest = MARGIN * min(pace.seconds([cell]) for cell in cells)
+    if shortest <= seconds or (piecewise and any(isinstance(cell, TrainCell) for cell in cells)):
+        return line
+    return f"{line} and a larger --budget: none fits this one, the shortest may take {spoken(shortest)}"

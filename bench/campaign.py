@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from os import PathLike
@@ -24,9 +24,9 @@ from typing import Any
 
 import filelock
 
-from bench.budget import Job, run_jobs
-from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell
-from bench.engines.estimate import Pace, spoken
+from bench.budget import Job, left_over, run_jobs
+from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell, number
+from bench.engines.estimate import Pace
 from bench.engines.local import Work, measure
 from bench.measuring.machine import source_hash
 from bench.measuring.quiet import await_quiet
@@ -36,6 +36,7 @@ from bench.store import LockedError
 from bench.storing.tables import Tables
 from bench.sweep import Sweep, distinct
 from bench.training.checkpoint import FOLDER, Checkpoints
+from bench.training.needs import thread_lines
 
 WATCHED = (("dsd", "memcheck"), ("sdd", "memcheck"), ("forward_backward", "memcheck"), ("dsd", "racecheck"))
 
@@ -78,28 +79,38 @@ def watched(checks: Sequence[CheckCell], ours: str) -> list[CheckCell]:
 
 
 def verdict(tables: Tables, cell: Cell) -> tuple[str, str] | None:
-    """What the check of a cell's kernel says against timing it: (status, reason), ('', '') where it is not made yet, or None.
+    """What the check of a cell's kernel says against timing it: (status, reason), ('', '') where it has not said it yet, or None.
 
-    A check for which the machine lacked something is not made yet.
+    Only an output that is wrong speaks against a kernel: a check that ended otherwise, as at a time limit, is made again.
     """
     check = check_of(cell)
     rows = tables.rows(check) if check else []
-    if check and (not rows or any(map(lacked, rows))):
+    if check and (not rows or not says(rows)):
         return "", ""
     for row in rows:
-        if row["status"] not in FINE:
+        if row["status"] == "wrong":
             where = f"{row['pattern']}, n = {row['n']}" if row["pattern"] else "every problem"
-            return "wrong", f"not timed: its check on this device ended {row['status']} ({where}): {row['reason']}"
+            return "wrong", f"not timed: its check on this device ended wrong ({where}): {row['reason']}"
     return None
+
+
+def says(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the rows of a check say what its kernel is: right, wrong or not here; else it is made again.
+
+    It was cut short where it ran out of time or memory, crashed or failed. One wrong output says it all, unless the machine
+    lacked something.
+    """
+    statuses = {row["status"] for row in rows}
+    return not any(map(lacked, rows)) and ("wrong" in statuses or statuses <= set(FINE))
 
 
 def is_finished(tables: Tables, cell: Cell) -> bool:
     """Whether a cell need not run. One that ended ill, and every check, is run again by other sources.
 
-    One for which the machine lacked something is run again always.
+    One for which the machine lacked something is run again always, and so is a check that did not say what its kernel is.
     """
     rows = tables.rows(cell)
-    if any(map(lacked, rows)):
+    if any(map(lacked, rows)) or (isinstance(cell, CheckCell) and not says(rows)):
         return False
     settled = rows and all(row["status"] == "ok" for row in rows) and not isinstance(cell, CheckCell)
     return bool(settled or (rows and rows[0]["source_hash"] == source_hash()))
@@ -161,11 +172,13 @@ def run_campaign(
                 pace.learn(job.cell, rows[-1]["cell_seconds"])
         left_out = sum(len(sweep.cells) for sweep in sweeps) - sum(map(len, timed.values()))
         say(
-            f"campaign on {device}: {len(jobs)} cells, {len(checks) + len(sanitized)} of them checks; "
+            f"campaign on {device}: {number(len(jobs), 'cell')}, {len(checks) + len(sanitized)} of them checks; "
             f"{len({job.cell.cell_id for job in todo})} to run"
         )
+        for line in thread_lines([job.cell for job in todo]):
+            say(line)
         if left_out:
-            say(f"note: {left_out} cells of these sweeps are not on {device}; they are left out")
+            say(f"note: {number(left_out, 'cell')} of these sweeps not on {device}: left out")
         check_datasets([job.cell for job in todo])
         checkpoints = None
         if checkpoint_mib:
@@ -185,7 +198,7 @@ def run_campaign(
             for tables in (checked, *stores.values()):
                 for kind in set(tables.kinds.values()):
                     tables.write(kind)  # what came from another folder too
-        return _summary(jobs, out, budget)
+        return _summary(jobs, out, budget, pace, piecewise=checkpoints is not None)
 
 
 def share(jobs: Sequence[Job]) -> None:
@@ -212,18 +225,36 @@ def take_over(
     return checkpoints
 
 
-def _summary(jobs: Sequence[Job], out: Path, budget: float) -> int:
+def _summary(jobs: Sequence[Job], out: Path, budget: float, pace: Pace, piecewise: bool) -> int:
     statuses: Counter[str] = Counter()
-    left = 0
+    left: list[Cell] = []
     for job in jobs:
         rows = job.tables.rows(job.cell)
-        left += not rows
         if rows:
-            statuses[next((row["status"] for row in rows if row["status"] not in FINE), rows[-1]["status"])] += 1
-    print(f"{len(jobs) - left} of {len(jobs)} cells stored in {out}: {counted(statuses) or 'none'}")
-    if left:
-        print(f"{left} left after {spoken(budget)}: run again with the same --out to go on")
+            statuses[worst(rows)] += 1
+        else:
+            left.append(job.cell)
+    print(f"{len(jobs) - len(left)} of {len(jobs)} cells stored in {out}: {counted(statuses) or 'none'}")
+    cut_short = {
+        job.cell.cell_id: worst(rows)
+        for job in jobs
+        if isinstance(job.cell, CheckCell) and (rows := job.tables.rows(job.cell)) and not says(rows)
+    }
+    waiting = [cell for cell in left if (check := check_of(cell)) and check.cell_id in cut_short]
+    if cut_short:
+        ended = counted(Counter(cut_short.values()))
+        print(
+            f"{number(len(cut_short), 'check')} did not say whether the kernel is right ({ended}) and will be made again; "
+            f"not timed until then: {number(len(waiting), 'cell')}"
+        )
+    if late := [cell for cell in left if cell not in waiting]:
+        print(left_over(late, budget, pace, piecewise))
     return 1 if any(status not in FINE for status in statuses) else 0
+
+
+def worst(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How a cell ended: the status of its first row that is not fine, else of its last."""
+    return str(next((row["status"] for row in rows if row["status"] not in FINE), rows[-1]["status"]))
 
 
 @contextmanager

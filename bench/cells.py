@@ -318,3 +318,8 @@ def identity(kind: str, settings: Mapping[str, Any]) -> str:
     own = {name: value for name, value in settings.items() if value != fields[name].get_default()}
     text = json.dumps({"kind": kind, **own}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
+
+
+def number(count: int, noun: str = "cell") -> str:
+    """'1 cell', '3 cells'."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import platform
 import shutil
@@ -11,6 +10,7 @@ from typing import Any
 
 from bench.measuring.machine import blas, physical_cores, processor, revision, source_hash
 from kernels.system.resources import ResourceError, in_words
+from kernels.system.threads import in_force
 
 PACKAGES = (
     "numpy",
@@ -36,7 +36,7 @@ def findings() -> Iterator[Finding]:
     yield "suite", f"commit {commit[:12] or 'unknown'}{' with changes' if dirty else ''}, sources {source_hash()}"
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     yield "processor", f"{processor()}, {physical_cores()} physical cores to use"
-    yield "torch", f"{torch.__version__}, {torch.get_num_threads()} threads, BLAS {blas(torch.__config__.show())}"
+    yield "torch", f"{torch.__version__}, {in_force()} threads, BLAS {blas(torch.__config__.show())}"
     yield "cuda", _cuda()
     yield "cuda kernels", _cuda_kernels()
     yield "packages", ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
@@ -149,7 +149,7 @@ def _breakevens() -> Iterator[Finding]:
 
 
 def _datasets() -> Iterator[Finding]:
-    from bench.data.corpus import DATA_DIR_VARIABLE, DATASETS, DataError, data_dir
+    from bench.data.corpus import DATA_DIR_VARIABLE, DATASETS, DataError, data_dir, missing_files
 
     try:
         folder = data_dir()
@@ -158,6 +158,5 @@ def _datasets() -> Iterator[Finding]:
         return
     yield "data folder", f"{folder} (set {DATA_DIR_VARIABLE} to change it)"
     for name in DATASETS:
-        missing = getattr(importlib.import_module(f"bench.data.{name}"), "missing", None)  # some need no files
-        absent = missing(folder) if missing else None
+        absent = missing_files(name, folder)
         yield f"dataset {name}", f"not here: {absent}" if absent else "found"

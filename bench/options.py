@@ -131,7 +131,11 @@ def _path(option: str, given: Any, accepted: str) -> Path:
 Name = Annotated[str, typer.Argument(help="a sweep of bench/sweeps, or a path to a .toml file")]
 Results = Annotated[
     Path,
-    typer.Option(parser=folder("--results"), metavar="FOLDER", help="folder that holds one folder a sweep"),
+    typer.Option(
+        parser=folder("--results"),
+        metavar="FOLDER",
+        help="folder that holds one folder a sweep; the analysis looks into ./results first too, then into the checkout's",
+    ),
 ]
 Workers = Annotated[
     int | None,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from bench.cells import Cell
+from bench.cells import Cell, number
 from bench.storing.parquet import DamagedError, publish, regular
 from bench.storing.tables import Tables
 from bench.sweep import Sweep, SweepError
@@ -43,7 +43,7 @@ def require_own(sweep: Sweep, folder: Path, stored: Collection[str], option: str
     """
     other = len(set(stored) - {cell.cell_id for cell in sweep.cells})
     if other and origin(folder) not in ("", sweep.origin):
-        wrong = f"{folder} holds {other} cells of another file called {sweep.name}"
+        wrong = f"{folder} holds {number(other)} of another file called {sweep.name}"
         accepted = f"a file of another name, another {option}, or this one after {folder / ORIGIN} is removed"
         raise SweepError(sweep.path, "file", wrong, accepted)
 
@@ -81,7 +81,7 @@ class Kept:
         stored = {cell_id for tables in found for cell_id in tables.tables}
         if stored and not stored & self.own and origin(folder) != self.sweep.origin:
             wrong = (
-                f"{folder} holds {len(stored)} cells of another sweep called {self.sweep.name}, and none of this one"
+                f"{folder} holds {number(len(stored))} of another sweep called {self.sweep.name}, and none of this one"
             )
             raise SweepError(self.sweep.path, "file", wrong, f"a file of another name, or another {option}")
         require_own(self.sweep, folder, stored, option)
@@ -100,5 +100,5 @@ class Kept:
         for kind in kinds:
             self.tables.write(kind)
         if apart := len(self.retired.tables.keys() - self.own):
-            where = f"they are kept in {self.retired.folder}, outside the tables"
-            say(f"note: {apart} stored cells of {self.sweep.name} are not in {self.sweep.path}; {where}")
+            where = f"kept in {self.retired.folder}, outside the tables"
+            say(f"note: not in {self.sweep.path}: {number(apart, 'stored cell')} of {self.sweep.name}; {where}")

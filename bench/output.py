@@ -1,12 +1,13 @@
 """Standard output and error that take every text and outlive their reader: what is printed never ends the work.
 
 A pipe that was closed, a full disk, a stream that was closed from the start and an encoding without a character are each
-the reader's loss alone. `analysis.output` is the same on the other side of the parquet wall.
+the reader's loss alone, unless a command makes nothing else (`lost_text`). `analysis.output` is the same on the other side of the parquet wall.
 """
 
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import select
@@ -37,11 +38,18 @@ def outlive_readers() -> None:
         setattr(sys, name, writer)
 
 
+def lost_text() -> str:
+    """Why something that was printed so far is nowhere, as on a full disk; nothing where all is there, or its reader has gone."""
+    sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return raw.lost if isinstance(raw, _Lasting) else ""
+
+
 class _Lasting(io.RawIOBase):
     """A file descriptor that takes what nobody reads any more."""
 
     def __init__(self, number: int) -> None:
-        self.number = number
+        self.number, self.lost = number, ""
 
     def fileno(self) -> int:
         return self.number
@@ -58,7 +66,9 @@ class _Lasting(io.RawIOBase):
                 return os.write(self.number, data)
             except BlockingIOError:
                 select.select([], [self.number], [])
-            except OSError:
+            except OSError as error:
+                if error.errno != errno.EPIPE:  # a reader who has gone has read what he wanted
+                    self.lost = self.lost or error.strerror or str(error)
                 return len(data)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from bench.cells import Cell, TrainCell
+from bench.cells import KINDS, Cell, TrainCell, number
 from bench.data.corpus import DataError, data_dir, load_corpus
 from bench.engines.estimate import Pace, spoken
 from bench.engines.local import Ending, Progress, Work, failure, measure, run_cells
@@ -42,6 +43,7 @@ class Plan:
     """What of a sweep is stored and what is still to run.
 
     other: intact stored cells that the sweep no longer has. halfway: cells to run that were put aside in a checkpoint.
+    tables_alone: the folder, where it has tables and no cell, as what is committed, or a campaign's.
     """
 
     sweep: Sweep
@@ -49,6 +51,7 @@ class Plan:
     todo: tuple[Cell, ...]
     other: int
     halfway: int
+    tables_alone: Path | None = None
 
     def pace(self) -> Pace:
         pace = Pace()
@@ -61,11 +64,15 @@ class Plan:
         """The plan in words."""
         kinds = Counter(cell.kind for cell in self.sweep.cells)
         statuses = Counter(stored.status for stored in self.stored.values())
-        lines = [f"{self.sweep.name}: {len(self.sweep.cells)} cells ({counted(kinds)})"]
+        lines = [f"{self.sweep.name}: {number(len(self.sweep.cells))} ({counted(kinds)})"]
         lines.append(f"stored: {len(self.stored)}" + (f" ({counted(statuses)})" if statuses else ""))
         if self.todo:
             pace = self.pace()
-            basis = f"from {pace.cells} stored cells" if pace.cells else "a rough figure from the number of operations"
+            basis = (
+                f"from {number(pace.cells, 'stored cell')}"
+                if pace.cells
+                else "a rough figure from the number of operations"
+            )
             seconds = pace.seconds(self.todo, training_workers(self.todo, workers))
             lines.append(f"to run: {len(self.todo)}, about {spoken(seconds)} ({basis})")
         else:
@@ -74,12 +81,18 @@ class Plan:
         lines += warnings(self.todo)
         if self.halfway:
             lines.append(f"half done: {self.halfway} of them go on from a checkpoint")
+        if self.tables_alone:
+            where = shlex.quote(str(self.tables_alone))
+            lines.append(
+                f"note: tables alone lie in {self.tables_alone}, without cells/: nothing goes on from them; "
+                f"read them with python -m analysis report {where}"
+            )
         if self.other:
             lines.append(
-                f"note: {self.other} more stored cells are not in this sweep file; they stay, outside the tables"
+                f"note: not in this sweep file: {number(self.other, 'more stored cell')}, kept outside the tables"
             )
         if aged := sum(stored.source_hash != source_hash() for stored in self.stored.values()):
-            lines.append(f"note: {aged} stored cells were measured by other sources than today's; they are kept")
+            lines.append(f"note: {number(aged, 'stored cell')} measured by other sources than today's, and kept")
         return lines
 
 
@@ -97,7 +110,8 @@ def make_plan(sweep: Sweep, results: str | PathLike[str], retry: bool = False) -
     )
     checkpoints = Checkpoints(folder / FOLDER)
     halfway = sum(checkpoints.path(cell.cell_id).is_file() for cell in todo)
-    return Plan(sweep, ours, todo, len(finished) - len(ours), halfway)
+    alone = not finished and any((folder / f"{kind}.parquet").is_file() for kind in KINDS)
+    return Plan(sweep, ours, todo, len(finished) - len(ours), halfway, folder if alone else None)
 
 
 def training_workers(cells: Sequence[Cell], wanted: int | None) -> int:
@@ -238,7 +252,8 @@ def _summary(plan: Plan, store: Store) -> int:
         stored = plan.stored[cell.cell_id]
         print(f"  {stored.status}: {names[cell.cell_id]}: {stored.reason}")
     if len(not_ok) > LISTED:
-        print(f"  and {len(not_ok) - LISTED} more: python -m bench show {plan.sweep.name}")
+        shown = shlex.join([plan.sweep.named, "--results", str(store.folder.parent)])
+        print(f"  and {len(not_ok) - LISTED} more: python -m bench show {shown}")
     return 1 if failed else 0
 
 

@@ -160,7 +160,7 @@ PROVENANCE = (
     Column("source_hash", pa.string(), "provenance", "", "sha256 of the sources that compute a cell, of kernels/ and bench/, 16 hex digits"),
     Column("device_name", pa.string(), "provenance", "", "processor or GPU model"),
     Column("cores", pa.int64(), "provenance", "", "logical cores"),
-    Column("threads_used", pa.int64(), "provenance", "", "threads in force, read back from torch"),
+    Column("threads_used", pa.int64(), "provenance", "", "threads in force: read back from torch, and no more than OpenMP starts"),
     Column("os", pa.string(), "provenance", "", "operating system and machine"),
     Column("driver", pa.string(), "provenance", "", "GPU driver version, empty on a CPU"),
     Column("sm_clock_mhz", pa.float64(), "provenance", "MHz", "clock of the GPU's multiprocessors right after the samples; as it was, never set; null on a CPU or where the driver does not say"),

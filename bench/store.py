@@ -24,7 +24,7 @@ from typing import Any
 import filelock
 import pyarrow as pa
 
-from bench.cells import Cell
+from bench.cells import Cell, number
 from bench.schema import COLUMNS
 from bench.storing.parquet import (
     DamagedError,
@@ -123,7 +123,7 @@ class Store:
             if alone:
                 self.replaced.mkdir(exist_ok=True)
                 publish(place := free_name(path, self.replaced), data)
-                lines.append(f"{path} has rows of {len(alone)} cells that are not in {self.cells}: kept as {place}")
+                lines.append(f"{path} has rows of {number(len(alone))} not in {self.cells}: kept as {place}")
         return lines
 
     def finished(self) -> dict[str, Stored]:

@@ -66,6 +66,11 @@ class Sweep:
         place = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         return hashlib.sha256(os.fsencode(place.as_posix())).hexdigest()
 
+    @property
+    def named(self) -> str:
+        """What loads it again, from the same folder: the bare name of one that comes with the suite, else its path."""
+        return self.name if self.path.parent == SWEEPS else str(self.path)
+
 
 def names() -> list[str]:
     """The sweeps that come with the suite."""

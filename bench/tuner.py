@@ -7,26 +7,29 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from bench.budget import Job, run_jobs
+from bench.budget import Job, left_over, run_jobs
 from bench.campaign import locked, require_device
-from bench.cells import GemmCell, TuneCell
+from bench.cells import GemmCell, TuneCell, number
 from bench.engines.estimate import Pace
 from bench.engines.local import Work, measure
 from bench.measuring.machine import source_hash
-from bench.run import lacked, terminable
+from bench.run import FINE, counted, lacked, terminable
 from bench.storing.parquet import publish, require_file
 from bench.storing.tables import Tables
 from bench.sweep import Sweep
+from bench.training.needs import thread_lines
 from kernels.system.cache import SEAL, sealed
 
 SHAPE = ("op", "dtype", "math", "block_size", "m", "k", "n", "target_sparsity")
 PROVENANCE = ("commit", "dirty", "source_hash", "device_name", "driver", "torch", "python", "os", "started_at")
 OURS = {"cpu": "native", "cuda": "cuda"}
+CUT_SHORT = ("timeout", "crashed", "out_of_memory")  # says nothing of a kernel
 
 
 def tune_cells(sweeps: Sequence[Sweep], device: str) -> list[TuneCell]:
@@ -48,36 +51,69 @@ def run_tuner(
     timeout: float = 300.0,
     work: Work = measure,
 ) -> int:
-    """Tune what is missing, write the table to `out` and return the exit status: 0, or 130 (interrupted).
+    """Tune what is missing, write the table to `out` and return the exit status: 0, 1 (something failed) or 130 (interrupted).
 
-    budget, timeout: seconds for all, for one shape. Raises as `bench.campaign.run_campaign`.
+    budget, timeout: seconds for all, for one shape. No table is written where no shape is tuned: an earlier one stays.
+    Raises as `bench.campaign.run_campaign`.
     """
     deadline, out = time.monotonic() + budget, Path(out)
     require_file(out)  # known before anything is timed
     require_device(device)
-    cells = tune_cells(sweeps, device)
+    cells, pace = tune_cells(sweeps, device), Pace()
     with locked(out.parent):
         tables = Tables(out.parent, cells)
         for line in tables.load():
             print(line, flush=True)
         todo = [cell for cell in cells if _is_stale(tables.rows(cell))]
-        print(f"tuner on {device}: {len(cells)} shapes, {len(todo)} to tune", flush=True)
-        status = 0
+        print(f"tuner on {device}: {number(len(cells), 'shape')}, {len(todo)} to tune", flush=True)
+        for line in thread_lines(todo):
+            print(line, flush=True)
+        interrupted = False
         try:
             with terminable():
-                run_jobs([Job(cell, tables) for cell in todo], deadline, timeout, work, Pace())
+                late = run_jobs([Job(cell, tables) for cell in todo], deadline, timeout, work, pace)
         except KeyboardInterrupt:
-            print("interrupted; run again to go on")
-            status = 130
+            interrupted = True
         choices = [choice for cell in cells for choice in winner(tables.rows(cell))]
         if choices:
             publish(out, table(choices, tables, cells).encode())
-    print(f"{len(choices)} of {len(cells)} shapes tuned; table in {out}")
-    return status
+    if not cells:
+        print(
+            f"nothing to tune: no product of {OURS[device]} on {device} in {', '.join(sweep.name for sweep in sweeps)}"
+        )
+    print(f"{len(choices)} of {number(len(cells), 'shape')} tuned; {_place(out, bool(choices))}")
+    if interrupted:
+        print("interrupted; run again to go on")
+        return 130
+    if late:
+        print(left_over([job.cell for job in late], budget, pace))
+    return _failures([tables.rows(cell) for cell in cells])
+
+
+def _place(out: Path, written: bool) -> str:
+    if written:
+        return f"table in {out}"
+    return f"no table is written, {out} is an earlier one" if out.exists() else "no table is written"
+
+
+def _failures(shapes: Sequence[list[dict[str, Any]]]) -> int:
+    """Say which variants of the shapes did not end well; 1 where there are such, else 0."""
+    statuses = Counter(row["status"] for rows in shapes for row in rows if row["status"] not in FINE)
+    if not statuses:
+        return 0
+    failed = sum(any(row["status"] not in FINE for row in rows) for rows in shapes)
+    first = next(row for rows in shapes for row in rows if row["status"] not in FINE)
+    print(
+        f"{number(failed, 'shape')} with failures: {counted(statuses)}; the first: {first['status']}: {first['reason']}"
+    )
+    return 1
 
 
 def _is_stale(rows: list[dict[str, Any]]) -> bool:
-    return not rows or rows[0]["source_hash"] != source_hash() or any(map(lacked, rows))
+    """Whether a shape is to be tuned: by other sources, for want of something, or where it was cut short before any variant."""
+    if not rows or rows[0]["source_hash"] != source_hash() or any(map(lacked, rows)):
+        return True
+    return all(row["status"] in CUT_SHORT for row in rows)
 
 
 def winner(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

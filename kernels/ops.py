@@ -25,6 +25,7 @@ from kernels.operands import require, require_memory
 from kernels.products import How, cuda_dsd, product, recorded
 from kernels.products import dsd as dsd
 from kernels.products import sdd as sdd
+from kernels.system.threads import in_force
 from kernels.tracing import refuse_functionalize, transformed, watched
 
 KERNELS = ("auto", "cuda", "native", "torch")
@@ -71,7 +72,7 @@ def lstm_kernel(weight_hh: BSRMatrix, batch: int, kernel: str = "auto") -> str:
     chosen = kernel_for(kernel, data.dtype, data.device, layer=True, **_sizes(weight_hh))
     if chosen == "native":
         library = native_library.library("lstm", data.dtype)
-        return native_library.describe(library, torch.get_num_threads())
+        return native_library.describe(library, in_force())
     if chosen == "torch":
         return "torch, step by step"
     refusal = lstm_refusal(weight_hh, batch)

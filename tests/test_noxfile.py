@@ -52,3 +52,26 @@ def test_a_part_that_fails_does_not_keep_the_next_from_running(
     else:
         getattr(noxfile, name)(session)
     assert session.ran == list(parts)
+
+
+@pytest.mark.parametrize("ended", [0, 1, 2, 3, 130, "Ctrl-C"])
+def test_a_sweep_is_reported_where_something_is_stored(
+    noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch, ended: int | str
+) -> None:
+    """Where all went well or some cells failed; after an interrupt the last line is the one that says how to go on."""
+    ran: list[str] = []
+
+    def run(session: Session, *arguments: str, **_: object) -> None:
+        ran.append(arguments[1])
+        if arguments[1] == "bench" and ended == "Ctrl-C":
+            raise KeyboardInterrupt
+        if arguments[1] == "bench" and ended:
+            raise CommandFailed(f"Returned code {ended}")
+
+    monkeypatch.setattr(noxfile, "run", run)
+    if ended:
+        with pytest.raises((CommandFailed, KeyboardInterrupt)):
+            noxfile.sweep(Session())
+    else:
+        noxfile.sweep(Session())
+    assert ran == (["bench", "analysis"] if ended in (0, 1) else ["bench"])

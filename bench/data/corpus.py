@@ -127,6 +127,13 @@ def _load_corpus(name: str, folder: Path) -> Corpus:
     return corpus
 
 
+def missing_files(name: str, folder: str | PathLike[str]) -> str | None:
+    """What of a data set is not in `folder` yet, as its module says (`missing(folder)`), or None; some need no files."""
+    missing = getattr(importlib.import_module(f"{DATASETS.package}.{name}"), "missing", None)
+    absent: str | None = missing(Path(folder)) if missing else None
+    return absent
+
+
 @functools.cache
 def known_sizes(name: str) -> Sizes | None:
     """The sizes of a data set, where its module can tell them (`sizes()`) without torch and without a file; else None."""

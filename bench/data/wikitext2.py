@@ -95,7 +95,7 @@ def download(home: Path) -> None:
                 return
     names = ", ".join(file_name(part) for part in PARTS)
     raise DataError(
-        f"wikitext2 could not be downloaded; put {names} into {home}, "
+        f"its text could not be downloaded; put {names} into {home}, "
         f"or set {DATA_DIR_VARIABLE} to a folder that holds them in wikitext-2"
     )
 

@@ -29,6 +29,7 @@ from bench.measuring.causes import one_line, status_of
 from bench.measuring.machine import physical_cores
 from bench.output import outlive_readers
 from bench.training.checkpoint import Checkpoints
+from kernels.system.threads import in_force
 
 Row = dict[str, Any]
 Progress = dict[str, float | int | str]
@@ -300,7 +301,7 @@ def _work_on(work: Work, cell: Cell, progress: Path) -> Ending:
         status, reason = status_of(error)
         rows = [{"status": status, "reason": reason}]
     torch = sys.modules.get("torch")
-    threads = torch.get_num_threads() if torch else None
+    threads = in_force() if torch else None
     earlier = max((row.get("earlier_seconds") or 0.0 for row in rows), default=0.0)
     return Ending(cell, rows, started_at, earlier + time.monotonic() - began, threads, _is_spoiled(torch))
 

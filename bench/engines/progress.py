@@ -112,7 +112,13 @@ def _finished(done: int, total: int, label: str, status: str, reason: str, secon
 
 
 def _current(label: str, told: Mapping[str, float | int | str]) -> str:
+    """The last news of a cell; what has a whole beside it, as epoch has epochs, is told as a part of it."""
+    wholes = {f"{key}s": key for key in told if f"{key}s" in told}
     figures = ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in told.items()
+        f"{key} {value:.4g}"
+        if isinstance(value, float)
+        else f"{key} {value}" + (f" of {told[f'{key}s']}" if f"{key}s" in told else "")
+        for key, value in told.items()
+        if key not in wholes
     )
     return f"{figures or 'started'}: {label}"

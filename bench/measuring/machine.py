@@ -7,12 +7,14 @@ What a GPU says of itself while it is being measured: clocks, temperature, power
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib
 import os
 import platform
 import re
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ COMPUTES = (  # what a cell's rows depend on: not the commands, nor where cells 
     "bench/pruning", "bench/training",
 )  # fmt: skip
 SOURCES = (".py", ".c", ".cpp", ".h", ".hpp", ".cu", ".cuh")
+NO_DEVICE, STUB = 100, 34  # answers of the driver
 
 
 @cache
@@ -99,8 +102,21 @@ def processor() -> str:
 def physical_cores() -> int:
     """Physical cores that this process may use, at least 1."""
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    return max(1, min(cores, allowed))
+    return max(1, min(cores, processors()))
+
+
+def processors() -> int:
+    """Logical processors that this process may use, at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_no_gpu() -> bool:
+    """Whether there is no NVIDIA GPU here, for good, as its driver says; torch is not asked."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return True
+    return driver.cuInit(0) in (NO_DEVICE, STUB)
 
 
 def blas(build: str) -> str:

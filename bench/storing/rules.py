@@ -55,22 +55,37 @@ def faults(table: pa.Table, kind: str) -> Iterator[Fault]:
 def _missing(table: pa.Table, kind: str, ok: np.ndarray) -> Iterator[Fault]:
     begun = ok & np.array([epoch != 0 for epoch in table["epoch"].to_pylist()], dtype=bool) if kind == "train" else ok
     for name in NEEDED.get(kind, ()):
-        null = table[name].is_null().to_numpy() & (begun if name in AFTER_TRAINING else ok)
+        null = _flags(table[name].combine_chunks().is_null()) & (begun if name in AFTER_TRAINING else ok)
         if null.any():
             yield Fault(name, "missing", np.flatnonzero(null).tolist())
+
+
+def _flags(array: pa.BooleanArray) -> np.ndarray:
+    return _values(pc.cast(array, pa.uint8()), np.uint8).astype(bool)
+
+
+def _values(array: pa.Array, dtype: type[np.generic]) -> np.ndarray:
+    """The values of an array of numbers as they lie in its buffer, anything where one is null.
+
+    Not `to_numpy`: that imports pandas, half a second in which Ctrl-C is lost.
+    """
+    data = array.buffers()[1]
+    if data is None or len(array) == 0:
+        return np.zeros(len(array), dtype)
+    return np.frombuffer(data, dtype, len(array), array.offset * np.dtype(dtype).itemsize)
 
 
 def _out_of_bounds(stored: pa.Array, column: Column, ok: np.ndarray) -> Iterator[Fault]:
     """Numbers that nothing measured: of rows that are ok, since what failed may have measured anything."""
     counted = np.ones_like(ok) if column.name in EVERYWHERE else ok
     for name, leaf, rows in _leaves(stored, column.name, np.arange(len(stored))):
-        gaps = leaf.is_null().to_numpy(zero_copy_only=False) & counted[rows]
+        gaps = _flags(leaf.is_null()) & counted[rows]
         if leaf is not stored and gaps.any():
             yield Fault(column.name, "a value in it is missing", sorted(set(rows[gaps].tolist())))
         if not (pa.types.is_integer(leaf.type) or pa.types.is_floating(leaf.type)):
             continue
-        values = pc.cast(leaf, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        there = leaf.is_valid().to_numpy(zero_copy_only=False) & counted[rows]
+        values = _values(pc.cast(leaf, pa.float64(), safe=False), np.float64)
+        there = _flags(leaf.is_valid()) & counted[rows]
         low, high, words = _bounds(name, column)
         with np.errstate(invalid="ignore"):
             bad = there & ~((values >= low) & (values <= high))
@@ -81,7 +96,7 @@ def _out_of_bounds(stored: pa.Array, column: Column, ok: np.ndarray) -> Iterator
 def _leaves(array: pa.Array, name: str, rows: np.ndarray) -> Iterator[tuple[str, pa.Array, np.ndarray]]:
     """(name, values, the row of each) of the innermost columns of a nested one."""
     if pa.types.is_list(array.type):
-        inside = rows[pc.list_parent_indices(array).to_numpy()]
+        inside = rows[_values(pc.list_parent_indices(array), np.int64)]
         yield from _leaves(pc.list_flatten(array), name, inside)
     elif pa.types.is_struct(array.type):
         for field in array.type:

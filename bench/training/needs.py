@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.cells import Cell, TrainCell
-from bench.data.corpus import EVAL_BATCH, Sizes, known_sizes
+from bench.cells import Cell, TrainCell, number
+from bench.data.corpus import EVAL_BATCH, DataError, Sizes, data_dir, known_sizes, missing_files
+from bench.measuring.machine import has_no_gpu, physical_cores, processors
 from bench.measuring.memory import time_steps
 from bench.storing.parquet import require_pair
+from kernels.system.threads import LIMIT, limit
 
 
 def text_fault(cell: TrainCell, sizes: Sizes) -> str | None:
@@ -60,8 +62,44 @@ def text_notes(cell: TrainCell, sizes: Sizes) -> Iterator[str]:
         yield f"bptt: {cell.batch_size} training streams have {steps} time steps, fewer than {cell.bptt}: one window an epoch"
 
 
+def thread_note(cell: Cell) -> str | None:
+    """One line where a cell asks for more threads than can run at once here: they run in turns, or are fewer."""
+    asked, here, most = cell.threads or physical_cores(), processors(), limit()
+    if most is not None and asked > most:
+        return f"threads: {asked} asked for, {LIMIT} allows {most}: such a cell runs on fewer"
+    if asked > here:
+        return f"threads: {asked} asked for, {number(here, 'processor')} to use: they take turns, and its times are of that"
+    return None
+
+
+def thread_lines(cells: Sequence[Cell]) -> list[str]:
+    """A line for each way in which cells ask for more threads than there are."""
+    found = Counter(note for note in map(thread_note, cells) if note)
+    return [f"warning: {note} ({number(count)})" for note, count in found.items()]
+
+
+def place_lines(cells: Sequence[Cell]) -> list[str]:
+    """What is not here that cells need: a GPU, files of a data set."""
+    found = []
+    on_gpu = sum(cell.device == "cuda" for cell in cells)
+    if on_gpu and has_no_gpu():
+        found.append(
+            "note: 1 cell needs a GPU; there is none here: it ends unsupported"
+            if on_gpu == 1
+            else f"note: {on_gpu} cells need a GPU; there is none here: they end unsupported"
+        )
+    for name in sorted({cell.dataset for cell in cells if isinstance(cell, TrainCell)}):
+        try:
+            folder = data_dir()
+        except DataError as error:
+            return [*found, f"warning: {error}"]
+        if missing_files(name, folder):
+            found.append(f"note: dataset {name} is not in {folder}; run downloads it")
+    return found
+
+
 def lines(cells: Sequence[Cell]) -> list[str]:
-    """What a plan says of texts, where their sizes are known without reading them: a line for each fault and each note."""
+    """What a plan says of the place, of threads, and of texts whose sizes are known without reading them: a line for each fault and each note."""
     found: Counter[str] = Counter()
     for cell in cells:
         if isinstance(cell, TrainCell) and (sizes := known_sizes(cell.dataset)):
@@ -69,7 +107,7 @@ def lines(cells: Sequence[Cell]) -> list[str]:
             found.update(
                 [f"warning: will fail: {fault}"] if fault else [f"note: {each}" for each in text_notes(cell, sizes)]
             )
-    return [f"{line} ({count} cell{'s' if count > 1 else ''})" for line, count in found.items()]
+    return place_lines(cells) + thread_lines(cells) + [f"{line} ({number(count)})" for line, count in found.items()]
 
 
 def require_writable(export: Path) -> None:

@@ -42,6 +42,7 @@ from kernels.ops import kernel_for, lstm_kernel
 from kernels.system.cache import DoubtError, cache_folder, make_way, publish, read_sealed, say, sealed
 from kernels.system.compiler import CompileError
 from kernels.system.resources import in_words, shown
+from kernels.system.threads import in_force
 
 
 def multiplying(device: str, precision: str) -> AbstractContextManager[None]:
@@ -321,7 +322,7 @@ def kernel(device: str = "cpu") -> str:
     """What computes the sparse path of `device` here: kernel, compiler and threads; of a GPU its name, the rest depends on the weights."""
     if device == "cuda":
         return OURS[device]
-    return describe(library("dsd", torch.float32), torch.get_num_threads())
+    return describe(library("dsd", torch.float32), in_force())
 
 
 def kernel_of(recurrent: Iterable[BSRMatrix], batch: int) -> str:

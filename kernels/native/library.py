@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from kernels.system.compiler import CompileError, Library, compile_library
+from kernels.system.threads import in_force
 
 RUNTIMES = ("libgomp", "libiomp5", "libomp")
 
@@ -195,7 +196,7 @@ def pool_for(work: int) -> Pool:
     pool = torch_pool()
     if pool is None:
         return Pool(1, None, None)
-    threads = min(torch.get_num_threads(), MOST_THREADS, 1 + work // WORK_OF_A_THREAD)
+    threads = min(in_force(), MOST_THREADS, 1 + work // WORK_OF_A_THREAD)
     return Pool(threads, pool.parallel, pool.thread_number)
 
 

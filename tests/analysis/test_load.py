@@ -128,6 +128,25 @@ def test_the_folder_of_results_that_is_given_is_the_one_that_is_looked_in(
     assert "no results called ''" in refusal(lambda: find_folder("", mine)), "the results themselves are no sweep"
 
 
+def test_sweeps_are_looked_for_where_a_run_puts_them_then_in_the_checkout(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """./results first; one that lacks the sweep does not hide the checkout's."""
+    mine = sweep(gemm=made.gemm_frame(backends=("native",)))
+    checkout, here = tmp_path / "checkout" / "results", tmp_path / "here" / "results"
+    shutil.copytree(mine, checkout / mine.name)
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here.parent)
+    monkeypatch.setattr("analysis.load.ROOT", tmp_path / "checkout")
+    assert find_folder(mine.name) == checkout / mine.name
+    shutil.copytree(mine, here / mine.name)
+    assert find_folder(mine.name) == Path("results") / mine.name
+    monkeypatch.chdir(tmp_path / "checkout")
+    assert find_folder(mine.name) == Path("results") / mine.name
+    monkeypatch.chdir(mine)
+    assert find_folder(mine.name) == checkout / mine.name, "where there is no ./results"
+
+
 def test_notebooks_read_the_folder_they_are_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BENCH_RESULTS", str(tmp_path))
     assert reference_folder() == tmp_path

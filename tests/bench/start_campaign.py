@@ -1,8 +1,9 @@
-"""Run a campaign on the CPU with stand-in work, as a process that tests can kill: start_campaign.py FILE OUT BUDGET [TOGETHER]."""
+"""Run a campaign on the CPU with stand-in work, as a process that tests can kill: start_campaign.py FILE OUT BUDGET [TOGETHER [WORK]]."""
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,16 @@ def fake(cell: Cell, tell: Tell) -> list[dict[str, Any]]:
     return work.linger(cell, tell)
 
 
+def slow_checks(cell: Cell, tell: Tell) -> list[dict[str, Any]]:
+    """Beyond a limit of a second."""
+    if cell.kind == "check":
+        time.sleep(60)
+    return fake(cell, tell)
+
+
 if __name__ == "__main__":
     bench.run.facts = bench.budget.facts = lambda _: {"source_hash": source_hash()}  # torch is slow to import
     bench.campaign.check_datasets = lambda _: None
-    file, out, budget, *together = sys.argv[1:]
-    more = {"together": int(together[0])} if together else {}
-    sys.exit(run_campaign([load(file)], Path(out), float(budget), "cpu", work=fake, **more))
+    file, out, budget, together, name = [*sys.argv[1:], *("1", "fake")[len(sys.argv) - 4 :]]
+    doing = {"work": globals()[name], "timeout": 1.0 if name == "slow_checks" else 120.0, "together": int(together)}
+    sys.exit(run_campaign([load(file)], Path(out), float(budget), "cpu", **doing))

@@ -74,7 +74,7 @@ def test_checks_come_first_then_cells_in_file_order_and_nothing_runs_twice(sweep
     arguments = [str(sweep_file), "--out", str(out), "--budget", "240", "--device", "cpu"]
     status, said, err = finished(*arguments)
     assert status == 0, said + err
-    assert "note: 1 cells of these sweeps are not on cpu" in said
+    assert "note: 1 cell of these sweeps not on cpu: left out" in said
     lines = [line for line in said.splitlines() if line.startswith("[")]
     assert [line.split(": ")[1].split()[0] for line in lines] == ["check", "gemm", "gemm", "gemm"]
     assert [row["seed"] for row in table(out / "small" / "gemm.parquet")] == [3, 1, 2]
@@ -102,7 +102,11 @@ def test_no_cell_begins_that_will_not_fit(tmp_path: Path, sweep_file: Path) -> N
     """Stand-in work; the estimate of a check is a second, of a cell more."""
     status, said, err = finished(str(sweep_file), str(tmp_path / "out"), "1", script=(str(START),))
     assert status == 0, said + err
-    assert "[1/" not in said and "4 left after 1 s: run again" in said
+    assert (
+        "[1/" not in said
+        and "4 left after 1 s: run again" in said
+        and "none fits this one, the shortest may take 1 s" in said
+    )
 
 
 def test_a_kill_costs_the_running_cell_alone(tmp_path: Path) -> None:
@@ -193,6 +197,41 @@ def test_a_kernel_whose_check_failed_is_not_timed(tmp_path: Path) -> None:
     full = [{"status": "failed", "reason": "ResourceError: no room", "pattern": "full", "n": 1}]
     tables.put(check_of(other), full, PROVENANCE)
     assert verdict(tables, other) == ("", ""), "left for later while there is no room for its kernels"
+
+
+@pytest.mark.parametrize("status", ["timeout", "crashed", "out_of_memory", "failed"])
+def test_a_check_that_was_cut_short_calls_no_kernel_wrong(tmp_path: Path, status: str) -> None:
+    """It says nothing of the kernel, and is made again; but one wrong output is enough to know."""
+    cell = GemmCell(block_size=8)
+    check, tables = check_of(cell), Tables(tmp_path, [])
+    assert check is not None
+    fine = {"status": "ok", "pattern": "full", "n": 1}
+    ended = {"status": status, "reason": "stopped after 1 s"}
+    for rows in ([ended], [fine, ended]):
+        tables.put(check, rows, PROVENANCE)
+        assert verdict(tables, cell) == ("", "") and not is_finished(tables, check)
+    tables.put(check, [fine, {**ended, "status": "wrong", "pattern": "full", "n": 1}, ended], PROVENANCE)
+    found = verdict(tables, cell)
+    assert found is not None and found[0] == "wrong" and is_finished(tables, check)
+
+
+def test_a_check_beyond_the_time_limit_leaves_its_products_for_the_next_call(tmp_path: Path) -> None:
+    """With a longer limit everything is checked and timed, and nothing is stored as wrong before."""
+    sweep, out = tmp_path / "big.toml", tmp_path / "out"
+    grid = 'kind = "gemm"\n[base]\nm = 2048\nk = 2048\nn = 512\n[axes]\nblock_size = [8, 16]\ntarget_sparsity = [0.5, 0.9]\n'
+    sweep.write_text(grid)
+    arguments = (str(sweep), str(out), "20000")
+    status, said, err = finished(*arguments, "1", "slow_checks", script=(str(START),))
+    assert status == 1, said + err
+    assert {row["status"] for row in table(out / "check.parquet")} == {"timeout"}
+    assert not (out / "big" / "gemm.parquet").exists()
+    assert (
+        "2 checks did not say whether the kernel is right (2 timeout) and will be made again; not timed until then: 4 cells"
+        in said
+    )
+    status, said, err = finished(*arguments, "1", "fake", script=(str(START),))
+    assert status == 0 and "6 to run" in said and "6 of 6 cells stored" in said, said + err
+    assert {row["status"] for row in table(out / "big" / "gemm.parquet")} == {"ok"}
 
 
 def test_rows_say_that_a_kernel_was_not_timed(tmp_path: Path, sweep_file: Path) -> None:

@@ -85,7 +85,7 @@ def test_wikitext2_without_a_network_says_what_to_do(tmp_path: Path, monkeypatch
         wikitext2.load(tmp_path)
     message = str(error.value)
     assert str(tmp_path / "wikitext-2") in message and "BENCH_DATA_DIR" in message and "wiki.train.tokens" in message
-    assert "\n" not in message
+    assert "\n" not in message and message.startswith("its text could not")  # `dataset wikitext2: ` stands before it
     assert not list((tmp_path / "wikitext-2").iterdir())
 
 

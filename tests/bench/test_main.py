@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rows import ended_ok
 
 from bench.columns import documentation, machine_readable
 from bench.measuring.machine import QUERIES
 from bench.schema import COLUMNS, columns
 from bench.store import Store
+from bench.sweep import load
 from kernels.registry import BACKENDS
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +108,33 @@ def test_a_real_sweep_from_plan_to_show(tmp_path: Path) -> None:
         assert row["threads_used"] == 1
     done = bench("run", "tiny.toml", cwd=tmp_path)
     assert done.returncode == 0 and "to run: 0" in done.stdout
+
+
+def test_nothing_that_reads_or_stores_cells_imports_pandas(tmp_path: Path) -> None:
+    """Half a second in which Ctrl-C would be lost (pyarrow imports it by the way, wherever it can)."""
+    settings = {"schedule": "pre", "target_sparsity": 0.5, "epochs": 1, "embedding_size": 16, "hidden_size": 16}
+    train = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+    text = '[[grids]]\nkind = "gemm"\n[grids.base]\nm = 32\nk = 32\nblock_size = 8\nbackend = "reference"\n'
+    (tmp_path / "some.toml").write_text(
+        f'{text}[grids.axes]\nseed = [0, 1]\n[[grids]]\nkind = "train"\n[grids.base]\n{train}'
+    )
+    sweep = load(tmp_path / "some.toml")
+    store = Store(tmp_path / "results" / "some")
+    store.cells.mkdir(parents=True)
+    for cell in (sweep.cells[0], sweep.cells[-1]):
+        store.put(cell, ended_ok(cell), {"cell_seconds": 1.0, "started_at": "2026-01-01", "source_hash": "old"})
+    seen = "import sys; from bench.run import make_plan; from bench.sweep import load; make_plan(load('some.toml'), 'results')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for command in (
+        ("-c", f"{seen}; assert 'pandas' not in sys.modules"),
+        ("-X", "importtime", "-m", "bench", "plan", "some.toml"),
+        ("-X", "importtime", "-m", "bench", "run", "some.toml"),
+        ("-X", "importtime", "-m", "bench", "show", "some.toml"),
+    ):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+        assert not re.search(r"\|\s+pandas\.", done.stderr)
+    assert len(store.finished()) == 3
 
 
 def test_a_folder_in_use_is_status_3_with_one_line(tmp_path: Path) -> None:

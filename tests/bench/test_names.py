@@ -100,7 +100,7 @@ def test_another_file_of_a_name_does_not_take_the_tables_over(
     for command in ("run", "plan", "show"):
         capsys.readouterr()
         line = refused(capsys, command, other, "--results", results)
-        assert "holds 1 cells of another file called mine" in line and str(other) in line
+        assert "holds 1 cell of another file called mine" in line and str(other) in line
     assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
 
     moved = tmp_path / "elsewhere" / "mine.toml"
@@ -170,9 +170,7 @@ def test_a_campaign_knows_a_sweep_by_its_file_as_run_does(
         (("--out", tmp_path / "new", "--resume-from", out), "--resume-from"),
     ):
         line = refused(capsys, "campaign", other, *where, *arguments)
-        assert (
-            "holds 1 cells of another file called mine" in line and f"another {option}" in line and str(other) in line
-        )
+        assert "holds 1 cell of another file called mine" in line and f"another {option}" in line and str(other) in line
     assert contents(out) == before and not list((tmp_path / "new").glob("m*"))
     moved = sweep_file(tmp_path / "elsewhere" / "mine.toml", 1, 2, kind="train")  # the same cells: the same sweep
     assert "0 to run" in campaign(moved)[0]
@@ -186,10 +184,10 @@ def test_cells_that_a_sweep_no_longer_has_are_kept_beside_a_campaigns_tables(
     sweep_file(mine, 3, kind="train")  # edited where it lies, every cell
     said, found = campaign(mine)
     assert found == [3] and seeds(folder / RETIRED) == [1, 2] and "1 to run" in said
-    assert f"note: 2 stored cells of mine are not in {mine}; they are kept in {folder / RETIRED}" in said
+    assert f"note: not in {mine}: 2 stored cells of mine; kept in {folder / RETIRED}" in said
     sweep_file(mine, 3, 1, kind="train")  # and taken back
     said, found = campaign(mine)
-    assert found == [3, 1] and "0 to run" in said and "note: 1 stored cells" in said
+    assert found == [3, 1] and "0 to run" in said and ": 1 stored cell of mine; kept in" in said
     assert 2 in seeds(folder / RETIRED)
     said, found = campaign(mine, "new", resume_from=tmp_path / "out")
     assert found == [3, 1] and "0 to run" in said and 2 in seeds(tmp_path / "new" / "mine" / RETIRED)
@@ -211,7 +209,7 @@ def test_a_campaign_of_one_device_leaves_the_cells_of_the_other_in_the_tables(
     for cell in (*load(mine).cells[1:2], *load(old).cells):
         tables.put(cell, ended_ok(cell), PROVENANCE)
     said, found = campaign(mine)  # the folder does not say whose it is, as one of an older version
-    assert sorted(found) == [1, 1, 2] and seeds(out / RETIRED) == [5] and "note: 1 stored cells" in said
+    assert sorted(found) == [1, 1, 2] and seeds(out / RETIRED) == [5] and ": 1 stored cell of mine; kept in" in said
     assert campaign(mine, resume_from=tmp_path / "out")[1] == found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -323,6 +324,35 @@ def test_a_plan_says_what_cells_lack_without_loading_torch(tmp_path: Path) -> No
         assert line in said
     assert any(line.startswith("warning: memory: about ") and "GiB are available" in line for line in said)
     assert any(line.startswith("warning: memory: 2 cells need more than ") and "out_of_memory" in line for line in said)
+
+
+def test_more_threads_than_can_run_at_once_are_said_by_plan_and_run_and_rows_have_those_in_force(
+    tmp_path: Path,
+) -> None:
+    """Fewer processors, by their number or as the system or OpenMP gives them."""
+    file = tmp_path / "some.toml"
+    script = "import os, sys; {}; from bench.__main__ import app; app()"
+    held = "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    turns = "threads: {} asked for, 1 processor to use: they take turns"
+    for threads, before, limit, words, in_force in (
+        (64, held, "", turns.format(64), 64),
+        (2, held, "", turns.format(2), 2),
+        (2, "0", "1", "threads: 2 asked for, OMP_THREAD_LIMIT allows 1: such a cell runs on fewer", 1),
+        (1, held, "", None, 1),
+    ):
+        settings = f"backend = 'reference'\nm = 32\nk = 32\nblock_size = 8\nthreads = {threads}"
+        file.write_text(f'kind = "gemm"\n[base]\n{settings}\n')
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_THREAD_LIMIT": limit}
+        results = tmp_path / f"{threads}{limit}"
+        for command in ("plan", "run"):
+            line = [sys.executable, "-c", script.format(before), command, str(file), "--results", str(results)]
+            done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+            said = [each for each in done.stdout.splitlines() if "threads:" in each]
+            assert bool(said) is (words is not None), done.stdout
+            assert all(each.startswith(f"warning: {words}") and each.endswith("(1 cell)") for each in said)
+        (row,) = Store(results / "some").read("gemm").to_pylist()
+        assert row["threads_used"] == in_force
 
 
 def test_what_is_known_of_texts_and_models_beforehand_is_what_they_are() -> None:

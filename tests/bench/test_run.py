@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 import work
 
 import bench.run
-from bench.cells import Cell, GemmCell, LstmCell, TrainCell
+from bench.cells import Cell, GemmCell, LstmCell, TrainCell, number
 from bench.data.corpus import DataError
 from bench.engines.estimate import Pace, rough_seconds, spoken
+from bench.engines.progress import _current
 from bench.run import UnusableError, make_plan, run_sweep, training_workers
 from bench.store import LockedError, Store
 from bench.sweep import Sweep, load
@@ -249,7 +251,59 @@ def test_the_plan_changes_nothing_and_learns_from_what_is_stored(tmp_path: Path,
     assert lines[2] in ("to run: 4, about 3 s (from 2 stored cells)", "to run: 4, about 4 s (from 2 stored cells)")
     edited = Sweep("sweep", "", sweep_file, (TrainCell(),))
     other = make_plan(edited, tmp_path / "results").lines()
-    assert "note: 2 more stored cells are not in this sweep file; they stay, outside the tables" in other
+    assert "note: not in this sweep file: 2 more stored cells, kept outside the tables" in other
+
+
+def test_a_plan_says_what_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU, a data set; and that tables alone lie where cells are looked for."""
+    monkeypatch.setenv("BENCH_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr("bench.training.needs.has_no_gpu", lambda: True)
+    cells = (GemmCell(device="cuda"), GemmCell(), TrainCell(dataset="wikitext2"))
+    (tmp_path / "sweep").mkdir()
+    lines = make_plan(sweep_of(*cells), tmp_path).lines()
+    assert "note: 1 cell needs a GPU; there is none here: it ends unsupported" in lines
+    assert f"note: dataset wikitext2 is not in {tmp_path / 'data'}; run downloads it" in lines
+    assert not any("tables alone" in line for line in lines)
+    (tmp_path / "sweep" / "gemm.parquet").touch()
+    (line,) = [line for line in make_plan(sweep_of(GemmCell()), tmp_path).lines() if line.startswith("note")]
+    assert line == (
+        f"note: tables alone lie in {tmp_path / 'sweep'}, without cells/: nothing goes on from them; "
+        f"read them with python -m analysis report {tmp_path / 'sweep'}"
+    )
+    monkeypatch.setattr("bench.training.needs.has_no_gpu", lambda: False)
+    assert not any("GPU" in line for line in make_plan(sweep_of(*cells), tmp_path).lines())
+
+
+@pytest.mark.parametrize("named", ["my sweeps/its.toml", "gemm_gpu"])
+def test_what_is_not_listed_is_shown_by_the_command_that_is_named(
+    named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For a file as for a sweep of the suite, and with the folder of results."""
+    file = tmp_path / named if named.endswith(".toml") else named
+    if named.endswith(".toml"):
+        Path(file).parent.mkdir()
+        Path(file).write_text(f'kind = "gemm"\n[axes]\nseed = {list(range(22))}\n')
+    sweep = load(file)
+    sweep = Sweep(sweep.name, "", sweep.path, sweep.cells[:22])
+    store = Store(tmp_path / "my results" / sweep.name)
+    store.cells.mkdir(parents=True)
+    for cell in sweep.cells:
+        store.put(cell, [{"status": "failed", "reason": "x"}], {"cell_seconds": 1.0, "started_at": "2026-01-01"})
+    assert run_sweep(sweep, tmp_path / "my results", work=work.succeed) == 1
+    hint = capsys.readouterr().out.splitlines()[-1]
+    assert hint.startswith("  and 2 more: python -m bench show ")
+    command = [sys.executable, *shlex.split(hint.partition(": ")[2])[1:]]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0 and "stored: 22 (22 failed)" in done.stdout, done.stderr
+
+
+def test_news_and_counts_are_told_as_people_say_them() -> None:
+    told = {"epoch": 1, "epochs": 6, "step": 54, "steps": 732, "sparsity": 0.5}
+    assert _current("train", told) == "epoch 1 of 6, step 54 of 732, sparsity 0.5: train"
+    assert _current("gemm", {"pairs": 3, "backend_ms": 0.25}) == "pairs 3, backend_ms 0.25: gemm"
+    assert (number(1), number(0), number(2, "shape")) == ("1 cell", "0 cells", "2 shapes")
 
 
 def test_training_takes_as_many_workers_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:

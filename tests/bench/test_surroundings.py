@@ -232,6 +232,32 @@ def test_paths_may_be_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         train_cell(TrainCell(), lambda _: None, export=f"{tmp_path}/nowhere/model.pt")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+def test_a_full_disk_is_status_3_where_the_text_is_all_and_a_closed_pipe_is_silent(tmp_path: Path) -> None:
+    """`run` makes tables: what it prints is the reader's loss alone."""
+    (tmp_path / "some.toml").write_text(
+        'kind = "gemm"\n[base]\nbackend = "reference"\nm = 32\nk = 32\nblock_size = 8\n'
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    begin = [sys.executable, "-m", "bench"]
+    commands = [["list"], ["plan", "some.toml"], ["show", "some.toml"], ["doctor"], ["run", "some.toml"]]
+    for command in commands:
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [*begin, *command], cwd=tmp_path, env=environment, stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        wanted = (0, "") if command[0] == "run" else (3, "standard output: No space left on device\n")
+        assert (done.returncode, done.stderr) == wanted, command
+    for command in commands[:-1]:
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(
+            [*begin, *command], cwd=tmp_path, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True
+        )
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (0, ""), command
+
+
 @pytest.mark.parametrize("command", [("doctor",), ("run", "some.toml"), ("plan", "some.toml")])
 def test_a_torch_that_cannot_be_imported_is_one_line(tmp_path: Path, command: tuple[str, ...]) -> None:
     (tmp_path / "some.toml").write_text('kind = "gemm"\n[base]\nseed = 1\n')

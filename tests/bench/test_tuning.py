@@ -123,6 +123,47 @@ def test_what_was_tuned_is_stale_by_other_sources_or_for_want_of_room() -> None:
     assert _is_stale([row, {**row, "reason": "ResourceError: kernels cannot be compiled today"}])
 
 
+def ended(status: str, cell: Any, tell: Any) -> list[dict[str, Any]]:
+    return [{"status": status, "reason": "so it is", "variant": "{}"}]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_no_table_is_named_that_was_not_written(
+    sweep_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], earlier: bool
+) -> None:
+    """Where nothing fits the budget, and where a sweep has no products of ours; an earlier table stays, and is called so."""
+    out = tmp_path / "out" / "tuned.json"
+    if earlier:
+        out.parent.mkdir()
+        out.write_text("{}")
+    other = tmp_path / "other.toml"
+    other.write_text('kind = "gemm"\n[base]\nbackend = "reference"\n')
+    for file, words in (
+        (
+            sweep_file,
+            "2 left after 1 s: run again with the same --out to go on and a larger --budget: none fits this one",
+        ),
+        (other, "nothing to tune: no product of native on cpu in other"),
+    ):
+        assert run_tuner([load(file)], out, 1.0, "cpu") == 0
+        said = capsys.readouterr().out
+        assert words in said and "table in" not in said and "tuned; no table is written" in said
+        assert (f"{out} is an earlier one" in said) is earlier
+        assert out.exists() is earlier
+
+
+@pytest.mark.parametrize(("status", "again"), [("timeout", 2), ("crashed", 2), ("wrong", 0)])
+def test_shapes_that_fail_are_counted_and_status_1(
+    sweep_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: str, again: int
+) -> None:
+    out = tmp_path / "out" / "tuned.json"
+    assert run_tuner([load(sweep_file)], out, 2000.0, "cpu", work=partial(ended, status)) == 1
+    said = capsys.readouterr().out
+    assert f"2 shapes with failures: 2 {status}; the first: {status}: so it is" in said and not out.exists()
+    assert run_tuner([load(sweep_file)], out, 1.0, "cpu") == 1
+    assert f"{again} to tune" in capsys.readouterr().out
+
+
 def entry(n: int, name: str, **more: Any) -> dict[str, Any]:
     shape = {"op": "dsd", "dtype": "bfloat16", "math": "ieee", "block_size": 32, "m": 4096, "k": 4096, "n": n}
     return {**shape, "target_sparsity": 0.8, "variant": {"name": name}, **more}

@@ -293,7 +293,7 @@ def test_bytes_that_rot_while_a_campaign_runs_are_not_written_over(tmp_path: Pat
 def test_a_run_in_the_folder_of_a_campaign_keeps_its_table(store: Store) -> None:
     Tables(store.folder, CELLS).put(CELLS[0], [{**ROW, "time_ms": 9.0}], PROVENANCE)
     with store.lock() as lines:
-        assert len(lines) == 1 and "has rows of 1 cells that are not in" in lines[0]
+        assert len(lines) == 1 and "has rows of 1 cell not in" in lines[0]
         store.put(CELLS[0], [ROW], PROVENANCE)
         store.compact(CELLS)
     assert from_parquet((store.replaced / "gemm.parquet").read_bytes())["time_ms"].to_pylist() == [9.0]
