@@ -55,8 +55,8 @@ def test_the_awd_notebook_shows_the_sweep_that_is_named_and_says_what_was_not_ru
     setup, full, small, *_ = code(execution._execute(NOTEBOOKS / AWD, tmp_path / AWD, environment))
     assert setup.outputs[0].text == f"Results of the sweep {made_awd.PAPER}\n"
     tables = ["".join(output.data.get("text/html", "") for output in cell.outputs) for cell in (full, small)]
-    assert "not run" in tables[0] and "(2 seeds)" not in tables[0]
-    assert "not run" in tables[1] and "(2 seeds)" in tables[1]  # best and wide were not run
+    assert "not run" in tables[0] and "(2\N{NO-BREAK SPACE}seeds)" not in tables[0]
+    assert "not run" in tables[1] and "(2\N{NO-BREAK SPACE}seeds)" in tables[1]  # best and wide were not run
 
 
 def test_five_are_collected() -> None:
