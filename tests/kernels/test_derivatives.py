@@ -113,7 +113,7 @@ def test_layers_under_transforms(kernel: str, transform: str) -> None:
         assert_same(TRANSFORMS[transform](layer(case, kernel, into), case.weights[1].data, case.x), wanted)
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 def test_complex_products_have_the_gradients_of_dense_ones(transposed: bool) -> None:
     weight, x = matrix(torch.complex128)
     x = x.T.contiguous().T if transposed else x

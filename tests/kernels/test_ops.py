@@ -74,7 +74,7 @@ def test_gradcheck(kept: torch.Tensor, kernel: str, by_columns: bool) -> None:
 
 
 @pytest.mark.parametrize("by_columns", [False, True])
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_operators_keep_torchs_rules(kernel: str, transposed: bool, by_columns: bool) -> None:
     bsr, x = operands(torch.eye(2, 3, dtype=torch.bool), 2, 3)

@@ -48,7 +48,7 @@ def test_load_matrix(kind: int, order: str) -> None:
             assert got[lane, i].tolist() == wanted.tolist()
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 def test_store_matrix_is_the_way_back(transposed: bool) -> None:
     stored = np.random.default_rng(5).integers(0, 1 << 16, (4, 8, 8), np.uint16)
     got = run("matrices", stored, 128, 4 + transposed).view(np.uint16).reshape(4, 8, 8)

@@ -60,7 +60,7 @@ def test_products_and_gradients(dtype: torch.dtype, by_columns: bool) -> None:
         torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 def test_the_operators_keep_torchs_rules(transposed: bool) -> None:
     bsr, x = operands(32, 16, 8, 3, torch.float32)
     grad = torch.randn(32, 3)

@@ -39,7 +39,7 @@ def pieces_of(plan: mma_plan.ProductPlan, tile: ProductTile) -> list[tuple[int, 
     return found
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(
     ("block", "rows", "depth"), [(8, 256, 64), (8, 32, 32), (32, 16, 64), (128, 64, 32), (16, 64, 64)]
 )
