@@ -75,7 +75,7 @@ def notebooks(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, first side by side (about 8 minutes on 2 cores), then those that must be alone: nox -s tests [-- PYTEST ARGS]."""
+    """Run the tests, first side by side (about 12 minutes on 2 cores), then those that must be alone: nox -s tests [-- PYTEST ARGS]."""
     if session.posargs:
         run(session, "-m", "pytest", *session.posargs)
         return
