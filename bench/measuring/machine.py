@@ -1,20 +1,17 @@
 """Where and with what a row was made: the provenance columns. No host names, no user names, no paths.
 
-torch is imported inside the functions: a run that has nothing to do should end at once.
-
-What a GPU says of itself while it is being measured: clocks, temperature, power. Nothing is ever set.
+What a GPU says of itself while it is being measured, clocks, temperature and power, stands here too; nothing is ever set. torch
+is imported inside the functions: a run that has nothing to do should end at once.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import importlib
 import os
 import platform
 import re
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,6 @@ COMPUTES = (  # what a cell's rows depend on: not the commands, nor where cells 
     "bench/pruning", "bench/training",
 )  # fmt: skip
 SOURCES = (".py", ".c", ".cpp", ".h", ".hpp", ".cu", ".cuh")
-NO_DEVICE, STUB = 100, 34  # answers of the driver
 
 
 @cache
@@ -108,15 +104,6 @@ def physical_cores() -> int:
 def processors() -> int:
     """Logical processors that this process may use, at least 1."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def has_no_gpu() -> bool:
-    """Whether there is no NVIDIA GPU here, for good, as its driver says; torch is not asked."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return True
-    return driver.cuInit(0) in (NO_DEVICE, STUB)
 
 
 def blas(build: str) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import psutil
 
+from bench.measuring.machine import processors
+
 BUSY = 0.3  # processors' worth of other work at which timings are warned of
 LOOK_SECONDS = 0.5  # a look at an idle machine that happens to fall on a moment's work is followed by a second one
 WAIT_LOOK_SECONDS = 2.0
@@ -49,9 +51,8 @@ def disturbance(seconds: float = LOOK_SECONDS, looks: int = 2) -> str | None:
         busy = busy_processors(seconds)
         if busy < BUSY:
             return None
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
     programs = busiest_programs(seconds)
-    return f"other work keeps {busy:.1f} of {count} processors busy" + (f" ({programs})" if programs else "")
+    return f"other work keeps {busy:.1f} of {processors()} processors busy" + (f" ({programs})" if programs else "")
 
 
 def await_quiet(patience: float, say: Callable[[str], None]) -> None:

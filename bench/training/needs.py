@@ -9,9 +9,10 @@ from pathlib import Path
 
 from bench.cells import Cell, TrainCell, number
 from bench.data.corpus import EVAL_BATCH, DataError, Sizes, data_dir, known_sizes, missing_files
-from bench.measuring.machine import has_no_gpu, physical_cores, processors
+from bench.measuring.machine import physical_cores, processors
 from bench.measuring.memory import time_steps
 from bench.storing.parquet import require_pair
+from kernels.system.driver import has_no_gpu
 from kernels.system.threads import LIMIT, limit
 
 

@@ -6,13 +6,12 @@ import ctypes
 import functools
 import sys
 
-import torch
-
 from kernels.system.resources import ResourceError, is_lack
 
 # Answers of cuInit that hold for good: it works (and torch is for another driver), no device, a stub for compiling, a GPU
 # that a newer CUDA does not know. All others come of a GPU that is taken, lost, or whose driver was changed under it.
-FOR_GOOD = (0, 34, 100, 804)
+STUB, NO_DEVICE = 34, 100
+FOR_GOOD = (0, STUB, NO_DEVICE, 804)
 
 
 @functools.cache
@@ -35,6 +34,8 @@ def error_name(status: int) -> str:
 
 def missing_gpu() -> str | None:
     """'no CUDA device' where torch finds none, or None. ResourceError where there is a driver that does not answer today."""
+    import torch
+
     if torch.cuda.is_available():
         return None
     if torch.version.cuda is not None:
@@ -45,3 +46,11 @@ def missing_gpu() -> str | None:
         if status not in FOR_GOOD:
             raise ResourceError(f"the GPU does not answer today: cuInit says {error_name(status)}")
     return "no CUDA device"
+
+
+def has_no_gpu() -> bool:
+    """Whether there is no NVIDIA GPU here, for good, as its driver says; torch is not asked, nor imported."""
+    try:
+        return driver().cuInit(0) in (STUB, NO_DEVICE)
+    except (OSError, ResourceError):
+        return True
