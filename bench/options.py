@@ -1,7 +1,7 @@
 """The options of the command line: finite numbers between bounds, paths and names. All else is refused in one line.
 
-Each function makes the parser of one option: typer's own refuse in several lines, and let nan and infinity pass. What the
-commands share stands at the end.
+Each function makes one option, with a parser of ours: typer's own refuse in several lines, and let nan and infinity pass. What
+the commands share stands at the end.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,8 +19,6 @@ BAD_INPUT = 2
 LONGEST_SECONDS = 100_000_000  # three years; what waits in the system takes no time without end
 LARGEST_MIB = 2**24
 MOST = 10_000  # no sweep has more cells
-
-Parser = Callable[[Any], Any]  # of what is typed, and of a default
 
 
 def ending(line: str, status: int) -> typer.Exit:
@@ -38,7 +35,8 @@ def refusal(option: str, given: object, wrong: str, accepted: str) -> typer.Exit
     return ending(f"{option}: {told} {wrong}; accepted: {accepted}", BAD_INPUT)
 
 
-def number(option: str, least: float, most: float, unit: str) -> Parser:
+def number(option: str, told: str, least: float, most: float, unit: str, metavar: str) -> Any:
+    """told: what its help says."""
     accepted = f"{unit} from {least:g} to {most:,}"
 
     def parse(given: Any) -> float:
@@ -52,18 +50,18 @@ def number(option: str, least: float, most: float, unit: str) -> Parser:
             raise refusal(option, given, "is out of bounds", accepted)
         return value
 
-    return parse
+    return typer.Option(parser=parse, metavar=metavar, help=told)
 
 
-def seconds(option: str, least: float = 0.0) -> Parser:
-    return number(option, least, LONGEST_SECONDS, "seconds")
+def seconds(option: str, told: str, least: float = 0.0) -> Any:
+    return number(option, told, least, LONGEST_SECONDS, "seconds", "SECONDS")
 
 
-def mebibytes(option: str) -> Parser:
-    return number(option, 0.0, LARGEST_MIB, "MiB")
+def mebibytes(option: str, told: str) -> Any:
+    return number(option, told, 0.0, LARGEST_MIB, "MiB", "MIB")
 
 
-def count(option: str) -> Parser:
+def count(option: str, told: str) -> Any:
     def parse(given: Any) -> int:
         try:
             value = int(given)
@@ -73,19 +71,19 @@ def count(option: str) -> Parser:
             raise refusal(option, given, "is out of bounds", f"1 to {MOST:,}")
         return value
 
-    return parse
+    return typer.Option(parser=parse, metavar="COUNT", help=told)
 
 
-def one_of(option: str, *names: str) -> Parser:
+def one_of(option: str, told: str, *names: str) -> Any:
     def parse(given: Any) -> str:
         if given not in names:
             raise refusal(option, given, "is unknown", ", ".join(names))
         return str(given)
 
-    return parse
+    return typer.Option(parser=parse, metavar="|".join(names), help=told)
 
 
-def folder(option: str, existing: str = "") -> Parser:
+def folder(option: str, told: str, existing: str = "") -> Any:
     """existing: what it must be, where it must be there and be readable."""
 
     def parse(given: Any) -> Path:
@@ -94,10 +92,10 @@ def folder(option: str, existing: str = "") -> Parser:
             raise refusal(option, path, wrong, existing)
         return path
 
-    return parse
+    return typer.Option(parser=parse, metavar="FOLDER", help=told)
 
 
-def file(option: str) -> Parser:
+def file(option: str, told: str) -> Any:
     def parse(given: Any) -> Path:
         path = _path(option, given, "a file")
         with suppress(OSError):  # what cannot be looked at is said by who writes it
@@ -105,7 +103,7 @@ def file(option: str) -> Parser:
                 raise refusal(option, path, "is a folder", "a file, which may be there or not")
         return path
 
-    return parse
+    return typer.Option(parser=parse, metavar="FILE", help=told)
 
 
 def no_folder(path: Path) -> str:
@@ -129,107 +127,29 @@ def _path(option: str, given: Any, accepted: str) -> Path:
 
 
 Name = Annotated[str, typer.Argument(help="a sweep of bench/sweeps, or a path to a .toml file")]
-Results = Annotated[
-    Path,
-    typer.Option(
-        parser=folder("--results"),
-        metavar="FOLDER",
-        help="folder that holds one folder a sweep; the analysis looks into ./results first too, then into the checkout's",
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        parser=count("--workers"),
-        metavar="COUNT",
-        help="training cells side by side; default: as many as fit the cores",
-    ),
-]
-Timeout = Annotated[
-    float,
-    typer.Option(parser=seconds("--timeout", 1), metavar="SECONDS", help="seconds a cell may take, 1 or more"),
-]
-Retry = Annotated[bool, typer.Option("--retry", help="also run again every stored cell that did not end ok")]
-CheckpointSeconds = Annotated[
-    float,
-    typer.Option(
-        parser=seconds("--checkpoint-seconds"),
-        metavar="SECONDS",
-        help="seconds between two checkpoints of a cell that trains; it goes on from the last",
-    ),
-]
-WaitQuiet = Annotated[
-    float,
-    typer.Option(
-        parser=seconds("--wait-quiet"),
-        metavar="SECONDS",
-        help="seconds to wait for a machine that is busy with other work, before anything is timed",
-    ),
-]
-
 Names = Annotated[list[str], typer.Argument(help="sweeps of bench/sweeps, or paths to .toml files")]
-Budget = Annotated[
-    float,
-    typer.Option(
-        parser=seconds("--budget", 1),
-        metavar="SECONDS",
-        help="seconds for all, 1 or more; no cell begins that will not fit",
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option(
-        parser=one_of("--device", "cuda", "cpu"),
-        metavar="cuda|cpu",
-        help="cells of which device; cpu runs those of the CPU the same way",
-    ),
-]
 
-CampaignOut = Annotated[
-    Path,
-    typer.Option(
-        parser=folder("--out"),
-        metavar="FOLDER",
-        help="folder that the tables are written to, and continued from",
-    ),
-]
-ResumeFrom = Annotated[
-    Path | None,
-    typer.Option(
-        parser=folder("--resume-from", existing="the --out of an earlier campaign"),
-        metavar="FOLDER",
-        help="the --out of an earlier campaign, to continue from",
-    ),
-]
-CheckpointMib = Annotated[
-    float,
-    typer.Option(
-        parser=mebibytes("--checkpoint-mib"),
-        metavar="MIB",
-        help="keep checkpoints of cells that train in OUT, of up to so many MiB each; 0: none",
-    ),
-]
-Together = Annotated[
-    int,
-    typer.Option(
-        parser=count("--together"),
-        metavar="COUNT",
-        help="training cells side by side on the one device; timings run alone",
-    ),
-]
-TunedOut = Annotated[
-    Path,
-    typer.Option(
-        parser=file("--out"),
-        metavar="FILE",
-        help="JSON file that the winners are written to; tune.parquet is beside it",
-    ),
-]
-Schema = Annotated[
-    Path | None,
-    typer.Option(
-        parser=file("--schema"),
-        metavar="FILE",
-        help="also write them for the analysis: analysis/columns.json",
-    ),
-]
+A_SWEEP_EACH = (
+    "folder that holds one folder a sweep; the analysis looks into ./results first too, then into the checkout's"
+)
+Results = Annotated[Path, folder("--results", A_SWEEP_EACH)]
+Workers = Annotated[int | None, count("--workers", "training cells side by side; default: as many as fit the cores")]
+Timeout = Annotated[float, seconds("--timeout", "seconds a cell may take, 1 or more", least=1)]
+Retry = Annotated[bool, typer.Option("--retry", help="also run again every stored cell that did not end ok")]
+EVERY = "seconds between two checkpoints of a cell that trains; it goes on from the last"
+CheckpointSeconds = Annotated[float, seconds("--checkpoint-seconds", EVERY)]
+QUIET = "seconds to wait for a machine that is busy with other work, before anything is timed"
+WaitQuiet = Annotated[float, seconds("--wait-quiet", QUIET)]
+
+Budget = Annotated[float, seconds("--budget", "seconds for all, 1 or more; no cell begins that will not fit", least=1)]
+WHERE = "cells of which device; cpu runs those of the CPU the same way"
+Device = Annotated[str, one_of("--device", WHERE, "cuda", "cpu")]
+CampaignOut = Annotated[Path, folder("--out", "folder that the tables are written to, and continued from")]
+EARLIER = "the --out of an earlier campaign"
+ResumeFrom = Annotated[Path | None, folder("--resume-from", f"{EARLIER}, to continue from", existing=EARLIER)]
+KEPT = "keep checkpoints of cells that train in OUT, of up to so many MiB each; 0: none"
+CheckpointMib = Annotated[float, mebibytes("--checkpoint-mib", KEPT)]
+Together = Annotated[int, count("--together", "training cells side by side on the one device; timings run alone")]
+WINNERS = "JSON file that the winners are written to; tune.parquet is beside it"
+TunedOut = Annotated[Path, file("--out", WINNERS)]
+Schema = Annotated[Path | None, file("--schema", "also write them for the analysis: analysis/columns.json")]
