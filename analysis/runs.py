@@ -97,7 +97,7 @@ def final_epochs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def failed_runs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Runs that did not finish, counted: columns status, reason, runs."""
+    """Cells that did not end ok, counted: columns status, reason, runs."""
     bad = frame[frame["status"] != "ok"].drop_duplicates("cell_id", keep="last").fillna({"reason": "no reason stored"})
     return bad.groupby(["status", "reason"], sort=True)["cell_id"].count().reset_index(name="runs")
 

@@ -22,7 +22,7 @@ from analysis.figures import realised as realised_figures
 from analysis.figures import training as training_figures
 from analysis.load import records, split
 from analysis.realised_tables import statements
-from analysis.runs import final_epochs
+from analysis.runs import failed_runs, final_epochs
 from analysis.study import Study
 
 DOTS_PER_INCH = 150  # sharp on paper and on dense screens
@@ -90,10 +90,8 @@ def _measured_nothing(title: str, frame: pd.DataFrame, noun: str) -> Section:
 
 def _why_nothing(frame: pd.DataFrame, noun: str) -> str:
     """How many cells there are, and why none of them has a result."""
-    bad = compare.failures(frame).fillna({"reason": "no reason stored"})
-    groups = bad.groupby(["status", "reason"], sort=True)["cell_id"].count().reset_index(name="cells")
-    often = records(groups.sort_values("cells", ascending=False, kind="stable"))
-    words = "; ".join(f"{row['cells']} × {row['status']}: {row['reason']}" for row in often)
+    often = records(failed_runs(frame).sort_values("runs", ascending=False, kind="stable"))
+    words = "; ".join(f"{row['runs']} × {row['status']}: {row['reason']}" for row in often)
     return f"None of {frame['cell_id'].nunique()} {noun} has a result here: {words}."
 
 
