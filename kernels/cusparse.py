@@ -2,8 +2,6 @@
 
 CuPy wraps cusparseSpMM, but can describe neither format. Torch uses neither: its own BSR product is Triton's, or a
 batched dense one (float64 alone goes to the older bsrmm). The declarations below are those of cusparse.h of CUDA 12 and 13.
-
-BlockedEll: a block-sparse matrix whose block rows all store as many blocks as the fullest, the rest being padding.
 """
 
 from __future__ import annotations

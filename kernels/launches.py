@@ -1,14 +1,10 @@
-"""One pass through an LSTM layer, or one there and back, as a model does it: LstmLaunch, and the one of our own kernels.
+"""What the launches of several backends share: a pass through an LSTM layer as a model makes it (`LstmLaunch`), the arithmetic of
+torch's own products (`under`), the fastest of several ways (`fastest`), and replays of CUDA graphs (`Replayed`).
 
-Which arithmetic torch's own GPU products use while a baseline runs: the problem's, whatever the process has set.
-
-float32: exactly or by TF32, as `problem.math` says; cuDNN's layers are on TF32 unless told otherwise. 16-bit types: summed
-in float32 to the end, as our kernels do and the check expects, while cuBLAS may otherwise add parts of a sum in 16 bits.
-The settings are put back after each launch: about 2 us on the processor, nothing in a CUDA graph.
-
-The fastest of several ways to compute the same: a baseline must be the strongest that the library has.
-
-Launches captured as CUDA graphs: what is left of a launch when the processor is out of the way.
+Torch's GPU products use the problem's arithmetic while a baseline runs, whatever the process has set. float32: exactly or by TF32,
+as `problem.math` says; cuDNN's layers are on TF32 unless told otherwise. 16-bit types: summed in float32 to the end, as our
+kernels do and the check expects, while cuBLAS may otherwise add parts of a sum in 16 bits. The settings are put back after
+each launch: about 2 us on the processor, nothing in a CUDA graph.
 """
 
 from __future__ import annotations

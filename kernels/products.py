@@ -256,13 +256,13 @@ class Sdd(torch.autograd.Function):
 
 
 # What Function.apply ends with; before, it looks for transforms, which `watched` has done
-_tape_dsd, _tape_sdd = (super(torch.autograd.Function, each).apply for each in (Dsd, Sdd))  # type: ignore[misc]
+_record_dsd, _record_sdd = (super(torch.autograd.Function, each).apply for each in (Dsd, Sdd))  # type: ignore[misc]
 
 
 def cuda_dsd(pattern: Pattern, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
     """`dsd` by our CUDA kernels where nothing is `watched`."""
     if recorded(data, x):
-        product: Tensor = _tape_dsd(data, x, pattern, transposed)
+        product: Tensor = _record_dsd(data, x, pattern, transposed)
         return product
     return pattern.dsd(data, x, transposed)
 
@@ -270,7 +270,7 @@ def cuda_dsd(pattern: Pattern, data: Tensor, x: Tensor, transposed: bool = False
 def cuda_sdd(pattern: Pattern, grad: Tensor, x: Tensor) -> Tensor:
     """`sdd` likewise."""
     if recorded(grad, x):
-        blocks: Tensor = _tape_sdd(grad, x, pattern)
+        blocks: Tensor = _record_sdd(grad, x, pattern)
         return blocks
     return pattern.sdd(grad, x)
 

@@ -1,11 +1,8 @@
-"""Clocks for launches, and what empties the caches between them.
+"""Clocks: for launches, and what empties the caches between them; moments of a run; two pieces of work timed in turns.
 
 On a GPU times are those between two CUDA events on torch's current stream. Launches shorter than GRAPH_BELOW_MS are
-replayed from a CUDA graph, both sides alike: else the processor would be timed, which takes as long to launch them.
-
-Moments, and the seconds between them: of the processor, or of a GPU, which gets there later and is asked later.
-
-Two pieces of work timed in turns: pairs of samples that see the same machine.
+replayed from a CUDA graph, both sides alike: else the processor would be timed, which takes as long to launch them. A moment
+is the processor's, or a GPU's, which gets there later and is asked later.
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
 """What is measured of a run between its epochs and at its end: perplexities, the epoch to report, the finalised model.
 
-Selection: which epoch of a run is reported, and the weights it had.
-
 An epoch at less than the final sparsity is another, less sparse model: it is never selected, however low its perplexity.
-
-Perplexity: of a model on a text, and what is no perplexity any more.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What is counted and timed: a meter for one epoch of training, the norms of blocks.
+"""What is counted and timed of a run: a meter for one epoch, the norms of blocks, and probes.
 
-Timings within a training run, always as interleaved pairs: LSTM layers while it trains, inference when it is done.
-
-None of them touches the run: no random number is drawn, no gradient is left, every layer is back on its path.
+Probes are timings within the run, always as interleaved pairs: LSTM layers while it trains, inference when it is done. None of
+them touches the run: no random number is drawn, no gradient is left, every layer is back on its path.
 """
 
 from __future__ import annotations

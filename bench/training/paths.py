@@ -1,16 +1,12 @@
-"""Which LSTM layers of a model run on the sparse path: the setting `path` at work.
+"""Which LSTM layers of a model run on the sparse path, the setting `path` at work, and how they multiply, its `precision`.
 
 dense: none. sparse: all, from the first step on. auto: each from its break-even sparsity on, where that was measured to
-be on this machine (`bench.training.paths`). The two paths add up in different orders, so under auto the last digits of a result
+be on this machine. The two paths add up in different orders, so under auto the last digits of a result
 depend on the choice.
 
-Break-even sparsity of an LSTM layer on this machine: from where on the kernels that skip empty blocks train it faster.
-
-Measured once per machine, software and shape, by interleaved pairs, and kept in a small JSON file beside the compiled
+The break-even sparsity is where from on the kernels that skip empty blocks train a layer faster. It is measured once per machine, software and shape, by interleaved pairs, and kept in a small JSON file beside the compiled
 kernels, sealed by its own sha256. It holds for these sources, this build of the kernels and so many threads alone. A file that
 does not hold is not believed in any part: a line says so, and all is measured again.
-
-How a training cell multiplies: its `precision` on its device, for torch's products and for ours alike.
 """
 
 from __future__ import annotations
@@ -36,7 +32,6 @@ from bench.pruning.pruner import share_empty
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.launches import applied, settings_of
-from kernels.native import library as native_library
 from kernels.native.library import describe, library
 from kernels.ops import kernel_for, lstm_kernel
 from kernels.system.cache import DoubtError, cache_folder, make_way, publish, read_sealed, say, sealed
@@ -160,7 +155,7 @@ def surroundings(device: str = "cpu") -> dict[str, str]:
 
 def _build() -> str:
     try:
-        return native_library.describe(native_library.library("dsd", torch.float32), 1)
+        return describe(library("dsd", torch.float32), 1)
     except CompileError as error:
         return str(error)
 

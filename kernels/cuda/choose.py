@@ -4,10 +4,9 @@ The rungs: wgmma on Hopper from WIDE tokens on (fewer leave its wide tiles half 
 exact float32; where a tuned table knows a like product, what it says. Operands lie token by token: x [n, k], out [n, m],
 grad [n, m].
 
-The tuned table: which variant of a CUDA kernel was the fastest for the nearest shape that was measured.
-
-tuned.json, beside this file, is a result, written by `python -m bench tune` with its provenance and its own sha256; where it is absent, does
-not hold (a line says so), or knows nothing like a product, the kernels' own default rule holds.
+The tuned table says which variant was the fastest for the nearest shape that was measured. tuned.json, beside this file, is a
+result, written by `python -m bench tune` with its provenance and its own sha256; where it is absent, does not hold (a line says
+so), or knows nothing like a product, the kernels' own default rule holds.
 """
 
 from __future__ import annotations

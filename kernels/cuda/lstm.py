@@ -5,7 +5,7 @@ A weight goes in and out of the operators as a list, as in `native_lstm`: its ke
 inputs, and an empty list. Nothing here waits for the GPU but the first call of a pattern, batch and type, so that all later
 ones can be captured in a CUDA graph.
 
-The layer in autograd past torch's dispatcher, which takes longer with its lists of tensors than a layer of few steps.
+`record` does the same past torch's dispatcher, which takes longer with its lists of tensors than a layer of few steps.
 """
 
 from __future__ import annotations

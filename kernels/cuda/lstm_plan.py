@@ -1,12 +1,10 @@
-"""What an LSTM kernel multiplies when: a pattern as the tables that cuda/lstm.h reads.
+"""What an LSTM kernel multiplies when, a pattern as the tables that lstm.h reads, and how it is cut into CTAs.
 
 Weights are multiplied in items of four pieces; a piece is 16 bytes of a row of what the weight is multiplied by, so that a
 block is a few pieces wide. Forward, the four gates of some units are multiplied together: columns kept by the same gates
 share an item, so that they are read once. Items of many gates come first, so that the warps that share them end together.
 
-How an LSTM kernel is cut into CTAs: what fits on a GPU, and what takes least by a simple count of cycles.
-
-A step of a CTA: its samples' part of the state comes from the L2 cache, about L2_BYTES a cycle and multiprocessor, in rounds
+The cut is what fits on a GPU and takes least by a simple count of cycles. A step of a CTA: its samples' part of the state comes from the L2 cache, about L2_BYTES a cycle and multiprocessor, in rounds
 of LATENCY cycles; weights are read from shared memory once per 16 samples, and partial sums are written and read there.
 On an H200 (132 multiprocessors, 1.75 GHz), hidden 1152, sparsity 0.8, 16-bit: a multiprocessor keeps 30 to 90 kB of weights
 and reads 27 to 43 kB of state a step at batch 20, 43 to 65 kB at 80, which is 0.6 to 1.5 us; publishing a step and seeing it

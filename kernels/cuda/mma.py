@@ -1,11 +1,9 @@
-"""Which tiles the CUDA products have: every legal one for a tuner and for CI, and the one taken where nothing was tuned.
+"""Products by mma.sync and FFMA: their tiles, and prepared launches of dsd, its transpose and sdd.
 
-Tiles are built by what a multiprocessor of an H200 has: 65536 registers, 227 KB of shared memory; the smaller ones fit the 99 KB of
+Of the tiles there is every legal one for a tuner and for CI, and the one taken where nothing was tuned. They are built by what a multiprocessor of an H200 has: 65536 registers, 227 KB of shared memory; the smaller ones fit the 99 KB of
 compute capability 8.6 and 12.0 too. A measured table may name another variant; nothing here is a measurement.
 
-Products by our CUDA kernels: prepared launches of dsd, its transpose and sdd on operands that lie token by token.
-
-X is [n, k] and Y [n, m] in memory, values are [nnzb, b, b]. A prepared launch holds its plan and the kernel's arguments; a call
+Operands lie token by token: X is [n, k] and Y [n, m] in memory, values are [nnzb, b, b]. A prepared launch holds its plan and the kernel's arguments; a call
 sets three pointers and launches on the current stream.
 """
 

@@ -1,4 +1,4 @@
-"""The time steps of an LSTM layer by our CUDA kernels (cuda/lstm.cu), between the products over all steps.
+"""The time steps of an LSTM layer by our CUDA kernels (lstm.cu), between the products over all steps.
 
 One cooperative launch over all steps, which needs all its CTAs on the GPU at once, or one launch a step, which does not and is
 meant to be captured in a CUDA graph. Both run the same code.
@@ -6,7 +6,7 @@ meant to be captured in a CUDA graph. Both run the same code.
 Gates and cells are kept for the backward pass as floats: near 1 a bfloat16 gate s is known to 2^-9, and the derivative
 s (1 - s) would be lost. That is 20 bytes a unit, sample and step, of which 1.8 MB a step are written at hidden 1152, batch 80.
 
-One direction of an LSTM layer on a GPU: its compiled kernel and what the kernel is given.
+A `Pass` is one direction of it: its compiled kernel and what the kernel is given.
 """
 
 from __future__ import annotations

@@ -1,13 +1,9 @@
-"""What all our CPU kernels share: compiled libraries, the structures of their arguments, and the thread pool.
+"""What all our CPU kernels share: compiled libraries, the structures of their arguments, the thread pool, and large buffers.
 
-Torch's own OpenMP pool, lent to our kernels.
+The pool is torch's own. A second OpenMP runtime in the process would spin against torch's and halve the speed of both, so our
+libraries link none: they are handed the entry points of the one that torch has already loaded.
 
-A second OpenMP runtime in the process would spin against torch's and halve the speed of both, so our libraries link none:
-they are handed the entry points of the one that torch has already loaded.
-
-Large buffers, used again: the first touch of a fresh one costs a page fault every 4 KB, as long as computing on it.
-
-A buffer is an ordinary storage of torch's, which tensors own, resize, share and outlive the pool with as they do any other; the pool
+Large buffers are used again: the first touch of a fresh one costs a page fault every 4 KB, as long as computing on it. A buffer is an ordinary storage of torch's, which tensors own, resize, share and outlive the pool with as they do any other; the pool
 only holds one reference more, and lends it again once that is the last. Linux is asked to back them by huge pages: kernels
 that jump from block to block wait for the address of every new page.
 """

@@ -19,7 +19,6 @@ from bench.doctor import findings
 from bench.models.registry import MODELS
 from bench.pruning.pruner import Pruner
 from bench.train import train_cell
-from bench.training import paths
 from bench.training import paths as module
 from bench.training.paths import FILE, NEVER, Paths, Shape, breakeven, crossing, known, missing_kernel
 from kernels.blockmask import BlockMask
@@ -346,5 +345,5 @@ def test_the_kernel_of_a_gpu_is_named_without_building_that_of_the_cpu(monkeypat
     def refuse(*_: object) -> None:
         raise AssertionError("built for nothing")
 
-    monkeypatch.setattr(paths, "library", refuse)
-    assert paths.kernel("cuda") == "cuda"
+    monkeypatch.setattr(module, "library", refuse)
+    assert module.kernel("cuda") == "cuda"

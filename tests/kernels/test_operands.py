@@ -23,7 +23,6 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check
 from kernels.index import own_copy
-from kernels.native import library
 from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
 from kernels.operands import address
@@ -222,7 +221,7 @@ def written_index(how: str, kernel: str, value: int) -> None:
 
 def resized_results() -> None:
     """Results as large as those whose memory is used again, made larger or smaller in place, or written to by torch."""
-    n = library.SMALLEST // (4 * 128) + 5
+    n = native_library.SMALLEST // (4 * 128) + 5
     weight, x = matrix(), normal(48, n)
     wanted = weight.to_dense() @ x
     for kernel in KERNELS:
@@ -397,7 +396,7 @@ def under_other_defaults() -> None:
     for device, dtype in (("meta", torch.float64), ("meta", torch.bfloat16), ("cpu", torch.float16)):
         with defaults(device, dtype):
             masks_and_factories()
-            assert library.POOL.empty((library.SMALLEST,), torch.float32).device == CPU
+            assert native_library.POOL.empty((native_library.SMALLEST,), torch.float32).device == CPU
             for kernel in KERNELS:
                 product(matrix(), kernel)
                 layer(matrix(), square(), kernel)

@@ -15,7 +15,6 @@ from emulated_gpu import emulated_gpu
 from kernels.backends.cuda import BACKEND
 from kernels.check import check
 from kernels.cuda import choose
-from kernels.cuda import choose as tuned
 from kernels.cuda.choose import Task
 from kernels.problem import GemmProblem, LstmProblem, Problem
 from kernels.system.cache import say, sealed
@@ -28,15 +27,15 @@ Write = Callable[[object], None]
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     """Puts a table in the place of ours: a list of entries, sealed, or any text."""
     path = tmp_path / "tuned.json"
-    monkeypatch.setattr(tuned.nearest, "__defaults__", (path,))
+    monkeypatch.setattr(choose.nearest, "__defaults__", (path,))
 
     def written(content: object) -> None:
         text = content if isinstance(content, str) else json.dumps(sealed({"provenance": {}, "choices": content}))
         path.write_text(text, encoding="utf-8")
-        tuned.choices.cache_clear()
+        choose.choices.cache_clear()
 
     yield written
-    tuned.choices.cache_clear()
+    choose.choices.cache_clear()
 
 
 def entries(op: str, rung: str, element: str = "Bfloat16", capability: int = 90, **other: Any) -> list[dict[str, Any]]:
@@ -122,14 +121,14 @@ def test_every_altered_bit_of_a_table_is_seen(write: Write, tmp_path: Path) -> N
         altered = bytearray(data)
         altered[place // 8] ^= 1 << place % 8
         path.write_bytes(altered)
-        assert tuned.choices.__wrapped__(path) in ((), found)
+        assert choose.choices.__wrapped__(path) in ((), found)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no such pipes")
 @pytest.mark.timeout(60)
 def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "tuned.json")
-    assert tuned.choices.__wrapped__(tmp_path / "tuned.json") == ()
+    assert choose.choices.__wrapped__(tmp_path / "tuned.json") == ()
 
 
 def test_layers_follow_it_too(write: Write) -> None:
