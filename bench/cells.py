@@ -191,9 +191,13 @@ class TrainCell(Cell):
     train_tokens: Natural = Field(0, description="tokens of the training text read in an epoch, each going on where the last stopped; 0 means all")
     eval_tokens: Natural = Field(0, description="tokens of validation and of test text used; 0 means all")
     model: str = Field("lstm", description="architecture")
-    embedding_size: Count = Field(64, description="width of the embedding and of the tied decoder")
-    hidden_size: Count = Field(128, description="width of every LSTM layer but the last, which has the embedding's")
+    embedding_size: Count = Field(64, description="width of the embedding, and of the tied decoder")
+    hidden_size: Count = Field(128, description="width of every LSTM layer; of a tied decoder's last the embedding's")
     num_layers: Count = Field(2, description="LSTM layers")
+    decoder: Literal["tied", "adaptive"] = Field("tied", description="tied: the embedding's weight and a bias; adaptive: torch's adaptive softmax over the words ranked by frequency, exact probabilities, weights of its own; every LSTM layer then has hidden_size units")
+    cutoff: Count = Field(2000, description="most frequent words that the adaptive softmax looks at for every token; the others stand in one or two clusters")
+    second_cutoff: Natural = Field(10000, description="words before the second cluster; 0 means one cluster")
+    embedding_gradient: Literal["dense", "sparse"] = Field("dense", description="sparse: only rows of the window's words, and adam updates these alone (torch's SparseAdam; without weight decay); needs decoder = adaptive")
     dropout: ProperFraction = Field(0.0, description="dropout between layers, fraction (lstm)")
     input_dropout: ProperFraction = Field(0.0, description="locked dropout of the embedded words, fraction (awd_lstm, as all dropouts that follow)")
     hidden_dropout: ProperFraction = Field(0.0, description="locked dropout between LSTM layers, fraction")
@@ -253,14 +257,34 @@ class TrainCell(Cell):
             raise ValueError("precision: tf32 is arithmetic of GPUs; accepted: ieee or bfloat16, or device = cuda")
         if self.beta1_dip > self.beta1:
             raise ValueError(f"beta1_dip: {self.beta1_dip} exceeds beta1; accepted: fractions up to {self.beta1}")
+        if self.decoder == "adaptive" and 0 < self.second_cutoff <= self.cutoff:
+            cutoffs = f"{self.second_cutoff} does not exceed cutoff {self.cutoff}"
+            raise ValueError(f"second_cutoff: {cutoffs}; accepted: 0, or more words than that")
+        if self.embedding_gradient == "sparse":
+            self._embedding_can_be_sparse()
         if self.rate_by_length and self.optimizer == "asgd":
             raise ValueError("rate_by_length: torch's asgd changes its rate a step late; accepted: false, or nt_asgd")
         return self
 
+    def _embedding_can_be_sparse(self) -> None:
+        """ValueError where the gradients of the embedding cannot have a window's rows only."""
+        if self.decoder == "tied":
+            raise ValueError("embedding_gradient: a tied decoder's is dense; accepted: dense, or decoder = adaptive")
+        if self.optimizer not in ("adam", "sgd") or self.weight_decay or self.momentum:
+            raise ValueError(
+                "embedding_gradient: sparse is for adam and sgd without weight_decay and momentum; accepted: dense, or these"
+            )
+
     @property
     def layer_widths(self) -> list[int]:
-        """What goes into the first layer and comes out of each: the last has the embedding's width, for the tied decoder."""
-        return [self.embedding_size, *[self.hidden_size] * (self.num_layers - 1), self.embedding_size]
+        """What goes into the first layer and comes out of each: under a tied decoder the last has the embedding's width."""
+        last = self.embedding_size if self.decoder == "tied" else self.hidden_size
+        return [self.embedding_size, *[self.hidden_size] * (self.num_layers - 1), last]
+
+    @property
+    def cutoffs(self) -> list[int]:
+        """Words before each cluster of the adaptive softmax."""
+        return [self.cutoff, self.second_cutoff] if self.second_cutoff else [self.cutoff]
 
     @property
     def prunes(self) -> bool:
@@ -302,9 +326,10 @@ class TrainCell(Cell):
         return cell
 
     def _canonical_model(self) -> Self:
+        cell = self.reset("cutoff", "second_cutoff") if self.decoder == "tied" else self
         if self.model == "awd_lstm":
-            return self.reset("dropout")
-        return self.reset(*AWD_LSTM) if self.model == "lstm" else self
+            return cell.reset("dropout")
+        return cell.reset(*AWD_LSTM) if self.model == "lstm" else cell
 
 
 TimedCell = GemmCell | LstmCell
