@@ -64,6 +64,13 @@ class AdamOfRows(Adam):
         super().__init__([{"params": dense}, {"params": sparse}], rate, betas=betas, fused=fused)
         self.rows = SparseAdam(sparse, rate, betas=betas)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As torch's, which makes a float32 tensor of the number of steps; SparseAdam counts in Python's integers."""
+        super().__setstate__(state)
+        for parameter in self.param_groups[1]["params"]:
+            if own := self.state.get(parameter):
+                own["step"] = int(own["step"])
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of both."""
