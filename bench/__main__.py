@@ -96,8 +96,7 @@ def list_() -> None:
     """List the sweeps that come with the suite, and the names sweep files can use."""
     with _one_line_errors(), _text_is_all():
         from bench.cells import number
-        from bench.settings import REGISTRIES
-        from bench.sweep import load, names
+        from bench.sweep import REGISTRIES, load, names
 
         for name in names():
             sweep = load(name)

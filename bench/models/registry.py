@@ -7,4 +7,4 @@ the training text says each word; `layers`, each a `bench.models.layers.LSTMLaye
 
 from kernels.registry import Catalogue
 
-MODELS = Catalogue("model", "bench.models", "model", helpers=("registry", "layers"))
+MODELS = Catalogue("model", "bench.models", "model", helpers=("registry", "layers", "settings"))

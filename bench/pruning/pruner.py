@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from bench.cells import TrainCell
 from bench.pruning.allocation import allocate
 from bench.pruning.criteria import CRITERIA, as_blocks
 from bench.pruning.schedules import SCHEDULES
+from bench.pruning.settings import PruningSettings
 from kernels.blockmask import BlockMask
 
 
@@ -37,7 +37,7 @@ class Pruner:
     end, for looking waits for the GPU.
     """
 
-    def __init__(self, weights: dict[str, Parameter], cell: TrainCell, steps: int) -> None:
+    def __init__(self, weights: dict[str, Parameter], cell: PruningSettings, steps: int) -> None:
         self.weights = weights if cell.prunes else {}
         self.cell, self.steps = cell, steps
         self.schedule = SCHEDULES[cell.schedule]
