@@ -248,7 +248,7 @@ def columns(
 ) -> None:
     """Write README.md, the meaning of every column of the tables, into the results folder."""
     with _environment_errors():
-        from bench.columns import documentation, machine_readable
+        from bench.schema import documentation, machine_readable
         from bench.storing.parquet import publish, require_file
 
         for target in (results / "README.md", schema):

@@ -19,36 +19,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.cells import KINDS, Cell
-from bench.schema import SCHEMA_VERSION, STATUSES, columns
+from bench.cells import Cell
+from bench.schema import SCHEMA_VERSION, STATUSES, arrow_schema
 
 Row = Mapping[str, Any]
 
 READINGS = 100  # of a table that changes while it is read
-SETTING_TYPES = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 
 class DamagedError(ValueError):
     """A file of the store is missing or not what was written."""
-
-
-def arrow_schema(kind: str) -> pa.Schema:
-    """The columns of one table: identity, settings, results and measurements, provenance; documented in the metadata."""
-    fields = []
-    described = [(column.name, column.type, column.role, column.unit, column.doc) for column in columns(kind)]
-    settings = [
-        (
-            name,
-            SETTING_TYPES.get(getattr(field.annotation, "__name__", ""), pa.string()),
-            "setting",
-            "",
-            field.description,
-        )
-        for name, field in KINDS[kind].model_fields.items()
-    ]
-    for name, type_, role, unit, doc in [*described[:2], *settings, *described[2:]]:
-        fields.append(pa.field(name, type_, metadata={"role": role, "unit": unit, "doc": doc or ""}))
-    return pa.schema(fields)
 
 
 def to_table(cell: Cell, rows: Sequence[Row], provenance: Row) -> pa.Table:

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from bench.cells import KINDS, Cell, identity
-from bench.schema import COLUMNS, SCHEMA_VERSION, STATUSES
-from bench.storing.parquet import DamagedError, Row, arrow_schema, from_parquet, to_table
+from bench.schema import COLUMNS, SCHEMA_VERSION, STATUSES, arrow_schema
+from bench.storing.parquet import DamagedError, Row, from_parquet, to_table
 from bench.storing.rules import faults
 
 KEYS = {"train": ("epoch",), "check": ("pattern", "n"), "tune": ("variant",)}  # what tells the rows of a cell apart
