@@ -11,7 +11,7 @@ import errno
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -121,14 +121,22 @@ def _moment(path: Path) -> list[tuple[int, int, int] | None]:
     return found
 
 
-def publish_table(path: Path, data: bytes, damaged: Path) -> None:
-    """A table and its checksum, so that they agree at any moment; what of them was damaged before goes to the folder `damaged`."""
+def publish_table(path: Path, parts: Sequence[pa.Table], damaged: Path) -> None:
+    """The rows of `parts`, of one schema, as a table with its checksum; without any there is none.
+
+    The two files agree at any moment; what of them was damaged before goes to the folder `damaged`.
+    """
+    if not parts:
+        path.unlink(missing_ok=True)
+        checksum_of(path).unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     before: bytes | None = None
     try:
         before = read_table(path)
     except DamagedError:
         set_table_aside(path, damaged)
-    publish_pair(path, data, before)
+    publish_pair(path, to_parquet(pa.concat_tables(parts)), before)
 
 
 def publish_pair(path: Path, data: bytes, before: bytes | None) -> None:
@@ -196,11 +204,6 @@ def publish(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def concatenated(tables: Iterable[pa.Table]) -> pa.Table:
-    """The rows of several tables of one schema."""
-    return pa.concat_tables(list(tables))
 
 
 def checksum_line(path: Path, data: bytes) -> str:
