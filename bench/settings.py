@@ -2,7 +2,8 @@
 
 A group stands with what it sets, in the `settings.py` of its wing: its fields, each with a description, a bound and a
 default; a `model_validator` for every rule between them, whose message reads `field: what is wrong; accepted: ...`; and
-`idle`. A kind of cell is the sum of its groups: `bench.cells` names them, and has the rules between settings of two groups.
+`idle`. A kind of cell is the sum of its groups: `bench.cells` names them, and has the rules between settings of two
+groups.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def load_all(paths_or_names: Iterable[str | os.PathLike[str]]) -> list[Sweep]:
 
 
 def distinct(sweeps: Iterable[Sweep]) -> list[Sweep]:
-    """`sweeps` without repetitions. SweepError where two of one name have other cells: one folder holds their tables."""
+    """`sweeps` without repetitions. SweepError where two have one name, and so one folder, and other cells."""
     found: dict[str, Sweep] = {}
     for sweep in sweeps:
         other = found.setdefault(sweep.name.casefold(), sweep)

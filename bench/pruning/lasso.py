@@ -1,4 +1,4 @@
-"""Block lasso: lambda times the sum of block norms, ||W_g||_2, each times sqrt(p_g) where scaled (p_g elements a block).
+"""Block lasso: lambda times the sum of block norms, ||W_g||_2, each times sqrt(p_g) if scaled (p_g elements a block).
 
 Three forms (slides, "Primal Relaxation" and "Empirical Risk Minimization"; Yuan & Lin 2006 for sqrt(p_g)):
 subgradient adds the penalty to the loss: block norms shrink, none becomes exactly zero;

@@ -1,8 +1,8 @@
 """Rows as parquet: typed by the schema, and published whole or not at all.
 
-Parquet readers do not notice a flipped bit, hence the checksums: a table's stands in a file beside it. Of these two files one
-is always written first, so the checksum file names the new bytes beside the old ones until the table has taken its place:
-one of its lines is right at any moment, whatever a kill leaves.
+Parquet readers do not notice a flipped bit, hence the checksums: a table's stands in a file beside it. Of these two
+files one is always written first, so the checksum file names the new bytes beside the old ones until the table has
+taken its place: one of its lines is right at any moment, whatever a kill leaves.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def to_parquet(table: pa.Table) -> bytes:
 
 
 def from_parquet(data: bytes) -> pa.Table:
-    """Without threads: after `pq.read_table` some processes abort while they exit (pyarrow 26, 1 in 30 on two cores)."""
+    """Without threads: after `pq.read_table` some processes abort as they exit (pyarrow 26, 1 in 30 on two cores)."""
     return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
 
@@ -94,13 +94,13 @@ def read_table(path: Path) -> bytes:
 
 
 def _sums(path: Path) -> set[str]:
-    """The sums in the checksum file of a table. The names beside them do not count: a table may be copied or renamed."""
+    """The sums in the checksum file of a table. The names beside them do not count: a table may be renamed."""
     text = regular(checksum_of(path)).decode("ascii", errors="replace")
     return {line.split()[0].lower() for line in text.splitlines() if line.strip()}
 
 
 def regular(path: Path) -> bytes:
-    """The bytes of a file. DamagedError where it is none: missing, a folder, a pipe that would be waited for, a link to nothing."""
+    """The bytes of a file. DamagedError where it is none: missing, a folder, a pipe to wait for, a link to nothing."""
     if not path.is_file():
         raise DamagedError(f"{path} is {'no regular file' if os.path.lexists(path) else 'missing'}")
     try:
@@ -140,7 +140,7 @@ def publish_table(path: Path, parts: Sequence[pa.Table], damaged: Path) -> None:
 
 
 def publish_pair(path: Path, data: bytes, before: bytes | None) -> None:
-    """A file and its checksum, so that they agree at any moment. before: what `read_table` found there, None where that was nothing."""
+    """A file and its checksum, so that they agree at any moment. before: what `read_table` found there, or None."""
     line = checksum_line(path, data)
     publish(checksum_of(path), (line + (checksum_line(path, before) if before is not None else "")).encode())
     publish(path, data)
@@ -170,7 +170,7 @@ def free_name(path: Path, folder: Path) -> Path:
 
 
 def require_file(path: Path) -> None:
-    """FileExistsError where a user names a place at which no file is to be put, as what lies there would be lost: a device, a pipe."""
+    """FileExistsError where what lies at a place that a user names is no file and would be lost: a device, a pipe."""
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
         raise FileExistsError(errno.EEXIST, f"{path.name} is {what}", str(path))

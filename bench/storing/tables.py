@@ -51,7 +51,7 @@ class Tables:
         return lines
 
     def _put_away(self, path: Path, own: bool, data: bytes | None = None) -> str:
-        """Keep a damaged table where nothing is written over it, and say where; data: of one with cells that are intact."""
+        """Keep a damaged table where nothing is written over it, and say where; data: of one with intact cells."""
         if not own:
             return "it stays there"
         if data is not None and path.stem in self.kinds.values():

@@ -30,9 +30,9 @@ class NewerError(RuntimeError):
 def stored_tables(
     folder: Path, damaged: Callable[[Path, DamagedError], None]
 ) -> Iterator[tuple[Path, bytes, pa.Table, list[str]]]:
-    """(path, bytes, intact cells, a line for every other) of each table in a folder; of one that has none, `damaged` is told.
+    """(path, bytes, intact cells, a line for every other) of each table in a folder.
 
-    NewerError where a newer version of the suite has stored something.
+    Of one that has no cells `damaged` is told. NewerError where a newer version of the suite has stored something.
     """
     for kind in COLUMNS:
         path = folder / f"{kind}.parquet"
@@ -48,7 +48,7 @@ def stored_tables(
 
 
 def whole_table(data: bytes, kind: str, path: Path) -> tuple[pa.Table, list[str]]:
-    """(the intact cells of a table under today's schema, a line for every other): DamagedError where none can be read."""
+    """(the intact cells of a table under today's schema, a line for every other). DamagedError where there are none."""
     table = conform(parsed(data, path), kind, path)
     wrong = wrong_cells(table, kind)
     names = table["cell_id"].to_pylist()
