@@ -1,7 +1,7 @@
 """The options of the command line: finite numbers between bounds, paths and names. All else is refused in one line.
 
-Each function makes one option, with a parser of ours: typer's own refuse in several lines, and let nan and infinity pass. What
-the commands share stands at the end.
+Each function makes one option, with a parser of ours: typer's own refuse in several lines, and let nan and infinity
+pass. What the commands share stands at the end.
 """
 
 from __future__ import annotations
