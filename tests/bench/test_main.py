@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from rows import ended_ok
 
-from bench.columns import documentation, machine_readable
 from bench.measuring.machine import QUERIES
-from bench.schema import COLUMNS, columns
+from bench.schema import COLUMNS, columns, documentation, machine_readable
 from bench.store import Store
 from bench.sweep import load
 from kernels.registry import BACKENDS
@@ -57,6 +56,7 @@ eval_tokens = 1000
 embedding_size = 16
 hidden_size = 16
 num_layers = 1
+bptt = 9
 epochs = 1
 schedule = "linear"
 target_sparsity = 0.5
