@@ -164,6 +164,8 @@ def _bounds(name: str, column: Column) -> tuple[float, float, str]:
     if column.role == "setting":
         largest = float(np.finfo(float).max)
         return -largest, largest, "no number"
+    if name.endswith("_change"):
+        return -LARGEST, LARGEST, "no change of an amount"
     if column.unit == "degrees Celsius":
         return -LARGEST, LARGEST, "no temperature"
     return 0.0, LARGEST, f"no amount: those are from 0 to {LARGEST:g}"

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell, TuneCell
 from bench.measuring.machine import physical_cores
+from bench.measuring.memory import looked_at
 
 FLOPS_PER_SECOND = 20e9  # of one thread; only a start, corrected by the first cells that end
 GPU_FLOPS_PER_SECOND = 20e12  # of a GPU, float64 for the reference included
@@ -16,9 +17,9 @@ LAUNCHES = 60  # timed for a cell, backend and baseline together
 LONGEST_TIMING = 20.0  # seconds; launches that take long are timed fewer times
 CHECK_SECONDS = 1.0  # operands, reference, compilation
 VARIANTS = 10  # of a kernel, to be tuned
-TRAIN_TOKENS = {"wikitext2": 2_088_628}
-EVAL_TOKENS = {"wikitext2": 463_215}  # validation and test together
-VOCABULARY = {"wikitext2": 33_278}
+TRAIN_TOKENS = {"wikitext2": 2_088_628, "wikitext2_chars": 10_780_437}
+EVAL_TOKENS = {"wikitext2": 463_215, "wikitext2_chars": 2_375_210}  # validation and test together
+VOCABULARY = {"wikitext2": 33_278, "wikitext2_chars": 97}
 SMALL_TEXT = {"train": 90_000, "eval": 22_000, "vocabulary": 5_000}
 
 
@@ -70,7 +71,8 @@ def rough_seconds(cell: Cell) -> float:
     train = cell.train_tokens or TRAIN_TOKENS.get(text, SMALL_TEXT["train"])
     evaluated = 2 * cell.eval_tokens or EVAL_TOKENS.get(text, SMALL_TEXT["eval"])
     lstm = sum(4 * out * (into + out) for into, out in pairwise(cell.layer_widths))
-    per_token = 2 * (lstm + VOCABULARY.get(text, SMALL_TEXT["vocabulary"]) * cell.embedding_size)
+    words = looked_at(cell, VOCABULARY.get(text, SMALL_TEXT["vocabulary"]))
+    per_token = 2 * (lstm + words * cell.layer_widths[-1])
     # the backward pass costs twice the forward pass
     seconds = CHECK_SECONDS + cell.epochs * per_token * (3 * train + evaluated) / rate
     if cell.device == "cuda":
