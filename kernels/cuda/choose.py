@@ -33,7 +33,7 @@ from kernels.operands import contiguous
 from kernels.system.cache import DoubtError, read_sealed, say
 from kernels.system.resources import shown
 
-PATH = Path(__file__).with_name("json")
+PATH = Path(__file__).with_name("tuned.json")
 ALIKE = ("op", "dtype", "math", "block_size")  # must be equal
 NEAR = ("n", "m", "k")  # may differ, n counting most
 LARGEST = 2**31 - 1  # as of a cell's sizes
