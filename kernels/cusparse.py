@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from kernels.bsr import BSRMatrix
-from kernels.launches import fastest
-from kernels.problem import GemmProblem
-from kernels.system.resources import ResourceError, is_lack
+from kernels.launches import ProductLaunch, fastest
+from kernels.problem import Backend, GemmProblem, Launch
+from kernels.system.resources import ResourceError, UnsupportedError, is_lack
 
 LAYOUTS = ("rows", "blocks")
 
@@ -132,8 +132,8 @@ class Library:
 
 
 @cache
-def load() -> Library | str:
-    """The library that torch brings, or why there is none."""
+def load() -> Library:
+    """The library that torch brings; UnsupportedError where there is none."""
     for name in LIBRARIES:
         try:
             return Library(ctypes.CDLL(name))
@@ -141,7 +141,7 @@ def load() -> Library | str:
             if is_lack(error):
                 raise ResourceError(f"cuSPARSE cannot be loaded today: {error}") from error
             reason = f"cuSPARSE cannot be used: {str(error).splitlines()[0]}"
-    return reason
+    raise UnsupportedError(reason)
 
 
 Sparse = BSRMatrix | BlockedEll
@@ -178,7 +178,6 @@ class Product:
 
     def __init__(self, matrix: Sparse, x: Tensor, result: Tensor) -> None:
         library = load()
-        assert isinstance(library, Library)
         self.library, self.matrix, self.x, self.result = library, matrix, x, result
         self.described = [describe(library, matrix), describe_dense(library, x), describe_dense(library, result)]
         number = ctypes.c_double if x.dtype == torch.float64 else ctypes.c_float
@@ -229,14 +228,11 @@ def products(matrix: Sparse, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     return found
 
 
-class SpmmLaunch:
+class SpmmLaunch(ProductLaunch):
     """The fastest of `products`. kernel: the routine, the library's version and the memory orders."""
-
-    dense = False
 
     def __init__(self, problem: GemmProblem, matrix: Sparse, what: str) -> None:
         library, ways = load(), products(matrix, problem.factors(dense=False)[1])
-        assert isinstance(library, Library)
         chosen = fastest(ways, problem.device)
         self.kernel = f"cusparseSpMM {library.version}, {what}, {chosen}"
         self.run = ways[chosen]
@@ -246,17 +242,19 @@ class SpmmLaunch:
     def __call__(self) -> None:
         self.result = self.run()
 
-    def outputs(self) -> dict[str, Tensor]:
-        return {"output": self.result}
 
-    def poison(self) -> None:
-        self.result.fill_(float("nan"))
+def backend(name: str, product: Callable[[GemmProblem], Launch], trial: Callable[[str, int], object]) -> Backend:
+    """dsd and dsd_t on a GPU, where `trial` finds that cuSPARSE takes the dtype and the block size."""
 
+    def needs(problem: GemmProblem) -> None:
+        load()
+        trial(problem.dtype, problem.block_size)
 
-NO_SDD = "cusparseSpMM has no product sampled at blocks"
-
-
-def refusal() -> str | None:
-    """What keeps every product with cuSPARSE from running here, whatever the format."""
-    library = load()
-    return library if isinstance(library, str) else None
+    return Backend(
+        name=name,
+        product=product,
+        needs=needs,
+        no_sdd="cusparseSpMM has no product sampled at blocks",
+        devices=("cuda",),
+        elsewhere="cuSPARSE runs on a GPU only",
+    )

@@ -68,6 +68,20 @@ def under(problem: Problem, run: Callable[[], T]) -> Callable[[], T]:
     return launch
 
 
+class ProductLaunch:
+    """A launch with one output, `result`; of a baseline `dense` is true."""
+
+    dense = False
+    index_bytes = 0
+    result: Tensor
+
+    def outputs(self) -> dict[str, Tensor]:
+        return {"output": self.result}
+
+    def poison(self) -> None:
+        self.result.fill_(float("nan"))
+
+
 Outputs = tuple[Tensor, tuple[Tensor, Tensor]]  # y, (h, c)
 
 

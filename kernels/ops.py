@@ -25,6 +25,7 @@ from kernels.operands import require, require_memory
 from kernels.products import How, cuda_dsd, product, recorded
 from kernels.products import dsd as dsd
 from kernels.products import sdd as sdd
+from kernels.system.resources import UnsupportedError
 from kernels.system.threads import in_force
 from kernels.tracing import refuse_functionalize, transformed, watched
 
@@ -43,14 +44,15 @@ def kernel_for(
         raise ValueError(f"unknown kernel {kernel!r}; accepted: {', '.join(KERNELS)}")
     for ours in ("cuda", "native"):
         if kernel in ("auto", ours):
-            if ours == "cuda":
-                reason = choose.unsupported(dtype, block_size, nnzb, device)
-            else:
-                reason = native_library.unsupported(dtype, device, layer)
-            if reason is None:
+            try:
+                if ours == "cuda":
+                    choose.require_kernel(dtype, block_size, nnzb, device)
+                else:
+                    native_library.require_kernel(dtype, device, layer)
                 return ours
-            if kernel == ours:
-                raise ValueError(reason)
+            except UnsupportedError:
+                if kernel == ours:
+                    raise
     return "torch"
 
 
@@ -62,8 +64,11 @@ def lstm_refusal(weight_hh: BSRMatrix, batch: int) -> str | None:
     if torch.compiler.is_compiling():  # no pattern can be looked at then; the operator will say it
         return None
     require_sparse("weight_hh", weight_hh)
-    found = cuda_lstm.recurrence_of(pattern_for(weight_hh), weight_hh.data.dtype, batch)
-    return found if isinstance(found, str) else None
+    try:
+        cuda_lstm.recurrence_of(pattern_for(weight_hh), weight_hh.data.dtype, batch)
+    except UnsupportedError as reason:
+        return str(reason)
+    return None
 
 
 def lstm_kernel(weight_hh: BSRMatrix, batch: int, kernel: str = "auto") -> str:
@@ -75,10 +80,10 @@ def lstm_kernel(weight_hh: BSRMatrix, batch: int, kernel: str = "auto") -> str:
         return native_library.describe(library, in_force())
     if chosen == "torch":
         return "torch, step by step"
-    refusal = lstm_refusal(weight_hh, batch)
-    if refusal is not None:
-        return f"cuda products and torch gates, step by step: {refusal}"
-    return cuda_lstm.describe(pattern_for(weight_hh), data.dtype, batch)
+    try:
+        return cuda_lstm.describe(pattern_for(weight_hh), data.dtype, batch)
+    except UnsupportedError as reason:
+        return f"cuda products and torch gates, step by step: {reason}"
 
 
 def _sizes(weight: BSRMatrix) -> dict[str, Any]:

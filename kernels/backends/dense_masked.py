@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kernels.backends.dense import DenseLaunch
-from kernels.problem import Domain, GemmProblem, Launch, Problem
+from kernels.problem import Backend, GemmProblem
 
 
 class MaskedLaunch(DenseLaunch):
@@ -21,15 +21,4 @@ class MaskedLaunch(DenseLaunch):
         super().__init__(masked)
 
 
-class MaskedBackend(Domain):
-    """What `dense` does, where there is a weight."""
-
-    no_layer = "dense_masked has no LSTM layer"
-    no_sdd = "sdd has no weight to mask"
-
-    def prepare(self, problem: Problem) -> Launch:
-        assert isinstance(problem, GemmProblem)
-        return MaskedLaunch(problem)
-
-
-BACKEND = MaskedBackend()
+BACKEND = Backend(name="dense_masked", product=MaskedLaunch, no_sdd="sdd has no weight to mask")

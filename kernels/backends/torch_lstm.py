@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.launches import LstmLaunch, Outputs, fastest
-from kernels.problem import Domain, Launch, LstmProblem, Problem
+from kernels.problem import Backend, LstmProblem
 
 
 @contextmanager
@@ -60,15 +60,9 @@ def _kernel(problem: LstmProblem, layer: torch.nn.LSTM, library: bool) -> str:
     return f"torch.nn.LSTM by cuDNN {torch.backends.cudnn.version()}, algorithm unknown"  # type: ignore[no-untyped-call]
 
 
-class TorchLstmBackend(Domain):
-    """Every dtype that torch's layer has, on cpu and cuda."""
-
-    no_product = "torch_lstm computes LSTM layers only"
-
-    def prepare(self, problem: Problem) -> Launch:
-        assert isinstance(problem, LstmProblem)
-        launches = {launch.kernel: launch for launch in (_launch(problem, library) for library in (False, True))}
-        return launches[fastest(launches, problem.device)]
+def lstm_launch(problem: LstmProblem) -> LstmLaunch:
+    launches = {launch.kernel: launch for launch in (_launch(problem, library) for library in (False, True))}
+    return launches[fastest(launches, problem.device)]
 
 
-BACKEND = TorchLstmBackend()
+BACKEND = Backend(name="torch_lstm", layer=lstm_launch)

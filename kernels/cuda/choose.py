@@ -11,11 +11,10 @@ so), or knows nothing like a product, the kernels' own default rule holds.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from math import inf, log
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,13 +24,14 @@ from torch import Tensor
 
 from kernels.cuda import device as cuda_kernel
 from kernels.cuda import mma, wgmma, wgmma_sdd
+from kernels.cuda.compile import nvrtc
 from kernels.cuda.device import Kernel, Variant, arch_of
 from kernels.cuda.mma import BLOCKS, ProductChoice, ProductLaunch, SampledChoice, SampledLaunch, is_exact, parts_for
 from kernels.cuda.mma_plan import MOST_NUMBERS, ProductPlan, SampledPlan, product_plan, sampled_plan
 from kernels.index import BSRIndex
 from kernels.operands import contiguous
 from kernels.system.cache import DoubtError, read_sealed, say
-from kernels.system.resources import shown
+from kernels.system.resources import UnsupportedError, shown
 
 PATH = Path(__file__).with_name("tuned.json")
 ALIKE = ("op", "dtype", "math", "block_size")  # must be equal
@@ -114,39 +114,43 @@ class Gpu(NamedTuple):
     load: Callable[[Variant], Kernel]
 
 
-@functools.cache
-def gpu(device: torch.device) -> Gpu | str:
-    """The GPU `device`, or why our kernels cannot run there. Tests put an emulated one in its place."""
-    reason = "cuda runs on a GPU only" if device.type != "cuda" else cuda_kernel.unavailable()
-    if reason is not None:
-        return reason
+@cache
+def _refusal(device: torch.device) -> str | None:
+    return "cuda runs on a GPU only" if device.type != "cuda" else cuda_kernel.unavailable()
+
+
+@cache
+def gpu(device: torch.device) -> Gpu:
+    """The GPU `device`; UnsupportedError where our kernels cannot run there. Tests put an emulated one in its place."""
+    if reason := _refusal(device):
+        raise UnsupportedError(reason)
     found = torch.cuda.get_device_properties(device)
     capability = 10 * found.major + found.minor
     shared_bytes = found.shared_memory_per_multiprocessor - 1024  # which the driver takes of each CTA
-    load = functools.partial(cuda_kernel.load, device=device.index)
+    load = partial(cuda_kernel.load, device=device.index)
     return Gpu(capability, found.multi_processor_count, shared_bytes, load)
 
 
-def the_gpu(device: torch.device) -> Gpu:
-    """`gpu`, where it is known to be one."""
-    found = gpu(device)
-    assert not isinstance(found, str), found
-    return found
+def describe() -> str:
+    """Our kernels on torch's current GPU, in words; UnsupportedError where they cannot run there."""
+    if reason := cuda_kernel.unavailable():
+        raise UnsupportedError(reason)
+    capability = cuda_kernel.capability()
+    rungs = f"wgmma from {WIDE} tokens on, else mma.sync" if capability == cuda_kernel.HOPPER else "mma.sync"
+    compiled = f"compiled for {arch_of(capability)} by NVRTC {nvrtc().version}"
+    return f"compute capability {capability / 10}, {compiled}; products by {rungs}, exact float32 by FFMA"
 
 
-def unsupported(dtype: torch.dtype, block_size: int, nnzb: int, device: torch.device) -> str | None:
-    """Why our CUDA kernels cannot multiply such a matrix, or None."""
-    found = gpu(device)
-    if isinstance(found, str):
-        return found
+def require_kernel(dtype: torch.dtype, block_size: int, nnzb: int, device: torch.device) -> None:
+    """UnsupportedError where our CUDA kernels cannot multiply such a matrix."""
+    gpu(device)
     if dtype not in ELEMENTS:
         wanted = ", ".join(str(each).removeprefix("torch.") for each in ELEMENTS)
-        return f"cuda has no {str(dtype).removeprefix('torch.')} kernel, only {wanted}"
+        raise UnsupportedError(f"cuda has no {str(dtype).removeprefix('torch.')} kernel, only {wanted}")
     if block_size not in BLOCKS:
-        return f"cuda has kernels for blocks of {', '.join(map(str, BLOCKS))}, not {block_size}"
+        raise UnsupportedError(f"cuda has kernels for blocks of {', '.join(map(str, BLOCKS))}, not {block_size}")
     if nnzb * block_size**2 > MOST_NUMBERS:
-        return f"cuda multiplies matrices of at most {MOST_NUMBERS} kept values"
-    return None
+        raise UnsupportedError(f"cuda multiplies matrices of at most {MOST_NUMBERS} kept values")
 
 
 def element_of(dtype: torch.dtype, tf32: bool) -> str:
@@ -180,11 +184,7 @@ Choice = ProductChoice | SampledChoice | WideTile
 
 def has_wide(task: Task, gpu: Gpu) -> bool:
     """Whether there is a kernel by wgmma."""
-    if task.op == "sdd":
-        reason = wgmma_sdd.unsupported(task.element, task.block_size)
-    else:
-        reason = wgmma.unsupported(task.op, task.element, task.block_size)
-    return gpu.capability == cuda_kernel.HOPPER and reason is None
+    return gpu.capability == cuda_kernel.HOPPER and wgmma.unsupported(*task[:3]) is None
 
 
 def named(choice: Choice) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from kernels.cuda.products import Pattern, pattern_of
 from kernels.cuda.recurrence import Kept, Recurrence, Sizes, plans_for, tiles_for
 from kernels.index import BSRIndex
 from kernels.operands import require
+from kernels.system.resources import UnsupportedError
 from kernels.tracing import refuse_second, refuse_transforms, watched
 
 MOST_PREPARED = 16  # of a pattern
@@ -48,20 +49,29 @@ def device_of(gpu: Gpu) -> Device:
     return Device(gpu.multiprocessors, gpu.shared_bytes + CTA_OVERHEAD, gpu.shared_bytes)
 
 
-def recurrence_of(pattern: Pattern, dtype: torch.dtype, batch: int) -> Recurrence | str:
-    """The time steps of a layer with this recurrent pattern, or why our kernels cannot compute them on this GPU.
+def recurrence_of(pattern: Pattern, dtype: torch.dtype, batch: int) -> Recurrence:
+    """The time steps of a layer with this recurrent pattern; UnsupportedError where our kernels cannot compute them here.
 
     One cooperative launch where it fits, else a launch a step. float32 is multiplied as torch does: by TF32 where
     torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
     """
     element, kept = pattern.element(dtype), pattern.recurrences
     with cuda_products.one_at_a_time:
-        found: Recurrence | str | None = kept.get((element, batch))
-        if found is None:
-            if len(kept) == MOST_PREPARED:
-                kept.clear()
+        found: Recurrence | None = kept.get((element, batch))
+        if found is not None:
+            return found
+        refusals = pattern.refusals
+        if reason := refusals.get((element, batch)):
+            raise UnsupportedError(reason)
+        if len(kept) + len(refusals) == MOST_PREPARED:
+            kept.clear()
+            refusals.clear()
+        try:
             found = _prepare(pattern, Sizes(batch, pattern.shape[1], pattern.block_size), element, dtype)
-            kept[element, batch] = found
+        except UnsupportedError as error:
+            refusals[element, batch] = str(error)
+            raise
+        kept[element, batch] = found
         return found
 
 
@@ -73,33 +83,29 @@ class Steps(NamedTuple):
     together: bool
 
 
-def steps_for(index: BSRIndex, sizes: Sizes, dtype: torch.dtype, exact: bool, gpu: Gpu) -> Steps | str:
-    """The time steps of a layer as they are best computed on `gpu`, or why our kernels cannot compute them there.
+def steps_for(index: BSRIndex, sizes: Sizes, dtype: torch.dtype, exact: bool, gpu: Gpu) -> Steps:
+    """The time steps of a layer as they are best computed on `gpu`; UnsupportedError where our kernels cannot.
 
     index: of the recurrent weight; exact: without tensor cores.
     """
     if index.indices.numel() * sizes.block**2 > MOST_NUMBERS:  # where a piece lies is an int
-        return f"cuda goes through the steps of weights of at most {MOST_NUMBERS} kept values"
-    plans, reason = plans_for(index, sizes.block, dtype), ""
-    for together in (True, False):
-        tiles = tiles_for(plans, sizes, exact, device_of(gpu), together)
-        if not isinstance(tiles, str):
-            return Steps(plans, tiles, together)
-        reason = tiles
-    return reason
+        raise UnsupportedError(f"cuda goes through the steps of weights of at most {MOST_NUMBERS} kept values")
+    plans, device = plans_for(index, sizes.block, dtype), device_of(gpu)
+    try:
+        return Steps(plans, tiles_for(plans, sizes, exact, device, True), together=True)
+    except UnsupportedError:
+        return Steps(plans, tiles_for(plans, sizes, exact, device, False), together=False)
 
 
-def _prepare(pattern: Pattern, sizes: Sizes, element: str, dtype: torch.dtype) -> Recurrence | str:
+def _prepare(pattern: Pattern, sizes: Sizes, element: str, dtype: torch.dtype) -> Recurrence:
     found = steps_for(pattern.own, sizes, dtype, element == "Float32", pattern.gpu)
-    return found if isinstance(found, str) else Recurrence(sizes, element, *found, pattern.gpu.load)
+    return Recurrence(sizes, element, *found, pattern.gpu.load)
 
 
 def describe(pattern: Pattern, dtype: torch.dtype, batch: int) -> str:
-    """'cuda lstm sm_90a Bfloat16, all steps in one cooperative launch', or why there is no such kernel."""
-    found = recurrence_of(pattern, dtype, batch)
-    if isinstance(found, str):
-        return found
-    how = "all steps in one cooperative launch" if found.together else "a launch a step"
+    """'cuda lstm sm_90a Bfloat16, all steps in one cooperative launch'; UnsupportedError where there is no such kernel."""
+    together = recurrence_of(pattern, dtype, batch).together
+    how = "all steps in one cooperative launch" if together else "a launch a step"
     return f"cuda lstm {arch_of(pattern.gpu.capability)} {pattern.element(dtype)}, {how}"
 
 
@@ -118,8 +124,6 @@ def forward(
     data, pattern = weight
     steps, batch, _ = inputs.shape
     recurrence = recurrence_of(pattern, data.dtype, batch)
-    if isinstance(recurrence, str):
-        raise ValueError(recurrence)
     if into is not None:
         weighted = into.pattern.dsd(into.data, inputs.flatten(0, 1).mT)
         inputs = weighted.mT.view(steps, batch, weighted.shape[0])
@@ -171,7 +175,6 @@ def backward(
     """As `lstm_backward`, which see. grads: of y, h and c; inputs: where `into` is."""
     (data, pattern), (steps, batch, _) = weight, kept.cells.shape
     recurrence = recurrence_of(pattern, data.dtype, batch)
-    assert isinstance(recurrence, Recurrence), recurrence
     of_y, of_h, of_c = (None if each is None else aligned(each) for each in grads)
     assert kept.gates is not None
     kept = Kept(kept.states, aligned(kept.cells), aligned(kept.gates))

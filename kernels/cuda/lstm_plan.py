@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from kernels.bsr import BSRIndex
+from kernels.system.resources import UnsupportedError
 
 GATES = 4
 PIECES = 4  # of an item
@@ -211,10 +212,8 @@ def candidates(block: int, batch: int, exact: bool) -> Iterator[Tiles]:
                         yield tile
 
 
-def choose(
-    plan: Plan, gates: int, sizes: tuple[int, int, int], exact: bool, device: Device, together: bool
-) -> Tiles | str:
-    """The cut that should take least, or why none can be launched. sizes: hidden, batch, block.
+def choose(plan: Plan, gates: int, sizes: tuple[int, int, int], exact: bool, device: Device, together: bool) -> Tiles:
+    """The cut that should take least; UnsupportedError where none can be launched. sizes: hidden, batch, block.
 
     together: all CTAs must be on the GPU at once, as a cooperative launch demands. Weights stay in shared memory where
     they fit.
@@ -232,6 +231,6 @@ def choose(
     if not legal:
         layer = f"an LSTM layer of {hidden} hidden units at batch {batch}"
         if together:
-            return f"{layer} does not fit on {device.multiprocessors} multiprocessors at once"
-        return f"{layer} keeps more columns in a block row or column than a CTA has shared memory for"
+            raise UnsupportedError(f"{layer} does not fit on {device.multiprocessors} multiprocessors at once")
+        raise UnsupportedError(f"{layer} keeps more columns in a block row or column than a CTA has shared memory for")
     return min(legal)[-1]

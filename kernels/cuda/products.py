@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from kernels.bsr import BSRMatrix
-from kernels.cuda.choose import ELEMENTS, Prepared, Task, aligned, prepare, the_gpu
+from kernels.cuda import choose
+from kernels.cuda.choose import ELEMENTS, Prepared, Task, aligned, prepare
 from kernels.index import BSRIndex, adopted, checked, own_copy
 from kernels.operands import require
 
@@ -31,12 +32,13 @@ class Pattern:
 
     def __init__(self, index: BSRIndex, block_size: int) -> None:
         self.index, self.own, self.block_size, self.device = index, checked(index), block_size, index.indices.device
-        self.gpu = the_gpu(self.device)
+        self.gpu = choose.gpu(self.device)
         self.shape = (index.indptr.numel() - 1) * block_size, (index.column_indptr.numel() - 1) * block_size
         self.blocks = index.indices.numel(), block_size, block_size
         self.prepared: dict[Task, Prepared] = {}
         self.at_once: dict[tuple[str, torch.dtype, bool, int], Prepared] = {}  # the same, by what a call knows
-        self.recurrences: dict[tuple[str, int], Any] = {}  # of `cuda_lstm_operator`, by element and batch
+        self.recurrences: dict[tuple[str, int], Any] = {}  # by element and batch
+        self.refusals: dict[tuple[str, int], str] = {}  # why there is none
 
     def __call__(self, task: Task) -> Prepared:
         found = self.prepared.get(task)

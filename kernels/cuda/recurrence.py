@@ -230,12 +230,10 @@ def plans_for(recurrent: BSRIndex, block: int, dtype: torch.dtype) -> tuple[Plan
 
 def tiles_for(
     plans: tuple[Plan, Plan], sizes: Sizes, exact: bool, device: Device, together: bool
-) -> tuple[Tiles, Tiles] | str:
-    """Of both passes, or why one cannot be launched."""
+) -> tuple[Tiles, Tiles]:
+    """Of both passes; UnsupportedError where one cannot be launched."""
     shape = sizes.hidden, sizes.batch, sizes.block
     forward, backward = (
         choose(plan, gates, shape, exact, device, together) for plan, gates in zip(plans, (GATES, 1), strict=True)
     )
-    if isinstance(forward, str):
-        return forward
-    return backward if isinstance(backward, str) else (forward, backward)
+    return forward, backward

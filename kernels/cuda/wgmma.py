@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels.bsr import BSRIndex
 from kernels.cuda import device
 from kernels.cuda.device import Kernel, Variant
+from kernels.system.resources import UnsupportedError
 
 BLOCKS = (16, 32, 64, 128)
 BYTES = {"Bfloat16": 2, "Float16": 2, "Tf32": 4}
@@ -29,14 +30,14 @@ MOST_SHARED = 227 * 1024
 
 
 def unsupported(op: str, element: str, block_size: int) -> str | None:
-    """Why there is no kernel for dsd or dsd_t on `element` and blocks, in one line, or None."""
-    if op not in OPS:
+    """Why there is no kernel for dsd, dsd_t or sdd on `element` and blocks, in one line, or None."""
+    if op not in (*OPS, "sdd"):
         return f"there is no {op} among {', '.join(OPS)}"
     if element not in BYTES:
         return f"wgmma multiplies no {element}"
     if block_size not in BLOCKS:
         return f"wgmma needs blocks of 16, 32, 64 or 128, not {block_size}"
-    if op == "dsd_t" and BYTES[element] != 2:
+    if op != "dsd" and BYTES[element] != 2:
         return "wgmma reads transposed operands of 16 bits only"
     return None
 
@@ -80,7 +81,8 @@ def variant(op: str, element: str, block_size: int, tile: Tile) -> Variant:
     if reason is None and not tile.fits(element, block_size):
         reason = f"{tile} does not fit {element} blocks of {block_size}"
     if reason is not None:
-        raise ValueError(reason)
+        raise UnsupportedError(reason)
+    assert op in OPS
     defines: dict[str, str | int] = {
         "BLOCK": block_size,
         "ELEMENT": element,

@@ -20,18 +20,9 @@ from kernels.cuda.wgmma import (
     THREADS,
     Listed,
     list_columns,
+    unsupported,
 )
-
-
-def unsupported(element: str, block_size: int) -> str | None:
-    """Why there is no kernel for sdd on `element` and blocks, in one line, or None."""
-    if element not in BYTES:
-        return f"wgmma multiplies no {element}"
-    if BYTES[element] != 2:
-        return "wgmma reads transposed operands of 16 bits only"
-    if block_size not in BLOCKS:
-        return f"wgmma needs blocks of 16, 32, 64 or 128, not {block_size}"
-    return None
+from kernels.system.resources import UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -57,11 +48,11 @@ class SampledTile:
 
 def sampled_variant(element: str, block_size: int, tile: SampledTile) -> Variant:
     """sdd's kernel to compile; ValueError with the reason where there is none."""
-    reason = unsupported(element, block_size)
+    reason = unsupported("sdd", element, block_size)
     if reason is None and not tile.fits(block_size):
         reason = f"{tile} does not fit blocks of {block_size}"
     if reason is not None:
-        raise ValueError(reason)
+        raise UnsupportedError(reason)
     numbers = {
         "BLOCK": block_size,
         "COLUMNS": tile.columns,
@@ -92,7 +83,7 @@ def all_variants() -> Iterator[Variant]:
     """Every kernel that `sampled_tiles` leads to."""
     for element in BYTES:
         for block_size in BLOCKS:
-            if unsupported(element, block_size) is None:
+            if unsupported("sdd", element, block_size) is None:
                 yield from (sampled_variant(element, block_size, tile) for tile in sampled_tiles(block_size))
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from kernels.system.compiler import CompileError, Library, compile_library
+from kernels.system.resources import UnsupportedError
 from kernels.system.threads import in_force
 
 RUNTIMES = ("libgomp", "libiomp5", "libomp")
@@ -224,25 +225,25 @@ def text_of(compiled: Library, name: str) -> str:
     return answer.decode()
 
 
-def unsupported(dtype: torch.dtype, device: torch.device, layer: bool = False) -> str | None:
-    """Why the CPU kernels cannot compute products, or an LSTM `layer`, or None. Compiles dsd at the first call.
+def require_kernel(dtype: torch.dtype, device: torch.device, layer: bool = False) -> None:
+    """UnsupportedError where the CPU kernels cannot compute products, or an LSTM `layer`. Compiles dsd at the first call.
 
     ResourceError where the machine lacks something today, so that nobody can know.
     """
     if device.type != "cpu":
-        return "native runs on the CPU only"
+        raise UnsupportedError("native runs on the CPU only")
     accepted = LAYER_ELEMENTS if layer else tuple(ELEMENTS)
     if dtype not in accepted:
         *others, last = (str(each).removeprefix("torch.") for each in accepted)
         kernel = "LSTM layer" if layer else "kernel"
-        return f"native has no {str(dtype).removeprefix('torch.')} {kernel}, only {', '.join(others)} and {last}"
+        wanted = f"{', '.join(others)} and {last}"
+        raise UnsupportedError(f"native has no {str(dtype).removeprefix('torch.')} {kernel}, only {wanted}")
     try:
         if dtype == torch.bfloat16 and not text_of(library("dsd", torch.float32), "pair_products"):
-            return NO_PAIRS
+            raise UnsupportedError(NO_PAIRS)
         library("dsd", dtype)
     except CompileError as error:
-        return str(error)
-    return None
+        raise UnsupportedError(str(error)) from error
 
 
 def describe(compiled: Library, threads: int) -> str:

@@ -205,29 +205,29 @@ def compile_library(source: Path, defines: tuple[str, ...] = (), options: tuple[
     Tried once per process, with or without success. ResourceError where the machine lacks something today: no other compiler
     is tried then, whose library would be another, and the next call tries again.
     """
-    result = _compile_once(source, defines, options)
-    if isinstance(result, str):
-        raise CompileError(result)
-    return result
+    library, reason = _compile_once(source, defines, options)
+    if library is None:
+        raise CompileError(reason)
+    return library
 
 
 @functools.cache
-def _compile_once(source: Path, defines: tuple[str, ...], options: tuple[str, ...]) -> Library | str:
-    """A library, or why there is none."""
+def _compile_once(source: Path, defines: tuple[str, ...], options: tuple[str, ...]) -> tuple[Library | None, str]:
+    """(a library, '') or (None, why there is none)."""
     commands = candidates()
     if not commands:
-        return f"no C++ compiler found; {HOW_TO_GET_ONE}"
+        return None, f"no C++ compiler found; {HOW_TO_GET_ONE}"
     failures = []
     for command in commands:
         try:
-            return _build(command, source, defines, options)
+            return _build(command, source, defines, options), ""
         except CompileError as error:
             failures.append(f"{' '.join([Path(command[0]).name, *command[1:]])}: {error}")
         except (OSError, ResourceError) as error:
             raise ResourceError(_short(f"kernels cannot be compiled today: {in_words(error)}", source)) from error
     added = os.environ.get(FLAGS_VARIABLE)
     remedy = f"{FLAGS_VARIABLE} adds {added!r}" if added else HOW_TO_GET_ONE
-    return _short(f"no C++ compiler works here ({failures[0]}); {remedy}", source)
+    return None, _short(f"no C++ compiler works here ({failures[0]}); {remedy}", source)
 
 
 def _short(reason: str, source: Path) -> str:

@@ -15,7 +15,7 @@ from wgmma_cases import DTYPES, GUARD, PATTERNS, SCHEDULES, WIDTHS, grid_of, gua
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import error_bound
-from kernels.cuda import wgmma_sdd
+from kernels.cuda import wgmma, wgmma_sdd
 from kernels.cuda.device import Kernel, Variant
 from kernels.cuda.wgmma import list_columns
 from kernels.cuda.wgmma_sdd import (
@@ -25,14 +25,13 @@ from kernels.cuda.wgmma_sdd import (
     default_sampled_tile,
     sampled_tiles,
     sampled_variant,
-    unsupported,
 )
 
 CASES = [
     (element, block_size)
     for element in DTYPES
     for block_size in wgmma_sdd.BLOCKS
-    if unsupported(element, block_size) is None
+    if wgmma.unsupported("sdd", element, block_size) is None
 ]
 
 
