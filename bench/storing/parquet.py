@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from bench.cells import KINDS, Cell
 from bench.schema import SCHEMA_VERSION, STATUSES, columns
+from kernels.system.cache import rename
 
 Row = Mapping[str, Any]
 
@@ -203,19 +204,12 @@ def publish(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        try:
-            temporary.replace(path)
-        except IsADirectoryError as error:
-            raise IsADirectoryError(error.errno, error.strerror, str(path)) from None
-    except BaseException:
+        rename(temporary, path)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, IsADirectoryError):
+            raise IsADirectoryError(error.errno, error.strerror, str(path)) from None
         raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def concatenated(tables: Iterable[pa.Table]) -> pa.Table:

@@ -22,10 +22,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kernels.system.folders import OTHERS_WRITE, PRIVATE, doubt, make_private
+from kernels.system.folders import NAME, OTHERS_WRITE, PRIVATE, doubt, make_private, user_cache
 from kernels.system.resources import in_words, shown
 
-NAME = "block-sparse-bench"
 SEAL = "sha256"
 DEEPEST = 20  # levels of JSON: of what is kept here nothing has half as many
 POSIX = os.name == "posix"
@@ -50,7 +49,7 @@ def cache_folder() -> Path:
     OSError where there is no room for that either.
     """
     try:
-        folder = _home() / NAME
+        folder = user_cache()
         _claim(folder)
         with tempfile.TemporaryFile(dir=folder):
             return folder
@@ -59,12 +58,6 @@ def cache_folder() -> Path:
             f"compiled kernels are not kept: {in_words(error)}; mend that, or set XDG_CACHE_HOME to a folder of your own"
         )
         return _temporary_folder()
-
-
-def _home() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 @functools.cache
@@ -152,6 +145,11 @@ def settle(fresh: Path, path: Path, mode: int = 0o600) -> None:
     finally:
         os.close(handle)
     make_way(path)
+    rename(fresh, path)
+
+
+def rename(fresh: Path, path: Path) -> None:
+    """Give a file whose content is on the disk its name, and see that the name gets there too."""
     fresh.replace(path)
     if POSIX:
         folder = os.open(path.parent, os.O_RDONLY)

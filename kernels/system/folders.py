@@ -13,10 +13,21 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+import platformdirs
+
 from kernels.system.resources import shown
 
+NAME = "block-sparse-bench"
 PRIVATE = 0o700
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def user_cache() -> Path:
+    """Where the suite keeps what it can make or download anew, by the system's own rule. RuntimeError where there is no home."""
+    folder = platformdirs.user_cache_path(NAME)
+    if not folder.is_absolute():
+        raise RuntimeError("there is no home folder")
+    return folder
 
 
 def make_private(folder: Path) -> None:
