@@ -173,7 +173,7 @@ def describe_dense(library: Library, matrix: Tensor) -> c_void_p:
     return descriptor
 
 
-class Product:
+class Spmm:
     """result = matrix @ x, on torch's current stream. Calling it launches cusparseSpMM; CusparseError where it refuses."""
 
     def __init__(self, matrix: Sparse, x: Tensor, result: Tensor) -> None:
@@ -217,7 +217,7 @@ def products(matrix: Sparse, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     for order, out in product(ORDERS, repeat=2):
         result = in_order(x.new_empty(matrix.shape[0], x.shape[1]), out)
         try:
-            ready = Product(matrix, in_order(x, order), result)
+            ready = Spmm(matrix, in_order(x, order), result)
             ready()
         except (CusparseError, CusparseFailedError) as error:
             problems.append(error)

@@ -139,7 +139,7 @@ class How:
 def product(data: Tensor, x: Tensor, how: How) -> Tensor:
     """`dsd`, with every derivative that is asked for. data: [nnzb, b, b], x: [k, n]."""
     if transformed():
-        found: Tensor = Product.apply(data, x, how)  # type: ignore[no-untyped-call]
+        found: Tensor = TransformedDsd.apply(data, x, how)  # type: ignore[no-untyped-call]
     else:
         found = dsd(data, *how.index, x, how.transposed, how.kernel)
     return found
@@ -148,7 +148,7 @@ def product(data: Tensor, x: Tensor, how: How) -> Tensor:
 def sampled(grad: Tensor, x: Tensor, how: How) -> Tensor:
     """`sdd` likewise. grad: [m, n], x: [k, n]."""
     if transformed():
-        found: Tensor = Sampled.apply(grad, x, how)  # type: ignore[no-untyped-call]
+        found: Tensor = TransformedSdd.apply(grad, x, how)  # type: ignore[no-untyped-call]
     else:
         found = sdd(grad, x, *how.index, how.kernel)
     return found
@@ -218,7 +218,7 @@ def recorded(*tensors: Tensor) -> bool:
     return False
 
 
-class Dsd(torch.autograd.Function):
+class RecordedDsd(torch.autograd.Function):
     """`dsd` by our CUDA kernels past torch's dispatcher, which takes ten times as long as they do to launch."""
 
     @staticmethod
@@ -237,7 +237,7 @@ class Dsd(torch.autograd.Function):
         return grad_data, cuda_dsd(pattern, data, grad, not transposed) if wanted[1] else None, None, None
 
 
-class Sdd(torch.autograd.Function):
+class RecordedSdd(torch.autograd.Function):
     """`sdd` likewise."""
 
     @staticmethod
@@ -256,7 +256,7 @@ class Sdd(torch.autograd.Function):
 
 
 # What Function.apply ends with; before, it looks for transforms, which `watched` has done
-_record_dsd, _record_sdd = (super(torch.autograd.Function, each).apply for each in (Dsd, Sdd))  # type: ignore[misc]
+_record_dsd, _record_sdd = (super(torch.autograd.Function, each).apply for each in (RecordedDsd, RecordedSdd))  # type: ignore[misc]
 
 
 def cuda_dsd(pattern: Pattern, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
@@ -298,8 +298,8 @@ def _one_by_one(
     return torch.stack([call(one, other, how) for one, other in zip(lefts, rights, strict=True)]), 0
 
 
-class Product(torch.autograd.Function):
-    """`dsd` for transforms of torch.func and forward mode, made of itself and `Sampled` to any order."""
+class TransformedDsd(torch.autograd.Function):
+    """`dsd` for transforms of torch.func and forward mode, made of itself and `TransformedSdd` to any order."""
 
     @staticmethod
     def forward(data: Tensor, x: Tensor, how: How) -> Tensor:
@@ -330,7 +330,7 @@ class Product(torch.autograd.Function):
         return _one_by_one(product, info.batch_size, in_dims, data, x, how)
 
 
-class Sampled(torch.autograd.Function):
+class TransformedSdd(torch.autograd.Function):
     """`sdd` likewise."""
 
     @staticmethod
@@ -338,7 +338,7 @@ class Sampled(torch.autograd.Function):
         found: Tensor = sdd(grad, x, *how.index, how.kernel)
         return found
 
-    setup_context = Product.setup_context
+    setup_context = TransformedDsd.setup_context
 
     @staticmethod
     def backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:

@@ -26,7 +26,7 @@ from kernels.cuda import device as cuda_kernel
 from kernels.cuda import mma, wgmma, wgmma_sdd
 from kernels.cuda.compile import nvrtc
 from kernels.cuda.device import Kernel, Variant, arch_of
-from kernels.cuda.mma import BLOCKS, ProductChoice, ProductLaunch, SampledChoice, SampledLaunch, is_exact, parts_for
+from kernels.cuda.mma import BLOCKS, MmaProduct, MmaSampled, ProductChoice, SampledChoice, is_exact, parts_for
 from kernels.cuda.mma_plan import MOST_NUMBERS, ProductPlan, SampledPlan, product_plan, sampled_plan
 from kernels.index import BSRIndex
 from kernels.operands import contiguous
@@ -178,7 +178,7 @@ class Prepared(NamedTuple):
     index_bytes: int
 
 
-WideTile = wgmma.Tile | wgmma_sdd.SampledTile
+WideTile = wgmma.WgmmaTile | wgmma_sdd.WgmmaSampledTile
 Choice = ProductChoice | SampledChoice | WideTile
 
 
@@ -275,12 +275,12 @@ def _parts(choice: ProductChoice | SampledChoice, plan: Plan, n: int, gpu: Gpu) 
 def prepare_by(choice: Choice, task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
     """The same by one choice."""
     if isinstance(choice, WideTile):
-        run: wgmma.Product | wgmma_sdd.Sampled
+        run: wgmma.WgmmaProduct | wgmma_sdd.WgmmaSampled
         given = task.element, task.block_size, index, task.n
-        if isinstance(choice, wgmma_sdd.SampledTile):
-            run = wgmma_sdd.Sampled(*given, choice, gpu.multiprocessors, gpu.load)
+        if isinstance(choice, wgmma_sdd.WgmmaSampledTile):
+            run = wgmma_sdd.WgmmaSampled(*given, choice, gpu.multiprocessors, gpu.load)
         else:
-            run = wgmma.Product(task.op, *given, choice, gpu.multiprocessors, gpu.load)
+            run = wgmma.WgmmaProduct(task.op, *given, choice, gpu.multiprocessors, gpu.load)
         listed_bytes = sum(each.numel() * each.element_size() for each in run.listed)
         return Prepared(run, _describe(choice, task, 1, gpu), listed_bytes)
     return _by_threads(choice, _plan(choice, index), task, index, shape, gpu)
@@ -290,15 +290,15 @@ def _by_threads(
     choice: ProductChoice | SampledChoice, plan: Plan, task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu
 ) -> Prepared:
     parts = _parts(choice, plan, task.n, gpu) if choice.parts else 1
-    run: ProductLaunch | SampledLaunch
+    run: MmaProduct | MmaSampled
     if isinstance(choice, SampledChoice):
         assert isinstance(plan, SampledPlan)
         numbers = index.indices.numel() * task.block_size**2
-        run = SampledLaunch(choice, plan, task.n, numbers, *shape, gpu.load, parts)
+        run = MmaSampled(choice, plan, task.n, numbers, *shape, gpu.load, parts)
     else:
         assert isinstance(plan, ProductPlan)
         lines = shape if task.op == "dsd_t" else shape[::-1]
-        run = ProductLaunch(choice, plan, task.n, *lines, gpu.load, parts)
+        run = MmaProduct(choice, plan, task.n, *lines, gpu.load, parts)
     return Prepared(run, _describe(choice, task, parts, gpu), plan.nbytes)
 
 

@@ -308,7 +308,7 @@ lstm.register_autograd(_backward, setup_context=_save)
 lstm_backward.register_autograd(refuse_second)
 
 
-class Lstm(torch.autograd.Function):
+class RecordedLstm(torch.autograd.Function):
     """(y, h, c) of `cuda_lstm_operator.lstm`, where nothing but autograd looks on."""
 
     @staticmethod
@@ -360,4 +360,4 @@ class Lstm(torch.autograd.Function):
 
 
 # What Function.apply ends with; before, it looks for transforms, which `watched` has done
-record: Any = super(torch.autograd.Function, Lstm).apply
+record: Any = super(torch.autograd.Function, RecordedLstm).apply

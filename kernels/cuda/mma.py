@@ -245,7 +245,7 @@ class AddParts:
         self.kernel(self.grid, self.arguments)
 
 
-class ProductLaunch:
+class MmaProduct:
     """out[n, m] = x[n, k] W^T, or x[n, m] W of a transposed plan, for one plan, one n and any values.
 
     x_line, out_line: k and m, or m and k of a transposed plan; parts: CTAs that share the reduction of one tile, with a choice that has `parts`.
@@ -278,7 +278,7 @@ class ProductLaunch:
             self.add(out)
 
 
-class SampledLaunch:
+class MmaSampled:
     """blocks[nnzb, b, b] = the kept blocks of grad[n, m]^T x[n, k], for one plan and one n.
 
     numbers: of the blocks; grad_line, x_line: m and k; parts: CTAs that share the tokens of one job, with a choice that has `parts`.

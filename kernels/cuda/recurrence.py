@@ -118,7 +118,7 @@ class Kept(NamedTuple):
     gates: Tensor | None
 
 
-class Gradients(NamedTuple):
+class StepGradients(NamedTuple):
     """Of what goes into the gates [steps, batch, 4 hidden], of either bias, and of h0 and c0 where they are wanted."""
 
     sums: Tensor
@@ -189,7 +189,7 @@ class Recurrence:
         grad_h: Tensor | None = None,
         grad_c: Tensor | None = None,
         wants_states: bool = False,
-    ) -> Gradients:
+    ) -> StepGradients:
         """Gradients from those of the outputs, of the last state and of the last cells. Of `kept`, states are not read."""
         assert kept.gates is not None
         (batch, hidden, _), steps, device, dtype = self.sizes, kept.cells.shape[0], values.device, values.dtype
@@ -220,7 +220,7 @@ class Recurrence:
                 given.grad_h0 = grad_h0.data_ptr()
                 self.back.run(given, 0, 0)
         grad_c0 = carry.to(dtype) if wants_states else None
-        return Gradients(sums, grad_bias.sum(dim=0).to(dtype), grad_h0, grad_c0)
+        return StepGradients(sums, grad_bias.sum(dim=0).to(dtype), grad_h0, grad_c0)
 
 
 def plans_for(recurrent: BSRIndex, block: int, dtype: torch.dtype) -> tuple[Plan, Plan]:

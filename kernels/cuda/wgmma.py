@@ -43,7 +43,7 @@ def unsupported(op: str, element: str, block_size: int) -> str | None:
 
 
 @dataclass(frozen=True)
-class Tile:
+class WgmmaTile:
     """What a CTA makes at a time, rows x tokens, and its ring: `stages` of `panels` lines of 128 bytes a token.
 
     register_a: tokens are loaded into registers once for all block rows (blocks below 64).
@@ -75,7 +75,7 @@ class Tile:
         return room and self.tokens % (64 * MULTIPLIERS) == 0 and columns * self.rows // block_size <= 64
 
 
-def variant(op: str, element: str, block_size: int, tile: Tile) -> Variant:
+def variant(op: str, element: str, block_size: int, tile: WgmmaTile) -> Variant:
     """The kernel to compile; ValueError with the reason where there is none."""
     reason = unsupported(op, element, block_size)
     if reason is None and not tile.fits(element, block_size):
@@ -98,18 +98,18 @@ def variant(op: str, element: str, block_size: int, tile: Tile) -> Variant:
     return Variant("products_wgmma.cu", "dsd", named, THREADS, tile.shared_bytes(element, block_size), needs=90)
 
 
-def tiles(element: str, block_size: int) -> Iterator[Tile]:
+def tiles(element: str, block_size: int) -> Iterator[WgmmaTile]:
     """Every tile worth trying, deepest ring first; a tuner times them."""
     flat = block_size < 64
     for rows in (256, 128) if flat else (64 * MULTIPLIERS,):
         for tokens in (128, 256) if flat else (256, 128, 64, 32):
             for panels in (1, 2) if flat else (1,):
                 for register_a in (False, True) if flat else (False,):
-                    deepest = (Tile(rows, tokens, stages, panels, register_a) for stages in (6, 4, 3))
+                    deepest = (WgmmaTile(rows, tokens, stages, panels, register_a) for stages in (6, 4, 3))
                     yield from [tile for tile in deepest if tile.fits(element, block_size)][:1]
 
 
-def default_tile(element: str, block_size: int, n: int) -> Tile:
+def default_tile(element: str, block_size: int, n: int) -> WgmmaTile:
     """Without measurements: the most rows and tokens whose sums fit, tokens no more than n asks for."""
     found = list(tiles(element, block_size))
     enough = [tile for tile in found if tile.tokens < 2 * n or tile.tokens == min(each.tokens for each in found)]
@@ -171,7 +171,7 @@ class Arguments(ctypes.Structure):
     )
 
 
-class Product:
+class WgmmaProduct:
     """A prepared out = x W^T (or x W) for one pattern, one n and any values: calling it launches and does nothing else."""
 
     def __init__(
@@ -181,7 +181,7 @@ class Product:
         block_size: int,
         index: BSRIndex,
         n: int,
-        tile: Tile,
+        tile: WgmmaTile,
         ctas: int,
         load: Callable[[Variant], Kernel] = device.load,
     ) -> None:

@@ -26,7 +26,7 @@ from kernels.system.resources import UnsupportedError
 
 
 @dataclass(frozen=True)
-class SampledTile:
+class WgmmaSampledTile:
     """What sdd makes at a time: `columns` columns a warpgroup; its ring: `stages` of `depth` tokens."""
 
     columns: int
@@ -46,7 +46,7 @@ class SampledTile:
         return self.columns >= block_size and self.shared_bytes(block_size) <= MOST_SHARED
 
 
-def sampled_variant(element: str, block_size: int, tile: SampledTile) -> Variant:
+def sampled_variant(element: str, block_size: int, tile: WgmmaSampledTile) -> Variant:
     """sdd's kernel to compile; ValueError with the reason where there is none."""
     reason = unsupported("sdd", element, block_size)
     if reason is None and not tile.fits(block_size):
@@ -64,15 +64,15 @@ def sampled_variant(element: str, block_size: int, tile: SampledTile) -> Variant
     return Variant("sdd_wgmma.cu", "sdd", tuple(sorted(defines)), THREADS, tile.shared_bytes(block_size), needs=90)
 
 
-def sampled_tiles(block_size: int) -> Iterator[SampledTile]:
+def sampled_tiles(block_size: int) -> Iterator[WgmmaSampledTile]:
     """Every tile of sdd worth trying."""
     for columns in (256, 128, 64):
         for depth in (64, 32):
-            deepest = (SampledTile(columns, depth, stages) for stages in (6, 4, 3))
+            deepest = (WgmmaSampledTile(columns, depth, stages) for stages in (6, 4, 3))
             yield from [tile for tile in deepest if tile.fits(block_size)][:1]
 
 
-def default_sampled_tile(block_size: int, nnzb: int, ctas: int) -> SampledTile:
+def default_sampled_tile(block_size: int, nnzb: int, ctas: int) -> WgmmaSampledTile:
     """Without measurements: the widest tile that still leaves a task for each of `ctas` CTAs, or else the narrowest."""
     found = [tile for tile in sampled_tiles(block_size) if tile.stages >= 4]
     enough = [tile for tile in found if nnzb >= ctas * tile.strips(block_size)[1]]
@@ -111,7 +111,7 @@ class SampledArguments(ctypes.Structure):
     )
 
 
-class Sampled:
+class WgmmaSampled:
     """A prepared sdd for one pattern and one n: values [nnzb, b, b] = the kept blocks of grad^T x. A call launches only."""
 
     def __init__(
@@ -120,7 +120,7 @@ class Sampled:
         block_size: int,
         index: BSRIndex,
         n: int,
-        tile: SampledTile,
+        tile: WgmmaSampledTile,
         ctas: int,
         load: Callable[[Variant], Kernel] = device.load,
     ) -> None:

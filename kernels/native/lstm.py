@@ -148,7 +148,7 @@ def infer(
     return y, cell
 
 
-class Gradients(NamedTuple):
+class LayerGradients(NamedTuple):
     """With respect to the operands of `lstm` that have one; None where it was not wanted."""
 
     inputs: Tensor | None
@@ -173,7 +173,7 @@ def backward(
     weight: Sequence[Tensor],
     into: Sequence[Tensor],
     wanted: Wanted,
-) -> Gradients:
+) -> LayerGradients:
     """Gradients from those of all outputs and of the last states. states: inputs, y, saved, h0, c0."""
     dtype, data = weight[0].dtype, weight[0]
     _check_kept(grads, states, data, into, states[3].shape[-1])
@@ -201,7 +201,7 @@ def backward(
     launch("lstm", dtype, "lstm_backward", Backward(matrices[0], *buffers, *sizes, matrices[1], pool))
     grad_recurrent = sampled(panels, y, h0, weight) if panels and wanted.recurrent else None
     grad_into = sampled(panels, inputs, None, into) if panels and wanted.into else None
-    return Gradients(grad_inputs, grad_bias.sum(dim=0), grad_h0, grad_c0, grad_recurrent, grad_into)
+    return LayerGradients(grad_inputs, grad_bias.sum(dim=0), grad_h0, grad_c0, grad_recurrent, grad_into)
 
 
 def sampled(panels: Panels, x: Tensor, first: Tensor | None, weight: Sequence[Tensor]) -> Tensor:

@@ -117,7 +117,7 @@ def test_only_what_cusparse_has_not_is_unsupported(status: int, refused: bool, m
     library.library = Answering(status)  # type: ignore[assignment]
 
     for module, trial in ((cusparse_bsr, cusparse_bsr._trial), (cusparse_ell, cusparse_ell._layout)):
-        monkeypatch.setattr(cusparse, "Product", lambda *_: library.call("cusparseSpMM"))
+        monkeypatch.setattr(cusparse, "Spmm", lambda *_: library.call("cusparseSpMM"))
         monkeypatch.setattr(module, "GemmProblem", OnCpu)
         said = (UnsupportedError, "cuSPARSE refuses") if refused else (RuntimeError, "cusparseSpMM: so it is")
         with pytest.raises(said[0], match=said[1]):
