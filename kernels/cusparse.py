@@ -1,7 +1,8 @@
 """cuSPARSE's generic product, called through ctypes: cusparseSpMM with a matrix stored as BSR or as Blocked-ELL.
 
 CuPy wraps cusparseSpMM, but can describe neither format. Torch uses neither: its own BSR product is Triton's, or a
-batched dense one (float64 alone goes to the older bsrmm). The declarations below are those of cusparse.h of CUDA 12 and 13.
+batched dense one (float64 alone goes to the older bsrmm). The declarations below are those of cusparse.h of CUDA 12 and
+13.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ LAYOUTS = ("rows", "blocks")
 class BlockedEll:
     """Blocked-ELL as cuSPARSE has it.
 
-    data: [rows, cols], where cols = width * block_size and width is the number of kept blocks in the fullest block row (1
-    where every block is empty); what is padding is zero. Layout 'rows': one matrix in row order; 'blocks': block after
-    block, each in row order. indices: int32[grid_rows, width], the block column of each block, -1 for padding.
+    data: [rows, cols], where cols = width * block_size and width is the number of kept blocks in the fullest block row
+    (1 where every block is empty); what is padding is zero. Layout 'rows': one matrix in row order; 'blocks': block
+    after block, each in row order. indices: int32[grid_rows, width], the block column of each block, -1 for padding.
     """
 
     data: Tensor
@@ -174,7 +175,7 @@ def describe_dense(library: Library, matrix: Tensor) -> c_void_p:
 
 
 class Spmm:
-    """result = matrix @ x, on torch's current stream. Calling it launches cusparseSpMM; CusparseError where it refuses."""
+    """result = matrix @ x, on torch's current stream. A call launches cusparseSpMM; CusparseError where it refuses."""
 
     def __init__(self, matrix: Sparse, x: Tensor, result: Tensor) -> None:
         library = load()

@@ -161,8 +161,8 @@ class LstmProblem(_Problem):
     """One layer of `torch.nn.LSTM` (gates i, f, g, o) over all time steps, with block-sparse weights.
 
     passes 'forward': y, h and c, as in inference; 'forward_backward': also the gradients of x, the weights (at the kept
-    blocks) and the biases, from grad_y alone. scope 'all': both weights are block-sparse; 'weight_hh': the recurrent one.
-    math: of float32, 'ieee' or 'tf32'.
+    blocks) and the biases, from grad_y alone. scope 'all': both weights are block-sparse; 'weight_hh': the recurrent
+    one. math: of float32, 'ieee' or 'tf32'.
     """
 
     input_size: int
@@ -202,7 +202,7 @@ class LstmProblem(_Problem):
 
     @cached_property
     def full_weights(self) -> dict[str, Tensor]:
-        """weight_ih [4 hidden, in] and weight_hh [4 hidden, hidden], of scale 1 / sqrt(hidden) as torch initialises them."""
+        """weight_ih [4 hidden, in] and weight_hh [4 hidden, hidden], of scale 1 / sqrt(hidden) as torch begins."""
         rows, scale = 4 * self.hidden_size, self.hidden_size**-0.5
         return {
             "weight_ih": self._normal(2, rows, self.input_size, scale=scale),
@@ -255,7 +255,7 @@ class Launch(Protocol):
     def __call__(self) -> None: ...
 
     def outputs(self) -> dict[str, Tensor]:
-        """The results of the last launch by name, untimed: of a product 'output', of an LSTM layer y, h, c, grad_x ..."""
+        """The last launch's results by name, untimed: of a product 'output', of an LSTM layer y, h, c, grad_x ..."""
         ...
 
     def poison(self) -> None:
@@ -270,8 +270,8 @@ Variants = Mapping[str, Callable[[], Launch]]
 class Backend:
     """One implementation of the problems, or of some of them: what it has, and the reasons for the rest.
 
-    product, layer: what prepares a launch of each (compile, convert, allocate, choose; untimed), None where it has none.
-    Each reason is the whole line that a row gets, but for `instead`, which says who has layers.
+    product, layer: what prepares a launch of each (compile, convert, allocate, choose; untimed), None where it has
+    none. Each reason is the whole line that a row gets, but for `instead`, which says who has layers.
     """
 
     name: str

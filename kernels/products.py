@@ -1,7 +1,7 @@
 """dsd and sdd as torch operators, each the derivative of the other: the products that `kernels.ops` is made of.
 
-Three kernels compute them: 'cuda' and 'native', our own on GPUs and on the CPU, and 'torch', plain arithmetic everywhere: batched
-products of gathered blocks, added up by block row.
+Three kernels compute them: 'cuda' and 'native', our own on GPUs and on the CPU, and 'torch', plain arithmetic
+everywhere: batched products of gathered blocks, added up by block row.
 """
 
 from __future__ import annotations
@@ -256,7 +256,8 @@ class RecordedSdd(torch.autograd.Function):
 
 
 # What Function.apply ends with; before, it looks for transforms, which `watched` has done
-_record_dsd, _record_sdd = (super(torch.autograd.Function, each).apply for each in (RecordedDsd, RecordedSdd))  # type: ignore[misc]
+_record_dsd: Any = super(torch.autograd.Function, RecordedDsd).apply
+_record_sdd: Any = super(torch.autograd.Function, RecordedSdd).apply
 
 
 def cuda_dsd(pattern: Pattern, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
@@ -281,7 +282,8 @@ Bilinear = Callable[[Tensor, Tensor, How], Tensor]
 def _tangent(ctx: Any, call: Bilinear, tangents: Sequence[Tensor | None]) -> Tensor:
     """Of left times right: that of left times right, and left times that of right."""
     with forward_ad._set_fwd_grad_enabled(True):  # off in here, so that the tangent would have none of outer levels
-        left, right = (forward_ad.unpack_dual(each).primal for each in ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        unpack: Any = forward_ad.unpack_dual
+        left, right = (unpack(each).primal for each in ctx.saved_tensors)
         parts = [] if tangents[0] is None else [call(tangents[0], right, ctx.how)]
         parts += [] if tangents[1] is None else [call(left, tangents[1], ctx.how)]
         return sum(parts[1:], parts[0])
@@ -290,7 +292,7 @@ def _tangent(ctx: Any, call: Bilinear, tangents: Sequence[Tensor | None]) -> Ten
 def _one_by_one(
     call: Bilinear, size: int, dims: Sequence[int | None], left: Tensor, right: Tensor, how: How
 ) -> tuple[Tensor, int]:
-    """Of every member of a batch of `size`, stacked; dims: where the batch lies, None where all members share an operand."""
+    """Of every member of a batch of `size`, stacked. dims: where the batch lies, None where all share an operand."""
     lefts, rights = (
         [each] * size if dim is None else list(each.movedim(dim, 0))
         for each, dim in zip((left, right), dims[:2], strict=True)

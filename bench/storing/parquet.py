@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 
 from bench.cells import KINDS, Cell
 from bench.schema import SCHEMA_VERSION, STATUSES, columns
+from kernels.system.cache import checksum_line as checksum_line
+from kernels.system.cache import checksum_of as checksum_of
 from kernels.system.cache import rename
 
 Row = Mapping[str, Any]
@@ -88,10 +90,6 @@ def to_parquet(table: pa.Table) -> bytes:
 def from_parquet(data: bytes) -> pa.Table:
     """Without threads: after `pq.read_table` some processes abort while they exit (pyarrow 26, 1 in 30 on two cores)."""
     return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-
-
-def checksum_of(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
 
 
 def read_table(path: Path) -> bytes:
@@ -215,8 +213,3 @@ def publish(path: Path, data: bytes) -> None:
 def concatenated(tables: Iterable[pa.Table]) -> pa.Table:
     """The rows of several tables of one schema."""
     return pa.concat_tables(list(tables))
-
-
-def checksum_line(path: Path, data: bytes) -> str:
-    """A line of the checksum file of `path`, as sha256sum writes it."""
-    return f"{hashlib.sha256(data).hexdigest()}  {path.name}\n"

@@ -1,4 +1,4 @@
-"""Our CUDA kernels (kernels/cuda/src), compiled by NVRTC at first use for the GPU at hand. `launch.kernel` says which one ran."""
+"""Our CUDA kernels (kernels/cuda/src), compiled by NVRTC at first use; `launch.kernel` says which one ran."""
 
 from __future__ import annotations
 

@@ -9,21 +9,21 @@ from functools import cache
 
 import torch
 
-from kernels.backends.cusparse_bsr import bsr_of
 from kernels.cusparse import LAYOUTS, BlockedEll, CusparseError, SpmmLaunch, backend, products
+from kernels.launches import left_factor
 from kernels.problem import GemmProblem
 from kernels.system.resources import UnsupportedError
 
 
 @cache
 def _layout(dtype: str, block_size: int) -> str:
-    """The memory layout of the values with which cuSPARSE gives the right product; UnsupportedError where there is none."""
+    """The memory layout of the values by which cuSPARSE's product is right; UnsupportedError where there is none."""
     problem = GemmProblem(2 * block_size, 4 * block_size, 16, block_size, 0.5, dtype=dtype, device="cuda", seed=1)
     wanted = problem.weight.double() @ problem.x.double()
     why = "its product is wrong"
     for layout in LAYOUTS:
         try:
-            ways = products(BlockedEll.from_bsr(bsr_of(problem), layout), problem.x)
+            ways = products(BlockedEll.from_bsr(left_factor(problem)[0], layout), problem.x)
         except CusparseError as error:
             why = str(error)
             continue
@@ -35,8 +35,8 @@ def _layout(dtype: str, block_size: int) -> str:
 
 
 def _launch(problem: GemmProblem) -> SpmmLaunch:
-    matrix = BlockedEll.from_bsr(bsr_of(problem), _layout(problem.dtype, problem.block_size))
-    transposed = ", values turned beforehand" if problem.op == "dsd_t" else ""
+    bsr, transposed = left_factor(problem)
+    matrix = BlockedEll.from_bsr(bsr, _layout(problem.dtype, problem.block_size))
     return SpmmLaunch(problem, matrix, f"Blocked-ELL, padding included{transposed}")
 
 

@@ -1,7 +1,7 @@
 """The dense product with the pruned weight, its zeros multiplied too: what masked training pays.
 
-GEMM libraries draw less power on zeros, and are faster on them where clocks follow power, so `dense`, the baseline, has no
-zeros; this one beside it says how much that matters.
+GEMM libraries draw less power on zeros, and are faster on them where clocks follow power, so `dense`, the baseline, has
+no zeros; this one beside it says how much that matters.
 """
 
 from __future__ import annotations

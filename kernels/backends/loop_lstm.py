@@ -1,7 +1,8 @@
 """A baseline of LSTM layers: our step loop with dense products by torch, the weights with no block emptied.
 
-What a sparse layer is to beat where no fused layer exists: the inputs are projected for all steps at once, then every step
-is one product and the gates. On a GPU the loop is captured as a CUDA graph too, and the faster of both is the baseline.
+What a sparse layer is to beat where no fused layer exists: the inputs are projected for all steps at once, then every
+step is one product and the gates. On a GPU the loop is captured as a CUDA graph too, and the faster of both is the
+baseline.
 """
 
 from __future__ import annotations

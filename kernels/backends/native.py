@@ -18,7 +18,8 @@ from kernels.problem import Backend, GemmProblem, LstmProblem, Problem
 class NativeProduct(ProductLaunch):
     """One product, prepared for the number of threads torch has now (or fewer: as many as it is worth).
 
-    The values of dsd and dsd_t are packed beforehand; sdd packs its operands in every launch, since both are activations.
+    The values of dsd and dsd_t are packed beforehand; sdd packs its operands in every launch, since both are
+    activations.
     """
 
     def __init__(self, problem: GemmProblem) -> None:

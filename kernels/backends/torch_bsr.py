@@ -6,22 +6,15 @@ import warnings
 
 import torch
 
-from kernels.blockmask import BlockMask
-from kernels.bsr import BSRMatrix
-from kernels.launches import ProductLaunch
+from kernels.launches import ProductLaunch, left_factor
 from kernels.problem import Backend, GemmProblem
 from kernels.system.resources import UnsupportedError
 
 
 class TorchBsrLaunch(ProductLaunch):
     def __init__(self, problem: GemmProblem) -> None:
-        weight, self.x = problem.factors(dense=False)
-        transposed = problem.op == "dsd_t"
-        self.kernel = "torch.sparse_bsr_tensor @ dense, int32 indices" + (
-            ", values turned beforehand" if transposed else ""
-        )
-        mask = BlockMask(problem.mask.kept.T, problem.block_size) if transposed else problem.mask
-        bsr = BSRMatrix.from_dense(weight, mask)
+        (bsr, transposed), self.x = left_factor(problem), problem.factors(dense=False)[1]
+        self.kernel = f"torch.sparse_bsr_tensor @ dense, int32 indices{transposed}"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta")
             parts = (bsr.indptr, bsr.indices, bsr.data)

@@ -1,7 +1,8 @@
 """A baseline of LSTM layers: torch.nn.LSTM, all time steps in one call, with the weights that have no block emptied.
 
-Torch has several of them, on a CPU by oneDNN and by its own operators, on a GPU by cuDNN and by its own fused cells; the
-faster one is the baseline. Which of its algorithms cuDNN runs (persistent or not) it does not tell, so no row knows it.
+Torch has several of them, on a CPU by oneDNN and by its own operators, on a GPU by cuDNN and by its own fused cells;
+the faster one is the baseline. Which of its algorithms cuDNN runs (persistent or not) it does not tell, so no row knows
+it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def _kernel(problem: LstmProblem, layer: torch.nn.LSTM, library: bool) -> str:
         y, _ = layer(trial)
     if "Cudnn" not in type(y.grad_fn).__name__:
         return "torch.nn.LSTM by fused cells, without cuDNN"
-    return f"torch.nn.LSTM by cuDNN {torch.backends.cudnn.version()}, algorithm unknown"  # type: ignore[no-untyped-call]
+    version = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return f"torch.nn.LSTM by cuDNN {version}, algorithm unknown"
 
 
 def lstm_launch(problem: LstmProblem) -> LstmLaunch:

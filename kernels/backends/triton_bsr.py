@@ -1,7 +1,7 @@
-"""Rival: the Triton kernels behind torch's block-sparse tensors on a GPU, called directly and so with the least overhead.
+"""Rival: the Triton kernels behind torch's block-sparse tensors on a GPU, called directly, with the least overhead.
 
-dsd and dsd_t: torch.sparse._triton_ops.bsr_dense_mm. sdd: sampled_addmm of the same module. Torch picks tile sizes from a
-table it brings for a few shapes and GPUs, and else defaults; it warns where it uses those.
+dsd and dsd_t: torch.sparse._triton_ops.bsr_dense_mm. sdd: sampled_addmm of the same module. Torch picks tile sizes from
+a table it brings for a few shapes and GPUs, and else defaults; it warns where it uses those.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.backends.cusparse_bsr import bsr_of
 from kernels.bsr import BSRMatrix
-from kernels.launches import ProductLaunch
+from kernels.launches import ProductLaunch, left_factor
 from kernels.problem import Backend, GemmProblem
 from kernels.system.resources import UnsupportedError
 
@@ -42,12 +41,11 @@ class TritonLaunch(ProductLaunch):
             bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
             self.sparse = _sparse(bsr)
             self.out = _sparse(bsr.with_data(torch.zeros_like(bsr.data)))
-            self.result, name = self.out.values(), "sampled_addmm"
+            self.result, name, transposed = self.out.values(), "sampled_addmm", ""
         else:
-            bsr = bsr_of(problem)
+            bsr, transposed = left_factor(problem)
             self.sparse, self.x = _sparse(bsr), problem.factors(dense=False)[1]
             self.result, name = self.x.new_empty(bsr.shape[0], problem.n), "bsr_dense_mm"
-        transposed = ", values turned beforehand" if problem.op == "dsd_t" else ""
         triton = importlib.import_module("triton").__version__
         self.kernel = f"torch.sparse._triton_ops.{name}, triton {triton}{transposed}"
         self.weight_bytes = bsr.values_nbytes
@@ -66,7 +64,7 @@ def _is_power_of_two(size: int) -> bool:
 
 
 def require_shape(problem: GemmProblem) -> None:
-    """UnsupportedError where torch's kernels have no such product: bsr_dense_mm cuts X's columns into n // block_size tiles."""
+    """UnsupportedError where there is no such product: bsr_dense_mm cuts X's columns into n // block_size tiles."""
     size, n = problem.block_size, problem.n
     if problem.dtype == "float64":
         raise UnsupportedError("torch's Triton kernels have no float64")

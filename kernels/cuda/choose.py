@@ -1,12 +1,12 @@
 """Which of our CUDA kernels computes a product, prepared for a pattern and a number of tokens.
 
-The rungs: wgmma on Hopper from WIDE tokens on (fewer leave its wide tiles half empty), mma.sync everywhere else, FFMA for
-exact float32; where a tuned table knows a like product, what it says. Operands lie token by token: x [n, k], out [n, m],
-grad [n, m].
+The rungs: wgmma on Hopper from WIDE tokens on (fewer leave its wide tiles half empty), mma.sync everywhere else, FFMA
+for exact float32; where a tuned table knows a like product, what it says. Operands lie token by token: x [n, k], out
+[n, m], grad [n, m].
 
-The tuned table says which variant was the fastest for the nearest shape that was measured. tuned.json, beside this file, is a
-result, written by `python -m bench tune` with its provenance and its own sha256; where it is absent, does not hold (a line says
-so), or knows nothing like a product, the kernels' own default rule holds.
+The tuned table says which variant was the fastest for the nearest shape that was measured. tuned.json, beside this
+file, is a result, written by `python -m bench tune` with its provenance and its own sha256; where it is absent, does
+not hold (a line says so), or knows nothing like a product, the kernels' own default rule holds.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def tuned_choice(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) 
 
 
 def prepare(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
-    """The product of a matrix of `shape` (m, k) with pattern `index`, compiled and planned, by the best choice known."""
+    """The product of a matrix of `shape` (m, k) and pattern `index`, compiled and planned, by the best choice known."""
     if max(*shape, task.n) > MOST_LINES:
         raise ValueError(
             f"cuda multiplies up to {MOST_LINES} rows and columns, not {shape} and x [{shape[1]}, {task.n}]"

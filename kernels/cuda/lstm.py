@@ -1,9 +1,9 @@
-"""One LSTM layer over all time steps by our CUDA kernels, as a differentiable torch operator; prepared once for each pattern.
+"""One LSTM layer over all time steps by our CUDA kernels, a differentiable torch operator, prepared once a pattern.
 
-A weight goes in and out of the operators as a list, as in `native_lstm`: its kept values [nnzb, b, b] and the six tensors of its
-`BSRIndex`. The input weight may have other blocks than the recurrent one; where it is dense the operators get the weighted
-inputs, and an empty list. Nothing here waits for the GPU but the first call of a pattern, batch and type, so that all later
-ones can be captured in a CUDA graph.
+A weight goes in and out of the operators as a list, as in kernels.native.lstm: its kept values [nnzb, b, b] and the six
+tensors of its `BSRIndex`. The input weight may have other blocks than the recurrent one; where it is dense the
+operators get the weighted inputs, and an empty list. Nothing here waits for the GPU but the first call of a pattern,
+batch and type, so that all later ones can be captured in a CUDA graph.
 
 `record` does the same past torch's dispatcher, which takes longer with its lists of tensors than a layer of few steps.
 """
@@ -50,7 +50,7 @@ def device_of(gpu: Gpu) -> Device:
 
 
 def recurrence_of(pattern: Pattern, dtype: torch.dtype, batch: int) -> Recurrence:
-    """The time steps of a layer with this recurrent pattern; UnsupportedError where our kernels cannot compute them here.
+    """The time steps of a layer with this recurrent pattern; UnsupportedError where our kernels cannot compute them.
 
     One cooperative launch where it fits, else a launch a step. float32 is multiplied as torch does: by TF32 where
     torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
@@ -76,7 +76,7 @@ def recurrence_of(pattern: Pattern, dtype: torch.dtype, batch: int) -> Recurrenc
 
 
 class Steps(NamedTuple):
-    """How time steps are computed: plans and tiles of both passes; `together`: in one launch, else in a launch a step."""
+    """How time steps are computed: plans and tiles of both passes; together: in one launch, else in a launch a step."""
 
     plans: tuple[Plan, Plan]
     tiles: tuple[Tiles, Tiles]
@@ -103,7 +103,7 @@ def _prepare(pattern: Pattern, sizes: Sizes, element: str, dtype: torch.dtype) -
 
 
 def describe(pattern: Pattern, dtype: torch.dtype, batch: int) -> str:
-    """'cuda lstm sm_90a Bfloat16, all steps in one cooperative launch'; UnsupportedError where there is no such kernel."""
+    """'cuda lstm sm_90a Bfloat16, all steps in one cooperative launch'; UnsupportedError as `recurrence_of`."""
     together = recurrence_of(pattern, dtype, batch).together
     how = "all steps in one cooperative launch" if together else "a launch a step"
     return f"cuda lstm {arch_of(pattern.gpu.capability)} {pattern.element(dtype)}, {how}"
@@ -205,9 +205,9 @@ def lstm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(states, h, c, cells, gates): h0 and the outputs, last states, and what the backward pass needs besides.
 
-    states: [steps + 1, batch, hidden]; an operator may return no view of them, so whoever calls it takes the outputs alone.
-    inputs: [steps, batch, in], or weighted already, [steps, batch, 4 hidden], if `into` is empty; h0, c0: [batch, hidden];
-    weight, into: recurrent and input weight.
+    states: [steps + 1, batch, hidden]; an operator may return no view of them, so whoever calls it takes the outputs
+    alone. inputs: [steps, batch, in], or weighted already, [steps, batch, 4 hidden], if `into` is empty; h0, c0:
+    [batch, hidden]; weight, into: recurrent and input weight.
     """
     own, other = weight_of(weight), weight_of(into)
     assert own is not None
@@ -243,7 +243,7 @@ def lstm_backward(
     into: Sequence[Tensor],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of the bias, then of those wanted: inputs, h0 and c0, kept values of the recurrent and of the input weight.
+    """Gradients of the bias, then of what is wanted of inputs, h0 and c0, kept values of recurrent and input weight.
 
     kept: states, cells and gates of the forward pass, c0 and, where the input weight is given, the inputs.
     """
@@ -309,7 +309,7 @@ lstm_backward.register_autograd(refuse_second)
 
 
 class RecordedLstm(torch.autograd.Function):
-    """(y, h, c) of `cuda_lstm_operator.lstm`, where nothing but autograd looks on."""
+    """(y, h, c) of `lstm`, where nothing but autograd looks on."""
 
     @staticmethod
     def forward(

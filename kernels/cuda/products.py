@@ -26,8 +26,8 @@ class Pattern:
 
     index: derived by us, which operators are given; own: the copy that everything is prepared from.
 
-    Its products are of tensors [k, n] and [m, n] that are read and written column by column; others are copied first. float32
-    is multiplied as torch does: by TF32 where torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
+    Its products are of tensors [k, n] and [m, n] that are read and written column by column; others are copied first.
+    float32 is multiplied as torch does: by TF32 where torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
     """
 
     def __init__(self, index: BSRIndex, block_size: int) -> None:
@@ -86,7 +86,7 @@ class Pattern:
         return blocks
 
     def _check(self, left: Tensor, x: Tensor, lines: int, wanted: tuple[int, ...] | None = None) -> None:
-        """ValueError where these are no operands of a product: values, or a gradient of shape `wanted`, and x: [lines, n]."""
+        """ValueError where these are no operands: values, or a gradient of shape `wanted`, and x: [lines, n]."""
         shape, dtype, device, given = wanted or self.blocks, x.dtype, self.device, x.shape
         if left.shape != shape or left.dtype is not dtype or left.device != device:
             require("grad" if wanted else "data", left, shape, dtype, device)
@@ -141,7 +141,7 @@ def kept_pattern(weight: BSRMatrix, dtype: torch.dtype, device: torch.device) ->
 
 
 def pattern_for(weight: BSRMatrix) -> Pattern:
-    """As `pattern_of`, kept with the weight and all that share its pattern: found sooner, and not forgotten for others."""
+    """As `pattern_of`, kept with the weight and all that share its pattern: found sooner, and never forgotten."""
     found: Pattern | None = weight.plans.get(KEPT)
     if found is None:
         found = weight.plans[KEPT] = pattern_of(weight.index, weight.block_size)

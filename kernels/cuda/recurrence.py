@@ -1,10 +1,11 @@
 """The time steps of an LSTM layer by our CUDA kernels (lstm.cu), between the products over all steps.
 
-One cooperative launch over all steps, which needs all its CTAs on the GPU at once, or one launch a step, which does not and is
-meant to be captured in a CUDA graph. Both run the same code.
+One cooperative launch over all steps, which needs all its CTAs on the GPU at once, or one launch a step, which does not
+and is meant to be captured in a CUDA graph. Both run the same code.
 
 Gates and cells are kept for the backward pass as floats: near 1 a bfloat16 gate s is known to 2^-9, and the derivative
-s (1 - s) would be lost. That is 20 bytes a unit, sample and step, of which 1.8 MB a step are written at hidden 1152, batch 80.
+s (1 - s) would be lost. That is 20 bytes a unit, sample and step, of which 1.8 MB a step are written at hidden 1152,
+batch 80.
 
 A `Pass` is one direction of it: its compiled kernel and what the kernel is given.
 """
@@ -155,7 +156,7 @@ class Recurrence:
         )
 
     def forward(self, projected: Tensor, operands: Operands, keep: bool) -> tuple[Tensor, Kept]:
-        """(last cells, what is kept); outputs are `states[1:]`. projected: the weighted inputs [steps, batch, 4 hidden]."""
+        """(last cells, what is kept); outputs: `states[1:]`. projected: weighted inputs [steps, batch, 4 hidden]."""
         (batch, hidden, _), steps, device = self.sizes, projected.shape[0], projected.device
         last_cell = empty(device, projected.dtype, batch, hidden)
         kept = Kept(
@@ -190,7 +191,7 @@ class Recurrence:
         grad_c: Tensor | None = None,
         wants_states: bool = False,
     ) -> StepGradients:
-        """Gradients from those of the outputs, of the last state and of the last cells. Of `kept`, states are not read."""
+        """Gradients from those of the outputs, the last state and the last cells. Of `kept`, states are not read."""
         assert kept.gates is not None
         (batch, hidden, _), steps, device, dtype = self.sizes, kept.cells.shape[0], values.device, values.dtype
         sums = empty(device, dtype, steps, batch, GATES * hidden)

@@ -1,7 +1,7 @@
-"""Products of block-sparse matrices by wgmma (Hopper GPUs only): which exist, the tiles of dsd and dsd_t and their launches.
+"""Products by wgmma (Hopper GPUs only): which exist, the tiles of dsd and dsd_t and their launches.
 
 Activations are token-major. dsd: out [n, m] = x [n, k] W^T; dsd_t: the same with W's transpose. W is given by its kept
-blocks [nnzb, b, b]. sdd: cuda_wgmma_sdd.
+blocks [nnzb, b, b]. sdd: kernels.cuda.wgmma_sdd.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def all_variants() -> Iterator[Variant]:
 
 
 class Listed(NamedTuple):
-    """By row group (`rows` rows of the output): the block columns that any of its block rows keeps, ascending. All int32.
+    """By row group (`rows` rows of the output): the block columns that any of its block rows keeps, ascending; int32.
 
     order: [groups], by falling length; first: [groups + 1], where a group's columns begin; columns: [listed];
     blocks: [listed, block rows of a group], the block's number in the values or -1.
@@ -172,7 +172,7 @@ class Arguments(ctypes.Structure):
 
 
 class WgmmaProduct:
-    """A prepared out = x W^T (or x W) for one pattern, one n and any values: calling it launches and does nothing else."""
+    """A prepared out = x W^T (or x W) for one pattern, one n and any values. A call launches only."""
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class WgmmaProduct:
         self.grid = (min(ctas, groups * -(-n // tile.tokens)), 1, 1)
 
     def __call__(self, values: Tensor, x: Tensor, out: Tensor) -> None:
-        """values: [nnzb, b, b]; x: [n, k]; out: [n, m], all contiguous and at multiples of 16 bytes; only addresses are read."""
+        """values: [nnzb, b, b]; x: [n, k]; out: [n, m], contiguous, at multiples of 16 bytes: addresses are read."""
         arguments = self.arguments
         arguments.values, arguments.x, arguments.y = values.data_ptr(), x.data_ptr(), out.data_ptr()
         self.kernel(self.grid, arguments)

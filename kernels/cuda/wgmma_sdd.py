@@ -1,4 +1,4 @@
-"""The sampled product by wgmma (Hopper GPUs only): the kept blocks of grad^T x, token-major grad [n, m] and x [n, k]."""
+"""The sampled product by wgmma (Hopper GPUs only): the kept blocks of grad^T x, grad [n, m] and x [n, k]."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class SampledArguments(ctypes.Structure):
 
 
 class WgmmaSampled:
-    """A prepared sdd for one pattern and one n: values [nnzb, b, b] = the kept blocks of grad^T x. A call launches only."""
+    """A prepared sdd for one pattern and one n: values [nnzb, b, b] = kept blocks of grad^T x. A call launches only."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """What a machine lacks today, told apart from what it cannot do: only the second is an answer that may be kept.
 
-No space, no memory, no permission, a program that was killed or took too long: tomorrow, or with less beside it, the same
-may work.
+No space, no memory, no permission, a program that was killed or took too long: tomorrow, or with less beside it, the
+same may work.
 """
 
 from __future__ import annotations
