@@ -110,7 +110,7 @@ class CusparseFailedError(RuntimeError):
 REFUSALS = (3, 4, 8, 10)  # CUSPARSE_STATUS_INVALID_VALUE, _ARCH_MISMATCH, _MATRIX_TYPE_NOT_SUPPORTED, _NOT_SUPPORTED
 
 
-class Library:
+class Cusparse:
     """The functions of DECLARATIONS and one handle, for one process."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -133,11 +133,11 @@ class Library:
 
 
 @cache
-def load() -> Library:
+def load() -> Cusparse:
     """The library that torch brings; UnsupportedError where there is none."""
     for name in LIBRARIES:
         try:
-            return Library(ctypes.CDLL(name))
+            return Cusparse(ctypes.CDLL(name))
         except (OSError, AttributeError, CusparseError) as error:
             if is_lack(error):
                 raise ResourceError(f"cuSPARSE cannot be loaded today: {error}") from error
@@ -148,7 +148,7 @@ def load() -> Library:
 Sparse = BSRMatrix | BlockedEll
 
 
-def describe(library: Library, matrix: Sparse) -> c_void_p:
+def describe(library: Cusparse, matrix: Sparse) -> c_void_p:
     """A cusparseSpMatDescr_t of `matrix`, which must outlive it."""
     descriptor, kind = c_void_p(), VALUE_TYPES[matrix.data.dtype]
     if isinstance(matrix, BSRMatrix):
@@ -165,7 +165,7 @@ def describe(library: Library, matrix: Sparse) -> c_void_p:
     return descriptor
 
 
-def describe_dense(library: Library, matrix: Tensor) -> c_void_p:
+def describe_dense(library: Cusparse, matrix: Tensor) -> c_void_p:
     """A cusparseDnMatDescr_t of a matrix that lies in row order or in column order."""
     descriptor, order = c_void_p(), "rows" if matrix.stride(1) == 1 and matrix.is_contiguous() else "columns"
     leading = matrix.shape[1] if order == "rows" else matrix.shape[0]

@@ -1,4 +1,4 @@
-"""Problems that backends are asked to solve, products and LSTM layers, and the protocol a backend speaks."""
+"""Problems that backends are asked to solve, products and LSTM layers; what a launch is, what a backend declares."""
 
 from __future__ import annotations
 

@@ -253,16 +253,16 @@ def prepare_by_warps(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: G
     return _by_threads(whole, plan, task, index, shape, gpu)
 
 
-Plan = ProductPlan | SampledPlan
+MmaPlan = ProductPlan | SampledPlan
 
 
-def _plan(choice: ProductChoice | SampledChoice, index: BSRIndex) -> Plan:
+def _plan(choice: ProductChoice | SampledChoice, index: BSRIndex) -> MmaPlan:
     if isinstance(choice, SampledChoice):
         return sampled_plan(index, choice.tile)
     return product_plan(index, choice.tile)
 
 
-def _parts(choice: ProductChoice | SampledChoice, plan: Plan, n: int, gpu: Gpu) -> int:
+def _parts(choice: ProductChoice | SampledChoice, plan: MmaPlan, n: int, gpu: Gpu) -> int:
     """Into how many parts the reduction is best divided so that there are CTAs enough for the GPU."""
     if isinstance(choice, SampledChoice):
         assert isinstance(plan, SampledPlan)
@@ -287,7 +287,7 @@ def prepare_by(choice: Choice, task: Task, index: BSRIndex, shape: tuple[int, in
 
 
 def _by_threads(
-    choice: ProductChoice | SampledChoice, plan: Plan, task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu
+    choice: ProductChoice | SampledChoice, plan: MmaPlan, task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu
 ) -> Prepared:
     parts = _parts(choice, plan, task.n, gpu) if choice.parts else 1
     run: MmaProduct | MmaSampled

@@ -113,7 +113,7 @@ def test_a_gpu_that_does_not_answer_today_is_no_missing_gpu(
     [(10, True), (3, True), (4, True), (8, True), (2, False), (11, False), (6, False), (1, False)],
 )
 def test_only_what_cusparse_has_not_is_unsupported(status: int, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = object.__new__(cusparse.Library)
+    library = object.__new__(cusparse.Cusparse)
     library.library = Answering(status)  # type: ignore[assignment]
 
     for module, trial in ((cusparse_bsr, cusparse_bsr._trial), (cusparse_ell, cusparse_ell._layout)):

@@ -76,7 +76,7 @@ def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_refusal_is_told_in_the_librarys_words() -> None:
-    library = object.__new__(cusparse.Library)
+    library = object.__new__(cusparse.Cusparse)
     refused = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 10)
 
     class Stub:
