@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernels.registry import Catalogue
-from kernels.system.folders import make_private
+from kernels.system.folders import NAME, make_private, user_cache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,15 +100,10 @@ def data_dir() -> Path:
             return Path(chosen).expanduser()
         except RuntimeError:
             raise DataError(f"{DATA_DIR_VARIABLE}: {chosen}: no such home folder; accepted: a path without ~") from None
-    import pooch
-
     try:
-        folder = Path(pooch.os_cache("block-sparse-bench"))
-    except RuntimeError:
-        folder = Path("~")
-    if folder.parts[:1] == ("~",):  # no HOME, and a user without an entry, as in containers
-        return Path(tempfile.gettempdir()) / f"block-sparse-bench-{os.getuid()}"
-    return folder
+        return user_cache()
+    except RuntimeError:  # no HOME, and a user without an entry, as in containers
+        return Path(tempfile.gettempdir()) / f"{NAME}-{os.getuid()}"
 
 
 def make_folder(folder: Path) -> None:
