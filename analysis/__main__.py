@@ -150,7 +150,7 @@ def notebooks(out: Executed = None, results: Tables = None) -> None:
 
 @app.command()
 def figures(name: Name, out: Out, results: Results = None) -> None:
-    """Write the README's pictures (speedup, perplexity, tradeoff, layer, integral, end to end) and table.md of a sweep."""
+    """Write the README's pictures (speedup, perplexity, tradeoff, layer, integral, end to end) and table.md."""
     with _one_line_errors():
         from analysis.load import find_folder
         from analysis.report import write_figures

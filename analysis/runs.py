@@ -18,9 +18,9 @@ from analysis.stats import compared, differences, mean_interval, ratio_interval
 MODEL_SETTINGS = (
     "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers",
     "dropout", "decoder_bias", "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip",
-    "epochs", "batch_size", "bptt", "input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout", "weight_drop",
-    "activation_penalty", "temporal_penalty", "nonmonotone", "beta1", "beta1_dip", "beta2", "rate_by_length",
-    "bptt_jitter", "bptt_halved", "selection", "test_batch_size",
+    "epochs", "batch_size", "bptt", "input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout",
+    "weight_drop", "activation_penalty", "temporal_penalty", "nonmonotone", "beta1", "beta1_dip", "beta2",
+    "rate_by_length", "bptt_jitter", "bptt_halved", "selection", "test_batch_size",
 )  # fmt: skip
 PRUNING_SETTINGS = (
     "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled",
@@ -126,7 +126,7 @@ def amdahl(row: dict[str, Any]) -> float:
 
 
 def runs(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
-    """One row per finished run: its final epoch, variant, predictions, and its ratio to the seed's dense run of its size.
+    """One row per finished run: its final epoch, variant, predictions, its ratio to the seed's dense run of its size.
 
     Adds variant, stored_sparsity (blocks that are exactly zero), stored_weights (`lstm_weights` there),
     predicted_speedup (of the pruned products), ceiling (of the forward pass, Amdahl), predicted_training and

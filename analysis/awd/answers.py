@@ -28,8 +28,6 @@ SETTING = (
     "hidden_size", "lasso", "lasso_strength", "schedule", "criterion", "allocation", "scope", "block_size",
     "target_sparsity", "prune_begin", "prune_end", "prune_every", "scaled_start",
 )  # fmt: skip
-
-
 GAINS = ("measured", "allowed", "whole", "ceiling", "inference_lstm", "inference")
 
 
@@ -65,7 +63,7 @@ def sweep_role(name: str) -> tuple[str, bool] | None:
 
 
 def read_sweeps(small: bool = False, parent: Path | None = None, known: Study | None = None) -> Sweeps:
-    """The sweeps that were run, of the committed ones, or the only one that BENCH_RESULTS names; parent: or those there.
+    """The sweeps that were run, of the committed ones, or the one that BENCH_RESULTS names; parent: or those there.
 
     known: one that need not be read again. A table that is damaged is not read, and noted: one bad file hides no other.
     """
@@ -207,7 +205,7 @@ def order(found: Sweep | None) -> list[Pair]:
 
 
 def four_lines(found: Sweep | None) -> Part:
-    """The slides' four lines, `one_path` of each, without the sweep's other sizes; without rows where it was not run."""
+    """The slides' four lines, `one_path` of each, without the sweep's other sizes; no rows where it was not run."""
     if found is None:
         return not_run("train")
     kept = [row["cell_id"] for row in records(one_path(found.cells)) if any(line.test(row) for line in FOUR)]

@@ -1,4 +1,4 @@
-"""Networks of equally many stored LSTM weights: pruned beside smaller dense ones, wider pruned beside narrow dense ones."""
+"""Networks of equally many stored LSTM weights: pruned beside smaller dense, wider pruned beside narrow dense ones."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _beside(equal: Equal) -> Iterator[str]:
 
 
 def wide_table(sweeps: Sweeps) -> pd.DataFrame:
-    """Wider for sparser: every setting of the sweep 'wide', its stored weights, and its cost against the narrow dense one."""
+    """Wider for sparser: every setting of the sweep 'wide', its stored weights, its cost against the narrow dense."""
     if "wide" not in sweeps.by_role:
         return pd.DataFrame([[DENSE.name, NOTHING, NOT_RUN, NOT_RUN]], columns=list(WIDE))
     found = sweeps.by_role["wide"].cells

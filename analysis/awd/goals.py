@@ -37,7 +37,7 @@ class Goal:
 
 
 def verdict(found: Estimate, reach: float, seeds: int = SEEDS, failed: bool = False) -> str:
-    """Of a value that should be at most `reach`: as `decided`, 'incomplete' with too few seeds, 'failed' or 'not run'."""
+    """Of a value that should be at most `reach`: as `decided`, 'incomplete' of few seeds, 'failed' or 'not run'."""
     if found.n == 0:
         return "failed" if failed else "not run"
     low, high = (found.value if math.isnan(bound) else bound for bound in (found.low, found.high))

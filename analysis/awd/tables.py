@@ -52,7 +52,7 @@ def ours(sweeps: Sweeps, line: Line, recipe: str) -> Ours | None:
 
 
 def beside_table(sweeps: Sweeps) -> pd.DataFrame:
-    """Test perplexity of each line: the slides', ours by their recipe in as many epochs, our best, and what is published.
+    """Test perplexity of each line: the slides', ours by their recipe and epochs, our best, and what is published.
 
     Of several settings of a line, the one with the best validation perplexity among those with the most seeds. In the
     small version ours and theirs are different experiments, and the columns say so.
@@ -106,7 +106,7 @@ def buys_table(sweeps: Sweeps) -> pd.DataFrame:
     cost: paired with the seed's dense run of the sweep (of a wider network: the narrower dense one). predicted: the
     gradual-pruning integral over the sparsity achieved. LSTM layers measured: interleaved pairs along the run; whole
     expected: Amdahl's with those pairs and the layers' share of the time; whole measured: runs one after another, so
-    rough; ceiling: Amdahl's with the predicted integral. Speedups are over the dense path of a network of the same size.
+    rough; ceiling: Amdahl's with the predicted integral. Speedups are over the dense path of a network of its size.
     """
     rows = []
     for line in LINES:
@@ -157,8 +157,8 @@ def notes(sweeps: Sweeps) -> list[str]:
         first = found.train.rows.iloc[0]
         tokens = f"{first['train_tokens']:,} tokens" if first["train_tokens"] else "the whole text"
         lines.append(
-            f"wikitext2_{role}{size}: {first['epochs']} epochs of {tokens}, {first['num_layers']} LSTM layers, embedding "
-            f"{first['embedding_size']}, on {first['device_name']}."
+            f"wikitext2_{role}{size}: {first['epochs']} epochs of {tokens}, {first['num_layers']} LSTM layers, "
+            f"embedding {first['embedding_size']}, on {first['device_name']}."
         )
     if sweeps.small:
         lines.append(
@@ -173,8 +173,9 @@ def every_table(sweeps: Sweeps) -> list[tuple[str, pd.DataFrame]]:
     return [
         ("Test perplexity: the slides, ours, and what is published.", beside_table(sweeps)),
         (
-            "What each line of ours costs and saves. The cost is paired with the dense run of the same seed; speedups are "
-            "over the dense path of the same network; whole training runs ran one after another, so they are rough.",
+            "What each line of ours costs and saves. The cost is paired with the dense run of the same seed; speedups "
+            "are over the dense path of the same network; whole training runs ran one after another, so they are "
+            "rough.",
             buys_table(sweeps),
         ),
         ("The order of the slides' rows, same recipe and epochs, paired over the seeds.", order_table(sweeps)),

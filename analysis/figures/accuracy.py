@@ -123,7 +123,7 @@ def _band(ax: Axes, dense: Estimate, horizontal: bool) -> None:
 
 
 def _line(ax: Axes, at: pd.Series, line: pd.DataFrame, top: float, **looks: Any) -> None:
-    """One variant at one block size by its sparsity; what lies beyond `top` is pinned to the edge, no line leads there."""
+    """One variant at one block size by its sparsity; what lies beyond `top` is pinned to the edge, without a line."""
     ordered = at.sort_values()
     found = line.loc[ordered.index, "test_ppl"]
     within = np.array([one.value <= top for one in found])

@@ -156,12 +156,12 @@ def _say(ax: Axes, words: str, at: float, height: float, colour: str) -> None:
 
 
 def training_bars(row: dict[str, Any]) -> tuple[list[Estimate], float]:
-    """([LSTM layers in theory, measured, whole measured], Amdahl's ceiling) of the training runs of a row of `gains`."""
+    """([LSTM layers in theory, measured, whole measured], Amdahl's ceiling) of training, of a row of `gains`."""
     return [_promise(row, "predicted"), row["measured"], row["whole"]], row["ceiling"]
 
 
 def inference_bars(row: dict[str, Any]) -> tuple[list[Estimate], float]:
-    """The same of its finished models, theory and ceiling at their final sparsity."""
+    """The same of inference by the finished models, theory and ceiling at their final sparsity."""
     return [_promise(row, "inference_promise"), row["inference_lstm"], row["inference"]], row["inference_ceiling"]
 
 

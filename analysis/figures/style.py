@@ -64,7 +64,7 @@ def block_marker(block_size: Any) -> str:
 
 
 def variant_colours(variants: Iterable[str]) -> dict[str, str]:
-    """A colour for each variant: fixed for the usual ones, spare ones by name for others, none twice while they last."""
+    """A colour for each variant: fixed for the usual ones, spare ones by name for others, each once while they last."""
     variants = list(dict.fromkeys(variants))
     taken = {VARIANT_COLOURS[name] for name in variants if name in VARIANT_COLOURS}
     taken.add(BLACK)  # that of dense, whatever else there is
@@ -153,7 +153,7 @@ def beyond(names: Sequence[str], perplexities: Sequence[float]) -> list[str]:
 
 
 def pinned(ax: Axes, at: Iterable[float], colour: str, marker: str) -> None:
-    """Points that lie beyond the upper end of their axis: hollow and under an arrow, at the edge, joined with nothing."""
+    """Points that lie beyond the upper end of their axis: hollow, under an arrow, at the edge, joined with nothing."""
     edge = ax.get_xaxis_transform()
     for across in at:
         ax.plot(across, 0.94, marker, color=colour, markerfacecolor="white", transform=edge, zorder=4)

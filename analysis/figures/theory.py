@@ -78,7 +78,7 @@ def roofline_figure(gemm: Part) -> Figure:
 
 
 def _rates(timed: pd.DataFrame) -> pd.DataFrame:
-    """backend, block_size, intensity (FLOP/byte) and rate (FLOP/s) of each point, and of the dense product beside it."""
+    """backend, block_size, intensity (FLOP/byte) and rate (FLOP/s) of each point, and of the dense product beside."""
     rows = []
     for row in timed.to_dict("records"):
         m, k, n, size = (int(row[name]) for name in ("m", "k", "n", "block_size"))

@@ -134,14 +134,14 @@ def _gates(ax: Axes, blocks: int) -> None:
 
 
 UNPAIRED = (
-    "Predicted: T_D / (T_S − Σ mean ρ_t) over the pruned matrices, were empty blocks free. Measured: seconds of the dense "
-    "run of the same seed over seconds of this run; the runs were not interleaved, so it is rough. Runs on the dense path "
-    "multiply masked weights at dense speed: about 1× is what masks alone buy."
+    "Predicted: T_D / (T_S − Σ mean ρ_t) over the pruned matrices, were empty blocks free. Measured: seconds of the "
+    "dense run of the same seed over seconds of this run; the runs were not interleaved, so it is rough. Runs on the "
+    "dense path multiply masked weights at dense speed: about 1× is what masks alone buy."
 )
 
 
 def integral_figure(train: Part) -> Figure:
-    """The training-time integral: what skipping empty blocks would gain at the sparsity achieved, and what was measured."""
+    """The training-time integral: what skipping empty blocks would gain at the sparsity achieved, and was measured."""
     title = "Training time: what the integral promises and what whole runs gained"
     final, found = (each[each["target_sparsity"] > 0.0] for each in (train.runs, train.replicates))
     if final.empty:

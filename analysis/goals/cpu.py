@@ -24,7 +24,10 @@ GATES = (
     "beside the products, a step packs the values, stores gradients block by block and computes gates: none of it is "
     "saved by a full mask, and at batch 80 the dense products run at their best"
 )
-TRIED = "both operands are packed in every launch; longer sums and larger stretches of columns were tried and changed nothing"
+TRIED = (
+    "both operands are packed in every launch; longer sums and larger stretches of columns were tried and changed "
+    "nothing"
+)
 STARTING = "a product of this size takes 0.05 ms when dense: starting it, and the gates, cost as much as what is saved"
 DENSE_STEPS = ((0.5, 0.95), (0.8, 0.90), (0.9, 0.80), (0.95, 0.65))  # sparsity, share of theory to reach
 GRADIENTS = (("dsd_t", PACKING), ("sdd", TRIED))

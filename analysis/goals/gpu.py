@@ -35,8 +35,8 @@ AT_STEPS = "bfloat16, W 4608 × 1152, n 20 and 80, block 16 to 64, ρ 0.8"
 GOALS = (
     *(
         Goal(
-            f"dsd, {what}, measured / theory", f"W 4096 × 4096, n 4096, block {block}, ρ 0.5 to 0.9", "efficiency", reach,
-            ({**SQUARE, "op": ("dsd",), "block_size": (block,), "target_sparsity": SPARSITIES, **types},),
+            f"dsd, {what}, measured / theory", f"W 4096 × 4096, n 4096, block {block}, ρ 0.5 to 0.9", "efficiency",
+            reach, ({**SQUARE, "op": ("dsd",), "block_size": (block,), "target_sparsity": SPARSITIES, **types},),
             backend=backend,
         )
         for what, backend, types, figures in KINDS
@@ -45,8 +45,8 @@ GOALS = (
     Goal("recurrent step, speedup over cuBLAS", AT_STEPS, "speedup", 2.5, (RECURRENT,), backend="cuda"),
     *(
         Goal(
-            f"dsd, time of {rival} / cuda", "bfloat16, W 4096 × 4096, n 4096; W 4608 × 1152, n 20 and 80; ρ 0.8", "rival",
-            1.0, ({**RECURRENT, **SQUARE, "block_size": BLOCKS}, RECURRENT), backend="cuda", rival=rival,
+            f"dsd, time of {rival} / cuda", "bfloat16, W 4096 × 4096, n 4096; W 4608 × 1152, n 20 and 80; ρ 0.8",
+            "rival", 1.0, ({**RECURRENT, **SQUARE, "block_size": BLOCKS}, RECURRENT), backend="cuda", rival=rival,
         )
         for rival in RIVALS
     ),

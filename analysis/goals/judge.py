@@ -80,7 +80,7 @@ def _measured(part: Part, goal: Goal) -> pd.DataFrame:
 
 
 def _over(ours: pd.DataFrame, theirs: pd.DataFrame, but: str) -> pd.DataFrame:
-    """Ratios of two values on the same cells `but` for one setting; the bounds are the widest that both intervals allow."""
+    """Ratios of two values on the same cells `but` for one setting; the widest bounds that both intervals allow."""
     keys = [name for name in (*compare.GEMM_SETTINGS, "math") if name != but]
     both = ours.merge(theirs, on=keys, suffixes=("", "_other"))
     return both.assign(
