@@ -150,10 +150,10 @@ def test_the_findings_quote_what_keeps_a_block() -> None:
     speed, cost, limits, layer = said(False)
     assert "at 90 % sparsity" in cost and "(which empties every one of its blocks)" in cost
     assert speed == (
-        "Speed: no block-sparse product that keeps a block was timed in 2 product cells: "
+        "Speed (op dsd): no block-sparse product that keeps a block was timed in 2 product cells: "
         "the target of 2 settings empties the whole weight."
     )
-    assert layer.startswith("Layer: no block-sparse LSTM layer that keeps a block was timed: ")
+    assert layer.startswith("Layer (baseline torch_lstm): no block-sparse LSTM layer that keeps a block was timed: ")
 
 
 def test_a_layer_whose_weight_hh_is_empty_has_amdahls_bound() -> None:
