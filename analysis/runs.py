@@ -17,7 +17,7 @@ from analysis.stats import compared, differences, mean_interval, ratio_interval
 
 MODEL_SETTINGS = (
     "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers",
-    "dropout", "decoder_bias", "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip",
+    "dropout", "decoder_bias", "decoder", "cutoff", "second_cutoff", "embedding_gradient", "precision", "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip",
     "epochs", "batch_size", "bptt", "input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout",
     "weight_drop", "activation_penalty", "temporal_penalty", "nonmonotone", "beta1", "beta1_dip", "beta2",
     "rate_by_length", "bptt_jitter", "bptt_halved", "selection", "test_batch_size",
@@ -105,7 +105,9 @@ def failed_runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 def multiply_adds(row: dict[str, Any]) -> tuple[float, float]:
     """(of the prunable LSTM weights, of the other ones) of a run's model, per token."""
-    weight_ih, weight_hh = theory.lstm_multiply_adds(row["embedding_size"], row["hidden_size"], row["num_layers"])
+    weight_ih, weight_hh = theory.lstm_multiply_adds(
+        row["embedding_size"], row["hidden_size"], row["num_layers"], row["decoder"]
+    )
     return (weight_hh, weight_ih) if row["scope"] == "weight_hh" else (weight_hh + weight_ih, 0)
 
 
@@ -121,7 +123,8 @@ def lstm_weights(row: dict[str, Any], sparsity: float) -> float:
 def amdahl(row: dict[str, Any]) -> float:
     """Ceiling of the whole forward pass at a run's sparsity, from its LSTM and decoder multiply-adds per token."""
     pruned, other = multiply_adds(row)
-    decoder = row["embedding_size"] * row["vocabulary"]
+    stored = row["decoder_multiply_adds"]  # older tables have it not: all their decoders are tied
+    decoder = row["embedding_size"] * row["vocabulary"] if pd.isna(stored) else stored
     return theory.amdahl_ceiling(pruned, other + decoder, row["stored_sparsity"])
 
 

@@ -51,13 +51,16 @@ def amdahl_ceiling(pruned: float, other: float, rho: float) -> float:
     return math.inf if remaining == 0.0 else (pruned + other) / remaining
 
 
-def lstm_multiply_adds(embedding_size: int, hidden_size: int, num_layers: int) -> tuple[int, int]:
-    """(weight_ih, weight_hh) multiply-adds per token of an LSTM stack embedding -> hidden -> ... -> embedding.
+def lstm_multiply_adds(
+    embedding_size: int, hidden_size: int, num_layers: int, decoder: str = "tied"
+) -> tuple[int, int]:
+    """(weight_ih, weight_hh) multiply-adds per token of an LSTM stack embedding -> hidden -> ... -> its decoder.
 
-    Every layer but the last has hidden_size outputs, the last embedding_size; four gates each (Hochreiter and
-    Schmidhuber 1997 with forget gates; slides, "Block-Sparse LSTM"). One multiply-add per weight and token.
+    Every layer has hidden_size outputs, but under a tied decoder the last, which has embedding_size; four gates each
+    (Hochreiter and Schmidhuber 1997 with forget gates; slides, "Block-Sparse LSTM"). One multiply-add per weight and token.
     """
-    sizes = [embedding_size, *[hidden_size] * (num_layers - 1), embedding_size]
+    last = embedding_size if decoder == "tied" else hidden_size
+    sizes = [embedding_size, *[hidden_size] * (num_layers - 1), last]
     weight_ih = sum(4 * out * into for into, out in pairwise(sizes))
     return weight_ih, sum(4 * out * out for out in sizes[1:])
 

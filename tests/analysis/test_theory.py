@@ -47,6 +47,7 @@ def test_the_slides_training_speedups() -> None:
 
 def test_amdahl_ceiling_of_the_awd_lstm() -> None:
     weight_ih, weight_hh = theory.lstm_multiply_adds(400, 1150, 3)
+    assert theory.lstm_multiply_adds(400, 1150, 3, "adaptive") == (4 * 1150 * 2700, 3 * 4 * 1150 * 1150)
     decoder = 400 * 33_278
     assert (weight_ih + weight_hh, weight_hh, decoder) == (20_190_000, 11_220_000, 13_311_200)
     assert theory.amdahl_ceiling(weight_ih + weight_hh, decoder, 0.8) == pytest.approx(1.93, abs=0.005)

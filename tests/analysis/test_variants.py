@@ -148,7 +148,15 @@ def test_predictions_follow_the_blocks_that_are_exactly_zero() -> None:
 @pytest.mark.parametrize(("scope", "ceiling"), [("all", 4600 / 1720), ("weight_hh", 4600 / 3000)])
 def test_amdahl_ceiling_of_a_run(scope: str, ceiling: float) -> None:
     # per token: weight_ih 4 (20 x 10 + 10 x 20) = 1600, weight_hh 4 (400 + 100) = 2000, decoder 10 x 100 = 1000
-    row = {"embedding_size": 10, "hidden_size": 20, "num_layers": 2, "vocabulary": 100, "stored_sparsity": 0.8}
+    row = {
+        "embedding_size": 10,
+        "hidden_size": 20,
+        "num_layers": 2,
+        "vocabulary": 100,
+        "stored_sparsity": 0.8,
+        "decoder": "tied",
+        "decoder_multiply_adds": None,
+    }
     assert variants.amdahl(row | {"scope": scope}) == pytest.approx(ceiling)
 
 
