@@ -1,20 +1,27 @@
 """Cells: one frozen model = one measurement. Every setting has a description, a bound and a default.
 
 A cell's identity is the sha256 of its *non-default* settings, so a new setting with a no-op default changes no old id.
-Settings that cannot matter (the block size of a run that neither prunes nor penalises) are put back to their defaults by
-`canonical`, so that equal work written differently is one cell.
+Settings that cannot matter (the block size of a run that neither prunes nor penalises) are put back to their defaults
+by `canonical`, so that equal work written differently is one cell.
+
+What differs from kind to kind is asked of the cell, whose answers `Cell` begins with: a new kind is a class with those
+that differ, a place in KINDS, the module of its `work` and its columns in `bench.schema`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeGuard
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from kernels.rounding import nearest_multiples
+
+if TYPE_CHECKING:
+    from kernels.problem import GemmProblem, LstmProblem
 
 ID_DIGITS = 16
 LARGEST_INT = 2**31 - 1  # so that every setting fits a column, and a seed times 16 fits torch's generator
@@ -34,13 +41,29 @@ Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Math = Literal["ieee", "tf32"]
 MATH = "how float32 is multiplied on a GPU: exactly, or by tensor cores with 10 bits of fraction (both sides alike)"
 BlockSize = Annotated[int, Field(ge=1, le=1024)]
+Grids = dict[str, tuple[int, int]]
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+LAUNCHES = 60  # timed for a cell, backend and baseline together
+LONGEST_TIMING = 20.0  # seconds; launches that take long are timed fewer times
+CHECK_SECONDS = 1.0  # operands, reference, compilation
+VARIANTS = 10  # of a kernel, to be tuned
+LAST_CHECKED = "{error_ratio} of the error bound in the last row, {kernel}"
 
 
 class Cell(BaseModel):
-    """What all cells share: strict typing, no unknown settings, no NaN or infinity, a stable identity."""
+    """What all cells share: strict typing, no unknown settings, no NaN or infinity, a stable identity.
+
+    work: 'module:function' that measures it. trains: it has the settings of a training run, which runs beside others and
+    from checkpoint to checkpoint. checks: it says whether a kernel is right. figures: what `show` tells of its last row.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
     kind: ClassVar[str]
+    work: ClassVar[str]
+    trains: ClassVar[bool] = False
+    checks: ClassVar[bool] = False
+    figures: ClassVar[str] = ""
 
     seed: Natural = Field(0, description="replicate: seeds the operands or the training run")
     threads: Natural = Field(1, description="CPU threads the cell may use; 0 means all physical cores")
@@ -67,9 +90,31 @@ class Cell(BaseModel):
         """A copy with the named settings at their defaults."""
         return self.model_copy(update={name: type(self).model_fields[name].get_default() for name in names})
 
-    def label(self) -> str:
-        """A few words for progress lines."""
-        return " ".join(f"{name}={value}" for name, value in self.settings().items())
+    def dense_flops(self) -> float:
+        """Operations of one dense launch."""
+        return 0.0
+
+    def seconds_at(self, rate: float) -> float:
+        """Roughly what it takes at `rate` operations a second and density 1."""
+        dense = self.dense_flops() / rate
+        reference = 4 * dense  # of both sides, in float64
+        return CHECK_SECONDS + reference + min(max(0.5, LAUNCHES * dense), LONGEST_TIMING)
+
+    def operand_bytes(self) -> int:
+        """Bytes below which nothing can be timed: weights, full and pruned, and what checks them in float64."""
+        return 0
+
+    def grids(self) -> Grids:
+        """Blocks along both sides of each weight that it prunes, by torch's names."""
+        return {}
+
+    def kernel_check(self) -> CheckCell | None:
+        """What is to be checked before it is timed, or trained on a GPU by kernels that skip empty blocks."""
+        return None
+
+    def kernel_tuning(self) -> TuneCell | None:
+        """Its shape, for which variants of its backend's kernel can be timed."""
+        return None
 
 
 def _require_division(field: str, size: int, block_size: int) -> None:
@@ -80,11 +125,27 @@ def _require_division(field: str, size: int, block_size: int) -> None:
         )
 
 
+def _layer_grids(widths: Sequence[int], block_size: int, scope: str) -> Grids:
+    """Of LSTM layers of these widths: what goes into the first, and comes out of each."""
+    found: Grids = {}
+    for number, (into, out) in enumerate(pairwise(widths)):
+        kinds = {"weight_ih": into, "weight_hh": out} if scope == "all" else {"weight_hh": out}
+        for name, columns in kinds.items():
+            found[f"{name}_l{number}"] = 4 * out // block_size, columns // block_size
+    return found
+
+
+def _check_of(cell: Cell, op: str) -> CheckCell:
+    """The check of `op` by the kernel that a cell times."""
+    shared = {name: getattr(cell, name) for name in ("backend", "block_size", "dtype", "math", "device", "threads")}
+    return CheckCell.model_validate({"op": op, **shared}).canonical()
+
+
 class ProductCell(Cell):
     """A product with a block-sparse W[m, k]: of it, of its transpose, or for it.
 
-    dsd: Y[m, n] = W X[k, n]. dsd_t: Y[k, n] = W^T G[m, n], the gradient of X. sdd: the kept blocks of G[m, n] X[k, n]^T,
-    the gradient of W.
+    dsd: Y[m, n] = W X[k, n]. dsd_t: Y[k, n] = W^T G[m, n], the gradient of X. sdd: the kept blocks of G[m, n] X[k,
+    n]^T, the gradient of W.
     """
 
     # fmt: off
@@ -108,28 +169,63 @@ class ProductCell(Cell):
     def canonical(self) -> Self:
         return self if self.dtype == "float32" else self.reset("math")
 
+    def dense_flops(self) -> float:
+        return 2.0 * self.m * self.k * self.n
+
+    def problem(self) -> GemmProblem:
+        """What its backends solve."""
+        from kernels.problem import GemmProblem
+
+        apart = {"backend", "baseline", "cache", "threads", "target_sparsity"}
+        return GemmProblem(sparsity=self.target_sparsity, **self.model_dump(exclude=apart))
+
 
 class GemmCell(ProductCell):
     """One backend timed against one baseline on a product."""
 
     kind: ClassVar[str] = "gemm"
+    work: ClassVar[str] = "bench.timing:time_cell"
+    figures: ClassVar[str] = "{time_ms} ms{faster}{noisy}"
+    sides: ClassVar[str] = "m {m} x k {k}"
 
     # fmt: off
     baseline: str = Field("dense", description="backend it is paired with; it multiplies the unpruned weight")
     cache: Literal["hot", "cold"] = Field("hot", description="operands left in cache, or evicted before each sample")
     # fmt: on
 
+    def operand_bytes(self) -> int:
+        item, reference = BYTES[self.dtype], 8 * self.m * self.k
+        return reference if self.op == "sdd" else 2 * item * self.m * self.k + (0 if item == 8 else reference)
+
+    def grids(self) -> Grids:
+        return {"the weight": (self.m // self.block_size, self.k // self.block_size)}
+
+    def kernel_check(self) -> CheckCell:
+        return _check_of(self, self.op)
+
+    def kernel_tuning(self) -> TuneCell:
+        return TuneCell.model_validate(self.model_dump(exclude={"seed", "baseline", "cache"})).canonical()
+
 
 class TuneCell(ProductCell):
     """The variants of our kernel for one product, timed in turns: which one is the fastest."""
 
     kind: ClassVar[str] = "tune"
+    work: ClassVar[str] = "bench.measuring.tuning:tune_cell"
+    figures: ClassVar[str] = LAST_CHECKED
+
+    def seconds_at(self, rate: float) -> float:
+        return VARIANTS * (CHECK_SECONDS + (4 + LAUNCHES) * self.dense_flops() / rate)
 
 
 class LstmCell(Cell):
     """One backend timed against one baseline on an LSTM layer over all time steps, with block-sparse weights."""
 
     kind: ClassVar[str] = "lstm"
+    work: ClassVar[str] = GemmCell.work
+    figures: ClassVar[str] = GemmCell.figures
+    sides: ClassVar[str] = "hidden_size {hidden_size}, input_size {input_size}"
+    cache: ClassVar[str] = "hot"
 
     # fmt: off
     backend: str = Field("native", description="backend under test")
@@ -156,11 +252,36 @@ class LstmCell(Cell):
     def canonical(self) -> Self:
         return self if self.dtype == "float32" else self.reset("math")
 
+    def dense_flops(self) -> float:
+        weights = 4 * self.hidden_size * (self.input_size + self.hidden_size)
+        # the backward pass costs twice the forward pass
+        return (3 if self.passes == "forward_backward" else 1) * 2.0 * weights * self.batch_size * self.bptt
+
+    def problem(self) -> LstmProblem:
+        """What its backends solve."""
+        from kernels.problem import LstmProblem
+
+        apart = {"backend", "baseline", "threads", "target_sparsity", "bptt"}
+        return LstmProblem(steps=self.bptt, sparsity=self.target_sparsity, **self.model_dump(exclude=apart))
+
+    def operand_bytes(self) -> int:
+        across, recurrent = 4 * self.hidden_size * self.input_size, 4 * self.hidden_size**2
+        return BYTES[self.dtype] * (across * (2 if self.scope == "all" else 1) + 2 * recurrent)
+
+    def grids(self) -> Grids:
+        return _layer_grids([self.input_size, self.hidden_size], self.block_size, self.scope)
+
+    def kernel_check(self) -> CheckCell:
+        return _check_of(self, self.passes)
+
 
 class CheckCell(Cell):
     """One kernel checked on a device: every pattern of blocks and every batch of `bench.measuring.checks`, against float64."""
 
     kind: ClassVar[str] = "check"
+    work: ClassVar[str] = "bench.measuring.checks:check_cell"
+    checks: ClassVar[bool] = True
+    figures: ClassVar[str] = LAST_CHECKED
 
     # fmt: off
     backend: str = Field("native", description="backend under test")
@@ -174,6 +295,9 @@ class CheckCell(Cell):
     def canonical(self) -> Self:
         return self if self.dtype == "float32" else self.reset("math")
 
+    def seconds_at(self, rate: float) -> float:  # noqa: ARG002
+        return CHECK_SECONDS if self.tool == "none" else 60 * CHECK_SECONDS
+
 
 AWD_LSTM = (
     "input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout", "weight_drop", "activation_penalty",
@@ -185,6 +309,9 @@ class TrainCell(Cell):
     """One language model trained, pruned and evaluated."""
 
     kind: ClassVar[str] = "train"
+    work: ClassVar[str] = "bench.train:train_cell"
+    trains: ClassVar[bool] = True
+    figures: ClassVar[str] = "val_ppl {val_ppl}, test_ppl {test_ppl}, sparsity {sparsity}, epoch {epoch}"
 
     # fmt: off
     dataset: str = Field("pydoc", description="corpus")
@@ -301,6 +428,16 @@ class TrainCell(Cell):
             cell = cell.reset("block_size", "scope")
         return cell
 
+    def grids(self) -> Grids:
+        return _layer_grids(self.layer_widths, self.block_size, self.scope) if self.prunes else {}
+
+    def kernel_check(self) -> CheckCell | None:
+        if self.device == "cpu" or self.path == "dense":
+            return None
+        arithmetic = {"dtype": "bfloat16"} if self.precision == "bfloat16" else {"math": self.precision}
+        alike: dict[str, Any] = {name: getattr(self, name) for name in ("block_size", "device", "threads")}
+        return CheckCell(backend="cuda", op="forward_backward", **arithmetic, **alike)
+
     def _canonical_model(self) -> Self:
         if self.model == "awd_lstm":
             return self.reset("dropout")
@@ -308,6 +445,15 @@ class TrainCell(Cell):
 
 
 TimedCell = GemmCell | LstmCell
+Row = dict[str, Any]
+Progress = dict[str, float | int | str]
+Tell = Callable[[Progress], None]  # by which work says how far it is
+
+
+def is_training(cell: Cell) -> TypeGuard[TrainCell]:
+    """Whether a cell has the settings of a training run."""
+    return cell.trains
+
 
 KINDS: dict[str, type[Cell]] = {cell.kind: cell for cell in (GemmCell, LstmCell, TrainCell, CheckCell, TuneCell)}
 
