@@ -35,7 +35,8 @@ multiplies everything. `sparse` runs our kernels that skip empty blocks, from th
 without a C++ compiler, the cell is `unsupported`. `auto` lets each layer change over at its break-even sparsity, which is measured
 once per machine, shape and block size, kept in your cache folder and listed by `python -m bench doctor`; without kernels it stays
 dense. Either way `reason` says why. The paths add up in different orders, so the last digits of a result depend on the path, and
-under `auto` on where the change-over lies; everything else is the same run.
+under `auto` on where the change-over lies; everything else is the same run: every random number, `weight_drop`'s mask of the whole
+weight among them, is drawn alike.
 
 ## Training on a GPU: `device`, `precision`
 
@@ -49,7 +50,8 @@ A loss that is no number is noticed up to 50 steps late, in the right epoch.
 `model = "awd_lstm"` has every dropout and penalty of the paper as a setting; two recipes come as
 sweeps. `wikitext2_paper` trains the slides' four rows by SGD, then NT-ASGD: the averages (`optimizer = "nt_asgd"`) start when
 the validation perplexity stalls, and only epochs after the pruning ramp are asked, since pruning itself raises it.
-`wikitext2_best` is the 90-epoch recipe (`lr_schedule = "four_phases"`, Adam) with a cubic ramp; `wikitext2_wide` spends the
+`wikitext2_best` is the 90-epoch recipe (`lr_schedule = "four_phases"`, Adam) with a cubic ramp; its `activation_penalty` is 1.8
+for the recipe's 3, which acts on the output before its dropout of 0.4. `wikitext2_wide` spends the
 dense model's weights on wider layers. Beside them stand dense models of the same size and of as many LSTM weights as are kept.
 `selection = "best"` reports the epoch of the lowest validation perplexity *at final sparsity*; `reported_test_ppl` is its test
 perplexity. The three are meant for a GPU; `wikitext2_paper_small` and its like are for a CPU, whole vocabulary, small layers.
