@@ -48,8 +48,8 @@ LAST_CHECKED = "{error_ratio} of the error bound in the last row, {kernel}"
 class Cell(Settings):
     """What all cells share: a kind, a canonical form and a stable identity.
 
-    work: 'module:function' that measures it. trains: it has the settings of a training run, which runs beside others and
-    from checkpoint to checkpoint. checks: it says whether a kernel is right. figures: what `show` tells of its last row.
+    work: 'module:function' that measures it. trains: it has the settings of a training run, which runs beside others
+    and from checkpoint to checkpoint. checks: it says whether a kernel is right. figures: what `show` tells of it.
     """
 
     kind: ClassVar[str]
