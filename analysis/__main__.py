@@ -24,7 +24,7 @@ app = typer.Typer(
 
 
 def _folder(option: str) -> Callable[[Any], Path]:
-    """Makes the parser of an option. The empty path, as of a variable that is not set, would be the folder where one is."""
+    """Makes the parser of an option. The empty path, as of a variable not set, would be the folder where one is."""
 
     def parse(given: Any) -> Path:
         if not str(given):
@@ -55,7 +55,8 @@ Results = Annotated[
     typer.Option(
         parser=_folder("--results"),
         metavar="FOLDER",
-        help="folder that holds one folder a sweep; default: ./results as of bench run, then the checkout's, then results/reference",
+        help="folder that holds one folder a sweep; default: ./results as of bench run, then the checkout's, "
+        "then results/reference",
     ),
 ]
 Out = Annotated[Path, typer.Option(parser=_folder("--out"), metavar="FOLDER", help="folder the figures go to")]
@@ -78,7 +79,7 @@ Tables = Annotated[
 
 
 def _is_no_notice(record: logging.LogRecord) -> bool:
-    """Whether a message of matplotlib's is more than that it builds its cache of fonts, as it does once on every machine."""
+    """Whether a message of matplotlib's is more than that it builds its cache of fonts, as once on every machine."""
     return not record.getMessage().startswith("Matplotlib is building the font cache")
 
 
@@ -120,15 +121,14 @@ def _one_line_errors() -> Iterator[None]:
 def report(name: Name, results: Results = None) -> None:
     """Write the HTML report of a sweep, and print what was found: speed, cost, and where the report lies."""
     with _one_line_errors():
-        from analysis import tables
-        from analysis.load import find_folder
+        from analysis.findings import findings
+        from analysis.load import TABLES, find_folder
         from analysis.report import write_report
         from analysis.study import read
 
-        folder = find_folder(name, results)
-        path = write_report(folder)
-        study = read(folder).comparable()
-        speed, cost, *_ = tables.findings(study.train, study.gemm, study.lstm)
+        study = read(find_folder(name, results))
+        path = write_report(study)
+        speed, cost, *_ = findings(*map(study.main, TABLES))
         print(f"{speed}\n{cost}\nReport: {path}")
 
 
@@ -150,7 +150,7 @@ def notebooks(out: Executed = None, results: Tables = None) -> None:
 
 @app.command()
 def figures(name: Name, out: Out, results: Results = None) -> None:
-    """Write the README's pictures (speedup, perplexity, tradeoff, layer, integral, end to end) and table.md of a sweep."""
+    """Write the README's pictures (speedup, perplexity, tradeoff, layer, integral, end to end) and table.md."""
     with _one_line_errors():
         from analysis.load import find_folder
         from analysis.report import write_figures

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
 from analysis import compare
-from analysis.load import PART, records, split
-from analysis.realised import over_seeds, realised
-from analysis.runs import best_replicated, common_sparsity, is_dense, replicates, runs, without_path
+from analysis.load import records
+from analysis.runs import best_replicated, common_sparsity, is_dense, without_path
 from analysis.stats import Estimate, change, factor, median_interval, times
+from analysis.study import Part
 
 OURS = "native"
 SETTINGS_SAID = 2  # of those whose LSTM layers were timed in training
+NOUNS = {"gemm": "product cell", "lstm": "layer cell", "train": "training run"}
 
 
-def findings(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None = None) -> list[str]:
+def findings(*parts: Part) -> list[str]:
     """Three sentences: the fastest product, the cost in perplexity, and what was not measured or bought nothing.
 
     Where LSTM layers were timed, a fourth about the fastest of them; without products it comes first instead.
+    parts: one of each table, in any order; a table that is not among them, or has no rows, was not run.
     """
-    train, gemm, lstm = (None if frame is None or frame.empty else frame for frame in (train, gemm, lstm))
-    others = [_cost(train), _limits(train, gemm, lstm)]
+    known = {part.table: part for part in parts if len(part.rows)}
+    gemm, lstm, train = (known.get(table) for table in NOUNS)
+    others = [_cost(train), _limits({table: known[table] for table in NOUNS if table in known})]
     if lstm is None:
-        return [_trained_layers(train) or _speed(gemm) if gemm is None else _speed(gemm), *others]
+        return [(_trained_layers(train) if train and not gemm else "") or _speed(gemm), *others]
     return [_layer(lstm), *others] if gemm is None else [_speed(gemm), *others, _layer(lstm)]
 
 
@@ -32,20 +36,9 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _points(frame: pd.DataFrame, table: str = "gemm") -> pd.DataFrame:
-    """The points of every comparable part of a table, with the `part` they are of; each speedup is within its own part."""
-    parts = [compare.timed_points(rows, table).assign(part=label) for label, rows in _parts(frame, table)]
-    return pd.concat(parts, ignore_index=True)
-
-
-def _parts(frame: pd.DataFrame, table: str) -> list[tuple[str, pd.DataFrame]]:
-    """`split`; a frame that is itself one part of a table keeps the label by which that part is told from the others."""
-    return [(label or frame.attrs.get(PART, ""), rows) for label, rows in split(frame, table)]
-
-
-def _about(what: str, label: str) -> str:
-    """'Speed (op dsd, dtype float32)': what a sentence is about, and the comparable part of the table that it speaks of."""
-    return f"{what} ({label})" if label else what
+def _about(what: str, part: Part) -> str:
+    """'Speed (op dsd, dtype float32)': what a sentence is about, and the comparable part of the table it speaks of."""
+    return f"{what} ({part.label})" if part.label else what
 
 
 def _most_common_reason(frame: pd.DataFrame) -> str:
@@ -54,73 +47,73 @@ def _most_common_reason(frame: pd.DataFrame) -> str:
     return str(words.value_counts().index[0])
 
 
-def _speed(gemm: pd.DataFrame | None) -> str:
+def _speed(gemm: Part | None) -> str:
     """The fastest block-sparse product against dense and theory."""
     if gemm is None:
         return "Speed: this sweep timed no products."
-    points = _points(gemm)
+    points, rows = gemm.points, gemm.rows
     best = compare.best_product(points)
     if best is None:
-        count = _count(gemm["cell_id"].nunique(), "product cell")
-        return f"{_about('Speed', gemm.attrs.get(PART, ''))}: {_nothing_timed(gemm, points, 'block-sparse product', f' in {count}')}"
+        count = _count(rows["cell_id"].nunique(), NOUNS["gemm"])
+        return f"{_about('Speed', gemm)}: {_nothing_timed(gemm, 'block-sparse product', f' in {count}')}"
     found = Estimate(best["measured_speedup"], best["low"], best["high"], int(best["seeds"]))
     shape = compare.shape_name((best["m"], best["k"], best["n"])) + ("" if best["op"] == "dsd" else f", {best['op']}")
     product = f"{_quietly(compare.kept(compare.block_sparse(points)))}block-sparse product"
     verdict = f"the fastest {product}" if found.value >= 1.0 else f"no {product} beat dense; the nearest"
     doubt = " (noisy)" if best["noisy"] else ""
-    where = f"{best['backend']} at block {best['block_size']} and sparsity {best['sparsity']:.2f}, {shape}"
-    sentence = f"{_about('Speed', best['part'])}: {verdict} is {where}, at {times(found)} of dense{doubt}, where 1/(1−ρ) promises {best['predicted_speedup']:.2f}×"
+    sentence = (
+        f"{_about('Speed', gemm)}: {verdict} is {best['backend']} at block {best['block_size']} and sparsity "
+        f"{best['sparsity']:.2f}, {shape}, at {times(found)} of dense{doubt}, where 1/(1−ρ) promises "
+        f"{best['predicted_speedup']:.2f}×"
+    )
     ours = points[points["backend"] == OURS]
     if ours.empty:
-        reasons = gemm[(gemm["backend"] == OURS) & (gemm["status"] != "ok")]
-        return sentence + (
-            f"; {OURS}, our own, was not timed: {_most_common_reason(reasons)}." if len(reasons) else "."
-        )
+        failed = rows[(rows["backend"] == OURS) & (rows["status"] != "ok")]
+        why = f"; {OURS}, our own, was not timed: {_most_common_reason(failed)}" if len(failed) else ""
+        return f"{sentence}{why}."
     return f"{sentence}; {OURS} {_efficiency(ours)}."
 
 
-def _trained_layers(train: pd.DataFrame | None) -> str:
+def _trained_layers(train: Part) -> str:
     """What the LSTM layers gained in training runs on the sparse path, by setting; empty where none was measured."""
-    gains = []
-    for label, rows in _parts(train, "train") if train is not None else []:
-        found = realised(rows)
-        for (variant, size, target), part in found.groupby(["variant", "block_size", "target_sparsity"], sort=False):
-            gain = over_seeds(part["measured"])
-            if gain.n:
-                at = f" at block {size:g} and sparsity {target:g}" + (f", {label}" if label else "")
-                gains.append((gain, f"{variant}{at}", factor(part["predicted"].mean())))
+    gains = [row for row in records(train.gains) if row["measured"].n]
     if not gains:
         return ""
-    fastest = sorted(gains, key=lambda gain: -gain[0].value)[:SETTINGS_SAID]
-    said = " and ".join(f"{times(gain)} with {where} (theory: {promise})" for gain, where, promise in fastest)
+    fastest = sorted(gains, key=lambda gain: -gain["measured"].value)[:SETTINGS_SAID]
+    where = f", {train.label}" if train.label else ""
+    said = " and ".join(
+        f"{times(row['measured'])} with {row['variant']} at block {row['block_size']:g} and sparsity "
+        f"{row['target_sparsity']:g}{where} (theory: {factor(row['predicted'])})"
+        for row in fastest
+    )
     which = "in training" if len(gains) <= SETTINGS_SAID else f"in the {SETTINGS_SAID} fastest of {len(gains)} settings"
     return f"Speed: this sweep timed no products alone; {which} the LSTM layers were, against the dense path, {said}."
 
 
-def _nothing_timed(frame: pd.DataFrame, points: pd.DataFrame, what: str, where: str = "") -> str:
+def _nothing_timed(part: Part, what: str, where: str = "") -> str:
     """'no ... was timed in 12 product cells; most often: ...', or that what was timed keeps no block."""
-    empty = compare.block_sparse(compare.nothing_kept(points))
+    empty = compare.block_sparse(compare.nothing_kept(part.points))
     if len(empty):
         settings = _count(len(empty), "setting")
         return f"no {what} that keeps a block was timed{where}: the target of {settings} empties the whole weight."
-    why = _most_common_reason(frame) if (frame["status"] != "ok").any() else "only the dense baseline was timed"
+    failed = (part.rows["status"] != "ok").any()
+    why = _most_common_reason(part.rows) if failed else "only the dense baseline was timed"
     return f"no {what} was timed{where}; most often: {why}."
 
 
-def _layer(lstm: pd.DataFrame) -> str:
-    """The fastest block-sparse LSTM layer against the fused one, where that was timed, and theory."""
-    points = _points(lstm, "lstm")
-    points = points[points["baseline"] == compare.FUSED] if compare.FUSED in set(points["baseline"]) else points
+def _layer(lstm: Part) -> str:
+    """The fastest block-sparse LSTM layer against the baseline of its part, and theory."""
+    points = lstm.points
     best = compare.best_product(points)
     if best is None:
-        return f"{_about('Layer', lstm.attrs.get(PART, ''))}: {_nothing_timed(lstm, points, 'block-sparse LSTM layer')}"
+        return f"{_about('Layer', lstm)}: {_nothing_timed(lstm, 'block-sparse LSTM layer')}"
     found = Estimate(best["measured_speedup"], best["low"], best["high"], int(best["seeds"]))
     name = compare.layer_name([best[side] for side in compare.LAYER_SIDES])
     passes = best["passes"].replace("_", " + ")
     doubt = " (noisy)" if best["noisy"] else ""
     quietly = _quietly(compare.kept(compare.block_sparse(points)))
     return (
-        f"{_about('Layer', best['part'])}: the fastest {quietly}block-sparse LSTM layer is {best['backend']} at block "
+        f"{_about('Layer', lstm)}: the fastest {quietly}block-sparse LSTM layer is {best['backend']} at block "
         f"{best['block_size']} and sparsity {best['sparsity']:.2f}, {name}, batch {best['batch_size']}, {passes}, at "
         f"{times(found)} of {best['baseline']}{doubt}, where theory promises {best['predicted_speedup']:.2f}×."
     )
@@ -142,39 +135,35 @@ def _efficiency(ours: pd.DataFrame) -> str:
     return f"reaches {quiet['efficiency'].median():.0%} of theory in the median of {settings}{doubt}"
 
 
-def _cost(train: pd.DataFrame | None) -> str:
-    """What sparsity cost in perplexity, the best pruned variant chosen by validation perplexity among those with most seeds."""
+def _cost(train: Part | None) -> str:
+    """What sparsity cost in perplexity, by the pruned variant best in validation among those with most seeds."""
     if train is None:
         return "Accuracy: this sweep trained no network."
-    parts = [(label, runs(part)) for label, part in _parts(train, "train")]
-    label, final = max(parts, key=lambda part: len(part[1]))
-    about = _about("Accuracy", label)
-    if final.empty:
-        return f"{_about('Accuracy', train.attrs.get(PART, ''))}: none of {_count(train['cell_id'].nunique(), 'training run')} finished; most often: {_most_common_reason(train)}."
-    found = replicates(final)
+    about, found = _about("Accuracy", train), train.replicates
+    if found.empty:
+        runs = _count(train.rows["cell_id"].nunique(), NOUNS["train"])
+        return f"{about}: none of {runs} finished; most often: {_most_common_reason(train.rows)}."
     target = common_sparsity(found)
-    dense = found[found["variant"].map(is_dense)]
+    dense = found["variant"].map(is_dense).astype(bool)
     if target is None:
         return f"{about}: no pruned run has finished, so the cost of sparsity is not known."
     best = best_replicated(records(found[found["target_sparsity"] == target]))
     emptied = " (which empties every one of its blocks)" if best["stored_sparsity"] == 1.0 else ""
-    rule = _chosen_by(found[(found["target_sparsity"] == target) & ~found["variant"].map(is_dense).astype(bool)])
+    rule = _chosen_by(found[(found["target_sparsity"] == target) & ~dense])
     sentence = (
-        f"{about}: at {100 * target:g} % sparsity the best pruned variant, {best['variant']} at block {best['block_size']}"
-        f"{emptied} ({rule}), has test perplexity {best['test_ppl'].value:.1f}"
+        f"{about}: at {100 * target:g} % sparsity the best pruned variant, {best['variant']} at block "
+        f"{best['block_size']}{emptied} ({rule}), has test perplexity {best['test_ppl'].value:.1f}"
     )
-    if dense.empty or best["ppl_ratio"].n == 0:
-        return sentence + "; no dense run with its settings and seed has finished, so the cost is not known."
     ratio = best["ppl_ratio"]
+    if not dense.any() or ratio.n == 0:
+        return sentence + "; no dense run with its settings and seed has finished, so the cost is not known."
     cost = change(ratio).replace("(1 seed)", "(one seed, so without an interval)")
-    partner = (
-        best["test_ppl"].value - best["ppl_difference"].value
-    )  # the dense runs of its size, where there are several
+    partner = best["test_ppl"].value - best["ppl_difference"].value  # dense of its size, where there are several
     return sentence + f" against {partner:.1f} dense, a cost of {cost}."
 
 
 def _chosen_by(pruned: pd.DataFrame) -> str:
-    """The rule of `best_replicated` among some rows of `replicates`, in words: the table may hold a lower test perplexity."""
+    """The rule of `best_replicated` in words: the table may hold a lower test perplexity."""
     if len(pruned) == 1:
         return "the only one"
     most = int(pruned["seeds"].max())
@@ -182,46 +171,44 @@ def _chosen_by(pruned: pd.DataFrame) -> str:
     return f"the one with the lowest validation perplexity{among}"
 
 
-def _limits(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None) -> str:
+def _limits(parts: Mapping[str, Part]) -> str:
     """What failed or was noisy, what keeps no block, and what masks alone buy in training time."""
-    return f"Limits: {'; '.join([*_gaps(train, gemm, lstm), *_emptied(train, gemm, lstm), _masks(train)])}."
+    words = [*_gaps(parts), *_emptied(parts), _masks(parts.get("train"))]
+    return f"Limits: {'; '.join(words)}."
 
 
-def _emptied(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None) -> list[str]:
+def _emptied(parts: Mapping[str, Part]) -> list[str]:
     """How many cells keep no block, whose speed no theory bounds."""
     words = []
-    for frame, noun in ((gemm, "product cell"), (lstm, "layer cell"), (train, "training run")):
-        if frame is None:
-            continue
-        ok = frame[frame["status"] == "ok"]
-        bounded = ok["scope"].eq("weight_hh") if noun == "layer cell" else pd.Series(False, index=ok.index)  # Amdahl
+    for table, part in parts.items():
+        ok = part.rows[part.rows["status"] == "ok"]
+        bounded = ok["scope"].eq("weight_hh") if table == "lstm" else pd.Series(False, index=ok.index)  # Amdahl
         cells = ok.loc[(ok["sparsity"] == 1.0) & ~bounded, "cell_id"].nunique()
         if cells:
-            words.append(f"{_count(cells, noun)} kept no block")
+            words.append(f"{_count(cells, NOUNS[table])} kept no block")
     return [f"{' and '.join(words)}: 1/(1−ρ) has no bound there, so they stand beside no theory"] if words else []
 
 
-def _gaps(train: pd.DataFrame | None, gemm: pd.DataFrame | None, lstm: pd.DataFrame | None) -> list[str]:
+def _gaps(parts: Mapping[str, Part]) -> list[str]:
     words = []
-    for frame, noun in ((gemm, "product cell"), (lstm, "layer cell"), (train, "training run")):
-        if frame is None:
-            continue
-        cells, bad = frame["cell_id"].nunique(), frame.loc[frame["status"] != "ok", "cell_id"].nunique()
+    for table, part in parts.items():
+        rows = part.rows
+        cells, bad = rows["cell_id"].nunique(), rows.loc[rows["status"] != "ok", "cell_id"].nunique()
         if bad:
-            words.append(f"{bad} of {_count(cells, noun)} gave no result, most often {_most_common_reason(frame)}")
-    timed = [frame for frame in (gemm, lstm) if frame is not None]
-    if ok := sum(int((frame["status"] == "ok").sum()) for frame in timed):
-        noisy = sum(int(frame["noisy"].fillna(False).sum()) for frame in timed)
+            often = _most_common_reason(rows)
+            words.append(f"{bad} of {_count(cells, NOUNS[table])} gave no result, most often {often}")
+    timed = [part.rows for table, part in parts.items() if table != "train"]
+    if ok := sum(int((rows["status"] == "ok").sum()) for rows in timed):
+        noisy = sum(int(rows["noisy"].eq(True).sum()) for rows in timed)
         words.append(f"{noisy} of {_count(ok, 'timing')} were noisy")
-    return words or ["nothing was measured" if train is None and not timed else "every cell gave a result"]
+    return words or ["every cell gave a result" if parts else "nothing was measured"]
 
 
-def _masks(train: pd.DataFrame | None) -> str:
+def _masks(train: Part | None) -> str:
     """What masks alone bought in training time, and what the sparse path did where it was used."""
-    parts = [runs(part) for _, part in split(train, "train")] if train is not None else []
-    pruned = pd.concat([part[part["target_sparsity"] > 0.0] for part in parts], ignore_index=True) if parts else None
-    pruned = pruned[pruned["measured_training"].notna()] if pruned is not None else None
-    if pruned is None or pruned.empty:
+    final = pd.DataFrame() if train is None else train.runs
+    pruned = final if train is None else final[(final["target_sparsity"] > 0.0) & final["measured_training"].notna()]
+    if pruned.empty:
         return "what masks alone buy in training time was not measured"
     masked = pruned[pruned["variant"].map(without_path) == pruned["variant"]]
     sparse = pruned.drop(masked.index)["measured_training"].tolist()
@@ -235,7 +222,7 @@ def _masks(train: pd.DataFrame | None) -> str:
 
 
 def _masks_alone(masked: pd.DataFrame) -> str:
-    """What the runs on the dense path gained, and why: it can be nothing, unless the machine was not the same for both."""
+    """What the runs on the dense path gained, and why: nothing, unless the machine was not the same for both."""
     measured = masked["measured_training"].tolist()
     found = median_interval(measured)
     cause = (

@@ -1,4 +1,4 @@
-"""Load result tables across the parquet wall: parquet to DataFrame, checksum first, and never mix what cannot be compared."""
+"""Load result tables across the parquet wall: parquet to DataFrame, checksum first, unlike rows kept apart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from analysis.validation import validated
 TABLES = ("gemm", "lstm", "train")
 READINGS = 100  # of a table that changes while it is read
 LEFT_OUT = "left out"  # the attribute of a loaded frame that lists what was
-PART = "part"  # the attribute of a comparable part that stands for its table: the label that tells it from the others
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"  # one folder a sweep, committed
 
@@ -66,7 +65,7 @@ def results_folder() -> Path:
 
 
 def reference_folder() -> Path:
-    """What the notebooks read: the folder or sweep that BENCH_RESULTS names, else the committed run of wikitext2_small."""
+    """What the notebooks read: the folder or sweep that BENCH_RESULTS names, else the committed wikitext2_small."""
     named = os.environ.get("BENCH_RESULTS")
     if not named:
         return REFERENCE / "wikitext2_small"
@@ -74,11 +73,11 @@ def reference_folder() -> Path:
 
 
 def find_folder(name: str, results: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of a finished sweep: a folder, a sweep's name, or its .toml file; BadInputError with one line otherwise.
+    """The folder of a finished sweep: a folder, a sweep's name, or its .toml file; else BadInputError with one line.
 
-    A folder may be named from where one is or from the checkout. A sweep is looked up in `results`, before anything else
-    is tried, and a bare name is that of a sweep; where `results` is not given, in `results_folders` and then among the
-    committed ones. A file is refused where its name's folder was measured from another file.
+    A folder may be named from where one is or from the checkout. A sweep is looked up in `results`, before anything
+    else is tried, and a bare name is that of a sweep; where `results` is not given, in `results_folders` and then among
+    the committed ones. A file is refused where its name's folder was measured from another file.
     """
     parents = [*results_folders(), REFERENCE] if results is None else [Path(results)]
     sweep = Path(name).stem if name.endswith(".toml") else name
@@ -92,9 +91,11 @@ def find_folder(name: str, results: str | os.PathLike[str] | None = None) -> Pat
             return folder
     known = sorted({path.name for parent in parents for path in parent.glob("*") if tables_in(path)})
     meant = get_close_matches(Path(sweep).name, known, n=1)
+    asked = f" (did you mean {meant[0]}?)" if meant else ""
+    missing = f"neither it nor {sweeps[0]} holds" if named[0] in places else f"{sweeps[0]} holds no"
     raise BadInputError(
-        f"no results called {name!r}{f' (did you mean {meant[0]}?)' if meant else ''}: {f'neither it nor {sweeps[0]} holds' if named[0] in places else f'{sweeps[0]} holds no'} "
-        f"{' or '.join(f'{table}.parquet' for table in TABLES)}; known: {', '.join(known) or 'none yet'}"
+        f"no results called {name!r}{asked}: {missing} {' or '.join(f'{table}.parquet' for table in TABLES)}; "
+        f"known: {', '.join(known) or 'none yet'}"
     )
 
 
@@ -124,7 +125,8 @@ def tables_in(folder: Path) -> list[str]:
 def load(folder: str | os.PathLike[str], table: str) -> pd.DataFrame:
     """One table of a sweep with every column of today's schema, after its bytes matched a sha256 beside it.
 
-    BadInputError with one line where the file or its checksum is missing, damaged, of another schema version or no such table.
+    BadInputError with one line where the file or its checksum is missing, damaged, of another schema version or of no
+    such table.
     Cells that say what cannot be are left out with a `LeftOutWarning` for each kind of fault, listed in `attrs` too.
     """
     path = Path(folder) / f"{table}.parquet"
@@ -164,7 +166,7 @@ def _verified(path: Path) -> bytes:
 
 
 def _regular(path: Path) -> bytes | None:
-    """The bytes of a file; None where there is none: missing, a folder, a pipe that would be waited for, a link to nothing."""
+    """The bytes of a file; None where there is none: missing, a folder, a pipe to be waited for, a link to nothing."""
     try:
         return path.read_bytes() if path.is_file() else None
     except FileNotFoundError:
@@ -205,15 +207,16 @@ def one_of(frame: pd.DataFrame, columns: Sequence[str], over: str | None = None)
         values = sorted(str(value) for value in frame[column].dropna().unique())
         if len(values) > 1:
             raise ValueError(
-                f"these rows mix {column} ({', '.join(values)}); select one, or name {column!r} as the column compared over"
+                f"these rows mix {column} ({', '.join(values)}); select one, or name {column!r} as the column compared "
+                "over"
             )
 
 
 def split(frame: pd.DataFrame, table: str, over: str | None = None) -> Iterator[tuple[str, pd.DataFrame]]:
     """(label, rows) of each comparable part of `frame`; the label names only what differs, empty where nothing does.
 
-    A failed cell has no timer; it goes with the others where they all share one. `over` names a column that is compared:
-    its values stay in one part.
+    A failed cell has no timer; it goes with the others where they all share one. `over` names a column that is
+    compared: its values stay in one part.
     """
     filled = frame.copy()
     mixed = []

@@ -1,7 +1,7 @@
-"""What training on the sparse path realised of what theory promises: the time integral, end to end, and the finished model.
+"""What training on the sparse path realised of theory: the time integral, end to end, and the finished model.
 
-The integral comes from probes: interleaved pairs of the LSTM layers, dense path against the path in use, on batches along
-the run. Whole runs are compared by their seconds; they ran one after another, not interleaved, so that is rough.
+The integral comes from probes: interleaved pairs of the LSTM layers, dense path against the path in use, on batches
+along the run. Whole runs are compared by their seconds; they ran one after another, not interleaved, so that is rough.
 """
 
 from __future__ import annotations
@@ -15,16 +15,33 @@ import pandas as pd
 
 from analysis import theory
 from analysis.load import UNLIKE, one_of, records
-from analysis.runs import MODEL_SETTINGS, PRUNING_SETTINGS, final_epochs, prunes, variant_name
-from analysis.stats import Estimate, integral_ratio, median_interval, ratio_interval, scaled, step_weights
+from analysis.runs import MODEL_SETTINGS, PRUNING_SETTINGS, final_epochs, multiply_adds, prunes, variant_name
+from analysis.stats import (
+    NOTHING,
+    Estimate,
+    differences,
+    integral_ratio,
+    mean_interval,
+    median_interval,
+    ratio_interval,
+    scaled,
+    step_weights,
+)
 
-NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
+SETTING = ("variant", "block_size", "target_sparsity")
 COLUMNS = (
-    "cell_id", "variant", "hidden_size", "block_size", "target_sparsity", "seed", "path", "lstm_kernel", "mean_sparsity", "final_sparsity",
-    "sparse_share", "predicted", "predicted_at_probes", "measured", "efficiency", "steps", "sparse_seconds", "masked_seconds",
-    "dense_seconds", "lstm_share", "ceiling", "allowed", "against_masked", "against_dense", "inference_kernel", "inference",
-    "inference_lstm", "inference_promise", "inference_ceiling", "dense_bytes", "final_bytes", "test_ppl", "masked_ppl", "final_ppl",
+    "cell_id", "variant", "hidden_size", "block_size", "target_sparsity", "seed", "path", "lstm_kernel",
+    "mean_sparsity", "final_sparsity", "sparse_share", "predicted", "predicted_at_probes", "measured", "efficiency",
+    "steps", "sparse_seconds", "masked_seconds", "dense_seconds", "lstm_share", "ceiling", "allowed", "against_masked",
+    "against_dense", "whole", "inference_kernel", "inference", "inference_lstm", "inference_promise",
+    "inference_ceiling", "dense_bytes", "final_bytes", "test_ppl", "masked_ppl", "final_ppl",
 )  # fmt: skip
+MEANS = (  # over seeds
+    "predicted", "sparse_seconds", "masked_seconds", "dense_seconds", "lstm_share", "ceiling", "allowed",
+    "inference_promise", "inference_ceiling", "dense_bytes", "final_bytes",
+)  # fmt: skip
+RATIOS = ("measured", "efficiency", "against_masked", "whole", "inference", "inference_lstm")
+PERPLEXITIES = ("test_ppl", "masked_ppl", "final_ppl")
 
 
 class Probe(NamedTuple):
@@ -49,23 +66,20 @@ def probes(run: pd.DataFrame) -> list[Probe]:
 
 def layers_speedup(row: dict[str, Any], sparsity: float) -> float:
     """What theory promises the LSTM layers of a run's model at one sparsity of its prunable weights."""
-    weight_ih, weight_hh = theory.lstm_multiply_adds(row["embedding_size"], row["hidden_size"], row["num_layers"])
-    pruned, other = (weight_hh, weight_ih) if row["scope"] == "weight_hh" else (weight_ih + weight_hh, 0)
-    return theory.amdahl_ceiling(pruned, other, sparsity)
+    return theory.amdahl_ceiling(*multiply_adds(row), sparsity)
 
 
-def realised(train: pd.DataFrame | None) -> pd.DataFrame:
-    """One row per finished pruned run on a path other than dense (columns: COLUMNS); empty where there is none.
+def realised(train: pd.DataFrame) -> pd.DataFrame:
+    """One row per finished pruned run on a path other than dense (columns: COLUMNS).
 
-    predicted: theory of the LSTM layers at the sparsity achieved, averaged over every step; predicted_at_probes: the same
-    by the probes' quadrature, which shows its error. measured, efficiency: `Estimate`s from the probes. masked: the run
-    with the same settings and seed on the dense path; dense: the unpruned one. lstm_share: of the masked run's training
-    time (of the dense run's without one, else of this run's with its LSTM time exchanged for the dense probes'). ceiling,
-    allowed: Amdahl's with that share at the predicted and at the measured speedup. inference, inference_lstm: pairs of
-    the whole finished model and of its LSTM layers; inference_promise, inference_ceiling: theory and Amdahl's ceiling of those.
+    predicted: theory of the LSTM layers at the sparsity achieved, averaged over every step; predicted_at_probes: the
+    same by the probes' quadrature, which shows its error. measured, efficiency: `Estimate`s from the probes. masked:
+    the run with the same settings and seed on the dense path; dense: the unpruned one; whole: speedup over the masked
+    run, or over the dense one. lstm_share: of the masked run's training time (of the dense run's without one, else of
+    this run's with its LSTM time exchanged for the dense probes'). ceiling, allowed: Amdahl's with that share at the
+    predicted and at the measured speedup. inference, inference_lstm: pairs of the whole finished model and of its LSTM
+    layers; inference_promise, inference_ceiling: theory and Amdahl's ceiling of those.
     """
-    if train is None or train.empty or "path" not in train:
-        return pd.DataFrame(columns=list(COLUMNS))
     one_of(train, UNLIKE["train"])
     final = final_epochs(train).copy()
     epochs = train[train["epoch"] >= 1].groupby("cell_id")
@@ -82,8 +96,10 @@ def realised(train: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def _row(row: dict[str, Any], epochs: pd.DataFrame, final: pd.DataFrame) -> dict[str, Any]:
-    names = ("cell_id", "hidden_size", "block_size", "target_sparsity", "seed", "path", "lstm_kernel", "inference_kernel", "dense_bytes",
-             "final_bytes", "test_ppl", "final_ppl")  # fmt: skip
+    names = (
+        "cell_id", "hidden_size", "block_size", "target_sparsity", "seed", "path", "lstm_kernel", "inference_kernel",
+        "dense_bytes", "final_bytes", "test_ppl", "final_ppl",
+    )  # fmt: skip
     masked, dense = _partner(final, row, pruned=True), _partner(final, row, pruned=False)
     found = {
         **{name: row[name] for name in names},
@@ -105,6 +121,7 @@ def _row(row: dict[str, Any], epochs: pd.DataFrame, final: pd.DataFrame) -> dict
     found["inference_ceiling"] = amdahl(share, found["inference_promise"])
     found["against_masked"] = found["masked_seconds"] / found["sparse_seconds"]
     found["against_dense"] = found["dense_seconds"] / found["sparse_seconds"]
+    found["whole"] = found["against_dense"] if math.isnan(found["against_masked"]) else found["against_masked"]
     return found | _integral(row, epochs, found)
 
 
@@ -148,6 +165,32 @@ def over_seeds(found: pd.Series) -> Estimate:
     every = [one if isinstance(one, Estimate) else Estimate(float(one), math.nan, math.nan, 1) for one in found]
     kept = [one for one in every if math.isfinite(one.value)]
     return kept[0] if len(kept) == 1 else ratio_interval([one.value for one in kept])
+
+
+def gains(found: pd.DataFrame) -> pd.DataFrame:
+    """One row per variant, block size and target sparsity of `realised`, over its seeds.
+
+    RATIOS are `over_seeds`, PERPLEXITIES means with their t-intervals, MEANS plain. ppl_difference: test perplexity
+    less that of the masked run of the same seed, an `Estimate`; seed_noise: standard deviation of the masked ones over
+    their seeds, NaN where it is unknown.
+    """
+    groups = list(found.groupby([*SETTING], sort=False))
+    paired = [part[["test_ppl", "masked_ppl"]].astype(float).dropna() for _, part in groups]
+    changes = differences([(one["test_ppl"] - one["masked_ppl"]).tolist() for one in paired])
+    rows = [
+        {
+            **dict(zip(SETTING, key, strict=True)),
+            "seeds": len(part),
+            **{name: float(part[name].astype(float).mean()) for name in MEANS},
+            **{name: over_seeds(part[name]) for name in RATIOS},
+            **{name: mean_interval(part[name].astype(float).dropna().tolist()) for name in PERPLEXITIES},
+            "ppl_difference": change,
+            "seed_noise": float(one["masked_ppl"].std(ddof=1)) if len(one) > 1 else math.nan,
+        }
+        for (key, part), one, change in zip(groups, paired, changes, strict=True)
+    ]
+    names = [*SETTING, "seeds", *MEANS, *RATIOS, *PERPLEXITIES, "ppl_difference", "seed_noise"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def _alike(final: pd.DataFrame, pruning: Sequence[str]) -> list[tuple[Any, ...]]:

@@ -5,24 +5,23 @@ from __future__ import annotations
 import errno
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import compare, study, tables
-from analysis import runs as variants
+from analysis import compare, runs, study, tables
 from analysis.awd import answers as awd
 from analysis.awd import tables as awd_tables
 from analysis.figures import accuracy as accuracy_figures
-from analysis.figures import measured as measured_figures
 from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
 from analysis.figures import style
 from analysis.figures import training as training_figures
-from analysis.load import LEFT_OUT, records, split
-from analysis.realised_tables import statements
+from analysis.findings import findings
+from analysis.load import LEFT_OUT, TABLES, records
 from analysis.sections import DOTS_PER_INCH, sections
 from analysis.study import Study
 
@@ -30,13 +29,12 @@ PROVENANCE = ("device_name", "cores", "threads_used", "workers", "os", "driver",
 NOUNS = {"gemm": "product timings", "lstm": "layer timings", "train": "training runs"}
 
 
-def write_report(folder: str | os.PathLike[str]) -> Path:
+def write_report(found: Study | str | os.PathLike[str]) -> Path:
     """Write report.html into the folder of a sweep and return its path.
 
     BadInputError with one line where the folder holds no table or a damaged one.
     """
-    folder = Path(folder)
-    found = study.read(folder)
+    found = found if isinstance(found, Study) else study.read(found)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -44,13 +42,12 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    main = found.comparable()
     text = environment.get_template("report.html.jinja").render(
         name=found.name,
         accent=style.BLUE,
         dates=dates(found),
         counts=counts(found),
-        findings=tables.findings(main.train, main.gemm, main.lstm),
+        findings=findings(*map(found.main, TABLES)),
         sections=list(sections(found)),
         missing=missing(found),
         failures=failed_cells(found),
@@ -58,7 +55,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         provenance=provenance(found),
         nouns=[NOUNS[name] for name in found.tables],
     )
-    return _write(folder / "report.html", text.encode("utf-8", "replace"))  # a folder's name may be no UTF-8
+    return _write(found.folder / "report.html", text.encode("utf-8", "replace"))  # a folder's name may be no UTF-8
 
 
 def _write(path: Path, data: bytes) -> Path:
@@ -77,40 +74,42 @@ def _write(path: Path, data: bytes) -> Path:
 
 
 def write_figures(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Path]:
-    """Write the pictures of a README and table.md into `out`: what the sweep has of them; of an AWD-LSTM sweep awd.md too."""
-    folder, out = Path(folder), Path(out)
-    found = study.read(folder)
-    _, train, gemm, _ = found.comparable()
+    """Write the pictures of a README and table.md of a sweep into `out`; of an AWD-LSTM sweep awd.md too."""
+    out, found = Path(out), study.read(folder)
+    gemm, train, layer = found.main("gemm"), found.main("train"), found.main("lstm", over="baseline").main_layer()
     out.mkdir(parents=True, exist_ok=True)
-    drawn: dict[str, Figure] = {}
-    role = awd.sweep_role(found.name)
-    if gemm is not None:
-        drawn["speedup"] = product_figures.speedup_figure(study.main_shape(gemm))
-    if train is not None:
-        drawn["perplexity"] = accuracy_figures.cost_figure(train)
-    if train is not None and gemm is not None:
-        drawn["tradeoff"] = product_figures.tradeoff_figure(train, gemm)
-    if role is not None and role[0] == "paper" and train is not None:
-        drawn["norm_maps"] = training_figures.norm_maps_figure(awd.four_lines(awd.sweep(train, "paper")))
-    layer = study.main_layer(study.widest([found], "lstm", over="baseline"))
-    if layer is not None:
-        drawn["layer"] = measured_figures.layer_figure(layer)
-    if statements(train):
-        drawn["integral"] = realised_figures.integral_steps_figure(train)
-        drawn["end_to_end"] = realised_figures.end_to_end_figure(train)
     written = []
-    for name, figure in drawn.items():
+    for name, figure in dict(_pictures(found)).items():
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
         written.append(_write(out / f"{name}.png", picture.getvalue()))
-    table = tables.layer_table(layer) if gemm is None else tables.breakeven_table(gemm)
-    table = table if train is None else tables.main_table(train, gemm)
+    table = tables.breakeven_table(gemm) if "gemm" in found.tables else tables.layer_table(layer)
+    table = tables.main_table(train, gemm) if "train" in found.tables else table
     written.append(_write(out / "table.md", (tables.to_markdown(table).rstrip() + "\n").encode()))
+    role = awd.sweep_role(found.name)
     if role is not None:
-        sweeps = awd.read_sweeps(role[1], folder.resolve().parent)
+        sweeps = awd.read_sweeps(role[1], found.folder.resolve().parent, found)
         parts = [f"{caption}\n\n{tables.to_markdown(table)}" for caption, table in awd_tables.every_table(sweeps)]
         written.append(_write(out / "awd.md", ("\n\n".join([*parts, *awd_tables.notes(sweeps)]) + "\n").encode()))
     return written
+
+
+def _pictures(found: Study) -> Iterator[tuple[str, Figure]]:
+    """(name, figure) of what a sweep has for a README."""
+    train, gemm, role = found.main("train"), found.main("gemm"), awd.sweep_role(found.name)
+    if "gemm" in found.tables:
+        yield "speedup", product_figures.speedup_figure(gemm.main_shape())
+    if "train" in found.tables:
+        yield "perplexity", accuracy_figures.cost_figure(train)
+    if "train" in found.tables and "gemm" in found.tables:
+        yield "tradeoff", product_figures.tradeoff_figure(train, gemm)
+    if "train" in found.tables and role is not None and role[0] == "paper":
+        yield "norm_maps", training_figures.norm_maps_figure(awd.four_lines(awd.sweep(found, "paper")))
+    if "lstm" in found.tables:
+        yield "layer", product_figures.layer_figure(found.main("lstm", over="baseline").main_layer())
+    if not train.gains.empty:
+        yield "integral", realised_figures.integral_steps_figure(train)
+        yield "end_to_end", realised_figures.end_to_end_figure(train)
 
 
 def dates(found: Study) -> str:
@@ -131,17 +130,15 @@ def counts(found: Study) -> str:
 
 def missing(found: Study) -> list[str]:
     """One sentence for each table the sweep does not have, and for each that cannot be compared as one."""
-    spoken = found.lstm is not None or (
-        found.train is not None and any(statements(part) for _, part in split(found.train, "train"))
-    )
+    spoken = "lstm" in found.tables or any(not part.gains.empty for part in found.parts("train"))
     speed = "what is said about speed is of LSTM layers" if spoken else "nothing is said about speed"
     nouns = {
         "gemm": f"product timings: {speed}",
         "train": "training runs: nothing is said about cost",
     }
     lines = [f"This sweep has no {noun}." for name, noun in nouns.items() if name not in found.tables]
-    for name, frame in found.tables.items():
-        parts = [label for label, _ in split(frame, name)]
+    for name in found.tables:
+        parts = [part.label for part in found.parts(name)]
         if len(parts) > 1:
             lines.append(
                 f"The {name} table mixes rows that cannot be compared ({'; '.join(parts)}): each part is shown apart, "
@@ -157,7 +154,7 @@ def failed_cells(found: Study) -> list[dict[str, str]]:
         settings = ("seed", *compare.SETTINGS.get(name, _TRAIN_SETTINGS))
         differing = [column for column in settings if column in frame and frame[column].nunique(dropna=False) > 1]
         for row in records(compare.failures(frame)):
-            variant = [variants.variant_name(row)] if name == "train" else []
+            variant = [runs.variant_name(row)] if name == "train" else []
             words = ", ".join([*variant, *(f"{column} {row[column]}" for column in differing)])
             reason = "no reason stored" if pd.isna(row["reason"]) else str(row["reason"])
             listed.append({"table": name, "cell": words or row["cell_id"], "status": row["status"], "reason": reason})
@@ -165,33 +162,30 @@ def failed_cells(found: Study) -> list[dict[str, str]]:
 
 
 _NAMED = {"lasso", "schedule", "criterion"}  # in the variant's name already
-_TRAIN_SETTINGS = tuple(
-    column for column in (*variants.PRUNING_SETTINGS, *variants.MODEL_SETTINGS) if column not in _NAMED
-)
+_TRAIN_SETTINGS = tuple(column for column in (*runs.PRUNING_SETTINGS, *runs.MODEL_SETTINGS) if column not in _NAMED)
 
 
 def caveats(found: Study) -> list[str]:
     """What a reader should know before quoting a number."""
     lines = [f"Left out: {line}." for frame in found.tables.values() for line in frame.attrs.get(LEFT_OUT, [])]
-    gemm, train = found.gemm, found.train
-    if train is not None:
+    if "train" in found.tables:
         lines.append(
             "Perplexities are comparable inside this report only: same text, tokens, model and epochs. "
             "They are not comparable with other papers' tables."
         )
     amdahl = "1/(1−ρ) is for the pruned product alone. What is not pruned bounds the whole network (Amdahl)"
-    runs = [] if train is None else [variants.runs(part) for _, part in split(train, "train")]
-    ceilings = pd.concat([part[["ceiling", "stored_sparsity"]] for part in runs]) if runs else pd.DataFrame()
+    final = [part.runs[["ceiling", "stored_sparsity"]] for part in found.parts("train")]
+    ceilings = pd.concat(final) if final else pd.DataFrame()
     if len(ceilings):
         top = max(records(ceilings), key=lambda row: float(row["ceiling"]))
         amdahl += f": at most {top['ceiling']:.2f}× for a forward pass here, at ρ = {top['stored_sparsity']:.2f}"
     lines.append(amdahl + ".")
-    timed = [frame[frame["status"] == "ok"] for frame in (gemm, found.lstm) if frame is not None]
+    timed = [frame[frame["status"] == "ok"] for name, frame in found.tables.items() if name != "train"]
     if timed:
         noisy = sum(int(ok["noisy"].fillna(False).sum()) for ok in timed)
         lines.append(
-            f"{noisy} of {sum(map(len, timed))} timed cells were noisy: their pairs scattered, so read their intervals, "
-            "not their points."
+            f"{noisy} of {sum(map(len, timed))} timed cells were noisy: their pairs scattered, so read their "
+            "intervals, not their points."
         )
         lines.append("Timings are of this machine and these threads; another machine has another break-even.")
     return lines

@@ -1,6 +1,6 @@
-"""What the rows of a table can say: a value where one counts, within its bounds, samples in pairs, every epoch of a run.
+"""What the rows of a table can say: a value where one counts, within its bounds, samples in pairs, each epoch of a run.
 
-`bench.storing.rules` holds the same of what a cell measured, on its side of the parquet wall: one table of cases tests both.
+`bench.storing.rules` holds the same of what a cell measured, on its side of the parquet wall: the same cases test both.
 """
 
 from __future__ import annotations
@@ -164,13 +164,15 @@ def _bounds(name: str, column: Column) -> tuple[float, float, str]:
     if column.role == "setting":
         largest = float(np.finfo(float).max)
         return -largest, largest, "no number"
+    if name.endswith("_change"):
+        return -LARGEST, LARGEST, "no change of an amount"
     if column.unit == "degrees Celsius":
         return -LARGEST, LARGEST, "no temperature"
     return 0.0, LARGEST, f"no amount: those are from 0 to {LARGEST:g}"
 
 
 def _unpaired(table: pa.Table, one: str, other: str, ok: np.ndarray) -> Iterator[Fault]:
-    """Speedups are of samples side by side: as many of the one as of the other, and at least one where there are any."""
+    """Speedups are of samples side by side: as many of the one as of the other, and at least one if any."""
     lengths = (_lengths(table[name]) for name in (one, other))
     for place, (here, there) in enumerate(zip(*lengths, strict=True)):
         if ok[place] and (here != there or here == 0):
@@ -186,7 +188,7 @@ def _lengths(stored: pa.ChunkedArray | pa.Array) -> list[int | None]:
 
 
 def _inside(table: pa.Table, name: str, ok: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row, what stands there) of each entry of a column of lists, a list inside it by its length; of rows that are ok."""
+    """(row, what stands there) of each entry of a column of lists, a list in it by its length; of rows that are ok."""
     array = _whole(table[name])
     if not pa.types.is_list(array.type):
         return

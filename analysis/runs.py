@@ -13,14 +13,14 @@ import pandas as pd
 
 from analysis import theory
 from analysis.load import UNLIKE, one_of, records
-from analysis.stats import mean_interval, ratio_interval
+from analysis.stats import compared, differences, mean_interval, ratio_interval
 
 MODEL_SETTINGS = (
-    "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers", "dropout",
-    "decoder_bias", "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip", "epochs", "batch_size", "bptt",
-    "input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout", "weight_drop", "activation_penalty",
-    "temporal_penalty", "nonmonotone", "beta1", "beta1_dip", "beta2", "rate_by_length", "bptt_jitter", "bptt_halved",
-    "selection", "test_batch_size",
+    "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers",
+    "dropout", "decoder_bias", "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip",
+    "epochs", "batch_size", "bptt", "input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout",
+    "weight_drop", "activation_penalty", "temporal_penalty", "nonmonotone", "beta1", "beta1_dip", "beta2",
+    "rate_by_length", "bptt_jitter", "bptt_halved", "selection", "test_batch_size",
 )  # fmt: skip
 PRUNING_SETTINGS = (
     "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled",
@@ -28,6 +28,7 @@ PRUNING_SETTINGS = (
     "scaled_start", "path",
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
+MEANS = ("hidden_size", "stored_weights", "stored_sparsity", "predicted_speedup", "ceiling", "predicted_training")
 EQUAL = 0.05  # stored weights that differ by less, as a share, are called equal
 
 
@@ -52,7 +53,7 @@ def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
 
 
 def _allocated(row: dict[str, Any]) -> str:
-    """', ERK' where the sparsity of all is spread by the Erdős–Rényi rule; tables from before there was a choice have no such column."""
+    """', ERK' where the sparsity of all is spread by the Erdős–Rényi rule."""
     return ", ERK" if row.get("allocation") == "erk" else ""
 
 
@@ -84,7 +85,7 @@ def variant_names(runs: pd.DataFrame) -> list[str]:
 
 
 def final_epochs(frame: pd.DataFrame) -> pd.DataFrame:
-    """The last-epoch row of every run that finished: all its rows are ok and its last epoch is the one its settings name.
+    """The last-epoch row of every run that finished: all its rows are ok, the last is of the epoch its settings name.
 
     Where another epoch is the one to report (setting `selection`), val_ppl and test_ppl are that epoch's.
     """
@@ -102,30 +103,35 @@ def failed_runs(frame: pd.DataFrame) -> pd.DataFrame:
     return bad.groupby(["status", "reason"], sort=True)["cell_id"].count().reset_index(name="runs")
 
 
+def multiply_adds(row: dict[str, Any]) -> tuple[float, float]:
+    """(of the prunable LSTM weights, of the other ones) of a run's model, per token."""
+    weight_ih, weight_hh = theory.lstm_multiply_adds(row["embedding_size"], row["hidden_size"], row["num_layers"])
+    return (weight_hh, weight_ih) if row["scope"] == "weight_hh" else (weight_hh + weight_ih, 0)
+
+
 def lstm_weights(row: dict[str, Any], sparsity: float) -> float:
     """LSTM weights of a run's model that are stored at one sparsity of its prunable ones, biases aside.
 
     One weight a multiply-add and token, so theory counts them. Sizes of networks are compared by it.
     """
-    weight_ih, weight_hh = theory.lstm_multiply_adds(row["embedding_size"], row["hidden_size"], row["num_layers"])
-    pruned, other = (weight_hh, weight_ih) if row["scope"] == "weight_hh" else (weight_hh + weight_ih, 0)
+    pruned, other = multiply_adds(row)
     return pruned * (1.0 - sparsity) + other
 
 
 def amdahl(row: dict[str, Any]) -> float:
     """Ceiling of the whole forward pass at a run's sparsity, from its LSTM and decoder multiply-adds per token."""
-    weight_ih, weight_hh = theory.lstm_multiply_adds(row["embedding_size"], row["hidden_size"], row["num_layers"])
+    pruned, other = multiply_adds(row)
     decoder = row["embedding_size"] * row["vocabulary"]
-    pruned, other = (weight_hh, weight_ih) if row["scope"] == "weight_hh" else (weight_hh + weight_ih, 0)
     return theory.amdahl_ceiling(pruned, other + decoder, row["stored_sparsity"])
 
 
 def runs(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
-    """One row per finished run: its final epoch, variant, predictions, and its ratio to the dense run of its size and seed.
+    """One row per finished run: its final epoch, variant, predictions, its ratio to the seed's dense run of its size.
 
-    Adds variant, stored_sparsity (blocks that are exactly zero), stored_weights (`lstm_weights` there), predicted_speedup
-    (of the pruned products), ceiling (of the forward pass, Amdahl), predicted_training and measured_training (speedup of
-    the whole training run; NaN where the two ran from different sources), ppl_ratio and ppl_difference (test perplexity against dense; NaN for dense itself and where it has no partner).
+    Adds variant, stored_sparsity (blocks that are exactly zero), stored_weights (`lstm_weights` there),
+    predicted_speedup (of the pruned products), ceiling (of the forward pass, Amdahl), predicted_training and
+    measured_training (speedup of the whole training run; NaN where the two ran from different sources), ppl_ratio and
+    ppl_difference (test perplexity against dense; NaN for dense itself and where it has no partner).
     """
     one_of(frame, UNLIKE["train"], over)
     final = final_epochs(frame).copy()
@@ -164,40 +170,32 @@ def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
 def replicates(final: pd.DataFrame) -> pd.DataFrame:
     """One row per variant, block size and target sparsity of `runs`, over its seeds.
 
-    Each of train_ppl, val_ppl, test_ppl, ppl_ratio, ppl_difference and measured_training (ratios: geometric means over the
-    seeds with a dense partner) is an `Estimate`: mean, 95 % t-interval, n; one seed has no interval. The other columns
-    are means. block_size is <NA> for dense.
+    Each of train_ppl, val_ppl, test_ppl, ppl_ratio, ppl_difference and measured_training (ratios: geometric means over
+    the seeds with a dense partner) is an `Estimate`: mean, 95 % t-interval, n; one seed has no interval. The other
+    columns are means. block_size is <NA> for dense.
     """
     one_of(final, UNLIKE["train"])
-    rows = []
-    for (variant, block_size, target), part in final.groupby(["variant", "block_size", "target_sparsity"], sort=False):
-        means = (
-            "hidden_size",
-            "stored_weights",
-            "stored_sparsity",
-            "predicted_speedup",
-            "ceiling",
-            "predicted_training",
-        )
-        rows.append(
-            {
-                "variant": variant,
-                "block_size": pd.NA if is_dense(str(variant)) else block_size,
-                "target_sparsity": target,
-                "seeds": len(part),
-                **{name: part[name].mean() for name in means},
-                **{name: mean_interval(part[name].tolist()) for name in PPL},
-                "ppl_ratio": ratio_interval(part["ppl_ratio"].dropna().tolist()),
-                "ppl_difference": mean_interval(part["ppl_difference"].dropna().tolist()),
-                "measured_training": ratio_interval(part["measured_training"].dropna().tolist()),
-            }
-        )
-    found = pd.DataFrame(rows)
-    return (
-        found.sort_values(["variant", "block_size", "target_sparsity"], key=_order, ignore_index=True)
-        if rows
-        else found
+    keys = ["variant", "block_size", "target_sparsity"]
+    groups = list(final.groupby(keys, sort=False))
+    rows = [
+        {
+            "variant": variant,
+            "block_size": pd.NA if is_dense(str(variant)) else block_size,
+            "target_sparsity": target,
+            "seeds": len(part),
+            **{name: part[name].mean() for name in MEANS},
+            **{name: mean_interval(part[name].tolist()) for name in PPL},
+            "measured_training": ratio_interval(part["measured_training"].dropna().tolist()),
+        }
+        for (variant, block_size, target), part in groups
+    ]
+    against = {"ppl_ratio": compared, "ppl_difference": differences}  # dense
+    costs = {name: made([part[name].dropna().tolist() for _, part in groups]) for name, made in against.items()}
+    names = [*keys, "seeds", *MEANS, *PPL, "measured_training"]
+    found = pd.DataFrame(rows, columns=names).assign(
+        **{name: pd.Series(each, range(len(rows)), dtype=object) for name, each in costs.items()}
     )
+    return found.sort_values(keys, key=_order, ignore_index=True)
 
 
 def common_sparsity(found: pd.DataFrame) -> float | None:
@@ -229,7 +227,7 @@ def best_replicated(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def common_block_size(found: pd.DataFrame, target: float | None) -> int | None:
-    """The block size at which most variants of `replicates` were run at `target`, the one nearest to 16 where several tie."""
+    """The block size at which most variants of `replicates` were run at `target`, of several that nearest to 16."""
     here = found[(found["target_sparsity"] == target) | (found["target_sparsity"] == 0)] if not found.empty else found
     if here.empty or here["block_size"].dropna().empty:
         return None

@@ -12,7 +12,7 @@ COLUMNS_FILE = Path(__file__).with_name("columns.json")  # made by `python -m be
 
 
 class BadInputError(ValueError):
-    """What is to be read is none of the suite's, or says what cannot be; one line for the user, naming file and column."""
+    """What is to be read is none of the suite's, or says what cannot be; a line for the user, with file and column."""
 
 
 @dataclass(frozen=True)

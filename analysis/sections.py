@@ -11,19 +11,17 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from analysis import compare, realised_tables, study, tables
+from analysis import compare, tables
 from analysis.awd import answers as awd
 from analysis.awd import goals as awd_goals
 from analysis.awd import tables as awd_tables
 from analysis.figures import accuracy as accuracy_figures
-from analysis.figures import measured as measured_figures
 from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
 from analysis.figures import training as training_figures
-from analysis.load import records, split
-from analysis.realised_tables import statements
-from analysis.runs import failed_runs, final_epochs
-from analysis.study import Study
+from analysis.load import records
+from analysis.runs import failed_runs
+from analysis.study import Part, Study
 
 DOTS_PER_INCH = 150  # sharp on paper and on dense screens
 
@@ -52,47 +50,36 @@ class Section:
 
 def sections(found: Study) -> Iterator[Section]:
     """What the report shows, in order; every comparable part of a table has sections of its own."""
-    for label, gemm in _parts(found, "gemm"):
-        yield _speed(label, gemm)
-    for label, gemm in _parts(found, "gemm", over="op"):
-        if gemm["op"].nunique() > 1:
-            yield _ops(label, gemm)
-    for label, lstm in _parts(found, "lstm", over="baseline"):
-        yield _layers(label, lstm)
-    main, role = found.comparable(), awd.sweep_role(found.name)
-    for label, train in _parts(found, "train"):
-        yield _accuracy(label, train, main.gemm, beside_slides=role is None)
+    for gemm in found.parts("gemm"):
+        yield _speed(gemm)
+    for gemm in found.parts("gemm", over="op"):
+        if gemm.rows["op"].nunique() > 1:
+            yield _ops(gemm)
+    for lstm in found.parts("lstm", over="baseline"):
+        yield _layers(lstm)
+    main, role = found.main("gemm"), awd.sweep_role(found.name)
+    for train in found.parts("train"):
+        yield _accuracy(train, main, beside_slides=role is None)
     if role is not None:
         yield _beside_the_slides(found, small=role[1])
-    if main.train is not None and main.gemm is not None:
-        yield _tradeoff(main.train, main.gemm)
-    for label, train in _parts(found, "train"):
-        if not final_epochs(train).empty:
-            yield _over_time(label, train)
-        if statements(train):
-            yield _sparse_training(label, train)
+    if "train" in found.tables and "gemm" in found.tables:
+        yield _tradeoff(found.main("train"), main)
+    for train in found.parts("train"):
+        if not train.runs.empty:
+            yield _over_time(train)
+        if not train.gains.empty:
+            yield _sparse_training(train)
 
 
-def _parts(found: Study, table: str, over: str | None = None) -> Iterator[tuple[str, pd.DataFrame]]:
-    frame = found.tables.get(table)
-    if frame is not None:
-        yield from split(frame, table, over)
+def _titled(title: str, part: Part) -> str:
+    return f"{title} ({part.label})" if part.label else title
 
 
-def _titled(title: str, label: str) -> str:
-    return f"{title} ({label})" if label else title
-
-
-def _measured_nothing(title: str, frame: pd.DataFrame, noun: str) -> Section:
-    """One sentence in place of empty pictures and a table without rows."""
-    return Section(title, _why_nothing(frame, noun))
-
-
-def _why_nothing(frame: pd.DataFrame, noun: str) -> str:
-    """How many cells there are, and why none of them has a result."""
-    often = records(failed_runs(frame).sort_values("runs", ascending=False, kind="stable"))
+def _why_nothing(part: Part, noun: str) -> str:
+    """How many cells there are, and why none of them has a result: in place of empty pictures and tables."""
+    often = records(failed_runs(part.rows).sort_values("runs", ascending=False, kind="stable"))
     words = "; ".join(f"{row['runs']} × {row['status']}: {row['reason']}" for row in often)
-    return f"None of {frame['cell_id'].nunique()} {noun} has a result here: {words}."
+    return f"None of {part.rows['cell_id'].nunique()} {noun} has a result here: {words}."
 
 
 def _ours(points: pd.DataFrame) -> str:
@@ -100,170 +87,169 @@ def _ours(points: pd.DataFrame) -> str:
     return "native" if "native" in set(points["backend"]) else compare.leading_backend(points) or "native"
 
 
-def _is_measured(frame: pd.DataFrame) -> bool:
-    return bool((frame["status"] == "ok").any())
+def _shown(caption: str, table: pd.DataFrame) -> tuple[str, Markup]:
+    return caption, Markup(tables.to_html(table))
 
 
-def _speed(label: str, gemm: pd.DataFrame) -> Section:
-    title = _titled("Speed of the products", label)
-    if not _is_measured(gemm):
-        return _measured_nothing(title, gemm, "product timings")
+def _speed(gemm: Part) -> Section:
+    title, noun = _titled("Speed of the products", gemm), "product timings"
+    if not gemm.is_measured:
+        return Section(title, _why_nothing(gemm, noun))
     pictures, absent = [], []
-    for name, rows in study.shapes(gemm):
-        if not _is_measured(rows):
-            absent.append(f"{name}: {_why_nothing(rows, 'product timings')}")
+    for name, shape in gemm.shapes():
+        if not shape.is_measured:
+            absent.append(f"{name}: {_why_nothing(shape, noun)}")
             continue
         pictures += [
             _picture(
-                product_figures.speedup_figure(rows),
+                product_figures.speedup_figure(shape),
                 f"Measured speedup over dense against sparsity for {name}: a panel for each backend, a line for each "
                 "block size, theory dashed. The break-even sparsities are in the table below.",
                 f"{name}. Above the 1× line the block-sparse product is faster than dense; a star marks where a line "
                 "crosses it. Bars are 95 % intervals, hollow markers noisy cells.",
             ),
             _picture(
-                product_figures.efficiency_figure(rows),
+                product_figures.efficiency_figure(shape),
                 f"Heat maps of measured over predicted speedup for {name}: block size by sparsity, one map a backend.",
                 f"{name}. Share of 1/(1−ρ) that was reached.",
             ),
         ]
-    html = Markup(tables.to_html(tables.breakeven_table(gemm)))
     return Section(
         title,
-        "Time of a dense product with the unpruned weight over the time of the block-sparse one, as pairs in one process.",
+        "Time of a dense product with the unpruned weight over the time of the block-sparse one, as pairs in one "
+        "process.",
         pictures,
-        [("Where the block-sparse product starts to be faster than dense.", html)],
+        [_shown("Where the block-sparse product starts to be faster than dense.", tables.breakeven_table(gemm))],
         absent,
     )
 
 
-def _ops(label: str, gemm: pd.DataFrame) -> Section:
-    if not _is_measured(gemm):
-        return _measured_nothing(_titled("Products for training", label), gemm, "product timings")
+def _ops(gemm: Part) -> Section:
+    title = _titled("Products for training", gemm)
+    if not gemm.is_measured:
+        return Section(title, _why_nothing(gemm, "product timings"))
     picture = _picture(
-        measured_figures.op_figure(gemm, _ours(compare.gemm_points(gemm, over="op"))),
-        "Measured speedup over dense against sparsity: a panel for each product shape and op, a line for each block size, "
-        "theory dashed.",
+        product_figures.op_figure(gemm, _ours(gemm.points)),
+        "Measured speedup over dense against sparsity: a panel for each product shape and op, a line for each block "
+        "size, theory dashed.",
         "The product, its transpose and the gradient of the weight: the three that a layer needs in training.",
     )
-    return Section(_titled("Products for training", label), "What one training step multiplies, op by op.", [picture])
+    return Section(title, "What one training step multiplies, op by op.", [picture])
 
 
-def _layers(label: str, lstm: pd.DataFrame) -> Section:
-    if not _is_measured(lstm):
-        return _measured_nothing(_titled("Speed of the LSTM layer", label), lstm, "layer timings")
-    ours = _ours(compare.lstm_points(lstm, over="baseline"))
+def _layers(lstm: Part) -> Section:
+    title, noun = _titled("Speed of the LSTM layer", lstm), "layer timings"
+    if not lstm.is_measured:
+        return Section(title, _why_nothing(lstm, noun))
+    ours = _ours(lstm.points)
     pictures = [
         _picture(
-            measured_figures.layer_figure(rows, ours),
-            f"Measured speedup of {name} against sparsity: a row of panels for each baseline, a panel for each batch, a line "
-            "for each block size, theory dashed. The values are in the table below.",
+            product_figures.layer_figure(layer, ours),
+            f"Measured speedup of {name} against sparsity: a row of panels for each baseline, a panel for each batch, "
+            "a line for each block size, theory dashed. The values are in the table below.",
             f"{name}. Over torch's own fused layer, and over the same step loop with dense products.",
         )
-        for name, rows in study.layers(lstm)
-        if _is_measured(rows)
-    ]
-    absent = [
-        f"{name}: {_why_nothing(rows, 'layer timings')}" for name, rows in study.layers(lstm) if not _is_measured(rows)
+        for name, layer in lstm.layers()
+        if layer.is_measured
     ]
     efficiency = _picture(
-        measured_figures.layer_efficiency_figure(lstm, backend=ours),
-        "Measured over predicted speedup of the LSTM layer at 80 % sparsity against its hidden size, a panel for each batch.",
+        product_figures.layer_efficiency_figure(lstm, backend=ours),
+        "Measured over predicted speedup of the LSTM layer at 80 % sparsity against its hidden size, a panel for each "
+        "batch.",
         "Share of theory that the layer reached, by hidden size and batch.",
     )
     return Section(
-        _titled("Speed of the LSTM layer", label),
-        "Time of a whole layer over all its steps, with unpruned weights, over that of the block-sparse one, as pairs in one "
-        "process.",
+        title,
+        "Time of a whole layer over all its steps, with unpruned weights, over that of the block-sparse one, as pairs "
+        "in one process.",
         [*pictures, efficiency],
-        [("Where the block-sparse layer starts to be faster.", Markup(tables.to_html(tables.layer_table(lstm))))],
-        absent,
+        [_shown("Where the block-sparse layer starts to be faster.", tables.layer_table(lstm))],
+        [f"{name}: {_why_nothing(layer, noun)}" for name, layer in lstm.layers() if not layer.is_measured],
     )
 
 
-def _sparse_training(label: str, train: pd.DataFrame) -> Section:
+def _sparse_training(train: Part) -> Section:
     pictures = [
         _picture(
             realised_figures.integral_steps_figure(train),
-            "Time of the LSTM layers in a training step over the run: on the dense path, in theory, and on the path in use.",
-            "Medians of interleaved pairs on batches along the run. The shaded area is the time saved; its red part was "
-            "promised by theory and not reached.",
+            "Time of the LSTM layers in a training step over the run: on the dense path, in theory, and on the path in "
+            "use.",
+            "Medians of interleaved pairs on batches along the run. The shaded area is the time saved; its red part "
+            "was promised by theory and not reached.",
         ),
         _picture(
             realised_figures.end_to_end_figure(train),
-            "Bars of the speedup of the LSTM layers in theory and measured and of the whole, with Amdahl's ceiling, for "
-            "training and for inference.",
+            "Bars of the speedup of the LSTM layers in theory and measured and of the whole, with Amdahl's ceiling, "
+            "for training and for inference.",
             "What the LSTM layers gain is worth less end to end: the rest takes the time it took (Amdahl).",
         ),
     ]
-    times, models = realised_tables.training_time_table(train), realised_tables.finished_model_table(train)
+    models = "The finished models: weights merged with their masks and exported in blocks."
     return Section(
-        _titled("Training on the sparse path", label),
-        "Theory beside what was realised. Seconds are of whole runs one after another, not interleaved; the integral and "
-        "inference are interleaved pairs.",
+        _titled("Training on the sparse path", train),
+        "Theory beside what was realised. Seconds are of whole runs one after another, not interleaved; the integral "
+        "and inference are interleaved pairs.",
         pictures,
         [
-            ("Training time, and the integral of the LSTM layers.", Markup(tables.to_html(times))),
-            (
-                "The finished models: weights merged with their masks and exported in blocks.",
-                Markup(tables.to_html(models)),
-            ),
+            _shown("Training time, and the integral of the LSTM layers.", tables.training_time_table(train)),
+            _shown(models, tables.finished_model_table(train)),
         ],
-        statements(train),
+        tables.statements(train),
     )
 
 
 def _beside_the_slides(found: Study, small: bool) -> Section:
     """The tables of the AWD-LSTM sweeps: this one and those beside it in the same folder."""
-    sweeps = awd.read_sweeps(small, found.folder.resolve().parent)
+    sweeps = awd.read_sweeps(small, found.folder.resolve().parent, found)
     return Section(
         "AWD-LSTM beside the slides" + (", small version" if small else ""),
         "The slides' lines, ours by their recipe and by our best one. What was not run says so.",
-        tables=[(caption, Markup(tables.to_html(table))) for caption, table in awd_tables.every_table(sweeps)],
+        tables=[_shown(*each) for each in awd_tables.every_table(sweeps)],
         sentences=[*awd_goals.statements(sweeps), *awd_tables.notes(sweeps)],
     )
 
 
-def _accuracy(label: str, train: pd.DataFrame, gemm: pd.DataFrame | None, beside_slides: bool) -> Section:
-    if final_epochs(train).empty:
-        return _measured_nothing(_titled("What sparsity costs", label), train, "training runs")
+BESIDE_SLIDES = (
+    "Beside the slides' table: another model, other data and other epochs, so compare directions, not values. Ours: of "
+    "the block sizes with the most seeds that with the lowest validation perplexity."
+)
+
+
+def _accuracy(train: Part, gemm: Part, beside_slides: bool) -> Section:
+    title = _titled("What sparsity costs", train)
+    if train.runs.empty:
+        return Section(title, _why_nothing(train, "training runs"))
     picture = _picture(
         accuracy_figures.cost_figure(train),
         "Test perplexity against sparsity, a line for each variant and block size. The values are in the table below.",
         "Perplexity after the last epoch: lower is better. Bars are 95 % t-intervals over seeds; one seed has none.",
     )
-    every = tables.main_table(train, gemm)
-    costs, speeds = (Markup(tables.to_html(every[[*tables.SETTING, *names]])) for names in (tables.COST, tables.SPEED))
+    every, each = tables.main_table(train, gemm), "Every variant, block size and sparsity"
     shown = [
-        ("Every variant, block size and sparsity: perplexity.", costs),
-        ("Every variant, block size and sparsity: speedup.", speeds),
+        _shown(f"{each}: perplexity.", every[[*tables.SETTING, *tables.COST]]),
+        _shown(f"{each}: speedup.", every[[*tables.SETTING, *tables.SPEED]]),
     ]
     if beside_slides:
-        shown.append(
-            (
-                "Beside the slides' table: another model, other data and other epochs, so compare directions, not values. Ours: of "
-                "the block sizes with the most seeds that with the lowest validation perplexity.",
-                Markup(tables.to_html(tables.slides_table(train, gemm))),
-            )
-        )
+        shown.append(_shown(BESIDE_SLIDES, awd_tables.slides_table(train, gemm)))
     return Section(
-        _titled("What sparsity costs", label),
+        title,
         "Perplexity of the same language model without pruning, with block lasso, and with block lasso and pruning.",
         [picture],
         shown,
     )
 
 
-def _tradeoff(train: pd.DataFrame, gemm: pd.DataFrame) -> Section:
+def _tradeoff(train: Part, gemm: Part) -> Section:
     picture = _picture(
         product_figures.tradeoff_figure(train, gemm),
-        "Test perplexity against the measured speedup of one product at the same block size and sparsity, front marked.",
+        "Test perplexity against the measured speedup of one product at the same block size and sparsity, front "
+        "marked.",
         "To the right is faster, down is more accurate; no point on the front is beaten in both by another one.",
     )
     return Section("Accuracy against speed", "What a block-sparse network buys for what it costs.", [picture])
 
 
-def _over_time(label: str, train: pd.DataFrame) -> Section:
+def _over_time(train: Part) -> Section:
     drawn = [
         (
             training_figures.curves_figure(train),
@@ -273,8 +259,8 @@ def _over_time(label: str, train: pd.DataFrame) -> Section:
         (
             training_figures.integral_figure(train),
             "Predicted and measured speedup of whole training runs, with the sparsity over the epochs.",
-            "The gradual-pruning integral T_D / (T_S − Σρ_t) says what training could save if empty blocks cost nothing. "
-            "The dense path multiplies masked weights at dense speed and realises nothing of it.",
+            "The gradual-pruning integral T_D / (T_S − Σρ_t) says what training could save if empty blocks cost "
+            "nothing. The dense path multiplies masked weights at dense speed and realises nothing of it.",
         ),
         (
             training_figures.norm_maps_figure(train),
@@ -283,7 +269,7 @@ def _over_time(label: str, train: pd.DataFrame) -> Section:
         ),
     ]
     return Section(
-        _titled("Training, epoch by epoch", label),
+        _titled("Training, epoch by epoch", train),
         "How the variants got there.",
         [_picture(figure, alt, caption) for figure, alt, caption in drawn],
     )

@@ -10,7 +10,9 @@ import numpy as np
 from scipy.special import stdtrit
 
 RESAMPLES = 2000
-FARTHEST = 600.0  # the logarithm of a ratio is cut there: two replicates that differ wildly bound nothing, and no double holds it
+FARTHEST = (
+    600.0  # a ratio's logarithm is cut there: replicates that differ wildly bound nothing, and no double holds it
+)
 
 
 class Estimate(NamedTuple):
@@ -21,12 +23,20 @@ class Estimate(NamedTuple):
     high: float
     n: int
 
+    def side(self, of: float) -> int:
+        """1 where the whole interval lies above `of`, -1 where it lies below, 0 where it holds it or there is none."""
+        return int(self.low > of) - int(self.high < of)
+
+
+NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
+
 
 def median_interval(ratios: Sequence[float], seed: int = 0) -> Estimate:
     """Median with its 95 % percentile-bootstrap interval (Efron 1979), the same at every call.
 
-    Drawn from order statistics: the middle of n uniform draws is Beta distributed, and floor(n u) is the position in the
-    sorted sample that a resample's middle takes. This equals resampling in distribution and costs no n x RESAMPLES array.
+    Drawn from order statistics: the middle of n uniform draws is Beta distributed, and floor(n u) is the position in
+    the sorted sample that a resample's middle takes. This equals resampling in distribution and costs no n x RESAMPLES
+    array.
     Samples taken in a row are not independent, so the interval is rather too narrow than too wide.
     """
     values = np.sort(np.asarray(ratios, dtype=float))
@@ -79,7 +89,7 @@ def integral_ratio(
 def scaled(estimate: Estimate, divisor: float) -> Estimate:
     """An estimate over a number that is known without error, such as a prediction; nothing where that has no bound."""
     if not math.isfinite(divisor):
-        return Estimate(math.nan, math.nan, math.nan, 0)
+        return NOTHING
     return Estimate(estimate.value / divisor, estimate.low / divisor, estimate.high / divisor, estimate.n)
 
 
@@ -97,10 +107,23 @@ def mean_interval(values: Sequence[float]) -> Estimate:
 def ratio_interval(ratios: Sequence[float]) -> Estimate:
     """Geometric mean of ratios with its 95 % interval: `mean_interval` of their logarithms."""
     if len(ratios) == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0)
+        return NOTHING
     logs = mean_interval([math.log(ratio) for ratio in ratios])
     value, low, high = (math.exp(min(max(log, -FARTHEST), FARTHEST)) for log in logs[:3])
     return Estimate(value, low, high, logs.n)
+
+
+def compared(family: Sequence[Sequence[float]]) -> list[Estimate]:
+    """Comparisons of perplexities that are read together, each of ratios paired by seed: `ratio_interval` of each.
+
+    Every comparison of two settings is made here: each against dense, neighbours of the slides, equal stored weights.
+    """
+    return [ratio_interval(ratios) for ratios in family]
+
+
+def differences(family: Sequence[Sequence[float]]) -> list[Estimate]:
+    """The same of differences paired by seed: `mean_interval` of each."""
+    return [mean_interval(paired) for paired in family]
 
 
 def signed(estimate: Estimate) -> str:

@@ -1,46 +1,134 @@
-"""A sweep's tables side by side, the parts of them that can be compared, and the best there is over several sweeps."""
+"""A sweep's tables, the parts of them that can be compared, and what follows from each part, computed once."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
-from analysis import compare
-from analysis.compare import FUSED
-from analysis.load import PART, REFERENCE, TABLES, load, reference_folder, split, tables_in
-from analysis.schema import BadInputError
-from analysis.tradeoff import chosen_product
+from analysis import compare, realised, runs
+from analysis.load import REFERENCE, TABLES, load, reference_folder, split, tables_in
+from analysis.schema import BadInputError, columns
 
 
-class Study(NamedTuple):
-    """What one sweep measured; a table it does not have (or that has no row) is None."""
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Rows of one table that can be compared with each other, and what is drawn and said of them.
+
+    label: what tells them from the other parts of their table, empty where there are none. over: the column that is
+    compared within the part. Of a timed table the rows have their cell's `compare.measured_speedup`.
+    """
+
+    table: str
+    rows: pd.DataFrame
+    label: str = ""
+    over: str | None = None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether any cell has a result."""
+        return bool((self.rows["status"] == "ok").any())
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """`compare.timed_points`, of gemm and lstm."""
+        return compare.timed_points(self.rows, self.table, self.over)
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """`runs.runs`, of train."""
+        return runs.runs(self.rows, self.over)
+
+    @cached_property
+    def replicates(self) -> pd.DataFrame:
+        """`runs.replicates`, of train."""
+        return runs.replicates(self.runs)
+
+    @cached_property
+    def realised(self) -> pd.DataFrame:
+        """`realised.realised`, of train."""
+        return realised.realised(self.rows)
+
+    @cached_property
+    def gains(self) -> pd.DataFrame:
+        """`realised.gains`, of train."""
+        return realised.gains(self.realised)
+
+    def only(self, rows: pd.DataFrame) -> Part:
+        """A part of this part."""
+        return replace(self, rows=rows)
+
+    def shapes(self) -> list[tuple[str, Part]]:
+        """(name, part) of each product shape, in the order of its sides."""
+        return [(compare.shape_name(key), self.only(rows)) for key, rows in self.rows.groupby(compare.SHAPE)]
+
+    def main_shape(self) -> Part:
+        """The product that stands for the sweep: that of the tradeoff, or the largest where none was measured."""
+        product = compare.chosen_product(self.points)
+        if product is not None:
+            return self.only(self.rows[(self.rows[compare.SHAPE] == list(product.shape)).all(axis=1)])
+        return max(
+            (part for _, part in self.shapes()), key=lambda part: part.rows["m"].iloc[0] * part.rows["k"].iloc[0]
+        )
+
+    def layers(self) -> list[tuple[str, Part]]:
+        """(name, part) of each LSTM layer (input, hidden, steps), in the order of its sides."""
+        return [(compare.layer_name(key), self.only(rows)) for key, rows in self.rows.groupby(compare.LAYER_SIDES)]
+
+    def main_layer(self) -> Part:
+        """The layer with the most measured cells, the largest of equal ones."""
+        parts = [part.rows for _, part in self.layers()]
+        return self.only(
+            max(
+                parts, key=lambda rows: ((rows["status"] == "ok").sum(), rows["hidden_size"].iloc[0]), default=self.rows
+            )
+        )
+
+
+def not_run(table: str) -> Part:
+    """What there is of a table that no sweep has: no rows."""
+    rows = pd.DataFrame(columns=[column.name for column in columns(table)])
+    return Part(table, rows if table == "train" else compare.measured_speedup(rows, table))
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What one sweep measured: the tables that have rows, by name, and their parts."""
 
     folder: Path
-    train: pd.DataFrame | None
-    gemm: pd.DataFrame | None
-    lstm: pd.DataFrame | None = None
+    tables: dict[str, pd.DataFrame]
+    _cells: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
+    _parts: dict[tuple[str, str | None], list[Part]] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
         return self.folder.resolve().name
 
-    @property
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables there are, by name."""
-        every = {"gemm": self.gemm, "lstm": self.lstm, "train": self.train}
-        return {name: frame for name, frame in every.items() if frame is not None}
+    def cells(self, table: str) -> pd.DataFrame:
+        """The rows of a table, of a timed one with the speedup of each cell: its interval is made here, once."""
+        if table not in self._cells:
+            rows = self.tables[table]
+            self._cells[table] = rows if table == "train" else compare.measured_speedup(rows, table)
+        return self._cells[table]
 
-    def comparable(self) -> Study:
-        """The same with only the largest comparable part of each table."""
-        return Study(self.folder, **{name: _part(self.tables, name) for name in TABLES})
+    def parts(self, table: str, over: str | None = None) -> list[Part]:
+        """Every comparable part of a table; none where it was not run. Values of the column `over` stay together."""
+        if (table, over) not in self._parts:
+            found = split(self.cells(table), table, over) if table in self.tables else ()
+            self._parts[table, over] = [Part(table, rows, label, over) for label, rows in found]
+        return self._parts[table, over]
 
+    def main(self, table: str, over: str | None = None) -> Part:
+        """The part that stands for a table: that with the most measured rows; one without rows where it was not run.
 
-def _part(tables: dict[str, pd.DataFrame], name: str) -> pd.DataFrame | None:
-    return main_part(tables[name], name) if name in tables else None
+        Of equal ones that with backward passes, then that over the fused layer, then that with the most quiet rows,
+        then float32, then the first.
+        """
+        return max(self.parts(table, over), key=_weight, default=not_run(table))
 
 
 def read(folder: str | os.PathLike[str]) -> Study:
@@ -51,10 +139,7 @@ def read(folder: str | os.PathLike[str]) -> Study:
         raise BadInputError(
             f"{folder}: holds neither gemm.parquet nor train.parquet nor lstm.parquet; run the sweep first"
         )
-    filled: dict[str, pd.DataFrame | None] = {
-        name: None if name not in found or found[name].empty else found[name] for name in TABLES
-    }
-    return Study(folder, **filled)
+    return Study(folder, {name: found[name] for name in TABLES if name in found and not found[name].empty})
 
 
 def read_reference() -> list[Study]:
@@ -64,68 +149,34 @@ def read_reference() -> list[Study]:
     return [read(folder) for folder in sorted(REFERENCE.glob("*")) if tables_in(folder)]
 
 
-def widest(studies: Sequence[Study], table: str, over: str | None = None) -> pd.DataFrame | None:
-    """The comparable part with the most measured rows over several sweeps; None where no sweep has the table.
+def widest(studies: Sequence[Study], table: str, over: str | None = None) -> Part:
+    """The main part with the most measured rows over several sweeps; one without rows where no sweep has the table.
 
-    `over` names a column whose values stay together. Of training tables, those with
-    probes come before any without, and of them that of the widest model.
+    Of training tables, those with probes come before any without, and of them that of the widest model.
     """
-    parts = [main_part(study.tables[table], table, over) for study in studies if table in study.tables]
-    return max(parts, key=lambda part: (_probed(part), _weight(part))) if parts else None
+    parts = [study.main(table, over) for study in studies if table in study.tables]
+    return max(parts, key=lambda part: (_probed(part), _weight(part)), default=not_run(table))
 
 
-def _probed(part: pd.DataFrame) -> int:
+def joined(train: Part, gemm: Part) -> pd.DataFrame:
+    """`replicates` with the measured speedup of the product that stands for their network beside them."""
+    product = compare.chosen_product(gemm.points, compare.recurrent_shape(train.runs))
+    return compare.with_product(train.replicates, gemm.points, product)
+
+
+def _probed(part: Part) -> int:
     """Hidden units of the widest model with probes, 0 without one."""
-    if "probes" not in part:
+    if part.table != "train":
         return 0
-    probed = [found is not None and len(found) > 0 for found in part["probes"]]
-    return int(part.loc[probed, "hidden_size"].max()) if any(probed) else 0
+    probed = [found is not None and len(found) > 0 for found in part.rows["probes"]]
+    return int(part.rows.loc[probed, "hidden_size"].max()) if any(probed) else 0
 
 
-def main_part(frame: pd.DataFrame, table: str, over: str | None = None) -> pd.DataFrame:
-    """The comparable part of a table with the most measured rows; `attrs[PART]` is its label, empty where there is one only.
-
-    Of equal ones that with backward passes, then that over the fused layer, then that with the most quiet rows, then float32, then the first.
-    """
-    label, part = max(split(frame, table, over), key=lambda one: _weight(one[1]))
-    part.attrs = {**part.attrs, PART: label or frame.attrs.get(PART, "")}
-    return part
-
-
-def _weight(part: pd.DataFrame) -> tuple[int, bool, bool, int, bool]:
-    ok = part["status"] == "ok"
-    trains = "passes" in part and bool((part["passes"] == "forward_backward").all())
-    fused = "baseline" in part and bool((part["baseline"] == FUSED).all())
-    quiet = int((~part.loc[ok, "noisy"].fillna(False).astype(bool)).sum()) if "noisy" in part else 0
-    number = next((part[name] for name in ("dtype", "precision") if name in part), pd.Series(dtype=object))
+def _weight(part: Part) -> tuple[int, bool, bool, int, bool]:
+    rows, timed = part.rows, part.table != "train"
+    ok = rows["status"] == "ok"
+    trains = part.table == "lstm" and bool((rows["passes"] == "forward_backward").all())
+    fused = timed and bool((rows["baseline"] == compare.FUSED).all())
+    quiet = int((~rows.loc[ok, "noisy"].fillna(False).astype(bool)).sum()) if timed else 0
+    number = rows["dtype" if timed else "precision"]
     return int(ok.sum()), trains, fused, quiet, bool((number == "float32").all())
-
-
-def shapes(gemm: pd.DataFrame | None) -> list[tuple[str, pd.DataFrame]]:
-    """(name, rows) of each product shape, in the order of its sides; none without a table."""
-    if gemm is None:
-        return []
-    parts = [rows for _, rows in gemm.groupby(compare.SHAPE, sort=True)]
-    return [(compare.shape_name(tuple(rows[compare.SHAPE].iloc[0])), rows) for rows in parts]
-
-
-def main_shape(gemm: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the product that stands for the sweep: the one of the tradeoff, or the largest where none was measured."""
-    product = chosen_product(compare.gemm_points(gemm))
-    if product is not None:
-        return gemm[(gemm[compare.SHAPE] == list(product.shape)).all(axis=1)]
-    return max((rows for _, rows in shapes(gemm)), key=lambda rows: rows["m"].iloc[0] * rows["k"].iloc[0])
-
-
-def layers(lstm: pd.DataFrame | None) -> list[tuple[str, pd.DataFrame]]:
-    """(name, rows) of each LSTM layer (input, hidden, steps), in the order of its sides; none without a table."""
-    if lstm is None:
-        return []
-    parts = [rows for _, rows in lstm.groupby(compare.LAYER_SIDES, sort=True)]
-    return [(compare.layer_name(rows[compare.LAYER_SIDES].iloc[0].tolist()), rows) for rows in parts]
-
-
-def main_layer(lstm: pd.DataFrame | None) -> pd.DataFrame | None:
-    """The rows of the layer with the most measured cells, the largest of equal ones; None without a table."""
-    parts = [rows for _, rows in layers(lstm)]
-    return max(parts, key=lambda rows: ((rows["status"] == "ok").sum(), rows["hidden_size"].iloc[0]), default=None)

@@ -1,4 +1,4 @@
-"""Tables for reading: every cell is text. Each works where one of the two result tables is None or empty."""
+"""Tables for reading, and sentences of what they say: every cell is text, and a table of nothing has no rows."""
 
 from __future__ import annotations
 
@@ -10,15 +10,11 @@ from typing import Any
 import pandas as pd
 
 from analysis import compare
-from analysis.awd.published import SLIDES
-from analysis.findings import findings
 from analysis.load import records
-from analysis.runs import PPL, best_replicated, replicates, runs, without_path
-from analysis.stats import NOTHING_KEPT, change, factor, plus_minus, times
+from analysis.runs import PPL
+from analysis.stats import NOTHING_KEPT, change, factor, plus_minus, signed, times
+from analysis.study import Part, joined
 from analysis.theory import layer_speedup, speedup
-from analysis.tradeoff import chosen_product, recurrent_shape, with_speedup
-
-__all__ = ["breakeven_table", "findings", "layer_table", "main_table", "slides_table", "to_html", "to_markdown"]
 
 NOTHING = "–"
 SETTING = ("variant", "block size", "target sparsity", "sparsity stored")
@@ -28,27 +24,21 @@ SPEED = (
     "Amdahl ceiling",
 )  # fmt: skip
 MAIN = (*SETTING, *COST, *SPEED)
+TIME = (
+    "variant", "block size", "target sparsity", "seeds", "dense training", "masked training", "sparse training",
+    "integral predicted", "integral measured", "measured / theory", "LSTM share", "speedup over masked",
+    "expected (Amdahl)", "Amdahl ceiling",
+)  # fmt: skip
+MODEL = (
+    "variant", "block size", "target sparsity", "inference speedup", "its LSTM layers", "their theory",
+    "Amdahl ceiling", "bytes dense", "bytes finished", "test ppl masked", "test ppl sparse", "difference", "seed noise",
+    "test ppl finished",
+)  # fmt: skip
+BREAKEVEN = ("backend", "block size", "break-even sparsity", "fastest", "at sparsity")
 
 
-def finished(train: pd.DataFrame | None) -> pd.DataFrame:
-    """`runs` of a table that may be missing or empty."""
-    return pd.DataFrame() if train is None or train.empty else runs(train)
-
-
-def timed(gemm: pd.DataFrame | None) -> pd.DataFrame:
-    """`gemm_points` of a table that may be missing or empty."""
-    return compare.gemm_points(gemm) if gemm is not None and not gemm.empty else pd.DataFrame(columns=compare.POINTS)
-
-
-def joined(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> pd.DataFrame:
-    """`replicates` with the product's measured speedup beside them; empty where no run finished."""
-    final, points = finished(train), timed(gemm)
-    found = replicates(final) if not final.empty else pd.DataFrame()
-    return found if found.empty else with_speedup(found, points, chosen_product(points, recurrent_shape(final)))
-
-
-def main_table(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> pd.DataFrame:
-    """Every variant, block size and sparsity: perplexities over seeds, the cost against dense, and speedups beside theory.
+def main_table(train: Part, gemm: Part) -> pd.DataFrame:
+    """Every variant, block size and sparsity: perplexities over seeds, cost against dense, speedups beside theory.
 
     The cost pairs each run with the dense run of its seed. The measured product speedup is that of `chosen_product`.
     """
@@ -63,7 +53,7 @@ def main_table(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> pd.Data
             *(plus_minus(row[name]) for name in PPL),
             change(row["ppl_ratio"]),
             factor(speedup(row["stored_sparsity"])) if prunes else NOTHING,
-            _measured(row) if prunes else NOTHING,
+            product_speedup(row) if prunes else NOTHING,
             factor(row["predicted_training"]) if prunes else NOTHING,
             times(row["measured_training"]),
             factor(row["ceiling"]) if prunes else NOTHING,
@@ -72,46 +62,8 @@ def main_table(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> pd.Data
     return pd.DataFrame(rows, columns=list(MAIN))
 
 
-def _ours(found: pd.DataFrame, slide: dict[str, Any]) -> dict[str, Any] | None:
-    """Our runs that answer a row of the slides: of the block sizes with the most seeds that with the best validation perplexity."""
-    here = found[found["target_sparsity"] == slide["sparsity"]]
-    kinds = {"dense": ("dense",), "block lasso": ("block lasso",)}
-    names = kinds.get(slide["variant"], (slide["variant"], slide["variant"].replace("linear", "cubic")))
-    for name in names:
-        mine = here[here["variant"].map(without_path) == name]
-        if not mine.empty:
-            return best_replicated(records(mine))
-    return None
-
-
-def slides_table(train: pd.DataFrame | None, gemm: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The slides' four rows beside ours at 80 % sparsity, at the block size with the best validation perplexity."""
-    found = joined(train, gemm)
-    rows = []
-    for slide in records(SLIDES):
-        ours = _ours(found, slide) if not found.empty else None
-        rows.append(
-            {
-                "slides": slide["variant"],
-                "slides' train / val / test ppl": " / ".join(f"{slide[name]:.2f}" for name in PPL),
-                "slides' speedup": f"{slide['claimed_speedup']:.1f}×",
-                "ours": NOTHING if ours is None else _name(ours),
-                **{f"our {name[:-4]} ppl": NOTHING if ours is None else plus_minus(ours[name]) for name in PPL},
-                "our cost against dense": NOTHING if ours is None else change(ours["ppl_ratio"]),
-                "our predicted training speedup": NOTHING if ours is None else factor(ours["predicted_training"]),
-                "our measured product speedup": NOTHING if ours is None else _measured(ours),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _name(row: dict[str, Any]) -> str:
-    """'block lasso + gradual (cubic), block 16'."""
-    return str(row["variant"]) if pd.isna(row["block_size"]) else f"{row['variant']}, block {row['block_size']}"
-
-
-def _measured(row: dict[str, Any]) -> str:
-    """The product's speedup with its interval, and whether it rests on a noisy timing."""
+def product_speedup(row: dict[str, Any]) -> str:
+    """The product's speedup with its interval, and whether it rests on a noisy timing, of a row of `joined`."""
     return _doubted(times(row["product_speedup"]), row["product_noisy"])
 
 
@@ -120,59 +72,135 @@ def _doubted(words: str, noisy: bool) -> str:
 
 
 def _fastest(row: dict[str, Any]) -> str:
-    """The speedup of the fastest point, and how far it can be trusted: noisy, or passed over for a quiet one that is slower."""
+    """The speedup of the fastest point, and how far it can be trusted: noisy, or passed over for a slower quiet one."""
     value = f"{row['fastest']:.2f}×"
     if math.isnan(row["efficiency"]):
         return f"{value} ({NOTHING_KEPT})"
     return f"{value} (quiet)" if row["passed_over"] else _doubted(value, row["noisy"])
 
 
-def breakeven_table(gemm: pd.DataFrame | None) -> pd.DataFrame:
+def _breakeven(row: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """The cells of a row of `compare.breakeven_sparsity`: BREAKEVEN, and the efficiency that closes it."""
+    texts = [
+        row["backend"],
+        str(row["block_size"]),
+        _doubted(str(row["breakeven_sparsity"]), row["breakeven_noisy"]),
+        _fastest(row),
+        f"{row['at_sparsity']:.2f}",
+    ]
+    none = math.isnan(row["efficiency"])
+    efficiency = NOTHING if none else _doubted(f"{row['efficiency']:.0%}", row["noisy"])
+    return dict(zip(BREAKEVEN, texts, strict=True)), {"median efficiency": efficiency}
+
+
+def breakeven_table(gemm: Part) -> pd.DataFrame:
     """The sparsity from which on each backend beats dense, per shape and block size, and its fastest point."""
-    names = ["product", "backend", "block size", "break-even sparsity", "fastest", "at sparsity", "median efficiency"]
-    points = compare.block_sparse(timed(gemm))
     rows = []
-    for row in records(compare.breakeven_sparsity(points)):
-        texts = [
-            compare.shape_name((row["m"], row["k"], row["n"])),
-            row["backend"],
-            str(row["block_size"]),
-            _doubted(str(row["breakeven_sparsity"]), row["breakeven_noisy"]),
-            _fastest(row),
-            f"{row['at_sparsity']:.2f}",
-            NOTHING if math.isnan(row["efficiency"]) else _doubted(f"{row['efficiency']:.0%}", row["noisy"]),
-        ]
-        rows.append(dict(zip(names, texts, strict=True)))
-    return pd.DataFrame(rows, columns=names)
+    for row in records(compare.breakeven_sparsity(compare.block_sparse(gemm.points))):
+        cells, efficiency = _breakeven(row)
+        rows.append({"product": compare.shape_name((row["m"], row["k"], row["n"])), **cells, **efficiency})
+    return pd.DataFrame(rows, columns=["product", *BREAKEVEN, "median efficiency"])
 
 
-def layer_table(lstm: pd.DataFrame | None) -> pd.DataFrame:
-    """The sparsity from which on each backend beats an LSTM baseline, per layer, batch and block size, and its fastest point.
+def layer_table(lstm: Part) -> pd.DataFrame:
+    """The sparsity from which on each backend beats an LSTM baseline, per layer, batch and block size.
 
-    ValueError where rows that cannot be compared are mixed; baselines may differ, each has rows of its own.
+    With its fastest point. Baselines may differ, each has rows of its own.
     """
-    names = ["layer", "batch", "over", "backend", "block size", "break-even sparsity", "fastest", "at sparsity",
-             "theory there", "median efficiency"]  # fmt: skip
-    if lstm is None or lstm.empty:
-        return pd.DataFrame(columns=names)
-    points = compare.block_sparse(compare.lstm_points(lstm, over="baseline"))
-    scope = str(lstm["scope"].iloc[0])
+    points = compare.block_sparse(lstm.points)
     rows = []
-    for row in records(compare.breakeven_sparsity(points, [*compare.LAYER, "baseline"])):
-        texts = [
-            compare.layer_name([row[side] for side in compare.LAYER_SIDES]),
-            str(row["batch_size"]),
-            row["baseline"],
-            row["backend"],
-            str(row["block_size"]),
-            _doubted(str(row["breakeven_sparsity"]), row["breakeven_noisy"]),
-            _fastest(row),
-            f"{row['at_sparsity']:.2f}",
-            factor(layer_speedup(row["input_size"], row["hidden_size"], row["at_sparsity"], scope)),
-            NOTHING if math.isnan(row["efficiency"]) else _doubted(f"{row['efficiency']:.0%}", row["noisy"]),
+    for row in records(compare.breakeven_sparsity(points, [*compare.LAYER, "baseline", "scope"])):
+        cells, efficiency = _breakeven(row)
+        promise = layer_speedup(row["input_size"], row["hidden_size"], row["at_sparsity"], row["scope"])
+        layer = {
+            "layer": compare.layer_name([row[side] for side in compare.LAYER_SIDES]),
+            "batch": str(row["batch_size"]),
+            "over": row["baseline"],
+        }
+        rows.append({**layer, **cells, "theory there": factor(promise), **efficiency})
+    return pd.DataFrame(rows, columns=["layer", "batch", "over", *BREAKEVEN, "theory there", "median efficiency"])
+
+
+def training_time_table(train: Part) -> pd.DataFrame:
+    """Seconds of whole runs, dense, masked and sparse, beside the integral of their LSTM layers, theory and measured.
+
+    LSTM share: of the masked run's time. expected, ceiling: Amdahl's with that share, at the measured and the predicted
+    integral; the speedup over the masked run compares two runs that were not interleaved.
+    """
+    rows = [
+        [
+            *_named(row),
+            str(row["seeds"]),
+            *(_amount(row[f"{name}_seconds"], "{:.1f} s") for name in ("dense", "masked", "sparse")),
+            factor(row["predicted"]),
+            times(row["measured"]),
+            times(row["efficiency"]).replace("×", ""),
+            _amount(row["lstm_share"], "{:.0%}"),
+            times(row["against_masked"]),
+            factor(row["allowed"]),
+            factor(row["ceiling"]),
         ]
-        rows.append(dict(zip(names, texts, strict=True)))
-    return pd.DataFrame(rows, columns=names)
+        for row in records(train.gains)
+    ]
+    return pd.DataFrame(rows, columns=list(TIME))
+
+
+def finished_model_table(train: Part) -> pd.DataFrame:
+    """The finalised models: inference against dense, bytes, and perplexity beside the masked runs of the same seeds."""
+    rows = [
+        [
+            *_named(row),
+            *(times(row[name]) for name in ("inference", "inference_lstm")),
+            *(factor(row[name]) for name in ("inference_promise", "inference_ceiling")),
+            *(_megabytes(row[name]) for name in ("dense_bytes", "final_bytes")),
+            *(plus_minus(row[name]) for name in ("masked_ppl", "test_ppl")),
+            signed(row["ppl_difference"]),
+            _amount(row["seed_noise"], "{:.2g}"),
+            plus_minus(row["final_ppl"]),
+        ]
+        for row in records(train.gains)
+    ]
+    return pd.DataFrame(rows, columns=list(MODEL))
+
+
+def _named(row: dict[str, Any]) -> list[str]:
+    """The cells that name a setting of `gains`."""
+    return [row["variant"], f"{row['block_size']:g}", f"{row['target_sparsity']:g}"]
+
+
+def statements(train: Part) -> list[str]:
+    """One sentence for each setting on the sparse path: training time, integral, inference, bytes and perplexity."""
+    return [_statement(row) for row in records(train.gains)]
+
+
+def _statement(row: dict[str, Any]) -> str:
+    dense, masked, sparse = (_amount(row[f"{name}_seconds"], "{:.1f} s") for name in ("dense", "masked", "sparse"))
+    return (
+        f"{row['variant']}, block {row['block_size']:g}, ρ {row['target_sparsity']:g}: dense training {dense}, masked "
+        f"{masked}, sparse {sparse}; integral of the LSTM layers predicted {factor(row['predicted'])}, measured "
+        f"{times(row['measured'])}; inference after finalize {times(row['inference'])} of dense at "
+        f"{_megabytes(row['final_bytes'])} of {_megabytes(row['dense_bytes'])}; {_perplexity(row)}."
+    )
+
+
+def _perplexity(row: dict[str, Any]) -> str:
+    """Whether training on the sparse path ended where the masked runs of the same seeds did."""
+    difference, noise = row["ppl_difference"], row["seed_noise"]
+    if difference.n == 0:
+        return "no masked run of the same seed to compare its perplexity with"
+    found = f"test perplexity {signed(difference)} from the masked run of the same seed"
+    if difference.n == 1:
+        return f"{found}, of one seed, so it is not known whether another seed would change more than that"
+    within = difference.side(0.0) == 0 or abs(difference.value) <= noise
+    return f"{found}, {'within' if within else 'beyond'} the seed noise ({noise:.1f})"
+
+
+def _amount(value: float, form: str) -> str:
+    return NOTHING if math.isnan(value) else form.format(value)
+
+
+def _megabytes(value: float) -> str:
+    return _amount(value / 1e6, "{:.2f} MB")
 
 
 def to_markdown(table: pd.DataFrame) -> str:

@@ -1,7 +1,7 @@
 """What arithmetic promises: operation counts, speedups, storage and ceilings of block-sparse networks.
 
-rho is the share of empty blocks, in [0, 1]. "Slides" are "Learning Block-Sparse Neural Networks" (Mao, Li, Li, Margoliash);
-"blog" is Lei Mao's "Pruning Neural Networks". Nothing here looks at a measurement but `breakeven`.
+rho is the share of empty blocks, in [0, 1]. "Slides" are "Learning Block-Sparse Neural Networks" (Mao, Li, Li,
+Margoliash); "blog" is Lei Mao's "Pruning Neural Networks". Nothing here looks at a measurement but `breakeven`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def _fraction(rho: float) -> float:
 
 
 def speedup(rho: float) -> float:
-    """1 / (1 - rho): what a product gains when empty blocks cost nothing; infinite at rho = 1 (slides, "Training Speedup")."""
+    """1 / (1 - rho): what a product gains when empty blocks are free, infinite at 1 (slides, "Training Speedup")."""
     return math.inf if _fraction(rho) == 1.0 else 1.0 / (1.0 - rho)
 
 
 def efficiency(measured: float, predicted: float) -> float:
-    """Measured over predicted speedup; NaN where theory has no bound: with no block kept there is nothing to be efficient at."""
+    """Measured over predicted speedup; NaN where theory has no bound: no block is kept to be efficient at."""
     return measured / predicted if math.isfinite(predicted) else math.nan
 
 
@@ -79,17 +79,17 @@ def dense_bytes(rows: int, cols: int, value_bytes: int = 4) -> int:
 
 
 def coo_bytes(nnz: int, value_bytes: int = 4, index_bytes: int = 4) -> int:
-    """Bytes of a coordinate list: the two sides, then row, column and value of each non-zero (blog, "Sparse Tensor ...")."""
+    """Bytes of a coordinate list: two sides, then row, column, value of each non-zero (blog, "Sparse Tensor ...")."""
     return 2 * index_bytes + nnz * (2 * index_bytes + value_bytes)
 
 
 def csr_bytes(rows: int, nnz: int, value_bytes: int = 4, index_bytes: int = 4) -> int:
-    """Bytes of compressed sparse rows: a value and a column for each non-zero, rows + 1 offsets (Saad 2003, section 3.4)."""
+    """Bytes of compressed sparse rows: value and column of each non-zero, rows + 1 offsets (Saad 2003, section 3.4)."""
     return nnz * (value_bytes + index_bytes) + (rows + 1) * index_bytes
 
 
 def bsr_bytes(grid_rows: int, nnzb: int, block_size: int, value_bytes: int = 4, index_bytes: int = 4) -> int:
-    """Bytes of block compressed sparse rows: block_size^2 values and one column for each kept block (Saad 2003, section 3.4)."""
+    """Bytes of block compressed sparse rows: block_size^2 values and a column for each kept block (Saad 2003, 3.4)."""
     return nnzb * (block_size**2 * value_bytes + index_bytes) + (grid_rows + 1) * index_bytes
 
 
@@ -132,7 +132,7 @@ def dsd_intensity(
 
 @dataclass(frozen=True)
 class Breakeven:
-    """Where a measured speedup crosses 1x. kind: 'crosses', 'always', 'never' or 'unknown'; sparsity only where it crosses."""
+    """Where a measured speedup crosses 1x. kind: 'crosses', with its sparsity, 'always', 'never' or 'unknown'."""
 
     kind: str
     sparsity: float | None = None

@@ -1,8 +1,8 @@
-"""The one check of a table that comes across the parquet wall, against the columns of `bench` as columns.json tells them.
+"""The one check of a table that comes across the parquet wall, against the columns of `bench` in columns.json.
 
-A table that is not one of ours is refused; of one that is, cells that say what cannot be are left out, with a line for each
-kind of fault. What is left has every column of today's schema: a setting that an older file lacks had its default, the rest
-is null there.
+A table that is not one of ours is refused; of one that is, cells that say what cannot be are left out, with a line for
+each kind of fault. What is left has every column of today's schema: a setting that an older file lacks had its default,
+the rest is null there.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _require_version(table: pa.Table) -> None:
 
 
 def _typed(stored: pa.Table, kind: str) -> pa.Table:
-    """`stored` with every column of today and no other; BadInputError where one is of another type, or needed and missing."""
+    """`stored` with every column of today and no other; BadInputError where one has another type, or is missing."""
     arrays = {}
     for column in columns(kind):
         if column.name in stored.column_names:
@@ -92,7 +92,7 @@ def _typed(stored: pa.Table, kind: str) -> pa.Table:
 
 
 def _cast(stored: pa.ChunkedArray, column: Column) -> pa.ChunkedArray | pa.Array:
-    """A column under its own type, where that loses nothing: other libraries write whole numbers as floats, and long strings."""
+    """A column under its own type, where that loses nothing: others write whole numbers as floats, and long strings."""
     types, found = pa.types, stored.type
     if types.is_null(found):
         return pa.nulls(len(stored), ARROW.get(column.type, pa.null()))

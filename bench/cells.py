@@ -318,6 +318,16 @@ class TrainCell(
         "on both",
     )
 
+    @model_validator(mode="after")
+    def _optimizer_takes_the_gradients(self) -> Self:
+        exact = self.optimizer in ("adam", "sgd") and not self.weight_decay and not self.momentum
+        if self.embedding_gradient == "sparse" and not exact:
+            raise ValueError(
+                "embedding_gradient: sparse is for adam and sgd without weight_decay and momentum; "
+                "accepted: dense, or these"
+            )
+        return self
+
     def grids(self) -> Grids:
         return _layer_grids(self.layer_widths, self.block_size, self.scope) if self.prunes else {}
 

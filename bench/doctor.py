@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.measuring.machine import blas, physical_cores, processor, revision, source_hash
-from kernels.system.resources import ResourceError, in_words
+from kernels.system.resources import ResourceError, UnsupportedError, in_words
 from kernels.system.threads import in_force
 
 PACKAGES = (
@@ -69,20 +69,14 @@ def _cuda() -> str:
 
 def _cuda_kernels() -> str:
     """Whether our CUDA kernels run here, and which of them; else why not."""
-    from kernels.cuda.choose import WIDE
-    from kernels.cuda.compile import nvrtc
-    from kernels.cuda.device import HOPPER, arch_of, capability, unavailable
+    from kernels.cuda.choose import describe
 
     try:
-        reason = unavailable()
+        return describe()
+    except UnsupportedError as reason:
+        return f"no: {reason}"
     except ResourceError as error:
         return f"not today: {error}"
-    if reason is not None:
-        return f"no: {reason}"
-    found = capability()
-    rungs = f"wgmma from {WIDE} tokens on, else mma.sync" if found == HOPPER else "mma.sync"
-    compiled = f"compiled for {arch_of(found)} by NVRTC {nvrtc().version}"
-    return f"compute capability {found / 10}, {compiled}; products by {rungs}, exact float32 by FFMA"
 
 
 def _version(package: str) -> str:

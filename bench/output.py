@@ -1,7 +1,8 @@
 """Standard output and error that take every text and outlive their reader: what is printed never ends the work.
 
-A pipe that was closed, a full disk, a stream that was closed from the start and an encoding without a character are each
-the reader's loss alone, unless a command makes nothing else (`lost_text`). `analysis.output` is the same on the other side of the parquet wall.
+A pipe that was closed, a full disk, a stream that was closed from the start and an encoding without a character are
+each the reader's loss alone, unless a command makes nothing else (`lost_text`). `analysis.output` is the same on the other
+side of the parquet wall.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def outlive_readers() -> None:
 
 
 def lost_text() -> str:
-    """Why something that was printed so far is nowhere, as on a full disk; nothing where all is there, or its reader has gone."""
+    """Why something that was printed is nowhere, as on a full disk; empty where all is or its reader has gone."""
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     return raw.lost if isinstance(raw, _Lasting) else ""

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -36,7 +35,7 @@ from bench.training.checkpoint import Attributes, Checkpoints, GlobalRandom, Kee
 from bench.training.examiner import DivergedError, Examiner, finite, perplexity
 from bench.training.meter import Meter, norm_maps, probe_layers
 from bench.training.needs import require_text, require_writable
-from bench.training.optimizer import make_optimizer, make_rates, scaled_rate
+from bench.training.optimizer import clip_gradients, make_optimizer, make_rates, scaled_rate
 from bench.training.paths import Paths, autocast, missing_kernel_of, multiplying
 from bench.training.paths import kernel as sparse_kernel
 from kernels.system.driver import missing_gpu
@@ -162,9 +161,20 @@ class Run:
         return run
 
     @property
+    def decoder_multiply_adds(self) -> float:
+        """Of one token of the training text."""
+        counts = torch.bincount(self.corpus.train, minlength=len(self.corpus.vocabulary))
+        return float(self.model.decoder_multiply_adds(counts))  # type: ignore[operator]
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.pruner.steps
+
+    @property
+    def last_tenth(self) -> int:
+        """The step behind which the last tenth of the run begins; 0 where that is no step."""
+        return self.steps - self.steps // 10 if self.steps >= 10 else 0
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -180,6 +190,7 @@ class Run:
             "paths": Attributes(self.paths, "thresholds"),
             "selection": Attributes(self.examiner.selection, "epoch", "val_ppl", "weights"),
             "trigger": Attributes(self.examiner.trigger, "history"),
+            "examiner": Attributes(self.examiner, "late"),
             "random": GlobalRandom(self.cell.device),
             "keeper": self.keeper,
             "meter": self.meter,
@@ -213,18 +224,17 @@ class Run:
                 with meter.stopped():
                     meter.probes.append(self.probe(inputs, self.states))
             with autocast(cell.device, cell.precision):
-                logits, self.states = model(inputs, self.states)  # [time * batch, vocabulary]
-            loss = F.cross_entropy(logits.float(), targets.flatten())
+                loss, self.states = model.loss(inputs, targets, self.states)  # type: ignore[operator]
             meter.step(self.pruner.sparsity, self.nats(loss, epoch), targets.numel())
             if self.lasso.in_loss:
                 loss = loss + self.lasso.penalty(weights.values())
             if isinstance(model.penalty, Tensor):
                 loss = loss + model.penalty
 
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.pruner.mask_gradients()
             if cell.clip:
-                nn.utils.clip_grad_norm_(model.parameters(), cell.clip)
+                clip_gradients(model.parameters(), cell.clip)
             with scaled_rate(self.optimizer, len(inputs) / cell.bptt if cell.rate_by_length else 1.0) as rate:
                 self.optimizer.step()
             self.step += 1
@@ -233,6 +243,10 @@ class Run:
             self.choose_paths()
             if self.rates is not None:
                 self.rates.step()
+            if self.step == self.last_tenth:
+                with meter.stopped():
+                    self.examiner.look_late()
+                    model.train()
             if not self.deferred or self.step % STEPS_BETWEEN_LOOKS == 0:
                 self.look(epoch)
         self.keeper.windows = 0
@@ -290,9 +304,11 @@ class Run:
             "train_tokens_seen": 0,
             "eval_tokens_seen": 0,
             "vocabulary": len(self.corpus.vocabulary),
+            "token": self.corpus.token,
             "corpus_sha256": self.corpus.sha256[:16],
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "prunable_parameters": sum(weight.numel() for weight in weights.values()),
+            "decoder_multiply_adds": self.decoder_multiply_adds,
             "block_norms": norms if keep_norms else None,
             **self.keeper.columns(),
             **measured,

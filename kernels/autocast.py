@@ -19,7 +19,7 @@ def autocast_type(device: torch.device) -> torch.dtype | None:
 
 
 def lowers(x: Tensor) -> bool:
-    """Whether torch.autocast gives `x` to products in its own type: float64 and what is no real number stay as they are."""
+    """Whether torch.autocast gives `x` to products in its own type: float64 and what is no real number stay."""
     return x.is_floating_point() and x.dtype != torch.float64
 
 

@@ -62,7 +62,7 @@ class BlockMask:
 
     @classmethod
     def from_scores(cls, scores: Tensor, sparsity: float, block_size: int) -> BlockMask:
-        """The lowest-scoring share `sparsity` of the blocks emptied; ties go to the lower index. scores: [grid_rows, grid_cols]."""
+        """The lowest-scoring share `sparsity` of the blocks emptied, ties by index. scores: [grid_rows, grid_cols]."""
         require_values("scores", scores)
         kept = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
         order = torch.argsort(

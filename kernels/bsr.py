@@ -33,9 +33,9 @@ class BSRMatrix:
     """Kept blocks of a matrix, block row by block row, columns ascending.
 
     data: [nnzb, b, b]; indices: int32[nnzb], block column of each block; indptr: int32[grid_rows + 1], where each block
-    row begins, all on one device; shape: (rows, cols) in elements. The values may change at any time and in any way: kernels
-    read them anew at each product, unless the matrix was frozen (`freeze`). The pattern is copied and never changes:
-    `plans` holds what kernels have prepared for it, whatever the values.
+    row begins, all on one device; shape: (rows, cols) in elements. The values may change at any time and in any way:
+    kernels read them anew at each product, unless the matrix was frozen (`freeze`). The pattern is copied and never
+    changes: `plans` holds what kernels have prepared for it, whatever the values.
     """
 
     data: Tensor
@@ -114,13 +114,13 @@ class BSRMatrix:
         return False
 
     def freeze(self) -> FrozenBSRMatrix:
-        """The matrix with a copy of today's values that nobody can change, so that kernels may keep what they pack of them.
+        """The matrix with a copy of today's values that nobody can change: kernels may keep what they pack of them.
 
-        For inference: products on a CPU pack the values, which takes about as long as a product with 20 columns, and of a
-        frozen matrix they do so once. It costs memory: the copy, and beside it one packed copy as large for each height of
-        tiles that the numbers of columns call for (one or two). No gradient reaches it. `unfreeze` gives an ordinary
-        matrix again; copies are frozen, and so is what a pickle brings back. ValueError where there are no values to copy:
-        of fake tensors, and of those that vmap maps over.
+        For inference: products on a CPU pack the values, which takes about as long as a product with 20 columns, and of
+        a frozen matrix they do so once. It costs memory: the copy, and beside it one packed copy as large for each
+        height of tiles that the numbers of columns call for (one or two). No gradient reaches it. `unfreeze` gives an
+        ordinary matrix again; copies are frozen, and so is what a pickle brings back. ValueError where there are no
+        values to copy: of fake tensors, and of those that vmap maps over.
         """
         return FrozenBSRMatrix.of(self)
 
@@ -204,7 +204,7 @@ class BSRMatrix:
 
 
 class FrozenBSRMatrix(BSRMatrix):
-    """A BSRMatrix whose values are its own: `data` is a copy of them, made at each access, so writing to it changes nothing."""
+    """A BSRMatrix whose values are its own: `data` is a copy, made at each access, so writing to it changes nothing."""
 
     def __init__(self, data: Tensor, indices: Tensor, indptr: Tensor, shape: tuple[int, int]) -> None:
         self._hold(BSRMatrix(data, indices, indptr, shape))
@@ -276,6 +276,7 @@ def require_sparse(name: str, weight: object) -> BSRMatrix:
     """`weight`; ValueError where it is no BSRMatrix."""
     if not isinstance(weight, BSRMatrix):
         raise ValueError(
-            f"{name} must be a BSRMatrix, got {type(weight).__name__}; BSRMatrix.from_dense makes one of a tensor and a mask"
+            f"{name} must be a BSRMatrix, got {type(weight).__name__}; "
+            "BSRMatrix.from_dense makes one of a tensor and a mask"
         )
     return weight

@@ -2,20 +2,21 @@
 
 Products: any order of summing k terms, with or without fused multiply-adds, is within gamma_k |A| |B| of the exact A B,
 element by element, where gamma_k = k u / (1 - k u) and u is the unit roundoff of the accumulation (Higham, Accuracy and
-Stability of Numerical Algorithms, section 3.1). k is counted row by row: only non-zero weights round. Tensor cores add in
-float32 but cut off instead of rounding, so that their u is twice as large (Fasi et al., Numerical behavior of NVIDIA tensor
-cores, 2021). TF32 moreover keeps 10 bits of the fraction of both factors: 2^-11 each if they are rounded, 2^-10 if they are
-cut off as the hardware does by itself, which is allowed here since nobody says which of the two a library does.
+Stability of Numerical Algorithms, section 3.1). k is counted row by row: only non-zero weights round. Tensor cores add
+in float32 but cut off instead of rounding, so that their u is twice as large (Fasi et al., Numerical behavior of NVIDIA
+tensor cores, 2021). TF32 moreover keeps 10 bits of the fraction of both factors: 2^-11 each if they are rounded, 2^-10
+if they are cut off as the hardware does by itself, which is allowed here since nobody says which of the two a library
+does.
 
 LSTM layers: the rigorous bound grows exponentially with the steps, so errors are compared with the largest element of
 each output, and with what rounding errors are expected to reach. Summing k terms errs by about sqrt(k) u (Higham and
-Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019); the operations of the gates add GATE_ERRORS u. At the
-weights of a problem, of scale 1 / sqrt(hidden), a step passes on the error of the one before it undamped at most, so that
-`steps` such errors add up; the backward pass doubles them. Layers in 16 bits, or whose factors are TF32, also round what
-goes from step to step, with the larger u of these types. Such roundings are independent, so GATE_ERRORS of them make
-sqrt(GATE_ERRORS) u; they do not add up over the steps, for a forget gate near 1/2 halves them each time; but a gradient
-of a weight that is a sum of `steps` terms in 16 bits makes another sqrt(steps) u. torch's own loop in bfloat16 and float16
-reaches half of that (2.5 u in outputs, 6 u in gradients of weights at 70 steps).
+Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019); the operations of the gates add GATE_ERRORS u. At
+the weights of a problem, of scale 1 / sqrt(hidden), a step passes on the error of the one before it undamped at most,
+so that `steps` such errors add up; the backward pass doubles them. Layers in 16 bits, or whose factors are TF32, also
+round what goes from step to step, with the larger u of these types. Such roundings are independent, so GATE_ERRORS of
+them make sqrt(GATE_ERRORS) u; they do not add up over the steps, for a forget gate near 1/2 halves them each time; but
+a gradient of a weight that is a sum of `steps` terms in 16 bits makes another sqrt(steps) u. torch's own loop in
+bfloat16 and float16 reaches half of that (2.5 u in outputs, 6 u in gradients of weights at 70 steps).
 """
 
 from __future__ import annotations
@@ -82,7 +83,6 @@ def expected_outputs(problem: Problem, dense: bool) -> Expected:
         tolerance = lstm_tolerance(problem)
         largest = {name: result.abs().max() if result.numel() else result.sum() for name, result in results.items()}
         return {name: (result, tolerance * largest[name].expand_as(result)) for name, result in results.items()}
-    assert isinstance(problem, GemmProblem)
     left, right = problem.factors(dense)
     product = left.double() @ right.double()
     bound = error_bound(left, right, product, problem.math)

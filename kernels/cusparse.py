@@ -1,7 +1,8 @@
 """cuSPARSE's generic product, called through ctypes: cusparseSpMM with a matrix stored as BSR or as Blocked-ELL.
 
 CuPy wraps cusparseSpMM, but can describe neither format. Torch uses neither: its own BSR product is Triton's, or a
-batched dense one (float64 alone goes to the older bsrmm). The declarations below are those of cusparse.h of CUDA 12 and 13.
+batched dense one (float64 alone goes to the older bsrmm). The declarations below are those of cusparse.h of CUDA 12 and
+13.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 
 from kernels.bsr import BSRMatrix
-from kernels.launches import fastest
-from kernels.problem import GemmProblem
-from kernels.system.resources import ResourceError, is_lack
+from kernels.launches import ProductLaunch, fastest
+from kernels.problem import Backend, GemmProblem, Launch
+from kernels.system.resources import ResourceError, UnsupportedError, is_lack
 
 LAYOUTS = ("rows", "blocks")
 
@@ -28,9 +29,9 @@ LAYOUTS = ("rows", "blocks")
 class BlockedEll:
     """Blocked-ELL as cuSPARSE has it.
 
-    data: [rows, cols], where cols = width * block_size and width is the number of kept blocks in the fullest block row (1
-    where every block is empty); what is padding is zero. Layout 'rows': one matrix in row order; 'blocks': block after
-    block, each in row order. indices: int32[grid_rows, width], the block column of each block, -1 for padding.
+    data: [rows, cols], where cols = width * block_size and width is the number of kept blocks in the fullest block row
+    (1 where every block is empty); what is padding is zero. Layout 'rows': one matrix in row order; 'blocks': block
+    after block, each in row order. indices: int32[grid_rows, width], the block column of each block, -1 for padding.
     """
 
     data: Tensor
@@ -109,7 +110,7 @@ class CusparseFailedError(RuntimeError):
 REFUSALS = (3, 4, 8, 10)  # CUSPARSE_STATUS_INVALID_VALUE, _ARCH_MISMATCH, _MATRIX_TYPE_NOT_SUPPORTED, _NOT_SUPPORTED
 
 
-class Library:
+class Cusparse:
     """The functions of DECLARATIONS and one handle, for one process."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -132,22 +133,22 @@ class Library:
 
 
 @cache
-def load() -> Library | str:
-    """The library that torch brings, or why there is none."""
+def load() -> Cusparse:
+    """The library that torch brings; UnsupportedError where there is none."""
     for name in LIBRARIES:
         try:
-            return Library(ctypes.CDLL(name))
+            return Cusparse(ctypes.CDLL(name))
         except (OSError, AttributeError, CusparseError) as error:
             if is_lack(error):
                 raise ResourceError(f"cuSPARSE cannot be loaded today: {error}") from error
             reason = f"cuSPARSE cannot be used: {str(error).splitlines()[0]}"
-    return reason
+    raise UnsupportedError(reason)
 
 
 Sparse = BSRMatrix | BlockedEll
 
 
-def describe(library: Library, matrix: Sparse) -> c_void_p:
+def describe(library: Cusparse, matrix: Sparse) -> c_void_p:
     """A cusparseSpMatDescr_t of `matrix`, which must outlive it."""
     descriptor, kind = c_void_p(), VALUE_TYPES[matrix.data.dtype]
     if isinstance(matrix, BSRMatrix):
@@ -164,7 +165,7 @@ def describe(library: Library, matrix: Sparse) -> c_void_p:
     return descriptor
 
 
-def describe_dense(library: Library, matrix: Tensor) -> c_void_p:
+def describe_dense(library: Cusparse, matrix: Tensor) -> c_void_p:
     """A cusparseDnMatDescr_t of a matrix that lies in row order or in column order."""
     descriptor, order = c_void_p(), "rows" if matrix.stride(1) == 1 and matrix.is_contiguous() else "columns"
     leading = matrix.shape[1] if order == "rows" else matrix.shape[0]
@@ -173,12 +174,11 @@ def describe_dense(library: Library, matrix: Tensor) -> c_void_p:
     return descriptor
 
 
-class Product:
-    """result = matrix @ x, on torch's current stream. Calling it launches cusparseSpMM; CusparseError where it refuses."""
+class Spmm:
+    """result = matrix @ x, on torch's current stream. A call launches cusparseSpMM; CusparseError where it refuses."""
 
     def __init__(self, matrix: Sparse, x: Tensor, result: Tensor) -> None:
         library = load()
-        assert isinstance(library, Library)
         self.library, self.matrix, self.x, self.result = library, matrix, x, result
         self.described = [describe(library, matrix), describe_dense(library, x), describe_dense(library, result)]
         number = ctypes.c_double if x.dtype == torch.float64 else ctypes.c_float
@@ -218,7 +218,7 @@ def products(matrix: Sparse, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     for order, out in product(ORDERS, repeat=2):
         result = in_order(x.new_empty(matrix.shape[0], x.shape[1]), out)
         try:
-            ready = Product(matrix, in_order(x, order), result)
+            ready = Spmm(matrix, in_order(x, order), result)
             ready()
         except (CusparseError, CusparseFailedError) as error:
             problems.append(error)
@@ -229,14 +229,11 @@ def products(matrix: Sparse, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     return found
 
 
-class SpmmLaunch:
+class SpmmLaunch(ProductLaunch):
     """The fastest of `products`. kernel: the routine, the library's version and the memory orders."""
-
-    dense = False
 
     def __init__(self, problem: GemmProblem, matrix: Sparse, what: str) -> None:
         library, ways = load(), products(matrix, problem.factors(dense=False)[1])
-        assert isinstance(library, Library)
         chosen = fastest(ways, problem.device)
         self.kernel = f"cusparseSpMM {library.version}, {what}, {chosen}"
         self.run = ways[chosen]
@@ -246,17 +243,19 @@ class SpmmLaunch:
     def __call__(self) -> None:
         self.result = self.run()
 
-    def outputs(self) -> dict[str, Tensor]:
-        return {"output": self.result}
 
-    def poison(self) -> None:
-        self.result.fill_(float("nan"))
+def backend(name: str, product: Callable[[GemmProblem], Launch], trial: Callable[[str, int], object]) -> Backend:
+    """dsd and dsd_t on a GPU, where `trial` finds that cuSPARSE takes the dtype and the block size."""
 
+    def needs(problem: GemmProblem) -> None:
+        load()
+        trial(problem.dtype, problem.block_size)
 
-NO_SDD = "cusparseSpMM has no product sampled at blocks"
-
-
-def refusal() -> str | None:
-    """What keeps every product with cuSPARSE from running here, whatever the format."""
-    library = load()
-    return library if isinstance(library, str) else None
+    return Backend(
+        name=name,
+        product=product,
+        needs=needs,
+        no_sdd="cusparseSpMM has no product sampled at blocks",
+        devices=("cuda",),
+        elsewhere="cuSPARSE runs on a GPU only",
+    )

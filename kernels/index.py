@@ -1,8 +1,8 @@
 """BSRIndex: where the blocks of a pattern lie, looked at once before kernels trust it, and nobody else's memory.
 
-Kernels neither look where `indptr` and `indices` point nor sort them, and whoever sees a tensor may write to it in ways that
-torch does not count. So an index is derived from copies and checked, and kernels read copies of it that nobody else sees:
-they are found by where the index lies. One that comes from elsewhere is checked at every call.
+Kernels neither look where `indptr` and `indices` point nor sort them, and whoever sees a tensor may write to it in ways
+that torch does not count. So an index is derived from copies and checked, and kernels read copies of it that nobody
+else sees: they are found by where the index lies. One that comes from elsewhere is checked at every call.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _own_copies: WeakValueDictionary[tuple[int, ...] | None, _OwnCopy] = WeakValueDi
 
 @contextmanager
 def unobserved() -> Iterator[None]:
-    """Inside, what is made may outlive what is going on: no inference mode, mode of dispatch or transform has a part in it."""
+    """Inside, what is made may outlive what is going on: no inference mode, dispatch mode or transform sees it."""
     if is_dynamo_compiling():
         yield
         return
@@ -69,7 +69,7 @@ def unobserved() -> Iterator[None]:
 
 
 def plain(name: str, given: Tensor) -> Tensor:
-    """`given` as it is outside transforms that only watch it; ValueError where it is none of torch's own tensors with values."""
+    """`given` as it is outside transforms that only watch it; ValueError where it is no plain tensor with values."""
     require_values(name, given)
     if is_dynamo_compiling():
         return given

@@ -1,10 +1,13 @@
-"""What the launches of several backends share: a pass through an LSTM layer as a model makes it (`LstmLaunch`), the arithmetic of
-torch's own products (`under`), the fastest of several ways (`fastest`), and replays of CUDA graphs (`Replayed`).
+"""What the launches of several backends share.
 
-Torch's GPU products use the problem's arithmetic while a baseline runs, whatever the process has set. float32: exactly or by TF32,
-as `problem.math` says; cuDNN's layers are on TF32 unless told otherwise. 16-bit types: summed in float32 to the end, as our
-kernels do and the check expects, while cuBLAS may otherwise add parts of a sum in 16 bits. The settings are put back after
-each launch: about 2 us on the processor, nothing in a CUDA graph.
+That is a launch with one output (`ProductLaunch`), a pass through an LSTM layer as a model makes it (`LstmLaunch`), the
+arithmetic of torch's own products (`under`), the fastest of several ways (`fastest`), and replays of CUDA graphs
+(`Replayed`).
+
+Torch's GPU products use the problem's arithmetic while a baseline runs, whatever the process has set. float32: exactly
+or by TF32, as `problem.math` says; cuDNN's layers are on TF32 unless told otherwise. 16-bit types: summed in float32 to
+the end, as our kernels do and the check expects, while cuBLAS may otherwise add parts of a sum in 16 bits. The settings
+are put back after each launch: about 2 us on the processor, nothing in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm
-from kernels.problem import Launch, LstmProblem, Problem
+from kernels.problem import GemmProblem, Launch, LstmProblem, Problem
 
 T = TypeVar("T")
 
@@ -32,7 +36,7 @@ def settings(problem: Problem) -> list[Setting]:
 
 
 def settings_of(dtype: str, math: str) -> list[Setting]:
-    """What is to be set for products of `dtype`. allow_tf32 keeps torch's older and newer names for it consistent; cuDNN's has one."""
+    """What is to be set for products of `dtype`. allow_tf32 keeps torch's older and newer names of it consistent."""
     matmul, layers = torch.backends.cuda.matmul, torch.backends.cudnn.rnn
     wanted: dict[str, list[Setting]] = {
         "float32": [(matmul, "allow_tf32", math == "tf32"), (layers, "fp32_precision", math)],
@@ -66,6 +70,29 @@ def under(problem: Problem, run: Callable[[], T]) -> Callable[[], T]:
             return run()
 
     return launch
+
+
+def left_factor(problem: GemmProblem) -> tuple[BSRMatrix, str]:
+    """The block-sparse matrix that dsd multiplies, of dsd_t the transpose; and what `Launch.kernel` says of that."""
+    weight, _ = problem.factors(dense=False)
+    if problem.op != "dsd_t":
+        return BSRMatrix.from_dense(weight, problem.mask), ""
+    mask = BlockMask(problem.mask.kept.T, problem.block_size)
+    return BSRMatrix.from_dense(weight, mask), ", values turned beforehand"
+
+
+class ProductLaunch:
+    """A launch with one output, `result`; of a baseline `dense` is true."""
+
+    dense = False
+    index_bytes = 0
+    result: Tensor
+
+    def outputs(self) -> dict[str, Tensor]:
+        return {"output": self.result}
+
+    def poison(self) -> None:
+        self.result.fill_(float("nan"))
 
 
 Outputs = tuple[Tensor, tuple[Tensor, Tensor]]  # y, (h, c)
@@ -130,7 +157,7 @@ def block_sparse_weights(problem: LstmProblem) -> dict[str, BSRMatrix]:
 def block_sparse_launch(
     problem: LstmProblem, bsr: Mapping[str, BSRMatrix], chosen: str, kernel: str, index_bytes: int
 ) -> LstmLaunch:
-    """The layer by `block_sparse_lstm`, as models train with it. bsr: as above; chosen: its kernel; kernel: that in words."""
+    """The layer by `block_sparse_lstm`, as models train. bsr: as above; chosen: its kernel; kernel: that in words."""
 
     def forward(leaves: Mapping[str, Tensor]) -> Outputs:
         weights = {name: matrix.with_data(leaves[name]) for name, matrix in bsr.items()}
@@ -148,7 +175,7 @@ LONG_SECONDS = 0.1  # filling the caches is nothing to such a launch
 
 
 def fastest(ways: Mapping[str, Callable[[], object]], device: str) -> str:
-    """The name of the way with the shortest launch. In turns; twice each, so that its own operands are in the caches."""
+    """The name of the way with the shortest launch. In turns, twice each: its own operands are in the caches then."""
     wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
     shortest, begin = dict.fromkeys(ways, float("inf")), time.perf_counter()
     for _ in range(ROUNDS):
@@ -178,7 +205,8 @@ class Graph(Protocol):
 def graph_of(launch: Launch, launches: int = 1) -> Graph:
     """`launches` launches one after another as one CUDA graph. RuntimeError where the launch cannot be captured.
 
-    Warmed up on a side stream, as torch asks for: libraries allocate and choose at their first calls, which no graph holds.
+    Warmed up on a side stream, as torch asks for: libraries allocate and choose at their first calls, which no graph
+    holds.
     """
     side, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
     side.wait_stream(current)

@@ -1,7 +1,7 @@
-"""What a tensor must be before a kernel is given its address: memory that holds its values, of a known type, size and device.
+"""What a tensor must be before a kernel gets its address: memory that holds its values, of a known type and size.
 
-Torch lets a tensor look like another one: a view may be strided, or negated and conjugated only when it is read; a tensor may
-be sparse or nested, or lie on a device without memory. A kernel sees an address and nothing else.
+Torch lets a tensor look like another one: a view may be strided, or negated and conjugated only when it is read; a
+tensor may be sparse or nested, or lie on a device without memory. A kernel sees an address and nothing else.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def require(name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype, devi
 
 
 def address(x: Tensor | None) -> int | None:
-    """Where the elements of `x` lie, for a kernel of the CPU's; None where there are none. ValueError where they lie nowhere."""
+    """Where the elements of `x` lie, for a kernel of the CPU's; None: it has none. ValueError: they lie nowhere."""
     if x is None:
         return None
     if not x.is_cpu or x.is_neg() or x.is_conj():

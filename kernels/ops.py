@@ -25,6 +25,7 @@ from kernels.operands import require, require_memory
 from kernels.products import How, cuda_dsd, product, recorded
 from kernels.products import dsd as dsd
 from kernels.products import sdd as sdd
+from kernels.system.resources import UnsupportedError
 from kernels.system.threads import in_force
 from kernels.tracing import refuse_functionalize, transformed, watched
 
@@ -36,38 +37,44 @@ def kernel_for(
 ) -> str:
     """'cuda', 'native' or 'torch': which one runs products, or an LSTM `layer`, when `kernel` is asked for.
 
-    'auto' is one of our own wherever it can. block_size, nnzb: of the weight, for 'cuda' depends on them. ValueError where a
-    kernel is asked for by name and cannot run, saying why; ResourceError where one that could cannot be compiled today.
+    'auto' is one of our own wherever it can. block_size, nnzb: of the weight, for 'cuda' depends on them. ValueError
+    where a kernel is asked for by name and cannot run, saying why; ResourceError where one that could cannot be
+    compiled today.
     """
     if kernel not in KERNELS:
         raise ValueError(f"unknown kernel {kernel!r}; accepted: {', '.join(KERNELS)}")
     for ours in ("cuda", "native"):
         if kernel in ("auto", ours):
-            if ours == "cuda":
-                reason = choose.unsupported(dtype, block_size, nnzb, device)
-            else:
-                reason = native_library.unsupported(dtype, device, layer)
-            if reason is None:
+            try:
+                if ours == "cuda":
+                    choose.require_kernel(dtype, block_size, nnzb, device)
+                else:
+                    native_library.require_kernel(dtype, device, layer)
                 return ours
-            if kernel == ours:
-                raise ValueError(reason)
+            except UnsupportedError:
+                if kernel == ours:
+                    raise
     return "torch"
 
 
 def lstm_refusal(weight_hh: BSRMatrix, batch: int) -> str | None:
     """Why the CUDA kernels cannot go through the steps of a layer whose products they can compute, or None.
 
-    Such a layer is computed step by step, its products by them and its gates by torch. The first call prepares the layer.
+    Such a layer is computed step by step, its products by them and its gates by torch. The first call prepares the
+    layer.
     """
     if torch.compiler.is_compiling():  # no pattern can be looked at then; the operator will say it
         return None
     require_sparse("weight_hh", weight_hh)
-    found = cuda_lstm.recurrence_of(pattern_for(weight_hh), weight_hh.data.dtype, batch)
-    return found if isinstance(found, str) else None
+    try:
+        cuda_lstm.recurrence_of(pattern_for(weight_hh), weight_hh.data.dtype, batch)
+    except UnsupportedError as reason:
+        return str(reason)
+    return None
 
 
 def lstm_kernel(weight_hh: BSRMatrix, batch: int, kernel: str = "auto") -> str:
-    """What goes through the steps of `block_sparse_lstm` when `kernel` is asked for, in words; and why, where it is a loop."""
+    """What goes through the steps of `block_sparse_lstm` for this `kernel`, in words; and why, where it is a loop."""
     data = require_sparse("weight_hh", weight_hh).data
     chosen = kernel_for(kernel, data.dtype, data.device, layer=True, **_sizes(weight_hh))
     if chosen == "native":
@@ -75,10 +82,10 @@ def lstm_kernel(weight_hh: BSRMatrix, batch: int, kernel: str = "auto") -> str:
         return native_library.describe(library, in_force())
     if chosen == "torch":
         return "torch, step by step"
-    refusal = lstm_refusal(weight_hh, batch)
-    if refusal is not None:
-        return f"cuda products and torch gates, step by step: {refusal}"
-    return cuda_lstm.describe(pattern_for(weight_hh), data.dtype, batch)
+    try:
+        return cuda_lstm.describe(pattern_for(weight_hh), data.dtype, batch)
+    except UnsupportedError as reason:
+        return f"cuda products and torch gates, step by step: {reason}"
 
 
 def _sizes(weight: BSRMatrix) -> dict[str, Any]:
@@ -86,20 +93,20 @@ def _sizes(weight: BSRMatrix) -> dict[str, Any]:
 
 
 def is_inference(*tensors: Tensor) -> bool:
-    """Whether no gradient can be asked for: the kernels are called directly then, and a weight's packed values are kept."""
+    """Whether no gradient can be asked for: kernels are called directly, and a weight's packed values kept."""
     return not watched(*tensors) and not recorded(*tensors)
 
 
 def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> Tensor:
     """Y[m, n] = W[m, k] @ X[k, n]; differentiable in `weight.data` and `x`, so no gradient exists at empty blocks.
 
-    Values are packed at each call, for they may change in ways that torch does not count; of a frozen weight (`BSRMatrix.freeze`)
-    once, where no gradient is wanted.
-    Y has the memory order of X: for activations [n, k], `block_sparse_matmul(weight, activations.T).T` copies nothing
-    and is contiguous. kernel: 'auto', 'cuda', 'native' or 'torch'; `kernel_for` says which one 'auto' is. Native is for
-    float32, float64, and bfloat16 where the CPU has instructions for it: summed in float32, the result rounded once.
-    Derivatives of every order, forward mode and the transforms of torch.func as for a dense product; under torch.autocast
-    operands and result are of its type, as those of torch.nn.functional.linear are.
+    Values are packed at each call, for they may change in ways that torch does not count; of a frozen weight
+    (`BSRMatrix.freeze`) once, where no gradient is wanted. Y has the memory order of X: for activations [n, k],
+    `block_sparse_matmul(weight, activations.T).T` copies nothing and is contiguous. kernel: 'auto', 'cuda', 'native' or
+    'torch'; `kernel_for` says which one 'auto' is. Native is for float32, float64, and bfloat16 where the CPU has
+    instructions for it: summed in float32, the result rounded once. Derivatives of every order, forward mode and the
+    transforms of torch.func as for a dense product; under torch.autocast operands and result are of its type, as those
+    of torch.nn.functional.linear are.
     """
     require_memory("x", x)
     refuse_functionalize()
@@ -198,11 +205,11 @@ def block_sparse_lstm(
     """One layer of `torch.nn.LSTM` (gates i, f, g, o) with block-sparse weights: (y, (h, c)).
 
     x: [steps, batch, in]; state: h0 and c0, [1, batch, hidden] each, or None for zeros; weight_ih: [4 hidden, in];
-    weight_hh: [4 hidden, hidden]; y: [steps, batch, hidden]. Differentiable in x, the state, the kept values and the biases:
-    once, or as often as wanted with kernel = 'torch', by which the steps are taken one by one; so they are, with products by
-    `kernel`, under a transform of torch.func and in forward mode. Under torch.autocast operands and results are of its type.
-    Values are packed as in `block_sparse_matmul`. kernel: as there; `kernel_for` says which one 'auto' is, and
-    `lstm_kernel` what goes through the steps.
+    weight_hh: [4 hidden, hidden]; y: [steps, batch, hidden]. Differentiable in x, the state, the kept values and the
+    biases: once, or as often as wanted with kernel = 'torch', by which the steps are taken one by one; so they are,
+    with products by `kernel`, under a transform of torch.func and in forward mode. Under torch.autocast operands and
+    results are of its type. Values are packed as in `block_sparse_matmul`. kernel: as there; `kernel_for` says which
+    one 'auto' is, and `lstm_kernel` what goes through the steps.
     """
     for name, each in (("x", x), ("weight_ih", weight_ih), ("bias_ih", bias_ih), ("bias_hh", bias_hh)):
         if not (name == "weight_ih" and isinstance(each, BSRMatrix)) and not (each is None and name.startswith("bias")):

@@ -1,11 +1,11 @@
-"""Problems that backends are asked to solve, products and LSTM layers, and the protocol a backend speaks."""
+"""Problems that backends are asked to solve, products and LSTM layers; what a launch is, what a backend declares."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.blockmask import BlockMask, grid_shape
 from kernels.bsr import BSRMatrix
 from kernels.system.driver import missing_gpu
+from kernels.system.resources import UnsupportedError, refusal
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPS = ("dsd", "dsd_t", "sdd")
@@ -32,7 +33,7 @@ def require_math(math: str, dtype: str) -> None:
         raise ValueError(f"tf32 is a way to multiply float32, not {dtype}")
 
 
-class Problem:
+class _Problem:
     """What all problems share: settings, and operands that are made at their first use, from a normal distribution."""
 
     block_size: int
@@ -79,7 +80,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class GemmProblem(Problem):
+class GemmProblem(_Problem):
     """A product with a block-sparse W[m, k], and what training needs of it.
 
     op 'dsd': Y[m, n] = W X[k, n]; 'dsd_t': Y[k, n] = W^T G[m, n] (the gradient of X); 'sdd': the kept blocks of
@@ -150,52 +151,18 @@ class GemmProblem(Problem):
         return BSRMatrix.from_dense(product, self.mask).data if self.op == "sdd" else product
 
 
-class Launch(Protocol):
-    """A prepared problem. Calling it launches the kernel on the current stream and does nothing else."""
-
-    kernel: str  # what ran, e.g. 'native avx512' or 'torch.mm'
-    dense: bool  # whether the weights are those with no block emptied, as the baselines' are
-    weight_bytes: int  # values of the stored block-sparse weights
-    index_bytes: int  # their indices
-
-    def __call__(self) -> None: ...
-
-    def outputs(self) -> dict[str, Tensor]:
-        """The results of the last launch by name, untimed: of a product 'output', of an LSTM layer y, h, c, grad_x ..."""
-        ...
-
-    def poison(self) -> None:
-        """Fill the output buffers with NaN where the backend owns any, so that unwritten elements show."""
-        ...
-
-
-class Backend(Protocol):
-    """One implementation of the problems, or of some of them."""
-
-    def unsupported(self, problem: Problem) -> str | None:
-        """Why this backend cannot solve `problem` here, or None.
-
-        The answer is kept. What the machine lacks today is none: that raises, as ResourceError or in words of its own.
-        """
-        ...
-
-    def prepare(self, problem: Problem) -> Launch:
-        """Compile, convert, allocate, choose; untimed. Only for a problem that is supported."""
-        ...
-
-
 PASSES = ("forward", "forward_backward")
 SCOPES = ("all", "weight_hh")
 BIASES = ("bias_ih", "bias_hh")
 
 
 @dataclass(frozen=True)
-class LstmProblem(Problem):
+class LstmProblem(_Problem):
     """One layer of `torch.nn.LSTM` (gates i, f, g, o) over all time steps, with block-sparse weights.
 
     passes 'forward': y, h and c, as in inference; 'forward_backward': also the gradients of x, the weights (at the kept
-    blocks) and the biases, from grad_y alone. scope 'all': both weights are block-sparse; 'weight_hh': the recurrent one.
-    math: of float32, 'ieee' or 'tf32'.
+    blocks) and the biases, from grad_y alone. scope 'all': both weights are block-sparse; 'weight_hh': the recurrent
+    one. math: of float32, 'ieee' or 'tf32'.
     """
 
     input_size: int
@@ -235,7 +202,7 @@ class LstmProblem(Problem):
 
     @cached_property
     def full_weights(self) -> dict[str, Tensor]:
-        """weight_ih [4 hidden, in] and weight_hh [4 hidden, hidden], of scale 1 / sqrt(hidden) as torch initialises them."""
+        """weight_ih [4 hidden, in] and weight_hh [4 hidden, hidden], of scale 1 / sqrt(hidden) as torch begins."""
         rows, scale = 4 * self.hidden_size, self.hidden_size**-0.5
         return {
             "weight_ih": self._normal(2, rows, self.input_size, scale=scale),
@@ -274,39 +241,83 @@ class LstmProblem(Problem):
         _ = self.weights, self.biases, self.x, self.state, self.grad_y
 
 
-class Domain:
-    """What a backend declares of the problems it has a launch for; `unsupported` then answers by it, and by the device at hand.
+Problem = GemmProblem | LstmProblem
 
-    A subclass names what it has not: each reason is the whole line a row gets. `prepare` is its own.
+
+class Launch(Protocol):
+    """A prepared problem. Calling it launches the kernel on the current stream and does nothing else."""
+
+    kernel: str  # what ran, e.g. 'native avx512' or 'torch.mm'
+    dense: bool  # whether the weights are those with no block emptied, as the baselines' are
+    weight_bytes: int  # values of the stored block-sparse weights
+    index_bytes: int  # their indices
+
+    def __call__(self) -> None: ...
+
+    def outputs(self) -> dict[str, Tensor]:
+        """The last launch's results by name, untimed: of a product 'output', of an LSTM layer y, h, c, grad_x ..."""
+        ...
+
+    def poison(self) -> None:
+        """Fill the output buffers with NaN where the backend owns any, so that unwritten elements show."""
+        ...
+
+
+Variants = Mapping[str, Callable[[], Launch]]
+
+
+@dataclass(kw_only=True, eq=False)
+class Backend:
+    """One implementation of the problems, or of some of them: what it has, and the reasons for the rest.
+
+    product, layer: what prepares a launch of each (compile, convert, allocate, choose; untimed), None where it has
+    none. Each reason is the whole line that a row gets, but for `instead`, which says who has layers.
     """
 
-    no_product = ""  # reasons: it has no products, no LSTM layers
-    no_layer = ""
-    no_sdd = ""  # of its products not that one
-    devices: ClassVar[Sequence[str]] = ("cpu", "cuda")
-    elsewhere = ""  # reason for any other device
-    dtypes: ClassVar[Sequence[str]] = ()  # all of them where it names none
-    no_dtype = ""  # reason for any other, with {dtype}
+    name: str
+    product: Callable[[GemmProblem], Launch] | None = None
+    layer: Callable[[LstmProblem], Launch] | None = None
+    instead: str = ""
+    no_sdd: str = ""  # of its products not that one
+    devices: Sequence[str] = ("cpu", "cuda")
+    elsewhere: str = ""  # on any other device
+    dtypes: Sequence[str] = tuple(DTYPES)
+    no_dtype: str = ""  # for any other type, with {dtype}
+    needs: Callable[[Any], object] = lambda _: None  # of a problem: UnsupportedError where that is not here
+    variants: Callable[[GemmProblem], Variants] = lambda _: {}  # what a tuner times, by parameters as JSON
 
     def unsupported(self, problem: Problem) -> str | None:
-        """As `Backend.unsupported`."""
-        return self.outside(problem) or problem.missing_device() or self.lacking(problem)
+        """Why this backend cannot solve `problem` here, or None.
 
-    def outside(self, problem: Problem) -> str | None:
-        """Why the problem is none that it was made for, on any machine, or None."""
+        The answer is kept. What the machine lacks today is none: that raises, as ResourceError or in words of its own.
+        """
+        return refusal(self.require, problem)
+
+    def require(self, problem: Problem) -> None:
+        """UnsupportedError where it cannot solve `problem` here."""
+        self.require_declared(problem)
+        if missing := problem.missing_device():
+            raise UnsupportedError(missing)
+        self.needs(problem)
+
+    def require_declared(self, problem: Problem) -> None:
+        """UnsupportedError where it was not made for `problem`, whatever the machine."""
         if isinstance(problem, LstmProblem):
-            if self.no_layer:
-                return self.no_layer
-        elif self.no_product:
-            return self.no_product
-        elif self.no_sdd and isinstance(problem, GemmProblem) and problem.op == "sdd":
-            return self.no_sdd
+            if self.layer is None:
+                raise UnsupportedError(f"{self.name} has no LSTM layer{self.instead}")
+        elif self.product is None:
+            raise UnsupportedError(f"{self.name} computes LSTM layers only")
+        elif self.no_sdd and problem.op == "sdd":
+            raise UnsupportedError(self.no_sdd)
         if problem.device not in self.devices:
-            return self.elsewhere
-        if self.dtypes and problem.dtype not in self.dtypes:
-            return self.no_dtype.format(dtype=problem.dtype)
-        return None
+            raise UnsupportedError(self.elsewhere)
+        if problem.dtype not in self.dtypes:
+            raise UnsupportedError(self.no_dtype.format(dtype=problem.dtype))
 
-    def lacking(self, problem: Problem) -> str | None:  # noqa: ARG002
-        """Why it cannot solve a problem of its domain with what is installed, or None."""
-        return None
+    def prepare(self, problem: Problem) -> Launch:
+        """A launch of `problem`, which must be supported."""
+        if isinstance(problem, LstmProblem):
+            assert self.layer is not None
+            return self.layer(problem)
+        assert self.product is not None
+        return self.product(problem)

@@ -1,7 +1,7 @@
 """dsd and sdd as torch operators, each the derivative of the other: the products that `kernels.ops` is made of.
 
-Three kernels compute them: 'cuda' and 'native', our own on GPUs and on the CPU, and 'torch', plain arithmetic everywhere: batched
-products of gathered blocks, added up by block row.
+Three kernels compute them: 'cuda' and 'native', our own on GPUs and on the CPU, and 'torch', plain arithmetic
+everywhere: batched products of gathered blocks, added up by block row.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class How:
 def product(data: Tensor, x: Tensor, how: How) -> Tensor:
     """`dsd`, with every derivative that is asked for. data: [nnzb, b, b], x: [k, n]."""
     if transformed():
-        found: Tensor = Product.apply(data, x, how)  # type: ignore[no-untyped-call]
+        found: Tensor = TransformedDsd.apply(data, x, how)  # type: ignore[no-untyped-call]
     else:
         found = dsd(data, *how.index, x, how.transposed, how.kernel)
     return found
@@ -148,7 +148,7 @@ def product(data: Tensor, x: Tensor, how: How) -> Tensor:
 def sampled(grad: Tensor, x: Tensor, how: How) -> Tensor:
     """`sdd` likewise. grad: [m, n], x: [k, n]."""
     if transformed():
-        found: Tensor = Sampled.apply(grad, x, how)  # type: ignore[no-untyped-call]
+        found: Tensor = TransformedSdd.apply(grad, x, how)  # type: ignore[no-untyped-call]
     else:
         found = sdd(grad, x, *how.index, how.kernel)
     return found
@@ -218,7 +218,7 @@ def recorded(*tensors: Tensor) -> bool:
     return False
 
 
-class Dsd(torch.autograd.Function):
+class RecordedDsd(torch.autograd.Function):
     """`dsd` by our CUDA kernels past torch's dispatcher, which takes ten times as long as they do to launch."""
 
     @staticmethod
@@ -237,7 +237,7 @@ class Dsd(torch.autograd.Function):
         return grad_data, cuda_dsd(pattern, data, grad, not transposed) if wanted[1] else None, None, None
 
 
-class Sdd(torch.autograd.Function):
+class RecordedSdd(torch.autograd.Function):
     """`sdd` likewise."""
 
     @staticmethod
@@ -256,7 +256,8 @@ class Sdd(torch.autograd.Function):
 
 
 # What Function.apply ends with; before, it looks for transforms, which `watched` has done
-_record_dsd, _record_sdd = (super(torch.autograd.Function, each).apply for each in (Dsd, Sdd))  # type: ignore[misc]
+_record_dsd: Any = super(torch.autograd.Function, RecordedDsd).apply
+_record_sdd: Any = super(torch.autograd.Function, RecordedSdd).apply
 
 
 def cuda_dsd(pattern: Pattern, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
@@ -281,7 +282,8 @@ Bilinear = Callable[[Tensor, Tensor, How], Tensor]
 def _tangent(ctx: Any, call: Bilinear, tangents: Sequence[Tensor | None]) -> Tensor:
     """Of left times right: that of left times right, and left times that of right."""
     with forward_ad._set_fwd_grad_enabled(True):  # off in here, so that the tangent would have none of outer levels
-        left, right = (forward_ad.unpack_dual(each).primal for each in ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        unpack: Any = forward_ad.unpack_dual
+        left, right = (unpack(each).primal for each in ctx.saved_tensors)
         parts = [] if tangents[0] is None else [call(tangents[0], right, ctx.how)]
         parts += [] if tangents[1] is None else [call(left, tangents[1], ctx.how)]
         return sum(parts[1:], parts[0])
@@ -290,7 +292,7 @@ def _tangent(ctx: Any, call: Bilinear, tangents: Sequence[Tensor | None]) -> Ten
 def _one_by_one(
     call: Bilinear, size: int, dims: Sequence[int | None], left: Tensor, right: Tensor, how: How
 ) -> tuple[Tensor, int]:
-    """Of every member of a batch of `size`, stacked; dims: where the batch lies, None where all members share an operand."""
+    """Of every member of a batch of `size`, stacked. dims: where the batch lies, None where all share an operand."""
     lefts, rights = (
         [each] * size if dim is None else list(each.movedim(dim, 0))
         for each, dim in zip((left, right), dims[:2], strict=True)
@@ -298,8 +300,8 @@ def _one_by_one(
     return torch.stack([call(one, other, how) for one, other in zip(lefts, rights, strict=True)]), 0
 
 
-class Product(torch.autograd.Function):
-    """`dsd` for transforms of torch.func and forward mode, made of itself and `Sampled` to any order."""
+class TransformedDsd(torch.autograd.Function):
+    """`dsd` for transforms of torch.func and forward mode, made of itself and `TransformedSdd` to any order."""
 
     @staticmethod
     def forward(data: Tensor, x: Tensor, how: How) -> Tensor:
@@ -330,7 +332,7 @@ class Product(torch.autograd.Function):
         return _one_by_one(product, info.batch_size, in_dims, data, x, how)
 
 
-class Sampled(torch.autograd.Function):
+class TransformedSdd(torch.autograd.Function):
     """`sdd` likewise."""
 
     @staticmethod
@@ -338,7 +340,7 @@ class Sampled(torch.autograd.Function):
         found: Tensor = sdd(grad, x, *how.index, how.kernel)
         return found
 
-    setup_context = Product.setup_context
+    setup_context = TransformedDsd.setup_context
 
     @staticmethod
     def backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:

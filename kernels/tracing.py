@@ -1,8 +1,8 @@
-"""Whether torch watches its operators: then ours must be called as registered ones, which costs tens of microseconds."""
+"""Whether torch watches its operators: ours must be called as registered ones then, at tens of microseconds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 PLAIN = Tensor, Parameter
+_modes_before: Callable[[], int] = _len_torch_dispatch_stack_pre_dispatch
 _modes, _transforms = torch._C._len_torch_dispatch_stack, torch._C._functorch.peek_interpreter_stack
 _FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
 _tracer = torch._C._get_tracing_state
@@ -20,7 +21,7 @@ batched = torch._C._functorch.is_legacy_batchedtensor  # a gradient, by torch.au
 
 
 def watched(*tensors: Tensor) -> bool:
-    """Whether anything but autograd must see an operator called on `tensors`: a compiler, a tracer, a mode or a transform.
+    """Whether anything but autograd must see an operator on `tensors`: a compiler, a tracer, a mode or a transform.
 
     Modes of __torch_function__ do not count: torch.set_default_device is one.
     """
@@ -59,7 +60,7 @@ def watcher() -> str | None:
         "torch.compile": is_compiling(),
         "a transform of torch.func": _transforms() is not None,
         "forward-mode differentiation": forward_ad._current_level >= 0,
-        "a mode of __torch_dispatch__": _modes() > 0 or _len_torch_dispatch_stack_pre_dispatch() > 0,  # type: ignore[no-untyped-call]
+        "a mode of __torch_dispatch__": _modes() > 0 or _modes_before() > 0,
         "torch.jit.trace": _tracer() is not None,
     }
     return next((name for name, there in seen.items() if there), None)
@@ -85,7 +86,8 @@ def refuse_second(*_: object) -> None:
 def refuse_transforms(*grads: Tensor | None) -> None:
     """ValueError where a layer that was computed before a transform began is to be gone back through inside it.
 
-    grads: what the way back begins with; a batch of them, as torch.autograd.grad makes with is_grads_batched, is a transform.
+    grads: what the way back begins with; a batch of them, as torch.autograd.grad makes with is_grads_batched, is a
+    transform.
     """
     if transformed():
         raise ValueError("an LSTM layer has no way back inside a transform that began after it: call it inside, too")

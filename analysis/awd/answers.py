@@ -7,6 +7,7 @@ weights as dense), and `_small` versions for a CPU, which are other experiments 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +16,11 @@ import pandas as pd
 
 from analysis.awd.lines import DENSE, FOUR, GRADUAL, PRE, Line, Row
 from analysis.load import REFERENCE, records, reference_folder
-from analysis.realised import realised
-from analysis.runs import lstm_weights, runs
+from analysis.realised import over_seeds
+from analysis.runs import lstm_weights
 from analysis.schema import BadInputError
-from analysis.stats import Estimate, ratio_interval
-from analysis.study import main_part, read
+from analysis.stats import Estimate, compared, mean_interval
+from analysis.study import Part, Study, not_run, read
 
 SWEEPS = ("paper", "best", "wide")
 SMALL = "_small"
@@ -27,18 +28,18 @@ SETTING = (
     "hidden_size", "lasso", "lasso_strength", "schedule", "criterion", "allocation", "scope", "block_size",
     "target_sparsity", "prune_begin", "prune_end", "prune_every", "scaled_start",
 )  # fmt: skip
+GAINS = ("measured", "allowed", "whole", "ceiling", "inference_lstm", "inference")
 
 
 class Sweep(NamedTuple):
-    """One sweep: its training table, its `cells`, and what it `realised` on the sparse path."""
+    """One sweep: the part that stands for its training table, and its `cells`."""
 
-    train: pd.DataFrame
+    train: Part
     cells: pd.DataFrame
-    realised: pd.DataFrame
 
 
 class Sweeps(NamedTuple):
-    """The sweeps at one size by role ('paper', 'best', 'wide'); what was not run is not among them. notes: what is damaged."""
+    """The sweeps at one size by role ('paper', 'best', 'wide'), those that were run. notes: what is damaged."""
 
     small: bool
     by_role: dict[str, Sweep]
@@ -49,9 +50,9 @@ class Sweeps(NamedTuple):
         """The sweeps that were run, by name."""
         return [f"wikitext2_{role}{SMALL if self.small else ''}" for role in self.by_role]
 
-    def train(self, role: str) -> pd.DataFrame | None:
-        """The training table of one sweep; None where it was not run."""
-        return self.by_role[role].train if role in self.by_role else None
+    def train(self, role: str) -> Part:
+        """The training runs of one sweep; without rows where it was not run."""
+        return self.by_role[role].train if role in self.by_role else not_run("train")
 
 
 def sweep_role(name: str) -> tuple[str, bool] | None:
@@ -61,10 +62,10 @@ def sweep_role(name: str) -> tuple[str, bool] | None:
     return (role, name != plain) if role in SWEEPS and plain != role else None
 
 
-def read_sweeps(small: bool = False, parent: Path | None = None) -> Sweeps:
-    """The sweeps that were run, of the committed ones, or the only one that BENCH_RESULTS names; parent: or in that folder.
+def read_sweeps(small: bool = False, parent: Path | None = None, known: Study | None = None) -> Sweeps:
+    """The sweeps that were run, of the committed ones, or the one that BENCH_RESULTS names; parent: or those there.
 
-    A table that is damaged is not read, and noted: one bad file hides no other.
+    known: one that need not be read again. A table that is damaged is not read, and noted: one bad file hides no other.
     """
     named = os.environ.get("BENCH_RESULTS") if parent is None else None
     found, notes = {}, []
@@ -74,28 +75,28 @@ def read_sweeps(small: bool = False, parent: Path | None = None) -> Sweeps:
         if folder.resolve().name != name or not (folder / "train.parquet").is_file():
             continue
         try:
-            train = read(folder).train
+            one = known if known and known.folder.resolve() == folder.resolve() else read(folder)
         except BadInputError as error:
             notes.append(f"not read: {error}".replace(str(folder), name))
             continue
-        if train is not None:
-            found[role] = sweep(train, role)
+        if "train" in one.tables:
+            found[role] = sweep(one, role)
     return Sweeps(small, found, notes)
 
 
-def sweep(train: pd.DataFrame, role: str) -> Sweep:
-    """What a table holds of one sweep: its largest comparable part."""
-    train = main_part(train, "train")
-    return Sweep(train, cells(train, role), realised(train))
+def sweep(found: Study, role: str) -> Sweep:
+    """What a study holds of one sweep: its largest comparable part."""
+    train = found.main("train")
+    return Sweep(train, cells(train, role))
 
 
-def cells(train: pd.DataFrame, role: str) -> pd.DataFrame:
-    """One row per training cell: `runs` of those that finished, the last row of the others; ValueError for mixed tables.
+def cells(part: Part, role: str) -> pd.DataFrame:
+    """One row per training cell: `runs` of those that finished, the last row of the others.
 
     Adds finished, kept (LSTM weights at the target sparsity, over those of the dense model that the sweep is about) and
     width (hidden size over that model's). That model is the widest one of the sweep, of 'wide' the narrowest.
     """
-    final = runs(train)
+    final, train = part.runs, part.rows
     others = train[~train["cell_id"].isin(final["cell_id"])].drop_duplicates("cell_id", keep="last")
     found = pd.DataFrame([*records(final.assign(finished=True)), *records(others.assign(finished=False))])
     base = found["hidden_size"].min() if role == "wide" else found["hidden_size"].max()
@@ -103,12 +104,11 @@ def cells(train: pd.DataFrame, role: str) -> pd.DataFrame:
         lstm_weights(row, row["target_sparsity"]) / lstm_weights(row | {"hidden_size": base}, 0.0)
         for row in records(found)
     ]
-    scaled = found.get("scaled_start", False)  # older tables have no such choice
-    return found.assign(kept=weights, width=found["hidden_size"] / base, scaled_start=scaled)
+    return found.assign(kept=weights, width=found["hidden_size"] / base)
 
 
 class Answer(NamedTuple):
-    """The runs of one setting that answer a line, one a seed, and how many of that setting did not finish, with their statuses."""
+    """The runs of one setting that answer a line, one a seed, and the statuses of those that did not finish."""
 
     runs: pd.DataFrame
     failed: list[str]
@@ -119,7 +119,7 @@ class Answer(NamedTuple):
 
 
 def answer(found: pd.DataFrame, line: Line, blocks: tuple[int, ...] = ()) -> Answer:
-    """The setting of `cells` that answers a line; among several, of those with the most seeds the one with the best validation.
+    """The setting of `cells` that answers a line: of those with the most seeds the one with the best validation.
 
     The test perplexity has no say in it. blocks: only these block sizes. A seed counts once: see `one_path`.
     """
@@ -134,7 +134,7 @@ def answer(found: pd.DataFrame, line: Line, blocks: tuple[int, ...] = ()) -> Ans
 
 
 def one_path(found: pd.DataFrame) -> pd.DataFrame:
-    """`cells` without those on the sparse path whose setting has finished masked runs: both compute the same up to rounding."""
+    """`cells` without those on the sparse path whose setting has finished masked runs: both compute the same."""
     masked = found["path"] == "dense"
     done = masked & found["finished"].astype(bool)
     has_masked = done.groupby([found[name] for name in SETTING], dropna=False).transform("any")
@@ -146,22 +146,27 @@ def _alike(found: pd.DataFrame, runs_of_one: pd.DataFrame) -> pd.Series:
     return (found[[*SETTING]] == runs_of_one[[*SETTING]].iloc[0]).all(axis=1)
 
 
-def sparse_runs(found: Sweep, chosen: Answer) -> pd.DataFrame:
-    """`realised` of the runs with the setting of an answer that trained on the sparse path; empty where none did."""
-    if chosen.runs.empty:
-        return found.realised.iloc[:0]
+def gains(found: Sweep, chosen: Answer) -> list[Estimate]:
+    """GAINS of `realised` over the runs with an answer's setting on the sparse path; empty where there are none."""
+    realised = found.train.realised
     same = found.cells.loc[_alike(found.cells, chosen.runs), "cell_id"]
-    return found.realised[found.realised["cell_id"].isin(same)]
+    mine = realised[realised["cell_id"].isin(same)]
+    return [over_seeds(mine[name]) for name in GAINS] if len(mine) else []
 
 
-def paired_ratio(worse: pd.DataFrame, better: pd.DataFrame) -> Estimate:
-    """Test perplexity of `worse` over that of `better`, paired by seed: geometric mean and 95 % t-interval over the seeds."""
-    pairs = worse.merge(better, on="seed", suffixes=("_worse", "_better"))
-    return ratio_interval((pairs["test_ppl_worse"] / pairs["test_ppl_better"]).tolist())
+def perplexity(runs: pd.DataFrame) -> Estimate:
+    """Test perplexity of the runs of one setting: mean and 95 % t-interval over the seeds."""
+    return mean_interval([] if runs.empty else runs["test_ppl"].tolist())
+
+
+def paired_ratios(family: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> list[Estimate]:
+    """`compared` test perplexities of pairs (worse, better) that are read together: ratios of the runs of each seed."""
+    pairs = [worse.merge(better, on="seed", suffixes=("_worse", "_better")) for worse, better in family]
+    return compared([(pair["test_ppl_worse"] / pair["test_ppl_better"]).tolist() for pair in pairs])
 
 
 class Pair(NamedTuple):
-    """Two neighbouring lines of the slides' table at one block size, the paired ratio worse / better, and what it says."""
+    """Two neighbouring lines of the slides' table at one block size, the ratio worse / better, and what it says."""
 
     better: Line
     worse: Line
@@ -177,7 +182,7 @@ class Pair(NamedTuple):
         """
         if self.ratio.n == 0:
             return "failed" if self.failed else "not run"
-        return "reproduced" if self.ratio.low > 1.0 else "refuted" if self.ratio.high < 1.0 else "undecided"
+        return {1: "reproduced", 0: "undecided", -1: "refuted"}[self.ratio.side(1.0)]
 
 
 def order(found: Sweep | None) -> list[Pair]:
@@ -191,15 +196,17 @@ def order(found: Sweep | None) -> list[Pair]:
     pairs = []
     for size in sizes:
         answers = [(line, answer(found.cells, line, () if line is DENSE else (size,))) for line in FOUR]
-        for (better, one), (worse, other) in pairwise(answers):
-            ratio = paired_ratio(other.runs, one.runs)
-            pairs.append(Pair(better, worse, int(size), ratio, bool(one.failed or other.failed)))
-    return pairs
+        pairs += [(int(size), better, worse) for better, worse in pairwise(answers)]
+    ratios = paired_ratios([(worse.runs, better.runs) for _, (_, better), (_, worse) in pairs])
+    return [
+        Pair(better, worse, size, ratio, bool(one.failed or other.failed))
+        for (size, (better, one), (worse, other)), ratio in zip(pairs, ratios, strict=True)
+    ]
 
 
-def four_lines(found: Sweep | None) -> pd.DataFrame | None:
-    """The rows of the slides' four lines, `one_path` of each, without the sweep's other sizes; None where it was not run."""
+def four_lines(found: Sweep | None) -> Part:
+    """The slides' four lines, `one_path` of each, without the sweep's other sizes; no rows where it was not run."""
     if found is None:
-        return None
+        return not_run("train")
     kept = [row["cell_id"] for row in records(one_path(found.cells)) if any(line.test(row) for line in FOUR)]
-    return found.train[found.train["cell_id"].isin(kept)]
+    return found.train.only(found.train.rows[found.train.rows["cell_id"].isin(kept)])

@@ -1,4 +1,4 @@
-"""Networks that store equally many LSTM weights: pruned ones beside smaller dense ones, wider pruned ones beside narrow dense ones."""
+"""Networks of equally many stored LSTM weights: pruned beside smaller dense, wider pruned beside narrow dense ones."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from analysis.awd.answers import SETTING, Sweep, Sweeps, answer, one_path, paired_ratio
+from analysis.awd.answers import SETTING, Sweep, Sweeps, answer, one_path, paired_ratios, perplexity
 from analysis.awd.lines import DENSE, NOT_RUN, NOTHING, Row, is_plain, place
 from analysis.load import records
 from analysis.runs import EQUAL, prunes
-from analysis.stats import Estimate, change, mean_interval, plus_minus
+from analysis.stats import Estimate, change, plus_minus
 
 SMALLER = (
-    "recipe", "network", "sparsity stored", "test ppl", "smaller dense", "its test ppl", "perplexity over the smaller one's",
-    "better",
+    "recipe", "network", "sparsity stored", "test ppl", "smaller dense", "its test ppl",
+    "perplexity over the smaller one's", "better",
 )  # fmt: skip
 WIDE = ("network", "stored LSTM weights", "test ppl", "cost against the narrow dense model")
 
 
 class Equal(NamedTuple):
-    """The runs of a pruned setting, those of the smaller dense network of as many stored weights, and the paired ratio."""
+    """The runs of a pruned setting, those of the smaller dense network of as many stored weights, and their ratio."""
 
     pruned: pd.DataFrame
     smaller: pd.DataFrame
@@ -32,10 +32,10 @@ class Equal(NamedTuple):
         """'pruned' or 'smaller dense' where the whole interval says so, else 'undecided'; of one seed too."""
         if self.ratio.n == 0:
             return NOT_RUN
-        return "pruned" if self.ratio.high < 1.0 else "smaller dense" if self.ratio.low > 1.0 else "undecided"
+        return {1: "smaller dense", 0: "undecided", -1: "pruned"}[self.ratio.side(1.0)]
 
 
-def against_smaller(found: Sweep) -> Iterator[Equal]:
+def against_smaller(found: Sweep) -> list[Equal]:
     """Every finished pruned setting at full width that has a dense network of as many stored LSTM weights beside it.
 
     As many: at its target sparsity, within EQUAL. By sparsity, then by mean test perplexity.
@@ -43,10 +43,13 @@ def against_smaller(found: Sweep) -> Iterator[Equal]:
     parts = [(_first(part), part) for part in _settings(found.cells)]
     smaller = [(setting, part) for setting, part in parts if is_plain(setting) and setting["width"] < 1.0]
     pruned = [(setting, part) for setting, part in parts if prunes(setting) and setting["width"] == 1.0]
-    for setting, part in sorted(pruned, key=lambda one: (one[0]["target_sparsity"], one[1]["test_ppl"].mean())):
-        for other, dense in smaller:
-            if abs(other["kept"] - setting["kept"]) <= EQUAL * setting["kept"]:
-                yield Equal(part, dense, paired_ratio(part, dense))
+    pairs = [
+        (part, dense)
+        for setting, part in sorted(pruned, key=lambda one: (one[0]["target_sparsity"], one[1]["test_ppl"].mean()))
+        for other, dense in smaller
+        if abs(other["kept"] - setting["kept"]) <= EQUAL * setting["kept"]
+    ]
+    return [Equal(*pair, ratio) for pair, ratio in zip(pairs, paired_ratios(pairs), strict=True)]
 
 
 def _settings(cells: pd.DataFrame) -> list[pd.DataFrame]:
@@ -62,7 +65,7 @@ def _first(part: pd.DataFrame) -> Row:
 def smaller_table(sweeps: Sweeps) -> pd.DataFrame:
     """Pruned networks of full width against smaller dense ones, by recipe; each interval holds at 95 % by itself.
 
-    What a pruned network must beat to be worth having: a dense one of the same stored weights needs no kernel and no ramp.
+    What a pruned network must beat to be worth having: a dense one of the same stored weights needs no kernel, no ramp.
     """
     rows = []
     for recipe, role in (("slides'", "paper"), ("best", "best")):
@@ -76,32 +79,29 @@ def smaller_table(sweeps: Sweeps) -> pd.DataFrame:
 def _beside(equal: Equal) -> Iterator[str]:
     yield place(_first(equal.pruned), True)
     yield f"{equal.pruned['stored_sparsity'].mean():.3f}"
-    yield _perplexity(equal.pruned)
+    yield plus_minus(perplexity(equal.pruned))
     yield place(_first(equal.smaller), True)
-    yield _perplexity(equal.smaller)
+    yield plus_minus(perplexity(equal.smaller))
     yield change(equal.ratio) if equal.ratio.n else NOT_RUN
     yield equal.better
 
 
 def wide_table(sweeps: Sweeps) -> pd.DataFrame:
-    """Wider for sparser: every setting of the sweep 'wide', its stored weights, and its cost against the narrow dense model."""
+    """Wider for sparser: every setting of the sweep 'wide', its stored weights, its cost against the narrow dense."""
     if "wide" not in sweeps.by_role:
         return pd.DataFrame([[DENSE.name, NOTHING, NOT_RUN, NOT_RUN]], columns=list(WIDE))
     found = sweeps.by_role["wide"].cells
     dense = answer(found, DENSE).runs
+    parts = _settings(found.sort_values(["width", "kept"]))
     rows = []
-    for part in _settings(found.sort_values(["width", "kept"])):
+    for part, ratio in zip(parts, paired_ratios([(part, dense) for part in parts]), strict=True):
         setting = _first(part)
         pruned = prunes(setting)
         what = place(setting, True) + (f", ρ {part['stored_sparsity'].mean():.2f}" if pruned else ", dense")
         size = f"{part['stored_weights'].mean() / 1e6:.2f} M, {_share(part, dense)}"
-        cost = NOTHING if not pruned and setting["width"] == 1.0 else change(paired_ratio(part, dense))
-        rows.append((what, size, _perplexity(part), cost))
+        cost = NOTHING if not pruned and setting["width"] == 1.0 else change(ratio)
+        rows.append((what, size, plus_minus(perplexity(part)), cost))
     return pd.DataFrame(rows, columns=list(WIDE))
-
-
-def _perplexity(part: pd.DataFrame) -> str:
-    return plus_minus(mean_interval(part["test_ppl"].tolist()))
 
 
 def _share(part: pd.DataFrame, dense: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""The figures that the AWD-LSTM sweeps were meant to reach, and whether they did; perplexities are judged by their intervals.
+"""The figures that the AWD-LSTM sweeps were meant to reach, and whether they did, by the intervals of perplexities.
 
 The goals are about the full size. The small version can answer two of the questions for itself, as another experiment.
 """
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.awd.answers import Answer, Sweeps, answer, order, paired_ratio
+from analysis.awd.answers import Answer, Sweeps, answer, order, paired_ratios, perplexity
 from analysis.awd.lines import BEST, DENSE, WIDE, Line
-from analysis.stats import Estimate, change, mean_interval, median_interval, words
+from analysis.goals.judge import decided
+from analysis.stats import NOTHING, Estimate, change, median_interval, words
 
 SEEDS = 3
 BLOCKS = (16, 32)
@@ -36,18 +37,11 @@ class Goal:
 
 
 def verdict(found: Estimate, reach: float, seeds: int = SEEDS, failed: bool = False) -> str:
-    """Of a value that should be at most `reach`: 'reached', 'missed', 'undecided', 'incomplete' (too few seeds), 'failed', 'not run'.
-
-    Missed when the whole interval lies above it, undecided when the interval holds it.
-    """
+    """Of a value that should be at most `reach`: as `decided`, 'incomplete' of few seeds, 'failed' or 'not run'."""
     if found.n == 0:
         return "failed" if failed else "not run"
     low, high = (found.value if math.isnan(bound) else bound for bound in (found.low, found.high))
-    if low > reach:
-        return "missed"
-    if high > reach:
-        return "undecided"
-    return "reached" if found.n >= seeds else "incomplete"
+    return decided([-high], [-low], -reach, found.n >= seeds)
 
 
 def _answer(sweeps: Sweeps, role: str, line: Line, blocks: tuple[int, ...] = ()) -> Answer:
@@ -60,7 +54,7 @@ def _at_most(role: str, line: Line, reach: float, blocks: tuple[int, ...] = ()) 
 
     def judge(sweeps: Sweeps) -> Judged:
         one = _answer(sweeps, role, line, blocks)
-        found = mean_interval([] if one.runs.empty else one.runs["test_ppl"].tolist())
+        found = perplexity(one.runs)
         return words(found), verdict(found, reach, failed=bool(one.failed))
 
     return judge
@@ -69,13 +63,13 @@ def _at_most(role: str, line: Line, reach: float, blocks: tuple[int, ...] = ()) 
 def _wider(sweeps: Sweeps) -> Judged:
     """The wide network with the best validation perplexity against the narrow dense one of the same seeds."""
     wide, dense = _answer(sweeps, "wide", ANY_WIDE), _answer(sweeps, "wide", DENSE)
-    nothing = wide.runs.empty or dense.runs.empty
-    ratio = Estimate(math.nan, math.nan, math.nan, 0) if nothing else paired_ratio(wide.runs, dense.runs)
+    both = not wide.runs.empty and not dense.runs.empty
+    [ratio] = paired_ratios([(wide.runs, dense.runs)]) if both else [NOTHING]
     return change(ratio), verdict(ratio, 1.0, failed=bool(wide.failed or dense.failed))
 
 
 def _in_order(sweeps: Sweeps) -> Judged:
-    """Every neighbouring pair at every block size: refuted by one that stands the other way round, reproduced by all."""
+    """Every neighbouring pair at every block size: refuted by one that stands the other way, reproduced by all."""
     pairs = [pair for pair in order(sweeps.by_role.get("paper")) if pair.verdict != "not run"]
     if not pairs:
         return "–", "not run"
@@ -88,14 +82,15 @@ def _in_order(sweeps: Sweeps) -> Judged:
 
 
 def _epoch(reach: float) -> Callable[[Sweeps], Judged]:
-    """Median seconds of training one epoch, over every epoch of the dense runs that ran alone on the GPU the goal names."""
+    """Median seconds of training one epoch, over every epoch of the dense runs that ran alone on the goal's GPU."""
 
     def judge(sweeps: Sweeps) -> Judged:
         found = sweeps.by_role.get("best")
         dense = _answer(sweeps, "best", DENSE).runs
         if found is None or dense.empty:
             return "–", "not run"
-        rows = found.train[found.train["cell_id"].isin(dense["cell_id"]) & (found.train["epoch"] >= 1)]
+        train = found.train.rows
+        rows = train[train["cell_id"].isin(dense["cell_id"]) & (train["epoch"] >= 1)]
         rows = rows[rows["device_name"].str.contains(GPU) & (rows["workers"] == 1)]
         seconds = median_interval(rows["train_seconds"].astype(float).tolist())
         return words(seconds) if seconds.n else "–", verdict(seconds, reach, seeds=1)

@@ -1,4 +1,4 @@
-"""The lines of the AWD-LSTM table: the slides' four rows and ours beside them, and which cells of the sweeps answer each.
+"""The lines of the AWD-LSTM table: the slides' four rows and ours beside them, and which cells answer each.
 
 A cell is a row of settings with kept and width, as `awd.cells` adds them: both over the dense model its sweep is about.
 """
@@ -35,7 +35,7 @@ def _wider(target: float) -> Callable[[Row], bool]:
 
 
 class Line(NamedTuple):
-    """One line of the table: `same` and `best` name the sweep that answers it in each column of ours (None: it has none).
+    """One line of the table: `same` and `best` name the sweep that answers it in each column of ours, if any.
 
     test: which cells belong to it. slide: the line of the slides' table. full: whether its settings are named in full.
     """

@@ -6,29 +6,21 @@ Every cell is text. What was not run says so; nothing is filled in from another 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
 import pandas as pd
 
-from analysis.awd.answers import (
-    SMALL,
-    SWEEPS,
-    Answer,
-    Sweep,
-    Sweeps,
-    answer,
-    order,
-    paired_ratio,
-    sparse_runs,
-)
+from analysis.awd import answers
+from analysis.awd.answers import SMALL, SWEEPS, Answer, Sweep, Sweeps, answer, order, paired_ratios
 from analysis.awd.equal import smaller_table, wide_table
-from analysis.awd.lines import BEST, DENSE, FOUR, LINES, NOT_RUN, NOTHING, Line, place
+from analysis.awd.lines import BEST, DENSE, FOUR, LINES, NOT_RUN, NOTHING, Line, Row, place
 from analysis.awd.published import ELEMENTWISE, RECIPE_90, RECIPE_750, SLIDES, Published
-from analysis.realised import over_seeds
-from analysis.runs import prunes
-from analysis.stats import change, factor, mean_interval, plus_minus, times
+from analysis.load import records
+from analysis.runs import PPL, best_replicated, prunes, without_path
+from analysis.stats import change, factor, plus_minus, times
+from analysis.study import Part, joined
+from analysis.tables import product_speedup
 
 NOT_MEASURED = "not measured"
 PUBLISHED_BESIDE = {DENSE.name: (RECIPE_90, RECIPE_750), BEST.name: (ELEMENTWISE[2],)}
@@ -38,10 +30,11 @@ BUYS = (
     "training, Amdahl ceiling", "inference, LSTM layers", "inference, whole",
 )  # fmt: skip
 SPEEDS = BUYS[-6:]
+ORDER = ("slides' better line", "slides' worse line", "block size", "perplexity of the worse over the better", "order")
 
 
 class Ours(NamedTuple):
-    """One line answered by one of our recipes ('same' as the slides, 'best'); sweep and answer are None where it was not run."""
+    """One line answered by one of our recipes ('same' as the slides, 'best'); None: its sweep was not run."""
 
     line: Line
     recipe: str
@@ -59,10 +52,10 @@ def ours(sweeps: Sweeps, line: Line, recipe: str) -> Ours | None:
 
 
 def beside_table(sweeps: Sweeps) -> pd.DataFrame:
-    """Test perplexity of each line: the slides', ours by their recipe in as many epochs, our best recipe's, and what is published.
+    """Test perplexity of each line: the slides', ours by their recipe and epochs, our best, and what is published.
 
-    Of several settings of a line, the one with the best validation perplexity among those with the most seeds. In the small
-    version ours and theirs are different experiments, and the columns say so.
+    Of several settings of a line, the one with the best validation perplexity among those with the most seeds. In the
+    small version ours and theirs are different experiments, and the columns say so.
     """
     theirs = ", full size" if sweeps.small else ""
     same, best = "ours, same epochs", "ours, best"
@@ -102,18 +95,18 @@ def perplexity(one: Ours | None) -> str:
     if one.answer.runs.empty:
         return failed
     setting = one.answer.setting
-    words = [plus_minus(mean_interval(one.answer.runs["test_ppl"].tolist())), place(setting, one.line.full)]
+    words = [plus_minus(answers.perplexity(one.answer.runs)), place(setting, one.line.full)]
     words += [f"ρ {one.answer.runs['stored_sparsity'].mean():.2f}"] if prunes(setting) else []
     return ", ".join(word for word in words if word) + (f"; besides {failed}" if failed else "")
 
 
 def buys_table(sweeps: Sweeps) -> pd.DataFrame:
-    """What each line of ours costs and saves: sparsity stored, cost against dense, and speedups of training and inference.
+    """What each line of ours costs and saves: sparsity stored, cost against dense, speedups of training and inference.
 
     cost: paired with the seed's dense run of the sweep (of a wider network: the narrower dense one). predicted: the
     gradual-pruning integral over the sparsity achieved. LSTM layers measured: interleaved pairs along the run; whole
-    expected: Amdahl's with those pairs and the layers' share of the time; whole measured: runs one after another, so rough;
-    ceiling: Amdahl's with the predicted integral. Speedups are over the dense path of a network of the same size.
+    expected: Amdahl's with those pairs and the layers' share of the time; whole measured: runs one after another, so
+    rough; ceiling: Amdahl's with the predicted integral. Speedups are over the dense path of a network of its size.
     """
     rows = []
     for line in LINES:
@@ -132,61 +125,45 @@ def _bought(one: Ours) -> list[str]:
     if one.sweep is None or one.answer is None or one.answer.runs.empty:
         return [*start, NOTHING, *[perplexity(one)] * 2, claimed, *[NOT_RUN] * 7]
     done, setting = one.answer.runs, one.answer.setting
-    cost = change(paired_ratio(done, answer(one.sweep.cells, DENSE).runs))
-    start += [place(setting, True) or NOTHING, f"{done['stored_sparsity'].mean():.3f}", cost, claimed]
+    [cost] = paired_ratios([(done, answer(one.sweep.cells, DENSE).runs)])
+    start += [place(setting, True) or NOTHING, f"{done['stored_sparsity'].mean():.3f}", change(cost), claimed]
     if not prunes(setting):
         return [*start, *[NOTHING] * 7]
-    return [*start, factor(done["predicted_training"].mean()), *_speeds(sparse_runs(one.sweep, one.answer))]
-
-
-def _speeds(part: pd.DataFrame) -> Iterator[str]:
-    """The columns SPEEDS of the runs on the sparse path; masked runs multiply at dense speed and measure nothing."""
-    if part.empty:
-        yield from [NOT_MEASURED] * len(SPEEDS)
-        return
-    whole = part["against_masked"].where(part["against_masked"].notna(), part["against_dense"])
-    for found in (part["measured"], part["allowed"], whole, part["ceiling"], part["inference_lstm"], part["inference"]):
-        estimate = over_seeds(found)
-        yield NOT_MEASURED if estimate.n == 0 else times(estimate)
+    gains = answers.gains(one.sweep, one.answer)  # of the sparse path: masked runs multiply at dense speed
+    speeds = [times(found) if found.n else NOT_MEASURED for found in gains] or [NOT_MEASURED] * len(SPEEDS)
+    return [*start, factor(done["predicted_training"].mean()), *speeds]
 
 
 def order_table(sweeps: Sweeps) -> pd.DataFrame:
-    """The slides' order, dense < block lasso < gradual < random pre-pruning: every neighbouring pair, paired over the seeds.
+    """The slides' order, dense < block lasso < gradual < random pre-pruning: every neighbouring pair, paired by seed.
 
     Each interval holds at 95 % by itself. 'refuted' says that the pair stands the other way round here.
     """
-    names = (
-        "slides' better line",
-        "slides' worse line",
-        "block size",
-        "perplexity of the worse over the better",
-        "order",
-    )
     rows = [
         (pair.better.name, pair.worse.name, str(pair.block_size), change(pair.ratio), pair.verdict)
         for pair in order(sweeps.by_role.get("paper"))
     ]
     rows = rows or [(better.name, worse.name, NOTHING, NOTHING, NOT_RUN) for better, worse in pairwise(FOUR)]
-    return pd.DataFrame(rows, columns=list(names))
+    return pd.DataFrame(rows, columns=list(ORDER))
 
 
 def notes(sweeps: Sweeps) -> list[str]:
-    """What the reader must know of these sweeps: which were not run, and that the small version is another experiment."""
+    """What the reader must know of these sweeps: which were not run, that the small version is another experiment."""
     size = SMALL if sweeps.small else ""
     missing = [f"wikitext2_{role}{size}" for role in SWEEPS if role not in sweeps.by_role]
     lines = [f"Not run: {', '.join(missing)}."] if missing else []
     lines += [f"{note[0].upper()}{note[1:]}." for note in sweeps.notes]
     for role, found in sweeps.by_role.items():
-        first = found.train.iloc[0]
+        first = found.train.rows.iloc[0]
         tokens = f"{first['train_tokens']:,} tokens" if first["train_tokens"] else "the whole text"
-        layers = f"{first['num_layers']} LSTM layers"
         lines.append(
-            f"wikitext2_{role}{size}: {first['epochs']} epochs of {tokens}, {layers}, embedding {first['embedding_size']}, on {first['device_name']}."
+            f"wikitext2_{role}{size}: {first['epochs']} epochs of {tokens}, {first['num_layers']} LSTM layers, "
+            f"embedding {first['embedding_size']}, on {first['device_name']}."
         )
     if sweeps.small:
         lines.append(
-            "The small version keeps the vocabulary and has smaller layers, less text and fewer epochs: another experiment. "
-            "Its values compare with each other, never with the slides' or any published ones."
+            "The small version keeps the vocabulary and has smaller layers, less text and fewer epochs: another "
+            "experiment. Its values compare with each other, never with the slides' or any published ones."
         )
     return lines
 
@@ -196,8 +173,9 @@ def every_table(sweeps: Sweeps) -> list[tuple[str, pd.DataFrame]]:
     return [
         ("Test perplexity: the slides, ours, and what is published.", beside_table(sweeps)),
         (
-            "What each line of ours costs and saves. The cost is paired with the dense run of the same seed; speedups are over "
-            "the dense path of the same network; whole training runs ran one after another, so they are rough.",
+            "What each line of ours costs and saves. The cost is paired with the dense run of the same seed; speedups "
+            "are over the dense path of the same network; whole training runs ran one after another, so they are "
+            "rough.",
             buys_table(sweeps),
         ),
         ("The order of the slides' rows, same recipe and epochs, paired over the seeds.", order_table(sweeps)),
@@ -207,3 +185,41 @@ def every_table(sweeps: Sweeps) -> list[tuple[str, pd.DataFrame]]:
         ),
         ("Wider for sparser: networks that store as many LSTM weights as the narrow dense one.", wide_table(sweeps)),
     ]
+
+
+def slides_table(train: Part, gemm: Part) -> pd.DataFrame:
+    """The slides' four rows beside ours of any sweep, at the block size with the best validation perplexity."""
+    found = records(joined(train, gemm))
+    rows = []
+    for slide in records(SLIDES):
+        ours = _best(found, slide)
+        rows.append(
+            {
+                "slides": slide["variant"],
+                "slides' train / val / test ppl": " / ".join(f"{slide[name]:.2f}" for name in PPL),
+                "slides' speedup": f"{slide['claimed_speedup']:.1f}×",
+                "ours": NOTHING if ours is None else _name(ours),
+                **{f"our {name[:-4]} ppl": NOTHING if ours is None else plus_minus(ours[name]) for name in PPL},
+                "our cost against dense": NOTHING if ours is None else change(ours["ppl_ratio"]),
+                "our predicted training speedup": NOTHING if ours is None else factor(ours["predicted_training"]),
+                "our measured product speedup": NOTHING if ours is None else product_speedup(ours),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _best(found: list[Row], slide: Row) -> Row | None:
+    """Our setting for a row of the slides: of those with the most seeds the one with the best validation perplexity."""
+    names = dict.fromkeys((slide["variant"], slide["variant"].replace("linear", "cubic")))
+    for name in names:
+        mine = [
+            row for row in found if row["target_sparsity"] == slide["sparsity"] and without_path(row["variant"]) == name
+        ]
+        if mine:
+            return best_replicated(mine)
+    return None
+
+
+def _name(row: Row) -> str:
+    """'block lasso + gradual (cubic), block 16'."""
+    return str(row["variant"]) if pd.isna(row["block_size"]) else f"{row['variant']}, block {row['block_size']}"

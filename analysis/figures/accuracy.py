@@ -1,4 +1,4 @@
-"""Figures of what sparsity costs: perplexity against sparsity, with dense controls, and networks wider by what they save."""
+"""Figures of what sparsity costs: perplexity by sparsity, with dense controls, and networks wider by what they save."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from matplotlib.lines import Line2D
 from analysis.figures import style
 from analysis.figures.panels import not_finished, nothing_finished
 from analysis.load import records
-from analysis.runs import EQUAL, is_dense, replicates, runs, without_path
-from analysis.stats import Estimate
+from analysis.runs import EQUAL, is_dense, without_path
+from analysis.stats import NOTHING, Estimate
+from analysis.study import Part
 
 BESIDE = 0.016  # share of the sparsity axis
 CONTROL = "smaller dense network, as many stored LSTM weights"
 
 
-def cost_figure(train: pd.DataFrame | None) -> Figure:
+def cost_figure(train: Part) -> Figure:
     """`wide_figure` where pruned networks spend a dense one's weights on wider layers, else `perplexity_figure`."""
-    final = runs(train) if train is not None and not train.empty else pd.DataFrame()
-    return wide_figure(train) if not final.empty and _is_wide(replicates(final)) else perplexity_figure(train)
+    return wide_figure(train) if _is_wide(train.replicates) else perplexity_figure(train)
 
 
 def _is_wide(found: pd.DataFrame) -> bool:
-    """Whether a dense network of `replicates` is what wider pruned ones are compared with, not a control of their weights.
+    """Whether a dense network of `replicates` is what wider pruned ones are compared with, no control of their weights.
 
     A control is there for pruned networks of one width, beside a dense one of that width; nothing is pruned at its own.
     """
@@ -42,7 +42,7 @@ def _is_wide(found: pd.DataFrame) -> bool:
 
 
 def narrow_network(found: pd.DataFrame) -> tuple[dict[str, Any] | None, pd.DataFrame]:
-    """(the dense network of `replicates` whose weights wider pruned ones store, those): the one that most widths share.
+    """(the dense network of `replicates` whose weights wider pruned ones store, those): that which most widths share.
 
     None where no wider pruned network stores as many weights as a dense one, within EQUAL.
     """
@@ -61,17 +61,16 @@ def narrow_network(found: pd.DataFrame) -> tuple[dict[str, Any] | None, pd.DataF
     return records(found.loc[[best]])[0], wider[best]
 
 
-def perplexity_figure(train: pd.DataFrame | None) -> Figure:
+def perplexity_figure(train: Part) -> Figure:
     """Test perplexity against achieved sparsity: a colour per variant, a marker per block size, dense as a band.
 
-    Where dense networks of several sizes were trained, the largest is the band; the others stand as controls at the sparsity
-    at which the largest would store as many LSTM weights.
+    Where dense networks of several sizes were trained, the largest is the band; the others stand as controls at the
+    sparsity at which the largest would store as many LSTM weights.
     """
     title = "What sparsity costs in perplexity"
-    final = runs(train) if train is not None and not train.empty else pd.DataFrame()
-    if final.empty:
-        return nothing_finished(title, train)
-    found = _whole_lines(replicates(final))
+    if train.replicates.empty:
+        return nothing_finished(title, train.rows)
+    found = _whole_lines(train.replicates)
     dense = found["variant"].map(is_dense).astype(bool)
     band = found[dense].sort_values("stored_weights").tail(1)
     smaller = found[dense].sort_values("stored_weights").iloc[:-1]
@@ -97,7 +96,7 @@ def perplexity_figure(train: pd.DataFrame | None) -> Figure:
     beside = (
         f"Lines are drawn up to {BESIDE:g} beside their sparsity, so that points of one sparsity stand side by side."
     )
-    style.margin(drawn, [*_intervals(found), *([beside] if len(groups) > 1 else []), *edge, *not_finished(train)])
+    style.margin(drawn, [_intervals(found), *([beside] if len(groups) > 1 else []), *edge, *not_finished(train.rows)])
     return drawn
 
 
@@ -124,12 +123,11 @@ def _band(ax: Axes, dense: Estimate, horizontal: bool) -> None:
 
 
 def _line(ax: Axes, at: pd.Series, line: pd.DataFrame, top: float, **looks: Any) -> None:
-    """One variant at one block size by its sparsity; what lies beyond `top` is pinned to the upper edge, and no line leads there."""
+    """One variant at one block size by its sparsity; what lies beyond `top` is pinned to the edge, without a line."""
     ordered = at.sort_values()
     found = line.loc[ordered.index, "test_ppl"]
     within = np.array([one.value <= top for one in found])
-    nothing = Estimate(math.nan, math.nan, math.nan, 0)
-    values = [one if one.value <= top else nothing for one in found]
+    values = [one if one.value <= top else NOTHING for one in found]
     style.pinned(ax, ordered[~within], looks["color"], looks["marker"])
     looks = {"linewidth": 1.1, "alpha": 0.9, "capsize": 2.5} | looks
     ax.errorbar(ordered, [one.value for one in values], yerr=style.spread(values), **looks)
@@ -150,20 +148,18 @@ def _broken(words: str) -> str:
     return words.replace(", ", ",\n", 1) if len(words) > 32 else words
 
 
-def _intervals(found: pd.DataFrame) -> list[str]:
+def _intervals(found: pd.DataFrame) -> str:
     """What the bars are."""
-    seeds = sorted({one.n for one in found["test_ppl"]})
-    note = f"Bars and band: 95 % t-intervals over seeds ({' or '.join(map(str, seeds))} per point; none where there is one)."
-    return [note]
+    seeds = " or ".join(map(str, sorted({one.n for one in found["test_ppl"]})))
+    return f"Bars and band: 95 % t-intervals over seeds ({seeds} per point; none where there is one)."
 
 
-def wide_figure(train: pd.DataFrame | None) -> Figure:
-    """Wider for sparser: test perplexity of each network by stored LSTM weights; the narrow dense one they share as a band."""
+def wide_figure(train: Part) -> Figure:
+    """Wider for sparser: test perplexity of each network by stored LSTM weights; the narrow dense one as a band."""
     title = "Wider for sparser: test perplexity beside the stored LSTM weights"
-    final = runs(train) if train is not None and not train.empty else pd.DataFrame()
-    if final.empty:
-        return nothing_finished(title, train)
-    found = replicates(final).sort_values(["stored_weights", "hidden_size", "block_size"], ignore_index=True)
+    if train.replicates.empty:
+        return nothing_finished(title, train.rows)
+    found = train.replicates.sort_values(["stored_weights", "hidden_size", "block_size"], ignore_index=True)
     narrow = narrow_network(found)[0] or next(iter(_dense_by_width(found)), None)
     base = math.nan if narrow is None else narrow["stored_weights"]
     drawn, [[ax]] = style.figure(1.6 + 0.34 * len(found))
@@ -178,7 +174,7 @@ def wide_figure(train: pd.DataFrame | None) -> Figure:
     ax.set_ylim(len(found) - 0.4, -0.6)
     ax.set(xlabel="test perplexity")
     drawn.suptitle(title, fontsize=12)
-    style.margin(drawn, [*_intervals(found), *not_finished(train)])
+    style.margin(drawn, [_intervals(found), *not_finished(train.rows)])
     return drawn
 
 

@@ -45,7 +45,7 @@ def not_measured(frame: pd.DataFrame, name: str) -> list[str]:
 
 
 def nothing_kept(points: pd.DataFrame) -> list[str]:
-    """One line that names the points of `compare` without a kept block, which stand beside no theory; none without one."""
+    """One line that names the points of `compare` without a kept block, which stand beside no theory, if any."""
     empty = compare.nothing_kept(points)
     named = dict.fromkeys(
         f"{row['backend']}, block {row['block_size']}, target {row['target_sparsity']:g}" for row in records(empty)
@@ -68,16 +68,14 @@ def no_bound(what: str, found: pd.DataFrame) -> list[str]:
     return [f"{what}: {'; '.join(named)}."] if named else []
 
 
-def not_finished(train: pd.DataFrame | None) -> list[str]:
+def not_finished(train: pd.DataFrame) -> list[str]:
     """One line per status and reason of the training runs that did not finish."""
-    if train is None or train.empty:
-        return []
     return [f"Not finished: {row['runs']} × {row['status']}: {row['reason']}" for row in records(failed_runs(train))]
 
 
-def nothing_finished(title: str, train: pd.DataFrame | None) -> Figure:
-    """The figure of a training table that is not there or in which no run finished, with why."""
-    drawn = style.empty_figure(title, "no training run has finished" + (": not run" if train is None else ""))
+def nothing_finished(title: str, train: pd.DataFrame) -> Figure:
+    """The figure of a training table without rows, or in which no run finished, with why."""
+    drawn = style.empty_figure(title, "no training run has finished" + (": not run" if train.empty else ""))
     style.margin(drawn, not_finished(train))
     return drawn
 
@@ -101,7 +99,7 @@ def limits(points: pd.DataFrame) -> Limits:
 def speedup_panel(
     ax: Axes, points: pd.DataFrame, shown: Limits, title: str, promise: Callable[[float], float] = theory.speedup
 ) -> None:
-    """Measured speedup against sparsity, a line per block size, `promise` dashed, the break-even marked and written out."""
+    """Measured speedup against sparsity, a line per block size, `promise` dashed, break-even marked and in words."""
     span, bounds = shown
     style.speedup_axis(ax.yaxis, *bounds)
     ax.set_xlim(*span)
@@ -140,7 +138,7 @@ def _wrapped(parts: list[str], limit: int = 3) -> list[str]:
 
 
 def block_legend(drawn: Figure, points: pd.DataFrame, promise: str = "theory 1/(1−ρ)") -> None:
-    """The block sizes of `points` with their colours and markers, theory, break-even, and noisy points where there are any."""
+    """The block sizes of `points` with their colours and markers, theory, break-even, and noisy points if any."""
     handles = [
         *style.block_entries(points["block_size"]),
         style.entry(promise, "black", linestyle="--", linewidth=1.2),

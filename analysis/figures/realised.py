@@ -15,34 +15,35 @@ from matplotlib.patches import Patch
 from analysis.figures import style
 from analysis.figures.panels import panels
 from analysis.load import records
-from analysis.realised import layers_speedup, over_seeds, probes, realised
+from analysis.realised import SETTING, layers_speedup, probes
 from analysis.stats import Estimate, factor, times
+from analysis.study import Part
 
 MAX_RUNS = 3
 TICK = {"markersize": 12, "markeredgewidth": 2.5}
 NOT_RUN = "no finished run on the sparse path: not run"
 UNPAIRED = (
-    "Whole training runs ran one after another, not interleaved, so their bars are rough; the expected mark takes the LSTM "
-    "layers' share within one run and their interleaved pairs, and is the surer figure. Inference is interleaved pairs."
+    "Whole training runs ran one after another, not interleaved, so their bars are rough; the expected mark takes the "
+    "LSTM layers' share within one run and their interleaved pairs, and is the surer figure. Inference is interleaved "
+    "pairs."
 )
 
 
-def integral_steps_figure(train: pd.DataFrame | None) -> Figure:
-    """Time of the LSTM layers in a training step over the run: dense, theory and measured; the shaded area is the integral.
+def integral_steps_figure(train: Part) -> Figure:
+    """Time of the LSTM layers in a training step over the run: dense, theory and measured; its area is the integral.
 
     One panel per setting, at most MAX_RUNS: the first seed of those nearest to 80 % sparsity.
     """
     title = "The training-time integral of the LSTM layers"
-    found = realised(train)
-    found = found[found["measured"].map(lambda one: one.n > 0)] if len(found) else found
-    if train is None or found.empty:
+    found = train.realised[[one.n > 0 for one in train.realised["measured"]]]
+    if found.empty:
         return style.empty_figure(title, NOT_RUN)
     order = (found["target_sparsity"] - 0.8).abs()
     chosen = found.assign(order=order).sort_values(["order", "variant", "block_size", "seed"])
-    chosen = chosen.drop_duplicates(["variant", "block_size", "target_sparsity"]).head(MAX_RUNS)
+    chosen = chosen.drop_duplicates([*SETTING]).head(MAX_RUNS)
     drawn, axes = panels(len(chosen), 3.9, sharey=True)
     highest = [
-        _steps_panel(ax, row, train[train["cell_id"] == row["cell_id"]])
+        _steps_panel(ax, row, train.rows[train.rows["cell_id"] == row["cell_id"]])
         for ax, row in zip(axes, records(chosen), strict=True)
     ]
     axes[0].set_ylim(0.0, 1.05 * max(highest))
@@ -97,23 +98,22 @@ def _setting(row: dict[str, Any]) -> str:
     return f"{variant},\n{', '.join(place)}"
 
 
-def end_to_end_figure(train: pd.DataFrame | None) -> Figure:
+def end_to_end_figure(train: Part) -> Figure:
     """Speedups over dense, LSTM layers and whole, theory and measured, with Amdahl's ceiling: training, and inference.
 
     One group of bars per setting: geometric means over its seeds.
     """
     title = "End to end: what the speed of the LSTM layers is worth"
-    found = realised(train)
-    if found.empty:
+    groups = records(train.gains)
+    if not groups:
         return style.empty_figure(title, NOT_RUN)
-    groups = list(found.groupby(["variant", "block_size", "target_sparsity"], sort=False))
     drawn, [[left, right]] = style.figure(1.9 + 1.15 * len(groups), 1, 2, sharey=True)
-    highest = max(_bars(ax, [part for _, part in groups], training) for ax, training in ((left, True), (right, False)))
+    highest = max(_bars(ax, groups, training) for ax, training in ((left, True), (right, False)))
     for ax, words in ((left, "training"), (right, "inference of the finished model")):
         ax.axvline(1.0, color=style.GREY, linewidth=1.0)
         ax.set_axisbelow(True)
         ax.set(xlabel="speedup over dense", title=words, xlim=(0.0, 1.3 * highest))
-    left.set_yticks(range(len(groups)), [_setting(records(part)[0]) for _, part in groups], fontsize=8.5)
+    left.set_yticks(range(len(groups)), [_setting(row) for row in groups], fontsize=8.5)
     left.set_ylim(len(groups) - 0.4, -0.6)
     drawn.legend(handles=[
         Patch(facecolor="white", edgecolor=style.GREEN, hatch="//", label="LSTM layers, theory"),
@@ -127,13 +127,13 @@ def end_to_end_figure(train: pd.DataFrame | None) -> Figure:
     return drawn
 
 
-def _bars(ax: Axes, groups: list[pd.DataFrame], training: bool) -> float:
+def _bars(ax: Axes, groups: list[dict[str, Any]], training: bool) -> float:
     """Draw the three bars and the ceiling of every group; the highest value drawn."""
     highest = 1.0
     looks = (("white", style.GREEN, "//"), (style.BLUE, style.BLUE, ""), (style.ORANGE, style.ORANGE, ""))
-    for height, part in enumerate(groups):
-        bars, ceiling = training_bars(part) if training else inference_bars(part)
-        expected = part["allowed"].mean() if training else math.nan
+    for height, row in enumerate(groups):
+        bars, ceiling = training_bars(row) if training else inference_bars(row)
+        expected = row["allowed"] if training else math.nan
         marks = [(at, colour) for at, colour in ((expected, style.BLUE), (ceiling, style.RED)) if math.isfinite(at)]
         for offset, one, (face, edge, hatch) in zip((-0.27, 0.0, 0.27), bars, looks, strict=True):
             beside = [1.0, *(at for at, _ in marks if offset > 0.0)]  # the marks stand at the height of the last bar
@@ -155,22 +155,15 @@ def _say(ax: Axes, words: str, at: float, height: float, colour: str) -> None:
     ax.annotate(words, (at, height), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour)
 
 
-def training_bars(part: pd.DataFrame) -> tuple[list[Estimate], float]:
-    """([LSTM layers in theory, measured, whole measured], Amdahl's ceiling) of one setting's training runs."""
-    whole = part["against_masked"].where(part["against_masked"].notna(), part["against_dense"])
-    bars = [
-        Estimate(part["predicted"].mean(), math.nan, math.nan, len(part)),
-        over_seeds(part["measured"]),
-        over_seeds(whole),
-    ]
-    return bars, float(part["ceiling"].mean())
+def training_bars(row: dict[str, Any]) -> tuple[list[Estimate], float]:
+    """([LSTM layers in theory, measured, whole measured], Amdahl's ceiling) of training, of a row of `gains`."""
+    return [_promise(row, "predicted"), row["measured"], row["whole"]], row["ceiling"]
 
 
-def inference_bars(part: pd.DataFrame) -> tuple[list[Estimate], float]:
-    """The same of one setting's finished models, theory and ceiling at their final sparsity."""
-    bars = [
-        Estimate(part["inference_promise"].mean(), math.nan, math.nan, len(part)),
-        over_seeds(part["inference_lstm"]),
-        over_seeds(part["inference"]),
-    ]
-    return bars, float(part["inference_ceiling"].mean())
+def inference_bars(row: dict[str, Any]) -> tuple[list[Estimate], float]:
+    """The same of inference by the finished models, theory and ceiling at their final sparsity."""
+    return [_promise(row, "inference_promise"), row["inference_lstm"], row["inference"]], row["inference_ceiling"]
+
+
+def _promise(row: dict[str, Any], name: str) -> Estimate:
+    return Estimate(row[name], math.nan, math.nan, row["seeds"])

@@ -37,10 +37,11 @@ VARIANT_COLOURS: dict[str, str] = {
 SPARE = (PURPLE, "#8c564b", ORANGE, GREEN, "#7570b3", YELLOW, "#004d40")  # not GREY, that of words and keys
 
 RC: dict[Any, Any] = {
-    "font.size": 10.0, "axes.titlesize": 11.0, "axes.labelsize": 10.0, "legend.fontsize": 9.5, "font.family": "DejaVu Sans",
-    "xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.color": "#e2e2e2", "grid.linewidth": 0.6, "lines.linewidth": 1.6, "lines.markersize": 5.5,
-    "legend.frameon": False, "savefig.facecolor": "white", "figure.facecolor": "white", "svg.hashsalt": "block-sparse-bench",
+    "font.size": 10.0, "axes.titlesize": 11.0, "axes.labelsize": 10.0, "legend.fontsize": 9.5,
+    "font.family": "DejaVu Sans", "xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.color": "#e2e2e2", "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6, "lines.markersize": 5.5, "legend.frameon": False, "savefig.facecolor": "white",
+    "figure.facecolor": "white", "svg.hashsalt": "block-sparse-bench",
 }  # fmt: skip
 DEFAULTS = {
     name: value for name, value in dict.items(mpl.rcParamsDefault) if not name.startswith(("backend", "interactive"))
@@ -63,7 +64,7 @@ def block_marker(block_size: Any) -> str:
 
 
 def variant_colours(variants: Iterable[str]) -> dict[str, str]:
-    """A colour for each variant: fixed for the usual ones, spare colours by name for the others, none twice while they last."""
+    """A colour for each variant: fixed for the usual ones, spare ones by name for others, each once while they last."""
     variants = list(dict.fromkeys(variants))
     taken = {VARIANT_COLOURS[name] for name in variants if name in VARIANT_COLOURS}
     taken.add(BLACK)  # that of dense, whatever else there is
@@ -108,12 +109,12 @@ def speedup_axis(axis: Any, low: float, high: float) -> None:
 
 
 def entry(label: str, colour: str = GREY, marker: str = "", **looks: Any) -> Line2D:
-    """What a legend shows beside `label`: a line, or a marker alone where there is one and `looks` names no linestyle."""
+    """What a legend shows beside `label`: a line, or a marker alone where there is one and no linestyle is named."""
     return Line2D([], [], color=colour, marker=marker, label=label, **{"linestyle": "" if marker else "-"} | looks)
 
 
 def block_entries(sizes: pd.Series, colour: str = "") -> list[Line2D]:
-    """What a legend shows for block sizes: a line in the colour of each with its marker, or its marker alone in `colour`."""
+    """What a legend shows for block sizes: a line in each one's colour with its marker, or the marker in `colour`."""
     return [
         entry(f"block {size}", colour or block_colour(size), block_marker(size), linestyle="" if colour else "-")
         for size in sorted(sizes.dropna().unique())
@@ -141,7 +142,7 @@ def ceiling(perplexities: Sequence[float]) -> float:
 
 
 def beyond(names: Sequence[str], perplexities: Sequence[float]) -> list[str]:
-    """One line for the margin that names what lies beyond `ceiling`, with its perplexities; none where nothing does."""
+    """One line for the margin that names what lies beyond `ceiling`, with its perplexities, where anything does."""
     top = ceiling(perplexities)
     found: dict[str, list[float]] = {}
     for name, value in zip(names, perplexities, strict=True):
@@ -152,7 +153,7 @@ def beyond(names: Sequence[str], perplexities: Sequence[float]) -> list[str]:
 
 
 def pinned(ax: Axes, at: Iterable[float], colour: str, marker: str) -> None:
-    """Points that lie beyond the upper end of their axis: hollow and under an arrow, at the edge, joined with nothing."""
+    """Points that lie beyond the upper end of their axis: hollow, under an arrow, at the edge, joined with nothing."""
     edge = ax.get_xaxis_transform()
     for across in at:
         ax.plot(across, 0.94, marker, color=colour, markerfacecolor="white", transform=edge, zorder=4)

@@ -12,7 +12,7 @@ from analysis import compare, theory
 from analysis.figures import style
 from analysis.figures.panels import noisy_points, nothing_kept, nothing_measured
 from analysis.load import one_of
-from analysis.runs import runs
+from analysis.study import Part
 
 AWD_LSTM = {"embedding_size": 400, "hidden_size": 1150, "num_layers": 3, "vocabulary": 33278}  # slides' network
 RHOS = np.linspace(0.0, 0.99, 200)
@@ -45,15 +45,15 @@ def _layout_bytes(layout: str, rows: int, cols: int, block_size: int, rho: float
     return theory.coo_bytes(nnz) if layout == "coo" else theory.csr_bytes(rows, nnz)
 
 
-def roofline_figure(frame: pd.DataFrame) -> Figure:
+def roofline_figure(gemm: Part) -> Figure:
     """Attained GFLOP/s against arithmetic intensity for one shape, under roofs made of the best this sweep reached.
 
-    frame: rows of the gemm table of one product shape. The roofs are measured, not the hardware's: the flat one is the
-    highest rate of any product, dense ones included, the slope the highest traffic (compulsory bytes over time).
+    gemm: a part of one product shape. The roofs are measured, not the hardware's: the flat one is the highest rate of
+    any product, dense ones included, the slope the highest traffic (compulsory bytes over time).
     """
-    one_of(frame, compare.SHAPE)
+    one_of(gemm.rows, compare.SHAPE)
     drawn, [[ax]] = style.figure(5.0)
-    every = compare.block_sparse(compare.gemm_points(frame))
+    every = compare.block_sparse(gemm.points)
     timed = compare.kept(every)
     if timed.empty:
         nothing_measured(ax, "block-sparse product of this shape", every)
@@ -78,7 +78,7 @@ def roofline_figure(frame: pd.DataFrame) -> Figure:
 
 
 def _rates(timed: pd.DataFrame) -> pd.DataFrame:
-    """backend, block_size, intensity (FLOP/byte) and rate (FLOP/s) of each point, and of the dense product it was paired with."""
+    """backend, block_size, intensity (FLOP/byte) and rate (FLOP/s) of each point, and of the dense product beside."""
     rows = []
     for row in timed.to_dict("records"):
         m, k, n, size = (int(row[name]) for name in ("m", "k", "n", "block_size"))
@@ -99,8 +99,8 @@ def _roof(peak: float, slope: float, low: float, high: float) -> tuple[np.ndarra
     return at, np.array([theory.roofline(peak, slope, intensity) for intensity in at]) / 1e9
 
 
-def amdahl_figure(train: pd.DataFrame | None) -> Figure:
-    """Ceiling of a whole forward pass against sparsity: the product alone, the slides' AWD-LSTM, and the runs of a sweep."""
+def amdahl_figure(train: Part) -> Figure:
+    """Ceiling of a whole forward pass by sparsity: the product alone, the slides' AWD-LSTM, and the runs of a sweep."""
     drawn, [[ax]] = style.figure(4.6)
     product = [theory.speedup(rho) for rho in RHOS]
     ax.plot(RHOS, product, "--", color="black", linewidth=1.2, label="the pruned product alone, 1/(1−ρ)")
@@ -114,8 +114,8 @@ def amdahl_figure(train: pd.DataFrame | None) -> Figure:
     ):
         ax.plot(RHOS, [theory.amdahl_ceiling(pruned, other, rho) for rho in RHOS], color=colour, label=label)
     highest = 24.0
-    if train is not None:
-        final = runs(train)
+    final = train.runs
+    if len(final):
         ax.plot(final["stored_sparsity"], final["ceiling"], "o", color=style.GREEN, label="runs of this sweep")
         highest = max([highest, *(1.15 * final["ceiling"]).tolist()])
     style.speedup_axis(ax.yaxis, 0.9, highest)

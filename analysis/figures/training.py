@@ -15,14 +15,17 @@ from matplotlib.figure import Figure
 from analysis.figures import style
 from analysis.figures.panels import no_bound, nothing_finished
 from analysis.load import records
-from analysis.runs import common_block_size, common_sparsity, is_dense, replicates, runs
+from analysis.runs import common_block_size, common_sparsity, is_dense
+from analysis.study import Part
 
 GATES = ("i input", "f forget", "g cell", "o output")
 
 
-def chosen_runs(final: pd.DataFrame) -> tuple[pd.DataFrame, int | None, float | None]:
-    """(runs, block size, target sparsity): every variant at the block size and sparsity that most of them share."""
-    found = replicates(final)
+def chosen_runs(final: pd.DataFrame, found: pd.DataFrame) -> tuple[pd.DataFrame, int | None, float | None]:
+    """(runs, block size, target sparsity): every variant at the block size and sparsity that most of them share.
+
+    final, found: `runs`, and their `replicates`.
+    """
     target = common_sparsity(found)
     size = common_block_size(found, target)
     at_target = (final["target_sparsity"] == 0.0) | (final["target_sparsity"] == target)
@@ -37,17 +40,16 @@ def _place(size: int | None, target: float | None) -> str:
     )
 
 
-def curves_figure(train: pd.DataFrame | None) -> Figure:
+def curves_figure(train: Part) -> Figure:
     """Validation perplexity and sparsity by epoch, a line per variant: the mean over seeds, and their range."""
     title = "How the variants train"
-    final = runs(train) if train is not None and not train.empty else pd.DataFrame()
-    if train is None or final.empty:
-        return nothing_finished(title, train)
-    chosen, size, target = chosen_runs(final)
+    if train.runs.empty:
+        return nothing_finished(title, train.rows)
+    chosen, size, target = chosen_runs(train.runs, train.replicates)
     drawn, [[left, right]] = style.figure(4.4, 1, 2)
-    every = style.variant_colours(final["variant"])  # as in the other figures of the sweep
+    every = style.variant_colours(train.runs["variant"])  # as in the other figures of the sweep
     colours = {variant: every[variant] for variant in dict.fromkeys(chosen["variant"])}
-    epochs = train.merge(chosen[["cell_id", "variant"]], on="cell_id")
+    epochs = train.rows.merge(chosen[["cell_id", "variant"]], on="cell_id")
     _curves(left, epochs[epochs["epoch"] >= 1], "val_ppl", colours)
     _curves(right, epochs, "sparsity", colours)
     left.set(ylabel="validation perplexity (log)", yscale="log", xlabel="epoch")
@@ -62,25 +64,25 @@ def curves_figure(train: pd.DataFrame | None) -> Figure:
 
 def _curves(ax: Axes, epochs: pd.DataFrame, column: str, colours: dict[str, str]) -> None:
     """A line per variant: the mean over seeds, and their range as a band."""
-    seaborn.lineplot(epochs, x="epoch", y=column, hue="variant", hue_order=list(colours), palette=colours, legend=False, ax=ax,
+    seaborn.lineplot(epochs, x="epoch", y=column, hue="variant", hue_order=list(colours), palette=colours, legend=False,
                      errorbar=lambda seeds: (seeds.min(), seeds.max()), err_kws={"alpha": 0.15, "linewidth": 0},
-                     marker="o", markersize=3.5, markeredgecolor="auto")  # fmt: skip
+                     marker="o", markersize=3.5, markeredgecolor="auto", ax=ax)  # fmt: skip
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
 
 
-def norm_maps_figure(train: pd.DataFrame | None, weight: str = "weight_hh_l0") -> Figure:
+def norm_maps_figure(train: Part, weight: str = "weight_hh_l0") -> Figure:
     """The slides' heat maps: L2 norms of the blocks of one weight, a row per variant, first, middle and last epoch.
 
-    Drawn transposed, so that the four gates lie side by side. One log scale for all panels, so that a colour means the same
-    norm in each of them; empty blocks are white, the smallest of the others dark.
+    Drawn transposed, so that the four gates lie side by side. One log scale for all panels, so that a colour means the
+    same norm in each of them; empty blocks are white, the smallest of the others dark.
     """
     title = f"Block norms of {weight}"
-    final = runs(train) if train is not None and not train.empty else pd.DataFrame()
-    if train is None or final.empty:
-        return nothing_finished(title, train)
-    chosen, size, target = chosen_runs(final)
+    if train.runs.empty:
+        return nothing_finished(title, train.rows)
+    chosen, size, target = chosen_runs(train.runs, train.replicates)
     chosen = chosen.sort_values("seed").drop_duplicates("variant").sort_index()
-    maps = {row["variant"]: norm_maps(train[train["cell_id"] == row["cell_id"]], weight) for row in records(chosen)}
+    stored = train.rows
+    maps = {row["variant"]: norm_maps(stored[stored["cell_id"] == row["cell_id"]], weight) for row in records(chosen)}
     maps = {variant: grids for variant, grids in maps.items() if grids}
     if not maps:
         return style.empty_figure(title, f"no norms of {weight} were stored")
@@ -131,18 +133,23 @@ def _gates(ax: Axes, blocks: int) -> None:
         ax.axvline(quarter * gate, color=style.GREY, linewidth=0.6)
 
 
-def integral_figure(train: pd.DataFrame | None) -> Figure:
-    """The training-time integral: what skipping empty blocks would gain, from the sparsity achieved, beside what was measured."""
+UNPAIRED = (
+    "Predicted: T_D / (T_S − Σ mean ρ_t) over the pruned matrices, were empty blocks free. Measured: seconds of the "
+    "dense run of the same seed over seconds of this run; the runs were not interleaved, so it is rough. Runs on the "
+    "dense path multiply masked weights at dense speed: about 1× is what masks alone buy."
+)
+
+
+def integral_figure(train: Part) -> Figure:
+    """The training-time integral: what skipping empty blocks would gain at the sparsity achieved, and was measured."""
     title = "Training time: what the integral promises and what whole runs gained"
-    final = runs(train) if train is not None and not train.empty else pd.DataFrame()
-    final = final[final["target_sparsity"] > 0.0] if not final.empty else final
-    if train is None or final.empty:
+    final, found = (each[each["target_sparsity"] > 0.0] for each in (train.runs, train.replicates))
+    if final.empty:
         return style.empty_figure(title, "no pruned run has finished")
-    chosen, size, target = chosen_runs(final)
-    found = replicates(final)
+    chosen, size, target = chosen_runs(final, found)
     drawn, [[left, right]] = style.figure(max(4.6, 1.8 + 0.34 * len(found)), 1, 2)
     colours = style.variant_colours(final["variant"])
-    epochs = train[train["epoch"] >= 1].merge(chosen[["cell_id", "variant"]], on="cell_id")
+    epochs = train.rows[train.rows["epoch"] >= 1].merge(chosen[["cell_id", "variant"]], on="cell_id")
     _curves(left, epochs.assign(cost=1.0 - epochs["mean_sparsity"]), "cost", colours)
     left.axhline(1.0, color=style.GREY, linewidth=1.0)
     left.set(
@@ -155,11 +162,8 @@ def integral_figure(train: pd.DataFrame | None) -> Figure:
         style.entry("measured, whole runs", marker="o"),
     ], loc="outside lower center", ncols=2)  # fmt: skip
     drawn.suptitle(title, fontsize=12)
-    style.margin(drawn, [
-        "Predicted: T_D / (T_S − Σ mean ρ_t) over the pruned matrices, were empty blocks free. Measured: seconds of the dense run of the "
-        "same seed over seconds of this run; the runs were not interleaved, so it is rough. Runs on the dense path multiply masked weights at "
-        "dense speed: about 1× is what masks alone buy.",
-        *no_bound("No prediction, for no block is ever kept", found[np.isinf(found["predicted_training"])])])  # fmt: skip
+    unbounded = found[np.isinf(found["predicted_training"])]
+    style.margin(drawn, [UNPAIRED, *no_bound("No prediction, for no block is ever kept", unbounded)])
     return drawn
 
 

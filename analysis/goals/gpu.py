@@ -1,4 +1,4 @@
-"""The figures our CUDA kernels are meant to reach on an H200, judged as those of the CPU are: by `analysis.goals.judge`.
+"""The figures our CUDA kernels are meant to reach on an H200.
 
 Of products, measured speedup over cuBLAS of the same type over 1/(1 - sparsity), from hot caches.
 """
@@ -29,46 +29,44 @@ KINDS: tuple[tuple[str, str, Grid, tuple[float, ...]], ...] = (  # what, backend
 )
 
 
-def _square(what: str, backend: str, types: Grid, block: int, reach: float) -> Goal:
-    grid = {**SQUARE, "op": ("dsd",), "block_size": (block,), "target_sparsity": SPARSITIES, **types}
-    where = f"W 4096 × 4096, n 4096, block {block}, ρ 0.5 to 0.9"
-    return Goal(f"dsd, {what}, measured / theory", where, "efficiency", "gemm", reach, (grid,), backend=backend)
+RECURRENT: Grid = {**STEP, "op": ("dsd",), "target_sparsity": (0.8,)}
+AT_STEPS = "bfloat16, W 4608 × 1152, n 20 and 80, block 16 to 64, ρ 0.8"
 
-
-def _rival(name: str) -> Goal:
-    square = {**SQUARE, **BFLOAT16, "block_size": BLOCKS}
-    grids = tuple({**grid, "op": ("dsd",), "target_sparsity": (0.8,)} for grid in (square, STEP))
-    where = "bfloat16, W 4096 × 4096, n 4096; W 4608 × 1152, n 20 and 80; ρ 0.8"
-    return Goal(f"dsd, time of {name} / cuda", where, "rival", "gemm", 1.0, grids, name, backend="cuda")
-
-
-def _gradient(op: str) -> Goal:
-    grid = {**SQUARE, **BFLOAT16, "op": (op,), "block_size": BLOCKS, "target_sparsity": (0.5, 0.8, 0.9)}
-    where = "bfloat16, W 4096 × 4096, n 4096, block 16 to 128, ρ 0.5 to 0.9"
-    return Goal(f"{op}, efficiency / dsd's", where, "relative", "gemm", 0.8, (grid,), backend="cuda")
-
-
-def _layer(passes: str, reach: float) -> Goal:
-    where = (
-        f"LSTM 1152 → 1152, batch 20 and 80, 70 steps, bfloat16, block 16 to 64, ρ 0.8, {passes.replace('_', ' + ')}"
-    )
-    what = "LSTM layer, speedup over cuDNN"
-    return Goal(what, where, "speedup", "lstm", reach, ({**LAYER, "passes": (passes,)},), backend="cuda")
-
-
-_RECURRENT: Grid = {**STEP, "op": ("dsd",), "target_sparsity": (0.8,)}
-_WHERE = "bfloat16, W 4608 × 1152, n 20 and 80, block 16 to 64, ρ 0.8"
 GOALS = (
     *(
-        _square(what, backend, types, block, reach)
+        Goal(
+            f"dsd, {what}, measured / theory", f"W 4096 × 4096, n 4096, block {block}, ρ 0.5 to 0.9", "efficiency",
+            reach, ({**SQUARE, "op": ("dsd",), "block_size": (block,), "target_sparsity": SPARSITIES, **types},),
+            backend=backend,
+        )
         for what, backend, types, figures in KINDS
         for block, reach in zip(BLOCKS, figures, strict=True)
     ),
-    Goal("recurrent step, speedup over cuBLAS", _WHERE, "speedup", "gemm", 2.5, (_RECURRENT,), backend="cuda"),
-    *map(_rival, RIVALS),
-    _gradient("dsd_t"),
-    _gradient("sdd"),
-    _layer("forward", 3.0),
-    _layer("forward_backward", 2.0),
-    Goal(f"{HOST_MS * 1e3:g} µs / processor time of a launch", _WHERE, "host", "gemm", 1.0, (_RECURRENT,), backend="cuda"),
+    Goal("recurrent step, speedup over cuBLAS", AT_STEPS, "speedup", 2.5, (RECURRENT,), backend="cuda"),
+    *(
+        Goal(
+            f"dsd, time of {rival} / cuda", "bfloat16, W 4096 × 4096, n 4096; W 4608 × 1152, n 20 and 80; ρ 0.8",
+            "rival", 1.0, ({**RECURRENT, **SQUARE, "block_size": BLOCKS}, RECURRENT), backend="cuda", rival=rival,
+        )
+        for rival in RIVALS
+    ),
+    *(
+        Goal(
+            f"{op}, efficiency / dsd's", "bfloat16, W 4096 × 4096, n 4096, block 16 to 128, ρ 0.5 to 0.9", "relative",
+            0.8, ({**RECURRENT, **SQUARE, "op": (op,), "block_size": BLOCKS, "target_sparsity": (0.5, 0.8, 0.9)},),
+            backend="cuda",
+        )
+        for op in ("dsd_t", "sdd")
+    ),
+    *(
+        Goal(
+            "LSTM layer, speedup over cuDNN",
+            "LSTM 1152 → 1152, batch 20 and 80, 70 steps, bfloat16, block 16 to 64, ρ 0.8, "
+            + passes.replace("_", " + "), "speedup", reach, ({**LAYER, "passes": (passes,)},), "lstm", "cuda",
+        )
+        for passes, reach in (("forward", 3.0), ("forward_backward", 2.0))
+    ),
+    Goal(
+        f"{HOST_MS * 1e3:g} µs / processor time of a launch", AT_STEPS, "host", 1.0, (RECURRENT,), backend="cuda",
+    ),
 )  # fmt: skip

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernels.registry import Catalogue
-from kernels.system.folders import make_private
+from kernels.system.folders import NAME, make_private, user_cache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,8 @@ class Sizes:
 class Corpus:
     """Three token streams (int64, one dimension each) and the words their numbers stand for.
 
-    sha256: of the vocabulary and the three streams, so that equal numbers mean equal text.
+    sha256: of the vocabulary and the three streams, so that equal numbers mean equal text. token: what one is, word or
+    character.
     """
 
     train: Tensor
@@ -58,22 +59,24 @@ class Corpus:
     test: Tensor
     vocabulary: list[str]
     sha256: str
+    token: str = "word"
 
     @property
     def sizes(self) -> Sizes:
         return Sizes(len(self.train), len(self.valid), len(self.test), len(self.vocabulary))
 
     @classmethod
-    def from_words(cls, train: list[str], valid: list[str], test: list[str], vocabulary: list[str]) -> Corpus:
-        """Number the words; a word outside the vocabulary becomes <unk>, which must then be in it."""
+    def from_words(
+        cls, train: Iterable[str], valid: Iterable[str], test: Iterable[str], vocabulary: list[str], token: str = "word"
+    ) -> Corpus:
+        """Number the words, or characters; one outside the vocabulary becomes <unk>, which must then be in it."""
         import numpy as np
         import torch
 
         index = {word: number for number, word in enumerate(vocabulary)}
         unknown = index.get(UNK, -1)
         streams = [
-            np.fromiter((index.get(word, unknown) for word in words), dtype="<i8", count=len(words))
-            for words in (train, valid, test)
+            np.fromiter((index.get(word, unknown) for word in words), dtype="<i8") for words in (train, valid, test)
         ]
         if any((stream < 0).any() for stream in streams):
             raise ValueError(f"the text has words outside the vocabulary, which has no {UNK}")
@@ -81,7 +84,7 @@ class Corpus:
         for stream in streams:
             digest.update(len(stream).to_bytes(8, "little") + stream.tobytes())
         train_stream, valid_stream, test_stream = (torch.from_numpy(stream) for stream in streams)
-        return cls(train_stream, valid_stream, test_stream, vocabulary, digest.hexdigest())
+        return cls(train_stream, valid_stream, test_stream, vocabulary, digest.hexdigest(), token)
 
 
 def build_vocabulary(words: Iterable[str], at_least: int = 1) -> list[str]:
@@ -97,15 +100,10 @@ def data_dir() -> Path:
             return Path(chosen).expanduser()
         except RuntimeError:
             raise DataError(f"{DATA_DIR_VARIABLE}: {chosen}: no such home folder; accepted: a path without ~") from None
-    import pooch
-
     try:
-        folder = Path(pooch.os_cache("block-sparse-bench"))
-    except RuntimeError:
-        folder = Path("~")
-    if folder.parts[:1] == ("~",):  # no HOME, and a user without an entry, as in containers
-        return Path(tempfile.gettempdir()) / f"block-sparse-bench-{os.getuid()}"
-    return folder
+        return user_cache()
+    except RuntimeError:  # no HOME, and a user without an entry, as in containers
+        return Path(tempfile.gettempdir()) / f"{NAME}-{os.getuid()}"
 
 
 def make_folder(folder: Path) -> None:

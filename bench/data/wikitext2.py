@@ -110,18 +110,24 @@ def sizes() -> Sizes:
     return Sizes(**TOKENS, vocabulary=TYPES)
 
 
-def load(folder: Path) -> Corpus:
-    """The corpus from `folder`/wikitext-2, downloaded first where a file is missing. DataError if a file is not right."""
-    home = folder / "wikitext-2"
+def texts(folder: Path) -> dict[str, str]:
+    """The three texts as they are in `folder`/wikitext-2, downloaded first where a file is missing. DataError if one is not right."""
+    home, found = folder / "wikitext-2", {}
     if missing(folder):
         download(home)
-    words: dict[str, list[str]] = {}
     for part in PARTS:
         content = (home / file_name(part)).read_bytes()
         if wrong := fault(part, content):
             raise DataError(f"{home / file_name(part)} is corrupt ({wrong}); delete it to have it downloaded again")
-        lines = content.decode().splitlines()
-        words[part] = [word for line in lines for word in [*line.split(), EOS]]
+        found[part] = content.decode()
+    return found
+
+
+def load(folder: Path) -> Corpus:
+    """The corpus from `folder`/wikitext-2, downloaded first where a file is missing. DataError if a file is not right."""
+    words: dict[str, list[str]] = {}
+    for part, text in texts(folder).items():
+        words[part] = [word for line in text.splitlines() for word in [*line.split(), EOS]]
         assert len(words[part]) == TOKENS[part], (part, len(words[part]))
     vocabulary = build_vocabulary(word for part in PARTS for word in words[part])
     assert len(vocabulary) == TYPES, len(vocabulary)

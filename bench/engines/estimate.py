@@ -7,14 +7,15 @@ from itertools import pairwise
 
 from bench.cells import CHECK_SECONDS, Cell, TrainCell, is_training
 from bench.measuring.machine import physical_cores
+from bench.measuring.memory import looked_at
 
 FLOPS_PER_SECOND = 20e9  # of one thread; only a start, corrected by the first cells that end
 GPU_FLOPS_PER_SECOND = 20e12  # of a GPU, float64 for the reference included
 GPU_TRAINING = {"ieee": 30e12, "tf32": 150e12, "bfloat16": 300e12}  # operations a second, by precision
 GPU_TIME_STEP = 15e-6  # seconds that a time step of one layer takes at least; the backward pass has two of them
-TRAIN_TOKENS = {"wikitext2": 2_088_628}
-EVAL_TOKENS = {"wikitext2": 463_215}  # validation and test together
-VOCABULARY = {"wikitext2": 33_278}
+TRAIN_TOKENS = {"wikitext2": 2_088_628, "wikitext2_chars": 10_780_437}
+EVAL_TOKENS = {"wikitext2": 463_215, "wikitext2_chars": 2_375_210}  # validation and test together
+VOCABULARY = {"wikitext2": 33_278, "wikitext2_chars": 97}
 SMALL_TEXT = {"train": 90_000, "eval": 22_000, "vocabulary": 5_000}
 
 
@@ -65,7 +66,8 @@ def _training_seconds(cell: TrainCell, rate: float) -> float:
     train = cell.train_tokens or TRAIN_TOKENS.get(text, SMALL_TEXT["train"])
     evaluated = 2 * cell.eval_tokens or EVAL_TOKENS.get(text, SMALL_TEXT["eval"])
     lstm = sum(4 * out * (into + out) for into, out in pairwise(cell.layer_widths))
-    per_token = 2 * (lstm + VOCABULARY.get(text, SMALL_TEXT["vocabulary"]) * cell.embedding_size)
+    words = looked_at(cell, VOCABULARY.get(text, SMALL_TEXT["vocabulary"]))
+    per_token = 2 * (lstm + words * cell.layer_widths[-1])
     # the backward pass costs twice the forward pass
     seconds = CHECK_SECONDS + cell.epochs * per_token * (3 * train + evaluated) / rate
     if cell.device == "cuda":

@@ -7,12 +7,14 @@ set. torch is imported inside the functions: a run that has nothing to do should
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -140,55 +142,26 @@ def _output(*command: str, environment: dict[str, str] | None = None) -> str | N
     return os.fsdecode(done.stdout).strip()
 
 
-QUERIES = {  # column: nvidia-smi's name
-    "sm_clock_mhz": "clocks.sm",
-    "memory_clock_mhz": "clocks.mem",
-    "temperature_celsius": "temperature.gpu",
-    "power_watts": "power.draw",
-}
+QUERIES = ("sm_clock_mhz", "memory_clock_mhz", "temperature_celsius", "power_watts")
+NVML_CLOCK_MEM = 2
 
 State = dict[str, float | None]
 
 
 def gpu_state(device: str) -> State:
-    """The columns of QUERIES, at this moment, of the first GPU; null where it does not say, and on a CPU."""
-    if device != "cuda":
-        return dict.fromkeys(QUERIES)
-    return _by_nvml() or _by_nvidia_smi()
-
-
-def _by_nvml() -> State | None:
-    try:
-        nvml: Any = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-        gpu = nvml.nvmlDeviceGetHandleByIndex(0)
-        return {
-            "sm_clock_mhz": float(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM)),
-            "memory_clock_mhz": float(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM)),
-            "temperature_celsius": float(nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)),
-            "power_watts": nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3,
-        }
-    except Exception:  # not installed, no driver, or a GPU that does not answer: each in a class of its own
-        return None
-
-
-def _by_nvidia_smi() -> State:
-    query = f"--query-gpu={','.join(QUERIES.values())}"
-    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return dict.fromkeys(QUERIES)
-    return read_answer(done.stdout)
-
-
-def read_answer(text: str) -> State:
-    """The first line of nvidia-smi's answer: numbers by column; null where it says '[N/A]'."""
-    words = (text.splitlines() or [""])[0].split(",")
+    """The columns of QUERIES, at this moment, of torch's current GPU; null where it does not say, and on a CPU."""
     state: State = dict.fromkeys(QUERIES)
-    for name, word in zip(QUERIES, words, strict=False):
-        try:
-            state[name] = float(word)
-        except ValueError:
-            continue
+    if device != "cuda":
+        return state
+    from torch import cuda
+
+    queries: tuple[Callable[[], Any], ...] = (
+        cuda.clock_rate,
+        lambda: import_module("pynvml").nvmlDeviceGetClockInfo(cuda._get_pynvml_handler(), NVML_CLOCK_MEM),
+        cuda.temperature,
+        lambda: cuda.power_draw() / 1e3,
+    )
+    for name, query in zip(QUERIES, queries, strict=True):
+        with suppress(Exception):  # no nvidia-ml-py, no driver, or none that answers: each in a class of its own
+            state[name] = float(query())
     return state

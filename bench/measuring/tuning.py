@@ -16,10 +16,8 @@ from bench.measuring.clocks import count_launches, timer_for
 from bench.measuring.machine import physical_cores
 from bench.measuring.modes import initial_modes
 from kernels.check import check
-from kernels.problem import GemmProblem, Launch
+from kernels.problem import GemmProblem, Launch, Variants
 from kernels.registry import BACKENDS
-
-Variants = Mapping[str, Callable[[], Launch]]
 
 ROUNDS = 15
 MAX_SECONDS = 10.0  # then no further round begins, once FEWEST_ROUNDS are in
@@ -31,12 +29,9 @@ def candidates(backend: str, problem: GemmProblem) -> Variants:
 
     Of our CUDA kernels the tiles, of a backend on a CPU the number of threads.
     """
-    ours = BACKENDS[backend]
-    if hasattr(ours, "variants"):
-        offered: Variants = ours.variants(problem)
+    offered: Variants = BACKENDS[backend].variants(problem)
+    if offered or problem.device != "cpu":
         return offered
-    if problem.device != "cpu":
-        return {}
     return {
         json.dumps({"threads": threads}): partial(_on_threads, backend, problem, threads)
         for threads in range(1, physical_cores() + 1)

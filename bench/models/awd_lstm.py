@@ -37,15 +37,15 @@ class AWDLSTM(LSTM):
             assert isinstance(layer, LSTMLayer)
             layer.weight_drop = cell.weight_drop
 
-    def forward(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
-        """Logits of the next word and the states to go on from. inputs: [time, batch] -> [time * batch, vocabulary]."""
+    def outputs(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
+        """What goes into the decoder, and the states. inputs: [time, batch] -> [time, batch, size of the last layer]."""
         cell = self.cell
         x = locked_dropout(self.embed(inputs), cell.input_dropout, self.training)  # [time, batch, embedding]
         between = partial(locked_dropout, drop=cell.hidden_dropout, training=self.training)
         raw, after = self.run_layers(x, states, between)
         dropped = locked_dropout(raw, cell.output_dropout, self.training)
         self.penalty = self.activation_penalties(raw, dropped) if self.training else None
-        return self.decode(dropped), after
+        return dropped, after
 
     def embed(self, inputs: Tensor) -> Tensor:
         """The words' embeddings; one that is dropped is dropped wherever it stands. [time, batch] -> [.., .., embedding]."""

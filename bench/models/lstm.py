@@ -1,22 +1,23 @@
-"""lstm: a stack of LSTM layers between an embedding and a decoder that share one weight."""
+"""lstm: a stack of LSTM layers between an embedding and a decoder, which share one weight or have one each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bench.cells import TrainCell
+from bench.models.decoders import AdaptiveSoftmax, Decoder
 from bench.models.layers import LSTMLayer, State
 
 
 class LSTM(nn.Module):
-    """A word-level language model (Zaremba et al. 1409.2329, with the tied decoder of Press & Wolf 1608.05859).
+    """A language model (Zaremba et al. 1409.2329, with the tied decoder of Press & Wolf 1608.05859 or an adaptive softmax).
 
-    Every layer has `hidden_size` units but the last, which has the embedding's width for the tied decoder's sake. Dropout
+    Every layer has `hidden_size` units but the last, which has the embedding's width for a tied decoder's sake. Dropout
     acts on what goes into each layer and into the decoder, never on the recurrent connection.
     penalty: what the last training call adds to the loss, or None.
     """
@@ -25,32 +26,59 @@ class LSTM(nn.Module):
 
     def __init__(self, cell: TrainCell, vocabulary: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, cell.embedding_size)
+        tied, sparse = cell.decoder == "tied", cell.embedding_gradient == "sparse"
+        self.embedding = nn.Embedding(vocabulary, cell.embedding_size, sparse=sparse)
         self.layers = nn.ModuleList(LSTMLayer(into, out) for into, out in pairwise(cell.layer_widths))
-        self.decoder_bias = nn.Parameter(torch.zeros(vocabulary))
+        self.decoder_bias = nn.Parameter(torch.zeros(vocabulary)) if tied else None
+        self.head = None if tied else AdaptiveSoftmax(cell.layer_widths[-1], vocabulary, cell.cutoffs)
         self.dropout = nn.Dropout(cell.dropout)
         self.scope = cell.scope
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
     @torch.no_grad()
     def start_from_frequencies(self, counts: Tensor) -> None:
-        """Set the decoder bias to the log frequency of each word (half a count added). counts: [vocabulary].
+        """Set the decoder's bias to the log frequency of each word (half a count added). counts: [vocabulary].
 
         From a zero bias, Adam first teaches the recurrent state to say word frequencies: it saturates, and a short run
         ends near the unigram perplexity.
         """
-        smoothed = counts + 0.5
-        self.decoder_bias.copy_((smoothed / smoothed.sum()).log())
+        if self.decoder_bias is None:
+            assert self.head is not None
+            self.head.start_from_frequencies(counts)
+        else:
+            smoothed = counts + 0.5
+            self.decoder_bias.copy_((smoothed / smoothed.sum()).log())
 
     def forward(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
         """Logits of the next word and the states to go on from. inputs: [time, batch] -> [time * batch, vocabulary]."""
+        x, after = self.outputs(inputs, states)
+        return self.decoder.logits(x), after
+
+    def loss(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        states: list[State] | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> tuple[Tensor, list[State]]:
+        """Nats of the next words, `targets`, and the states to go on from. inputs, targets: [time, batch]."""
+        x, after = self.outputs(inputs, states)
+        return self.decoder.loss(x, targets, reduction), after
+
+    @property
+    def decoder(self) -> Decoder:
+        """From the outputs to the words."""
+        return Decoder(self.embedding.weight, self.decoder_bias, self.head)
+
+    def decoder_multiply_adds(self, counts: Tensor) -> float:
+        """Of one token's loss, in a text in which each word stands `counts` times. counts: [vocabulary]."""
+        return float(self.embedding.weight.numel()) if self.head is None else self.head.multiply_adds(counts)
+
+    def outputs(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
+        """What goes into the decoder, and the states. inputs: [time, batch] -> [time, batch, size of the last layer]."""
         x = self.dropout(self.embedding(inputs))  # [time, batch, embedding]
         x, after = self.run_layers(x, states, between=self.dropout)
-        return self.decode(self.dropout(x)), after
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Logits by the tied weight. x: [time, batch, embedding] -> [time * batch, vocabulary]."""
-        return F.linear(x.flatten(0, 1), self.embedding.weight, self.decoder_bias)
+        return self.dropout(x), after
 
     def run_layers(
         self, x: Tensor, states: list[State] | None = None, between: Callable[[Tensor], Tensor] | None = None

@@ -7,4 +7,4 @@ these alone; and `penalty`, what the last training call adds to the loss, or Non
 
 from kernels.registry import Catalogue
 
-MODELS = Catalogue("model", "bench.models", "model", helpers=("registry", "layers", "settings"))
+MODELS = Catalogue("model", "bench.models", "model", helpers=("registry", "layers", "decoders", "settings"))

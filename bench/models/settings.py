@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bench.models.registry import MODELS
 from bench.pruning.settings import Sparsifying
-from bench.settings import Count, NonNegative, ProperFraction
+from bench.settings import Count, Natural, NonNegative, ProperFraction
 
 OWN = {  # settings that not every model has; a model that is not named here may use them all
     "lstm": ("dropout",),
@@ -26,11 +26,13 @@ OWN = {  # settings that not every model has; a model that is not named here may
 
 
 class ModelSettings(Sparsifying):
-    """A language model of LSTM layers between an embedding and the decoder tied to it."""
+    """A language model of LSTM layers between an embedding and a decoder."""
 
     model: Annotated[str, MODELS] = Field("lstm", description="architecture")
     embedding_size: Count = Field(64, description="width of the embedding and of the tied decoder")
-    hidden_size: Count = Field(128, description="width of every LSTM layer but the last, which has the embedding's")
+    hidden_size: Count = Field(
+        128, description="width of every LSTM layer; under a tied decoder the last has the embedding's"
+    )
     num_layers: Count = Field(2, description="LSTM layers")
     dropout: ProperFraction = Field(0.0, description="dropout between layers, fraction (lstm)")
     input_dropout: ProperFraction = Field(
@@ -55,15 +57,47 @@ class ModelSettings(Sparsifying):
         "frequencies", description="start of the decoder bias: log word frequencies of the training text, or zeros"
     )
 
+    decoder: Literal["tied", "adaptive"] = Field(
+        "tied",
+        description="tied: the embedding's weight and a bias; adaptive: torch's adaptive softmax over words ranked by "
+        "frequency, whose probabilities are exact, with weights of its own",
+    )
+    cutoff: Count = Field(
+        2000, description="words that the adaptive softmax looks at for every token; the others stand in clusters"
+    )
+    second_cutoff: Natural = Field(10000, description="words before the second cluster; 0 means that there is one")
+    embedding_gradient: Literal["dense", "sparse"] = Field(
+        "dense",
+        description="sparse: the rows of the window's words, and adam updates these alone (torch's SparseAdam); needs "
+        "decoder = adaptive",
+    )
+
+    @model_validator(mode="after")
+    def _decoder_is_whole(self) -> Self:
+        if self.decoder == "adaptive" and 0 < self.second_cutoff <= self.cutoff:
+            cutoffs = f"{self.second_cutoff} does not exceed cutoff {self.cutoff}"
+            raise ValueError(f"second_cutoff: {cutoffs}; accepted: 0, or more words than that")
+        if self.decoder == "tied" and self.embedding_gradient == "sparse":
+            raise ValueError("embedding_gradient: a tied decoder's is dense; accepted: dense, or decoder = adaptive")
+        return self
+
     def idle(self) -> Iterator[str]:
         yield from super().idle()
+        if self.decoder == "tied":
+            yield from ("cutoff", "second_cutoff")
         if self.model in OWN:
             yield from {name for names in OWN.values() for name in names} - set(OWN[self.model])
 
     @property
     def layer_widths(self) -> list[int]:
-        """What goes into the first layer and comes out of each: the last has the width that the tied decoder needs."""
-        return [self.embedding_size, *[self.hidden_size] * (self.num_layers - 1), self.embedding_size]
+        """What goes into the first layer and comes out of each: the last has the width that a tied decoder needs."""
+        last = self.embedding_size if self.decoder == "tied" else self.hidden_size
+        return [self.embedding_size, *[self.hidden_size] * (self.num_layers - 1), last]
+
+    @property
+    def cutoffs(self) -> list[int]:
+        """Words before each cluster of the adaptive softmax."""
+        return [self.cutoff, self.second_cutoff] if self.second_cutoff else [self.cutoff]
 
     @property
     def divided(self) -> dict[str, int]:

@@ -13,12 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.models.decoders import AdaptiveSoftmax, Decoder, adaptive_of
 from bench.storing.parquet import DamagedError, publish_pair, read_table, require_pair
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix, require_sparse
@@ -47,13 +48,15 @@ class FinalLayer:
 class FinalModel:
     """The model of `bench.models.lstm` in evaluation, its pruned weights as BSR; calls give what that gives.
 
-    embedding: [vocabulary, size], the decoder's weight too; decoder_bias: [vocabulary]. The block-sparse weights are frozen:
-    a copy of each is kept, and on a CPU a packed one beside it from the first call on.
+    embedding: [vocabulary, size], the decoder's weight too where decoder_bias, [vocabulary], is given; else head is the
+    decoder. The block-sparse weights are frozen: a copy of each is kept, and on a CPU a packed one beside it from the first
+    call on.
     """
 
     embedding: Tensor
-    decoder_bias: Tensor
+    decoder_bias: Tensor | None
     layers: tuple[FinalLayer, ...]
+    head: AdaptiveSoftmax | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -63,7 +66,24 @@ class FinalModel:
     def __call__(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
         """Logits of the next word and the states to go on from. inputs: [time, batch] -> [time * batch, vocabulary]."""
         x, after = self.run_layers(F.embedding(inputs, self.embedding), states)
-        return F.linear(x.flatten(0, 1), self.embedding, self.decoder_bias), after
+        return self.decoder.logits(x), after
+
+    @torch.no_grad()
+    def loss(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        states: list[State] | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> tuple[Tensor, list[State]]:
+        """Nats of the next words, `targets`, and the states to go on from. inputs, targets: [time, batch]."""
+        x, after = self.run_layers(F.embedding(inputs, self.embedding), states)
+        return self.decoder.loss(x, targets, reduction), after
+
+    @property
+    def decoder(self) -> Decoder:
+        """From the outputs of the last layer to the words."""
+        return Decoder(self.embedding, self.decoder_bias, self.head)
 
     @torch.no_grad()
     def run_layers(self, x: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
@@ -86,7 +106,9 @@ class FinalModel:
             return BSRMatrix(data, indices, indptr, weight.shape)
 
         layers = tuple(FinalLayer(**{name: moved(getattr(layer, name)) for name in WEIGHTS}) for layer in self.layers)
-        return FinalModel(moved(self.embedding), moved(self.decoder_bias), layers)
+        bias = None if self.decoder_bias is None else moved(self.decoder_bias)
+        head = self.head and adaptive_of({name: moved(each) for name, each in self.head.state_dict().items()})
+        return FinalModel(moved(self.embedding), bias, layers, head)
 
     @property
     def sparse_weights(self) -> list[BSRMatrix]:
@@ -113,7 +135,11 @@ class FinalModel:
         require_pair(path)
         here = self.to("cpu", self.embedding.dtype)
         layers = [{name: _pack(getattr(layer, name)) for name in WEIGHTS} for layer in here.layers]
-        content = {"format": FORMAT, "embedding": here.embedding, "decoder_bias": here.decoder_bias, "layers": layers}
+        content: dict[str, Any] = {"format": FORMAT, "embedding": here.embedding, "layers": layers}
+        if here.head is None:
+            content["decoder_bias"] = here.decoder_bias
+        else:
+            content["head"] = dict(here.head.state_dict())
         buffer = io.BytesIO()
         torch.save(content, buffer)
         before = None
@@ -177,6 +203,9 @@ def finalize(model: nn.Module, masks: Mapping[str, BlockMask]) -> FinalModel:
         for number, layer in enumerate(model.layers)  # type: ignore[arg-type]
     ]
     embedding: Tensor = model.embedding.weight.detach().clone()  # type: ignore[operator, union-attr]
+    if isinstance(model.head, AdaptiveSoftmax):
+        head = adaptive_of({name: each.detach().clone() for name, each in model.head.state_dict().items()})
+        return FinalModel(embedding, None, tuple(layers), head)
     return FinalModel(embedding, model.decoder_bias.detach().clone(), tuple(layers))  # type: ignore[operator]
 
 
@@ -194,7 +223,7 @@ def _pack(weight: Tensor | BSRMatrix) -> Tensor | dict[str, Any]:
     return dict(zip(PARTS, (weight.data, *weight.pattern, weight.shape), strict=True))
 
 
-def _unpacked(content: dict[str, Any]) -> tuple[Tensor, Tensor, tuple[FinalLayer, ...]]:
+def _unpacked(content: dict[str, Any]) -> tuple[Tensor, Tensor | None, tuple[FinalLayer, ...], AdaptiveSoftmax | None]:
     """The fields of the model that a file holds; ValueError naming the one that is none."""
     layers = _field(content, "layers", "layers")
     if not isinstance(layers, list):
@@ -205,7 +234,12 @@ def _unpacked(content: dict[str, Any]) -> tuple[Tensor, Tensor, tuple[FinalLayer
         unpacked.append(
             FinalLayer(**{name: _unpack(f"layers[{number}].{name}", each) for name, each in weights.items()})
         )
-    return _field(content, "embedding", "embedding"), _field(content, "decoder_bias", "decoder_bias"), tuple(unpacked)
+    embedding = _field(content, "embedding", "embedding")
+    if "head" not in content:
+        return embedding, _field(content, "decoder_bias", "decoder_bias"), tuple(unpacked), None
+    if not isinstance(content["head"], dict):
+        raise ValueError(f"head must be a dictionary of tensors, got {type(content['head']).__name__}")
+    return embedding, None, tuple(unpacked), adaptive_of(content["head"])
 
 
 def _field(stored: Any, name: str, place: str) -> Any:
@@ -236,7 +270,10 @@ def _check(model: FinalModel) -> None:
             f"embedding must be real numbers, [vocabulary, size], got {embedding.dtype} {list(embedding.shape)}"
         )
     vocabulary, size = embedding.shape
-    _require("decoder_bias", model.decoder_bias, (vocabulary,), embedding)
+    if model.head is None:
+        if model.decoder_bias is None:
+            raise ValueError("decoder_bias: neither it nor a head is given; accepted: one of both")
+        _require("decoder_bias", model.decoder_bias, (vocabulary,), embedding)
     if not model.layers:
         raise ValueError("layers must be one or more, got none")
     for number, layer in enumerate(model.layers):
@@ -246,10 +283,21 @@ def _check(model: FinalModel) -> None:
         _require(f"{place}.weight_ih", layer.weight_ih, (4 * size, into), embedding)
         for name in ("bias_ih", "bias_hh"):
             _require(f"{place}.{name}", getattr(layer, name), (4 * size,), embedding)
-    if size != embedding.shape[1]:
+    if model.head is not None:
+        _check_head(model.head, vocabulary, size, embedding)
+    elif size != embedding.shape[1]:
         raise ValueError(
             f"layers[{number}].weight_hh: the last layer must have the embedding's {embedding.shape[1]} units, got {size}"
         )
+
+
+def _check_head(head: AdaptiveSoftmax, vocabulary: int, size: int, embedding: Tensor) -> None:
+    """ValueError where the adaptive softmax is not one from `size` units to the vocabulary, of the embedding's type and device."""
+    if (head.in_features, head.n_classes) != (size, vocabulary):
+        sizes = f"{size} units to {vocabulary} words"
+        raise ValueError(f"head must lead from {sizes}, got one from {head.in_features} to {head.n_classes}")
+    for name, weight in head.state_dict().items():
+        _require(f"head.{name}", weight, tuple(weight.shape), embedding)
 
 
 def _require(place: str, weight: Tensor | BSRMatrix, shape: tuple[int, ...], like: Tensor) -> None:

@@ -21,6 +21,9 @@ import pyarrow.parquet as pq
 
 from bench.cells import Cell
 from bench.schema import SCHEMA_VERSION, STATUSES, arrow_schema
+from kernels.system.cache import checksum_line as checksum_line
+from kernels.system.cache import checksum_of as checksum_of
+from kernels.system.cache import rename
 
 Row = Mapping[str, Any]
 
@@ -67,10 +70,6 @@ def to_parquet(table: pa.Table) -> bytes:
 def from_parquet(data: bytes) -> pa.Table:
     """Without threads: after `pq.read_table` some processes abort as they exit (pyarrow 26, 1 in 30 on two cores)."""
     return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-
-
-def checksum_of(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
 
 
 def read_table(path: Path) -> bytes:
@@ -191,21 +190,9 @@ def publish(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        try:
-            temporary.replace(path)
-        except IsADirectoryError as error:
-            raise IsADirectoryError(error.errno, error.strerror, str(path)) from None
-    except BaseException:
+        rename(temporary, path)
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, IsADirectoryError):
+            raise IsADirectoryError(error.errno, error.strerror, str(path)) from None
         raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def checksum_line(path: Path, data: bytes) -> str:
-    """A line of the checksum file of `path`, as sha256sum writes it."""
-    return f"{hashlib.sha256(data).hexdigest()}  {path.name}\n"

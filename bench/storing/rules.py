@@ -115,6 +115,8 @@ def _bounds(name: str, column: Column) -> tuple[float, float, str]:
         return SHORTEST, LONGEST, f"no time: those are from {SHORTEST:g} to {LONGEST:g}"
     if column.unit in ("s", "ms") and column.type == pa.float64():
         return 0.0, LONGEST, f"no time: those are from 0 to {LONGEST:g}"
+    if name.endswith("_change"):
+        return -LARGEST, LARGEST, "no change of an amount"
     if column.unit == "degrees Celsius":
         return -LARGEST, LARGEST, "no temperature"
     return 0.0, LARGEST, f"no amount: those are from 0 to {LARGEST:g}"

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from bench.cells import TrainCell
 from bench.data.corpus import EVAL_BATCH, Corpus, batchify, windows
 from bench.models.layers import State
+from bench.pruning.finalize import FinalModel
 from bench.pruning.pruner import Pruner
 from bench.schema import LARGEST_PPL
 from bench.training.meter import measure_final
@@ -62,7 +62,13 @@ class Selection:
                 parameter.data = own[name]
 
 
-Model = Callable[[Tensor, list[State] | None], tuple[Tensor, list[State]]]
+class Model(Protocol):
+    """A language model that tells the nats of a text."""
+
+    def loss(
+        self, inputs: Tensor, targets: Tensor, states: list[State] | None, reduction: Literal["mean", "sum"]
+    ) -> tuple[Tensor, list[State]]:
+        """As `bench.models.lstm.LSTM.loss`."""
 
 
 class DivergedError(Exception):
@@ -87,19 +93,51 @@ def perplexity(nats: float, epoch: int | None) -> float:
     return ppl
 
 
+@dataclass(frozen=True)
+class Scores:
+    """A text in windows: nats and number of the targets of each."""
+
+    nats: list[float]
+    targets: list[int]
+
+    @property
+    def count(self) -> int:
+        return sum(self.targets)
+
+    @property
+    def perplexity(self) -> float:
+        return perplexity(math.fsum(self.nats) / self.count, None)
+
+    def change_since(self, earlier: list[float]) -> tuple[float, float]:
+        """By how many nats a target it is above `earlier`, the windows' nats before, and the standard error of that.
+
+        The error is that of a mean over windows, each by its number of targets, as if they were independent.
+        """
+        mean = (math.fsum(self.nats) - math.fsum(earlier)) / self.count
+        pairs = zip(self.nats, earlier, self.targets, strict=True)
+        spread = math.fsum((now - before - mean * targets) ** 2 for now, before, targets in pairs)
+        number = len(self.nats)
+        return mean, math.sqrt(spread * number / (number - 1)) / self.count if number > 1 else math.nan
+
+
 @torch.no_grad()
-def evaluate(model: Model, tokens: Tensor, batch_size: int, bptt: int) -> tuple[float, int]:
-    """Perplexity of a model in evaluation on a text, and the number of targets.
+def score(model: Model, tokens: Tensor, batch_size: int, bptt: int) -> Scores:
+    """What a model in evaluation makes of a text.
 
     The state is carried all along each of the batch_size streams that the text is cut into. tokens: [n].
     """
-    nats = torch.zeros((), dtype=torch.float64, device=tokens.device)  # read at the end: a GPU need not be waited for
-    count, states = 0, None
+    nats, targets_seen, states = [], [], None
     for inputs, targets in windows(batchify(tokens, batch_size), bptt):  # [time, batch] each
-        logits, states = model(inputs, states)  # [time * batch, vocabulary]
-        nats += F.cross_entropy(logits.float(), targets.flatten(), reduction="sum")
-        count += targets.numel()
-    return perplexity(nats.item() / count, None), count
+        loss, states = model.loss(inputs, targets, states, "sum")
+        nats.append(loss.double())
+        targets_seen.append(targets.numel())
+    return Scores(torch.stack(nats).tolist(), targets_seen)  # read at the end: a GPU need not be waited for
+
+
+def evaluate(model: Model, tokens: Tensor, batch_size: int, bptt: int) -> tuple[float, int]:
+    """Perplexity of a model in evaluation on a text, and the number of targets; as `score`."""
+    scores = score(model, tokens, batch_size, bptt)
+    return scores.perplexity, scores.count
 
 
 Columns = dict[str, Any]
@@ -109,7 +147,8 @@ Columns = dict[str, Any]
 class Examiner:
     """Evaluates the model of the run of `cell`, by ASGD's averages where there are any, and leaves its weights as they were.
 
-    selection: the epoch to report so far. trigger: starts the averages of NT-ASGD.
+    selection: the epoch to report so far. trigger: starts the averages of NT-ASGD. late: nats of the validation text's
+    windows when the last tenth of the run began.
     """
 
     cell: TrainCell
@@ -120,6 +159,7 @@ class Examiner:
     paths: Paths
     selection: Selection = field(init=False)
     trigger: NonMonotone = field(init=False)
+    late: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.selection, self.trigger = Selection(self.cell), NonMonotone(self.cell.nonmonotone)
@@ -132,19 +172,28 @@ class Examiner:
         began, is_final = time.perf_counter(), self.pruner.is_final(step)
         averaging = isinstance(self.optimizer, NTASGD) and self.optimizer.averaging
         with averaged_weights(self.optimizer):
-            val_ppl, evaluated = self.evaluate(self.model, self.corpus.valid)
+            valid = self.score(self.model, self.corpus.valid)
+            val_ppl, evaluated = valid.perplexity, valid.count
             test_ppl, _ = self.evaluate(self.model, self.corpus.test)
             if is_final:
                 self.selection.consider(epoch, val_ppl, self.model)
         if isinstance(self.optimizer, NTASGD) and is_final and self.trigger.sees(val_ppl):
             self.optimizer.average_from_now()
+        change, error = valid.change_since(self.late) if self.late and epoch == self.cell.epochs else (None, None)
         return {
+            "val_change": change,
+            "val_change_error": None if error is None or math.isnan(error) else error,
             "val_ppl": val_ppl,
             "test_ppl": test_ppl,
             "averaging": averaging,
             "eval_tokens_seen": evaluated,
             "eval_seconds": time.perf_counter() - began,
         }
+
+    def look_late(self) -> None:
+        """See what the validation text costs when the last tenth of the run begins, to say how far it still falls."""
+        with averaged_weights(self.optimizer):
+            self.late = self.score(self.model, self.corpus.valid).nats
 
     def at_the_end(self, test_ppl: float, export: Path | None) -> Columns:
         """The columns of the selected epoch and of its model finalised. test_ppl: of the last epoch."""
@@ -160,15 +209,20 @@ class Examiner:
         """The columns of the finalised model."""
         window, _ = next(windows(batchify(self.corpus.test, EVAL_BATCH).to(self.cell.device), self.cell.bptt))
 
-        def test_ppl(final: Model) -> float:
+        def test_ppl(final: FinalModel) -> float:
             return self.evaluate(final, self.corpus.test)[0]
 
         return measure_final(self.model, self.pruner, self.paths, window, test_ppl, export)
 
-    def evaluate(self, model: Model, tokens: Tensor, batch_size: int = EVAL_BATCH) -> tuple[float, int]:
+    def evaluate(self, model: Model | nn.Module, tokens: Tensor, batch_size: int = EVAL_BATCH) -> tuple[float, int]:
         """Perplexity on the first `eval_tokens` (0: all) of a text, and the number of targets."""
+        scores = self.score(model, tokens, batch_size)
+        return scores.perplexity, scores.count
+
+    def score(self, model: Model | nn.Module, tokens: Tensor, batch_size: int = EVAL_BATCH) -> Scores:
+        """What a model makes of the first `eval_tokens` (0: all) of a text."""
         cell = self.cell
         self.model.eval()
         tokens = tokens[: cell.eval_tokens or None].to(cell.device)
         with autocast(cell.device, cell.precision):
-            return evaluate(model, tokens, batch_size, cell.bptt)
+            return score(cast(Model, model), tokens, batch_size, cell.bptt)

@@ -113,7 +113,7 @@ def norm_maps(weights: dict[str, nn.Parameter], block_size: int) -> list[dict[st
 TRAINING_PAIRS = 5
 INFERENCE_PAIRS = 15
 
-Evaluate = Callable[[FinalModel], float]
+Evaluate = Callable[[FinalModel], float]  # its test perplexity
 
 
 @contextmanager
@@ -135,7 +135,8 @@ def probe_layers(model: nn.Module, paths: Paths, inputs: Tensor, states: list[St
     inputs: [time, batch]. To be called where no gradient is wanted: gradients are cleared.
     """
     x = model.embedding(inputs).detach().requires_grad_()  # type: ignore[operator]
-    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
+    out = paths.layers[-1].hidden_size
+    grad = torch.randn(*inputs.shape, out, generator=torch.Generator().manual_seed(0)).to(x.device)
     seconds = [layer.seconds for layer in paths.layers]
 
     def train() -> None:

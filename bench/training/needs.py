@@ -46,9 +46,18 @@ def text_fault(cell: TrainCell, sizes: Sizes) -> str | None:
     return None
 
 
+def decoder_fault(cell: TrainCell, sizes: Sizes) -> str | None:
+    """One line naming the field where the adaptive softmax leaves no word to its last cluster, or None."""
+    if cell.decoder == "tied" or cell.cutoffs[-1] < sizes.vocabulary:
+        return None
+    field = "second_cutoff" if cell.second_cutoff else "cutoff"
+    words = f"{cell.cutoffs[-1]} leaves no cluster of the {sizes.vocabulary} words of {cell.dataset}"
+    return f"{field}: {words}; accepted: fewer than these"
+
+
 def require_text(cell: TrainCell, sizes: Sizes) -> None:
-    """ValueError where a part of the text is too short."""
-    if fault := text_fault(cell, sizes):
+    """ValueError where a part of the text is too short, or has too few words."""
+    if fault := text_fault(cell, sizes) or decoder_fault(cell, sizes):
         raise ValueError(fault)
 
 
@@ -109,7 +118,7 @@ def lines(cells: Sequence[Cell]) -> list[str]:
     found: Counter[str] = Counter()
     for cell in cells:
         if is_training(cell) and (sizes := known_sizes(cell.dataset)):
-            fault = text_fault(cell, sizes)
+            fault = text_fault(cell, sizes) or decoder_fault(cell, sizes)
             found.update(
                 [f"warning: will fail: {fault}"] if fault else [f"note: {each}" for each in text_notes(cell, sizes)]
             )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import ASGD, SGD, Adam, Optimizer
+from torch.nn import Parameter
+from torch.optim import ASGD, SGD, Adam, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from bench.cells import TrainCell
@@ -47,6 +48,44 @@ class NTASGD(SGD):
         return loss
 
 
+class AdamOfRows(Adam):
+    """Adam, by torch's SparseAdam for parameters whose gradients are sparse: rows without a gradient stay as they are.
+
+    Both keep their averages under the same names in one state.
+    """
+
+    def __init__(
+        self,
+        dense: list[Parameter],
+        sparse: list[Parameter],
+        rate: float,
+        betas: tuple[float, float],
+        fused: bool | None,
+    ):
+        super().__init__([{"params": dense}, {"params": sparse}], rate, betas=betas, fused=fused)
+        self.rows = SparseAdam(sparse, rate, betas=betas)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As torch's, which makes a float32 tensor of the number of steps; SparseAdam counts in Python's integers."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for parameter in self.param_groups[1]["params"]:
+            if own := self.state.get(parameter):
+                own["step"] = int(own["step"])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of both."""
+        dense, *rows = groups = self.param_groups
+        self.rows.param_groups, self.rows.state = rows, self.state
+        self.param_groups = [dense]
+        try:
+            loss: float | None = super().step(closure)
+        finally:
+            self.param_groups = groups
+        self.rows.step()  # type: ignore[no-untyped-call]
+        return loss
+
+
 class NonMonotone:
     """The trigger of NT-ASGD: an epoch's validation perplexity exceeds the best of those more than `patience` epochs back.
 
@@ -73,6 +112,10 @@ def make_optimizer(cell: TrainCell, model: nn.Module, steps: int) -> Optimizer:
     """
     rate, decay, on_gpu = cell.learning_rate, cell.weight_decay, cell.device == "cuda"
     fused = True if on_gpu else None
+    if cell.optimizer == "adam" and cell.embedding_gradient == "sparse":
+        rows: list[Parameter] = [model.embedding.weight]  # type: ignore[union-attr, list-item]
+        others = [parameter for parameter in model.parameters() if parameter is not rows[0]]
+        return AdamOfRows(others, rows, rate, (cell.beta1, cell.beta2), fused)
     if cell.optimizer == "adam":
         return Adam(model.parameters(), rate, betas=(cell.beta1, cell.beta2), weight_decay=decay, fused=fused)
     if cell.optimizer == "sgd":
@@ -126,6 +169,22 @@ def make_rates(cell: OptimizerSettings, optimizer: Optimizer, steps: int) -> LRS
     if cell.lr_schedule == "one_cycle":
         return OneCycleLR(optimizer, cell.learning_rate, total_steps=steps, cycle_momentum=False)
     return FourPhases(optimizer, cell, steps) if cell.lr_schedule == "four_phases" else None
+
+
+def clip_gradients(parameters: Iterable[Parameter], largest: float) -> None:
+    """Scale all gradients so that their norm is at most `largest`, as torch's clip_grad_norm_; sparse ones too."""
+    parameters = list(parameters)
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+    if not any(parameter.grad is not None and parameter.grad.is_sparse for parameter in parameters):
+        nn.utils.clip_grad_norm_(parameters, largest)
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    values = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
+    norm = nn.utils.get_total_norm(values)
+    for each in values:
+        each.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Our CUDA kernels (kernels/cuda/src), compiled by NVRTC at first use for the GPU at hand. `launch.kernel` says which one ran."""
+"""Our CUDA kernels (kernels/cuda/src), compiled by NVRTC at first use; `launch.kernel` says which one ran."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.bsr import BSRIndex, BSRMatrix
+from kernels.cuda import choose
 from kernels.cuda.choose import (
     Choice,
     Gpu,
@@ -20,29 +21,25 @@ from kernels.cuda.choose import (
     offered,
     prepare,
     prepare_by,
-    the_gpu,
-    unsupported,
+    require_kernel,
 )  # fmt: skip
 from kernels.cuda.lstm import recurrence_of, steps_for
 from kernels.cuda.products import pattern_for
-from kernels.cuda.recurrence import Recurrence, Sizes
-from kernels.launches import LstmLaunch, Replayed, block_sparse_launch, block_sparse_weights, under
+from kernels.cuda.recurrence import Sizes
+from kernels.launches import LstmLaunch, ProductLaunch, Replayed, block_sparse_launch, block_sparse_weights, under
 from kernels.ops import lstm_kernel
-from kernels.problem import OPS, GemmProblem, Launch, LstmProblem, Problem
+from kernels.problem import OPS, Backend, GemmProblem, Launch, LstmProblem, Problem, Variants
 
 Prepare = Callable[[Task, BSRIndex, tuple[int, int], Gpu], Prepared]
 
 
-class ProductLaunch:
+class CudaProduct(ProductLaunch):
     """One product. Its operands lie token by token, as torch.nn.Linear has them: X as [n, k], the gradient as [n, m].
 
     prepare: what compiles and plans it; by default the best choice known.
     """
 
-    dense = False
-
     def __init__(self, problem: GemmProblem, prepare: Prepare = prepare) -> None:
-        gpu = the_gpu(torch.device(problem.device))
         bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
         self.op, size = problem.op, problem.block_size
         x = aligned((problem.grad if self.op == "dsd_t" else problem.x).mT)
@@ -51,7 +48,9 @@ class ProductLaunch:
         self.result = torch.empty_like(bsr.data) if self.op == "sdd" else x.new_empty(problem.n, rows)
         self.right = x
         task = Task(self.op, element_of(x.dtype, problem.math == "tf32"), size, problem.n)
-        self.run, self.kernel, self.index_bytes = prepare(task, bsr.index, bsr.shape, gpu)
+        self.run, self.kernel, self.index_bytes = prepare(
+            task, bsr.index, bsr.shape, choose.gpu(torch.device(problem.device))
+        )
         self.weight_bytes = bsr.values_nbytes
         self()  # what is allocated at the first call is there before a graph is captured
 
@@ -60,9 +59,6 @@ class ProductLaunch:
 
     def outputs(self) -> dict[str, Tensor]:
         return {"output": self.result if self.op == "sdd" else self.result.mT}
-
-    def poison(self) -> None:
-        self.result.fill_(float("nan"))
 
 
 class Layer(NamedTuple):
@@ -84,7 +80,6 @@ def _prepared(problem: LstmProblem, bsr: Mapping[str, BSRMatrix]) -> Layer:
     into = [product(op, "weight_ih") for op in OPS if "weight_ih" in bsr]
     listed = sum(each.index_bytes for each in (*into, product("sdd", "weight_hh")))
     steps = recurrence_of(pattern_for(bsr["weight_hh"]), dtype, batch)
-    assert isinstance(steps, Recurrence), steps
     kernel = f"{lstm_kernel(bsr['weight_hh'], batch, 'cuda')}; inputs by {into[0].kernel if into else 'torch.mm'}"
     return Layer(kernel, listed, steps.together)
 
@@ -100,44 +95,39 @@ def _chosen(name: str, choice: Choice, task: Task, index: BSRIndex, shape: tuple
     return prepare_by(choice, task, index, shape, gpu)._replace(kernel=f"cuda {name}")
 
 
-class CudaBackend:
+def _layer(problem: LstmProblem) -> Launch:
+    launch, together = lstm_launch(problem)
+    launch()  # what is allocated at the first call is there before a graph is captured
+    if together or problem.device != "cuda":
+        return launch
+    return Replayed(launch, kernel=f"{launch.kernel}, replayed as a CUDA graph")
+
+
+def _variants(problem: GemmProblem) -> Variants:
+    """What prepares each kernel that can compute a supported product."""
+    task = Task(problem.op, element_of(problem.torch_dtype, problem.math == "tf32"), problem.block_size, problem.n)
+    return {
+        name: partial(CudaProduct, problem, partial(_chosen, name, choice))
+        for name, choice in offered(task, choose.gpu(torch.device(problem.device))).items()
+    }
+
+
+class CudaBackend(Backend):
     """float32 (exact or tf32), bfloat16 and float16, blocks of 8 to 128, on GPUs of compute capability 8.0 and later.
 
     The steps of a layer are one cooperative launch where all of its CTAs fit on the GPU at once, else a launch each,
     replayed as a CUDA graph.
     """
 
-    def unsupported(self, problem: Problem) -> str | None:
-        device, size = torch.device(problem.device), problem.block_size
-        nnzb = max(mask.nnzb for mask in problem.masks.values())
-        reason = unsupported(problem.torch_dtype, size, nnzb, device)
-        if reason is not None or isinstance(problem, GemmProblem):
-            return reason
-        assert isinstance(problem, LstmProblem)
-        mask, dtype = problem.masks["weight_hh"], problem.torch_dtype
-        index = BSRMatrix.from_dense(torch.zeros(mask.shape, dtype=torch.bool, device="cpu"), mask).index
-        exact = element_of(dtype, problem.math == "tf32") == "Float32"
-        found = steps_for(index, Sizes(problem.batch_size, problem.hidden_size, size), dtype, exact, the_gpu(device))
-        return found if isinstance(found, str) else None
-
-    def prepare(self, problem: Problem) -> Launch:
-        if isinstance(problem, GemmProblem):
-            return ProductLaunch(problem)
-        assert isinstance(problem, LstmProblem)
-        launch, together = lstm_launch(problem)
-        launch()  # what is allocated at the first call is there before a graph is captured
-        if together or problem.device != "cuda":
-            return launch
-        return Replayed(launch, kernel=f"{launch.kernel}, replayed as a CUDA graph")
-
-    def variants(self, problem: GemmProblem) -> dict[str, Callable[[], Launch]]:
-        """What prepares each kernel that can compute a supported product, by its name: what a tuner times."""
-        gpu = the_gpu(torch.device(problem.device))
-        task = Task(problem.op, element_of(problem.torch_dtype, problem.math == "tf32"), problem.block_size, problem.n)
-        return {
-            name: partial(ProductLaunch, problem, partial(_chosen, name, choice))
-            for name, choice in offered(task, gpu).items()
-        }
+    def require(self, problem: Problem) -> None:
+        self.require_declared(problem)
+        device, dtype, size = torch.device(problem.device), problem.torch_dtype, problem.block_size
+        require_kernel(dtype, size, max(mask.nnzb for mask in problem.masks.values()), device)
+        if isinstance(problem, LstmProblem):
+            mask = problem.masks["weight_hh"]
+            index = BSRMatrix.from_dense(torch.zeros(mask.shape, dtype=torch.bool, device="cpu"), mask).index
+            exact = element_of(dtype, problem.math == "tf32") == "Float32"
+            steps_for(index, Sizes(problem.batch_size, problem.hidden_size, size), dtype, exact, choose.gpu(device))
 
 
-BACKEND = CudaBackend()
+BACKEND = CudaBackend(name="cuda", product=CudaProduct, layer=_layer, variants=_variants)

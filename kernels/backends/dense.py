@@ -13,8 +13,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from kernels.launches import fastest, under
-from kernels.problem import Domain, GemmProblem, Launch, Problem
+from kernels.launches import ProductLaunch, fastest, under
+from kernels.problem import Backend, GemmProblem
 
 Way = Callable[[], Tensor]  # a launch that answers where its result is
 
@@ -40,9 +40,8 @@ def ways(problem: GemmProblem) -> dict[str, Way]:
     }
 
 
-class DenseLaunch:
+class DenseLaunch(ProductLaunch):
     dense = True
-    index_bytes = 0
 
     def __init__(self, problem: GemmProblem) -> None:
         candidates = ways(problem)
@@ -57,18 +56,5 @@ class DenseLaunch:
     def outputs(self) -> dict[str, Tensor]:
         return {"output": self.problem.wanted(self.result)}
 
-    def poison(self) -> None:
-        self.result.fill_(float("nan"))
 
-
-class DenseBackend(Domain):
-    """Every product and dtype, on cpu and cuda."""
-
-    no_layer = "dense has no LSTM layer; the baselines of a layer are torch_lstm and loop_lstm"
-
-    def prepare(self, problem: Problem) -> Launch:
-        assert isinstance(problem, GemmProblem)
-        return DenseLaunch(problem)
-
-
-BACKEND = DenseBackend()
+BACKEND = Backend(name="dense", product=DenseLaunch, instead="; the baselines of a layer are torch_lstm and loop_lstm")

@@ -1,7 +1,7 @@
 """The dense product with the pruned weight, its zeros multiplied too: what masked training pays.
 
-GEMM libraries draw less power on zeros, and are faster on them where clocks follow power, so `dense`, the baseline, has no
-zeros; this one beside it says how much that matters.
+GEMM libraries draw less power on zeros, and are faster on them where clocks follow power, so `dense`, the baseline, has
+no zeros; this one beside it says how much that matters.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kernels.backends.dense import DenseLaunch
-from kernels.problem import Domain, GemmProblem, Launch, Problem
+from kernels.problem import Backend, GemmProblem
 
 
 class MaskedLaunch(DenseLaunch):
@@ -21,15 +21,4 @@ class MaskedLaunch(DenseLaunch):
         super().__init__(masked)
 
 
-class MaskedBackend(Domain):
-    """What `dense` does, where there is a weight."""
-
-    no_layer = "dense_masked has no LSTM layer"
-    no_sdd = "sdd has no weight to mask"
-
-    def prepare(self, problem: Problem) -> Launch:
-        assert isinstance(problem, GemmProblem)
-        return MaskedLaunch(problem)
-
-
-BACKEND = MaskedBackend()
+BACKEND = Backend(name="dense_masked", product=MaskedLaunch, no_sdd="sdd has no weight to mask")

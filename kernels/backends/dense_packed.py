@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.problem import Domain, GemmProblem, Launch, Problem
+from kernels.launches import ProductLaunch
+from kernels.problem import Backend, GemmProblem
+from kernels.system.resources import UnsupportedError
 
 
-class PackedLaunch:
+class PackedLaunch(ProductLaunch):
     dense = True
-    index_bytes = 0
     kernel = "torch's mkl_linear, packed weight"
 
     def __init__(self, problem: GemmProblem) -> None:
@@ -31,26 +32,19 @@ class PackedLaunch:
     def outputs(self) -> dict[str, Tensor]:
         return {"output": self.problem.wanted(self.result.T)}
 
-    def poison(self) -> None:
-        self.result.fill_(float("nan"))
+
+def _require_mkl(_: GemmProblem) -> None:
+    if not hasattr(torch.ops.mkl, "_mkl_linear"):
+        raise UnsupportedError("this torch is built without MKL's packed products")
 
 
-class PackedBackend(Domain):
-    """float32 on a CPU where torch is built with MKL; products with a weight, so not sdd."""
-
-    no_layer = "dense_packed has no LSTM layer"
-    no_sdd = "sdd has no weight to pack"
-    devices = ("cpu",)
-    dtypes = ("float32",)
-    elsewhere = no_dtype = "dense_packed is float32 on a CPU only"
-
-    def lacking(self, problem: Problem) -> str | None:  # noqa: ARG002
-        has = hasattr(torch.ops.mkl, "_mkl_linear")
-        return None if has else "this torch is built without MKL's packed products"
-
-    def prepare(self, problem: Problem) -> Launch:
-        assert isinstance(problem, GemmProblem)
-        return PackedLaunch(problem)
-
-
-BACKEND = PackedBackend()
+BACKEND = Backend(
+    name="dense_packed",
+    product=PackedLaunch,
+    no_sdd="sdd has no weight to pack",
+    devices=("cpu",),
+    dtypes=("float32",),
+    elsewhere="dense_packed is float32 on a CPU only",
+    no_dtype="dense_packed is float32 on a CPU only",
+    needs=_require_mkl,
+)

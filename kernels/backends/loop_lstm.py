@@ -1,7 +1,8 @@
 """A baseline of LSTM layers: our step loop with dense products by torch, the weights with no block emptied.
 
-What a sparse layer is to beat where no fused layer exists: the inputs are projected for all steps at once, then every step
-is one product and the gates. On a GPU the loop is captured as a CUDA graph too, and the faster of both is the baseline.
+What a sparse layer is to beat where no fused layer exists: the inputs are projected for all steps at once, then every
+step is one product and the gates. On a GPU the loop is captured as a CUDA graph too, and the faster of both is the
+baseline.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kernels.launches import LstmLaunch, Outputs, Replayed, fastest
-from kernels.problem import Domain, Launch, LstmProblem, Problem
+from kernels.problem import Backend, Launch, LstmProblem
 
 KERNEL = "step loop of torch.addmm"
 
@@ -34,20 +35,15 @@ def loop_launch(problem: LstmProblem) -> LstmLaunch:
     return LstmLaunch(problem, KERNEL, problem.full_weights, forward, dense=True)
 
 
-class LoopLstmBackend(Domain):
-    """Every dtype that torch multiplies, on cpu and cuda."""
-
-    no_product = "loop_lstm computes LSTM layers only"
-
-    def prepare(self, problem: Problem) -> Launch:
-        assert isinstance(problem, LstmProblem)
-        launch = loop_launch(problem)
-        if problem.device != "cuda":
-            return launch
-        ways: dict[str, Launch] = {KERNEL: launch}
-        replayed = Replayed(loop_launch(problem), kernel=f"{KERNEL}, replayed as a CUDA graph")
-        ways[replayed.kernel] = replayed
-        return ways[fastest(ways, problem.device)]
+def lstm_launch(problem: LstmProblem) -> Launch:
+    """The loop, on a GPU or its replay."""
+    launch = loop_launch(problem)
+    if problem.device != "cuda":
+        return launch
+    ways: dict[str, Launch] = {KERNEL: launch}
+    replayed = Replayed(loop_launch(problem), kernel=f"{KERNEL}, replayed as a CUDA graph")
+    ways[replayed.kernel] = replayed
+    return ways[fastest(ways, problem.device)]
 
 
-BACKEND = LoopLstmBackend()
+BACKEND = Backend(name="loop_lstm", layer=lstm_launch)

@@ -7,22 +7,20 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from kernels.bsr import BSRMatrix
-from kernels.launches import LstmLaunch, block_sparse_launch, block_sparse_weights
-from kernels.native.library import describe, entry, library, pool_for, unsupported
+from kernels.launches import LstmLaunch, ProductLaunch, block_sparse_launch, block_sparse_weights
+from kernels.native.library import describe, entry, library, pool_for, require_kernel
 from kernels.native.products import pack, plain, product, sampled
-from kernels.problem import GemmProblem, Launch, LstmProblem, Problem
+from kernels.problem import Backend, GemmProblem, LstmProblem, Problem
 
 
-class ProductLaunch:
+class NativeProduct(ProductLaunch):
     """One product, prepared for the number of threads torch has now (or fewer: as many as it is worth).
 
-    The values of dsd and dsd_t are packed beforehand; sdd packs its operands in every launch, since both are activations.
+    The values of dsd and dsd_t are packed beforehand; sdd packs its operands in every launch, since both are
+    activations.
     """
-
-    dense = False
 
     def __init__(self, problem: GemmProblem) -> None:
         bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
@@ -49,12 +47,6 @@ class ProductLaunch:
     def __call__(self) -> None:
         self.run()
 
-    def outputs(self) -> dict[str, Tensor]:
-        return {"output": self.result}
-
-    def poison(self) -> None:
-        self.result.fill_(float("nan"))
-
 
 def lstm_launch(problem: LstmProblem) -> LstmLaunch:
     """One layer; its values are packed in every launch, as training must."""
@@ -65,21 +57,8 @@ def lstm_launch(problem: LstmProblem) -> LstmLaunch:
     return block_sparse_launch(problem, bsr, "native", kernel, index_bytes)
 
 
-class NativeBackend:
-    """float32 and float64 on a CPU, every block size, where a C++ compiler is at hand.
-
-    Products also in bfloat16, summed in float32, where the CPU has instructions for them.
-    """
-
-    def unsupported(self, problem: Problem) -> str | None:
-        layer = isinstance(problem, LstmProblem)
-        return problem.missing_device() or unsupported(problem.torch_dtype, torch.device(problem.device), layer)
-
-    def prepare(self, problem: Problem) -> Launch:
-        if isinstance(problem, LstmProblem):
-            return lstm_launch(problem)
-        assert isinstance(problem, GemmProblem)
-        return ProductLaunch(problem)
+def _require(problem: Problem) -> None:
+    require_kernel(problem.torch_dtype, torch.device(problem.device), isinstance(problem, LstmProblem))
 
 
-BACKEND = NativeBackend()
+BACKEND = Backend(name="native", product=NativeProduct, layer=lstm_launch, needs=_require)

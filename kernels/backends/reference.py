@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kernels.check import lstm_reference, product_by_blocks
-from kernels.problem import Domain, GemmProblem, Launch, LstmProblem, Problem
+from kernels.problem import Backend, LstmProblem, Problem
 
 
 class ReferenceLaunch:
@@ -13,7 +13,7 @@ class ReferenceLaunch:
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.results = problem, dict[str, Tensor]()
-        self.kernel = f"loops over {'blocks' if isinstance(problem, GemmProblem) else 'time steps'} in float64"
+        self.kernel = f"loops over {'time steps' if isinstance(problem, LstmProblem) else 'blocks'} in float64"
         self.weight_bytes = sum(8 * mask.nnzb * problem.block_size**2 for mask in problem.masks.values())
         self.index_bytes = sum(4 * (mask.nnzb + mask.grid[0] + 1) for mask in problem.masks.values())
 
@@ -21,7 +21,6 @@ class ReferenceLaunch:
         if isinstance(self.problem, LstmProblem):
             self.results = lstm_reference(self.problem, dense=False)
         else:
-            assert isinstance(self.problem, GemmProblem)
             self.results = {"output": product_by_blocks(self.problem)}
 
     def outputs(self) -> dict[str, Tensor]:
@@ -31,11 +30,4 @@ class ReferenceLaunch:
         self.results = {}
 
 
-class ReferenceBackend(Domain):
-    """Solves everything, slowly."""
-
-    def prepare(self, problem: Problem) -> Launch:
-        return ReferenceLaunch(problem)
-
-
-BACKEND = ReferenceBackend()
+BACKEND = Backend(name="reference", product=ReferenceLaunch, layer=ReferenceLaunch)

@@ -9,12 +9,11 @@ from scipy import sparse
 from torch import Tensor
 
 from kernels.bsr import BSRMatrix
-from kernels.problem import Domain, GemmProblem, Launch, Problem
+from kernels.launches import ProductLaunch
+from kernels.problem import Backend, GemmProblem
 
 
-class ScipyBsrLaunch:
-    dense = False
-
+class ScipyBsrLaunch(ProductLaunch):
     def __init__(self, problem: GemmProblem) -> None:
         transposed = problem.op == "dsd_t"
         self.kernel = f"scipy.sparse.bsr_matrix{'.T' if transposed else ''} @ dense, single-threaded"
@@ -37,19 +36,12 @@ class ScipyBsrLaunch:
         self.result = None
 
 
-class ScipyBsrBackend(Domain):
-    """float32 and float64 on a CPU."""
-
-    no_layer = "scipy_bsr has no LSTM layer"
-    no_sdd = "scipy has no product sampled at blocks"
-    devices = ("cpu",)
-    elsewhere = "scipy runs on the CPU only"
-    dtypes = ("float32", "float64")
-    no_dtype = "scipy has no {dtype}"
-
-    def prepare(self, problem: Problem) -> Launch:
-        assert isinstance(problem, GemmProblem)
-        return ScipyBsrLaunch(problem)
-
-
-BACKEND = ScipyBsrBackend()
+BACKEND = Backend(
+    name="scipy_bsr",
+    product=ScipyBsrLaunch,
+    no_sdd="scipy has no product sampled at blocks",
+    devices=("cpu",),
+    elsewhere="scipy runs on the CPU only",
+    dtypes=("float32", "float64"),
+    no_dtype="scipy has no {dtype}",
+)

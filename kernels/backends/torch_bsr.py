@@ -5,24 +5,16 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import Tensor
 
-from kernels.blockmask import BlockMask
-from kernels.bsr import BSRMatrix
-from kernels.problem import Domain, GemmProblem, Launch, Problem
+from kernels.launches import ProductLaunch, left_factor
+from kernels.problem import Backend, GemmProblem
+from kernels.system.resources import UnsupportedError
 
 
-class TorchBsrLaunch:
-    dense = False
-
+class TorchBsrLaunch(ProductLaunch):
     def __init__(self, problem: GemmProblem) -> None:
-        weight, self.x = problem.factors(dense=False)
-        transposed = problem.op == "dsd_t"
-        self.kernel = "torch.sparse_bsr_tensor @ dense, int32 indices" + (
-            ", values turned beforehand" if transposed else ""
-        )
-        mask = BlockMask(problem.mask.kept.T, problem.block_size) if transposed else problem.mask
-        bsr = BSRMatrix.from_dense(weight, mask)
+        (bsr, transposed), self.x = left_factor(problem), problem.factors(dense=False)[1]
+        self.kernel = f"torch.sparse_bsr_tensor @ dense, int32 indices{transposed}"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta")
             parts = (bsr.indptr, bsr.indices, bsr.data)
@@ -35,30 +27,19 @@ class TorchBsrLaunch:
     def __call__(self) -> None:
         torch.mm(self.sparse, self.x, out=self.result)
 
-    def outputs(self) -> dict[str, Tensor]:
-        return {"output": self.result}
 
-    def poison(self) -> None:
-        self.result.fill_(float("nan"))
-
-
-class TorchBsrBackend(Domain):
-    """float32 and float64 on a CPU whose torch was built with MKL."""
-
-    no_layer = "torch_bsr has no LSTM layer"
-    no_sdd = "torch has no product sampled at blocks (sampled_addmm answers single elements)"
-    devices = ("cpu",)
-    elsewhere = "torch_bsr is measured on the CPU only"
-    dtypes = ("float32", "float64")
-    no_dtype = "torch has no block-sparse CPU product in {dtype}"
-
-    def lacking(self, problem: Problem) -> str | None:  # noqa: ARG002
-        has = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-        return None if has else "torch's block-sparse CPU product needs a torch built with MKL"
-
-    def prepare(self, problem: Problem) -> Launch:
-        assert isinstance(problem, GemmProblem)
-        return TorchBsrLaunch(problem)
+def _require_mkl(_: GemmProblem) -> None:
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+        raise UnsupportedError("torch's block-sparse CPU product needs a torch built with MKL")
 
 
-BACKEND = TorchBsrBackend()
+BACKEND = Backend(
+    name="torch_bsr",
+    product=TorchBsrLaunch,
+    no_sdd="torch has no product sampled at blocks (sampled_addmm answers single elements)",
+    devices=("cpu",),
+    elsewhere="torch_bsr is measured on the CPU only",
+    dtypes=("float32", "float64"),
+    no_dtype="torch has no block-sparse CPU product in {dtype}",
+    needs=_require_mkl,
+)

@@ -1,7 +1,8 @@
 """A baseline of LSTM layers: torch.nn.LSTM, all time steps in one call, with the weights that have no block emptied.
 
-Torch has several of them, on a CPU by oneDNN and by its own operators, on a GPU by cuDNN and by its own fused cells; the
-faster one is the baseline. Which of its algorithms cuDNN runs (persistent or not) it does not tell, so no row knows it.
+Torch has several of them, on a CPU by oneDNN and by its own operators, on a GPU by cuDNN and by its own fused cells;
+the faster one is the baseline. Which of its algorithms cuDNN runs (persistent or not) it does not tell, so no row knows
+it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.launches import LstmLaunch, Outputs, fastest
-from kernels.problem import Domain, Launch, LstmProblem, Problem
+from kernels.problem import Backend, LstmProblem
 
 
 @contextmanager
@@ -57,18 +58,13 @@ def _kernel(problem: LstmProblem, layer: torch.nn.LSTM, library: bool) -> str:
         y, _ = layer(trial)
     if "Cudnn" not in type(y.grad_fn).__name__:
         return "torch.nn.LSTM by fused cells, without cuDNN"
-    return f"torch.nn.LSTM by cuDNN {torch.backends.cudnn.version()}, algorithm unknown"  # type: ignore[no-untyped-call]
+    version = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return f"torch.nn.LSTM by cuDNN {version}, algorithm unknown"
 
 
-class TorchLstmBackend(Domain):
-    """Every dtype that torch's layer has, on cpu and cuda."""
-
-    no_product = "torch_lstm computes LSTM layers only"
-
-    def prepare(self, problem: Problem) -> Launch:
-        assert isinstance(problem, LstmProblem)
-        launches = {launch.kernel: launch for launch in (_launch(problem, library) for library in (False, True))}
-        return launches[fastest(launches, problem.device)]
+def lstm_launch(problem: LstmProblem) -> LstmLaunch:
+    launches = {launch.kernel: launch for launch in (_launch(problem, library) for library in (False, True))}
+    return launches[fastest(launches, problem.device)]
 
 
-BACKEND = TorchLstmBackend()
+BACKEND = Backend(name="torch_lstm", layer=lstm_launch)

@@ -1,7 +1,7 @@
-"""Rival: the Triton kernels behind torch's block-sparse tensors on a GPU, called directly and so with the least overhead.
+"""Rival: the Triton kernels behind torch's block-sparse tensors on a GPU, called directly, with the least overhead.
 
-dsd and dsd_t: torch.sparse._triton_ops.bsr_dense_mm. sdd: sampled_addmm of the same module. Torch picks tile sizes from a
-table it brings for a few shapes and GPUs, and else defaults; it warns where it uses those.
+dsd and dsd_t: torch.sparse._triton_ops.bsr_dense_mm. sdd: sampled_addmm of the same module. Torch picks tile sizes from
+a table it brings for a few shapes and GPUs, and else defaults; it warns where it uses those.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.backends.cusparse_bsr import bsr_of
 from kernels.bsr import BSRMatrix
-from kernels.problem import Domain, GemmProblem, Launch, Problem
+from kernels.launches import ProductLaunch, left_factor
+from kernels.problem import Backend, GemmProblem
+from kernels.system.resources import UnsupportedError
 
 LEAST = 16  # block sizes and numbers of columns that Triton's dot takes
 
@@ -32,9 +33,7 @@ def _sparse(bsr: BSRMatrix) -> Tensor:
         return torch.sparse_bsr_tensor(*parts, size=bsr.shape, device=bsr.data.device)
 
 
-class TritonLaunch:
-    dense = False
-
+class TritonLaunch(ProductLaunch):
     def __init__(self, problem: GemmProblem) -> None:
         self.problem, self.operations = problem, _operations()
         if problem.op == "sdd":
@@ -42,12 +41,11 @@ class TritonLaunch:
             bsr = BSRMatrix.from_dense(problem.weight, problem.mask)
             self.sparse = _sparse(bsr)
             self.out = _sparse(bsr.with_data(torch.zeros_like(bsr.data)))
-            self.result, name = self.out.values(), "sampled_addmm"
+            self.result, name, transposed = self.out.values(), "sampled_addmm", ""
         else:
-            bsr = bsr_of(problem)
+            bsr, transposed = left_factor(problem)
             self.sparse, self.x = _sparse(bsr), problem.factors(dense=False)[1]
             self.result, name = self.x.new_empty(bsr.shape[0], problem.n), "bsr_dense_mm"
-        transposed = ", values turned beforehand" if problem.op == "dsd_t" else ""
         triton = importlib.import_module("triton").__version__
         self.kernel = f"torch.sparse._triton_ops.{name}, triton {triton}{transposed}"
         self.weight_bytes = bsr.values_nbytes
@@ -60,58 +58,43 @@ class TritonLaunch:
         else:
             self.operations.bsr_dense_mm(self.sparse, self.x, out=self.result, skip_checks=True)
 
-    def outputs(self) -> dict[str, Tensor]:
-        return {"output": self.result}
-
-    def poison(self) -> None:
-        self.result.fill_(float("nan"))
-
-
-class TritonBsrBackend(Domain):
-    """Blocks that are powers of two from 16 on, a batch that its tiles divide, on a GPU with Triton."""
-
-    no_layer = "triton_bsr has no LSTM layer"
-    devices = ("cuda",)
-    elsewhere = "torch's Triton kernels run on a GPU only"
-
-    def lacking(self, problem: Problem) -> str | None:
-        assert isinstance(problem, GemmProblem)
-        return _missing() or shape_refusal(problem)
-
-    def prepare(self, problem: Problem) -> Launch:
-        assert isinstance(problem, GemmProblem)
-        return TritonLaunch(problem)
-
-
-def _missing() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is missing"
-    if getattr(_operations(), "bsr_dense_mm", None) is None:
-        return "this torch has no Triton kernels for block-sparse tensors"
-    return None
-
 
 def _is_power_of_two(size: int) -> bool:
     return size & (size - 1) == 0
 
 
-def shape_refusal(problem: GemmProblem) -> str | None:
-    """Why torch's kernels have no such product: bsr_dense_mm cuts the columns of X into n // block_size tiles."""
+def require_shape(problem: GemmProblem) -> None:
+    """UnsupportedError where there is no such product: bsr_dense_mm cuts X's columns into n // block_size tiles."""
     size, n = problem.block_size, problem.n
     if problem.dtype == "float64":
-        return "torch's Triton kernels have no float64"
+        raise UnsupportedError("torch's Triton kernels have no float64")
     if problem.math == "tf32":
-        return "torch's Triton kernels multiply float32 without TF32"
+        raise UnsupportedError("torch's Triton kernels multiply float32 without TF32")
     if size < LEAST or not _is_power_of_two(size):
-        return f"torch's Triton kernels need blocks of a power of two from {LEAST} on, not {size}"
+        raise UnsupportedError(f"torch's Triton kernels need blocks of a power of two from {LEAST} on, not {size}")
     if problem.op == "sdd":
-        return None
+        return
     if n % LEAST:
-        return f"torch's Triton kernel needs n divisible by {LEAST}, got {n}"
+        raise UnsupportedError(f"torch's Triton kernel needs n divisible by {LEAST}, got {n}")
     tiles = max(n // size, 1)
     if n % tiles or not _is_power_of_two(n // tiles):
-        return f"torch's Triton kernel would cut n = {n} into {tiles} tiles, whose width is no power of two"
-    return None
+        raise UnsupportedError(
+            f"torch's Triton kernel would cut n = {n} into {tiles} tiles, whose width is no power of two"
+        )
 
 
-BACKEND = TritonBsrBackend()
+def _require(problem: GemmProblem) -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise UnsupportedError("the package triton is missing")
+    if getattr(_operations(), "bsr_dense_mm", None) is None:
+        raise UnsupportedError("this torch has no Triton kernels for block-sparse tensors")
+    require_shape(problem)
+
+
+BACKEND = Backend(
+    name="triton_bsr",
+    product=TritonLaunch,
+    devices=("cuda",),
+    elsewhere="torch's Triton kernels run on a GPU only",
+    needs=_require,
+)

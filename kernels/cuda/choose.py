@@ -1,21 +1,20 @@
 """Which of our CUDA kernels computes a product, prepared for a pattern and a number of tokens.
 
-The rungs: wgmma on Hopper from WIDE tokens on (fewer leave its wide tiles half empty), mma.sync everywhere else, FFMA for
-exact float32; where a tuned table knows a like product, what it says. Operands lie token by token: x [n, k], out [n, m],
-grad [n, m].
+The rungs: wgmma on Hopper from WIDE tokens on (fewer leave its wide tiles half empty), mma.sync everywhere else, FFMA
+for exact float32; where a tuned table knows a like product, what it says. Operands lie token by token: x [n, k], out
+[n, m], grad [n, m].
 
-The tuned table says which variant was the fastest for the nearest shape that was measured. tuned.json, beside this file, is a
-result, written by `python -m bench tune` with its provenance and its own sha256; where it is absent, does not hold (a line says
-so), or knows nothing like a product, the kernels' own default rule holds.
+The tuned table says which variant was the fastest for the nearest shape that was measured. tuned.json, beside this
+file, is a result, written by `python -m bench tune` with its provenance and its own sha256; where it is absent, does
+not hold (a line says so), or knows nothing like a product, the kernels' own default rule holds.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from math import inf, log
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,15 +24,16 @@ from torch import Tensor
 
 from kernels.cuda import device as cuda_kernel
 from kernels.cuda import mma, wgmma, wgmma_sdd
+from kernels.cuda.compile import nvrtc
 from kernels.cuda.device import Kernel, Variant, arch_of
-from kernels.cuda.mma import BLOCKS, ProductChoice, ProductLaunch, SampledChoice, SampledLaunch, is_exact, parts_for
+from kernels.cuda.mma import BLOCKS, MmaProduct, MmaSampled, ProductChoice, SampledChoice, is_exact, parts_for
 from kernels.cuda.mma_plan import MOST_NUMBERS, ProductPlan, SampledPlan, product_plan, sampled_plan
 from kernels.index import BSRIndex
 from kernels.operands import contiguous
 from kernels.system.cache import DoubtError, read_sealed, say
-from kernels.system.resources import shown
+from kernels.system.resources import UnsupportedError, shown
 
-PATH = Path(__file__).with_name("json")
+PATH = Path(__file__).with_name("tuned.json")
 ALIKE = ("op", "dtype", "math", "block_size")  # must be equal
 NEAR = ("n", "m", "k")  # may differ, n counting most
 LARGEST = 2**31 - 1  # as of a cell's sizes
@@ -114,39 +114,43 @@ class Gpu(NamedTuple):
     load: Callable[[Variant], Kernel]
 
 
-@functools.cache
-def gpu(device: torch.device) -> Gpu | str:
-    """The GPU `device`, or why our kernels cannot run there. Tests put an emulated one in its place."""
-    reason = "cuda runs on a GPU only" if device.type != "cuda" else cuda_kernel.unavailable()
-    if reason is not None:
-        return reason
+@cache
+def _refusal(device: torch.device) -> str | None:
+    return "cuda runs on a GPU only" if device.type != "cuda" else cuda_kernel.unavailable()
+
+
+@cache
+def gpu(device: torch.device) -> Gpu:
+    """The GPU `device`; UnsupportedError where our kernels cannot run there. Tests put an emulated one in its place."""
+    if reason := _refusal(device):
+        raise UnsupportedError(reason)
     found = torch.cuda.get_device_properties(device)
     capability = 10 * found.major + found.minor
     shared_bytes = found.shared_memory_per_multiprocessor - 1024  # which the driver takes of each CTA
-    load = functools.partial(cuda_kernel.load, device=device.index)
+    load = partial(cuda_kernel.load, device=device.index)
     return Gpu(capability, found.multi_processor_count, shared_bytes, load)
 
 
-def the_gpu(device: torch.device) -> Gpu:
-    """`gpu`, where it is known to be one."""
-    found = gpu(device)
-    assert not isinstance(found, str), found
-    return found
+def describe() -> str:
+    """Our kernels on torch's current GPU, in words; UnsupportedError where they cannot run there."""
+    if reason := cuda_kernel.unavailable():
+        raise UnsupportedError(reason)
+    capability = cuda_kernel.capability()
+    rungs = f"wgmma from {WIDE} tokens on, else mma.sync" if capability == cuda_kernel.HOPPER else "mma.sync"
+    compiled = f"compiled for {arch_of(capability)} by NVRTC {nvrtc().version}"
+    return f"compute capability {capability / 10}, {compiled}; products by {rungs}, exact float32 by FFMA"
 
 
-def unsupported(dtype: torch.dtype, block_size: int, nnzb: int, device: torch.device) -> str | None:
-    """Why our CUDA kernels cannot multiply such a matrix, or None."""
-    found = gpu(device)
-    if isinstance(found, str):
-        return found
+def require_kernel(dtype: torch.dtype, block_size: int, nnzb: int, device: torch.device) -> None:
+    """UnsupportedError where our CUDA kernels cannot multiply such a matrix."""
+    gpu(device)
     if dtype not in ELEMENTS:
         wanted = ", ".join(str(each).removeprefix("torch.") for each in ELEMENTS)
-        return f"cuda has no {str(dtype).removeprefix('torch.')} kernel, only {wanted}"
+        raise UnsupportedError(f"cuda has no {str(dtype).removeprefix('torch.')} kernel, only {wanted}")
     if block_size not in BLOCKS:
-        return f"cuda has kernels for blocks of {', '.join(map(str, BLOCKS))}, not {block_size}"
+        raise UnsupportedError(f"cuda has kernels for blocks of {', '.join(map(str, BLOCKS))}, not {block_size}")
     if nnzb * block_size**2 > MOST_NUMBERS:
-        return f"cuda multiplies matrices of at most {MOST_NUMBERS} kept values"
-    return None
+        raise UnsupportedError(f"cuda multiplies matrices of at most {MOST_NUMBERS} kept values")
 
 
 def element_of(dtype: torch.dtype, tf32: bool) -> str:
@@ -174,17 +178,13 @@ class Prepared(NamedTuple):
     index_bytes: int
 
 
-WideTile = wgmma.Tile | wgmma_sdd.SampledTile
+WideTile = wgmma.WgmmaTile | wgmma_sdd.WgmmaSampledTile
 Choice = ProductChoice | SampledChoice | WideTile
 
 
 def has_wide(task: Task, gpu: Gpu) -> bool:
     """Whether there is a kernel by wgmma."""
-    if task.op == "sdd":
-        reason = wgmma_sdd.unsupported(task.element, task.block_size)
-    else:
-        reason = wgmma.unsupported(task.op, task.element, task.block_size)
-    return gpu.capability == cuda_kernel.HOPPER and reason is None
+    return gpu.capability == cuda_kernel.HOPPER and wgmma.unsupported(*task[:3]) is None
 
 
 def named(choice: Choice) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def tuned_choice(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) 
 
 
 def prepare(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
-    """The product of a matrix of `shape` (m, k) with pattern `index`, compiled and planned, by the best choice known."""
+    """The product of a matrix of `shape` (m, k) and pattern `index`, compiled and planned, by the best choice known."""
     if max(*shape, task.n) > MOST_LINES:
         raise ValueError(
             f"cuda multiplies up to {MOST_LINES} rows and columns, not {shape} and x [{shape[1]}, {task.n}]"
@@ -253,16 +253,16 @@ def prepare_by_warps(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: G
     return _by_threads(whole, plan, task, index, shape, gpu)
 
 
-Plan = ProductPlan | SampledPlan
+MmaPlan = ProductPlan | SampledPlan
 
 
-def _plan(choice: ProductChoice | SampledChoice, index: BSRIndex) -> Plan:
+def _plan(choice: ProductChoice | SampledChoice, index: BSRIndex) -> MmaPlan:
     if isinstance(choice, SampledChoice):
         return sampled_plan(index, choice.tile)
     return product_plan(index, choice.tile)
 
 
-def _parts(choice: ProductChoice | SampledChoice, plan: Plan, n: int, gpu: Gpu) -> int:
+def _parts(choice: ProductChoice | SampledChoice, plan: MmaPlan, n: int, gpu: Gpu) -> int:
     """Into how many parts the reduction is best divided so that there are CTAs enough for the GPU."""
     if isinstance(choice, SampledChoice):
         assert isinstance(plan, SampledPlan)
@@ -275,30 +275,30 @@ def _parts(choice: ProductChoice | SampledChoice, plan: Plan, n: int, gpu: Gpu) 
 def prepare_by(choice: Choice, task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
     """The same by one choice."""
     if isinstance(choice, WideTile):
-        run: wgmma.Product | wgmma_sdd.Sampled
+        run: wgmma.WgmmaProduct | wgmma_sdd.WgmmaSampled
         given = task.element, task.block_size, index, task.n
-        if isinstance(choice, wgmma_sdd.SampledTile):
-            run = wgmma_sdd.Sampled(*given, choice, gpu.multiprocessors, gpu.load)
+        if isinstance(choice, wgmma_sdd.WgmmaSampledTile):
+            run = wgmma_sdd.WgmmaSampled(*given, choice, gpu.multiprocessors, gpu.load)
         else:
-            run = wgmma.Product(task.op, *given, choice, gpu.multiprocessors, gpu.load)
+            run = wgmma.WgmmaProduct(task.op, *given, choice, gpu.multiprocessors, gpu.load)
         listed_bytes = sum(each.numel() * each.element_size() for each in run.listed)
         return Prepared(run, _describe(choice, task, 1, gpu), listed_bytes)
     return _by_threads(choice, _plan(choice, index), task, index, shape, gpu)
 
 
 def _by_threads(
-    choice: ProductChoice | SampledChoice, plan: Plan, task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu
+    choice: ProductChoice | SampledChoice, plan: MmaPlan, task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu
 ) -> Prepared:
     parts = _parts(choice, plan, task.n, gpu) if choice.parts else 1
-    run: ProductLaunch | SampledLaunch
+    run: MmaProduct | MmaSampled
     if isinstance(choice, SampledChoice):
         assert isinstance(plan, SampledPlan)
         numbers = index.indices.numel() * task.block_size**2
-        run = SampledLaunch(choice, plan, task.n, numbers, *shape, gpu.load, parts)
+        run = MmaSampled(choice, plan, task.n, numbers, *shape, gpu.load, parts)
     else:
         assert isinstance(plan, ProductPlan)
         lines = shape if task.op == "dsd_t" else shape[::-1]
-        run = ProductLaunch(choice, plan, task.n, *lines, gpu.load, parts)
+        run = MmaProduct(choice, plan, task.n, *lines, gpu.load, parts)
     return Prepared(run, _describe(choice, task, parts, gpu), plan.nbytes)
 
 

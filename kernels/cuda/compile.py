@@ -1,7 +1,7 @@
 """NVRTC, NVIDIA's compiler as a library: CUDA C++ to a cubin, without a GPU and without a driver.
 
-It is called through the package cuda-bindings, or through CuPy's own module where that is all there is; the library itself
-is the package nvidia-cuda-nvrtc, which PyTorch's CUDA builds bring along.
+It is called through the package cuda-bindings, or through CuPy's own module where that is all there is; the library
+itself is the package nvidia-cuda-nvrtc, which PyTorch's CUDA builds bring along.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ WAYS: tuple[Callable[[], Nvrtc], ...] = (_through_bindings, _through_cupy)
 
 @functools.cache
 def nvrtc() -> Nvrtc:
-    """The compiler of the first package that has one; CompileError where none has, ResourceError where one has none today."""
+    """The compiler of the first package that has one; CompileError where none has, ResourceError where not today."""
     for way in WAYS:
         try:
             return way()

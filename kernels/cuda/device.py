@@ -1,7 +1,7 @@
-"""CUDA kernels of ours: a source compiled for one set of tile parameters, kept on disk, loaded by CuPy, launched on torch's stream.
+"""CUDA kernels of ours: compiled for one set of tile parameters, kept, loaded by CuPy, launched on torch's stream.
 
-Compiling needs NVRTC only, loading needs CuPy, a driver and a GPU. A cubin's name in the cache is the hash of its source,
-headers, macros, architecture and NVRTC's version.
+Compiling needs NVRTC only, loading needs CuPy, a driver and a GPU. A cubin's name in the cache is the hash of its
+source, headers, macros, architecture and NVRTC's version.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ class Cubin:
 
 
 def arch_of(capability: int) -> str:
-    """'sm_86' for 86; 'sm_90a' for 90, since the instructions of one generation alone are wanted where there are such."""
+    """'sm_86' for 86; 'sm_90a' for 90, where the instructions of one generation alone are wanted."""
     return f"sm_{capability}{'a' if capability >= HOPPER else ''}"
 
 
 def resources(log: str, name: str) -> dict[str, int]:
-    """registers, spill_bytes and shared_bytes of kernel `name` in what ptxas -v says; CompileError where it is not in it."""
+    """registers, spill_bytes and shared_bytes of kernel `name` by ptxas -v; CompileError where it does not say."""
     parts = re.split(r"Compiling entry function '(\w+)'", log)
     text = dict(zip(parts[1::2], parts[2::2], strict=True)).get(name)
     if text is None:
@@ -126,7 +126,7 @@ def compile_cubin(variant: Variant, arch: str) -> Cubin:
 
 
 def _cached(path: Path) -> Cubin | None:
-    """The cubin at `path` with its facts; None where there is none, or where what is there is doubtful, and a line says why."""
+    """The cubin at `path` with its facts; None where there is none, or a doubtful one, and a line says why."""
     try:
         facts = read_sealed(path.with_suffix(".json"))
         if facts.pop("name", None) != path.name or facts.pop("code", None) != hashlib.sha256(read(path)).hexdigest():
@@ -186,7 +186,7 @@ def _missing_package() -> str | None:
 
 
 class LoadedKernel:
-    """A `Kernel` on one GPU. A launch takes a few microseconds of Python: one call of the driver's, nothing allocated."""
+    """A `Kernel` on one GPU. A launch takes microseconds of Python: one call of the driver's, nothing allocated."""
 
     def __init__(self, variant: Variant, device: int) -> None:
         import cupy
@@ -230,5 +230,5 @@ def _loaded(variant: Variant, device: int) -> LoadedKernel:
 
 
 def load(variant: Variant, device: int | None = None) -> Kernel:
-    """`variant` on a GPU, torch's current one by default, compiled and loaded at the first call; CompileError where it does not."""
+    """`variant` on a GPU, by default torch's current one, compiled and loaded once; CompileError where it does not."""
     return _loaded(variant, torch.cuda.current_device() if device is None else device)

@@ -1,9 +1,9 @@
-"""One LSTM layer over all time steps by our CUDA kernels, as a differentiable torch operator; prepared once for each pattern.
+"""One LSTM layer over all time steps by our CUDA kernels, a differentiable torch operator, prepared once a pattern.
 
-A weight goes in and out of the operators as a list, as in `native_lstm`: its kept values [nnzb, b, b] and the six tensors of its
-`BSRIndex`. The input weight may have other blocks than the recurrent one; where it is dense the operators get the weighted
-inputs, and an empty list. Nothing here waits for the GPU but the first call of a pattern, batch and type, so that all later
-ones can be captured in a CUDA graph.
+A weight goes in and out of the operators as a list, as in kernels.native.lstm: its kept values [nnzb, b, b] and the six
+tensors of its `BSRIndex`. The input weight may have other blocks than the recurrent one; where it is dense the
+operators get the weighted inputs, and an empty list. Nothing here waits for the GPU but the first call of a pattern,
+batch and type, so that all later ones can be captured in a CUDA graph.
 
 `record` does the same past torch's dispatcher, which takes longer with its lists of tensors than a layer of few steps.
 """
@@ -26,6 +26,7 @@ from kernels.cuda.products import Pattern, pattern_of
 from kernels.cuda.recurrence import Kept, Recurrence, Sizes, plans_for, tiles_for
 from kernels.index import BSRIndex
 from kernels.operands import require
+from kernels.system.resources import UnsupportedError
 from kernels.tracing import refuse_second, refuse_transforms, watched
 
 MOST_PREPARED = 16  # of a pattern
@@ -48,58 +49,63 @@ def device_of(gpu: Gpu) -> Device:
     return Device(gpu.multiprocessors, gpu.shared_bytes + CTA_OVERHEAD, gpu.shared_bytes)
 
 
-def recurrence_of(pattern: Pattern, dtype: torch.dtype, batch: int) -> Recurrence | str:
-    """The time steps of a layer with this recurrent pattern, or why our kernels cannot compute them on this GPU.
+def recurrence_of(pattern: Pattern, dtype: torch.dtype, batch: int) -> Recurrence:
+    """The time steps of a layer with this recurrent pattern; UnsupportedError where our kernels cannot compute them.
 
     One cooperative launch where it fits, else a launch a step. float32 is multiplied as torch does: by TF32 where
     torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
     """
     element, kept = pattern.element(dtype), pattern.recurrences
     with cuda_products.one_at_a_time:
-        found: Recurrence | str | None = kept.get((element, batch))
-        if found is None:
-            if len(kept) == MOST_PREPARED:
-                kept.clear()
+        found: Recurrence | None = kept.get((element, batch))
+        if found is not None:
+            return found
+        refusals = pattern.refusals
+        if reason := refusals.get((element, batch)):
+            raise UnsupportedError(reason)
+        if len(kept) + len(refusals) == MOST_PREPARED:
+            kept.clear()
+            refusals.clear()
+        try:
             found = _prepare(pattern, Sizes(batch, pattern.shape[1], pattern.block_size), element, dtype)
-            kept[element, batch] = found
+        except UnsupportedError as error:
+            refusals[element, batch] = str(error)
+            raise
+        kept[element, batch] = found
         return found
 
 
 class Steps(NamedTuple):
-    """How time steps are computed: plans and tiles of both passes; `together`: in one launch, else in a launch a step."""
+    """How time steps are computed: plans and tiles of both passes; together: in one launch, else in a launch a step."""
 
     plans: tuple[Plan, Plan]
     tiles: tuple[Tiles, Tiles]
     together: bool
 
 
-def steps_for(index: BSRIndex, sizes: Sizes, dtype: torch.dtype, exact: bool, gpu: Gpu) -> Steps | str:
-    """The time steps of a layer as they are best computed on `gpu`, or why our kernels cannot compute them there.
+def steps_for(index: BSRIndex, sizes: Sizes, dtype: torch.dtype, exact: bool, gpu: Gpu) -> Steps:
+    """The time steps of a layer as they are best computed on `gpu`; UnsupportedError where our kernels cannot.
 
     index: of the recurrent weight; exact: without tensor cores.
     """
     if index.indices.numel() * sizes.block**2 > MOST_NUMBERS:  # where a piece lies is an int
-        return f"cuda goes through the steps of weights of at most {MOST_NUMBERS} kept values"
-    plans, reason = plans_for(index, sizes.block, dtype), ""
-    for together in (True, False):
-        tiles = tiles_for(plans, sizes, exact, device_of(gpu), together)
-        if not isinstance(tiles, str):
-            return Steps(plans, tiles, together)
-        reason = tiles
-    return reason
+        raise UnsupportedError(f"cuda goes through the steps of weights of at most {MOST_NUMBERS} kept values")
+    plans, device = plans_for(index, sizes.block, dtype), device_of(gpu)
+    try:
+        return Steps(plans, tiles_for(plans, sizes, exact, device, True), together=True)
+    except UnsupportedError:
+        return Steps(plans, tiles_for(plans, sizes, exact, device, False), together=False)
 
 
-def _prepare(pattern: Pattern, sizes: Sizes, element: str, dtype: torch.dtype) -> Recurrence | str:
+def _prepare(pattern: Pattern, sizes: Sizes, element: str, dtype: torch.dtype) -> Recurrence:
     found = steps_for(pattern.own, sizes, dtype, element == "Float32", pattern.gpu)
-    return found if isinstance(found, str) else Recurrence(sizes, element, *found, pattern.gpu.load)
+    return Recurrence(sizes, element, *found, pattern.gpu.load)
 
 
 def describe(pattern: Pattern, dtype: torch.dtype, batch: int) -> str:
-    """'cuda lstm sm_90a Bfloat16, all steps in one cooperative launch', or why there is no such kernel."""
-    found = recurrence_of(pattern, dtype, batch)
-    if isinstance(found, str):
-        return found
-    how = "all steps in one cooperative launch" if found.together else "a launch a step"
+    """'cuda lstm sm_90a Bfloat16, all steps in one cooperative launch'; UnsupportedError as `recurrence_of`."""
+    together = recurrence_of(pattern, dtype, batch).together
+    how = "all steps in one cooperative launch" if together else "a launch a step"
     return f"cuda lstm {arch_of(pattern.gpu.capability)} {pattern.element(dtype)}, {how}"
 
 
@@ -118,8 +124,6 @@ def forward(
     data, pattern = weight
     steps, batch, _ = inputs.shape
     recurrence = recurrence_of(pattern, data.dtype, batch)
-    if isinstance(recurrence, str):
-        raise ValueError(recurrence)
     if into is not None:
         weighted = into.pattern.dsd(into.data, inputs.flatten(0, 1).mT)
         inputs = weighted.mT.view(steps, batch, weighted.shape[0])
@@ -171,7 +175,6 @@ def backward(
     """As `lstm_backward`, which see. grads: of y, h and c; inputs: where `into` is."""
     (data, pattern), (steps, batch, _) = weight, kept.cells.shape
     recurrence = recurrence_of(pattern, data.dtype, batch)
-    assert isinstance(recurrence, Recurrence), recurrence
     of_y, of_h, of_c = (None if each is None else aligned(each) for each in grads)
     assert kept.gates is not None
     kept = Kept(kept.states, aligned(kept.cells), aligned(kept.gates))
@@ -202,9 +205,9 @@ def lstm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(states, h, c, cells, gates): h0 and the outputs, last states, and what the backward pass needs besides.
 
-    states: [steps + 1, batch, hidden]; an operator may return no view of them, so whoever calls it takes the outputs alone.
-    inputs: [steps, batch, in], or weighted already, [steps, batch, 4 hidden], if `into` is empty; h0, c0: [batch, hidden];
-    weight, into: recurrent and input weight.
+    states: [steps + 1, batch, hidden]; an operator may return no view of them, so whoever calls it takes the outputs
+    alone. inputs: [steps, batch, in], or weighted already, [steps, batch, 4 hidden], if `into` is empty; h0, c0:
+    [batch, hidden]; weight, into: recurrent and input weight.
     """
     own, other = weight_of(weight), weight_of(into)
     assert own is not None
@@ -240,7 +243,7 @@ def lstm_backward(
     into: Sequence[Tensor],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of the bias, then of those wanted: inputs, h0 and c0, kept values of the recurrent and of the input weight.
+    """Gradients of the bias, then of what is wanted of inputs, h0 and c0, kept values of recurrent and input weight.
 
     kept: states, cells and gates of the forward pass, c0 and, where the input weight is given, the inputs.
     """
@@ -305,8 +308,8 @@ lstm.register_autograd(_backward, setup_context=_save)
 lstm_backward.register_autograd(refuse_second)
 
 
-class Lstm(torch.autograd.Function):
-    """(y, h, c) of `cuda_lstm_operator.lstm`, where nothing but autograd looks on."""
+class RecordedLstm(torch.autograd.Function):
+    """(y, h, c) of `lstm`, where nothing but autograd looks on."""
 
     @staticmethod
     def forward(
@@ -357,4 +360,4 @@ class Lstm(torch.autograd.Function):
 
 
 # What Function.apply ends with; before, it looks for transforms, which `watched` has done
-record: Any = super(torch.autograd.Function, Lstm).apply
+record: Any = super(torch.autograd.Function, RecordedLstm).apply

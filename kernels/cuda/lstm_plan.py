@@ -1,14 +1,16 @@
 """What an LSTM kernel multiplies when, a pattern as the tables that lstm.h reads, and how it is cut into CTAs.
 
-Weights are multiplied in items of four pieces; a piece is 16 bytes of a row of what the weight is multiplied by, so that a
-block is a few pieces wide. Forward, the four gates of some units are multiplied together: columns kept by the same gates
-share an item, so that they are read once. Items of many gates come first, so that the warps that share them end together.
+Weights are multiplied in items of four pieces; a piece is 16 bytes of a row of what the weight is multiplied by, so
+that a block is a few pieces wide. Forward, the four gates of some units are multiplied together: columns kept by the
+same gates share an item, so that they are read once. Items of many gates come first, so that the warps that share them
+end together.
 
-The cut is what fits on a GPU and takes least by a simple count of cycles. A step of a CTA: its samples' part of the state comes from the L2 cache, about L2_BYTES a cycle and multiprocessor, in rounds
-of LATENCY cycles; weights are read from shared memory once per 16 samples, and partial sums are written and read there.
-On an H200 (132 multiprocessors, 1.75 GHz), hidden 1152, sparsity 0.8, 16-bit: a multiprocessor keeps 30 to 90 kB of weights
-and reads 27 to 43 kB of state a step at batch 20, 43 to 65 kB at 80, which is 0.6 to 1.5 us; publishing a step and seeing it
-published are three trips to the L2 cache, about 1.2 us; sums and gates 0.5 us. So a step takes 2.5 to 3.5 us by this estimate.
+The cut is what fits on a GPU and takes least by a simple count of cycles. A step of a CTA: its samples' part of the
+state comes from the L2 cache, about L2_BYTES a cycle and multiprocessor, in rounds of LATENCY cycles; weights are read
+from shared memory once per 16 samples, and partial sums are written and read there. On an H200 (132 multiprocessors,
+1.75 GHz), hidden 1152, sparsity 0.8, 16-bit: a multiprocessor keeps 30 to 90 kB of weights and reads 27 to 43 kB of
+state a step at batch 20, 43 to 65 kB at 80, which is 0.6 to 1.5 us; publishing a step and seeing it published are three
+trips to the L2 cache, about 1.2 us; sums and gates 0.5 us. So a step takes 2.5 to 3.5 us by this estimate.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 
 from kernels.bsr import BSRIndex
+from kernels.system.resources import UnsupportedError
 
 GATES = 4
 PIECES = 4  # of an item
@@ -36,7 +39,7 @@ class PlanPointers(ctypes.Structure):
 
 
 class Plan(NamedTuple):
-    """Items and weights of each block of hidden units, all int32, on the GPU; the greatest numbers of each in one block.
+    """Items and weights of each block of hidden units, all int32, on the GPU; the most of each in one block.
 
     items: [items, 8]; first_item, first_slot: [hidden / block + 1]; sources: [slots, 4].
     """
@@ -57,8 +60,9 @@ class Plan(NamedTuple):
 class Pieces(NamedTuple):
     """In the order in which they are multiplied: int64 [pieces], or [pieces, gates] where so it says.
 
-    unit: block of hidden units; kind: pieces of one kind share items; gates: whose bits are set; begin: in a row of what the
-    weight is multiplied by; places: [pieces, gates], where its weights begin in the values, of the gates that it has.
+    unit: block of hidden units; kind: pieces of one kind share items; gates: whose bits are set; begin: in a row of
+    what the weight is multiplied by; places: [pieces, gates], where its weights begin in the values, of the gates that
+    it has.
     """
 
     unit: Tensor
@@ -149,8 +153,8 @@ class Device(NamedTuple):
 class Tiles(NamedTuple):
     """Tile parameters of cuda/lstm.h: a CTA's hidden units, tiles of 16 samples, and warps that share each tile.
 
-    ahead: items whose operands a warp loads before it multiplies; resident: weights stay in shared memory; ctas: that must
-    live on one multiprocessor together.
+    ahead: items whose operands a warp loads before it multiplies; resident: weights stay in shared memory; ctas: that
+    must live on one multiprocessor together.
     """
 
     units: int
@@ -211,10 +215,8 @@ def candidates(block: int, batch: int, exact: bool) -> Iterator[Tiles]:
                         yield tile
 
 
-def choose(
-    plan: Plan, gates: int, sizes: tuple[int, int, int], exact: bool, device: Device, together: bool
-) -> Tiles | str:
-    """The cut that should take least, or why none can be launched. sizes: hidden, batch, block.
+def choose(plan: Plan, gates: int, sizes: tuple[int, int, int], exact: bool, device: Device, together: bool) -> Tiles:
+    """The cut that should take least; UnsupportedError where none can be launched. sizes: hidden, batch, block.
 
     together: all CTAs must be on the GPU at once, as a cooperative launch demands. Weights stay in shared memory where
     they fit.
@@ -232,6 +234,6 @@ def choose(
     if not legal:
         layer = f"an LSTM layer of {hidden} hidden units at batch {batch}"
         if together:
-            return f"{layer} does not fit on {device.multiprocessors} multiprocessors at once"
-        return f"{layer} keeps more columns in a block row or column than a CTA has shared memory for"
+            raise UnsupportedError(f"{layer} does not fit on {device.multiprocessors} multiprocessors at once")
+        raise UnsupportedError(f"{layer} keeps more columns in a block row or column than a CTA has shared memory for")
     return min(legal)[-1]

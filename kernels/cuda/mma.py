@@ -1,10 +1,11 @@
 """Products by mma.sync and FFMA: their tiles, and prepared launches of dsd, its transpose and sdd.
 
-Of the tiles there is every legal one for a tuner and for CI, and the one taken where nothing was tuned. They are built by what a multiprocessor of an H200 has: 65536 registers, 227 KB of shared memory; the smaller ones fit the 99 KB of
+Of the tiles there is every legal one for a tuner and for CI, and the one taken where nothing was tuned. They are built
+by what a multiprocessor of an H200 has: 65536 registers, 227 KB of shared memory; the smaller ones fit the 99 KB of
 compute capability 8.6 and 12.0 too. A measured table may name another variant; nothing here is a measurement.
 
-Operands lie token by token: X is [n, k] and Y [n, m] in memory, values are [nnzb, b, b]. A prepared launch holds its plan and the kernel's arguments; a call
-sets three pointers and launches on the current stream.
+Operands lie token by token: X is [n, k] and Y [n, m] in memory, values are [nnzb, b, b]. A prepared launch holds its
+plan and the kernel's arguments; a call sets three pointers and launches on the current stream.
 """
 
 from __future__ import annotations
@@ -245,10 +246,11 @@ class AddParts:
         self.kernel(self.grid, self.arguments)
 
 
-class ProductLaunch:
+class MmaProduct:
     """out[n, m] = x[n, k] W^T, or x[n, m] W of a transposed plan, for one plan, one n and any values.
 
-    x_line, out_line: k and m, or m and k of a transposed plan; parts: CTAs that share the reduction of one tile, with a choice that has `parts`.
+    x_line, out_line: k and m, or m and k of a transposed plan; parts: CTAs that share the reduction of one tile, with a
+    choice that has `parts`.
     """
 
     def __init__(
@@ -278,10 +280,11 @@ class ProductLaunch:
             self.add(out)
 
 
-class SampledLaunch:
+class MmaSampled:
     """blocks[nnzb, b, b] = the kept blocks of grad[n, m]^T x[n, k], for one plan and one n.
 
-    numbers: of the blocks; grad_line, x_line: m and k; parts: CTAs that share the tokens of one job, with a choice that has `parts`.
+    numbers: of the blocks; grad_line, x_line: m and k; parts: CTAs that share the tokens of one job, with a choice that
+    has `parts`.
     """
 
     def __init__(
@@ -319,8 +322,8 @@ class SampledLaunch:
 def parts_for(ctas: int, stages: int, multiprocessors: int = MULTIPROCESSORS) -> int:
     """Into how many parts a reduction of `stages` is best divided when it is made by `ctas` CTAs of equal work.
 
-    The parts that leave fewest multiprocessors idle in the last round; a part more must save a tenth, for sums are added
-    afterwards.
+    The parts that leave fewest multiprocessors idle in the last round; a part more must save a tenth, for sums are
+    added afterwards.
     """
     best, least = 1, float("inf")
     for parts in range(1, max(1, min(MOST_PARTS, stages // STAGES_OF_A_PART)) + 1):

@@ -1,7 +1,7 @@
 """What the CUDA products read of a pattern: which pieces of blocks come in which stage, or which blocks a CTA makes.
 
-A plan depends on the pattern and on the tile of a variant, not on the values or on n. It is made on the CPU, once, and kept on
-the device of the index.
+A plan depends on the pattern and on the tile of a variant, not on the values or on n. It is made on the CPU, once, and
+kept on the device of the index.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ MOST_NUMBERS = ZEROS * 16  # values of a matrix whose places fit into 24 bits, i
 class ProductTile:
     """The part of a dsd variant that its plan depends on.
 
-    rows: of the output, made by a CTA; depth: elements of the reduction in a stage; paired: blocks of 8 beside one another
-    share a fragment, so that one is filled with zeros where only the other is kept.
+    rows: of the output, made by a CTA; depth: elements of the reduction in a stage; paired: blocks of 8 beside one
+    another share a fragment, so that one is filled with zeros where only the other is kept.
     """
 
     block_size: int
@@ -52,8 +52,8 @@ class ProductTile:
 class SampledTile:
     """The part of an sdd variant that its plan depends on.
 
-    rows, cols: largest tile of a job; unit: side of what is summed in one place; bins of `units` units each; paired: units of 8
-    rows go by twos beside the same columns.
+    rows, cols: largest tile of a job; unit: side of what is summed in one place; bins of `units` units each; paired:
+    units of 8 rows go by twos beside the same columns.
     """
 
     block_size: int
@@ -77,7 +77,7 @@ class SampledTile:
 
 @dataclass(frozen=True)
 class ProductPlan:
-    """Groups of rows by falling work: `groups` int32[groups, 4], `stages` int32[stages, entry] as cuda/listed.h reads them."""
+    """Groups of rows by falling work: `groups` int32[groups, 4], `stages` int32[stages, entry], as in listed.h."""
 
     groups: Tensor
     stages: Tensor
@@ -117,7 +117,7 @@ def to_int32(words: Tensor) -> Tensor:
 
 
 def pieces(grid: Tensor, tile: ProductTile) -> Tensor:
-    """Where each piece begins in the values, in numbers, -1 for one of an empty block: int64[rows of pieces, columns of pieces].
+    """Where each piece begins in the values, in numbers, -1 for an empty one: int64[rows, columns] of pieces.
 
     grid: `slots`, of the transpose where the tile is transposed.
     """
@@ -162,7 +162,7 @@ def product_plan(index: BSRIndex, tile: ProductTile) -> ProductPlan:
 
 
 def _list_pieces(stages: Tensor, begins: Tensor, columns: int, paired: bool) -> None:
-    """Masks, number and words of the pieces of every stage. begins: [stages, heights, columns], -1 for an empty piece."""
+    """Masks, number and words of the pieces of every stage. begins: [stages, heights, columns], -1 for an empty one."""
     count, heights, _ = begins.shape
     wanted = begins >= 0
     if paired:
@@ -233,8 +233,8 @@ def _places(owner: Tensor, jobs: int, tile: SampledTile) -> Tensor:
 def _units(number: Tensor, slot: Tensor, blocks: Tensor, tile: SampledTile) -> tuple[Tensor, Tensor]:
     """(job of each unit, [units, 4]), by jobs, then by rows.
 
-    Of a unit: row | other row << 16, column, place in the values, place of the other 8 rows. number, slot: job and place there
-    of each listed column; blocks: their places in the values, [columns, height].
+    Of a unit: row | other row << 16, column, place in the values, place of the other 8 rows. number, slot: job and
+    place there of each listed column; blocks: their places in the values, [columns, height].
     """
     size, unit = tile.block_size, tile.unit
     listed, row = (blocks >= 0).nonzero(as_tuple=True)
@@ -250,7 +250,7 @@ def _units(number: Tensor, slot: Tensor, blocks: Tensor, tile: SampledTile) -> t
 
 
 def _pairs(number: Tensor, slot: Tensor, blocks: Tensor, tile: SampledTile) -> tuple[Tensor, Tensor]:
-    """As `_units`, of blocks of 8: two of the same column in one unit, the second missing (-1) where their number is odd."""
+    """As `_units`, of blocks of 8: two of a column in one unit, the second missing (-1) where their number is odd."""
     size = tile.block_size
     listed, row = (blocks >= 0).nonzero(as_tuple=True)
     counts = torch.bincount(listed, minlength=len(number))

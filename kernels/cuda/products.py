@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from kernels.bsr import BSRMatrix
-from kernels.cuda.choose import ELEMENTS, Prepared, Task, aligned, prepare, the_gpu
+from kernels.cuda import choose
+from kernels.cuda.choose import ELEMENTS, Prepared, Task, aligned, prepare
 from kernels.index import BSRIndex, adopted, checked, own_copy
 from kernels.operands import require
 
@@ -25,18 +26,19 @@ class Pattern:
 
     index: derived by us, which operators are given; own: the copy that everything is prepared from.
 
-    Its products are of tensors [k, n] and [m, n] that are read and written column by column; others are copied first. float32
-    is multiplied as torch does: by TF32 where torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
+    Its products are of tensors [k, n] and [m, n] that are read and written column by column; others are copied first.
+    float32 is multiplied as torch does: by TF32 where torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
     """
 
     def __init__(self, index: BSRIndex, block_size: int) -> None:
         self.index, self.own, self.block_size, self.device = index, checked(index), block_size, index.indices.device
-        self.gpu = the_gpu(self.device)
+        self.gpu = choose.gpu(self.device)
         self.shape = (index.indptr.numel() - 1) * block_size, (index.column_indptr.numel() - 1) * block_size
         self.blocks = index.indices.numel(), block_size, block_size
         self.prepared: dict[Task, Prepared] = {}
         self.at_once: dict[tuple[str, torch.dtype, bool, int], Prepared] = {}  # the same, by what a call knows
-        self.recurrences: dict[tuple[str, int], Any] = {}  # of `cuda_lstm_operator`, by element and batch
+        self.recurrences: dict[tuple[str, int], Any] = {}  # by element and batch
+        self.refusals: dict[tuple[str, int], str] = {}  # why there is none
 
     def __call__(self, task: Task) -> Prepared:
         found = self.prepared.get(task)
@@ -84,7 +86,7 @@ class Pattern:
         return blocks
 
     def _check(self, left: Tensor, x: Tensor, lines: int, wanted: tuple[int, ...] | None = None) -> None:
-        """ValueError where these are no operands of a product: values, or a gradient of shape `wanted`, and x: [lines, n]."""
+        """ValueError where these are no operands: values, or a gradient of shape `wanted`, and x: [lines, n]."""
         shape, dtype, device, given = wanted or self.blocks, x.dtype, self.device, x.shape
         if left.shape != shape or left.dtype is not dtype or left.device != device:
             require("grad" if wanted else "data", left, shape, dtype, device)
@@ -139,7 +141,7 @@ def kept_pattern(weight: BSRMatrix, dtype: torch.dtype, device: torch.device) ->
 
 
 def pattern_for(weight: BSRMatrix) -> Pattern:
-    """As `pattern_of`, kept with the weight and all that share its pattern: found sooner, and not forgotten for others."""
+    """As `pattern_of`, kept with the weight and all that share its pattern: found sooner, and never forgotten."""
     found: Pattern | None = weight.plans.get(KEPT)
     if found is None:
         found = weight.plans[KEPT] = pattern_of(weight.index, weight.block_size)

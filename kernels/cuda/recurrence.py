@@ -1,10 +1,11 @@
 """The time steps of an LSTM layer by our CUDA kernels (lstm.cu), between the products over all steps.
 
-One cooperative launch over all steps, which needs all its CTAs on the GPU at once, or one launch a step, which does not and is
-meant to be captured in a CUDA graph. Both run the same code.
+One cooperative launch over all steps, which needs all its CTAs on the GPU at once, or one launch a step, which does not
+and is meant to be captured in a CUDA graph. Both run the same code.
 
 Gates and cells are kept for the backward pass as floats: near 1 a bfloat16 gate s is known to 2^-9, and the derivative
-s (1 - s) would be lost. That is 20 bytes a unit, sample and step, of which 1.8 MB a step are written at hidden 1152, batch 80.
+s (1 - s) would be lost. That is 20 bytes a unit, sample and step, of which 1.8 MB a step are written at hidden 1152,
+batch 80.
 
 A `Pass` is one direction of it: its compiled kernel and what the kernel is given.
 """
@@ -118,7 +119,7 @@ class Kept(NamedTuple):
     gates: Tensor | None
 
 
-class Gradients(NamedTuple):
+class StepGradients(NamedTuple):
     """Of what goes into the gates [steps, batch, 4 hidden], of either bias, and of h0 and c0 where they are wanted."""
 
     sums: Tensor
@@ -155,7 +156,7 @@ class Recurrence:
         )
 
     def forward(self, projected: Tensor, operands: Operands, keep: bool) -> tuple[Tensor, Kept]:
-        """(last cells, what is kept); outputs are `states[1:]`. projected: the weighted inputs [steps, batch, 4 hidden]."""
+        """(last cells, what is kept); outputs: `states[1:]`. projected: weighted inputs [steps, batch, 4 hidden]."""
         (batch, hidden, _), steps, device = self.sizes, projected.shape[0], projected.device
         last_cell = empty(device, projected.dtype, batch, hidden)
         kept = Kept(
@@ -189,8 +190,8 @@ class Recurrence:
         grad_h: Tensor | None = None,
         grad_c: Tensor | None = None,
         wants_states: bool = False,
-    ) -> Gradients:
-        """Gradients from those of the outputs, of the last state and of the last cells. Of `kept`, states are not read."""
+    ) -> StepGradients:
+        """Gradients from those of the outputs, the last state and the last cells. Of `kept`, states are not read."""
         assert kept.gates is not None
         (batch, hidden, _), steps, device, dtype = self.sizes, kept.cells.shape[0], values.device, values.dtype
         sums = empty(device, dtype, steps, batch, GATES * hidden)
@@ -220,7 +221,7 @@ class Recurrence:
                 given.grad_h0 = grad_h0.data_ptr()
                 self.back.run(given, 0, 0)
         grad_c0 = carry.to(dtype) if wants_states else None
-        return Gradients(sums, grad_bias.sum(dim=0).to(dtype), grad_h0, grad_c0)
+        return StepGradients(sums, grad_bias.sum(dim=0).to(dtype), grad_h0, grad_c0)
 
 
 def plans_for(recurrent: BSRIndex, block: int, dtype: torch.dtype) -> tuple[Plan, Plan]:
@@ -230,12 +231,10 @@ def plans_for(recurrent: BSRIndex, block: int, dtype: torch.dtype) -> tuple[Plan
 
 def tiles_for(
     plans: tuple[Plan, Plan], sizes: Sizes, exact: bool, device: Device, together: bool
-) -> tuple[Tiles, Tiles] | str:
-    """Of both passes, or why one cannot be launched."""
+) -> tuple[Tiles, Tiles]:
+    """Of both passes; UnsupportedError where one cannot be launched."""
     shape = sizes.hidden, sizes.batch, sizes.block
     forward, backward = (
         choose(plan, gates, shape, exact, device, together) for plan, gates in zip(plans, (GATES, 1), strict=True)
     )
-    if isinstance(forward, str):
-        return forward
-    return backward if isinstance(backward, str) else (forward, backward)
+    return forward, backward

@@ -1,7 +1,7 @@
-"""Products of block-sparse matrices by wgmma (Hopper GPUs only): which exist, the tiles of dsd and dsd_t and their launches.
+"""Products by wgmma (Hopper GPUs only): which exist, the tiles of dsd and dsd_t and their launches.
 
 Activations are token-major. dsd: out [n, m] = x [n, k] W^T; dsd_t: the same with W's transpose. W is given by its kept
-blocks [nnzb, b, b]. sdd: cuda_wgmma_sdd.
+blocks [nnzb, b, b]. sdd: kernels.cuda.wgmma_sdd.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels.bsr import BSRIndex
 from kernels.cuda import device
 from kernels.cuda.device import Kernel, Variant
+from kernels.system.resources import UnsupportedError
 
 BLOCKS = (16, 32, 64, 128)
 BYTES = {"Bfloat16": 2, "Float16": 2, "Tf32": 4}
@@ -29,20 +30,20 @@ MOST_SHARED = 227 * 1024
 
 
 def unsupported(op: str, element: str, block_size: int) -> str | None:
-    """Why there is no kernel for dsd or dsd_t on `element` and blocks, in one line, or None."""
-    if op not in OPS:
+    """Why there is no kernel for dsd, dsd_t or sdd on `element` and blocks, in one line, or None."""
+    if op not in (*OPS, "sdd"):
         return f"there is no {op} among {', '.join(OPS)}"
     if element not in BYTES:
         return f"wgmma multiplies no {element}"
     if block_size not in BLOCKS:
         return f"wgmma needs blocks of 16, 32, 64 or 128, not {block_size}"
-    if op == "dsd_t" and BYTES[element] != 2:
+    if op != "dsd" and BYTES[element] != 2:
         return "wgmma reads transposed operands of 16 bits only"
     return None
 
 
 @dataclass(frozen=True)
-class Tile:
+class WgmmaTile:
     """What a CTA makes at a time, rows x tokens, and its ring: `stages` of `panels` lines of 128 bytes a token.
 
     register_a: tokens are loaded into registers once for all block rows (blocks below 64).
@@ -74,13 +75,14 @@ class Tile:
         return room and self.tokens % (64 * MULTIPLIERS) == 0 and columns * self.rows // block_size <= 64
 
 
-def variant(op: str, element: str, block_size: int, tile: Tile) -> Variant:
+def variant(op: str, element: str, block_size: int, tile: WgmmaTile) -> Variant:
     """The kernel to compile; ValueError with the reason where there is none."""
     reason = unsupported(op, element, block_size)
     if reason is None and not tile.fits(element, block_size):
         reason = f"{tile} does not fit {element} blocks of {block_size}"
     if reason is not None:
-        raise ValueError(reason)
+        raise UnsupportedError(reason)
+    assert op in OPS
     defines: dict[str, str | int] = {
         "BLOCK": block_size,
         "ELEMENT": element,
@@ -96,18 +98,18 @@ def variant(op: str, element: str, block_size: int, tile: Tile) -> Variant:
     return Variant("products_wgmma.cu", "dsd", named, THREADS, tile.shared_bytes(element, block_size), needs=90)
 
 
-def tiles(element: str, block_size: int) -> Iterator[Tile]:
+def tiles(element: str, block_size: int) -> Iterator[WgmmaTile]:
     """Every tile worth trying, deepest ring first; a tuner times them."""
     flat = block_size < 64
     for rows in (256, 128) if flat else (64 * MULTIPLIERS,):
         for tokens in (128, 256) if flat else (256, 128, 64, 32):
             for panels in (1, 2) if flat else (1,):
                 for register_a in (False, True) if flat else (False,):
-                    deepest = (Tile(rows, tokens, stages, panels, register_a) for stages in (6, 4, 3))
+                    deepest = (WgmmaTile(rows, tokens, stages, panels, register_a) for stages in (6, 4, 3))
                     yield from [tile for tile in deepest if tile.fits(element, block_size)][:1]
 
 
-def default_tile(element: str, block_size: int, n: int) -> Tile:
+def default_tile(element: str, block_size: int, n: int) -> WgmmaTile:
     """Without measurements: the most rows and tokens whose sums fit, tokens no more than n asks for."""
     found = list(tiles(element, block_size))
     enough = [tile for tile in found if tile.tokens < 2 * n or tile.tokens == min(each.tokens for each in found)]
@@ -124,7 +126,7 @@ def all_variants() -> Iterator[Variant]:
 
 
 class Listed(NamedTuple):
-    """By row group (`rows` rows of the output): the block columns that any of its block rows keeps, ascending. All int32.
+    """By row group (`rows` rows of the output): the block columns that any of its block rows keeps, ascending; int32.
 
     order: [groups], by falling length; first: [groups + 1], where a group's columns begin; columns: [listed];
     blocks: [listed, block rows of a group], the block's number in the values or -1.
@@ -169,8 +171,8 @@ class Arguments(ctypes.Structure):
     )
 
 
-class Product:
-    """A prepared out = x W^T (or x W) for one pattern, one n and any values: calling it launches and does nothing else."""
+class WgmmaProduct:
+    """A prepared out = x W^T (or x W) for one pattern, one n and any values. A call launches only."""
 
     def __init__(
         self,
@@ -179,7 +181,7 @@ class Product:
         block_size: int,
         index: BSRIndex,
         n: int,
-        tile: Tile,
+        tile: WgmmaTile,
         ctas: int,
         load: Callable[[Variant], Kernel] = device.load,
     ) -> None:
@@ -195,7 +197,7 @@ class Product:
         self.grid = (min(ctas, groups * -(-n // tile.tokens)), 1, 1)
 
     def __call__(self, values: Tensor, x: Tensor, out: Tensor) -> None:
-        """values: [nnzb, b, b]; x: [n, k]; out: [n, m], all contiguous and at multiples of 16 bytes; only addresses are read."""
+        """values: [nnzb, b, b]; x: [n, k]; out: [n, m], contiguous, at multiples of 16 bytes: addresses are read."""
         arguments = self.arguments
         arguments.values, arguments.x, arguments.y = values.data_ptr(), x.data_ptr(), out.data_ptr()
         self.kernel(self.grid, arguments)

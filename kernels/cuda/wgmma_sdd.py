@@ -1,4 +1,4 @@
-"""The sampled product by wgmma (Hopper GPUs only): the kept blocks of grad^T x, token-major grad [n, m] and x [n, k]."""
+"""The sampled product by wgmma (Hopper GPUs only): the kept blocks of grad^T x, grad [n, m] and x [n, k]."""
 
 from __future__ import annotations
 
@@ -20,22 +20,13 @@ from kernels.cuda.wgmma import (
     THREADS,
     Listed,
     list_columns,
+    unsupported,
 )
-
-
-def unsupported(element: str, block_size: int) -> str | None:
-    """Why there is no kernel for sdd on `element` and blocks, in one line, or None."""
-    if element not in BYTES:
-        return f"wgmma multiplies no {element}"
-    if BYTES[element] != 2:
-        return "wgmma reads transposed operands of 16 bits only"
-    if block_size not in BLOCKS:
-        return f"wgmma needs blocks of 16, 32, 64 or 128, not {block_size}"
-    return None
+from kernels.system.resources import UnsupportedError
 
 
 @dataclass(frozen=True)
-class SampledTile:
+class WgmmaSampledTile:
     """What sdd makes at a time: `columns` columns a warpgroup; its ring: `stages` of `depth` tokens."""
 
     columns: int
@@ -55,13 +46,13 @@ class SampledTile:
         return self.columns >= block_size and self.shared_bytes(block_size) <= MOST_SHARED
 
 
-def sampled_variant(element: str, block_size: int, tile: SampledTile) -> Variant:
+def sampled_variant(element: str, block_size: int, tile: WgmmaSampledTile) -> Variant:
     """sdd's kernel to compile; ValueError with the reason where there is none."""
-    reason = unsupported(element, block_size)
+    reason = unsupported("sdd", element, block_size)
     if reason is None and not tile.fits(block_size):
         reason = f"{tile} does not fit blocks of {block_size}"
     if reason is not None:
-        raise ValueError(reason)
+        raise UnsupportedError(reason)
     numbers = {
         "BLOCK": block_size,
         "COLUMNS": tile.columns,
@@ -73,15 +64,15 @@ def sampled_variant(element: str, block_size: int, tile: SampledTile) -> Variant
     return Variant("sdd_wgmma.cu", "sdd", tuple(sorted(defines)), THREADS, tile.shared_bytes(block_size), needs=90)
 
 
-def sampled_tiles(block_size: int) -> Iterator[SampledTile]:
+def sampled_tiles(block_size: int) -> Iterator[WgmmaSampledTile]:
     """Every tile of sdd worth trying."""
     for columns in (256, 128, 64):
         for depth in (64, 32):
-            deepest = (SampledTile(columns, depth, stages) for stages in (6, 4, 3))
+            deepest = (WgmmaSampledTile(columns, depth, stages) for stages in (6, 4, 3))
             yield from [tile for tile in deepest if tile.fits(block_size)][:1]
 
 
-def default_sampled_tile(block_size: int, nnzb: int, ctas: int) -> SampledTile:
+def default_sampled_tile(block_size: int, nnzb: int, ctas: int) -> WgmmaSampledTile:
     """Without measurements: the widest tile that still leaves a task for each of `ctas` CTAs, or else the narrowest."""
     found = [tile for tile in sampled_tiles(block_size) if tile.stages >= 4]
     enough = [tile for tile in found if nnzb >= ctas * tile.strips(block_size)[1]]
@@ -92,7 +83,7 @@ def all_variants() -> Iterator[Variant]:
     """Every kernel that `sampled_tiles` leads to."""
     for element in BYTES:
         for block_size in BLOCKS:
-            if unsupported(element, block_size) is None:
+            if unsupported("sdd", element, block_size) is None:
                 yield from (sampled_variant(element, block_size, tile) for tile in sampled_tiles(block_size))
 
 
@@ -120,8 +111,8 @@ class SampledArguments(ctypes.Structure):
     )
 
 
-class Sampled:
-    """A prepared sdd for one pattern and one n: values [nnzb, b, b] = the kept blocks of grad^T x. A call launches only."""
+class WgmmaSampled:
+    """A prepared sdd for one pattern and one n: values [nnzb, b, b] = kept blocks of grad^T x. A call launches only."""
 
     def __init__(
         self,
@@ -129,7 +120,7 @@ class Sampled:
         block_size: int,
         index: BSRIndex,
         n: int,
-        tile: SampledTile,
+        tile: WgmmaSampledTile,
         ctas: int,
         load: Callable[[Variant], Kernel] = device.load,
     ) -> None:

@@ -1,11 +1,12 @@
-"""What all our CPU kernels share: compiled libraries, the structures of their arguments, the thread pool, and large buffers.
+"""What all our CPU kernels share: compiled libraries, structures of arguments, the thread pool, and large buffers.
 
-The pool is torch's own. A second OpenMP runtime in the process would spin against torch's and halve the speed of both, so our
-libraries link none: they are handed the entry points of the one that torch has already loaded.
+The pool is torch's own. A second OpenMP runtime in the process would spin against torch's and halve the speed of both,
+so our libraries link none: they are handed the entry points of the one that torch has already loaded.
 
-Large buffers are used again: the first touch of a fresh one costs a page fault every 4 KB, as long as computing on it. A buffer is an ordinary storage of torch's, which tensors own, resize, share and outlive the pool with as they do any other; the pool
-only holds one reference more, and lends it again once that is the last. Linux is asked to back them by huge pages: kernels
-that jump from block to block wait for the address of every new page.
+Large buffers are used again: the first touch of a fresh one costs a page fault every 4 KB, as long as computing on it.
+A buffer is an ordinary storage of torch's, which tensors own, resize, share and outlive the pool with as they do any
+other; the pool only holds one reference more, and lends it again once that is the last. Linux is asked to back them by
+huge pages: kernels that jump from block to block wait for the address of every new page.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from kernels.system.compiler import CompileError, Library, compile_library
+from kernels.system.resources import UnsupportedError
 from kernels.system.threads import in_force
 
 RUNTIMES = ("libgomp", "libiomp5", "libomp")
@@ -89,16 +91,16 @@ class Buffer:
         return self.where + self.offset
 
     def is_idle(self) -> bool:
-        """Whether no tensor has the memory and no one else a name for it; it may be taken then, if nobody else can look."""
+        """Whether no tensor has the memory and no one else a name for it; it may be taken, if nobody else looks."""
         return _use_count(self.handle) == self.alone and sys.getrefcount(self.storage) == self.named
 
     def is_whole(self) -> bool:
-        """Whether the storage still is that memory: a tensor on it may have been resized, or moved to where processes share it."""
+        """Whether the storage still is that memory: a tensor on it may have been resized, or moved to be shared."""
         return self.storage.data_ptr() == self.where and self.storage.nbytes() == self.size + GRAIN
 
 
 class Buffers:
-    """Buffers that are known, the one lent longest ago first. No lock: what is taken out of the list is one thread's alone."""
+    """Buffers that are known, longest lent first. No lock: what is taken out of the list is one thread's alone."""
 
     def __init__(self, most_kept: int = MOST_KEPT) -> None:
         self.most_kept = most_kept
@@ -224,25 +226,25 @@ def text_of(compiled: Library, name: str) -> str:
     return answer.decode()
 
 
-def unsupported(dtype: torch.dtype, device: torch.device, layer: bool = False) -> str | None:
-    """Why the CPU kernels cannot compute products, or an LSTM `layer`, or None. Compiles dsd at the first call.
+def require_kernel(dtype: torch.dtype, device: torch.device, layer: bool = False) -> None:
+    """UnsupportedError where the CPU kernels cannot compute products, or an LSTM `layer`. The first call compiles dsd.
 
     ResourceError where the machine lacks something today, so that nobody can know.
     """
     if device.type != "cpu":
-        return "native runs on the CPU only"
+        raise UnsupportedError("native runs on the CPU only")
     accepted = LAYER_ELEMENTS if layer else tuple(ELEMENTS)
     if dtype not in accepted:
         *others, last = (str(each).removeprefix("torch.") for each in accepted)
         kernel = "LSTM layer" if layer else "kernel"
-        return f"native has no {str(dtype).removeprefix('torch.')} {kernel}, only {', '.join(others)} and {last}"
+        wanted = f"{', '.join(others)} and {last}"
+        raise UnsupportedError(f"native has no {str(dtype).removeprefix('torch.')} {kernel}, only {wanted}")
     try:
         if dtype == torch.bfloat16 and not text_of(library("dsd", torch.float32), "pair_products"):
-            return NO_PAIRS
+            raise UnsupportedError(NO_PAIRS)
         library("dsd", dtype)
     except CompileError as error:
-        return str(error)
-    return None
+        raise UnsupportedError(str(error)) from error
 
 
 def describe(compiled: Library, threads: int) -> str:

@@ -1,8 +1,9 @@
 """One LSTM layer over all time steps by our CPU kernel (native/lstm.cpp), as a differentiable torch operator.
 
-The gates lie as torch's: i, f, g, o, stacked on the rows of the weights. A weight goes in and out of the operators as a list:
-its kept values [nnzb, b, b] and the six tensors of its `BSRIndex`; an input weight that is not block-sparse, or has other
-blocks than the recurrent one, is no part of the operators: they get the weighted inputs then, and an empty list.
+The gates lie as torch's: i, f, g, o, stacked on the rows of the weights. A weight goes in and out of the operators as a
+list: its kept values [nnzb, b, b] and the six tensors of its `BSRIndex`; an input weight that is not block-sparse, or
+has other blocks than the recurrent one, is no part of the operators: they get the weighted inputs then, and an empty
+list.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ Backward = structure(
 
 
 class Sizes(NamedTuple):
-    """Shape of the layer's work; `chunk` samples are computed at a time, the inputs of `together` steps are weighted at a time."""
+    """Shape of the layer's work: `chunk` samples at a time, the inputs of `together` steps weighted at a time."""
 
     steps: int
     batch: int
@@ -140,7 +141,7 @@ def _check_kept(
 def infer(
     inputs: Tensor, bias: Tensor, h0: Tensor, c0: Tensor, weight: BSRMatrix, into: BSRMatrix | None
 ) -> tuple[Tensor, Tensor]:
-    """(y, last cell state) without what a backward pass needs; the weights' packed values are kept for the next call."""
+    """(y, last cell state) without what a backward pass needs; of frozen weights the packed values are kept."""
     chunk = Sizes.of(inputs, h0.shape[1]).chunk
     recurrent = native_products.packed(weight, chunk)
     across = native_products.packed(into, chunk) if into else None
@@ -148,7 +149,7 @@ def infer(
     return y, cell
 
 
-class Gradients(NamedTuple):
+class LayerGradients(NamedTuple):
     """With respect to the operands of `lstm` that have one; None where it was not wanted."""
 
     inputs: Tensor | None
@@ -173,7 +174,7 @@ def backward(
     weight: Sequence[Tensor],
     into: Sequence[Tensor],
     wanted: Wanted,
-) -> Gradients:
+) -> LayerGradients:
     """Gradients from those of all outputs and of the last states. states: inputs, y, saved, h0, c0."""
     dtype, data = weight[0].dtype, weight[0]
     _check_kept(grads, states, data, into, states[3].shape[-1])
@@ -201,11 +202,11 @@ def backward(
     launch("lstm", dtype, "lstm_backward", Backward(matrices[0], *buffers, *sizes, matrices[1], pool))
     grad_recurrent = sampled(panels, y, h0, weight) if panels and wanted.recurrent else None
     grad_into = sampled(panels, inputs, None, into) if panels and wanted.into else None
-    return Gradients(grad_inputs, grad_bias.sum(dim=0), grad_h0, grad_c0, grad_recurrent, grad_into)
+    return LayerGradients(grad_inputs, grad_bias.sum(dim=0), grad_h0, grad_c0, grad_recurrent, grad_into)
 
 
 def sampled(panels: Panels, x: Tensor, first: Tensor | None, weight: Sequence[Tensor]) -> Tensor:
-    """Gradient of a weight's kept values. x: [steps, batch, features]; first: [batch, features] that come before them."""
+    """Gradient of a weight's kept values. x: [steps, batch, features]; first: [batch, features] that come before."""
     head = None if first is None else first.T
     return native_products.sdd(panels, x.flatten(0, 1).T, BSRIndex(*weight[1:]), weight[0].shape[1], head)
 
@@ -216,8 +217,8 @@ def lstm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(y, h, c, saved): outputs, last states, and what the backward pass needs.
 
-    inputs: [steps, batch, in], or weighted already, [steps, batch, 4 hidden], if `into` is empty; h0, c0: [batch, hidden];
-    weight, into: recurrent and input weight.
+    inputs: [steps, batch, in], or weighted already, [steps, batch, 4 hidden], if `into` is empty; h0, c0: [batch,
+    hidden]; weight, into: recurrent and input weight.
     """
     chunk = Sizes.of(inputs, h0.shape[1]).chunk
     packed = packed_for(weight, chunk), packed_for(into, chunk) if into else None
@@ -250,7 +251,7 @@ def lstm_backward(
     into: Sequence[Tensor],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of inputs, bias, h0, c0, the kept values of the recurrent and of the input weight, none for those not wanted."""
+    """Gradients of inputs, bias, h0, c0, kept values of recurrent and input weight, none for those not wanted."""
     inputs, y, saved, h0, c0 = states
     found = backward((grad_y, grad_h, grad_c), (inputs, y, saved, h0, c0), weight, into, Wanted(*wanted))
     return [each for each in found if each is not None]

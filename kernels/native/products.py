@@ -1,11 +1,11 @@
 """Products of torch tensors by our CPU kernels: pack, dsd with a matrix or its transpose, sdd.
 
-X and Y are [k, n] and [m, n] in either memory order: as such ("row by row") or as the transposed view of a [n, k] tensor
-("column by column", as activations of a network lie). The output comes in the order of the input.
+X and Y are [k, n] and [m, n] in either memory order: as such ("row by row") or as the transposed view of a [n, k]
+tensor ("column by column", as activations of a network lie). The output comes in the order of the input.
 
 A step of a sum is one product, or two of bfloat16: their packed operands hold pairs of elements that follow each other
-along the sum, in a last dimension of 2. A pair never reaches into the next block: blocks of odd size end with half a pair
-and a zero. The sums are float32, rounded once.
+along the sum, in a last dimension of 2. A pair never reaches into the next block: blocks of odd size end with half a
+pair and a zero. The sums are float32, rounded once.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def dsd(packed: Packed, x: Tensor) -> Tensor:
 
 
 class Panels(NamedTuple):
-    """A gradient [m, n] as sdd reads it: `values` [m / b * padded b, steps of n], made by `empty_panels` and filled by a kernel."""
+    """A gradient [m, n] as sdd reads it: `values` [m / b * padded b, steps of n], of `empty_panels`."""
 
     values: Tensor
     n: int
@@ -227,7 +227,7 @@ def _check_sampled(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int,
 
 
 def sdd(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, first: Tensor | None = None) -> Tensor:
-    """The kept blocks of grad @ x^T, [nnzb, b, b]. grad: [m, n], x: [k, n]; or its columns in `first`, the rest in `x`."""
+    """The kept blocks of grad @ x^T, [nnzb, b, b]. grad: [m, n], x: [k, n]; or its first columns in `first`."""
     grad, x = plain(grad) if isinstance(grad, Tensor) else grad, plain(x)
     blocks = native_library.empty((index.indices.numel(), size, size), dtype=x.dtype)
     if (grad.shape[1] if isinstance(grad, Tensor) else grad.n) == 0:

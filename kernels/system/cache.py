@@ -1,9 +1,10 @@
 """The user's cache folder, and files there that are believed only if they are whole: what does not hold is made anew.
 
-The folder is the user's own and shut to all others, for code is loaded from it. A file is taken up only if it is a regular
-one of the user's, which nobody else can write, and has the sha256 that was kept with it: of a compiled file in a file beside
-it, together with its name; of JSON inside it, under the key sha256. All reach the disk before they get their name. What
-else lies in the place of a file (a folder, a pipe, a link) is given another name, and the file is made anew.
+The folder is the user's own and shut to all others, for code is loaded from it. A file is taken up only if it is a
+regular one of the user's, which nobody else can write, and has the sha256 that was kept with it: of a compiled file in
+a file beside it, together with its name; of JSON inside it, under the key sha256. All reach the disk before they get
+their name. What else lies in the place of a file (a folder, a pipe, a link) is given another name, and the file is made
+anew.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kernels.system.folders import OTHERS_WRITE, PRIVATE, doubt, make_private
+from kernels.system.folders import NAME, OTHERS_WRITE, PRIVATE, doubt, make_private, user_cache
 from kernels.system.resources import in_words, shown
 
-NAME = "block-sparse-bench"
 SEAL = "sha256"
 DEEPEST = 20  # levels of JSON: of what is kept here nothing has half as many
 POSIX = os.name == "posix"
@@ -50,21 +50,16 @@ def cache_folder() -> Path:
     OSError where there is no room for that either.
     """
     try:
-        folder = _home() / NAME
+        folder = user_cache()
         _claim(folder)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, RuntimeError, DoubtError) as error:  # RuntimeError: there is no home
         say(
-            f"compiled kernels are not kept: {in_words(error)}; mend that, or set XDG_CACHE_HOME to a folder of your own"
+            f"compiled kernels are not kept: {in_words(error)}; "
+            "mend that, or set XDG_CACHE_HOME to a folder of your own"
         )
         return _temporary_folder()
-
-
-def _home() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 @functools.cache
@@ -100,7 +95,8 @@ def _claim(folder: Path) -> None:
                 if entry.lstat().st_uid != os.geteuid():
                     set_aside(entry)
             say(
-                f"{shown(folder)} could be written by others: its mode is 700 now, and what is not yours there is not used"
+                f"{shown(folder)} could be written by others: "
+                "its mode is 700 now, and what is not yours there is not used"
             )
 
 
@@ -111,7 +107,7 @@ def set_aside(path: Path) -> None:
 
 
 def make_way(path: Path) -> None:
-    """Set aside what lies at `path` and is no regular file: over a folder no file can be renamed, behind a link it would be another."""
+    """Set aside what lies at `path` and is no regular file: a folder, or a link, behind which it would be another."""
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode):
             set_aside(path)
@@ -120,8 +116,8 @@ def make_way(path: Path) -> None:
 def read(path: Path, own: bool = True) -> bytes:
     """The bytes of a regular file, without following a link or waiting for a pipe.
 
-    own: it must be the user's, and nobody else may write it. FileNotFoundError where there is none, DoubtError where what is
-    there is something else.
+    own: it must be the user's, and nobody else may write it. FileNotFoundError where there is none, DoubtError where
+    what is there is something else.
     """
     try:
         with os.fdopen(os.open(path, AT_ONCE | (NO_LINK if own else 0)), "rb") as file:
@@ -152,6 +148,11 @@ def settle(fresh: Path, path: Path, mode: int = 0o600) -> None:
     finally:
         os.close(handle)
     make_way(path)
+    rename(fresh, path)
+
+
+def rename(fresh: Path, path: Path) -> None:
+    """Give a file whose content is on the disk its name, and see that the name gets there too."""
     fresh.replace(path)
     if POSIX:
         folder = os.open(path.parent, os.O_RDONLY)
@@ -176,25 +177,27 @@ def publish(path: Path, data: bytes) -> None:
 
 
 def checksum_of(path: Path) -> Path:
+    """Where the checksum of a file stands."""
     return path.with_name(f"{path.name}.sha256")
 
 
-def _checksum(path: Path, data: bytes) -> bytes:
-    return f"{hashlib.sha256(data).hexdigest()}  {path.name}\n".encode()
+def checksum_line(path: Path, data: bytes) -> str:
+    """What stands there, as sha256sum writes it."""
+    return f"{hashlib.sha256(data).hexdigest()}  {path.name}\n"
 
 
 def keep(fresh: Path, path: Path) -> None:
     """Give a compiled file its name, with its checksum beside it."""
     data = fresh.read_bytes()
     settle(fresh, path, 0o700)
-    publish(checksum_of(path), _checksum(path, data))
+    publish(checksum_of(path), checksum_line(path, data).encode())
 
 
 def is_kept(path: Path) -> bool:
     """Whether what `keep` put at `path` is there and whole. A line says why where it is there and is not."""
     try:
         wanted, data = read(checksum_of(path)), read(path)
-        if wanted != _checksum(path, data):
+        if wanted != checksum_line(path, data).encode():
             raise DoubtError(f"{shown(path)} is damaged: its sha256 is not the one beside it")
     except FileNotFoundError:
         return False
@@ -210,7 +213,7 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_sealed(path: Path, own: bool = True) -> dict[str, Any]:
-    """What was sealed and written to `path` as JSON, however it is laid out. As `read`; DoubtError also where it does not hold."""
+    """What was sealed and written to `path` as JSON, in any layout. As `read`; DoubtError if it does not hold."""
     try:
         content: Any = json.loads(read(path, own).decode())
         seal = content.pop(SEAL, None) if isinstance(content, dict) else None

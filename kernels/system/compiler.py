@@ -1,12 +1,12 @@
 """C++ compiled once at first use into a cache folder of the user, and loaded with ctypes.
 
-A library's name is the hash of its source and headers, flags, compiler version and CPU model, so that a changed source, a new
-compiler or a home folder shared between machines never finds a wrong one. It is compiled under a name of its own and
-then renamed, so that two processes may compile at once. A kept one is loaded only if it is whole (`kernels.system.cache`), which
-takes 0.2 ms a library.
+A library's name is the hash of its source and headers, flags, compiler version and CPU model, so that a changed source,
+a new compiler or a home folder shared between machines never finds a wrong one. It is compiled under a name of its own
+and then renamed, so that two processes may compile at once. A kept one is loaded only if it is whole
+(`kernels.system.cache`), which takes 0.2 ms a library.
 
-What the machine lacks today (space, memory, permission, time) is a ResourceError, and asked again at the next call; it is no
-property of its compilers, as a CompileError is.
+What the machine lacks today (space, memory, permission, time) is a ResourceError, and asked again at the next call; it
+is no property of its compilers, as a CompileError is.
 
 The environment variable BENCH_KERNEL_FLAGS adds flags after ours, for all kernels of a process: sanitizers
 ('-fsanitize=address'), or another CPU ('-march=x86-64'). Its builds have names of their own in the cache.
@@ -96,7 +96,7 @@ def cpu_model() -> str:
 
 
 def _run(command: list[str], folder: Path) -> str:
-    """Standard output of `command`. CompileError with the first line that mentions an error, ResourceError for a lack."""
+    """Standard output of `command`. CompileError with the first line that has an error, ResourceError for a lack."""
     zig = folder / "zig"
     if not zig.is_dir():  # but a file, which zig would fail over
         set_aside(zig)
@@ -201,33 +201,33 @@ def _build(command: list[str], source: Path, defines: tuple[str, ...], options: 
 def compile_library(source: Path, defines: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> Library:
     """`source` compiled by the first compiler that manages, and loaded; CompileError, one line, where none does.
 
-    defines: 'NAME=VALUE' macros. options: compiler options that win over ours; headers are looked for in their '-IFOLDER'.
-    Tried once per process, with or without success. ResourceError where the machine lacks something today: no other compiler
-    is tried then, whose library would be another, and the next call tries again.
+    defines: 'NAME=VALUE' macros. options: compiler options that win over ours; headers are looked for in their
+    '-IFOLDER'. Tried once per process, with or without success. ResourceError where the machine lacks something today:
+    no other compiler is tried then, whose library would be another, and the next call tries again.
     """
-    result = _compile_once(source, defines, options)
-    if isinstance(result, str):
-        raise CompileError(result)
-    return result
+    library, reason = _compile_once(source, defines, options)
+    if library is None:
+        raise CompileError(reason)
+    return library
 
 
 @functools.cache
-def _compile_once(source: Path, defines: tuple[str, ...], options: tuple[str, ...]) -> Library | str:
-    """A library, or why there is none."""
+def _compile_once(source: Path, defines: tuple[str, ...], options: tuple[str, ...]) -> tuple[Library | None, str]:
+    """(a library, '') or (None, why there is none)."""
     commands = candidates()
     if not commands:
-        return f"no C++ compiler found; {HOW_TO_GET_ONE}"
+        return None, f"no C++ compiler found; {HOW_TO_GET_ONE}"
     failures = []
     for command in commands:
         try:
-            return _build(command, source, defines, options)
+            return _build(command, source, defines, options), ""
         except CompileError as error:
             failures.append(f"{' '.join([Path(command[0]).name, *command[1:]])}: {error}")
         except (OSError, ResourceError) as error:
             raise ResourceError(_short(f"kernels cannot be compiled today: {in_words(error)}", source)) from error
     added = os.environ.get(FLAGS_VARIABLE)
     remedy = f"{FLAGS_VARIABLE} adds {added!r}" if added else HOW_TO_GET_ONE
-    return _short(f"no C++ compiler works here ({failures[0]}); {remedy}", source)
+    return None, _short(f"no C++ compiler works here ({failures[0]}); {remedy}", source)
 
 
 def _short(reason: str, source: Path) -> str:

@@ -8,8 +8,8 @@ import sys
 
 from kernels.system.resources import ResourceError, is_lack
 
-# Answers of cuInit that hold for good: it works (and torch is for another driver), no device, a stub for compiling, a GPU
-# that a newer CUDA does not know. All others come of a GPU that is taken, lost, or whose driver was changed under it.
+# Answers of cuInit that hold for good: it works (and torch is for another driver), no device, a stub for compiling, a
+# GPU that a newer CUDA does not know. All others come of a GPU that is taken, lost, or whose driver was changed.
 STUB, NO_DEVICE = 34, 100
 FOR_GOOD = (0, STUB, NO_DEVICE, 804)
 
@@ -33,7 +33,7 @@ def error_name(status: int) -> str:
 
 
 def missing_gpu() -> str | None:
-    """'no CUDA device' where torch finds none, or None. ResourceError where there is a driver that does not answer today."""
+    """'no CUDA device' where torch finds none, or None. ResourceError where a driver does not answer today."""
     import torch
 
     if torch.cuda.is_available():

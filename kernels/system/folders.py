@@ -1,8 +1,8 @@
 """Folders that code is loaded from: made shut to others, and who else could put another folder in the place of one.
 
-As ssh asks it of a home: each folder above is the user's or root's, and nobody else may write there, or the sticky bit keeps
-what lies in it. As good as root are those who could change what runs here anyway: the owner of /, who in a container may have
-another number, and the owner of this file.
+As ssh asks it of a home: each folder above is the user's or root's, and nobody else may write there, or the sticky bit
+keeps what lies in it. As good as root are those who could change what runs here anyway: the owner of /, who in a
+container may have another number, and the owner of this file.
 """
 
 from __future__ import annotations
@@ -13,10 +13,21 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+import platformdirs
+
 from kernels.system.resources import shown
 
+NAME = "block-sparse-bench"
 PRIVATE = 0o700
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def user_cache() -> Path:
+    """The folder of what can be made or downloaded anew, by the system's rule. RuntimeError where there is no home."""
+    folder = platformdirs.user_cache_path(NAME)
+    if not folder.is_absolute():
+        raise RuntimeError("there is no home folder")
+    return folder
 
 
 def make_private(folder: Path) -> None:
@@ -32,8 +43,8 @@ def make_private(folder: Path) -> None:
 def doubt(folder: Path) -> str | None:
     """Why others could put another folder in the place of this one, or None; for POSIX.
 
-    Looked at are the folders above it, by its name and where links lead; those that are missing are nobody's. OSError where
-    one cannot be looked at.
+    Looked at are the folders above it, by its name and where links lead; those that are missing are nobody's. OSError
+    where one cannot be looked at.
     """
     for each in dict.fromkeys([*folder.absolute().parents, *folder.resolve().parents]):
         try:

@@ -1,7 +1,7 @@
 """What a machine lacks today, told apart from what it cannot do: only the second is an answer that may be kept.
 
-No space, no memory, no permission, a program that was killed or took too long: tomorrow, or with less beside it, the same
-may work.
+No space, no memory, no permission, a program that was killed or took too long: tomorrow, or with less beside it, the
+same may work.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def _numbers(*names: str) -> frozenset[int]:
@@ -34,6 +36,19 @@ WORDS = re.compile("|".join([*(re.escape(os.strerror(each)) for each in sorted(O
 
 class ResourceError(RuntimeError):
     """The machine lacks something today; one line that says what. Never a reason for `unsupported`, which is kept."""
+
+
+class UnsupportedError(ValueError):
+    """It cannot be done here, nor will it be tomorrow; one line that says why."""
+
+
+def refusal(require: Callable[..., object], *given: Any) -> str | None:
+    """Why `require(*given)` says that something is unsupported, or None."""
+    try:
+        require(*given)
+    except UnsupportedError as reason:
+        return str(reason)
+    return None
 
 
 def is_of_disk(error: BaseException) -> bool:

@@ -14,6 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis import compare
+from analysis.study import Part, Study
 from bench import schema
 from bench.cells import KINDS, Cell, GemmCell, LstmCell, TrainCell
 
@@ -233,6 +235,18 @@ def train_frame(seeds: int = 2, variants: tuple[str, ...] = tuple(FOUR), **setti
 def diverged_row() -> dict[str, Any]:
     """A run that ended before its first epoch."""
     return row(TrainCell(seed=9, learning_rate=5.0, epochs=4), "diverged", DIVERGED)
+
+
+def study(name: str = "made", **tables: pd.DataFrame) -> Study:
+    """A sweep with some tables, as if it had been read."""
+    return Study(Path(name), tables)
+
+
+def part(frame: pd.DataFrame, over: str | None = None) -> Part:
+    """Rows of one table as a part of a study, whether they can be compared or not; of layers over both baselines."""
+    table = str(frame["kind"].iloc[0])
+    over = "baseline" if table == "lstm" else over
+    return Part(table, frame if table == "train" else compare.measured_speedup(frame, table), over=over)
 
 
 def write(folder: Path, table: str, frame: pd.DataFrame) -> Path:

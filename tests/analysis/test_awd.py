@@ -14,7 +14,7 @@ import made_awd
 import pandas as pd
 import pytest
 
-from analysis import realised_tables
+from analysis import tables
 from analysis.awd import answers as awd
 from analysis.awd import equal
 from analysis.awd import tables as awd_tables
@@ -46,7 +46,7 @@ def runs(name: str, ppls: tuple[float, ...], **settings: Any) -> list[dict[str, 
 
 
 def paper(*tables: list[dict[str, Any]]) -> Sweep:
-    return awd.sweep(pd.DataFrame([row for rows in tables for row in rows]), "paper")
+    return awd.sweep(made.study(train=pd.DataFrame([row for rows in tables for row in rows])), "paper")
 
 
 @cache
@@ -54,7 +54,7 @@ def small() -> Sweeps:
     return Sweeps(
         True,
         {
-            role: awd.sweep(made_awd.table(name), role)
+            role: awd.sweep(made.study(train=made_awd.table(name)), role)
             for role, name in zip(awd.SWEEPS, (made_awd.PAPER, made_awd.BEST, made_awd.WIDE), strict=True)
         },
         [],
@@ -85,7 +85,7 @@ def test_every_line_is_answered_by_the_cells_of_the_sweep_files(size: str) -> No
         for role in filter(None, (line.same, line.best)):
             cells = [cell for cell in sweeps_of_bench.load(f"wikitext2_{role}{size}").cells if cell.kind == "train"]
             table = pd.DataFrame([made.row(cell, "failed", "made up") for cell in cells])
-            assert len(answer(awd.cells(table, role), line).failed) >= 3, (line.name, role)
+            assert len(answer(awd.cells(made.part(table), role), line).failed) >= 3, (line.name, role)
 
 
 def test_the_lines_are_the_slides_and_their_order() -> None:
@@ -121,7 +121,7 @@ def test_a_variant_that_changes_its_path_is_one_line_of_the_figure() -> None:
     train = small().by_role["paper"].train
     names = [text.get_text() for text in accuracy_figures.perplexity_figure(train).legends[0].get_texts()]
     assert not [name for name in names if "path" in name] and names.count("block lasso + gradual (linear)") == 1
-    twice = accuracy_figures.perplexity_figure(made.sparse_frame(1)).legends[0].get_texts()
+    twice = accuracy_figures.perplexity_figure(made.part(made.sparse_frame(1))).legends[0].get_texts()
     assert {"gradual (cubic)", "gradual (cubic), auto path"} <= {text.get_text() for text in twice}
 
 
@@ -199,7 +199,7 @@ def test_what_was_measured_stands_beside_what_was_predicted() -> None:
 
 def test_allocations_are_not_taken_for_seeds_of_one_setting() -> None:
     best = small().by_role["best"]
-    times = realised_tables.training_time_table(best.train)
+    times = tables.training_time_table(best.train)
     assert not times.duplicated(["variant", "block size", "target sparsity"]).any()
     seeds = times.groupby("block size")["seeds"].unique().map(list).to_dict()
     assert {size: found for size, found in seeds.items() if found != ["3"]} == {"8": ["1"], "64": ["1"]}
@@ -215,7 +215,7 @@ def test_what_was_not_run_says_so_everywhere() -> None:
     ours = awd_tables.beside_table(NOTHING)[["ours, same epochs", "ours, best"]]
     assert set(ours.to_numpy().ravel()) == {"not run", "–"}
     assert awd_tables.notes(NOTHING) == ["Not run: wikitext2_paper, wikitext2_best, wikitext2_wide."]
-    assert awd.four_lines(None) is None
+    assert awd.four_lines(None).rows.empty and NOTHING.train("paper").rows.empty
 
 
 def test_nothing_of_one_size_gets_into_the_other(tmp_path: Path) -> None:
@@ -242,8 +242,7 @@ def test_bench_results_names_one_sweep(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_four_rows_are_only_the_slides() -> None:
-    table = awd.four_lines(small().by_role["paper"])
-    assert table is not None
+    table = awd.four_lines(small().by_role["paper"]).rows
     assert set(table["hidden_size"]) == {256}
     assert set(table["target_sparsity"]) == {0.0, 0.8} and set(table["schedule"]) == {"none", "linear", "pre"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cache
 
+import made
 import made_awd
 import pandas as pd
 import pytest
@@ -18,7 +19,11 @@ from analysis.stats import Estimate
 
 @cache
 def best() -> Sweep:
-    return awd.sweep(made_awd.table(made_awd.BEST), "best")
+    return sweep(made_awd.table(made_awd.BEST))
+
+
+def sweep(table: pd.DataFrame) -> Sweep:
+    return awd.sweep(made.study(train=table), "best")
 
 
 def test_pruned_networks_stand_beside_those_that_store_as_much() -> None:
@@ -68,12 +73,12 @@ def test_better(low: float, high: float, n: int, better: str) -> None:
 
 def test_without_a_smaller_network_or_a_common_seed_there_is_nothing_to_compare() -> None:
     table = made_awd.table(made_awd.BEST)
-    assert list(against_smaller(awd.sweep(table[table["hidden_size"] == 256], "best"))) == []
+    assert list(against_smaller(sweep(table[table["hidden_size"] == 256]))) == []
     apart = table[(table["hidden_size"] == 256) | (table["seed"] == 0)]
     apart = apart[(apart["hidden_size"] < 256) | (apart["seed"] > 0) | (apart["target_sparsity"] == 0)]
-    found = list(against_smaller(awd.sweep(apart, "best")))
+    found = list(against_smaller(sweep(apart)))
     assert found and {each.better for each in found} == {"not run"}
-    assert "not run" in smaller_table(Sweeps(True, {"best": awd.sweep(apart, "best")}, [])).to_string()
+    assert "not run" in smaller_table(Sweeps(True, {"best": sweep(apart)}, [])).to_string()
 
 
 def test_both_recipes_stand_in_the_table_and_the_missing_one_says_so() -> None:

@@ -20,7 +20,9 @@ CUBIC = {"schedule": "cubic", "target_sparsity": 0.8, "lasso": "proximal"}
 
 
 def table(role: str, *runs: list[dict[str, Any]], small: bool = False) -> Sweeps:
-    return Sweeps(small, {role: awd.sweep(pd.DataFrame([row for rows in runs for row in rows]), role)}, [])
+    return Sweeps(
+        small, {role: awd.sweep(made.study(train=pd.DataFrame([row for rows in runs for row in rows])), role)}, []
+    )
 
 
 def run(ppls: tuple[float, ...], values: dict[str, Any] | None = None, **settings: Any) -> list[dict[str, Any]]:

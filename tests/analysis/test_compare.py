@@ -14,7 +14,7 @@ from bench.cells import GemmCell
 
 
 def points(*rows: dict[str, Any]) -> pd.DataFrame:
-    return compare.gemm_points(pd.DataFrame(rows))
+    return made.part(pd.DataFrame(rows)).points
 
 
 def point(speedup: float, sparsity: float = 0.8, noisy: bool = False, **settings: Any) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def point(speedup: float, sparsity: float = 0.8, noisy: bool = False, **settings
 
 def test_measured_speedup_is_the_median_of_pairwise_ratios() -> None:
     row = made.ratio_row([1.0], 0.8, baseline_samples_ms=[2.0, 4.0, 6.0, 8.0], samples_ms=[1.0, 1.0, 2.0, 2.0])
-    [cell] = compare.measured_speedup(pd.DataFrame([row])).to_dict("records")
+    [cell] = compare.measured_speedup(pd.DataFrame([row]), "gemm").to_dict("records")
     # ratios 2, 4, 3, 4; theory at 0.8 is 5
     assert cell["measured_speedup"] == pytest.approx(3.5)
     assert cell["predicted_speedup"] == pytest.approx(5.0)
@@ -34,12 +34,12 @@ def test_measured_speedup_is_the_median_of_pairwise_ratios() -> None:
 def test_interval_of_the_median_of_seven_ratios() -> None:
     # A resample's middle is the smallest with P(Bin(7, 1/7) >= 4) = 8359 / 7^7 = 1.0 % < 2.5 %, and at most the second
     # with P(Bin(7, 2/7) >= 4) = 10.0 % > 2.5 %: the interval runs from the second to the second largest
-    [cell] = compare.measured_speedup(pd.DataFrame([made.ratio_row([7, 1, 6, 2, 5, 3, 4])])).to_dict("records")
+    [cell] = compare.measured_speedup(pd.DataFrame([made.ratio_row([7, 1, 6, 2, 5, 3, 4])]), "gemm").to_dict("records")
     assert (cell["measured_speedup"], cell["low"], cell["high"]) == (4.0, 2.0, 6.0)
 
 
 def test_one_pair_has_no_interval() -> None:
-    [cell] = compare.measured_speedup(pd.DataFrame([made.ratio_row([3.0])])).to_dict("records")
+    [cell] = compare.measured_speedup(pd.DataFrame([made.ratio_row([3.0])]), "gemm").to_dict("records")
     assert cell["measured_speedup"] == 3.0 and math.isnan(cell["low"]) and math.isnan(cell["high"])
 
 
@@ -57,7 +57,7 @@ def test_cells_that_are_not_ok_are_no_points_and_are_counted_with_their_reason()
     bad = [GemmCell(backend="scipy_bsr", target_sparsity=rho) for rho in (0.5, 0.9)]
     rows = [made.row(cell, "unsupported", made.NO_SCIPY) for cell in bad]
     frame = pd.DataFrame([point(2.0), *rows, made.row(GemmCell(n=8), "crashed")])
-    assert len(compare.gemm_points(frame)) == 1
+    assert len(made.part(frame).points) == 1
     assert len(compare.failures(frame)) == 3
     assert compare.failure_groups(frame, "backend").to_numpy().tolist() == [
         ["native", "crashed", "no reason stored", 1],
@@ -122,7 +122,7 @@ def test_the_leading_backend_has_the_highest_geometric_mean() -> None:
 
 def test_without_a_point_every_answer_is_empty() -> None:
     none = points(made.row(GemmCell(), "unsupported", made.NO_COMPILER))
-    assert none.empty and list(none.columns) == compare.POINTS
+    assert none.empty and list(none.columns) == [*compare.GEMM_SETTINGS, *compare.RESULTS]
     assert compare.quiet(none).empty and compare.best_product(none) is None and compare.leading_backend(none) is None
     assert compare.breakeven_sparsity(none).empty
 
@@ -131,13 +131,13 @@ def test_a_column_compared_over_is_never_averaged() -> None:
     here, there = made.gemm_frame(), made.gemm_frame()
     there["device_name"] = "Other CPU"
     frame = pd.concat([here, there], ignore_index=True)
-    points = compare.gemm_points(frame, over="device_name")
-    assert len(points) == 2 * len(compare.gemm_points(here))
+    points = made.part(frame, over="device_name").points
+    assert len(points) == 2 * len(made.part(here).points)
     assert set(points["device_name"]) == {"Test CPU", "Other CPU"}
 
 
 def layers(*rows: dict[str, Any]) -> pd.DataFrame:
-    return compare.lstm_points(pd.DataFrame(rows), over="baseline")
+    return made.part(pd.DataFrame(rows)).points
 
 
 def test_a_layer_is_set_beside_the_theory_of_its_scope() -> None:

@@ -18,14 +18,15 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
+from analysis import study
 from analysis.figures import accuracy as accuracy_figures
-from analysis.figures import measured as measured_figures
 from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
 from analysis.figures import style
 from analysis.figures import theory as theory_figures
 from analysis.figures import training as training_figures
 from analysis.stats import Estimate
+from analysis.study import Part
 from bench.cells import GemmCell, TrainCell
 
 TRAINING = {
@@ -90,30 +91,30 @@ def assert_speedup_axis(ax: Axes, which: str) -> None:
     "frame", [GEMM, NO_COMPILER, NOTHING_TIMED], ids=["one unsupported", "no compiler", "nothing timed"]
 )
 def test_product_figures_are_drawn(name: str, frame: pd.DataFrame) -> None:
-    draw(PRODUCTS[name](frame))
+    draw(PRODUCTS[name](made.part(frame)))
 
 
 @pytest.mark.parametrize("figure", [product_figures.speedup_figure, product_figures.efficiency_figure])
-def test_product_figures_list_what_was_not_measured(figure: Callable[[pd.DataFrame], Figure]) -> None:
-    assert f"Not measured: scipy_bsr: unsupported (6 cells): {made.NO_SCIPY}" in texts(figure(GEMM))
-    missing = texts(figure(NO_COMPILER))
+def test_product_figures_list_what_was_not_measured(figure: Callable[[Part], Figure]) -> None:
+    assert f"Not measured: scipy_bsr: unsupported (6 cells): {made.NO_SCIPY}" in texts(figure(made.part(GEMM)))
+    missing = texts(figure(made.part(NO_COMPILER)))
     assert f"native: unsupported (6 cells): {made.NO_COMPILER}" in missing
-    assert "native" not in panels(figure(NO_COMPILER))
-    words = texts(figure(NOTHING_TIMED))
+    assert "native" not in panels(figure(made.part(NO_COMPILER)))
+    words = texts(figure(made.part(NOTHING_TIMED)))
     assert "no cell of this shape was measured" in words and "torch_bsr: unsupported (6 cells): needs CUDA" in words
-    assert "Not measured" not in texts(figure(made.gemm_frame(unsupported={})))
+    assert "Not measured" not in texts(figure(made.part(made.gemm_frame(unsupported={}))))
 
 
 def test_speedup_axes_have_a_tick_and_a_line_at_1x_however_fast_or_slow_all_are() -> None:
     slow = pd.DataFrame([made.ratio_row([0.01] * 3, rho) for rho in (0.5, 0.9)])
     fast = pd.DataFrame([made.ratio_row([80.0] * 3, rho) for rho in (0.9, 0.99)])
     for frame in (GEMM, slow, fast):
-        for ax in product_figures.speedup_figure(frame).axes:
+        for ax in product_figures.speedup_figure(made.part(frame)).axes:
             assert_speedup_axis(ax, "y")
-    [ax] = product_figures.tradeoff_figure(ONE_SEED, GEMM).axes
+    [ax] = product_figures.tradeoff_figure(made.part(ONE_SEED), made.part(GEMM)).axes
     assert_speedup_axis(ax, "x")
-    assert_speedup_axis(training_figures.integral_figure(ONE_SEED).axes[1], "x")
-    [ax] = theory_figures.amdahl_figure(ONE_SEED).axes
+    assert_speedup_axis(training_figures.integral_figure(made.part(ONE_SEED)).axes[1], "x")
+    [ax] = theory_figures.amdahl_figure(made.part(ONE_SEED)).axes
     assert_speedup_axis(ax, "y")
 
 
@@ -125,14 +126,14 @@ def test_speedup_panels_put_ours_first_and_say_where_each_block_size_breaks_even
         for size, two in speeds.items()
         for rho, speed in zip((0.5, 0.9), two, strict=True)
     ]
-    found = panels(product_figures.speedup_figure(pd.DataFrame(rows)))
+    found = panels(product_figures.speedup_figure(made.part(pd.DataFrame(rows))))
     assert list(found) == ["native", "another"]
     assert "8: never · 16: 0.77 · 32: always" in found["native"].texts[0].get_text()
 
 
 def test_noisy_points_are_hollow_and_in_the_legend() -> None:
-    noisy = product_figures.speedup_figure(pd.DataFrame([made.ratio_row([2.0] * 3, 0.8, noisy=True)]))
-    quiet = product_figures.speedup_figure(pd.DataFrame([made.ratio_row([2.0] * 3, 0.8)]))
+    noisy = product_figures.speedup_figure(made.part(pd.DataFrame([made.ratio_row([2.0] * 3, 0.8, noisy=True)])))
+    quiet = product_figures.speedup_figure(made.part(pd.DataFrame([made.ratio_row([2.0] * 3, 0.8)])))
     assert "noisy" in texts(noisy).split() and "noisy" not in texts(quiet).split()
     faces = [line.get_markerfacecolor() for line in noisy.axes[0].lines if line.get_marker() == "s"]
     assert "white" in faces
@@ -140,70 +141,78 @@ def test_noisy_points_are_hollow_and_in_the_legend() -> None:
 
 def test_a_seed_mean_that_rounds_past_its_interval_is_drawn() -> None:
     # exp(log 3) is a little more than 3, the upper bound of three equal ratios
-    product_figures.speedup_figure(pd.DataFrame([made.ratio_row([3.0] * 3, 0.8)]))
+    product_figures.speedup_figure(made.part(pd.DataFrame([made.ratio_row([3.0] * 3, 0.8)])))
     assert style.spread([Estimate(2.9, 3.0, 3.0, 3), Estimate(3.1, 3.0, 3.0, 3)]) == [[0.0, pytest.approx(0.1)],
                                                                                       [pytest.approx(0.1), 0.0]]  # fmt: skip
 
 
 def test_full_sparsity_and_one_pair_are_drawn() -> None:
-    draw(product_figures.speedup_figure(pd.DataFrame([made.ratio_row([3.0], 1.0), made.ratio_row([2.0], 0.8)])))
+    draw(
+        product_figures.speedup_figure(
+            made.part(pd.DataFrame([made.ratio_row([3.0], 1.0), made.ratio_row([2.0], 0.8)]))
+        )
+    )
 
 
 @pytest.mark.parametrize("figure", PRODUCTS.values())
-def test_product_figures_refuse_unlike_rows_in_one_line(figure: Callable[[pd.DataFrame], Figure]) -> None:
+def test_product_figures_refuse_unlike_rows_in_one_line(figure: Callable[[Part], Figure]) -> None:
     for other in ({"cache": "cold"}, {"n": 64}):
         frame = pd.DataFrame([made.ratio_row([2.0] * 3), made.ratio_row([2.0] * 3, settings=other)])
         with pytest.raises(ValueError, match=f"mix {next(iter(other))} "):
-            figure(frame)
+            figure(made.part(frame))
 
 
 @pytest.mark.parametrize("name", TRAINING)
 @pytest.mark.parametrize("frame", [ONE_SEED, ALL_DIVERGED], ids=["one seed", "all diverged"])
 def test_training_figures_are_drawn(name: str, frame: pd.DataFrame) -> None:
-    draw(TRAINING[name](frame))
+    draw(TRAINING[name](made.part(frame)))
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_training_figures_of_no_table_or_an_empty_one_say_so(name: str) -> None:
-    for nothing in (None, pd.DataFrame()):
-        assert "Nothing to draw: no" in texts(TRAINING[name](nothing))
+def test_training_figures_of_what_was_not_run_say_so(name: str) -> None:
+    assert "Nothing to draw: no" in texts(TRAINING[name](study.not_run("train")))
 
 
 @pytest.mark.parametrize("name", ["perplexity", "curves", "norms"])
 def test_training_figures_without_a_finished_run_say_why(name: str) -> None:
-    words = texts(TRAINING[name](ALL_DIVERGED))
+    words = texts(TRAINING[name](made.part(ALL_DIVERGED)))
     assert "no training run has finished" in words
     assert f"Not finished: 1 × diverged: {made.DIVERGED}" in words
 
 
 def test_the_perplexity_figure_lists_failed_runs_variants_and_seeds() -> None:
-    words = texts(accuracy_figures.perplexity_figure(TWO_SEEDS))
+    words = texts(accuracy_figures.perplexity_figure(made.part(TWO_SEEDS)))
     assert f"Not finished: 1 × diverged: {made.DIVERGED}" in words
     assert "block lasso + random pre-pruning" in words and "95 % t-intervals over seeds (2 per point" in words
 
 
 def test_a_long_reason_is_wrapped_and_gets_room() -> None:
     frame = pd.DataFrame([*ONE_SEED.to_dict("records"), made.diverged_row() | {"cell_id": "x", "reason": "long " * 80}])
-    short, tall = accuracy_figures.perplexity_figure(ONE_SEED), accuracy_figures.perplexity_figure(frame)
+    short, tall = (
+        accuracy_figures.perplexity_figure(made.part(ONE_SEED)),
+        accuracy_figures.perplexity_figure(made.part(frame)),
+    )
     assert tall.get_figheight() > short.get_figheight()
     assert max(map(len, tall.texts[-1].get_text().splitlines())) <= 135
 
 
 @pytest.mark.parametrize("variants", [("dense",), ("pre",), ("dense", "block lasso")])
 def test_training_figures_are_made_of_few_variants(variants: tuple[str, ...]) -> None:
-    frame = made.train_frame(1, variants)
+    train = made.part(made.train_frame(1, variants))
     for figure in TRAINING.values():
-        assert figure(frame).axes
+        assert figure(train).axes
 
 
 def test_norm_maps_show_three_epochs_and_leave_empty_blocks_white() -> None:
-    figure = training_figures.norm_maps_figure(ONE_SEED)
+    figure = training_figures.norm_maps_figure(made.part(ONE_SEED))
     shown = [ax for ax in figure.axes if heat_maps(ax) and ax.get_title()]
     assert [ax.get_title() for ax in shown] == ["epoch 0", "epoch 2", "epoch 4"] * 4
     assert [label.get_text() for label in shown[0].get_xticklabels()] == list(training_figures.GATES)
     last = heat_maps(shown[-1])[0].get_array()
     assert np.ma.getmaskarray(last).mean() == pytest.approx(0.8, abs=0.01)
-    assert "no norms of nothing_l9 were stored" in texts(training_figures.norm_maps_figure(ONE_SEED, "nothing_l9"))
+    assert "no norms of nothing_l9 were stored" in texts(
+        training_figures.norm_maps_figure(made.part(ONE_SEED), "nothing_l9")
+    )
 
 
 def test_a_map_without_a_kept_block_is_white_in_a_frame_and_drawn_without_a_warning() -> None:
@@ -214,7 +223,7 @@ def test_a_map_without_a_kept_block_is_white_in_a_frame_and_drawn_without_a_warn
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = training_figures.norm_maps_figure(frame)
+        figure = training_figures.norm_maps_figure(made.part(frame))
     last = [ax for ax in figure.axes if heat_maps(ax) and ax.get_title()][-1]
     assert np.ma.getmaskarray(heat_maps(last)[0].get_array()).all()
     assert [last.spines[side].get_visible() for side in ("left", "bottom", "right")] == [True, True, False]
@@ -225,7 +234,7 @@ def test_curves_are_means_over_seeds_in_the_range_of_all_of_them() -> None:
     perplexities = (100.0, 130.0, 109.0)
     rows = [row for seed, ppl in enumerate(perplexities) for row in made.run_rows(TrainCell(seed=seed), ppl, [0.0] * 3)]
     stored = pd.DataFrame(rows).query("epoch >= 1").groupby("epoch")["val_ppl"].agg(["mean", "min", "max"])
-    left = training_figures.curves_figure(pd.DataFrame(rows)).axes[0]
+    left = training_figures.curves_figure(made.part(pd.DataFrame(rows))).axes[0]
     [line], [band] = left.lines, left.collections
     assert line.get_ydata() == pytest.approx(stored["mean"].to_numpy())
     corners = pd.DataFrame(band.get_paths()[0].vertices).groupby(0)[1].agg(["min", "max"])
@@ -236,7 +245,7 @@ def test_the_integral_figure_shows_prediction_and_measurement() -> None:
     linear = {"lasso": "subgradient", "schedule": "linear", "target_sparsity": 0.8}
     dense = made.run_rows(TrainCell(), 100.0, [0.0] * 4, seconds=10.0)
     sparse = made.run_rows(TrainCell(**linear), 110.0, [0.0, 0.4, 0.8, 0.8], seconds=12.5)
-    left, right = training_figures.integral_figure(pd.DataFrame([*dense, *sparse])).axes
+    left, right = training_figures.integral_figure(made.part(pd.DataFrame([*dense, *sparse]))).axes
     shares = [line.get_ydata().tolist() for line in left.lines if len(line.get_ydata()) == 4]
     assert shares == [pytest.approx([1.0, 0.6, 0.2, 0.2])]
     shown = {line.get_marker(): float(line.get_xdata()[0]) for line in right.lines if line.get_marker() in ("D", "o")}
@@ -250,27 +259,26 @@ def test_the_integral_figure_shows_prediction_and_measurement() -> None:
     [(TWO_SEEDS, GEMM), (ONE_SEED, NOTHING_TIMED), (ALL_DIVERGED, GEMM)],
     ids=["two seeds", "nothing timed", "all diverged"],
 )  # fmt: skip
-def test_tradeoff_figure_is_drawn(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> None:
-    draw(product_figures.tradeoff_figure(train, gemm))
+def test_tradeoff_figure_is_drawn(train: pd.DataFrame, gemm: pd.DataFrame) -> None:
+    draw(product_figures.tradeoff_figure(made.part(train), made.part(gemm)))
 
 
-@pytest.mark.parametrize(
-    ("train", "gemm"), [(None, GEMM), (ONE_SEED, None), (pd.DataFrame(), GEMM), (ONE_SEED, pd.DataFrame())]
-)
-def test_tradeoff_figure_without_a_table_says_what_it_needs(
-    train: pd.DataFrame | None, gemm: pd.DataFrame | None
-) -> None:
-    assert "needs finished runs and timed products" in texts(product_figures.tradeoff_figure(train, gemm))
+def test_tradeoff_figure_without_a_table_says_what_it_needs() -> None:
+    for parts in (
+        (study.not_run("train"), made.part(GEMM)),
+        (made.part(ONE_SEED), study.not_run("gemm")),
+    ):
+        assert "needs finished runs and timed products" in texts(product_figures.tradeoff_figure(*parts))
 
 
 def test_tradeoff_axis_names_the_product_it_is_about() -> None:
-    [ax] = product_figures.tradeoff_figure(ONE_SEED, NO_COMPILER).axes
+    [ax] = product_figures.tradeoff_figure(made.part(ONE_SEED), made.part(NO_COMPILER)).axes
     assert "torch_bsr, W 512 × 128, n = 20" in ax.get_xlabel()
 
 
 @pytest.mark.parametrize("train", [ONE_SEED, ALL_DIVERGED], ids=["one seed", "all diverged"])
 def test_amdahl_figure_is_drawn(train: pd.DataFrame) -> None:
-    draw(theory_figures.amdahl_figure(train))
+    draw(theory_figures.amdahl_figure(made.part(train)))
 
 
 def test_storage_figure_marks_the_crossing_of_each_layout() -> None:
@@ -286,7 +294,7 @@ def test_roofline_is_made_of_the_best_that_was_reached() -> None:
     # a dense product of 8 x 8 by 8 x 8 is 1024 FLOP over 256 + 512 bytes; in 1 ms that is 1.024 MFLOP/s
     cell = {"m": 8, "k": 8, "n": 8, "block_size": 2}
     row = made.ratio_row([1.0] * 3, 0.5, cell, time_ms=1.0, baseline_ms=1.0)
-    [ax] = theory_figures.roofline_figure(pd.DataFrame([row])).axes
+    [ax] = theory_figures.roofline_figure(made.part(pd.DataFrame([row]))).axes
     points = {line.get_label(): line for line in ax.lines}
     dense = points["dense (baseline)"]
     assert float(dense.get_xdata()[0]) == pytest.approx(1024 / 768)
@@ -297,10 +305,12 @@ def test_roofline_is_made_of_the_best_that_was_reached() -> None:
 
 def test_noisy_points_are_told_where_they_are_not_drawn_apart() -> None:
     rows = [made.ratio_row([2.0] * 3, 0.8, noisy=True), made.ratio_row([1.5] * 3, 0.5)]
-    efficiency = texts(product_figures.efficiency_figure(pd.DataFrame(rows)))
+    efficiency = texts(product_figures.efficiency_figure(made.part(pd.DataFrame(rows))))
     assert "(40%)" in efficiency and "(75%)" not in efficiency and "In brackets: noisy." in efficiency
-    assert "1 of the 2 points are noisy." in texts(theory_figures.roofline_figure(pd.DataFrame(rows)))
-    layer = texts(measured_figures.layer_efficiency_figure(pd.DataFrame([made.layer_row([2.0] * 3, noisy=True)])))
+    assert "1 of the 2 points are noisy." in texts(theory_figures.roofline_figure(made.part(pd.DataFrame(rows))))
+    layer = texts(
+        product_figures.layer_efficiency_figure(made.part(pd.DataFrame([made.layer_row([2.0] * 3, noisy=True)])))
+    )
     assert "1 of the 1 points are noisy." in layer
 
 
@@ -309,7 +319,7 @@ def test_the_heat_map_of_efficiency_says_each_cell_and_where_none_was_measured()
         made.ratio_row([speed] * 3, rho, {"block_size": size})
         for size, rho, speed in ((8, 0.5, 1.0), (16, 0.5, 1.5), (16, 0.8, 4.0))
     ]
-    ax = product_figures.efficiency_figure(pd.DataFrame(rows)).axes[0]
+    ax = product_figures.efficiency_figure(made.part(pd.DataFrame(rows))).axes[0]
     said = {(found.get_position()[1], found.get_position()[0]): found.get_text() for found in ax.texts}
     assert said == {(0.5, 0.5): "50%", (0.5, 1.5): "–", (1.5, 0.5): "75%", (1.5, 1.5): "80%"}
     assert [label.get_text() for label in ax.get_yticklabels()] == ["8", "16"]
@@ -322,9 +332,9 @@ def test_a_variant_has_one_colour_in_all_figures_of_a_sweep() -> None:
     labels = [
         {handle.get_label(): handle.get_color() for legend in figure.legends for handle in legend.get_lines()}
         for figure in (
-            accuracy_figures.perplexity_figure(frame),
-            training_figures.curves_figure(frame),
-            training_figures.integral_figure(frame),
+            accuracy_figures.perplexity_figure(made.part(frame)),
+            training_figures.curves_figure(made.part(frame)),
+            training_figures.integral_figure(made.part(frame)),
         )
     ]
     for variant in ("gradual (cubic)", "gradual (cubic), auto path"):
@@ -347,7 +357,9 @@ def test_every_colour_of_a_variant_is_its_own() -> None:
 
 def test_one_failed_cell_alone_gives_a_figure_with_its_reason() -> None:
     frame = pd.DataFrame([made.row(GemmCell(), "wrong", "error 3.1 times the bound")])
-    assert "native: wrong (1 cells): error 3.1 times the bound" in texts(product_figures.speedup_figure(frame))
+    assert "native: wrong (1 cells): error 3.1 times the bound" in texts(
+        product_figures.speedup_figure(made.part(frame))
+    )
 
 
 def wide(*runs: tuple[int, float]) -> pd.DataFrame:
@@ -377,7 +389,7 @@ CONTROLS = [(256, 0.8), (256, 0.0), (80, 0.0)]
 def test_the_narrow_network_is_what_wider_ones_are_compared_with(
     runs: list[tuple[int, float]], narrow: int | None
 ) -> None:
-    figure = accuracy_figures.cost_figure(wide(*runs))
+    figure = accuracy_figures.cost_figure(made.part(wide(*runs)))
     words = texts(figure)
     if narrow is None:
         assert "What sparsity costs in perplexity" in words and "narrow" not in words
@@ -403,7 +415,7 @@ def test_labels_of_the_front_cover_neither_each_other_nor_a_point(speeds: tuple[
         rho = 0.8 + 0.01 * at
         train += made.run_rows(TrainCell(schedule="cubic", target_sparsity=rho), 110.0 + 0.02 * at, [rho])
         timed.append(made.ratio_row([speed] * 3, rho, {"m": 512, "k": 128, "n": 20}))
-    figure = product_figures.tradeoff_figure(pd.DataFrame(train), pd.DataFrame(timed))
+    figure = product_figures.tradeoff_figure(made.part(pd.DataFrame(train)), made.part(pd.DataFrame(timed)))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     [ax] = figure.axes
@@ -427,7 +439,7 @@ def test_every_panel_of_the_integral_holds_its_lines() -> None:
             [one | {"dense_ms": [9.0 * ms for ms in one["dense_ms"]]} for one in stored] if stored else stored
         )
     )
-    figure = realised_figures.integral_steps_figure(slow)
+    figure = realised_figures.integral_steps_figure(made.part(slow))
     for ax in figure.axes:
         low, high = ax.get_ylim()
         assert all(low <= value <= high for line in ax.lines for value in line.get_ydata())
@@ -455,8 +467,8 @@ def collapsed() -> pd.DataFrame:
 def test_what_lies_beyond_the_scale_has_an_arrow_and_no_line_to_it() -> None:
     timed = [made.ratio_row([2.0 * rho] * 3, rho, {"m": 512, "k": 128, "n": 20}) for rho in (0.5, 0.8, 0.9)]
     for figure, where in (
-        (accuracy_figures.perplexity_figure(collapsed()), [0.5, 0.9]),
-        (product_figures.tradeoff_figure(collapsed(), pd.DataFrame(timed)), [1.0, 1.8]),
+        (accuracy_figures.perplexity_figure(made.part(collapsed())), [0.5, 0.9]),
+        (product_figures.tradeoff_figure(made.part(collapsed()), made.part(pd.DataFrame(timed))), [1.0, 1.8]),
     ):
         figure.draw_without_rendering()
         [ax] = figure.axes
@@ -475,7 +487,7 @@ def test_what_lies_beyond_the_scale_has_an_arrow_and_no_line_to_it() -> None:
 
 
 def test_a_notebook_shows_the_margin_though_it_cuts_pictures_to_what_is_in_the_layout() -> None:
-    figure = accuracy_figures.perplexity_figure(TWO_SEEDS)
+    figure = accuracy_figures.perplexity_figure(made.part(TWO_SEEDS))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     [note] = figure.texts[-1:]

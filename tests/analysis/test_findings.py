@@ -8,8 +8,8 @@ import made
 import pandas as pd
 import pytest
 
-from analysis import study
 from analysis.findings import findings
+from analysis.load import TABLES
 from analysis.realised import realised
 from analysis.stats import times
 from bench.cells import GemmCell, LstmCell, TrainCell
@@ -21,53 +21,58 @@ def point(speedup: float, sparsity: float = 0.9, noisy: bool = False, **settings
     return made.ratio_row([speedup] * 3, sparsity, settings, noisy=noisy)
 
 
+def said(**tables: pd.DataFrame) -> list[str]:
+    """The findings of a sweep, which are about the main part of each table."""
+    return findings(*map(made.study(**tables).main, TABLES))
+
+
 def speed(*rows: dict[str, Any]) -> str:
-    return findings(None, pd.DataFrame(rows))[0]
+    return said(gemm=pd.DataFrame(rows))[0]
 
 
 def cost(*runs: list[dict[str, Any]]) -> str:
-    return findings(pd.DataFrame([row for run in runs for row in run]), None)[1]
+    return said(train=pd.DataFrame([row for run in runs for row in run]))[1]
 
 
-def limits(train: pd.DataFrame | None, gemm: pd.DataFrame | None) -> str:
-    return findings(train, gemm)[2]
+def limits(**tables: pd.DataFrame) -> str:
+    return said(**tables)[2]
 
 
 def test_the_fastest_product_is_quoted_beside_theory() -> None:
-    said = speed(point(4.0), point(2.0, 0.5), point(1.0, backend="dense"))
-    assert "the fastest block-sparse product is native at block 16 and sparsity 0.90, W 1024 × 1024, n = 32" in said
-    assert "at 4.00× [4.00, 4.00] of dense, where 1/(1−ρ) promises 10.00×" in said
-    assert said.endswith("native reaches 70% of theory in the median of 2 settings.")  # between 4 / 10 and 2 / 2
-    assert "noisy" not in said
+    words = speed(point(4.0), point(2.0, 0.5), point(1.0, backend="dense"))
+    assert "the fastest block-sparse product is native at block 16 and sparsity 0.90, W 1024 × 1024, n = 32" in words
+    assert "at 4.00× [4.00, 4.00] of dense, where 1/(1−ρ) promises 10.00×" in words
+    assert words.endswith("native reaches 70% of theory in the median of 2 settings.")  # between 4 / 10 and 2 / 2
+    assert "noisy" not in words
 
 
 def test_an_op_other_than_dsd_is_named() -> None:
-    assert "W 1024 × 1024, n = 32, sdd, at 4.00×" in speed(point(2.0), point(4.0, op="sdd"))
+    assert "W 1024 × 1024, n = 32, sdd, at 4.00×" in speed(point(2.0, 0.5, op="sdd"), point(4.0, op="sdd"))
 
 
 def test_a_noisy_timing_is_not_quoted_while_a_quiet_one_exists() -> None:
-    said = speed(point(85.74, noisy=True, block_size=8), point(3.0))
-    assert "85.74" not in said and "noisy" not in said
-    assert "the fastest quietly timed block-sparse product is native at block 16" in said
-    assert "at 3.00× [3.00, 3.00] of dense" in said
-    assert said.endswith("native reaches 30% of theory in the median of 1 quietly timed setting.")
+    words = speed(point(85.74, noisy=True, block_size=8), point(3.0))
+    assert "85.74" not in words and "noisy" not in words
+    assert "the fastest quietly timed block-sparse product is native at block 16" in words
+    assert "at 3.00× [3.00, 3.00] of dense" in words
+    assert words.endswith("native reaches 30% of theory in the median of 1 quietly timed setting.")
 
 
 def test_where_every_timing_was_noisy_the_sentence_says_so_twice() -> None:
-    said = speed(point(85.74, noisy=True, block_size=8), point(3.0, noisy=True))
-    assert "at 85.74× [85.74, 85.74] of dense (noisy)" in said
-    assert said.endswith("of theory in the median of 2 settings (noisy).")
+    words = speed(point(85.74, noisy=True, block_size=8), point(3.0, noisy=True))
+    assert "at 85.74× [85.74, 85.74] of dense (noisy)" in words
+    assert words.endswith("of theory in the median of 2 settings (noisy).")
 
 
 def test_a_noisy_win_does_not_turn_a_quiet_defeat_into_one_for_all() -> None:
-    said = speed(point(2.0, noisy=True, block_size=8), point(0.7))
-    assert "no quietly timed block-sparse product beat dense; the nearest is native at block 16" in said
+    words = speed(point(2.0, noisy=True, block_size=8), point(0.7))
+    assert "no quietly timed block-sparse product beat dense; the nearest is native at block 16" in words
 
 
 def test_a_rival_that_is_quiet_leaves_ours_noisy() -> None:
-    said = speed(point(9.0, noisy=True), point(2.0, backend="torch_bsr"))
-    assert "the fastest quietly timed block-sparse product is torch_bsr" in said
-    assert said.endswith("native reaches 90% of theory in the median of 1 setting (noisy).")
+    words = speed(point(9.0, noisy=True), point(2.0, backend="torch_bsr"))
+    assert "the fastest quietly timed block-sparse product is torch_bsr" in words
+    assert words.endswith("native reaches 90% of theory in the median of 1 setting (noisy).")
 
 
 def test_without_a_compiler_the_reason_is_given() -> None:
@@ -86,9 +91,9 @@ def test_the_cost_of_the_best_pruned_variant_by_validation_perplexity() -> None:
     dense = [made.run_rows(TrainCell(seed=seed), ppl, [0.0, 0.0]) for seed, ppl in enumerate((100.0, 200.0))]
     sparse = [made.run_rows(TrainCell(seed=seed, **LINEAR), ppl, [0.8, 0.8]) for seed, ppl in enumerate((110.0, 220.0))]
     worse = made.run_rows(TrainCell(**LINEAR | {"schedule": "pre"}), 90.0, [0.8, 0.8], val_ppl=500.0)
-    said = cost(*dense, *sparse, worse)
-    assert "at 80 % sparsity the best pruned variant, block lasso + gradual (linear) at block 16" in said
-    assert "test perplexity 165.0 against 150.0 dense, a cost of +10.0 % [+10.0, +10.0] (2 seeds)." in said
+    words = cost(*dense, *sparse, worse)
+    assert "at 80 % sparsity the best pruned variant, block lasso + gradual (linear) at block 16" in words
+    assert "test perplexity 165.0 against 150.0 dense, a cost of +10.0 % [+10.0, +10.0] (2 seeds)." in words
 
 
 def test_one_seed_and_no_partner_are_told() -> None:
@@ -104,28 +109,28 @@ def test_masks_and_gaps_are_limits() -> None:
     sparse = made.run_rows(TrainCell(**LINEAR), 110.0, [0.0, 0.4, 0.8, 0.8], seconds=12.5)
     train = pd.DataFrame([*dense, *sparse, made.diverged_row()])
     gemm = pd.DataFrame([point(2.0), point(2.0, 0.5, noisy=True)])
-    said = limits(train, gemm)
-    assert "1 of 3 training runs gave no result, most often diverged" in said
-    assert "1 of 2 timings were noisy" in said
+    words = limits(train=train, gemm=gemm)
+    assert "1 of 3 training runs gave no result, most often diverged" in words
+    assert "1 of 2 timings were noisy" in words
     assert (
         "masks alone made training 0.80× as fast as dense (one run), which is rough: the runs were one after another"
-        in said
+        in words
     )
-    assert "would allow 2.00× in the pruned products" in said
+    assert "would allow 2.00× in the pruned products" in words
 
 
-@pytest.mark.parametrize("empty", [None, pd.DataFrame()])
-def test_missing_and_empty_tables_are_said_to_be(empty: pd.DataFrame | None) -> None:
-    assert findings(empty, empty) == [
+def test_what_was_not_run_is_said_to_be() -> None:
+    nothing = [
         "Speed: this sweep timed no products.",
         "Accuracy: this sweep trained no network.",
         "Limits: nothing was measured; what masks alone buy in training time was not measured.",
     ]
+    assert said() == findings() == nothing
 
 
 def test_parts_that_cannot_be_compared_are_kept_apart() -> None:
-    said = speed(point(2.0), point(3.0, cache="cold"), point(4.0, threads=2))
-    assert "at 4.00×" in said and "median of 3 settings" in said
+    words = speed(point(2.0), point(3.0, 0.5), point(30.0, cache="cold"), point(40.0, threads=2))
+    assert "Speed (threads 1, cache hot): " in words and "at 3.00×" in words and "median of 2 settings" in words
 
 
 @pytest.mark.parametrize(("seconds", "cause"), [
@@ -137,8 +142,8 @@ def test_a_cause_is_given_only_for_what_it_explains(seconds: tuple[float, float]
     rows = [row for seed in (0, 1) for row in made.run_rows(TrainCell(seed=seed), 100.0, [0.0] * 4, seconds=10.0)]
     for seed, each in enumerate(seconds):
         rows += made.run_rows(TrainCell(seed=seed, **LINEAR), 110.0, [0.8] * 4, seconds=each)
-    said = limits(pd.DataFrame(rows), None)
-    assert f"as fast as dense (median of 2 runs), {cause}; skipping" in said
+    words = limits(train=pd.DataFrame(rows))
+    assert f"as fast as dense (median of 2 runs), {cause}; skipping" in words
 
 
 def test_the_best_variant_is_said_to_be_chosen_by_seeds_and_validation() -> None:
@@ -153,59 +158,53 @@ def test_the_best_variant_is_said_to_be_chosen_by_seeds_and_validation() -> None
 
 def test_layers_timed_in_training_are_the_speed_of_a_sweep_without_products() -> None:
     train = made.sparse_frame(1)
-    said = findings(train, None)[0]
+    words = said(train=train)[0]
     predicted, measured = (realised(train)[name].iloc[0] for name in ("predicted", "measured"))
-    assert said.startswith(
+    assert words.startswith(
         "Speed: this sweep timed no products alone; in training the LSTM layers were, against the dense path"
     )
-    assert f"{times(measured)} with gradual (cubic), auto path at block 16 and sparsity 0.8" in said
-    assert f"(theory: {predicted:.2f}×)" in said and "at block 32" in said
-    assert findings(made.train_frame(1), None)[0] == "Speed: this sweep timed no products."
+    assert f"{times(measured)} with gradual (cubic), auto path at block 16 and sparsity 0.8" in words
+    assert f"(theory: {predicted:.2f}×)" in words and "at block 32" in words
+    assert said(train=made.train_frame(1))[0] == "Speed: this sweep timed no products."
 
 
 def test_the_sentence_names_the_part_it_speaks_of() -> None:
     types = [point(4.0, dtype=dtype, op=op) for dtype in ("bfloat16", "float32") for op in ("dsd", "sdd")]
-    gemm = study.main_part(pd.DataFrame(types), "gemm")
-    assert findings(None, gemm)[0].startswith(
-        "Speed (dtype float32, op dsd): the fastest block-sparse product is native"
-    )
-    assert speed(*types[:3], point(5.0, dtype="float32", op="sdd")).startswith(
-        "Speed (dtype float32, op sdd): the fastest"
-    )
+    assert speed(*types).startswith("Speed (dtype float32, op dsd): the fastest block-sparse product is native")
+    assert speed(*types, point(5.0, 0.5, dtype="float32", op="sdd")).startswith("Speed (dtype float32, op sdd): the")
     failed = made.row(GemmCell(dtype="float16"), "unsupported", made.NO_COMPILER)
-    nothing = study.main_part(pd.DataFrame([failed, failed | {"dtype": "float32"}]), "gemm")
-    assert findings(None, nothing)[0].startswith("Speed (dtype float32): no block-sparse product was timed")
+    assert speed(failed, failed | {"dtype": "float32"}).startswith(
+        "Speed (dtype float32): no block-sparse product was timed"
+    )
     layers = [made.layer_row([3.5] * 3, settings={"passes": passes}) for passes in ("forward", "forward_backward")]
-    layer = study.main_part(pd.DataFrame(layers), "lstm")
-    assert findings(None, None, layer)[0].startswith("Layer (passes forward_backward): the fastest")
+    assert said(lstm=pd.DataFrame(layers))[0].startswith("Layer (passes forward_backward): the fastest")
     runs = [[*made.run_rows(TrainCell(), 100.0, [0.0]), *made.run_rows(TrainCell(**LINEAR), 112.0, [0.8])]] * 2
     devices = [one | {"device_name": name} for rows, name in zip(runs, ("A CPU", "B CPU"), strict=True) for one in rows]
-    train = study.main_part(pd.DataFrame(devices), "train")
-    assert findings(train, None)[1].startswith("Accuracy (device_name A CPU): at 80 % sparsity")
+    assert said(train=pd.DataFrame(devices))[1].startswith("Accuracy (device_name A CPU): at 80 % sparsity")
 
 
 def test_layers_have_a_sentence_of_their_own() -> None:
     over_loop = made.layer_row([8.0] * 3, settings={"baseline": "loop_lstm"})
     layers = pd.DataFrame([made.layer_row([3.5] * 3), made.layer_row([9.0] * 3, 0.9, noisy=True), over_loop])
-    alone, _, limits = findings(None, None, layers)
+    alone, _, limits = said(lstm=layers)
     assert alone.startswith(
         "Layer (baseline torch_lstm): the fastest quietly timed block-sparse LSTM layer is native at block 16 and sparsity 0.80"
     )
     assert "LSTM 512 → 512, 35 steps, batch 20, forward + backward, at 3.50× [3.50, 3.50] of torch_lstm" in alone
-    assert alone.endswith("where theory promises 5.00×.") and "1 of 3 timings were noisy" in limits
-    speed, *_, last = findings(None, pd.DataFrame([point(4.0)]), layers)
+    assert alone.endswith("where theory promises 5.00×.") and "1 of 2 timings were noisy" in limits
+    speed, *_, last = said(gemm=pd.DataFrame([point(4.0)]), lstm=layers)
     assert speed.startswith("Speed: ") and last == alone
     failed = pd.DataFrame([made.row(LstmCell(), "unsupported", made.NO_COMPILER)])
-    assert findings(None, None, failed)[0].endswith(f"most often: unsupported ({made.NO_COMPILER}).")
+    assert said(lstm=failed)[0].endswith(f"most often: unsupported ({made.NO_COMPILER}).")
 
 
 def test_the_sparse_path_is_not_counted_as_masks_alone() -> None:
-    said = limits(made.sparse_frame(1), None)
+    words = limits(train=made.sparse_frame(1))
     assert (
         "masks alone made training 0.95× [0.95, 0.95] as fast as dense (median of 2 runs), which is rough: the runs were"
-        in said
+        in words
     )
-    assert said.endswith(
+    assert words.endswith(
         "with the sparse path training was 1.25× [1.25, 1.25] as fast as dense (median of 2 runs, not interleaved)."
     )
 
@@ -218,6 +217,6 @@ def test_the_headline_is_about_the_sparsity_and_variant_with_the_most_seeds() ->
         made.run_rows(TrainCell(**LINEAR | {"target_sparsity": 0.9, "schedule": one}), 120.0, [0.9, 0.9])
         for one in ("linear", "cubic", "pre", "one_shot")
     ]
-    said = cost(*dense, *three, alone, *sparser)
-    assert "at 80 % sparsity the best pruned variant, block lasso + gradual (linear) at block 16" in said
-    assert "(3 seeds)" in said
+    words = cost(*dense, *three, alone, *sparser)
+    assert "at 80 % sparsity the best pruned variant, block lasso + gradual (linear) at block 16" in words
+    assert "(3 seeds)" in words

@@ -19,11 +19,21 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
 
-from analysis import report, study, tables
+from analysis import report, study
+from analysis.findings import findings
 from analysis.load import REFERENCE, LeftOutWarning
-from analysis.realised_tables import finished_model_table, statements, training_time_table
 from analysis.rules import LONGEST, SHORTEST
 from analysis.schema import BadInputError, columns
+from analysis.study import Part
+from analysis.tables import (
+    breakeven_table,
+    finished_model_table,
+    layer_table,
+    main_table,
+    statements,
+    to_markdown,
+    training_time_table,
+)
 
 NONSENSE = re.compile(r"∞|\binf\b|\bnan\b|\bnan%|inf×|nan×", re.IGNORECASE)
 NAN, INF = math.nan, math.inf
@@ -35,7 +45,7 @@ TRIED = {
     "lstm": 2,
     "train": 1,
 }  # values of a column, drawn anew for each; of a setting one: no cell_id stands for it
-Teller = Callable[[study.Study], "list[str] | pd.DataFrame"]
+Teller = Callable[[study.Study], list[str]]
 
 
 def whole(sweep: str, kind: str) -> pa.Table:
@@ -106,24 +116,31 @@ def told(found: study.Study) -> list[str]:
     return [*about, *report.caveats(found), *report.missing(found)]
 
 
+def table(make: Callable[[Part], pd.DataFrame], kind: str) -> Teller:
+    return lambda found: [to_markdown(make(found.main(kind)))]
+
+
+def sentences(make: Callable[[Part], list[str]], kind: str) -> Teller:
+    return lambda found: make(found.main(kind))
+
+
 TELLERS: dict[str, tuple[Teller, ...]] = {
-    "gemm": (told, lambda one: tables.breakeven_table(one.gemm), lambda one: tables.findings(None, one.gemm, None)),
-    "lstm": (told, lambda one: tables.layer_table(one.lstm), lambda one: tables.findings(None, None, one.lstm)),
+    "gemm": (told, table(breakeven_table, "gemm"), sentences(findings, "gemm")),
+    "lstm": (told, table(layer_table, "lstm"), sentences(findings, "lstm")),
     "train": (
         told,
-        lambda one: tables.main_table(one.train, None),
-        lambda one: training_time_table(one.train),
-        lambda one: tables.findings(one.train, None),
-        lambda one: finished_model_table(one.train),
-        lambda one: statements(one.train),
+        table(lambda train: main_table(train, study.not_run("gemm")), "train"),
+        table(training_time_table, "train"),
+        sentences(findings, "train"),
+        table(finished_model_table, "train"),
+        sentences(statements, "train"),
     ),
 }
 
 
 def said(teller: Teller, found: study.Study) -> str:
     """What is said of the largest comparable part of a sweep."""
-    words = teller(found.comparable())
-    return tables.to_markdown(words) if isinstance(words, pd.DataFrame) else "\n".join(words)
+    return "\n".join(teller(found))
 
 
 def refused(folder: Path) -> tuple[study.Study | None, list[str]]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import made
 import pandas as pd
 import pytest
 
-from analysis.goals import gpu as gpu_goals
-from analysis.goals import judge as goals
-from analysis.goals.judge import GOALS, goals_table, missing, points, verdict
+from analysis.goals.cpu import GOALS
+from analysis.goals.gpu import GOALS as GPU_GOALS
+from analysis.goals.judge import Goal, _judged, goals_table, missing, points, verdict
 from analysis.study import Study
 from bench.cells import GemmCell, LstmCell, TrainCell
 from bench.sweep import load
@@ -21,10 +21,10 @@ STEP = {"m": 4608, "k": 1152, "threads": 2}
 
 
 def study(**tables: pd.DataFrame) -> list[Study]:
-    return [Study(Path("made"), **{"train": None, "gemm": None} | tables)]
+    return [made.study(**tables)]
 
 
-def goal(what: str, where: str = "") -> goals.Goal:
+def goal(what: str, where: str = "") -> Goal:
     [found] = [one for one in GOALS if one.what.startswith(what) and where in one.where]
     return found
 
@@ -54,7 +54,7 @@ def layers(ratio: float, **settings: Any) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def said(frame: pd.DataFrame, one: goals.Goal, table: str = "gemm") -> str:
+def said(frame: pd.DataFrame, one: Goal, table: str = "gemm") -> str:
     return verdict(points(study(**{table: frame}), one), one)
 
 
@@ -125,11 +125,11 @@ def test_the_training_integral_counts_cubic_runs_of_its_model_that_choose_their_
 
 
 def test_the_table_has_every_goal_and_says_not_run() -> None:
-    table = goals_table(study()).set_index("what")
+    table = goals_table(study(), GOALS).set_index("what")
     assert len(table) == len(GOALS) and set(table["verdict"]) == {"not run"} and set(table["worst"]) == {"–"}
     frame = step_cells(4.0)
     frame.at[3, "baseline_samples_ms"] = [3.0] * 5
-    table = goals_table(study(gemm=frame, lstm=layers(3.6)))
+    table = goals_table(study(gemm=frame, lstm=layers(3.6)), GOALS)
     row = table[table["verdict"] == "missed"].iloc[0]
     assert (row["worst"], row["median"], row["cells"]) == ("0.60 [0.60, 0.60]", "0.80", "10 of 10")
     assert row["worst cell"] == "n 20, block 64"
@@ -137,14 +137,12 @@ def test_the_table_has_every_goal_and_says_not_run() -> None:
 
 
 def test_a_bound_is_said_only_where_a_goal_was_not_reached() -> None:
-    bounded = goals.Goal(DSD.what, DSD.where, DSD.kind, DSD.table, DSD.reach, DSD.grids, bound="reading X again")
-    said = [goals._judged(points(study(gemm=step_cells(ratio)), bounded), bounded) for ratio in (4.9, 4.0)]
+    bounded = replace(DSD, bound="reading X again")
+    said = [_judged(points(study(gemm=step_cells(ratio)), bounded), bounded) for ratio in (4.9, 4.0)]
     assert [row["what bounds it"] for row in said] == ["–", "reading X again"]
 
 
-def gpu_cells(
-    one: goals.Goal, ratio: float, cells: type[GemmCell | LstmCell] = GemmCell, **values: Any
-) -> pd.DataFrame:
+def gpu_cells(one: Goal, ratio: float, cells: type[GemmCell | LstmCell] = GemmCell, **values: Any) -> pd.DataFrame:
     """Every cell of a goal of a GPU, at `ratio` times theory."""
     make = made.ratio_row if cells is GemmCell else made.layer_row
     rows = []
@@ -157,15 +155,15 @@ def gpu_cells(
     return pd.DataFrame(rows)
 
 
-def gpu_goal(what: str, where: str = "") -> goals.Goal:
-    return next(one for one in gpu_goals.GOALS if one.what.startswith(what) and where in one.where)
+def gpu_goal(what: str, where: str = "") -> Goal:
+    return next(one for one in GPU_GOALS if one.what.startswith(what) and where in one.where)
 
 
-@pytest.mark.parametrize("one", gpu_goals.GOALS[:16], ids=lambda one: f"{one.what}, {one.where}")
-def test_products_on_a_gpu_are_judged_by_type_and_block(one: goals.Goal) -> None:
+@pytest.mark.parametrize("one", GPU_GOALS[:16], ids=lambda one: f"{one.what}, {one.where}")
+def test_products_on_a_gpu_are_judged_by_type_and_block(one: Goal) -> None:
     assert said(gpu_cells(one, one.reach + 0.01), one) == "reached"
     assert said(gpu_cells(one, one.reach - 0.01), one) == "missed"
-    others = [other for other in gpu_goals.GOALS[:16] if other is not one]
+    others = [other for other in GPU_GOALS[:16] if other is not one]
     assert {said(gpu_cells(one, 0.99), other) for other in others} == {"not run"}
 
 
@@ -181,7 +179,7 @@ def test_rivals_layers_and_launches_on_a_gpu() -> None:
     rival = gpu_goal("dsd, time of triton")
     assert said(gpu_cells(rival, 0.3).assign(baseline="triton_bsr"), rival) == "reached"  # 1.5 times as fast
     for passes, ratio, expected in (("forward", 0.61, "reached"), ("forward_backward", 0.39, "missed")):
-        one = next(each for each in gpu_goals.GOALS if each.table == "lstm" and each.grids[0]["passes"] == (passes,))
+        one = next(each for each in GPU_GOALS if each.table == "lstm" and each.grids[0]["passes"] == (passes,))
         assert said(gpu_cells(one, ratio, LstmCell), one, "lstm") == expected
     launch = gpu_goal("10 µs")
     assert said(gpu_cells(launch, 0.5, host_ms=0.009), launch) == "reached"
@@ -190,7 +188,7 @@ def test_rivals_layers_and_launches_on_a_gpu() -> None:
 
 def test_the_sweeps_of_a_gpu_answer_its_goals() -> None:
     cells = {"gemm": load("gemm_gpu").cells, "lstm": load("lstm_gpu").cells}
-    for one in gpu_goals.GOALS:
+    for one in GPU_GOALS:
         for grid in one.grids:
             for values in product(*grid.values()):
                 wanted = {"backend": one.backend, "baseline": one.rival or grid.get("baseline", ("dense",))[0]}
@@ -199,8 +197,8 @@ def test_the_sweeps_of_a_gpu_answer_its_goals() -> None:
 
 
 def test_the_table_of_a_gpus_goals_says_not_run_until_there_are_rows() -> None:
-    table = goals_table(study(), gpu_goals.GOALS)
+    table = goals_table(study(), GPU_GOALS)
     assert len(table) == 25 and set(table["verdict"]) == {"not run"}
-    one = gpu_goals.GOALS[0]
-    judged = goals_table(study(gemm=gpu_cells(one, 0.4)), gpu_goals.GOALS).iloc[0]
+    one = GPU_GOALS[0]
+    judged = goals_table(study(gemm=gpu_cells(one, 0.4)), GPU_GOALS).iloc[0]
     assert judged["verdict"] == "missed" and judged["worst cell"] in ("bfloat16, ρ 0.5", "ρ 0.5, bfloat16")

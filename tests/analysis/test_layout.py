@@ -12,6 +12,7 @@ from io import BytesIO
 from itertools import combinations, product
 from pathlib import Path
 
+import made
 import made_awd
 import numpy as np
 import pandas as pd
@@ -26,12 +27,12 @@ from matplotlib.text import Text
 from analysis import compare, report, sections, study
 from analysis.awd import answers as awd
 from analysis.figures import accuracy as accuracy_figures
-from analysis.figures import measured as measured_figures
 from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
 from analysis.figures import theory as theory_figures
 from analysis.figures import training as training_figures
 from analysis.load import REFERENCE
+from analysis.study import Part
 
 SLACK = 2.0  # pixels
 
@@ -97,9 +98,8 @@ def leaving(ax: Axes) -> list[str]:
     return found
 
 
-def one_shape(**settings: object) -> object:
-    frame = gemm_frame(**settings)
-    return study.shapes(frame)[0][1]
+def one_shape() -> Part:
+    return made.part(gemm_frame()).shapes()[0][1]
 
 
 SIZES = (8, 16, 32, 64, 128)
@@ -124,8 +124,8 @@ def five_block_sizes() -> pd.DataFrame:
     return many(backend=("native", "torch_bsr", "scipy_bsr"))
 
 
-def large_layer() -> pd.DataFrame:
-    return study.main_layer(lstm_frame((1152,), batches=(1, 20, 80), blocks=SIZES))
+def large_layer() -> Part:
+    return made.part(lstm_frame((1152,), batches=(1, 20, 80), blocks=SIZES)).main_layer()
 
 
 @cache
@@ -133,8 +133,8 @@ def awd_table(name: str) -> pd.DataFrame:
     return made_awd.table(name, seeds=2)
 
 
-def four_rows() -> pd.DataFrame | None:
-    return awd.four_lines(awd.sweep(awd_table(made_awd.PAPER), "paper"))
+def four_rows() -> Part:
+    return awd.four_lines(awd.sweep(made.study(train=awd_table(made_awd.PAPER)), "paper"))
 
 
 def emptied() -> pd.DataFrame:
@@ -149,28 +149,30 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "efficiency": lambda: product_figures.efficiency_figure(one_shape()),
     "roofline": lambda: theory_figures.roofline_figure(one_shape()),
     "storage": lambda: theory_figures.storage_figure(1024, 256),
-    "perplexity": lambda: accuracy_figures.perplexity_figure(train_frame()),
-    "perplexity, dense controls": lambda: accuracy_figures.cost_figure(awd_table(made_awd.BEST)),
-    "perplexity, many block sizes": lambda: accuracy_figures.cost_figure(awd_table(made_awd.PAPER)),
-    "wider for sparser": lambda: accuracy_figures.cost_figure(awd_table(made_awd.WIDE)),
+    "perplexity": lambda: accuracy_figures.perplexity_figure(made.part(train_frame())),
+    "perplexity, dense controls": lambda: accuracy_figures.cost_figure(made.part(awd_table(made_awd.BEST))),
+    "perplexity, many block sizes": lambda: accuracy_figures.cost_figure(made.part(awd_table(made_awd.PAPER))),
+    "wider for sparser": lambda: accuracy_figures.cost_figure(made.part(awd_table(made_awd.WIDE))),
     "norm maps of the slides' rows": lambda: training_figures.norm_maps_figure(four_rows()),
-    "curves": lambda: training_figures.curves_figure(train_frame()),
-    "norm maps": lambda: training_figures.norm_maps_figure(train_frame()),
-    "integral": lambda: training_figures.integral_figure(train_frame()),
-    "amdahl": lambda: theory_figures.amdahl_figure(train_frame()),
-    "tradeoff": lambda: product_figures.tradeoff_figure(train_frame(), gemm_frame()),
-    "five block sizes": lambda: product_figures.speedup_figure(five_block_sizes()),
-    "ops": lambda: measured_figures.op_figure(every_op()),
-    "shapes of one op": lambda: measured_figures.op_figure(pd.concat([gemm_frame(n=n) for n in (5, 10, 20, 80)])),
-    "layer": lambda: measured_figures.layer_figure(study.main_layer(lstm_frame())),
-    "layer, three batches, five block sizes": lambda: measured_figures.layer_figure(large_layer()),
-    "layer, weight_hh": lambda: measured_figures.layer_figure(study.main_layer(lstm_frame(scope="weight_hh"))),
-    "layer efficiency": lambda: measured_figures.layer_efficiency_figure(lstm_frame((256, 512, 1152, 2048))),
-    "integral by step": lambda: realised_figures.integral_steps_figure(sparse_frame()),
-    "end to end": lambda: realised_figures.end_to_end_figure(sparse_frame()),
-    "end to end, one seed": lambda: realised_figures.end_to_end_figure(sparse_frame(1, lasso="proximal")),
-    "end to end, no block kept": lambda: realised_figures.end_to_end_figure(emptied()),
-    "nothing run": lambda: measured_figures.layer_figure(None),
+    "curves": lambda: training_figures.curves_figure(made.part(train_frame())),
+    "norm maps": lambda: training_figures.norm_maps_figure(made.part(train_frame())),
+    "integral": lambda: training_figures.integral_figure(made.part(train_frame())),
+    "amdahl": lambda: theory_figures.amdahl_figure(made.part(train_frame())),
+    "tradeoff": lambda: product_figures.tradeoff_figure(made.part(train_frame()), made.part(gemm_frame())),
+    "five block sizes": lambda: product_figures.speedup_figure(made.part(five_block_sizes())),
+    "ops": lambda: product_figures.op_figure(made.part(every_op(), over="op")),
+    "shapes of one op": lambda: product_figures.op_figure(
+        made.part(pd.concat([gemm_frame(n=n) for n in (5, 10, 20, 80)]), over="op")
+    ),
+    "layer": lambda: product_figures.layer_figure(made.part(lstm_frame()).main_layer()),
+    "layer, three batches, five block sizes": lambda: product_figures.layer_figure(large_layer()),
+    "layer, weight_hh": lambda: product_figures.layer_figure(made.part(lstm_frame(scope="weight_hh")).main_layer()),
+    "layer efficiency": lambda: product_figures.layer_efficiency_figure(made.part(lstm_frame((256, 512, 1152, 2048)))),
+    "integral by step": lambda: realised_figures.integral_steps_figure(made.part(sparse_frame())),
+    "end to end": lambda: realised_figures.end_to_end_figure(made.part(sparse_frame())),
+    "end to end, one seed": lambda: realised_figures.end_to_end_figure(made.part(sparse_frame(1, lasso="proximal"))),
+    "end to end, no block kept": lambda: realised_figures.end_to_end_figure(made.part(emptied())),
+    "nothing run": lambda: product_figures.layer_figure(study.not_run("lstm")),
 }
 
 
@@ -185,7 +187,7 @@ def test_failures_in_the_margin_do_not_cover_the_legend() -> None:
     frame.loc[native, "status"] = "unsupported"
     frame.loc[native, "reason"] = "no C++ compiler found; install g++ or clang++, set CXX, or pip install ziglang"
     rows = frame[(frame[compare.SHAPE] == frame[compare.SHAPE].iloc[0]).all(axis=1)]
-    assert faults(product_figures.speedup_figure(rows)) == []
+    assert faults(product_figures.speedup_figure(made.part(rows))) == []
 
 
 def test_the_check_sees_a_cut_and_a_cover() -> None:
@@ -226,8 +228,8 @@ def test_the_figures_of_the_committed_results_can_be_read(
         )  # tables only, as below
         assert report.write_report(Path(shutil.copytree(REFERENCE / name, tmp_path / name))).is_file()
     if name == made_awd.PAPER:
-        train = study.read(REFERENCE / name).train
-        check(training_figures.norm_maps_figure(awd.four_lines(awd.sweep(train, "paper"))), tmp_path)
+        four = awd.four_lines(awd.sweep(study.read(REFERENCE / name), "paper"))
+        check(training_figures.norm_maps_figure(four), tmp_path)
     assert found == []
 
 

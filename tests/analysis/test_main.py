@@ -185,7 +185,7 @@ def test_a_fault_of_ours_is_no_bad_input(
     def broken(*_: object) -> None:
         raise ValueError("zip() argument 2 is shorter than argument 1")
 
-    monkeypatch.setattr("analysis.study.Study.comparable", broken)
+    monkeypatch.setattr("analysis.study.Study.main", broken)
     command, *options = arguments
     with pytest.raises(ValueError, match="zip"):
         run(command, folder, *options)

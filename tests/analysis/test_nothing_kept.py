@@ -19,12 +19,12 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from analysis import compare, report, stats, tables, theory
+from analysis import report, stats, tables, theory
 from analysis.execution import NOTEBOOKS
 from analysis.findings import findings
-from analysis.goals import judge as goals
+from analysis.goals import cpu, judge
+from analysis.load import TABLES
 from analysis.realised import amdahl, over_seeds
-from analysis.study import Study
 from bench.cells import TrainCell
 
 Sweep = Callable[..., Path]
@@ -136,36 +136,43 @@ def executed(path: Path) -> list[Any]:
     return [one for one in shown if one is not None]
 
 
+def said(mixed: bool) -> list[str]:
+    found = made.study(gemm=products(mixed), lstm=layers(mixed), train=runs(mixed))
+    return findings(*map(found.main, TABLES))
+
+
 def test_the_findings_quote_what_keeps_a_block() -> None:
-    speed, cost, limits, layer = findings(runs(True), products(True), layers(True))
+    speed, cost, limits, layer = said(True)
     assert "native at block 16 and sparsity 0.75" in speed and "promises 4.00×" in speed
     assert "median of 2 settings" in speed and "sparsity 0.80" in layer
     assert "at 50 % sparsity" in cost and "empties" not in cost
-    assert "4 product cells kept no block and 2 layer cells kept no block and 5 training runs kept no block" in limits
-    speed, cost, limits, layer = findings(runs(False), products(False), layers(False))
+    assert "2 product cells kept no block and 1 layer cell kept no block and 5 training runs kept no block" in limits
+    speed, cost, limits, layer = said(False)
     assert "at 90 % sparsity" in cost and "(which empties every one of its blocks)" in cost
     assert speed == (
-        "Speed: no block-sparse product that keeps a block was timed in 4 product cells: "
-        "the target of 4 settings empties the whole weight."
+        "Speed (op dsd): no block-sparse product that keeps a block was timed in 2 product cells: "
+        "the target of 2 settings empties the whole weight."
     )
-    assert layer.startswith("Layer: no block-sparse LSTM layer that keeps a block was timed: ")
+    assert layer.startswith("Layer (baseline torch_lstm): no block-sparse LSTM layer that keeps a block was timed: ")
 
 
 def test_a_layer_whose_weight_hh_is_empty_has_amdahls_bound() -> None:
     frame = pd.DataFrame([made.layer_row([1.5] * 3, 1.0, LAYER | {"scope": "weight_hh"})])
-    [point] = compare.lstm_points(frame).to_dict("records")
+    [point] = made.part(frame).points.to_dict("records")
     assert point["predicted_speedup"] == pytest.approx(1.5) and point["efficiency"] == pytest.approx(1.0)
-    assert "kept no block" not in findings(None, None, frame)[1]
+    assert "kept no block" not in findings(made.part(frame))[1]
 
 
 def test_the_tables_say_no_bound() -> None:
-    [row] = tables.breakeven_table(products(False).query("op == 'dsd' and backend == 'native'")).to_dict("records")
+    empty, both = (products(mixed).query("op == 'dsd'") for mixed in (False, True))
+    ours = [made.part(rows[rows["backend"] == "native"]) for rows in (empty, both)]
+    [row] = tables.breakeven_table(ours[0]).to_dict("records")
     assert (row["break-even sparsity"], row["fastest"], row["median efficiency"]) == (
         "unknown", "80.00× (no block kept)", "–",
     )  # fmt: skip
-    [row] = tables.breakeven_table(products(True).query("op == 'dsd' and backend == 'native'")).to_dict("records")
+    [row] = tables.breakeven_table(ours[1]).to_dict("records")
     assert (row["fastest"], row["at sparsity"], row["median efficiency"]) == ("2.00×", "0.75", "48%")
-    found = tables.main_table(runs(True), products(True).query("op == 'dsd'")).set_index(["variant", "target sparsity"])
+    found = tables.main_table(made.part(runs(True)), made.part(both)).set_index(["variant", "target sparsity"])
     assert found.loc[("random pre-pruning", "0.9"), "predicted training speedup"] == "no bound: no block kept"
 
 
@@ -178,9 +185,7 @@ def test_what_has_no_bound_is_no_efficiency_and_counts_in_no_mean() -> None:
 
 def test_no_goal_is_judged_by_a_cell_that_keeps_no_block() -> None:
     grid = {name: (value,) for name, value in FOUR_BLOCKS.items()} | {"op": ("dsd",)}
-    goal = goals.Goal("dsd, measured / theory", "4 blocks", "efficiency", "gemm", 0.4, (grid,))
-    empty, both = (
-        Study(Path("one"), None, products(mixed).assign(threads_used=goals.THREADS)) for mixed in (False, True)
-    )
-    assert goals.goals_table([empty], [goal])["verdict"].tolist() == ["not run"]
-    assert set(goals.points([both], goal)["target_sparsity"]) == {0.5, 0.75}
+    goal = judge.Goal("dsd, measured / theory", "4 blocks", "efficiency", 0.4, (grid,), threads=cpu.THREADS)
+    empty, both = (made.study(gemm=products(mixed).assign(threads_used=cpu.THREADS)) for mixed in (False, True))
+    assert judge.goals_table([empty], [goal])["verdict"].tolist() == ["not run"]
+    assert set(judge.points([both], goal)["target_sparsity"]) == {0.5, 0.75}

@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 
-from analysis import compare, realised, study, tables, theory
-from analysis.goals import judge as goals
-from analysis.load import REFERENCE, load
-from analysis.realised_tables import perplexity_change
+from analysis import realised, study, theory
+from analysis.goals import cpu, judge
+from analysis.load import REFERENCE
 from analysis.stats import Estimate
 
 TEXTS = (Path(__file__).parents[2] / "README.md", REFERENCE / "README.md")
@@ -124,9 +123,7 @@ def faults(label: str, words: str, expected: Sequence[Quoted]) -> list[str]:
 @cache
 def timed(sweep: str) -> pd.DataFrame:
     """Every point of a timed sweep, each comparable part by itself."""
-    frame = load(REFERENCE / sweep, sweep)
-    parts = [compare.timed_points(part, sweep) for _, part in study.split(frame, sweep)]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat([part.points for part in study.read(REFERENCE / sweep).parts(sweep)], ignore_index=True)
 
 
 def cells(sweep: str, **settings: Any) -> pd.DataFrame:
@@ -171,8 +168,8 @@ def test_the_table_of_speedups() -> None:
 
 @cache
 def trained() -> pd.DataFrame:
-    found = study.read(REFERENCE / "wikitext2_small").comparable()
-    joined = tables.joined(found.train, found.gemm)
+    found = study.read(REFERENCE / "wikitext2_small")
+    joined = study.joined(found.main("train"), found.main("gemm"))
     return joined[joined["target_sparsity"].isin((0.0, 0.8))]
 
 
@@ -202,7 +199,7 @@ def of(estimate: Estimate) -> list[Quoted]:
 
 @cache
 def training(sweep: str) -> pd.DataFrame:
-    return realised.realised(study.main_part(load(REFERENCE / sweep, "train"), "train"))
+    return study.read(REFERENCE / sweep).main("train").realised
 
 
 def setting(sweep: str, **settings: Any) -> pd.DataFrame:
@@ -228,7 +225,7 @@ def layer_at_zero() -> list[Quoted]:
 def rivals() -> list[Quoted]:
     """The least and the greatest factor by which torch's and scipy's products are slower than ours."""
     sweeps = study.read_reference()
-    found = [goals.points(sweeps, goal) for goal in goals.GOALS if goal.kind == "rival"]
+    found = [judge.points(sweeps, goal) for goal in cpu.GOALS if goal.kind == "rival"]
     every = pd.concat([part.rename(columns={"value": "factor"}) for part in found], ignore_index=True)
     return ends(every, "factor")
 
@@ -272,7 +269,7 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
         Quoted(100.0 * mean_of(SMALL, "lstm_share", block_size=16).value),
     ],
     "({} [{}, {}] against the masked runs of the same seeds)": lambda: of(
-        perplexity_change(setting(SMALL, block_size=16))[0]
+        realised.gains(setting(SMALL, block_size=16))["ppl_difference"].iloc[0]
     ),
     "The finished model infers {}× faster at a fifth": lambda: of(seeds_of(SMALL, "inference", block_size=16))[:1],
     "256 units at 80 % train their LSTM layers {}× [{}, {}] faster over the run (theory {}×), 944 units at 90 % {}× [{}, {}] "
@@ -289,8 +286,7 @@ NARROW = {"target_sparsity": 0.9}
 
 def small_at(n: int, target: float) -> pd.DataFrame:
     """Our products of the small study's recurrent weight, at the block sizes its README table has."""
-    frame = load(REFERENCE / SMALL, "gemm")
-    points = compare.gemm_points(frame)
+    points = study.read(REFERENCE / SMALL).main("gemm").points
     return points[(points["backend"] == "native") & (points["n"] == n) & (points["target_sparsity"] == target)]
 
 
@@ -338,7 +334,7 @@ def test_the_goals_are_counted_as_they_were_judged() -> None:
         "twelve",
         "thirteen",
     ]
-    verdicts = goals.goals_table(study.read_reference())["verdict"].tolist()
+    verdicts = judge.goals_table(study.read_reference(), cpu.GOALS)["verdict"].tolist()
     reached, undecided, missed = (counts[verdicts.count(word)] for word in ("reached", "undecided", "missed"))
     said = f"of {counts[len(verdicts)]}, {reached} are reached, {undecided} undecided, and {missed} missed"
     assert said in " ".join(results().split()), said

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import realised_tables
+from analysis import study, tables
 from analysis.figures import realised as realised_figures
 from analysis.realised import COLUMNS, amdahl, over_seeds, probes, realised
 from analysis.stats import integral_ratio, step_weights
@@ -104,14 +104,12 @@ def test_amdahl_refuses_seconds_that_do_not_fit() -> None:
     assert math.isnan(amdahl(1.2, 2.0)) and math.isnan(amdahl(math.nan, 2.0))
 
 
-def test_runs_on_the_dense_path_and_old_tables_realise_nothing() -> None:
-    masked = frame(made.run_rows(TrainCell(**CUBIC), 110.0, RHOS))
-    for nothing in (None, pd.DataFrame(), masked, masked.drop(columns=["path", "probes"])):
-        found = realised(nothing)
-        assert found.empty and list(found.columns) == list(COLUMNS)
-        assert realised_tables.training_time_table(nothing).empty and realised_tables.statements(nothing) == []
+def test_runs_on_the_dense_path_realise_nothing() -> None:
+    for train in (study.not_run("train"), made.part(frame(made.run_rows(TrainCell(**CUBIC), 110.0, RHOS)))):
+        assert train.realised.empty and list(train.realised.columns) == list(COLUMNS)
+        assert tables.training_time_table(train).empty and tables.statements(train) == []
         for figure in (realised_figures.integral_steps_figure, realised_figures.end_to_end_figure):
-            assert "not run" in figure(nothing).axes[0].texts[0].get_text()
+            assert "not run" in figure(train).axes[0].texts[0].get_text()
 
 
 def test_a_run_without_probes_or_finished_model_is_still_a_row() -> None:
@@ -119,9 +117,9 @@ def test_a_run_without_probes_or_finished_model_is_still_a_row() -> None:
     train = frame(made.sparse_run(TrainCell(**CUBIC, path="sparse"), RHOS, **bare))
     found = only(train)
     assert found["measured"].n == 0 and found["inference"].n == 0 and math.isnan(found["ceiling"])
-    [row] = realised_tables.training_time_table(train).to_dict("records")
+    [row] = tables.training_time_table(made.part(train)).to_dict("records")
     assert row["integral measured"] == "–" and row["measured / theory"] == "–" and row["integral predicted"] == "2.00×"
-    assert realised_figures.end_to_end_figure(train).axes
+    assert realised_figures.end_to_end_figure(made.part(train)).axes
 
 
 def test_probes_come_back_from_parquet_in_order(sweep: Any) -> None:
@@ -145,12 +143,12 @@ def test_over_seeds_keeps_the_interval_of_one_and_leaves_out_nan() -> None:
 
 def test_the_tables_and_the_sentence_say_what_was_asked_for() -> None:
     train = made.sparse_frame(2)
-    times, models = realised_tables.training_time_table(train), realised_tables.finished_model_table(train)
+    times, models = tables.training_time_table(made.part(train)), tables.finished_model_table(made.part(train))
     assert len(times) == len(models) == 2 and times["seeds"].tolist() == ["2", "2"]
     assert times["dense training"].tolist() == ["40.0 s"] * 2 and times["sparse training"].tolist() == ["32.0 s"] * 2
     assert models["bytes finished"].tolist() == ["0.21 MB"] * 2
     assert models["difference"].tolist() == ["+0.2 [+0.2, +0.2]"] * 2 and models["seed noise"].tolist() == ["0.71"] * 2
-    first, _ = realised_tables.statements(train)
+    first, _ = tables.statements(made.part(train))
     assert first.startswith(
         "gradual (cubic), auto path, block 16, ρ 0.8: dense training 40.0 s, masked 42.0 s, sparse 32.0 s"
     )
@@ -158,16 +156,16 @@ def test_the_tables_and_the_sentence_say_what_was_asked_for() -> None:
     assert (
         "test perplexity +0.2 [+0.2, +0.2] from the masked run of the same seed, within the seed noise (0.7)." in first
     )
-    of_one, _ = realised_tables.statements(made.sparse_frame(1))
+    of_one, _ = tables.statements(made.part(made.sparse_frame(1)))
     assert of_one.endswith(
         "from the masked run of the same seed, of one seed, so it is not known whether another seed would change more than that."
     )
-    [single] = realised_tables.statements(frame(made.sparse_run(TrainCell(**CUBIC, path="auto"), RHOS)))
+    [single] = tables.statements(made.part(frame(made.sparse_run(TrainCell(**CUBIC, path="auto"), RHOS))))
     assert "dense training –" in single and "no masked run of the same seed" in single
 
 
 def test_the_step_figure_shades_what_was_saved_and_what_was_not_reached() -> None:
-    figure = realised_figures.integral_steps_figure(made.sparse_frame(1))
+    figure = realised_figures.integral_steps_figure(made.part(made.sparse_frame(1)))
     left, right = figure.axes
     assert "measured 1.65×" in left.get_title() and "of theory's 2.00×: 82%" in left.get_title()
     dense, used, theory, *_ = left.lines
@@ -181,10 +179,11 @@ def test_the_step_figure_shades_what_was_saved_and_what_was_not_reached() -> Non
 
 
 def test_the_bars_are_theory_measured_whole_and_ceiling() -> None:
-    found = realised(made.sparse_frame(1))
-    [layers, measured, whole], ceiling = realised_figures.training_bars(found[found["block_size"] == 16])
+    [first, _] = made.part(made.sparse_frame(1)).gains.to_dict("records")
+    assert first["block_size"] == 16
+    [layers, measured, whole], ceiling = realised_figures.training_bars(first)
     assert layers.value == pytest.approx(2.0) and measured.value == pytest.approx(200 / (50 + 50 / 0.7))
     assert whole.value == pytest.approx(42 / 32)
     assert ceiling == pytest.approx(42 / (22 + 10))
-    [layers, *_], ceiling = realised_figures.inference_bars(found[found["block_size"] == 16])
+    [layers, *_], ceiling = realised_figures.inference_bars(first)
     assert layers.value == pytest.approx(5.0) and ceiling == pytest.approx(1 / 0.6)

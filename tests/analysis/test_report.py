@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -19,10 +20,13 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from analysis import stats, study
 from analysis.figures import style
+from analysis.load import REFERENCE
 from analysis.report import write_report
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell
 
+ANALYSIS = Path(study.__file__).parent
 Sweep = Callable[..., Path]
 CHROMIUM = [
     "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -282,8 +286,50 @@ def test_figures_of_one_backend_are_of_one_that_was_timed(sweep: Sweep, monkeypa
     drawn = []
     for name in ("op_figure", "layer_figure", "layer_efficiency_figure"):
         monkeypatch.setattr(
-            f"analysis.figures.measured.{name}", lambda _, backend="native": drawn.append(backend) or Figure((2, 2))
+            f"analysis.figures.products.{name}", lambda _, backend="native": drawn.append(backend) or Figure((2, 2))
         )
     products = pd.concat([made.gemm_frame({}, ("cuda",), op=op) for op in ("dsd", "sdd")], ignore_index=True)
     write_report(sweep(gemm=products, lstm=made.lstm_frame((256,), backend="cuda")))
     assert drawn == ["cuda"] * 3
+
+
+INTERVALS = (("compare", "median_interval"), ("realised", "median_interval"), ("realised", "integral_ratio"))
+
+
+@pytest.mark.usefixtures("blank_pictures")
+@pytest.mark.parametrize("name", ["lstm", "wikitext2_best_small", "wikitext2_small", "all tables"])
+def test_a_report_bootstraps_each_cell_once(
+    name: str, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a timed cell its pairs; of a run on the sparse path its integral, its inference and that of its layers."""
+    if name == "all tables":
+        products = [made.gemm_frame({}, ("native",), op=op) for op in ("dsd", "sdd")]
+        folder = sweep(gemm=pd.concat(products), lstm=made.lstm_frame((256,)), train=made.sparse_frame(2))
+    else:
+        folder = Path(shutil.copytree(REFERENCE / name, tmp_path / name))
+    made_of = []
+    for module, function in INTERVALS:
+        draw = getattr(stats, function)
+        monkeypatch.setattr(
+            f"analysis.{module}.{function}", lambda *samples, draw=draw: made_of.append(samples) or draw(*samples)
+        )
+    write_report(folder)
+    drawn, found = len(made_of), study.read(folder)
+    timed = [frame for table, frame in found.tables.items() if table != "train"]
+    expected = sum(int((frame["status"] == "ok").sum()) for frame in timed)
+    runs = [part.rows.drop_duplicates("cell_id", keep="last") for part in found.parts("train")]
+    sparse = pd.concat(runs) if runs else pd.DataFrame({"path": [], "status": []})
+    expected += 3 * int(((sparse["path"] != "dense") & (sparse["status"] == "ok")).sum())
+    assert drawn == expected > 0
+
+
+def test_a_figure_or_a_table_computes_no_interval() -> None:
+    """What `study.Part` has computed once is drawn, and said."""
+    makers = {name for name in vars(stats) if name.endswith("_interval")} | {
+        "integral_ratio",
+        "compared",
+        "differences",
+    }
+    for path in (*sorted(ANALYSIS.glob("figures/*.py")), ANALYSIS / "tables.py", ANALYSIS / "awd" / "tables.py"):
+        used = {node.id for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Name)}
+        assert not used & (makers | {"over_seeds"}), path

@@ -10,46 +10,61 @@ import pandas as pd
 import pytest
 
 from analysis import load, study
-from analysis.study import Study
+from analysis.load import TABLES
 from bench.cells import LstmCell
 
 Sweep = Callable[..., Path]
 
 
-def test_every_table_of_a_sweep_is_read_and_an_empty_one_is_none(sweep: Sweep) -> None:
+def test_every_table_of_a_sweep_is_read_and_what_was_not_run_has_no_part(sweep: Sweep) -> None:
     found = study.read(sweep(lstm=made.lstm_frame((256,)), train=made.sparse_frame(1)))
-    assert list(found.tables) == ["lstm", "train"] and found.gemm is None
-    assert found.comparable().lstm is not None
-    baselines = found.comparable().lstm["baseline"]
-    assert baselines.nunique() == 1 and len(baselines) < len(found.lstm)
+    assert list(found.tables) == ["lstm", "train"] and found.parts("gemm") == []
+    baselines = found.main("lstm").rows["baseline"]
+    assert baselines.nunique() == 1 and len(baselines) < len(found.tables["lstm"])
+
+
+def test_a_part_is_made_once_and_what_follows_from_it_is_computed_once() -> None:
+    found = made.study(gemm=made.gemm_frame(), train=made.sparse_frame(1))
+    assert found.main("train") is found.parts("train")[0] is found.main("train")
+    for part, names in (
+        (found.main("gemm"), ("points",)),
+        (found.main("train"), ("runs", "replicates", "realised", "gains")),
+    ):
+        assert all(len(getattr(part, name)) and getattr(part, name) is getattr(part, name) for name in names)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_what_was_not_run_is_a_part_without_rows(table: str) -> None:
+    nothing = made.study().main(table)
+    assert nothing.table == table and nothing.rows.empty and not nothing.is_measured
+    if table == "train":
+        assert nothing.runs.empty and nothing.replicates.empty and nothing.realised.empty and nothing.gains.empty
+    else:
+        assert nothing.points.empty and nothing.shapes() == [] if table == "gemm" else nothing.main_layer().rows.empty
 
 
 def test_the_widest_part_over_several_sweeps() -> None:
     small, large = made.lstm_frame((256,)), made.lstm_frame((256, 512))
-    sweeps = [
-        Study(Path("one"), None, None, small),
-        Study(Path("two"), None, None, large),
-        Study(Path("three"), None, None),
-    ]
-    widest = study.widest(sweeps, "lstm", over="baseline")
-    assert widest is not None and len(widest) == len(large) and set(widest["baseline"]) == {"torch_lstm", "loop_lstm"}
-    assert study.widest(sweeps, "gemm") is None and study.widest([], "lstm") is None
+    sweeps = [made.study(lstm=small), made.study(lstm=large), made.study()]
+    widest = study.widest(sweeps, "lstm", over="baseline").rows
+    assert len(widest) == len(large) and set(widest["baseline"]) == {"torch_lstm", "loop_lstm"}
+    assert study.widest(sweeps, "gemm").rows.empty and study.widest([], "lstm").rows.empty
 
 
 def test_runs_with_probes_come_before_more_runs_without() -> None:
     many, probed = made.train_frame(seeds=3), made.sparse_frame(1)
-    found = study.widest([Study(Path("one"), many, None), Study(Path("two"), probed, None)], "train")
-    assert found is not None and set(found["path"]) == {"dense", "auto"}
+    found = study.widest([made.study(train=many), made.study(train=probed)], "train")
+    assert set(found.rows["path"]) == {"dense", "auto"}
 
 
 def test_of_equal_parts_the_one_with_backward_passes_stands_for_the_layers() -> None:
     both = pd.concat([made.lstm_frame((256,), passes=passes) for passes in ("forward", "forward_backward")])
-    assert set(study.main_part(both, "lstm", over="baseline")["passes"]) == {"forward_backward"}
-    assert set(study.main_part(both[::-1], "lstm", over="baseline")["passes"]) == {"forward_backward"}
+    for frame in (both, both[::-1]):
+        assert set(made.study(lstm=frame).main("lstm", over="baseline").rows["passes"]) == {"forward_backward"}
 
 
 def test_of_equal_parts_the_one_over_the_fused_layer_stands_for_the_layers() -> None:
-    assert set(study.main_part(made.lstm_frame((256,)), "lstm")["baseline"]) == {"torch_lstm"}
+    assert set(made.study(lstm=made.lstm_frame((256,))).main("lstm").rows["baseline"]) == {"torch_lstm"}
 
 
 def products(noisy: bool = False, **settings: object) -> pd.DataFrame:
@@ -58,30 +73,25 @@ def products(noisy: bool = False, **settings: object) -> pd.DataFrame:
 
 def test_of_equally_large_parts_the_quiet_one_stands_for_the_products_then_float32() -> None:
     types = [products(dtype=dtype) for dtype in ("bfloat16", "float16", "float32")]
-    found = study.main_part(pd.concat(types), "gemm")
-    assert set(found["dtype"]) == {"float32"} and found.attrs[load.PART] == "dtype float32"
+    found = made.study(gemm=pd.concat(types)).main("gemm")
+    assert set(found.rows["dtype"]) == {"float32"} and found.label == "dtype float32"
     noisy = [products(dtype="float32", noisy=True), *types[:2]]
-    assert set(study.main_part(pd.concat(noisy), "gemm")["dtype"]) == {"bfloat16"}
-    assert study.main_part(products(), "gemm").attrs[load.PART] == ""
-    again = study.main_part(found, "gemm")
-    assert again.attrs[load.PART] == "dtype float32"
+    assert set(made.study(gemm=pd.concat(noisy)).main("gemm").rows["dtype"]) == {"bfloat16"}
+    assert made.study(gemm=products()).main("gemm").label == ""
 
 
 def test_the_main_layer_is_the_one_with_the_most_cells_then_the_largest() -> None:
     frame = made.lstm_frame((256, 512))
-    largest = study.main_layer(frame)
-    assert largest is not None and set(largest["hidden_size"]) == {512}
-    fewer = study.main_layer(frame.drop(frame.index[frame["hidden_size"] == 512][:3]))
-    assert fewer is not None and set(fewer["hidden_size"]) == {256}
-    assert study.main_layer(None) is None
-    assert [name for name, _ in study.layers(frame)] == ["LSTM 256 → 256, 35 steps", "LSTM 512 → 512, 35 steps"]
+    assert set(made.part(frame).main_layer().rows["hidden_size"]) == {512}
+    fewer = made.part(frame.drop(frame.index[frame["hidden_size"] == 512][:3]))
+    assert set(fewer.main_layer().rows["hidden_size"]) == {256}
+    assert [name for name, _ in made.part(frame).layers()] == ["LSTM 256 → 256, 35 steps", "LSTM 512 → 512, 35 steps"]
 
 
 def test_only_failed_layers_are_still_drawn_with_their_reason() -> None:
-    from analysis.figures import measured as measured_figures
+    from analysis.figures.products import layer_figure
 
-    frame = pd.DataFrame([made.row(LstmCell(), "unsupported", made.NO_COMPILER)])
-    drawn = measured_figures.layer_figure(frame)
+    drawn = layer_figure(made.part(pd.DataFrame([made.row(LstmCell(), "unsupported", made.NO_COMPILER)])))
     assert any(made.NO_COMPILER in text.get_text().replace("\n", " ") for text in drawn.texts)
 
 

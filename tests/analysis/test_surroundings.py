@@ -93,7 +93,7 @@ def test_paths_may_be_strings_and_names_no_text(sweep: Sweep, tmp_path: Path, bl
     except OSError:
         pytest.skip("this file system takes only names that are text")
     assert write_report(str(odd)).read_text(encoding="utf-8").count("odd ?")
-    assert load(str(odd), "gemm").equals(read(str(odd)).gemm)
+    assert load(str(odd), "gemm").equals(read(str(odd)).tables["gemm"])
     assert write_figures(str(odd), str(tmp_path / "out"))[-1] == tmp_path / "out" / "table.md"
 
 

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 
 from analysis import tables
+from analysis.awd.tables import slides_table
+from analysis.study import not_run
 from bench.cells import GemmCell, TrainCell
 
 LINEAR = {"lasso": "subgradient", "schedule": "linear", "target_sparsity": 0.8}
@@ -28,7 +30,7 @@ def products() -> pd.DataFrame:
 
 
 def test_main_table_against_hand_worked_numbers() -> None:
-    dense, sparse = tables.main_table(two_runs(), products()).to_dict("records")
+    dense, sparse = tables.main_table(made.part(two_runs()), made.part(products())).to_dict("records")
     assert dense["variant"] == "dense" and dense["block size"] == NOTHING and dense["cost against dense"] == NOTHING
     assert sparse["variant"] == "block lasso + gradual (linear)" and sparse["block size"] == "16"
     assert (sparse["target sparsity"], sparse["sparsity stored"]) == ("0.8", "0.800")
@@ -43,7 +45,9 @@ def test_main_table_against_hand_worked_numbers() -> None:
 
 def test_slides_table_sets_our_runs_beside_the_four() -> None:
     pre = made.run_rows(TrainCell(**PRE), 130.0, [0.8] * 4)
-    found = tables.slides_table(pd.concat([two_runs(), pd.DataFrame(pre)]), products()).set_index("slides")
+    found = slides_table(made.part(pd.concat([two_runs(), pd.DataFrame(pre)])), made.part(products())).set_index(
+        "slides"
+    )
     assert found["ours"].tolist() == [
         "dense", NOTHING, "block lasso + gradual (linear), block 16", "block lasso + random pre-pruning, block 16",
     ]  # fmt: skip
@@ -63,7 +67,7 @@ def test_breakeven_table_says_crosses_always_or_never() -> None:
         for size, two in speeds.items()
         for rho, speed in zip((0.5, 0.9), two, strict=True)
     ]
-    found = tables.breakeven_table(pd.DataFrame(rows)).set_index("block size")
+    found = tables.breakeven_table(made.part(pd.DataFrame(rows))).set_index("block size")
     assert found["break-even sparsity"].to_dict() == {"8": "never", "16": "0.77", "32": "always"}
     assert found.loc["16", ["fastest", "at sparsity", "median efficiency"]].tolist() == ["2.00×", "0.90", "22%"]
     assert set(found["product"]) == {"W 1024 × 1024, n = 32"}
@@ -71,31 +75,31 @@ def test_breakeven_table_says_crosses_always_or_never() -> None:
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_every_variant_block_size_and_sparsity_has_a_row(seeds: int) -> None:
-    found = tables.main_table(made.train_frame(seeds), made.gemm_frame())
+    found = tables.main_table(made.part(made.train_frame(seeds)), made.part(made.gemm_frame()))
     assert len(found) == 1 + 2 + 4 + 4
     assert found["test ppl"].str.contains("1 seed" if seeds == 1 else "2 seeds").all()
-    assert len(tables.slides_table(made.train_frame(seeds))) == 4
+    assert len(slides_table(made.part(made.train_frame(seeds)), not_run("gemm"))) == 4
 
 
-@pytest.mark.parametrize("empty", [None, pd.DataFrame()])
-def test_missing_or_empty_tables_give_no_rows_or_dashes(empty: pd.DataFrame | None) -> None:
-    assert tables.main_table(empty, empty).empty
-    assert tables.breakeven_table(empty).empty
-    assert (tables.slides_table(empty, empty)["ours"] == NOTHING).all()
-    assert (tables.main_table(two_runs(), empty)["measured product speedup"] == [NOTHING, NOTHING]).all()
+def test_tables_of_what_was_not_run_have_no_rows_or_dashes() -> None:
+    train, gemm, lstm = not_run("train"), not_run("gemm"), not_run("lstm")
+    assert tables.main_table(train, gemm).empty and tables.layer_table(lstm).empty
+    assert tables.breakeven_table(gemm).empty
+    assert (slides_table(train, gemm)["ours"] == NOTHING).all()
+    assert (tables.main_table(made.part(two_runs()), gemm)["measured product speedup"] == [NOTHING, NOTHING]).all()
 
 
 def test_where_everything_failed_the_tables_are_empty() -> None:
-    train = pd.DataFrame([made.diverged_row()])
-    gemm = pd.DataFrame([made.row(GemmCell(), "unsupported", made.NO_COMPILER)])
+    train = made.part(pd.DataFrame([made.diverged_row()]))
+    gemm = made.part(pd.DataFrame([made.row(GemmCell(), "unsupported", made.NO_COMPILER)]))
     assert tables.main_table(train, gemm).empty and tables.breakeven_table(gemm).empty
-    assert (tables.slides_table(train, gemm)["ours"] == NOTHING).all()
+    assert (slides_table(train, gemm)["ours"] == NOTHING).all()
 
 
 def test_without_a_compiler_another_backend_stands_for_the_network() -> None:
-    gemm = made.gemm_frame(unsupported={"native": made.NO_COMPILER})
+    gemm = made.part(made.gemm_frame(unsupported={"native": made.NO_COMPILER}))
     assert set(tables.breakeven_table(gemm)["backend"]) == {"torch_bsr"}
-    pruned = tables.main_table(made.train_frame(1), gemm).query("`target sparsity` == '0.8'")
+    pruned = tables.main_table(made.part(made.train_frame(1)), gemm).query("`target sparsity` == '0.8'")
     assert pruned["measured product speedup"].str.contains("×").all()
 
 
@@ -114,14 +118,13 @@ def test_layer_table_has_a_row_for_each_baseline_and_sets_theory_beside_the_fast
         for baseline, speeds in (("torch_lstm", (0.5, 1.2)), ("loop_lstm", (1.1, 1.5)))
         for rho, speed in zip((0.5, 0.8), speeds, strict=True)
     ]
-    loop, fused = tables.layer_table(pd.DataFrame(rows)).to_dict("records")
+    loop, fused = tables.layer_table(made.part(pd.DataFrame(rows))).to_dict("records")
     assert (loop["layer"], loop["over"], loop["break-even sparsity"]) == (
         "LSTM 128 → 128, 35 steps",
         "loop_lstm",
         "always",
     )
     assert (fused["fastest"], fused["at sparsity"], fused["theory there"]) == ("1.20×", "0.80", "1.67×")
-    assert tables.layer_table(None).empty
 
 
 def test_short_cells_keep_to_a_line_and_a_wide_table_scrolls() -> None:
@@ -139,27 +142,28 @@ def test_noisy_timings_are_marked_wherever_they_are_quoted() -> None:
     noisy = pd.DataFrame(
         [made.ratio_row([speed] * 3, rho, shape, noisy=True) for rho, speed in ((0.5, 0.8), (0.8, 4.0))]
     )
-    [row] = tables.breakeven_table(noisy).to_dict("records")
+    [row] = tables.breakeven_table(made.part(noisy)).to_dict("records")
     assert (row["break-even sparsity"], row["fastest"], row["median efficiency"]) == (
         "0.57 (noisy)", "4.00× (noisy)", "60% (noisy)",
     )  # fmt: skip
     quiet = made.ratio_row([2.0] * 3, 0.7, shape)
-    [row] = tables.breakeven_table(pd.concat([noisy, pd.DataFrame([quiet])])).to_dict("records")
+    [row] = tables.breakeven_table(made.part(pd.concat([noisy, pd.DataFrame([quiet])]))).to_dict("records")
     assert (row["break-even sparsity"], row["fastest"], row["median efficiency"]) == (
         "0.57 (noisy)",
         "2.00× (quiet)",
         "60%",
     )
-    assert tables.main_table(two_runs(), noisy)["measured product speedup"].tolist() == [
+    assert tables.main_table(made.part(two_runs()), made.part(noisy))["measured product speedup"].tolist() == [
         NOTHING,
         "4.00× [4.00, 4.00] (noisy)",
     ]
-    assert tables.main_table(two_runs(), products())["measured product speedup"].tolist() == [
+    assert tables.main_table(made.part(two_runs()), made.part(products()))["measured product speedup"].tolist() == [
         NOTHING,
         "4.00× [4.00, 4.00]",
     ]
     assert (
-        tables.slides_table(two_runs(), noisy)["our measured product speedup"].iloc[2] == "4.00× [4.00, 4.00] (noisy)"
+        slides_table(made.part(two_runs()), made.part(noisy))["our measured product speedup"].iloc[2]
+        == "4.00× [4.00, 4.00] (noisy)"
     )
     layer = made.layer_row([2.0] * 3, noisy=True)
-    assert tables.layer_table(pd.DataFrame([layer]))["fastest"].tolist() == ["2.00× (noisy)"]
+    assert tables.layer_table(made.part(pd.DataFrame([layer])))["fastest"].tolist() == ["2.00× (noisy)"]

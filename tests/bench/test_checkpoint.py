@@ -29,6 +29,10 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "learning_rate": 1.0, "momentum": 0.9, "weight_decay": 1e-4, "lasso": "proximal"},
     "adam": {"learning_rate": 0.01, "weight_decay": 1e-2, "lr_schedule": "one_cycle"},
     "asgd": {"optimizer": "asgd", "learning_rate": 5.0, "weight_decay": 1e-4, "criterion": "random", "prune_end": 0.4},
+    "rows": {
+        "decoder": "adaptive", "cutoff": 50, "second_cutoff": 200, "embedding_gradient": "sparse", "learning_rate": 0.01,
+        "lr_schedule": "one_cycle",
+    },
     "awd_lstm": {
         "model": "awd_lstm", "optimizer": "nt_asgd", "learning_rate": 20.0, "nonmonotone": 1, "selection": "best", "prune_end": 0.3,
         "weight_drop": 0.3, "input_dropout": 0.2, "hidden_dropout": 0.2, "output_dropout": 0.2, "embedding_dropout": 0.1,
@@ -202,6 +206,7 @@ LATE = [
     "selection.val_ppl",
     "selection.weights",
     "trigger.history",
+    "examiner.late",
 ]  # parts that matter at final sparsity
 
 
@@ -269,7 +274,7 @@ def test_no_part_can_be_left_out(part: str, half: Any, tmp_path: Path, monkeypat
 def late(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainCell, dict[str, Any], list[Any]]:
     """A cell of NT-ASGD that reports its best epoch, its checkpoint in the last of five epochs, and the end of it."""
     settings, folder = cell(**{**OPTIMIZERS["awd_lstm"], "epochs": 5}), tmp_path_factory.mktemp("late")
-    found = content(interrupted(settings, 44, folder))
+    found = content(interrupted(settings, 46, folder))
     found["state"]["selection"]["val_ppl"] = 0.0  # no later epoch is better
     found["state"]["trigger"]["history"] = [0.0, 0.0]  # any is worse
     for group in found["state"]["optimizer"]["param_groups"]:

@@ -61,6 +61,19 @@ def test_wikitext2_has_the_known_counts(real_folder: Path):
     assert load_corpus("wikitext2", real_folder) is corpus
 
 
+def test_its_characters_have_the_known_counts(real_folder: Path):
+    corpus = load_corpus("wikitext2_chars", real_folder)
+    assert [len(part) for part in (corpus.train, corpus.valid, corpus.test)] == [10_780_437, 1_120_192, 1_255_018]
+    assert len(corpus.vocabulary) == len(set(corpus.vocabulary)) == 97 and corpus.token == "character"
+    text = "".join(corpus.vocabulary[number] for number in corpus.valid[:25].tolist())
+    assert text == " \n = Homarus gammarus = \n"
+    counts = torch.bincount(corpus.train, minlength=97)
+    assert counts[:96].min() >= 100 and (counts[:96].sum() / len(corpus.train)).item() == pytest.approx(
+        0.99976, abs=1e-5
+    )
+    assert load_corpus("wikitext2", real_folder).token == "word"
+
+
 def test_wikitext2_accepts_another_order_of_articles(copied: Path):
     train = copied / wikitext2.file_name("train")
     lines = train.read_bytes().splitlines(keepends=True)

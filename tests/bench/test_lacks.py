@@ -23,7 +23,7 @@ from kernels.cuda import compile
 from kernels.cuda import device as cuda_kernel
 from kernels.system import cache, compiler, driver
 from kernels.system.compiler import CompileError
-from kernels.system.resources import ResourceError
+from kernels.system.resources import ResourceError, UnsupportedError
 
 SAID = "cc1plus: fatal error: error writing to /tmp/cc.s: No space left on device"
 GEMM: dict[str, Any] = {"m": 32, "k": 32, "n": 4, "block_size": 8}
@@ -47,7 +47,7 @@ CELLS = [
 def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a compiler, nothing compiled, and no room for it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    monkeypatch.setenv("WIN_PD_OVERRIDE_LOCAL_APPDATA", str(tmp_path))
     program = tmp_path / "compiler"
     program.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "{SAID}" >&2\nexit 1\n')
     program.chmod(0o755)
@@ -113,17 +113,15 @@ def test_a_gpu_that_does_not_answer_today_is_no_missing_gpu(
     [(10, True), (3, True), (4, True), (8, True), (2, False), (11, False), (6, False), (1, False)],
 )
 def test_only_what_cusparse_has_not_is_unsupported(status: int, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = object.__new__(cusparse.Library)
+    library = object.__new__(cusparse.Cusparse)
     library.library = Answering(status)  # type: ignore[assignment]
 
     for module, trial in ((cusparse_bsr, cusparse_bsr._trial), (cusparse_ell, cusparse_ell._layout)):
-        monkeypatch.setattr(cusparse, "Product", lambda *_: library.call("cusparseSpMM"))
+        monkeypatch.setattr(cusparse, "Spmm", lambda *_: library.call("cusparseSpMM"))
         monkeypatch.setattr(module, "GemmProblem", OnCpu)
-        if refused:
-            assert "cuSPARSE refuses" in str(trial.__wrapped__("float32", 16))
-        else:
-            with pytest.raises(RuntimeError, match="cusparseSpMM: so it is"):
-                trial.__wrapped__("float32", 16)
+        said = (UnsupportedError, "cuSPARSE refuses") if refused else (RuntimeError, "cusparseSpMM: so it is")
+        with pytest.raises(said[0], match=said[1]):
+            trial.__wrapped__("float32", 16)
 
 
 class Answering:

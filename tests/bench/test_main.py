@@ -56,6 +56,7 @@ eval_tokens = 1000
 embedding_size = 16
 hidden_size = 16
 num_layers = 1
+bptt = 9
 epochs = 1
 schedule = "linear"
 target_sparsity = 0.5

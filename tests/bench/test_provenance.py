@@ -5,12 +5,15 @@ from __future__ import annotations
 import getpass
 import platform
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
 from bench.measuring import machine
-from bench.measuring.machine import QUERIES, gpu_state, read_answer
+from bench.measuring.machine import QUERIES, gpu_state
 from bench.schema import PROVENANCE
 
 GIVEN_BY_THE_RUN = {"schema_version", "threads_used", "workers", "started_at", "cell_seconds", *QUERIES}
@@ -85,10 +88,32 @@ def test_there_is_a_core_to_use() -> None:
     assert machine.physical_cores() >= 1
 
 
-def test_the_state_of_a_gpu_is_read_and_what_it_does_not_say_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
+def pretended_driver(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The package nvidia-ml-py as torch.cuda uses it, on a machine with two GPUs of which torch sees the second."""
+    driver = ModuleType("pynvml")
+    clocks = {(0, 1): 345, (0, 2): 405, (1, 1): 1980, (1, 2): 3201}
+    driver.NVMLError_DriverNotLoaded = OSError
+    driver.nvmlInit = lambda: None
+    driver.nvmlDeviceGetHandleByIndex = lambda index: index
+    driver.nvmlDeviceGetClockInfo = lambda gpu, kind: clocks[gpu, kind]
+    driver.nvmlDeviceGetTemperature = lambda gpu, _: (30, 45)[gpu]
+    driver.nvmlDeviceGetPowerUsage = lambda gpu: (70000, 312550)[gpu]
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setattr(torch.cuda, "pynvml", driver, raising=False)
+    monkeypatch.setattr(torch.cuda, "_HAS_PYNVML", True)
+    monkeypatch.setattr(torch.cuda, "_get_device_index", lambda *_, **__: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    return driver
+
+
+def test_the_state_of_a_gpu_is_that_of_torchs_and_what_it_does_not_say_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(gpu_state("cpu").values()) == {None}
-    assert list(read_answer("1980, 3201, 45, 312.55\n").values()) == [1980.0, 3201.0, 45.0, 312.55]
-    assert list(read_answer("1980, [N/A], 45\n").values()) == [1980.0, None, 45.0, None]
-    assert set(read_answer("").values()) == {None}
-    monkeypatch.setenv("PATH", "")
-    assert set(gpu_state("cuda")) == set(QUERIES)
+    driver = pretended_driver(monkeypatch)
+    names = ("sm_clock_mhz", "memory_clock_mhz", "temperature_celsius", "power_watts")
+    assert gpu_state("cuda") == dict(zip(names, (1980.0, 3201.0, 45.0, 312.55), strict=True))
+    assert set(gpu_state("cpu").values()) == {None}
+    del driver.nvmlDeviceGetTemperature
+    assert gpu_state("cuda")["temperature_celsius"] is None and gpu_state("cuda")["power_watts"] == 312.55
+    monkeypatch.setattr(torch.cuda, "_HAS_PYNVML", False)
+    monkeypatch.setattr(torch.cuda, "_PYNVML_ERR", ImportError("no such package"), raising=False)
+    assert gpu_state("cuda") == dict.fromkeys(QUERIES)

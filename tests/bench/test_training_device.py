@@ -16,6 +16,7 @@ from bench import train
 from bench.cells import GemmCell, TrainCell
 from bench.engines.estimate import rough_seconds
 from bench.measuring.clocks import Stopwatch, interleaved
+from bench.models import decoders
 from bench.models.layers import LSTMLayer
 from bench.models.registry import MODELS
 from bench.pruning.finalize import FinalModel, finalize
@@ -171,9 +172,9 @@ def test_bfloat16_is_in_the_products_alone(settings: dict[str, Any], monkeypatch
     exact = train_cell(cell(**settings, **OPTIMIZERS["adam"]), silent)
     runs, losses, of = [], [], Run.of
     monkeypatch.setattr(Run, "of", lambda *given: runs.append(of(*given)) or runs[0])
-    entropy = train.F.cross_entropy
+    entropy = decoders.F.cross_entropy
     monkeypatch.setattr(
-        train.F,
+        decoders.F,
         "cross_entropy",
         lambda logits, *rest, **more: losses.append(logits.dtype) or entropy(logits, *rest, **more),
     )

@@ -27,12 +27,13 @@ from kernels.ops import block_sparse_lstm, block_sparse_matmul, kernel_for
 from kernels.problem import GemmProblem
 from kernels.system import compiler
 from kernels.system.compiler import FLAGS_VARIABLE, candidates
+from kernels.system.resources import refusal
 
 Guards = Callable[[], AbstractContextManager[None]]
 Threads = Callable[[int], AbstractContextManager[None]]
 BF16, CPU = torch.bfloat16, torch.device("cpu")
 EMULATE = "-DEMULATE_BF16"
-NO_NATIVE = native_library.unsupported(torch.float32, CPU)
+NO_NATIVE = refusal(native_library.require_kernel, torch.float32, CPU)
 pytestmark = pytest.mark.skipif(NO_NATIVE is not None, reason="no C++ compiler here")
 
 
@@ -49,7 +50,7 @@ def arithmetic(request: pytest.FixtureRequest) -> Iterator[str]:
         others = [flag for flag in os.environ.get(FLAGS_VARIABLE, "").split() if flag != EMULATE]
         patch.setenv(FLAGS_VARIABLE, " ".join([*others, *[EMULATE] * (request.param == "emulated")]))
         forget()
-        reason = native_library.unsupported(BF16, CPU)
+        reason = refusal(native_library.require_kernel, BF16, CPU)
         if request.param == "instruction" and reason == NO_PAIRS:
             forget()
             pytest.skip(reason)
@@ -225,7 +226,7 @@ def test_gradients_are_those_of_the_dense_product() -> None:
 
 def test_a_layer_has_no_bfloat16_kernel_and_says_so() -> None:
     reason = "native has no bfloat16 LSTM layer, only float32 and float64"
-    assert native_library.unsupported(BF16, CPU, layer=True) == reason
+    assert refusal(native_library.require_kernel, BF16, CPU, layer=True) == reason
     assert kernel_for("auto", BF16, CPU, layer=True) == "torch"
     hidden, _, _ = operands(torch.ones(8, 2, dtype=torch.bool), 4, 1, BF16)
     into = torch.randn(32, 3).to(BF16)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.system import cache, compiler
+from kernels.system import cache, compiler, folders
 from kernels.system.cache import DoubtError, cache_folder, checksum_of, publish, read, read_sealed, say, sealed
 from kernels.system.compiler import CompileError, candidates, compile_library
 from kernels.system.resources import ResourceError, is_lack
@@ -41,7 +41,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache home of this test's own."""
     folder = tmp_path / "home"
     folder.mkdir()
-    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+    for name in ("XDG_CACHE_HOME", "WIN_PD_OVERRIDE_LOCAL_APPDATA"):
         monkeypatch.setenv(name, str(folder))
     compiler._compile_once.cache_clear()
     say.cache_clear()
@@ -283,14 +283,18 @@ def test_a_folder_of_ones_own_is_shut_and_may_be_elsewhere(home: Path, capfd: py
     assert capfd.readouterr().err == ""
 
 
-def test_without_a_home_there_is_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
+@pytest.mark.parametrize("raises", [True, False])
+def test_without_a_home_there_is_a_folder(raises: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of platformdirs some versions raise then, others give a path that begins with ~."""
 
-    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(Path, "home", homeless)
-    assert cache_folder().is_dir()
+    def homeless(_: str) -> Path:
+        if raises:
+            raise RuntimeError("Could not determine home directory.")
+        return Path("~/.cache/block-sparse-bench")
+
+    monkeypatch.setattr(folders.platformdirs, "user_cache_path", homeless)
+    monkeypatch.chdir(tmp_path)
+    assert cache_folder().is_dir() and not Path("~").exists()
 
 
 def test_the_temporary_folder_goes_with_its_process(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_unwritable_home_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    monkeypatch.setenv("LOCALAPPDATA", str(blocked))
+    monkeypatch.setenv("WIN_PD_OVERRIDE_LOCAL_APPDATA", str(blocked))
     assert compiler.cache_folder().is_dir()
 
 

@@ -19,8 +19,9 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.native import library as native_library
 from kernels.ops import block_sparse_lstm, block_sparse_matmul
+from kernels.system.resources import refusal
 
-NO_NATIVE = native_library.unsupported(torch.float64, torch.device("cpu"))
+NO_NATIVE = refusal(native_library.require_kernel, torch.float64, torch.device("cpu"))
 KERNELS = ["torch"] if NO_NATIVE else ["native", "torch"]
 needs_native = pytest.mark.skipif(NO_NATIVE is not None, reason="no C++ compiler here")
 Function = Callable[[Tensor, Tensor], Tensor]

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kernels.system import cache, folders
+from kernels.system import folders
 from kernels.system.cache import cache_folder, say
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX's")
@@ -36,8 +36,8 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def is_used(home: Path) -> bool:
     """Whether the cache is in its folder; where it is not, nothing was left there."""
-    used = cache_folder() == home / cache.NAME
-    assert used or not os.path.lexists(home / cache.NAME)
+    used = cache_folder() == home / folders.NAME
+    assert used or not os.path.lexists(home / folders.NAME)
     return used
 
 
@@ -47,7 +47,7 @@ def test_what_is_made_is_shut_whatever_the_umask(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "new" / "deep"))
     for _ in range(2):
-        assert cache_folder() == home / "new" / "deep" / cache.NAME
+        assert cache_folder() == home / "new" / "deep" / folders.NAME
     for made in (home / "new", home / "new" / "deep", cache_folder()):
         assert stat.S_IMODE(made.stat().st_mode) == 0o700
     assert stat.S_IMODE(home.stat().st_mode) == 0o755 and capfd.readouterr().err == ""
@@ -114,7 +114,7 @@ def test_a_link_that_others_could_turn_elsewhere(link: str, home: Path, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(public / "link" / ("deep" if link == "one above" else "")))
     if link == "the folder":
         monkeypatch.setenv("XDG_CACHE_HOME", str(target))
-        (target / cache.NAME).symlink_to(public / "cache")
+        (target / folders.NAME).symlink_to(public / "cache")
         (public / "cache").mkdir()
     else:
         (public / "link").symlink_to(target)

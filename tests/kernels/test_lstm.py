@@ -15,10 +15,11 @@ from kernels.bsr import BSRMatrix
 from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
 from kernels.ops import block_sparse_lstm
+from kernels.system.resources import refusal
 
 Guards = Callable[[], AbstractContextManager[None]]
 Threads = Callable[[int], AbstractContextManager[None]]
-NO_NATIVE = native_library.unsupported(torch.float64, torch.device("cpu"))
+NO_NATIVE = refusal(native_library.require_kernel, torch.float64, torch.device("cpu"))
 KERNELS = ["torch"] if NO_NATIVE else ["native", "torch"]
 needs_native = pytest.mark.skipif(NO_NATIVE is not None, reason="no C++ compiler here")
 TOLERANCE = {torch.float64: 2e-13, torch.float32: 1e-4}

@@ -8,6 +8,7 @@ import torch
 from layer import Case
 
 from kernels.native import library as native_library
+from kernels.system.resources import refusal
 
 Guards = Callable[[], AbstractContextManager[None]]
 Threads = Callable[[int], AbstractContextManager[None]]
@@ -24,7 +25,8 @@ NAMES = (
     "grad bias_hh",
 )
 pytestmark = pytest.mark.skipif(
-    native_library.unsupported(torch.float32, torch.device("cpu")) is not None, reason="no C++ compiler here"
+    refusal(native_library.require_kernel, torch.float32, torch.device("cpu")) is not None,
+    reason="no C++ compiler here",
 )
 
 

@@ -19,11 +19,13 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.native import library as native_library
 from kernels.native.products import by_rows, pack
+from kernels.system.resources import refusal
 
 Guards = Callable[[], AbstractContextManager[None]]
 Threads = Callable[[int], AbstractContextManager[None]]
 needs_native = pytest.mark.skipif(
-    native_library.unsupported(torch.float32, torch.device("cpu")) is not None, reason="no C++ compiler here"
+    refusal(native_library.require_kernel, torch.float32, torch.device("cpu")) is not None,
+    reason="no C++ compiler here",
 )
 
 

@@ -29,9 +29,10 @@ from kernels.operands import address
 from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, lstm_kernel, lstm_refusal, sdd
 from kernels.problem import GemmProblem, LstmProblem
 from kernels.registry import BACKENDS
+from kernels.system.resources import refusal
 
 CPU = torch.device("cpu")
-NO_NATIVE = native_library.unsupported(torch.float32, CPU)
+NO_NATIVE = refusal(native_library.require_kernel, torch.float32, CPU)
 KERNELS = ["torch"] if NO_NATIVE else ["native", "torch"]
 needs_native = pytest.mark.skipif(NO_NATIVE is not None, reason="no C++ compiler here")
 SIZE, HIDDEN, STEPS, BATCH = 16, 32, 3, 4

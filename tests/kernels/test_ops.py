@@ -19,8 +19,9 @@ from kernels.bsr import BSRMatrix
 from kernels.native import library as native_library
 from kernels.native import products as native_products
 from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, kernel_for, sdd
+from kernels.system.resources import UnsupportedError, refusal
 
-NO_NATIVE = native_library.unsupported(torch.float64, torch.device("cpu"))
+NO_NATIVE = refusal(native_library.require_kernel, torch.float64, torch.device("cpu"))
 KERNELS = ["torch"] if NO_NATIVE else ["native", "torch"]
 needs_native = pytest.mark.skipif(NO_NATIVE is not None, reason="no C++ compiler here")
 
@@ -105,7 +106,10 @@ def test_which_kernel_runs_can_be_asked_and_demanded() -> None:
 
 
 def test_without_a_compiler_torch_runs_and_native_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_library, "unsupported", lambda *_: "no C++ compiler found")
+    def refuse(*_: object) -> None:
+        raise UnsupportedError("no C++ compiler found")
+
+    monkeypatch.setattr(native_library, "require_kernel", refuse)
     bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
     torch.testing.assert_close(block_sparse_matmul(bsr, x), bsr.to_dense() @ x)
     with pytest.raises(ValueError, match="no C"):

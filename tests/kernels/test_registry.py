@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from kernels.problem import Backend
 from kernels.registry import BACKENDS, Registry
 
 
@@ -18,9 +19,9 @@ def test_names_import_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_every_backend_speaks_the_protocol() -> None:
-    for name in BACKENDS:
-        assert callable(BACKENDS[name].unsupported) and callable(BACKENDS[name].prepare)
+def test_every_backend_has_the_name_of_its_module() -> None:
+    assert [BACKENDS[name].name for name in BACKENDS] == BACKENDS.names()
+    assert all(isinstance(BACKENDS[name], Backend) for name in BACKENDS)
 
 
 def test_decorated_functions() -> None:

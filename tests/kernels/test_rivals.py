@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import re
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from kernels import cusparse
-from kernels.backends.cusparse_bsr import bsr_of
-from kernels.backends.triton_bsr import shape_refusal
+from kernels.backends.triton_bsr import require_shape
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check
 from kernels.cusparse import LAYOUTS, BlockedEll
+from kernels.launches import left_factor
 from kernels.problem import GemmProblem, LstmProblem
 from kernels.registry import BACKENDS
+from kernels.system.resources import UnsupportedError
 
 RIVALS = ["cusparse_bsr", "cusparse_ell", "triton_bsr"]
 
@@ -27,17 +30,17 @@ def uneven() -> GemmProblem:
 
 def test_blocked_ell_pads_every_row_to_the_fullest() -> None:
     problem = uneven()
-    ell = BlockedEll.from_bsr(bsr_of(problem))
+    ell = BlockedEll.from_bsr(left_factor(problem)[0])
     assert ell.indices.tolist() == [[0, 1, 2, 3], [-1, -1, -1, -1], [2, 4, -1, -1], [0, -1, -1, -1]]
     assert torch.equal(ell.to_dense(), problem.weight)
     assert ell.data.shape == (32, 32) and ell.cols == 32 and ell.indices.dtype == torch.int32
     padding = ell.data.view(4, 8, 4, 8).permute(0, 2, 1, 3)[ell.indices < 0]
     assert not padding.any(), "a product with padding must not see what memory held"
-    assert ell.values_nbytes == 4 * 4 * 64 * 4 > bsr_of(problem).values_nbytes and ell.index_nbytes == 4 * 16
+    assert ell.values_nbytes == 4 * 4 * 64 * 4 > left_factor(problem)[0].values_nbytes and ell.index_nbytes == 4 * 16
 
 
 def test_the_two_layouts_hold_the_same_blocks() -> None:
-    rows, blocks = (BlockedEll.from_bsr(bsr_of(uneven()), layout) for layout in LAYOUTS)
+    rows, blocks = (BlockedEll.from_bsr(left_factor(uneven())[0], layout) for layout in LAYOUTS)
     transposed = rows.data.view(4, 8, 4, 8).permute(0, 2, 1, 3).reshape(-1)
     assert torch.equal(transposed, blocks.data.reshape(-1)) and torch.equal(rows.indices, blocks.indices)
 
@@ -51,7 +54,7 @@ def test_blocked_ell_of_nothing_has_one_column_of_padding() -> None:
 
 def test_the_transpose_is_turned_beforehand() -> None:
     problem = GemmProblem(32, 48, 4, 8, 0.5, op="dsd_t")
-    assert torch.equal(bsr_of(problem).to_dense(), problem.weight.T)
+    assert torch.equal(left_factor(problem)[0].to_dense(), problem.weight.T)
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -68,12 +71,12 @@ def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cusparse, "LIBRARIES", ("libnothing_like_it.so",))
     monkeypatch.setattr(cusparse, "load", cusparse.load.__wrapped__)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    reason = cusparse.refusal()
-    assert reason is not None and "cuSPARSE cannot be used" in reason and "\n" not in reason
+    with pytest.raises(UnsupportedError, match=r"^cuSPARSE cannot be used[^\n]*$"):
+        cusparse.load()
 
 
 def test_a_refusal_is_told_in_the_librarys_words() -> None:
-    library = object.__new__(cusparse.Library)
+    library = object.__new__(cusparse.Cusparse)
     refused = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 10)
 
     class Stub:
@@ -101,8 +104,9 @@ def test_a_refusal_is_told_in_the_librarys_words() -> None:
 )
 def test_what_tritons_tiles_cannot_cut_is_refused(settings: dict[str, object], reason: str | None) -> None:
     given = {"block_size": 16, "device": "cuda", **settings}
-    found = shape_refusal(GemmProblem(256, 256, sparsity=0.5, **given))  # type: ignore[arg-type]
-    assert (found is None) == (reason is None) and (reason is None or reason in str(found))
+    refused = nullcontext() if reason is None else pytest.raises(UnsupportedError, match=re.escape(reason))
+    with refused:
+        require_shape(GemmProblem(256, 256, sparsity=0.5, **given))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("op", ["dsd", "dsd_t"])

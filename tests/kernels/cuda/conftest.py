@@ -18,9 +18,16 @@ PATIENCE = 1800  # seconds that a test of the emulated grid may take: half a min
 def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """No layer fits on the GPU at once: a launch a step."""
     from kernels.cuda import lstm as cuda_lstm
+    from kernels.system.resources import UnsupportedError
 
     tiles_for = cuda_lstm.tiles_for
-    monkeypatch.setattr(cuda_lstm, "tiles_for", lambda *given: "too large" if given[-1] else tiles_for(*given))
+
+    def too_large_together(*given: object) -> object:
+        if given[-1]:
+            raise UnsupportedError("too large")
+        return tiles_for(*given)
+
+    monkeypatch.setattr(cuda_lstm, "tiles_for", too_large_together)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

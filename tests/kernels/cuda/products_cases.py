@@ -12,7 +12,7 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import error_bound
 from kernels.cuda.device import Kernel, Variant
-from kernels.cuda.mma import ProductChoice, ProductLaunch, SampledChoice, SampledLaunch
+from kernels.cuda.mma import MmaProduct, MmaSampled, ProductChoice, SampledChoice
 from kernels.cuda.mma_plan import product_plan, sampled_plan
 
 DTYPES = {
@@ -94,20 +94,20 @@ class Case:
         plan = product_plan(self.bsr.index, choice.tile)
         given, like = (self.grad, self.x) if choice.tile.transposed else (self.x, self.grad)
         out = Guarded.like(tuple(like.shape), like.dtype)
-        launch = ProductLaunch(choice, plan, *given.shape, like.shape[1], load, parts)
+        launch = MmaProduct(choice, plan, *given.shape, like.shape[1], load, parts)
         return self._launched(out, launch, self.bsr.data, given)
 
     def sampled(self, choice: SampledChoice, load: Loader, parts: int = 1) -> Tensor:
         """sdd by the kernel."""
         plan = sampled_plan(self.bsr.index, choice.tile)
         out = Guarded.like(tuple(self.bsr.data.shape), self.x.dtype)
-        launch = SampledLaunch(
+        launch = MmaSampled(
             choice, plan, self.n, self.bsr.data.numel(), self.grad.shape[1], self.x.shape[1], load, parts
         )
         return self._launched(out, launch, self.grad, self.x)
 
     @staticmethod
-    def _launched(out: Guarded, launch: ProductLaunch | SampledLaunch, first: Tensor, second: Tensor) -> Tensor:
+    def _launched(out: Guarded, launch: MmaProduct | MmaSampled, first: Tensor, second: Tensor) -> Tensor:
         launch(first, second, out.view)
         assert out.untouched(), "a guard was written"
         return out.view

@@ -18,6 +18,7 @@ from kernels.cuda import products as cuda_products
 from kernels.cuda.choose import Task
 from kernels.ops import block_sparse_matmul, dsd
 from kernels.problem import GemmProblem, LstmProblem, Problem
+from kernels.system.resources import UnsupportedError
 
 TYPES = [("float32", "ieee"), ("float32", "tf32"), ("bfloat16", "ieee"), ("float16", "ieee")]
 OPS = ["dsd", "dsd_t", "sdd"]
@@ -126,7 +127,7 @@ def test_a_layer_multiplies_as_its_problem_says(dtype: str, math: str, element: 
 def test_bytes_of_a_layer_are_those_of_its_weights_and_of_what_its_products_are_listed_in(scope: str) -> None:
     problem = LstmProblem(32, 64, 5, 3, 16, 0.6, scope=scope, dtype="bfloat16")
     with emulated_gpu():
-        launch, gpu, listed = BACKEND.prepare(problem), choose.the_gpu(torch.device("cpu")), 0
+        launch, gpu, listed = BACKEND.prepare(problem), choose.gpu(torch.device("cpu")), 0
         for name, mask in problem.masks.items():
             weight = BSRMatrix.from_dense(problem.weights[name], mask)
             for op in OPS if name == "weight_ih" else ["sdd"]:
@@ -145,7 +146,8 @@ def test_reasons_where_it_declines() -> None:
         )
         assert "blocks of 8, 16, 32, 64, 128, not 12" in str(BACKEND.unsupported(replace(problem, block_size=12)))
         assert "not 4" in str(BACKEND.unsupported(LstmProblem(16, 16, 2, 3, 4, 0.5)))
-        assert "at most" in str(choose.unsupported(torch.float32, 128, 2**20, torch.device("cpu")))
+        with pytest.raises(UnsupportedError, match="at most"):
+            choose.require_kernel(torch.float32, 128, 2**20, torch.device("cpu"))
 
 
 def test_what_was_prepared_is_kept_by_pattern() -> None:
@@ -172,7 +174,7 @@ def test_what_was_prepared_is_kept_by_pattern() -> None:
 def test_what_no_int_can_count_is_refused_before_anything_is_prepared() -> None:
     index = BSRMatrix.from_dense(torch.zeros(16, 16), BlockMask.full(16, 16, 16)).index
     with emulated_gpu():
-        gpu = choose.the_gpu(torch.device("cpu"))
+        gpu = choose.gpu(torch.device("cpu"))
         for n, shape in ((2**31, (16, 16)), (1, (2**31, 16)), (1, (16, 2**32))):
             with pytest.raises(ValueError, match=r"^cuda multiplies up to \d+ rows and columns"):
                 choose.prepare(Task("dsd", "Float32", 16, n), index, shape, gpu)

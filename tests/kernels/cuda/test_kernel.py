@@ -66,7 +66,7 @@ needs_nvrtc = pytest.mark.skipif(missing_compiler() is not None, reason=str(miss
 def scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Variant:
     """A variant whose source lies in a folder of the test's, as does the cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    monkeypatch.setenv("WIN_PD_OVERRIDE_LOCAL_APPDATA", str(tmp_path))
     source = tmp_path / "scale.cu"
     source.write_text(SOURCE)
     return Variant(str(source), "scale", (("FACTOR", 2), ("THREADS", 128)), 128, 4 * 128)

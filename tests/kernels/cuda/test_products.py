@@ -20,10 +20,10 @@ from kernels.cuda.mma import (
     BLOCKS,
     ELEMENTS,
     OPS,
+    MmaProduct,
+    MmaSampled,
     ProductChoice,
-    ProductLaunch,
     SampledChoice,
-    SampledLaunch,
     default,
     product_choice,
     sampled_choice,
@@ -104,14 +104,14 @@ def test_a_launch_takes_any_n_and_any_values() -> None:
     plan = product_plan(first.bsr.index, choice.tile)
     for each in (first, second):
         out = torch.full_like(each.grad, float("nan"))
-        launch = ProductLaunch(choice, plan, len(each.x), each.x.shape[1], out.shape[1], emulator.load)
+        launch = MmaProduct(choice, plan, len(each.x), each.x.shape[1], out.shape[1], emulator.load)
         launch(each.bsr.data, each.x, out)
         assert each.error(choice, out) <= 1.0
     sampling = narrow("sdd", "Bfloat16", 16)
     assert isinstance(sampling, SampledChoice)
     blocks = torch.full_like(second.bsr.data, float("nan"))
     (n, m), k, sampled = second.grad.shape, second.x.shape[1], sampled_plan(second.bsr.index, sampling.tile)
-    SampledLaunch(sampling, sampled, n, blocks.numel(), m, k, emulator.load)(second.grad, second.x, blocks)
+    MmaSampled(sampling, sampled, n, blocks.numel(), m, k, emulator.load)(second.grad, second.x, blocks)
     assert second.error(sampling, blocks) <= 1.0
 
 

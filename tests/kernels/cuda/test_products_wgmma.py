@@ -18,7 +18,7 @@ from kernels.bsr import BSRMatrix
 from kernels.check import error_bound
 from kernels.cuda import wgmma
 from kernels.cuda.device import Kernel, Variant
-from kernels.cuda.wgmma import Product, Tile, default_tile, list_columns, tiles, unsupported, variant
+from kernels.cuda.wgmma import WgmmaProduct, WgmmaTile, default_tile, list_columns, tiles, unsupported, variant
 
 CASES = [
     (op, element, block_size)
@@ -35,7 +35,7 @@ def check(
     kept: Tensor,
     block_size: int,
     n: int,
-    tile: Tile,
+    tile: WgmmaTile,
     schedule: tuple[str, str],
     source: str | None = None,
 ) -> None:
@@ -51,7 +51,7 @@ def check(
         wanted = wanted if source is None else replace(wanted, source=source)
         return emulator.load(wanted, order=schedule[0], copies=schedule[1], seed=n)  # type: ignore[arg-type]
 
-    Product(op, element, block_size, bsr.index, n, tile, 3, load)(bsr.data, x, out)
+    WgmmaProduct(op, element, block_size, bsr.index, n, tile, 3, load)(bsr.data, x, out)
     expected = dense.double() @ x.mT.double()
     bound = error_bound(dense, x.mT, expected)
     if element == "Tf32":  # each operand is cut to 10 bits of fraction
@@ -112,7 +112,7 @@ def test_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
         if fault == "no barrier before the store" and schedule[0] == "forward":
             continue  # ordinary stores are found by their values alone
         with pytest.raises((EmulationError, AssertionError)):
-            check("dsd", "Bfloat16", kept, 64, 33, Tile(128, 32, 3), schedule, source)
+            check("dsd", "Bfloat16", kept, 64, 33, WgmmaTile(128, 32, 3), schedule, source)
 
 
 def test_lists_name_each_kept_block_once() -> None:
@@ -145,6 +145,6 @@ def test_what_is_not_possible_is_refused_with_a_reason() -> None:
         ("dds", "Bfloat16", 64, "dds"),
     ):
         with pytest.raises(ValueError, match=re.escape(word)):
-            variant(op, element, block_size, Tile(128, 128, 3))
+            variant(op, element, block_size, WgmmaTile(128, 128, 3))
     with pytest.raises(ValueError, match="does not fit"):
-        variant("dsd", "Bfloat16", 64, Tile(128, 256, 6))
+        variant("dsd", "Bfloat16", 64, WgmmaTile(128, 256, 6))

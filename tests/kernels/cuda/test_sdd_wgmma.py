@@ -15,24 +15,23 @@ from wgmma_cases import DTYPES, GUARD, PATTERNS, SCHEDULES, WIDTHS, grid_of, gua
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import error_bound
-from kernels.cuda import wgmma_sdd
+from kernels.cuda import wgmma, wgmma_sdd
 from kernels.cuda.device import Kernel, Variant
 from kernels.cuda.wgmma import list_columns
 from kernels.cuda.wgmma_sdd import (
-    Sampled,
-    SampledTile,
+    WgmmaSampled,
+    WgmmaSampledTile,
     cut_columns,
     default_sampled_tile,
     sampled_tiles,
     sampled_variant,
-    unsupported,
 )
 
 CASES = [
     (element, block_size)
     for element in DTYPES
     for block_size in wgmma_sdd.BLOCKS
-    if unsupported(element, block_size) is None
+    if wgmma.unsupported("sdd", element, block_size) is None
 ]
 
 
@@ -41,7 +40,7 @@ def check(
     kept: Tensor,
     block_size: int,
     n: int,
-    tile: SampledTile,
+    tile: WgmmaSampledTile,
     schedule: tuple[str, str],
     source: str | None = None,
 ) -> None:
@@ -58,7 +57,7 @@ def check(
         wanted = wanted if source is None else replace(wanted, source=source)
         return emulator.load(wanted, order=schedule[0], copies=schedule[1], seed=n)  # type: ignore[arg-type]
 
-    Sampled(element, block_size, bsr.index, n, tile, 3, load)(grad, x, out)
+    WgmmaSampled(element, block_size, bsr.index, n, tile, 3, load)(grad, x, out)
     expected = grad.mT.double() @ x.double()
     bound = error_bound(grad.mT, x, expected)
     expected, bound = (BSRMatrix.from_dense(each, mask).data for each in (expected, bound))
@@ -106,7 +105,7 @@ def test_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
     source = plant(tmp_path, "sdd_wgmma.cu", FAULTS[fault])
     for schedule in SCHEDULES:
         with pytest.raises((EmulationError, AssertionError)):
-            check("Bfloat16", kept_blocks("full", 3, 5), 64, 73, SampledTile(128, 32, 3), schedule, source)
+            check("Bfloat16", kept_blocks("full", 3, 5), 64, 73, WgmmaSampledTile(128, 32, 3), schedule, source)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 100])
@@ -124,6 +123,6 @@ def test_tasks_cover_each_listed_column_once(most: int) -> None:
 def test_what_is_not_possible_is_refused_with_a_reason() -> None:
     for element, block_size, word in (("Float32", 64, "Float32"), ("Tf32", 64, "16 bits"), ("Float16", 8, "not 8")):
         with pytest.raises(ValueError, match=word):
-            sampled_variant(element, block_size, SampledTile(128, 32, 3))
+            sampled_variant(element, block_size, WgmmaSampledTile(128, 32, 3))
     with pytest.raises(ValueError, match="does not fit"):
-        sampled_variant("Float16", 128, SampledTile(64, 32, 3))
+        sampled_variant("Float16", 128, WgmmaSampledTile(64, 32, 3))
