@@ -13,6 +13,7 @@ import torch
 
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell
 from bench.data.corpus import Sizes, data_dir, known_sizes, load_corpus
+from bench.engines.driver import Terms
 from bench.engines.local import measure
 from bench.measuring import memory
 from bench.measuring.causes import LONGEST_REASON
@@ -227,7 +228,7 @@ def test_a_sweep_keeps_the_epochs_of_a_failed_cell_and_a_retry_goes_on(tmp_path:
     flag.touch()
     checkpoints, store = Checkpoints(tmp_path / "sweep" / FOLDER), Store(tmp_path / "sweep")
     work = FailsOnce(flag, checkpoints)
-    assert run_sweep(sweep_of(*cells), tmp_path, workers=1, work=work) == 1
+    assert run_sweep(sweep_of(*cells), tmp_path, workers=1, terms=Terms(work)) == 1
     for cell, error in zip(cells, RAISED, strict=True):
         stored = store.finished()[cell.cell_id]
         assert (stored.status, stored.reason) == ("failed", f"{type(error).__name__}: {error}")
@@ -418,14 +419,12 @@ def test_a_plan_warns_of_targets_that_leave_nothing_of_a_weight(tmp_path: Path) 
 
 
 def test_the_grids_are_those_of_the_models() -> None:
-    from bench.pruning.emptied import grids
-
     for name in MODELS.names():
         for scope in ("all", "weight_hh"):
             settings = {"model": name, "scope": scope, "num_layers": 3, "hidden_size": 32}
             cell = cell_of(**settings, schedule="pre", target_sparsity=0.5)
             shapes = {key: tuple(each.shape) for key, each in MODELS[name](cell, 11).prunable().items()}
-            assert {key: (rows * 16, columns * 16) for key, (rows, columns) in grids(cell).items()} == shapes
+            assert {key: (rows * 16, columns * 16) for key, (rows, columns) in cell.grids().items()} == shapes
 
 
 def test_measure_is_what_a_sweep_runs() -> None:
