@@ -18,11 +18,13 @@ import typer
 
 from bench.options import (
     BAD_INPUT,
+    Background,
     Budget,
     CampaignOut,
     CheckpointMib,
     CheckpointSeconds,
     Device,
+    GiveWay,
     Name,
     Names,
     Results,
@@ -192,6 +194,8 @@ def campaign(
     checkpoint_mib: CheckpointMib = 0.0,
     together: Together = 1,
     wait_quiet: WaitQuiet = 0.0,
+    give_way: GiveWay = False,
+    background: Background = False,
 ) -> None:
     """Check every kernel on a GPU, then time and train sweeps, most important cells first, within a budget; resumable.
 
@@ -208,8 +212,17 @@ def campaign(
     """
     with _sweeps(names) as sweeps:
         from bench.campaign import run_campaign
+        from bench.engines import background as behind
         from bench.engines.driver import Terms
 
+        if background:
+            log = out / "log.txt"
+            rest = [each for each in sys.argv[1:] if each not in ("--background", "--give-way")]
+            number = behind.detach([*rest, "--give-way"], log)
+            print(f"the campaign goes on in the background as process {number}, and says in {log} how far it is")
+            return
+        if give_way:
+            behind.give_way()
         terms = Terms(timeout=timeout, together=together, wait_quiet=wait_quiet)
         status = run_campaign(sweeps, out, budget, device, resume_from, checkpoint_mib, terms)
     raise typer.Exit(status)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rows import timed
 
@@ -280,3 +283,49 @@ def test_checks_and_what_ended_ill_run_again_by_other_sources(tmp_path: Path) ->
         tables.put(cell, rows, provenance)
         assert is_finished(tables, cell) is wanted
     assert not is_finished(tables, LstmCell())
+
+
+@pytest.mark.alone  # it gives way to all other tests
+def test_it_goes_on_in_the_background_and_gives_way(tmp_path: Path) -> None:
+    (tmp_path / "some.toml").write_text(SWEEP)
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "campaign",
+        "some.toml",
+        "--out",
+        "out",
+        "--budget",
+        "60",
+        "--device",
+        "cpu",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--background"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"process (\d+), and says in out/log\.txt", done.stdout)
+    assert said is not None, done.stdout
+    process, log = psutil.Process(int(said[1])), tmp_path / "out" / "log.txt"
+    assert os.getsid(process.pid) == process.pid, "Ctrl-C in the terminal does not reach it"
+    wait_for(lambda: process.nice() == 19)
+    assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
+    wait_for(lambda: "cells stored in out" in log.read_text())
+    assert (tmp_path / "out" / "some" / "gemm.parquet").is_file()
+
+
+def test_the_background_refuses_as_the_foreground_does(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "campaign", "absent", "--out", "out", "--budget", "60", "--background"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60.0
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
