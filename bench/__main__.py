@@ -96,8 +96,7 @@ def list_() -> None:
     """List the sweeps that come with the suite, and the names sweep files can use."""
     with _one_line_errors(), _text_is_all():
         from bench.cells import number
-        from bench.settings import REGISTRIES
-        from bench.sweep import load, names
+        from bench.sweep import REGISTRIES, load, names
 
         for name in names():
             sweep = load(name)
@@ -249,7 +248,7 @@ def columns(
 ) -> None:
     """Write README.md, the meaning of every column of the tables, into the results folder."""
     with _environment_errors():
-        from bench.columns import documentation, machine_readable
+        from bench.schema import documentation, machine_readable
         from bench.storing.parquet import publish, require_file
 
         for target in (results / "README.md", schema):

@@ -1,7 +1,7 @@
 """The options of the command line: finite numbers between bounds, paths and names. All else is refused in one line.
 
-Each function makes one option, with a parser of ours: typer's own refuse in several lines, and let nan and infinity pass. What
-the commands share stands at the end.
+Each function makes one option, with a parser of ours: typer's own refuse in several lines, and let nan and infinity
+pass. What the commands share stands at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def ending(line: str, status: int) -> typer.Exit:
 
 def refusal(option: str, given: object, wrong: str, accepted: str) -> typer.Exit:
     """How a command ends whose `option` was given what it does not take; a path is told whole, all else cut."""
-    from bench.settings import shown
+    from bench.sweep import shown
 
     told = str(given) if isinstance(given, Path) else shown(str(given))
     return ending(f"{option}: {told} {wrong}; accepted: {accepted}", BAD_INPUT)

@@ -1,20 +1,24 @@
 """The columns of the result tables: one entry a column, with type, unit, role and meaning.
 
-Roles: `result` is deterministic (equal after a resume), `measured` differs from run to run, `provenance` says where and with
-what it was made. Settings are columns too; their types and descriptions come from `bench.cells`.
-Rows hold settings and measurements, never predictions.
+Roles: `result` is deterministic (equal after a resume), `measured` differs from run to run, `provenance` says where and
+with what it was made. Settings are columns too; their types and descriptions come from `bench.cells`. Rows hold
+settings and measurements, never predictions. From these columns both what people read of them is made
+(results/README.md) and what the analysis knows of them (analysis/columns.json).
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
 
+from bench.cells import KINDS
+
 SCHEMA_VERSION = 1
 
-Role = Literal["identity", "result", "measured", "provenance"]
+Role = Literal["identity", "setting", "result", "measured", "provenance"]
 
 STATUSES = {
     "ok": "measured and checked",
@@ -28,6 +32,7 @@ STATUSES = {
 }
 LARGEST_PPL = 1e100  # what is beyond is no perplexity: the run diverged
 PATTERNS = ("random", "empty rows", "all empty", "one block", "full row", "full")
+SETTING_TYPES: dict[object, pa.DataType] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
 @dataclass(frozen=True)
@@ -70,19 +75,28 @@ def _timed(what: str, error: str) -> tuple[Column, ...]:
         Column("sparsity", pa.float64(), "result", "fraction", "achieved share of empty blocks"),
         Column("nnzb", pa.int64(), "result", "blocks", "kept blocks"),
         Column("num_empty", pa.int64(), "result", "blocks", "empty blocks, K"),
-        Column("weight_bytes", pa.int64(), "result", "bytes", "values of the sparse weights as the backend stores them"),
-        Column("index_bytes", pa.int64(), "result", "bytes", "indices of the sparse weights as the backend stores them"),
-        Column("error_ratio", pa.float64(), "measured", "", f"largest |error| / {error} bound against float64; at most 1"),
+        Column("weight_bytes", pa.int64(), "result", "bytes",
+               "values of the sparse weights as the backend stores them"),
+        Column("index_bytes", pa.int64(), "result", "bytes",
+               "indices of the sparse weights as the backend stores them"),
+        Column("error_ratio", pa.float64(), "measured", "",
+               f"largest |error| / {error} bound against float64; at most 1"),
         Column("prepare_ms", pa.float64(), "measured", "ms", "compile, convert and allocate, once"),
         Column("time_ms", pa.float64(), "measured", "ms", f"median time of one {what} by the backend"),
         Column("baseline_ms", pa.float64(), "measured", "ms", f"median time of one {what} by the baseline"),
         Column("samples_ms", pa.list_(pa.float64()), "measured", "ms", f"every sample of the backend, time per {what}"),
-        Column("baseline_samples_ms", pa.list_(pa.float64()), "measured", "ms", "every sample of the baseline, paired by position"),
+        Column("baseline_samples_ms", pa.list_(pa.float64()), "measured", "ms",
+               "every sample of the baseline, paired by position"),
         Column("launches_per_sample", pa.int64(), "measured", "", f"{what}s timed together in one sample"),
-        Column("noisy", pa.bool_(), "measured", "", "middle half of the pairwise ratios spread over more than 10 % of their median, or a median time was twice its minimum"),
-        Column("attempts", pa.int64(), "measured", "", "times the pairs were sampled: a noisy attempt is thrown away, at most 3 are made"),
-        Column("timer", pa.string(), "measured", "", "clock that took the samples; launches under 20 us on a GPU are replayed from a CUDA graph"),
-        Column("host_ms", pa.float64(), "measured", "ms", f"processor time to launch one {what} of the backend on a GPU; null on a CPU"),
+        Column("noisy", pa.bool_(), "measured", "",
+               "middle half of the pairwise ratios spread over more than 10 % of their median, or a median time was "
+               "twice its minimum"),
+        Column("attempts", pa.int64(), "measured", "",
+               "times the pairs were sampled: a noisy attempt is thrown away, at most 3 are made"),
+        Column("timer", pa.string(), "measured", "",
+               "clock that took the samples; launches under 20 us on a GPU are replayed from a CUDA graph"),
+        Column("host_ms", pa.float64(), "measured", "ms",
+               f"processor time to launch one {what} of the backend on a GPU; null on a CPU"),
     )
 
 
@@ -90,23 +104,29 @@ IDENTITY = (
     Column("cell_id", pa.string(), "identity", "", "sha256 of the non-default settings, 16 hex digits"),
     Column("kind", pa.string(), "identity", "", "kind of cell: the table it is in"),
     Column("status", pa.string(), "result", "", "how the cell ended: " + ", ".join(STATUSES)),
-    Column("reason", pa.string(), "result", "", "why it is not ok, one line; of a training run that is ok: why path = auto has no sparse path here"),
+    Column("reason", pa.string(), "result", "",
+           "why it is not ok, one line; of a training run that is ok: why path = auto has no sparse path here"),
 )
 
 GEMM = _timed("product", "componentwise")
 LSTM = _timed("layer", "normwise")
 
 TRAIN = (
-    Column("epoch", pa.int64(), "result", "", "1 for the first; 0 is before training (block norms only); null where none was finished"),
+    Column("epoch", pa.int64(), "result", "",
+           "1 for the first; 0 is before training (block norms only); null where none was finished"),
     Column("step", pa.int64(), "result", "", "optimizer steps done"),
     Column("train_ppl", pa.float64(), "result", "", "perplexity while training this epoch, exp(mean nats per token)"),
     Column("val_ppl", pa.float64(), "result", "", "validation perplexity after this epoch"),
     Column("test_ppl", pa.float64(), "result", "", "test perplexity after this epoch"),
     Column("averaging", pa.bool_(), "result", "", "this epoch was evaluated with the averages of nt_asgd"),
-    Column("scheduled_sparsity", pa.float64(), "result", "fraction", "what the schedule asks for at the end of this epoch"),
-    Column("sparsity", pa.float64(), "result", "fraction", "achieved share of empty blocks of the prunable weights after this epoch"),
-    Column("mean_sparsity", pa.float64(), "result", "fraction", "achieved sparsity averaged over the steps of this epoch"),
-    Column("zero_block_share", pa.float64(), "result", "fraction", "blocks that are exactly zero, pruned or driven there by the proximal step"),
+    Column("scheduled_sparsity", pa.float64(), "result", "fraction",
+           "what the schedule asks for at the end of this epoch"),
+    Column("sparsity", pa.float64(), "result", "fraction",
+           "achieved share of empty blocks of the prunable weights after this epoch"),
+    Column("mean_sparsity", pa.float64(), "result", "fraction",
+           "achieved sparsity averaged over the steps of this epoch"),
+    Column("zero_block_share", pa.float64(), "result", "fraction",
+           "blocks that are exactly zero, pruned or driven there by the proximal step"),
     Column("lasso_penalty", pa.float64(), "result", "nats", "block-lasso penalty after this epoch, lambda included"),
     Column("train_tokens_seen", pa.int64(), "result", "tokens", "targets trained on in this epoch"),
     Column("eval_tokens_seen", pa.int64(), "result", "tokens", "validation targets evaluated"),
@@ -114,33 +134,57 @@ TRAIN = (
     Column("corpus_sha256", pa.string(), "result", "", "sha256 of the token streams, 16 hex digits"),
     Column("parameters", pa.int64(), "result", "", "parameters, the tied embedding counted once"),
     Column("prunable_parameters", pa.int64(), "result", "", "parameters in prunable weights"),
-    Column("block_norms", pa.list_(NORM_MAP), "result", "", "L2 norm of every block of every prunable weight, at the first (0), middle and last epoch"),
-    Column("train_seconds", pa.float64(), "measured", "s", "training part of this epoch; a GPU is waited for at its ends, and cells that train beside it (workers) slow it down"),
+    Column("block_norms", pa.list_(NORM_MAP), "result", "",
+           "L2 norm of every block of every prunable weight, at the first (0), middle and last epoch"),
+    Column("train_seconds", pa.float64(), "measured", "s",
+           "training part of this epoch; a GPU is waited for at its ends, and cells that train beside it (workers) "
+           "slow it down"),
     Column("eval_seconds", pa.float64(), "measured", "s", "evaluation part of this epoch"),
-    Column("lstm_kernel", pa.string(), "result", "", "what computed the sparse path so far; empty if nothing ran on it"),
-    Column("sparse_share", pa.float64(), "measured", "fraction", "(layer, step) pairs of this epoch that ran on the sparse path; measured, because path = auto goes by timings"),
-    Column("lstm_seconds", pa.float64(), "measured", "s", "time inside the LSTM layers, forward and backward, while training this epoch; on a GPU its own, between CUDA events"),
-    Column("probes", pa.list_(PROBE), "measured", "ms", "LSTM layers forward + backward on the batch of a step, interleaved pairs: all on the dense path (dense_ms) against the path in use (lstm_ms); on a GPU between CUDA events; outside train_seconds; path other than dense only"),
-    Column("reported_epoch", pa.int64(), "result", "", "the epoch that setting selection reports, at final sparsity; this and the next two: last epoch only"),
+    Column("lstm_kernel", pa.string(), "result", "",
+           "what computed the sparse path so far; empty if nothing ran on it"),
+    Column("sparse_share", pa.float64(), "measured", "fraction",
+           "(layer, step) pairs of this epoch that ran on the sparse path; measured, because path = auto goes by "
+           "timings"),
+    Column("lstm_seconds", pa.float64(), "measured", "s",
+           "time inside the LSTM layers, forward and backward, while training this epoch; on a GPU its own, between "
+           "CUDA events"),
+    Column("probes", pa.list_(PROBE), "measured", "ms",
+           "LSTM layers forward + backward on the batch of a step, interleaved pairs: all on the dense path "
+           "(dense_ms) against the path in use (lstm_ms); on a GPU between CUDA events; outside train_seconds; path "
+           "other than dense only"),
+    Column("reported_epoch", pa.int64(), "result", "",
+           "the epoch that setting selection reports, at final sparsity; this and the next two: last epoch only"),
     Column("reported_val_ppl", pa.float64(), "result", "", "validation perplexity of that epoch"),
-    Column("reported_test_ppl", pa.float64(), "result", "", "test perplexity of that epoch's weights, the text cut into test_batch_size streams"),
-    Column("resumed", pa.int64(), "measured", "", "times the run had been taken up from a checkpoint by the end of this epoch; its seconds are sums over the pieces, without what a kill lost"),
-    Column("earlier_seconds", pa.float64(), "measured", "s", "wall time of the pieces before the last taking up, each up to its last checkpoint; in cell_seconds too"),
-    Column("dense_bytes", pa.int64(), "result", "bytes", "prunable weights as dense matrices; this and what follows: last epoch of a pruned run, path other than dense"),
+    Column("reported_test_ppl", pa.float64(), "result", "",
+           "test perplexity of that epoch's weights, the text cut into test_batch_size streams"),
+    Column("resumed", pa.int64(), "measured", "",
+           "times the run had been taken up from a checkpoint by the end of this epoch; its seconds are sums over "
+           "the pieces, without what a kill lost"),
+    Column("earlier_seconds", pa.float64(), "measured", "s",
+           "wall time of the pieces before the last taking up, each up to its last checkpoint; in cell_seconds too"),
+    Column("dense_bytes", pa.int64(), "result", "bytes",
+           "prunable weights as dense matrices; this and what follows: last epoch of a pruned run, path other than "
+           "dense"),
     Column("final_bytes", pa.int64(), "result", "bytes", "prunable weights as exported: kept blocks and their indices"),
-    Column("final_ppl", pa.float64(), "result", "", "test perplexity of the finalised model, exported and loaded again"),
+    Column("final_ppl", pa.float64(), "result", "",
+           "test perplexity of the finalised model, exported and loaded again"),
     Column("inference_kernel", pa.string(), "result", "", "what multiplied the exported weights"),
-    Column("inference_dense_ms", pa.list_(pa.float64()), "measured", "ms", "dense model on one window of evaluation, every sample"),
-    Column("inference_ms", pa.list_(pa.float64()), "measured", "ms", "exported model on the same window, paired by position"),
-    Column("inference_lstm_dense_ms", pa.list_(pa.float64()), "measured", "ms", "LSTM layers alone of the dense model, every sample"),
-    Column("inference_lstm_ms", pa.list_(pa.float64()), "measured", "ms", "LSTM layers alone of the exported model, paired by position"),
+    Column("inference_dense_ms", pa.list_(pa.float64()), "measured", "ms",
+           "dense model on one window of evaluation, every sample"),
+    Column("inference_ms", pa.list_(pa.float64()), "measured", "ms",
+           "exported model on the same window, paired by position"),
+    Column("inference_lstm_dense_ms", pa.list_(pa.float64()), "measured", "ms",
+           "LSTM layers alone of the dense model, every sample"),
+    Column("inference_lstm_ms", pa.list_(pa.float64()), "measured", "ms",
+           "LSTM layers alone of the exported model, paired by position"),
 )
 
 CHECK = (
     Column("pattern", pa.string(), "result", "", "which blocks were kept: " + ", ".join(PATTERNS)),
     Column("n", pa.int64(), "result", "", "columns of X, or sequences side by side"),
     Column("kernel", pa.string(), "measured", "", "what ran"),
-    Column("error_ratio", pa.float64(), "measured", "", "largest |error| / bound against float64; at most 1 where it is right"),
+    Column("error_ratio", pa.float64(), "measured", "",
+           "largest |error| / bound against float64; at most 1 where it is right"),
 )
 
 TUNE = (
@@ -157,13 +201,17 @@ PROVENANCE = (
     Column("schema_version", pa.int64(), "provenance", "", "version of these columns"),
     Column("commit", pa.string(), "provenance", "", "git commit of the suite, empty outside a checkout"),
     Column("dirty", pa.bool_(), "provenance", "", "the checkout had uncommitted changes"),
-    Column("source_hash", pa.string(), "provenance", "", "sha256 of the sources that compute a cell, of kernels/ and bench/, 16 hex digits"),
+    Column("source_hash", pa.string(), "provenance", "",
+           "sha256 of the sources that compute a cell, of kernels/ and bench/, 16 hex digits"),
     Column("device_name", pa.string(), "provenance", "", "processor or GPU model"),
     Column("cores", pa.int64(), "provenance", "", "logical cores"),
-    Column("threads_used", pa.int64(), "provenance", "", "threads in force: read back from torch, and no more than OpenMP starts"),
+    Column("threads_used", pa.int64(), "provenance", "",
+           "threads in force: read back from torch, and no more than OpenMP starts"),
     Column("os", pa.string(), "provenance", "", "operating system and machine"),
     Column("driver", pa.string(), "provenance", "", "GPU driver version, empty on a CPU"),
-    Column("sm_clock_mhz", pa.float64(), "provenance", "MHz", "clock of the GPU's multiprocessors right after the samples; as it was, never set; null on a CPU or where the driver does not say"),
+    Column("sm_clock_mhz", pa.float64(), "provenance", "MHz",
+           "clock of the GPU's multiprocessors right after the samples; as it was, never set; null on a CPU or where "
+           "the driver does not say"),
     Column("memory_clock_mhz", pa.float64(), "provenance", "MHz", "clock of the GPU's memory, likewise"),
     Column("temperature_celsius", pa.float64(), "provenance", "degrees Celsius", "temperature of the GPU, likewise"),
     Column("power_watts", pa.float64(), "provenance", "W", "power drawn by the GPU, likewise"),
@@ -172,7 +220,8 @@ PROVENANCE = (
     Column("blas", pa.string(), "provenance", "", "BLAS torch was built with"),
     Column("workers", pa.int64(), "provenance", "", "cells that were running side by side"),
     Column("started_at", pa.string(), "provenance", "", "UTC, ISO 8601"),
-    Column("cell_seconds", pa.float64(), "provenance", "s", "wall time of the whole cell, summed over its pieces where it went on from a checkpoint"),
+    Column("cell_seconds", pa.float64(), "provenance", "s",
+           "wall time of the whole cell, summed over its pieces where it went on from a checkpoint"),
 )
 # fmt: on
 
@@ -182,3 +231,122 @@ COLUMNS: dict[str, tuple[Column, ...]] = {"gemm": GEMM, "lstm": LSTM, "train": T
 def columns(kind: str) -> tuple[Column, ...]:
     """Every column of one table but the settings, in order."""
     return (*IDENTITY, *COLUMNS[kind], *PROVENANCE)
+
+
+def arrow_schema(kind: str) -> pa.Schema:
+    """One table: identity, settings, results and measurements, provenance; documented in the metadata."""
+    first, last = columns(kind)[:2], columns(kind)[2:]
+    settings = [
+        Column(name, SETTING_TYPES.get(field.annotation, pa.string()), "setting", "", field.description or "")
+        for name, field in KINDS[kind].model_fields.items()
+    ]
+    return pa.schema(
+        pa.field(each.name, each.type, metadata={"role": each.role, "unit": each.unit, "doc": each.doc})
+        for each in (*first, *settings, *last)
+    )
+
+
+INTRODUCTION = """# Results
+
+One folder a sweep. `gemm.parquet`, `lstm.parquet`, `train.parquet`, `check.parquet` and `tune.parquet` hold the \
+finished cells in the order of the sweep file, each with its
+checksum in a `.sha256` file beside it (`sha256sum -c` reads it). `cells/` holds one file per finished cell and is \
+what a
+resumed run goes by; `reference/` is committed, the rest is not.
+
+Roles: an *identity* or *setting* column says what was measured; a *result* is deterministic, equal after a resume;
+*measured* differs from run to run; *provenance* says where and with what it was made. An empty value does not apply \
+or was
+not reached. There are no predictions here: those are in `analysis/`.
+
+GPU rows: not run. `python -m bench campaign gemm_gpu lstm_gpu --out DIR --budget SECONDS` measures them; its folders \
+go under
+`reference/` as they are.
+
+This page is made by `python -m bench columns`.
+"""
+
+NOTES = """
+## Training on the kept blocks: `path`
+
+A cell's `path` says what multiplies its pruned LSTM weights. `dense` (the default) masks them and
+multiplies everything. `sparse` runs our kernels that skip empty blocks, from the first step on; where there are none, \
+as on a CPU
+without a C++ compiler, the cell is `unsupported`. `auto` lets each layer change over at its break-even sparsity, \
+which is measured
+once per machine, shape and block size, kept in your cache folder and listed by `python -m bench doctor`; without \
+kernels it stays
+dense. Either way `reason` says why. The paths add up in different orders, so the last digits of a result depend on \
+the path, and
+under `auto` on where the change-over lies; everything else is the same run: every random number, `weight_drop`'s mask \
+of the whole
+weight among them, is drawn alike.
+
+## Training on a GPU: `device`, `precision`
+
+`device = "cuda"` in a training cell; `precision` says how float32 is multiplied there: `ieee`, `tf32`, or
+`bfloat16` (in the products of the forward pass and their gradients; parameters, optimizer and loss stay float32). The \
+first
+weights are drawn on the CPU, so a seed begins alike on both devices; dropout is drawn where it is used.
+A loss that is no number is noticed up to 50 steps late, in the right epoch.
+
+## AWD-LSTM: `model`
+
+`model = "awd_lstm"` has every dropout and penalty of the paper as a setting; two recipes come as
+sweeps. `wikitext2_paper` trains the slides' four rows by SGD, then NT-ASGD: the averages (`optimizer = "nt_asgd"`) \
+start when
+the validation perplexity stalls, and only epochs after the pruning ramp are asked, since pruning itself raises it.
+`wikitext2_best` is the 90-epoch recipe (`lr_schedule = "four_phases"`, Adam) with a cubic ramp; its \
+`activation_penalty` is 1.8
+for the recipe's 3, which acts on the output before its dropout of 0.4. `wikitext2_wide` spends the
+dense model's weights on wider layers. Beside them stand dense models of the same size and of as many LSTM weights as \
+are kept.
+`selection = "best"` reports the epoch of the lowest validation perplexity *at final sparsity*; `reported_test_ppl` is \
+its test
+perplexity. The three are meant for a GPU; `wikitext2_paper_small` and its like are for a CPU, whole vocabulary, small \
+layers.
+
+## The finished model: `export`
+
+The last row of a cell that pruned says what pruning left for inference: the masks merged into the weights, the \
+weights stored as BSR,
+written, loaded again, evaluated and timed against the dense model.
+
+Its weights are frozen: `BSRMatrix.freeze()` copies the values where nobody can change them, so that the CPU's
+kernels pack them once and keep that. It costs the copy and one or two packed ones as large; `unfreeze()` gives an \
+ordinary matrix. Of an ordinary one the
+values are packed at each product, about 0.3 ms for W 4608 × 1152 at ρ 0.8, which is what the product takes at n = 20: \
+torch does
+not tell of every change.
+"""
+
+
+def documentation() -> str:
+    """The text of results/README.md."""
+    parts = [INTRODUCTION, "## How a cell can end\n", *(f"- `{name}`: {doc}" for name, doc in STATUSES.items())]
+    for kind in COLUMNS:
+        parts += [f"\n## {kind}.parquet\n", "| column | type | role | unit | meaning |", "|---|---|---|---|---|"]
+        for field in arrow_schema(kind):
+            about = {key.decode(): value.decode().replace("|", "\\|") for key, value in field.metadata.items()}
+            parts.append(
+                f"| `{field.name}` | {_spoken(field.type)} | {about['role']} | {about['unit']} | {about['doc']} |"
+            )
+    return "\n".join(parts) + "\n" + NOTES
+
+
+def machine_readable() -> str:
+    """The text of analysis/columns.json: a column a line, settings with their default."""
+    tables = []
+    for kind in COLUMNS:
+        fields, lines = KINDS[kind].model_fields, []
+        for column in arrow_schema(kind):
+            about = {key.decode(): value.decode() for key, value in column.metadata.items() if key != b"doc"}
+            default = {"default": fields[column.name].get_default()} if about["role"] == "setting" else {}
+            lines.append(json.dumps({"name": column.name, "type": _spoken(column.type), **about, **default}))
+        tables.append(f'    "{kind}": [\n      ' + ",\n      ".join(lines) + "\n    ]")
+    head = f'  "schema_version": {SCHEMA_VERSION},\n  "statuses": {json.dumps(list(STATUSES))},\n'
+    return f'{{\n{head}  "tables": {{\n' + ",\n".join(tables) + "\n  }\n}\n"
+
+
+def _spoken(type_: object) -> str:
+    return str(type_).replace("list<element: ", "list<").replace("list<item: ", "list<")

@@ -29,8 +29,6 @@ from bench.schema import COLUMNS
 from bench.storing.parquet import (
     DamagedError,
     Row,
-    checksum_of,
-    concatenated,
     free_name,
     from_parquet,
     publish,
@@ -41,7 +39,7 @@ from bench.storing.parquet import (
     set_table_aside,
     to_parquet,
 )
-from bench.storing.validation import new_table, shard_table, short_sum, whole_table
+from bench.storing.validation import new_table, shard_table, short_sum, stored_tables
 
 SHARD = re.compile(r"(?P<cell_id>[0-9a-f]+)-(?P<sha>[0-9a-f]{16})\.parquet")
 
@@ -108,17 +106,12 @@ class Store:
 
     def _put_tables_right(self, stored: Set[str]) -> list[str]:
         """Tables are written anew when a run ends: before that, what they alone hold is kept where nothing replaces it."""
-        lines = []
-        for kind in COLUMNS:
-            path = self.folder / f"{kind}.parquet"
-            if not os.path.lexists(path):
-                continue
-            try:
-                data = read_table(path)
-                table, _ = whole_table(data, kind, path)
-            except DamagedError as error:
-                lines.append(f"{error}; moved to {set_table_aside(path, self.damaged)}, it is written anew")
-                continue
+        lines: list[str] = []
+
+        def damaged(path: Path, error: DamagedError) -> None:
+            lines.append(f"{error}; moved to {set_table_aside(path, self.damaged)}, it is written anew")
+
+        for path, data, table, _ in stored_tables(self.folder, damaged):
             alone = set(table["cell_id"].to_pylist()) - stored
             if alone:
                 self.replaced.mkdir(exist_ok=True)
@@ -165,13 +158,7 @@ class Store:
         finished = self.finished()
         for kind in COLUMNS:
             paths = [finished[c.cell_id].path for c in cells if c.kind == kind and c.cell_id in finished]
-            target = self.folder / f"{kind}.parquet"
-            if not paths:
-                target.unlink(missing_ok=True)
-                checksum_of(target).unlink(missing_ok=True)
-                continue
-            data = to_parquet(concatenated([_read_table(path) for path in paths]))
-            publish_table(target, data, self.damaged)
+            publish_table(self.folder / f"{kind}.parquet", [_read_table(path) for path in paths], self.damaged)
 
     def read(self, kind: str) -> pa.Table:
         """One compacted table, verified. DamagedError where it is missing or damaged."""

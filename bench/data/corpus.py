@@ -24,7 +24,7 @@ from kernels.system.folders import make_private
 if TYPE_CHECKING:
     from torch import Tensor
 
-DATASETS = Catalogue("dataset", "bench.data", "load", helpers=("corpus",))
+DATASETS = Catalogue("dataset", "bench.data", "load", helpers=("corpus", "settings"))
 
 DATA_DIR_VARIABLE = "BENCH_DATA_DIR"
 EOS, UNK = "<eos>", "<unk>"

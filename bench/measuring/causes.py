@@ -31,7 +31,7 @@ def words_of(error: BaseException) -> str:
 
 
 def one_line(words: str) -> str:
-    """`words` as a table and a terminal take them: one line of at most LONGEST_REASON characters, all of which UTF-8 has."""
+    """`words` as a table and a terminal take them: one line of at most LONGEST_REASON characters that UTF-8 has."""
     line = " ".join(words.strip()[: 10 * LONGEST_REASON].split())  # of ten megabytes not all is looked at
     return line.encode("utf-8", "backslashreplace").decode()[:LONGEST_REASON]
 
@@ -39,8 +39,8 @@ def one_line(words: str) -> str:
 def ends_the_caller(error: BaseException) -> bool:
     """Whether `error` is not about the cell but asks the process that runs it to stop, as Ctrl-C does.
 
-    A worker leaves Ctrl-C to its parent: there whatever is raised is the cell's. SystemExit always is: finished epochs are
-    worth more than the end of the process.
+    A worker leaves Ctrl-C to its parent: there whatever is raised is the cell's. SystemExit always is: finished epochs
+    are worth more than the end of the process.
     """
     in_worker = parent_process() is not None and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     return not in_worker and not isinstance(error, Exception | SystemExit)

@@ -1,8 +1,8 @@
 """Clocks: for launches, and what empties the caches between them; moments of a run; two pieces of work timed in turns.
 
 On a GPU times are those between two CUDA events on torch's current stream. Launches shorter than GRAPH_BELOW_MS are
-replayed from a CUDA graph, both sides alike: else the processor would be timed, which takes as long to launch them. A moment
-is the processor's, or a GPU's, which gets there later and is asked later.
+replayed from a CUDA graph, both sides alike: else the processor would be timed, which takes as long to launch them. A
+moment is the processor's, or a GPU's, which gets there later and is asked later.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class WallTimer:
 
 
 class EventTimer:
-    """CUDA events before and after the launches. refusal: why they are not replayed from a graph though they are short."""
+    """CUDA events before and after the launches. refusal: why they are not replayed from a graph though short."""
 
     def __init__(self, refusal: str = "") -> None:
         self.name = "CUDA events" + (f" ({refusal})" if refusal else "")

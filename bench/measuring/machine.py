@@ -1,7 +1,7 @@
 """Where and with what a row was made: the provenance columns. No host names, no user names, no paths.
 
-What a GPU says of itself while it is being measured, clocks, temperature and power, stands here too; nothing is ever set. torch
-is imported inside the functions: a run that has nothing to do should end at once.
+What a GPU says of itself while it is being measured, clocks, temperature and power, stands here too; nothing is ever
+set. torch is imported inside the functions: a run that has nothing to do should end at once.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def revision() -> tuple[str, bool | None]:
 def source_hash(*tops: str, without: str = "") -> str:
     """sha256 over the names and contents of sources, 16 hex digits.
 
-    tops: files, and folders with all below them; by default what computes a cell. without: a folder among them that is left out.
+    tops: files, and folders with all below them; by default what computes a cell. without: a folder among them that is
+    left out.
     """
     digest = hashlib.sha256()
     named = [ROOT / top for top in tops or COMPUTES]

@@ -36,8 +36,8 @@ FLAGS: tuple[Flag, ...] = (
         (False, True),
     ),
 )
-# How float32 is multiplied, a library and an operation of it: all "none" in a new process, which leaves it to a more general one
-# before it. cuDNN's layers are pinned by what trains and times them.
+# How float32 is multiplied, a library and an operation of it: all "none" in a new process, which leaves it to a more
+# general one before it. cuDNN's layers are pinned by what trains and times them.
 PRECISIONS = (
     *(("generic", "all"), ("mkldnn", "all"), ("cuda", "all")),
     *(("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn"), ("cuda", "matmul")),
@@ -57,9 +57,9 @@ HOOKS: dict[str, tuple[object, ...]] = {
 def initial_modes() -> Iterator[None]:
     """Inside, torch's modes are those of a new process; afterwards they are as before, and so is its thread count.
 
-    Pinned: autocast and its cache, default type and device, gradients, anomaly detection, determinism, which libraries are
-    used, and in what float32 is multiplied. ValueError, one line, where something is to see or change what every operator,
-    module or optimizer does, as a transform of torch.func is.
+    Pinned: autocast and its cache, default type and device, gradients, anomaly detection, determinism, which libraries
+    are used, and in what float32 is multiplied. ValueError, one line, where something is to see or change what every
+    operator, module or optimizer does, as a transform of torch.func is.
     """
     if (seen := watcher() or meddler()) is not None:
         raise ValueError(f"a cell is neither trained nor timed inside {seen}; call it outside")
@@ -145,8 +145,8 @@ def _any_algorithm() -> Iterator[None]:
 def _exact_products() -> Iterator[None]:
     """float32 is float32, on a GPU as far as a cell asks for it: oneDNN may else round what it multiplies to bfloat16.
 
-    The general settings are read and cleared first: what says "none" answers with theirs. So is the older one of torch, which
-    refuses to answer where the newer ones contradict it.
+    The general settings are read and cleared first: what says "none" answers with theirs. So is the older one of torch,
+    which refuses to answer where the newer ones contradict it.
     """
     before = []
     for place in PRECISIONS:

@@ -46,7 +46,7 @@ def busiest_programs(seconds: float) -> str:
 
 
 def disturbance(seconds: float = LOOK_SECONDS, looks: int = 2) -> str | None:
-    """'other work keeps 1.0 of 2 processors busy (python 1.0)', or None where one of `looks` finds the machine quiet."""
+    """'other work keeps 1.0 of 2 processors busy (python 1.0)', or None where a look finds the machine quiet."""
     for _ in range(looks):
         busy = busy_processors(seconds)
         if busy < BUSY:
@@ -56,7 +56,7 @@ def disturbance(seconds: float = LOOK_SECONDS, looks: int = 2) -> str | None:
 
 
 def await_quiet(patience: float, say: Callable[[str], None]) -> None:
-    """Before something is timed: say that the machine is busy, after waiting up to `patience` seconds for it to be quiet."""
+    """Before something is timed: say that the machine is busy, after up to `patience` seconds in which it was."""
     why = disturbance()
     if why and patience > 0:
         say(f"waiting up to {patience:g} s for a quiet machine: {why}")

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bench.measuring.clocks import Moment, Stopwatch, moment
 from kernels.autocast import multiplied_as
@@ -28,6 +27,28 @@ warnings.filterwarnings("ignore", message="RNN module weights are not part of si
 
 OURS = {"cpu": "native", "cuda": "cuda"}  # by device: what the sparse path is computed by; plain torch on others
 State = tuple[Tensor, Tensor]  # hidden and cell state of one layer, [1, batch, size] each
+LEVELS = 2**16  # of the 16 bits that say whether an element of a weight is dropped
+A_WORD = 4  # elements for which a random word of 64 bits lasts
+
+
+def drop_bits(weight: Tensor) -> Tensor:
+    """16 random bits for each element of a weight, whatever the path will read of them: int16, of its shape.
+
+    A word of the generator is cut into four: a draw an element, as in torch's dropout, would take a large part of a sparse
+    layer's time. The elements must be a multiple of four, as those of [4 * size, size] are.
+    """
+    words = torch.randint(-(2**63), 2**63 - 1, (weight.numel() // A_WORD,), device=weight.device)
+    return words.view(torch.int16).view(weight.shape)
+
+
+def dropped(values: Tensor, bits: Tensor, drop: float) -> Tensor:
+    """Elements of a weight, a share `drop` of them (in steps of 1/65536, one at least) zero, the others as much larger.
+
+    bits: of the same elements, from `drop_bits`.
+    """
+    gone = max(1, round(drop * LEVELS))
+    keep = bits.gt(gone - 1 - LEVELS // 2).to(values.dtype)
+    return values * keep.mul_(LEVELS / max(1, LEVELS - gone))
 
 
 class Pattern:
@@ -63,11 +84,13 @@ class Pattern:
     def of(self, weight: Tensor, drop: float, dtype: torch.dtype, inside: torch.dtype) -> BSRMatrix:
         """The kept blocks of `weight`, rounded to `dtype`, as `inside`, a share `drop` of their elements dropped.
 
-        Differentiable in `weight`.
+        Which ones is drawn for the whole weight, as on the dense path: the generator goes on alike on both, and what a run
+        comes to does not depend on where it changes over. Differentiable in `weight`.
         """
         data: Tensor = self.gather(weight) if transformed() else _KeptBlocks.apply(weight, self)  # type: ignore[no-untyped-call]
-        data = data.to(dtype).to(inside)
-        return self.matrix.with_data(F.dropout(data, drop) if drop else data)
+        data = data.to(dtype)
+        data = dropped(data, self.gather(drop_bits(weight)), drop) if drop else data
+        return self.matrix.with_data(data.to(inside))
 
 
 class _KeptBlocks(torch.autograd.Function):
@@ -133,7 +156,8 @@ class LSTMLayer(nn.LSTM):
     """One layer of `torch.nn.LSTM`: its parameters, names, initialisation and results, on one of two paths.
 
     weight_drop: share of the recurrent weight's elements dropped while training, one mask a call (Merity et al.,
-    1708.02182). The parameter stays raw: a dropped copy of it is what the layer multiplies with, on either path.
+    1708.02182). The parameter stays raw: a dropped copy of it is what the layer multiplies with, on either path, and the
+    mask is one of the whole weight, the same on both.
     Under torch.autocast both paths multiply copies in its type, but for float64, which it leaves alone; what goes in and
     comes out keeps the type of x. A type that the kernels of the sparse path do not know and float32 holds, they compute in
     that: float16 and bfloat16 on a CPU.
@@ -257,6 +281,6 @@ class LSTMLayer(nn.LSTM):
         zeros = x.new_zeros(1, x.shape[1], self.hidden_size)
         parameters = self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0
         weights = [parameter.to(dtype) for parameter in parameters]
-        weights[1] = F.dropout(weights[1], drop) if drop else weights[1]
+        weights[1] = dropped(weights[1], drop_bits(weights[1]), drop) if drop else weights[1]
         y, h, c = torch.lstm(x, state or (zeros, zeros), weights, True, 1, 0.0, True, False, False)
         return y, (h, c)

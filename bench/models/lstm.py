@@ -78,6 +78,5 @@ class LSTM(nn.Module):
 
 def model(cell: TrainCell, vocabulary: int) -> LSTM:
     """A freshly initialised model, drawn from torch's global generator."""
-    if cell.prunes or cell.lasso != "none":
-        assert cell.hidden_size % cell.block_size == cell.embedding_size % cell.block_size == 0
+    assert not (cell.uses_blocks and any(size % cell.block_size for size in cell.divided.values()))
     return LSTM(cell, vocabulary)

@@ -1,8 +1,8 @@
 """Allocation: how the sparsity wanted of all prunable weights together is shared out among them.
 
-uniform: every matrix has it. erk: densities in proportion to (rows + cols) / (rows cols), the Erdős–Rényi rule (Mocanu et
-al., 1707.04780; Evci et al., 1911.11134), so that small matrices keep more; a matrix that would exceed density 1 is kept whole,
-and the others share what that leaves.
+uniform: every matrix has it. erk: densities in proportion to (rows + cols) / (rows cols), the Erdős–Rényi rule (Mocanu
+et al., 1707.04780; Evci et al., 1911.11134), so that small matrices keep more; a matrix that would exceed density 1 is
+kept whole, and the others share what that leaves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Block lasso: lambda times the sum of block norms, ||W_g||_2, each times sqrt(p_g) where scaled (p_g elements a block).
+"""Block lasso: lambda times the sum of block norms, ||W_g||_2, each times sqrt(p_g) if scaled (p_g elements a block).
 
 Three forms (slides, "Primal Relaxation" and "Empirical Risk Minimization"; Yuan & Lin 2006 for sqrt(p_g)):
 subgradient adds the penalty to the loss: block norms shrink, none becomes exactly zero;
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.cells import TrainCell
 from bench.pruning.criteria import as_blocks
+from bench.pruning.settings import LassoSettings
 
 
 def block_norms(weight: Tensor, block_size: int) -> Tensor:
@@ -36,7 +36,7 @@ class Lasso:
     budget: float = 0.0
 
     @classmethod
-    def of(cls, cell: TrainCell) -> Lasso:
+    def of(cls, cell: LassoSettings) -> Lasso:
         return cls(cell.lasso, cell.lasso_strength, cell.block_size, cell.lasso_scaled, cell.lasso_budget)
 
     @property

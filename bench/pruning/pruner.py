@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from bench.cells import TrainCell
 from bench.pruning.allocation import allocate
 from bench.pruning.criteria import CRITERIA, as_blocks
 from bench.pruning.schedules import SCHEDULES
+from bench.pruning.settings import PruningSettings
 from kernels.blockmask import BlockMask
 
 
@@ -26,18 +26,19 @@ def share_empty(masks: Collection[BlockMask]) -> float:
 class Pruner:
     """One BlockMask per prunable weight, each ranked within its own matrix; a block once empty stays empty.
 
-    Momentum, Adam's moments and ASGD's average would revive a pruned weight, so all of them are masked with it. The random
-    patterns come from a generator of the pruner's own, seeded by the cell. A cell that does not prune has no masks.
+    Momentum, Adam's moments and ASGD's average would revive a pruned weight, so all of them are masked with it. The
+    random patterns come from a generator of the pruner's own, seeded by the cell. A cell that does not prune has no
+    masks.
 
     sparse: names of weights whose gradients come exactly zero in empty blocks (the sparse path's). What was zeroed when
     the mask changed then stays zero through every optimizer step, so it is not zeroed again but checked, a block row at
     each step: multiplying whole matrices by masks took a quarter as long as a sparse layer.
 
-    lazy: on a GPU all weights are treated so, their gradients being masked, and looked at whole by `check` at an epoch's
-    end, for looking waits for the GPU.
+    lazy: on a GPU all weights are treated so, their gradients being masked, and looked at whole by `check` at an
+    epoch's end, for looking waits for the GPU.
     """
 
-    def __init__(self, weights: dict[str, Parameter], cell: TrainCell, steps: int) -> None:
+    def __init__(self, weights: dict[str, Parameter], cell: PruningSettings, steps: int) -> None:
         self.weights = weights if cell.prunes else {}
         self.cell, self.steps = cell, steps
         self.schedule = SCHEDULES[cell.schedule]
@@ -151,7 +152,7 @@ class Pruner:
 
     @torch.no_grad()
     def check(self, optimizer: Optimizer | None, step: int | None = None) -> None:
-        """Assert exact zeros in the empty blocks of everything that belongs to a weight which is not zeroed at each step.
+        """Assert exact zeros in the empty blocks of all that belongs to a weight which is not zeroed at each step.
 
         step: looks at one block row only, another one at each step.
         """

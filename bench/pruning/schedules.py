@@ -1,7 +1,7 @@
 """Schedules: the share of blocks wanted empty after `step` of `steps` optimizer steps.
 
-A schedule is `(step, steps, target, begin, end) -> sparsity`: non-decreasing in `step` (0 is before training) and exactly
-`target` from `end` on. `begin` and `end` are fractions of all steps.
+A schedule is `(step, steps, target, begin, end) -> sparsity`: non-decreasing in `step` (0 is before training) and
+exactly `target` from `end` on. `begin` and `end` are fractions of all steps.
 """
 
 # ruff: noqa: ARG001  (all members have one signature)
@@ -34,7 +34,7 @@ def none(step: int, steps: int, target: float, begin: float, end: float) -> floa
 
 @SCHEDULES.register
 def pre(step: int, steps: int, target: float, begin: float, end: float) -> float:
-    """Everything before the first step: a fixed random pattern whatever the criterion (slides, "Random Pre-pruning")."""
+    """All before the first step: a fixed random pattern whatever the criterion (slides, "Random Pre-pruning")."""
     return target
 
 

@@ -1,8 +1,8 @@
 """Rows as parquet: typed by the schema, and published whole or not at all.
 
-Parquet readers do not notice a flipped bit, hence the checksums: a table's stands in a file beside it. Of these two files one
-is always written first, so the checksum file names the new bytes beside the old ones until the table has taken its place:
-one of its lines is right at any moment, whatever a kill leaves.
+Parquet readers do not notice a flipped bit, hence the checksums: a table's stands in a file beside it. Of these two
+files one is always written first, so the checksum file names the new bytes beside the old ones until the table has
+taken its place: one of its lines is right at any moment, whatever a kill leaves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -19,36 +19,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.cells import KINDS, Cell
-from bench.schema import SCHEMA_VERSION, STATUSES, columns
+from bench.cells import Cell
+from bench.schema import SCHEMA_VERSION, STATUSES, arrow_schema
 
 Row = Mapping[str, Any]
 
 READINGS = 100  # of a table that changes while it is read
-SETTING_TYPES = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 
 class DamagedError(ValueError):
     """A file of the store is missing or not what was written."""
-
-
-def arrow_schema(kind: str) -> pa.Schema:
-    """The columns of one table: identity, settings, results and measurements, provenance; documented in the metadata."""
-    fields = []
-    described = [(column.name, column.type, column.role, column.unit, column.doc) for column in columns(kind)]
-    settings = [
-        (
-            name,
-            SETTING_TYPES.get(getattr(field.annotation, "__name__", ""), pa.string()),
-            "setting",
-            "",
-            field.description,
-        )
-        for name, field in KINDS[kind].model_fields.items()
-    ]
-    for name, type_, role, unit, doc in [*described[:2], *settings, *described[2:]]:
-        fields.append(pa.field(name, type_, metadata={"role": role, "unit": unit, "doc": doc or ""}))
-    return pa.schema(fields)
 
 
 def to_table(cell: Cell, rows: Sequence[Row], provenance: Row) -> pa.Table:
@@ -85,7 +65,7 @@ def to_parquet(table: pa.Table) -> bytes:
 
 
 def from_parquet(data: bytes) -> pa.Table:
-    """Without threads: after `pq.read_table` some processes abort while they exit (pyarrow 26, 1 in 30 on two cores)."""
+    """Without threads: after `pq.read_table` some processes abort as they exit (pyarrow 26, 1 in 30 on two cores)."""
     return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
 
@@ -114,13 +94,13 @@ def read_table(path: Path) -> bytes:
 
 
 def _sums(path: Path) -> set[str]:
-    """The sums in the checksum file of a table. The names beside them do not count: a table may be copied or renamed."""
+    """The sums in the checksum file of a table. The names beside them do not count: a table may be renamed."""
     text = regular(checksum_of(path)).decode("ascii", errors="replace")
     return {line.split()[0].lower() for line in text.splitlines() if line.strip()}
 
 
 def regular(path: Path) -> bytes:
-    """The bytes of a file. DamagedError where it is none: missing, a folder, a pipe that would be waited for, a link to nothing."""
+    """The bytes of a file. DamagedError where it is none: missing, a folder, a pipe to wait for, a link to nothing."""
     if not path.is_file():
         raise DamagedError(f"{path} is {'no regular file' if os.path.lexists(path) else 'missing'}")
     try:
@@ -141,18 +121,26 @@ def _moment(path: Path) -> list[tuple[int, int, int] | None]:
     return found
 
 
-def publish_table(path: Path, data: bytes, damaged: Path) -> None:
-    """A table and its checksum, so that they agree at any moment; what of them was damaged before goes to the folder `damaged`."""
+def publish_table(path: Path, parts: Sequence[pa.Table], damaged: Path) -> None:
+    """The rows of `parts`, of one schema, as a table with its checksum; without any there is none.
+
+    The two files agree at any moment; what of them was damaged before goes to the folder `damaged`.
+    """
+    if not parts:
+        path.unlink(missing_ok=True)
+        checksum_of(path).unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     before: bytes | None = None
     try:
         before = read_table(path)
     except DamagedError:
         set_table_aside(path, damaged)
-    publish_pair(path, data, before)
+    publish_pair(path, to_parquet(pa.concat_tables(parts)), before)
 
 
 def publish_pair(path: Path, data: bytes, before: bytes | None) -> None:
-    """A file and its checksum, so that they agree at any moment. before: what `read_table` found there, None where that was nothing."""
+    """A file and its checksum, so that they agree at any moment. before: what `read_table` found there, or None."""
     line = checksum_line(path, data)
     publish(checksum_of(path), (line + (checksum_line(path, before) if before is not None else "")).encode())
     publish(path, data)
@@ -182,7 +170,7 @@ def free_name(path: Path, folder: Path) -> Path:
 
 
 def require_file(path: Path) -> None:
-    """FileExistsError where a user names a place at which no file is to be put, as what lies there would be lost: a device, a pipe."""
+    """FileExistsError where what lies at a place that a user names is no file and would be lost: a device, a pipe."""
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
         raise FileExistsError(errno.EEXIST, f"{path.name} is {what}", str(path))
@@ -216,11 +204,6 @@ def publish(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def concatenated(tables: Iterable[pa.Table]) -> pa.Table:
-    """The rows of several tables of one schema."""
-    return pa.concat_tables(list(tables))
 
 
 def checksum_line(path: Path, data: bytes) -> str:

@@ -121,7 +121,7 @@ def _bounds(name: str, column: Column) -> tuple[float, float, str]:
 
 
 def _unpaired(table: pa.Table, one: str, other: str, ok: np.ndarray) -> Iterator[Fault]:
-    """Speedups are of samples side by side: as many of the one as of the other, and at least one where there are any."""
+    """Speedups are of samples side by side: as many of the one as of the other, at least one where there are any."""
     lengths = (pc.list_value_length(table[name]).to_pylist() for name in (one, other))
     for place, (here, there) in enumerate(zip(*lengths, strict=True)):
         if ok[place] and (here != there or here == 0):
@@ -129,7 +129,7 @@ def _unpaired(table: pa.Table, one: str, other: str, ok: np.ndarray) -> Iterator
 
 
 def _inside(table: pa.Table, name: str, ok: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row, what stands there) of each entry of a column of lists, a list inside it by its length; of rows that are ok."""
+    """(row, what stands there) of each entry of a column of lists, a list inside it by its length; of ok rows."""
     array = table[name].combine_chunks()
     found = pc.list_flatten(array)
     fields = {field.name: pc.struct_field(found, field.name) for field in found.type}

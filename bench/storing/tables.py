@@ -8,27 +8,14 @@ A kill at any moment leaves the tables before or after a cell.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from bench.cells import Cell
-from bench.schema import COLUMNS
-from bench.storing.parquet import (
-    DamagedError,
-    Row,
-    checksum_of,
-    concatenated,
-    free_name,
-    publish,
-    publish_table,
-    read_table,
-    set_table_aside,
-    to_parquet,
-)
-from bench.storing.validation import new_table, whole_table
+from bench.storing.parquet import DamagedError, Row, free_name, publish, publish_table, set_table_aside
+from bench.storing.validation import new_table, stored_tables
 
 
 class Tables:
@@ -47,21 +34,16 @@ class Tables:
         Of its own folder what is damaged is moved aside, so that nothing is written over it; another's stays as it is.
         NewerError where a newer version of the suite has stored something.
         """
-        lines = []
-        for kind in COLUMNS:
-            path = Path(folder or self.folder) / f"{kind}.parquet"
-            if not os.path.lexists(path):
-                continue
-            try:
-                data = read_table(path)
-                table, wrong = whole_table(data, kind, path)
-            except DamagedError as error:
-                lines.append(f"{error}; {self._put_away(path, own=folder is None)}; its cells run again")
-                continue
+        lines: list[str] = []
+
+        def damaged(path: Path, error: DamagedError) -> None:
+            lines.append(f"{error}; {self._put_away(path, own=folder is None)}; its cells run again")
+
+        for path, data, table, wrong in stored_tables(Path(folder or self.folder), damaged):
             names = table["cell_id"].to_pylist()
             for cell_id in dict.fromkeys(names):
                 rows = [place for place, name in enumerate(names) if name == cell_id]
-                self.tables[cell_id], self.kinds[cell_id] = table.take(rows), kind
+                self.tables[cell_id], self.kinds[cell_id] = table.take(rows), path.stem
             if wrong:
                 more = f" and {len(wrong) - 1} more cells" if len(wrong) > 1 else ""
                 where = self._put_away(path, own=folder is None, data=data)
@@ -69,7 +51,7 @@ class Tables:
         return lines
 
     def _put_away(self, path: Path, own: bool, data: bytes | None = None) -> str:
-        """Keep a damaged table where nothing is written over it, and say where; data: of one with cells that are intact."""
+        """Keep a damaged table where nothing is written over it, and say where; data: of one with intact cells."""
         if not own:
             return "it stays there"
         if data is not None and path.stem in self.kinds.values():
@@ -90,14 +72,7 @@ class Tables:
         """Publish one table as it is now; without a cell there is none."""
         ids = [cell_id for cell_id in self.tables if self.kinds[cell_id] == kind]
         ids.sort(key=lambda cell_id: self.places.get(cell_id, len(self.places)))
-        path = self.folder / f"{kind}.parquet"
-        if not ids:
-            path.unlink(missing_ok=True)
-            checksum_of(path).unlink(missing_ok=True)
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        data = to_parquet(concatenated(self.tables[cell_id] for cell_id in ids))
-        publish_table(path, data, self.damaged)
+        publish_table(self.folder / f"{kind}.parquet", [self.tables[cell_id] for cell_id in ids], self.damaged)
 
     def take(self, cell_id: str, other: Tables) -> None:
         """Take over the rows of one cell from other tables; `write` publishes them."""

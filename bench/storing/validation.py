@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from bench.cells import KINDS, Cell, identity
-from bench.schema import COLUMNS, SCHEMA_VERSION, STATUSES
-from bench.storing.parquet import DamagedError, Row, arrow_schema, from_parquet, to_table
+from bench.schema import COLUMNS, SCHEMA_VERSION, STATUSES, arrow_schema
+from bench.storing.parquet import DamagedError, Row, from_parquet, read_table, to_table
 from bench.storing.rules import faults
 
 KEYS = {"train": ("epoch",), "check": ("pattern", "n"), "tune": ("variant",)}  # what tells the rows of a cell apart
@@ -26,8 +27,28 @@ class NewerError(RuntimeError):
     """A file of the store was made by a newer version of the suite: it stays, and nothing is measured over it."""
 
 
+def stored_tables(
+    folder: Path, damaged: Callable[[Path, DamagedError], None]
+) -> Iterator[tuple[Path, bytes, pa.Table, list[str]]]:
+    """(path, bytes, intact cells, a line for every other) of each table in a folder.
+
+    Of one that has no cells `damaged` is told. NewerError where a newer version of the suite has stored something.
+    """
+    for kind in COLUMNS:
+        path = folder / f"{kind}.parquet"
+        if not os.path.lexists(path):
+            continue
+        try:
+            data = read_table(path)
+            table, wrong = whole_table(data, kind, path)
+        except DamagedError as error:
+            damaged(path, error)
+        else:
+            yield path, data, table, wrong
+
+
 def whole_table(data: bytes, kind: str, path: Path) -> tuple[pa.Table, list[str]]:
-    """(the intact cells of a table under today's schema, a line for every other): DamagedError where none can be read."""
+    """(the intact cells of a table under today's schema, a line for every other). DamagedError where there are none."""
     table = conform(parsed(data, path), kind, path)
     wrong = wrong_cells(table, kind)
     names = table["cell_id"].to_pylist()

@@ -1,9 +1,10 @@
-"""Checkpoints: a training run put aside so that it goes on bit-equal, one file a cell in a hidden folder beside the results.
+"""Checkpoints: a training run put aside to go on bit-equal, a file a cell in a hidden folder beside the results.
 
-    .checkpoints/<cell_id>.pt    the sha256 of what follows (32 bytes), then plain numbers, strings and tensors as torch saves them
+    .checkpoints/<cell_id>.pt    sha256 of what follows (32 bytes), then numbers, strings, tensors as torch saves them
 
-A file is published whole or not at all. It is taken up only if its checksum is right and if it was made for the same cell by
-the same sources, torch, processor, threads, kernel and text: others may round otherwise, and that run would be neither's.
+A file is published whole or not at all. It is taken up only if its checksum is right and if it was made for the same
+cell by the same sources, torch, processor, threads, kernel and text: others may round otherwise, and that run would be
+neither's.
 
 torch is imported inside the functions: a run that has nothing to do should end at once.
 """
@@ -70,7 +71,10 @@ class Attributes:
 
 
 class GlobalRandom:
-    """torch's generators as a part, of the CPU and of a GPU that is used: dropout draws from them. Nothing in a run draws from Python's or numpy's."""
+    """torch's generators as a part, of the CPU and of a GPU that is used: dropout draws from them.
+
+    Nothing in a run draws from Python's or numpy's.
+    """
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
@@ -122,8 +126,8 @@ class Checkpoints:
 class Keeper:
     """Puts one run aside from time to time, and finds it again; with `checkpoints` None it only counts.
 
-    windows: batches of the running epoch that are done. resumed: how often the run was taken up again. earlier_seconds: wall
-    time of the pieces before this one, each up to its last checkpoint.
+    windows: batches of the running epoch that are done. resumed: how often the run was taken up again. earlier_seconds:
+    wall time of the pieces before this one, each up to its last checkpoint.
     """
 
     def __init__(self, checkpoints: Checkpoints | None, cell: TrainCell, **more: str) -> None:
@@ -161,10 +165,10 @@ class Keeper:
             return None
 
     def left(self, batches: Iterable[Batch], state: Callable[[], State], stopped: Stopped) -> Iterator[Batch]:
-        """The batches of the epoch that are not done yet; between two of them, and behind the last, the run is put aside.
+        """The batches of the epoch that are not done yet; after each of them the run may be put aside.
 
-        state: what there is to put aside. stopped: entered meanwhile. SIGTERM ends the process once the batch is done and
-        put aside.
+        state: what there is to put aside. stopped: entered meanwhile. SIGTERM ends the process once the batch is done
+        and put aside.
         """
         if self.checkpoints is None:
             yield from batches
@@ -229,7 +233,7 @@ def surroundings(cell: TrainCell) -> dict[str, str]:
 
 
 def write(path: Path, made_for: Mapping[str, str], state: State, largest: int = 0) -> None:
-    """Publish a checkpoint. ValueError where it has more than `largest` bytes (0: any number); OSError leaves the old one."""
+    """Publish a checkpoint. ValueError beyond `largest` bytes (0: any number); OSError leaves the old one."""
     import torch
 
     buffer = io.BytesIO()

@@ -26,6 +26,7 @@ from bench.schema import LARGEST_PPL
 from bench.training.meter import measure_final
 from bench.training.optimizer import NTASGD, NonMonotone, averaged_weights
 from bench.training.paths import Paths, autocast
+from bench.training.settings import ReportSettings
 
 
 class Selection:
@@ -35,7 +36,7 @@ class Selection:
     is to be the best (the last epoch's are the model's own).
     """
 
-    def __init__(self, cell: TrainCell) -> None:
+    def __init__(self, cell: ReportSettings) -> None:
         self.best = cell.selection == "best"
         self.epoch, self.val_ppl = 0, math.inf
         self.weights: dict[str, Tensor] = {}

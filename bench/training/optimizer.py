@@ -13,6 +13,7 @@ from torch.optim import ASGD, SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from bench.cells import TrainCell
+from bench.training.settings import OptimizerSettings
 
 LOW = 0.1  # of the peak rate: where four_phases begins, and where its last phase does
 
@@ -103,7 +104,7 @@ def four_phases(step: int, steps: int) -> tuple[float, float]:
 class FourPhases(LambdaLR):
     """`four_phases` of Adam's learning rate and first beta, or of another optimizer's learning rate."""
 
-    def __init__(self, optimizer: Optimizer, cell: TrainCell, steps: int) -> None:
+    def __init__(self, optimizer: Optimizer, cell: OptimizerSettings, steps: int) -> None:
         self.cell, self.steps = cell, steps
         super().__init__(optimizer, lambda step: four_phases(step, steps)[0])
 
@@ -120,7 +121,7 @@ class FourPhases(LambdaLR):
         return {name: value for name, value in super().state_dict().items() if name not in ("cell", "steps")}
 
 
-def make_rates(cell: TrainCell, optimizer: Optimizer, steps: int) -> LRScheduler | None:
+def make_rates(cell: OptimizerSettings, optimizer: Optimizer, steps: int) -> LRScheduler | None:
     """What sets the learning rate of each step; None where it is constant."""
     if cell.lr_schedule == "one_cycle":
         return OneCycleLR(optimizer, cell.learning_rate, total_steps=steps, cycle_momentum=False)

@@ -1,26 +1,27 @@
-"""Which LSTM layers of a model run on the sparse path, the setting `path` at work, and how they multiply, its `precision`.
+"""Which LSTM layers of a model run on the sparse path (the setting `path`), and how they multiply (its `precision`).
 
 dense: none. sparse: all, from the first step on. auto: each from its break-even sparsity on, where that was measured to
-be on this machine. The two paths add up in different orders, so under auto the last digits of a result
-depend on the choice.
+be on this machine. The two paths add up in different orders, so under auto the last digits of a result depend on the
+choice.
 
-The break-even sparsity is where from on the kernels that skip empty blocks train a layer faster. It is measured once per machine, software and shape, by interleaved pairs, and kept in a small JSON file beside the compiled
-kernels, sealed by its own sha256. It holds for these sources, this build of the kernels and so many threads alone. A file that
-does not hold is not believed in any part: a line says so, and all is measured again.
+The break-even sparsity is where from on the kernels that skip empty blocks train a layer faster. It is measured once
+per machine, software and shape, by interleaved pairs, and kept in a small SQLite table beside the compiled kernels,
+each entry with its sha256. It holds for these sources, this build of the kernels and so many threads alone. An entry
+that is not as it was written is not believed, nor is any of a damaged file: a line says so, and they are measured
+again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import filelock
 import torch
 from torch import nn
 
@@ -34,7 +35,7 @@ from kernels.bsr import BSRMatrix
 from kernels.launches import applied, settings_of
 from kernels.native.library import describe, library
 from kernels.ops import kernel_for, lstm_kernel
-from kernels.system.cache import DoubtError, cache_folder, make_way, publish, read_sealed, say, sealed
+from kernels.system.cache import DoubtError, cache_folder, make_way, read, say
 from kernels.system.compiler import CompileError
 from kernels.system.resources import in_words, shown
 from kernels.system.threads import in_force
@@ -62,20 +63,16 @@ def type_of_products(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-FILE = "breakeven.json"
+FILE = "breakeven.sqlite"
+TABLE = "breakeven (surroundings TEXT, shape TEXT, curve TEXT, sha256 TEXT, PRIMARY KEY (surroundings, shape))"
+PATIENCE = 300.0  # seconds that another process may measure
+PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR}
 PAIRS = 5
 SPARSITIES = (0.0, 0.25, 0.5, 0.75, 0.9)
-TIMES = (
-    "kernels",
-    "bench/models",
-    "bench/measuring/clocks.py",
-    "bench/training/paths.py",
-)  # what a break-even depends on
+TIMES = ("kernels", "bench/models/layers.py", "bench/measuring/clocks.py", "bench/training/paths.py")
 NEVER = math.inf
-SURROUNDINGS = ("processor", "torch", "kernels", "build", "cores")
 
 Curve = list[list[float]]  # [sparsity, speedup of the sparse path] in order
-Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -117,30 +114,28 @@ class Shape:
 def breakeven(shape: Shape) -> float:
     """The sparsity from which on the sparse path is faster: 0 where it always is, infinite where it never is.
 
-    From the file, or measured now with as many threads as the shape says; other processes wait for it meanwhile, where
+    From the table, or measured now with as many threads as the shape says; other processes wait for it meanwhile, where
     there can be a lock.
     """
-    folder = cache_folder()
-    entry = {**surroundings(shape.device), "shape": asdict(shape)}
-    key = _key(entry)
-    with ExitStack() as held:
-        try:
-            make_way(lock := folder / f".{FILE}.lock")
-            held.enter_context(filelock.FileLock(lock))
-        except OSError as error:
-            say(f"break-even sparsities are measured without a lock, others may be at it: {in_words(error)}")
-        entries = _read(folder / FILE)
-        if key not in entries:
-            entries[key] = {**entry, "curve": measure(shape)}
-            _write(folder / FILE, entries)
-        return crossing(entries[key]["curve"])
+    around, told = json.dumps(surroundings(shape.device)), json.dumps(asdict(shape))
+    curve: Curve | None = None
+    try:
+        with _table(cache_folder() / FILE) as table:
+            curve = _curves(table, around).get(told)
+            if curve is None:
+                curve = measure(shape)
+                entry = around, told, json.dumps(curve)
+                table.execute("INSERT OR REPLACE INTO breakeven VALUES (?, ?, ?, ?)", (*entry, _seal(*entry)))
+    except (OSError, DoubtError, sqlite3.Error) as error:
+        say(f"break-even sparsities are not kept: {in_words(error) if isinstance(error, OSError) else error}")
+    return crossing(curve or measure(shape))
 
 
 def surroundings(device: str = "cpu") -> dict[str, str]:
     """What a measured break-even holds for, beside its shape.
 
-    kernels: the sources of that device's kernels and of what measures them, the layers of bench among it; build: compiler, flags
-    and instructions of the CPU's kernels; cores: that this process may use.
+    kernels: the sources of that device's kernels and of what measures them, the layers of bench among it; build:
+    compiler, flags and instructions of the CPU's kernels; cores: that this process may use.
     """
     chip, build = (torch.cuda.get_device_name(), "") if device == "cuda" else (processor(), _build())
     sources = source_hash(*TIMES, without="kernels/native" if device == "cuda" else "kernels/cuda")
@@ -161,15 +156,17 @@ def _build() -> str:
 
 
 def known() -> Iterator[tuple[Shape, float]]:
-    """Every break-even measured on this machine with today's software, in the order of measuring; nothing is measured."""
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    surrounding = {device: surroundings(device) for device in devices}
-    for entry in _read(cache_folder() / FILE).values():
-        if not _is_todays(entry):
-            continue
-        here = surrounding.get(Shape(**entry["shape"]).device)
-        if here and all(entry[name] == value for name, value in here.items()):
-            yield Shape(**entry["shape"]), crossing(entry["curve"])
+    """Every break-even measured here with today's software, a device after the other; nothing is measured now."""
+    path = cache_folder() / FILE
+    if not path.exists():
+        return
+    try:
+        with closing(_opened(path)) as table:
+            for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
+                for shape, curve in _curves(table, json.dumps(surroundings(device))).items():
+                    yield Shape(**json.loads(shape)), crossing(curve)
+    except (DoubtError, sqlite3.Error) as doubt:
+        say(f"{doubt}; break-even sparsities are measured anew")
 
 
 def measure(shape: Shape) -> Curve:
@@ -211,8 +208,9 @@ def _measure(shape: Shape, device: str, dtype: torch.dtype) -> Curve:
 def crossing(curve: Curve) -> float:
     """The sparsity from which on every measured speedup is at least 1, interpolated from the point below it.
 
-    The lowest measured one where none is below 1; infinite where the highest one is. Time is linear in density, so 1 / speedup
-    is what is interpolated. The analysis reads break-evens off tables by the same rule; tests hold both to the same cases.
+    The lowest measured one where none is below 1; infinite where the highest one is. Time is linear in density, so 1 /
+    speedup is what is interpolated. The analysis reads break-evens off tables by the same rule; tests hold both to the
+    same cases.
     """
     points = sorted(curve)
     below = [index for index, (_, ratio) in enumerate(points) if ratio < 1.0]
@@ -225,77 +223,58 @@ def crossing(curve: Curve) -> float:
     return low + share * (high - low)
 
 
-def _read(path: Path) -> dict[str, Entry]:
-    """The entries of the file; none where one of them does not hold."""
+@contextmanager
+def _table(path: Path) -> Iterator[sqlite3.Connection]:
+    """The table in a file, kept at the end: no other process writes meanwhile. As `_opened`, OSError beside.
+
+    What lies there and is no such table, or a damaged one, goes: a line says so, and it is made anew.
+    """
     try:
-        entries = read_sealed(path).get("entries")
-        if not isinstance(entries, dict):
-            raise DoubtError(f"{shown(path)} has no entries")
-        for key, entry in entries.items():
-            if fault := _fault(key, entry):
-                raise DoubtError(f"{shown(path)}: {fault}")
-    except FileNotFoundError:
-        return {}
+        table = _opened(path, alone=True)
     except DoubtError as doubt:
         say(f"{doubt}; break-even sparsities are measured anew")
-        return {}
-    return entries
+        for each in (path, path.with_name(f"{path.name}-journal")):
+            make_way(each)
+            each.unlink(missing_ok=True)
+        table = _opened(path, alone=True)
+    with closing(table):
+        yield table
+        table.execute("COMMIT")
 
 
-def _write(path: Path, entries: dict[str, Entry]) -> None:
-    """All of it or nothing; where it cannot be written, a line says so, and the next process measures again."""
+def _opened(path: Path, alone: bool = False) -> sqlite3.Connection:
+    """The table in a file of the user's; made where it is missing, and locked, where it is to be `alone`.
+
+    DoubtError where there is none, or a damaged one; sqlite3.Error where that is so for the moment only.
+    """
+    with suppress(FileNotFoundError):
+        read(path)
+    path.touch(0o600)
+    table = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
+    table.text_factory = lambda data: data.decode(errors="replace")
     try:
-        publish(path, json.dumps(sealed({"entries": entries}), indent=1).encode())
-    except OSError as error:
-        say(f"break-even sparsities are not kept: {in_words(error)}")
+        if table.execute("PRAGMA integrity_check").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError
+        if alone:
+            table.execute(f"CREATE TABLE IF NOT EXISTS {TABLE}")
+            table.execute("BEGIN IMMEDIATE")
+        _curves(table, "")
+    except (sqlite3.Error, UnicodeError) as error:  # the latter where the name of a column is damaged
+        table.close()
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING:
+            raise
+        raise DoubtError(f"{shown(path)} is damaged, or no table of break-even sparsities") from None
+    return table
 
 
-def _key(entry: Entry) -> str:
-    """What an entry stands under: all of it but the curve."""
-    return json.dumps({name: part for name, part in entry.items() if name != "curve"}, sort_keys=True)
+def _curves(table: sqlite3.Connection, around: str) -> dict[str, Curve]:
+    """What was measured in these surroundings, by shape; an entry that is not as it was written is none."""
+    rows = table.execute("SELECT shape, curve, sha256 FROM breakeven WHERE surroundings = ? ORDER BY rowid", (around,))
+    return {shape: json.loads(curve) for shape, curve, seal in rows if seal == _seal(around, shape, curve)}
 
 
-def _fault(key: str, entry: object) -> str | None:
-    """What is wrong with an entry, or None."""
-    if not isinstance(entry, dict) or entry.keys() != {*SURROUNDINGS, "shape", "curve"}:
-        return "an entry has other parts than a break-even"
-    if key != _key(entry):
-        return "an entry stands under another's name"
-    if not all(isinstance(entry[name], str) for name in SURROUNDINGS) or not isinstance(entry["shape"], dict):
-        return "an entry does not say what it holds for"
-    if not _is_curve(entry["curve"]):
-        return "a curve is no list of rising sparsities from 0 to 1 and their speedups, the first from 1 on the last"
-    return _wrong_field(entry["shape"]) if _is_todays(entry) else None
-
-
-def _is_curve(curve: object) -> bool:
-    if not isinstance(curve, list) or not curve:
-        return False
-    for point in curve:
-        if not isinstance(point, list) or len(point) != 2 or any(type(each) not in (int, float) for each in point):
-            return False
-    sparsities, ratios = zip(*curve, strict=True)
-    rising = all(low < high for low, high in pairwise(sparsities))
-    in_range = sparsities[0] >= 0.0 and sparsities[-1] <= 1.0 and all(0.0 < ratio < math.inf for ratio in ratios)
-    whole = ratios[-1] >= 1.0 or sparsities[-1] >= SPARSITIES[-1]  # it goes on up to there
-    return rising and in_range and whole and all(ratio < 1.0 for ratio in ratios[:-1])
-
-
-def _is_todays(entry: Entry) -> bool:
-    """Whether an entry's shape has the fields that it has today; other versions may share the file."""
-    return bool(entry["shape"].keys() == {field.name for field in fields(Shape)})
-
-
-def _wrong_field(shape: dict[str, Any]) -> str | None:
-    """Which field of a shape is of another type than it should be, or out of range; or None."""
-    kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
-    for field in fields(Shape):
-        value = shape[field.name]
-        if type(value) not in kinds[str(field.type)]:
-            return f"{field.name} is {value!r}, no {field.type}"
-        if (field.type == "int" and value < 1) or (field.type == "float" and not 0.0 <= value <= 1.0):
-            return f"{field.name} is {value!r}, out of range"
-    return None
+def _seal(*entry: str) -> str:
+    return hashlib.sha256("\n".join(map(str, entry)).encode()).hexdigest()
 
 
 def missing_kernel(device: str = "cpu", precision: str = "ieee", block_size: int = 16) -> str | None:
@@ -314,7 +293,7 @@ def missing_kernel_of(cell: TrainCell) -> str | None:
 
 
 def kernel(device: str = "cpu") -> str:
-    """What computes the sparse path of `device` here: kernel, compiler and threads; of a GPU its name, the rest depends on the weights."""
+    """What computes the sparse path of `device` here: kernel, compiler and threads; of a GPU the kernel alone."""
     if device == "cuda":
         return OURS[device]
     return describe(library("dsd", torch.float32), in_force())
@@ -332,8 +311,9 @@ def kernel_of(recurrent: Iterable[BSRMatrix], batch: int) -> str:
 class Paths:
     """The choice for every LSTM layer of `model`, made anew whenever a mask changes.
 
-    kernel: what computes the sparse path, empty as long as nothing ran on it. reason: why auto never leaves the dense path,
-    empty where it can. ValueError where path is sparse and there are no kernels. May measure for a minute at first use.
+    kernel: what computes the sparse path, empty as long as nothing ran on it. reason: why auto never leaves the dense
+    path, empty where it can. ValueError where path is sparse and there are no kernels. May measure for a minute at
+    first use.
     """
 
     def __init__(self, model: nn.Module, cell: TrainCell, thresholds: list[float] | None = None) -> None:

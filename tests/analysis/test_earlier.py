@@ -22,8 +22,8 @@ from analysis.execution import NOTEBOOKS
 from analysis.load import load, tables_in
 from analysis.report import write_figures, write_report
 from bench.cells import KINDS
+from bench.schema import arrow_schema
 from bench.store import Store
-from bench.storing.parquet import arrow_schema
 from bench.storing.tables import Tables
 
 EARLIER = Path(__file__).parent / "earlier"

@@ -21,8 +21,7 @@ from analysis.load import LEFT_OUT, LeftOutWarning, load
 from analysis.rules import ALWAYS, NEEDED
 from analysis.schema import columns, schema
 from bench.cells import KINDS, identity
-from bench.schema import COLUMNS, SCHEMA_VERSION, STATUSES
-from bench.storing.parquet import arrow_schema
+from bench.schema import COLUMNS, SCHEMA_VERSION, STATUSES, arrow_schema
 
 Harm = Callable[[pa.Table], pa.Table]
 Sweep = Callable[..., Path]

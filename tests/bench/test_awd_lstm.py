@@ -8,17 +8,19 @@ import pytest
 import torch
 from rows import silent
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from bench import train
 from bench.cells import TrainCell
 from bench.models.awd_lstm import AWDLSTM, locked_dropout
+from bench.models.layers import drop_bits, dropped
 from bench.models.registry import MODELS
 from bench.pruning.finalize import finalize
 from bench.pruning.pruner import Pruner
 from bench.train import train_cell
 from bench.training.optimizer import NonMonotone
-from bench.training.paths import Paths, missing_kernel
+from bench.training.paths import Paths, autocast, missing_kernel
 
 NO_KERNEL = missing_kernel()
 needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
@@ -99,6 +101,10 @@ def reference(built: AWDLSTM, inputs: Tensor) -> tuple[Tensor, Tensor]:
     def mask(*shape: int, drop: float) -> Tensor:
         return torch.empty(shape).bernoulli_(1 - drop).double() / (1 - drop)
 
+    def recurrent_mask(size: int, drop: float) -> Tensor:
+        sixteen = torch.randint(-(2**63), 2**63 - 1, (size * size,)).view(torch.int16).view(4 * size, size)
+        return (sixteen.double() >= 65536 * drop - 32768).double() / (1 - drop)
+
     embedding = built.embedding.weight.double()
     x = (embedding * mask(VOCABULARY, 1, drop=cell.embedding_dropout))[inputs]
     x = x * mask(BATCH, 16, drop=cell.input_dropout)
@@ -106,7 +112,7 @@ def reference(built: AWDLSTM, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if number:
             x = x * mask(BATCH, 32, drop=cell.hidden_dropout)
         size = layer.hidden_size
-        weight_hh = layer.weight_hh_l0.double() * mask(4 * size, size, drop=cell.weight_drop)
+        weight_hh = layer.weight_hh_l0.double() * recurrent_mask(size, cell.weight_drop)
         weight_ih, bias = layer.weight_ih_l0.double(), layer.bias_ih_l0.double() + layer.bias_hh_l0.double()
         h = c = torch.zeros(BATCH, size, dtype=torch.float64)
         outputs = []
@@ -141,10 +147,11 @@ def test_the_dense_path_is_the_step_by_step_reference_with_all_dropouts_on():
 
 
 @needs_kernel
-def test_both_paths_agree_where_the_recurrent_weights_are_not_dropped():
+@pytest.mark.parametrize("weight_drop", [0.0, 0.5])
+def test_both_paths_agree_in_logits_and_gradients_with_all_dropouts_on(weight_drop: float):
     found = {}
     for path in ("dense", "sparse"):
-        built = build(path=path, **{**DROPS, "weight_drop": 0.0}, **PENALTIES)
+        built = build(path=path, **{**DROPS, "weight_drop": weight_drop}, **PENALTIES)
         torch.manual_seed(5)
         logits, _ = built(words())
         (F.cross_entropy(logits, words(2).flatten()) + built.penalty).backward()
@@ -155,21 +162,118 @@ def test_both_paths_agree_where_the_recurrent_weights_are_not_dropped():
         torch.testing.assert_close(grad, found["sparse"][1][name], rtol=1e-4, atol=1e-7)
 
 
-@needs_kernel
-def test_the_sparse_path_drops_kept_values_as_the_dense_path_does():
-    """Mean and variance over many masks of one layer's first recurrent step: the same distribution on both paths."""
-    moments = []
-    for path in ("dense", "sparse"):
-        layer = build(path=path, weight_drop=0.5).layers[0]
-        x, h = torch.zeros(1, 1, 16), torch.full((1, 1, 32), 0.5)
-        torch.manual_seed(7)
+CHANGES_OVER = 4  # steps on the dense path first
+
+
+def steps_of(path: str, precision: str, steps: int = 8) -> list[tuple[float, Tensor]]:
+    """Loss and the generator's state after each step of a run with all dropouts on, of which every layer is on `path`.
+
+    "both" stays on the dense path up to CHANGES_OVER. The weights move along the gradients, those of kept blocks alone.
+    """
+    built = build(path="dense", **DROPS, **PENALTIES)
+    pruner = Pruner(built.prunable(), built.cell, steps=10)
+    cell = built.cell.model_copy(update={"path": "dense" if path == "dense" else "sparse"})
+    paths = Paths(built, cell)
+    torch.manual_seed(5)
+    found = []
+    for step in range(steps):
+        if path != "both" or step == CHANGES_OVER:
+            paths.update(pruner.masks)
+        with autocast("cpu", precision):
+            logits, _ = built(words())
+        loss = F.cross_entropy(logits.float(), words(2).flatten()) + built.penalty
+        built.zero_grad()
+        loss.backward()
+        pruner.mask_gradients()
         with torch.no_grad():
-            y = torch.stack([layer(x, (h, h))[0].flatten() for _ in range(1500)])
-        moments.append((y.mean(dim=0), y.std(dim=0)))
-    (mean, std), (other_mean, other_std) = moments
-    assert std.min() > 1e-4
-    assert ((mean - other_mean).abs() < 6 * std * (2 / 1500) ** 0.5).all()
-    torch.testing.assert_close(std, other_std, rtol=0.1, atol=0)
+            for parameter in built.parameters():
+                parameter -= 10.0 * parameter.grad
+        found.append((loss.item(), torch.get_rng_state()))
+    assert paths.sparse_layers == (0 if path == "dense" else 3)
+    return found
+
+
+@needs_kernel
+@pytest.mark.parametrize("precision", ["ieee", "bfloat16"])
+@pytest.mark.parametrize("path", ["sparse", "both"])
+def test_a_run_with_all_dropouts_goes_step_by_step_alike_on_either_path(path: str, precision: str):
+    tolerance = 1e-5 if precision == "ieee" else 5e-3
+    dense, other = steps_of("dense", precision), steps_of(path, precision)
+    assert dense[0][0] - dense[-1][0] > 0.05 or precision != "ieee", "the weights hardly moved"
+    for step, ((loss, generator), (found, its_generator)) in enumerate(zip(dense, other, strict=True)):
+        assert found == pytest.approx(loss, rel=tolerance), step
+        assert torch.equal(generator, its_generator), step
+
+
+@needs_kernel
+@pytest.mark.parametrize("scope", ["all", "weight_hh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("drop", [0.2, 0.5, 0.9])
+def test_a_layer_drops_the_same_elements_on_both_paths(drop: float, dtype: torch.dtype, scope: str):
+    """Outputs and gradients, those of the recurrent weight by the elements that they reach, too."""
+    dense, sparse = (
+        build(path=path, scope=scope, weight_drop=drop).layers[1].to(dtype) for path in ("dense", "sparse")
+    )
+    assert sparse.sparse and not dense.sparse
+    x, h = torch.randn(TIME, BATCH, 32, dtype=dtype), torch.randn(1, BATCH, 32, dtype=dtype)
+    found = []
+    for layer in (dense, sparse):
+        torch.manual_seed(11)
+        found.append([])
+        for _ in range(3):
+            layer.zero_grad()
+            y, _ = layer(x, (h, h))
+            y.float().square().mean().backward()
+            kept = layer.weight_hh_l0.grad[dense.weight_hh_l0 != 0]
+            found[-1].append((y.detach(), kept, torch.get_rng_state()))
+    tolerance = {"rtol": 0, "atol": {torch.bfloat16: 0.03, torch.float16: 4e-3}.get(dtype, 1e-6)}
+    for (y, grad, generator), (other_y, other_grad, other_generator) in zip(*found, strict=True):
+        torch.testing.assert_close(y, other_y, **tolerance)
+        torch.testing.assert_close(grad, other_grad, **tolerance)
+        assert torch.equal(grad == 0, other_grad == 0) or dtype == torch.float16  # whose small gradients vanish
+        assert torch.equal(generator, other_generator)
+    assert not torch.equal(found[0][0][1] == 0, found[0][1][1] == 0)
+
+
+@pytest.mark.parametrize("drop", [1e-9, 1e-4, 0.2, 0.5, 0.9, 1 - 1e-9])
+def test_dropped_elements_are_the_share_asked_for_and_the_mean_stays(drop: float):
+    torch.manual_seed(0)
+    values = torch.ones(2048, 512)
+    found = dropped(values, drop_bits(values), drop)
+    drop = max(drop, 2**-16)
+    share, scatter = (found == 0).double().mean().item(), (drop * (1 - drop) / values.numel()) ** 0.5
+    assert share == pytest.approx(drop, abs=5 * scatter + 2**-16)
+    assert found.unique().numel() == (2 if drop < 0.999 else 1)
+    if drop < 0.999:
+        assert found.max().item() == pytest.approx(1 / (1 - drop), rel=2e-4)
+        assert found.double().mean().item() == pytest.approx(1.0, abs=5 * scatter / (1 - drop))
+    stays = (found != 0).float().view(-1)
+    neighbours = torch.stack([stays[shift::8] for shift in range(8)])  # of two words of the generator
+    among = torch.corrcoef(neighbours)[~torch.eye(8, dtype=torch.bool)]
+    assert not 0.1 < drop < 0.99 or among.abs().max() < 5 / neighbours.shape[1] ** 0.5
+
+
+@needs_kernel
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_members_of_an_ensemble_are_dropped_as_vmap_is_asked_to(randomness: str):
+    """On the sparse path, for torch has no rule for its own layer."""
+    layer = build(path="sparse", weight_drop=0.5).layers[1]
+    x, h = torch.zeros(1, BATCH, 32), torch.ones(1, BATCH, 32)
+    given = {name: each.detach().expand(3, *each.shape).clone() for name, each in layer.named_parameters()}
+    call = torch.vmap(lambda own: functional_call(layer, own, (x, (h, h)))[0], randomness=randomness)
+    one, two, three = call(given)
+    assert torch.equal(one, two) == torch.equal(two, three) == (randomness == "same")
+
+
+@needs_kernel
+def test_both_paths_drop_alike_when_compiled():
+    found = []
+    for path in ("dense", "sparse"):
+        torch.compiler.reset()
+        layer = build(path=path, weight_drop=0.5).layers[1]
+        torch.manual_seed(3)
+        found.append(torch.compile(layer, backend="aot_eager")(torch.ones(TIME, BATCH, 32))[0])
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
 
 
 def test_a_locked_mask_is_one_for_all_time_steps_and_keeps_the_mean():

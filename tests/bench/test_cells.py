@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from bench.cells import KINDS, GemmCell, LstmCell, TrainCell
+from bench.pruning.settings import Sparsifying
 from bench.schema import columns
 
 PINNED = {
@@ -102,6 +103,29 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 def test_one_shot_late_in_the_run_is_a_cell() -> None:
     cell = TrainCell(schedule="one_shot", target_sparsity=0.5, prune_begin=0.9)
     assert TrainCell.model_validate(cell.canonical().model_dump()).cell_id == cell.cell_id
+
+
+class Regrowing(Sparsifying):
+    """A group as a new pruning method would bring one."""
+
+    regrown: float = 0.0
+
+    @property
+    def prunes(self) -> bool:
+        return self.regrown > 0.0 or super().prunes
+
+
+class RegrowingCell(Regrowing, TrainCell):
+    """A cell with one more group."""
+
+
+def test_a_new_group_of_settings_touches_no_other() -> None:
+    """That it empties blocks is known to the blocks' size and to the path of the layers; without it all is as before."""
+    wanted = {"regrown": 0.5, "path": "auto", "block_size": 8}
+    assert RegrowingCell.model_validate(wanted).canonical().settings() == wanted
+    assert RegrowingCell(path="auto", block_size=8).canonical().settings() == {}
+    with pytest.raises(ValidationError, match="hidden_size: 128 is not divisible by block_size 12"):
+        RegrowingCell(regrown=0.5, block_size=12)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from rows import ended_ok
 
-from bench.columns import documentation, machine_readable
 from bench.measuring.machine import QUERIES
-from bench.schema import COLUMNS, columns
+from bench.schema import COLUMNS, columns, documentation, machine_readable
 from bench.store import Store
 from bench.sweep import load
 from kernels.registry import BACKENDS

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
 import shutil
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from bench.training import paths as module
 from bench.training.paths import FILE, NEVER, Paths, Shape, breakeven, crossing, known, missing_kernel
 from kernels.blockmask import BlockMask
 from kernels.system import compiler
-from kernels.system.cache import publish, read_sealed, say, sealed
+from kernels.system.cache import say
 
 NO_KERNEL = missing_kernel()
 needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
@@ -105,15 +107,20 @@ def test_a_corrupt_or_foreign_file_is_made_anew(content: str, folder: Path, meas
     assert list(known()) == []
     assert breakeven(SHAPE) == pytest.approx(0.4)
     assert list(known()) == [(SHAPE, pytest.approx(0.4))]
-    assert sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock")) == [FILE]
+    assert [path.name for path in folder.iterdir()] == [FILE]
 
 
-def altered(folder: Path, **parts: object) -> None:
-    """Put other parts into every entry of the file, and seal it again."""
-    entries = read_sealed(folder / FILE)["entries"]
-    for entry in entries.values():
-        entry.update(parts)
-    publish(folder / FILE, json.dumps(sealed({"entries": entries})).encode())
+def entries(folder: Path) -> list[tuple[str, str, str, str]]:
+    """Everything in the table."""
+    with closing(sqlite3.connect(folder / FILE)) as table:
+        return table.execute("SELECT surroundings, shape, curve, sha256 FROM breakeven").fetchall()
+
+
+def altered(folder: Path, part: str, value: object) -> None:
+    """Put another value into every entry of the table, behind its back."""
+    with closing(sqlite3.connect(folder / FILE)) as table:
+        table.execute(f"UPDATE breakeven SET {part} = ?", (value,))
+        table.commit()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -130,10 +137,10 @@ def test_it_is_measured_with_the_threads_that_it_names(
 @pytest.mark.parametrize("field", ["threads", "block_size"])
 def test_an_entry_under_another_name_is_not_believed(field: str, folder: Path, measured: list[Shape]) -> None:
     breakeven(SHAPE)
-    ((_, entry),) = read_sealed(folder / FILE)["entries"].items()
-    altered(folder, shape={**entry["shape"], field: entry["shape"][field] + 1})
+    altered(folder, "shape", json.dumps(asdict(SHAPE) | {field: getattr(SHAPE, field) + 1}))
     assert list(known()) == []
     assert breakeven(SHAPE) == pytest.approx(0.4) and measured == [SHAPE, SHAPE]
+    assert list(known()) == [(SHAPE, pytest.approx(0.4))]
 
 
 def test_it_follows_the_sources_of_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,65 +149,69 @@ def test_it_follows_the_sources_of_what_is_measured(monkeypatch: pytest.MonkeyPa
     assert module.surroundings()["kernels"] == "hash" and asked == [module.TIMES]
 
 
-CUT_SHORT = [[], [[0.0, 0.5]], [[0.0, 0.5], [0.25, 0.6]], [[0.0, 2.0], [0.25, 2.0]], [[0.5, 0.5], [0.25, 2.0]]]
-
-
 @pytest.mark.parametrize(
-    "curve",
+    ("part", "value"),
     [
-        [[0.0, -1.0]], [[0.0, math.nan]], [[0.0, 0.0]], [[0.0, math.inf]], [[2.0, 1.0]], [["a", 1.0]], [[0.0]], 3, None,
-        [[0.5, 0.5], [0.0, 2.0]], [[0.0, 1.5], [0.5, 2.0]], [[0.0, True]], *CUT_SHORT,
+        *(("curve", value) for value in ("[[0.0, 2.0]]", "[[0.0, -1.0]]", "[[0.0, NaN]]", "[]", "3", "", "{", 3, 0.5, None, b"[]")),
+        *(("sha256", value) for value in ("", "another", None)),
+        *(("surroundings", value) for value in ("", "{}", None)),
+        *(("shape", value) for value in ("{}", "null", 8, None)),
     ],
 )  # fmt: skip
-def test_an_entry_that_is_not_whole_is_measured_again(curve: object, folder: Path, measured: list[Shape]):
+def test_an_entry_that_is_not_as_it_was_written_is_never_used(
+    part: str, value: object, folder: Path, measured: list[Shape]
+):
     breakeven(SHAPE)
-    altered(folder, curve=curve)
-    assert breakeven(SHAPE) == pytest.approx(0.4) and len(measured) == 2
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        {"torch": 3}, {"processor": "another"}, {"more": 1}, {"shape": None}, {"shape": {}},
-        *({"shape": {**asdict(SHAPE), name: value}} for name, value in (
-            ("hidden", "8"), ("hidden", 8.0), ("hidden", 0), ("threads", True), ("weight_drop", -1.0), ("scope", None),
-        )),
-    ],
-)  # fmt: skip
-def test_an_entry_of_another_kind_is_never_used(parts: dict[str, object], folder: Path, measured: list[Shape]):
-    breakeven(SHAPE)
-    altered(folder, **parts)
+    altered(folder, part, value)
     assert list(known()) == []
     assert breakeven(SHAPE) == pytest.approx(0.4) and len(measured) == 2
+    assert breakeven(SHAPE) == pytest.approx(0.4) and len(measured) == 2, "kept again"
 
 
-def test_the_entries_of_another_version_are_kept_and_not_used(folder: Path, measured: list[Shape]):
+def test_the_entries_of_other_sources_are_kept(folder: Path, measured: list[Shape], monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "source_hash", lambda *_, **__: "another version")
+        breakeven(SHAPE)
     breakeven(SHAPE)
-    (entry,) = read_sealed(folder / FILE)["entries"].values()
-    entry["shape"]["more"] = 1
-    publish(folder / FILE, json.dumps(sealed({"entries": {module._key(entry): entry}})).encode())
-    assert list(known()) == []
-    assert breakeven(SHAPE) == pytest.approx(0.4) and len(measured) == 2
-    assert len(read_sealed(folder / FILE)["entries"]) == 2 and list(known()) == [(SHAPE, pytest.approx(0.4))]
+    assert len(measured) == 2 and len(entries(folder)) == 2 and list(known()) == [(SHAPE, pytest.approx(0.4))]
+
+
+def test_a_table_of_other_columns_is_made_anew(folder: Path, measured: list[Shape]):
+    with closing(sqlite3.connect(folder / FILE)) as table:
+        table.execute("CREATE TABLE breakeven (key, entry)")
+    assert list(known()) == [] and breakeven(SHAPE) == breakeven(SHAPE) == pytest.approx(0.4) and measured == [SHAPE]
 
 
 def test_every_altered_bit_and_every_cut_of_the_file_is_seen(
     folder: Path, measured: list[Shape], capfd: pytest.CaptureFixture[str]
 ):
-    breakeven(SHAPE)
+    right = breakeven(SHAPE)
     path, data = folder / FILE, (folder / FILE).read_bytes()
-    entries = module._read(path)
-    for place in range(0, 8 * len(data), 29):
+    used = [place for place in range(0, 8 * len(data), 29) if data[place // 8] or place % 7 == 0]
+    for place in used[::5]:
         changed = bytearray(data)
         changed[place // 8] ^= 1 << place % 8
         path.write_bytes(changed)
-        assert module._read(path) in ({}, entries)  # the same: white space, or the E of a number
-    for length in range(0, len(data), 7):
+        assert list(known()) in ([], [(SHAPE, right)])
+        assert breakeven(SHAPE) == breakeven(SHAPE) == right
+    for length in range(0, len(data), 997):
         path.write_bytes(data[:length])
-        assert module._read(path) == {}
-    assert all("measured anew" in line for line in capfd.readouterr().err.splitlines())
-    path.write_bytes(data.replace(b"0.5", b"0.9"))
-    assert breakeven(SHAPE) == pytest.approx(0.4) and len(measured) == 2
+        assert list(known()) == []
+        assert breakeven(SHAPE) == right
+    assert all("measured anew" in line or "not kept" in line for line in capfd.readouterr().err.splitlines())
+
+
+def start(folder: Path) -> sqlite3.Connection:
+    """Another process's hold on the table."""
+    other = sqlite3.connect(folder / FILE, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    return other
+
+
+def test_while_another_process_measures_what_is_known_can_be_read(folder: Path, measured: list[Shape]):
+    breakeven(SHAPE)
+    with closing(start(folder)):
+        assert list(known()) == [(SHAPE, pytest.approx(0.4))]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no such pipes")
@@ -214,45 +225,47 @@ def test_neither_a_pipe_nor_a_link_is_believed(folder: Path, measured: list[Shap
     assert not (folder / FILE).is_symlink()
 
 
+@pytest.mark.parametrize("what", ["a folder", "a link", "a pipe"])
 @pytest.mark.skipif(os.name != "posix", reason="there are no such pipes")
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("what", ["a folder", "a link", "a pipe"])
-def test_what_lies_in_the_place_of_the_lock_makes_way(
-    what: str, folder: Path, measured: list[Shape], capfd: pytest.CaptureFixture[str]
-):
-    say.cache_clear()
-    lock = folder / f".{FILE}.lock"
+def test_what_lies_in_the_place_of_the_table_makes_way(what: str, folder: Path, measured: list[Shape]):
+    place = folder / FILE
     if what == "a folder":
-        (lock / "with something in it").mkdir(parents=True)
+        (place / "with something in it").mkdir(parents=True)
     elif what == "a link":
-        lock.symlink_to(folder / "elsewhere")
+        place.symlink_to(folder / "elsewhere")
     else:
-        os.mkfifo(lock)
+        os.mkfifo(place)
     assert breakeven(SHAPE) == breakeven(SHAPE) == pytest.approx(0.4) and measured == [SHAPE]
-    assert lock.is_file() and not lock.is_symlink() and capfd.readouterr().err == ""
+    assert place.is_file() and not place.is_symlink() and not (folder / "elsewhere").exists()
 
 
-def test_without_a_lock_it_is_measured_all_the_same(
+def test_where_the_lock_cannot_be_had_it_is_measured_all_the_same(
     folder: Path, measured: list[Shape], monkeypatch, capfd: pytest.CaptureFixture[str]
 ):
-    def refuse(path: Path) -> None:
-        raise OSError(37, "No locks available", str(path))
-
     say.cache_clear()
-    monkeypatch.setattr(module.filelock, "FileLock", refuse)
-    assert breakeven(SHAPE) == breakeven(SHAPE) == pytest.approx(0.4) and measured == [SHAPE]
-    (line,) = capfd.readouterr().err.splitlines()
-    assert "without a lock" in line and "No locks available" in line
+    breakeven(SHAPE)
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
+    with closing(start(folder)):
+        assert breakeven(SHAPE) == pytest.approx(0.4) and measured == [SHAPE, SHAPE]
+    assert capfd.readouterr().err == "break-even sparsities are not kept: database is locked\n"
+    assert breakeven(SHAPE) == pytest.approx(0.4) and measured == [SHAPE, SHAPE]
+
+
+def test_those_that_ask_at_once_measure_it_once(folder: Path, measured: list[Shape]):
+    with ThreadPoolExecutor(4) as pool:
+        assert [*pool.map(breakeven, [SHAPE] * 8)] == [pytest.approx(0.4)] * 8
+    assert measured == [SHAPE]
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_memory(
     folder: Path, measured: list[Shape], monkeypatch, capfd: pytest.CaptureFixture[str]
 ):
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(path: Path, alone: bool = False) -> None:
         raise OSError(28, "No space left on device")
 
     say.cache_clear()
-    monkeypatch.setattr(module, "publish", refuse)
+    monkeypatch.setattr(module, "_opened", refuse)
     assert breakeven(SHAPE) == pytest.approx(0.4) and not (folder / FILE).exists()
     assert capfd.readouterr().err == "break-even sparsities are not kept: No space left on device\n"
 
@@ -265,8 +278,9 @@ def test_a_real_measurement_draws_no_random_number_of_ours(scope: str, folder: P
     found = breakeven(shape)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert found == breakeven(shape) and (0.0 <= found <= 0.9 or found == NEVER)
-    (entry,) = read_sealed(folder / FILE)["entries"].values()
-    assert [sparsity for sparsity, _ in entry["curve"]] == list(module.SPARSITIES)[: len(entry["curve"])]
+    ((_, _, curve, _),) = entries(folder)
+    sparsities = [sparsity for sparsity, _ in json.loads(curve)]
+    assert sparsities == list(module.SPARSITIES)[: len(sparsities)]
 
 
 def test_the_doctor_lists_them(measured: list[Shape]):

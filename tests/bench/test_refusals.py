@@ -12,8 +12,7 @@ import pytest
 
 from bench.cells import KINDS, TrainCell
 from bench.data.corpus import Sizes
-from bench.settings import shown
-from bench.sweep import SweepError, load
+from bench.sweep import SweepError, load, shown
 from bench.training.needs import text_fault, text_notes
 from kernels.cuda.choose import choices, nearest
 from kernels.system.cache import sealed
@@ -137,14 +136,15 @@ def test_values_are_shown_short() -> None:
 
 
 def rules() -> list[str]:
-    """How each line begins with which bench/cells.py refuses settings that contradict each other."""
-    found = []
-    for node in ast.walk(ast.parse((ROOT / "bench" / "cells.py").read_text(encoding="utf-8"))):
+    """How each line begins with which cells and groups of settings refuse those that contradict each other."""
+    found = list(TrainCell().divided)
+    sources = [ROOT / "bench" / "cells.py", *(ROOT / "bench").glob("*/settings.py")]
+    for node in (node for source in sources for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             words = node.args[0] if node.args else None
             if node.func.id == "ValueError" and isinstance(words, ast.JoinedStr):
                 words = words.values[0]
-            if node.func.id in ("ValueError", "_require_division") and isinstance(words, ast.Constant):
+            if node.func.id in ("ValueError", "require_division") and isinstance(words, ast.Constant):
                 found.append(str(words.value))
     return found
 

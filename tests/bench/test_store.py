@@ -15,10 +15,10 @@ import pytest
 from rows import timed, trained
 
 from bench.cells import Cell, GemmCell, TrainCell
-from bench.schema import columns
+from bench.schema import arrow_schema, columns
 from bench.store import LockedError, Store
 from bench.storing import parquet as module
-from bench.storing.parquet import DamagedError, arrow_schema, checksum_of
+from bench.storing.parquet import DamagedError, checksum_of
 
 PROVENANCE = {"commit": "c0ffee", "started_at": "2026-01-01T00:00:00", "cell_seconds": 1.5, "source_hash": "ab"}
 BEFORE = {"status": "ok", "epoch": 0, "sparsity": 0.0, "vocabulary": 100}

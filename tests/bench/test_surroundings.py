@@ -77,7 +77,7 @@ def test_every_encoding_takes_what_is_printed(tmp_path: Path) -> None:
         "-×…rho é -> ? ? @@".encode("cp1252"),
         "−×…ρ é → ? 中 @@".encode(),
     ]
-    from bench.columns import documentation
+    from bench.schema import documentation
 
     assert (tmp_path / "results" / "README.md").read_text(encoding="utf-8") == documentation()
 

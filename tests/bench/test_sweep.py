@@ -12,8 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from bench.cells import KINDS, GemmCell, TrainCell
-from bench.settings import REGISTRIES
-from bench.sweep import LARGEST_SWEEP, SweepError, load, names
+from bench.sweep import LARGEST_SWEEP, REGISTRIES, SweepError, load, names
 
 ROOT = Path(__file__).parents[2]
 

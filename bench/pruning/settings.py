@@ -1,0 +1,116 @@
+"""Settings of blocks: which weights have them, how the lasso shrinks them, and how pruning empties them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from bench.pruning.criteria import CRITERIA
+from bench.pruning.schedules import SCHEDULES
+from bench.settings import BlockSize, Count, Fraction, NonNegative, Settings, require_division
+
+
+class Sparsifying(Settings):
+    """What groups tell each other of blocks; each adds its own to what `super()` says, so that none names another."""
+
+    @property
+    def prunes(self) -> bool:
+        """Whether blocks are emptied."""
+        return False
+
+    @property
+    def uses_blocks(self) -> bool:
+        """Whether anything goes by blocks: else their size cannot matter."""
+        return self.prunes
+
+    @property
+    def divided(self) -> dict[str, int]:
+        """Settings that the size of a block must divide, by name."""
+        return {}
+
+
+class BlockSettings(Sparsifying):
+    """The blocks of the weights."""
+
+    block_size: BlockSize = Field(16, description="side of a square weight block, elements")
+    scope: Literal["weight_hh", "all"] = Field(
+        "all", description="weights pruned and penalised: recurrent ones, or every LSTM matrix"
+    )
+
+    @model_validator(mode="after")
+    def _blocks_divide(self) -> Self:
+        if self.uses_blocks:
+            for name, size in self.divided.items():
+                require_division(name, size, self.block_size)
+        return self
+
+    def idle(self) -> Iterator[str]:
+        yield from super().idle()
+        if not self.uses_blocks:
+            yield from ("block_size", "scope")
+
+
+class LassoSettings(BlockSettings):
+    """The block lasso."""
+
+    lasso: Literal["none", "subgradient", "hinge", "proximal"] = Field(
+        "none", description="form of the block-lasso penalty"
+    )
+    lasso_strength: NonNegative = Field(1e-4, description="lambda of the block lasso")
+    lasso_budget: NonNegative = Field(0.0, description="k of the hinge: sum of block norms below which it is silent")
+    lasso_scaled: bool = Field(True, description="multiply each block's norm by sqrt(elements in the block)")
+
+    @property
+    def uses_blocks(self) -> bool:
+        return self.lasso != "none" or super().uses_blocks
+
+    def idle(self) -> Iterator[str]:
+        yield from super().idle()
+        if self.lasso == "none":
+            yield from ("lasso_strength", "lasso_scaled")
+        if self.lasso != "hinge":
+            yield "lasso_budget"
+
+
+class PruningSettings(BlockSettings):
+    """Pruning by a schedule and a criterion."""
+
+    schedule: Annotated[str, SCHEDULES] = Field("none", description="pruning schedule")
+    criterion: Annotated[str, CRITERIA] = Field("l2", description="score by which blocks go")
+    allocation: Literal["uniform", "erk"] = Field(
+        "uniform",
+        description="sparsity of each matrix: that of all, or density in proportion to (rows + cols) / (rows cols)",
+    )
+    target_sparsity: Fraction = Field(0.0, description="share of blocks wanted empty at the end, fraction")
+    prune_begin: Fraction = Field(0.0, description="where the ramp begins (or one_shot cuts), fraction of all steps")
+    prune_end: Fraction = Field(0.8, description="where the ramp ends, fraction of all steps")
+    scaled_start: bool = Field(
+        False,
+        description="with schedule = pre: the weights that are kept begin larger by 1/sqrt(density), so that sums over "
+        "what is left have the variance that they have in the dense model",
+    )
+    prune_every: Count = Field(10, description="steps between two mask updates of a ramp")
+
+    @model_validator(mode="after")
+    def _ramp_goes_forward(self) -> Self:
+        begin, end = self.prune_begin, self.prune_end
+        if self.prunes and self.schedule not in ("pre", "one_shot") and end < begin:
+            raise ValueError(f"prune_end: {end} lies before prune_begin {begin}; accepted: fractions from {begin} to 1")
+        return self
+
+    @property
+    def prunes(self) -> bool:
+        return (self.schedule != "none" and self.target_sparsity > 0.0) or super().prunes
+
+    def idle(self) -> Iterator[str]:
+        yield from super().idle()
+        if not self.prunes:
+            yield from ("schedule", "allocation", "target_sparsity")
+        if not self.prunes or self.schedule == "pre":
+            yield from ("criterion", "prune_begin")
+        if not self.prunes or self.schedule in ("pre", "one_shot"):
+            yield from ("prune_end", "prune_every")
+        if not self.prunes or self.schedule != "pre":
+            yield "scaled_start"
