@@ -331,29 +331,40 @@ def test_more_threads_than_can_run_at_once_are_said_by_plan_and_run_and_rows_hav
     tmp_path: Path,
 ) -> None:
     """Fewer processors, by their number or as the system or OpenMP gives them."""
-    file = tmp_path / "some.toml"
-    script = "import os, sys; {}; from bench.__main__ import app; app()"
-    held = "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    script = (
+        "import os, sys; from bench.__main__ import app; {}\n"
+        "for folder in sys.argv[1:]:\n"
+        "    for command in ('plan', 'run'):\n"
+        "        try:\n"
+        "            app([command, f'{{folder}}/some.toml', '--results', folder])\n"
+        "        except SystemExit as ended:\n"
+        "            print('@@', ended.code)\n"
+    )
     turns = "threads: {} asked for, 1 processor to use: they take turns"
-    for threads, before, limit, words, in_force in (
-        (64, held, "", turns.format(64), 64),
-        (2, held, "", turns.format(2), 2),
-        (2, "0", "1", "threads: 2 asked for, OMP_THREAD_LIMIT allows 1: such a cell runs on fewer", 1),
-        (1, held, "", None, 1),
+    held = [(64, turns.format(64), 64), (2, turns.format(2), 2), (1, None, 1)]
+    limited = [(2, "threads: 2 asked for, OMP_THREAD_LIMIT allows 1: such a cell runs on fewer", 1)]
+    for before, limit, cases in (
+        ("os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])", "", held),
+        ("", "1", limited),
     ):
-        settings = f"backend = 'reference'\nm = 32\nk = 32\nblock_size = 8\nthreads = {threads}"
-        file.write_text(f'kind = "gemm"\n[base]\n{settings}\n')
+        folders = [tmp_path / f"{threads}{limit}" for threads, *_ in cases]
+        for folder, (threads, *_) in zip(folders, cases, strict=True):
+            folder.mkdir()
+            settings = f"backend = 'reference'\nm = 32\nk = 32\nblock_size = 8\nthreads = {threads}"
+            (folder / "some.toml").write_text(f'kind = "gemm"\n[base]\n{settings}\n')
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_THREAD_LIMIT": limit}
-        results = tmp_path / f"{threads}{limit}"
-        for command in ("plan", "run"):
-            line = [sys.executable, "-c", script.format(before), command, str(file), "--results", str(results)]
-            done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
-            assert done.returncode == 0, done.stderr
-            said = [each for each in done.stdout.splitlines() if "threads:" in each]
+        line = [sys.executable, "-c", script.format(before), *map(str, folders)]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        *parts, rest = done.stdout.split("@@ 0\n")
+        assert len(parts) == 2 * len(cases) and rest == "", done.stdout + done.stderr
+        for part, (_, words, _) in zip(parts, [case for case in cases for _ in ("plan", "run")], strict=True):
+            said = [each for each in part.splitlines() if "threads:" in each]
             assert bool(said) is (words is not None), done.stdout
             assert all(each.startswith(f"warning: {words}") and each.endswith("(1 cell)") for each in said)
-        (row,) = Store(results / "some").read("gemm").to_pylist()
-        assert row["threads_used"] == in_force
+        for folder, (_, _, in_force) in zip(folders, cases, strict=True):
+            (row,) = Store(folder / "some").read("gemm").to_pylist()
+            assert row["threads_used"] == in_force
 
 
 def test_what_is_known_of_texts_and_models_beforehand_is_what_they_are() -> None:
