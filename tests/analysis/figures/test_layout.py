@@ -152,7 +152,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "perplexity": lambda: accuracy_figures.perplexity_figure(made.part(train_frame())),
     "perplexity, dense controls": lambda: accuracy_figures.cost_figure(made.part(awd_table(made_awd.BEST))),
     "perplexity, many block sizes": lambda: accuracy_figures.cost_figure(made.part(awd_table(made_awd.PAPER))),
-    "wider for sparser": lambda: accuracy_figures.cost_figure(made.part(awd_table(made_awd.WIDE))),
+    "wider for sparser": lambda: accuracy_figures.wide_figure(made.part(awd_table(made_awd.WIDE))),
     "norm maps of the slides' rows": lambda: training_figures.norm_maps_figure(four_rows()),
     "curves": lambda: training_figures.curves_figure(made.part(train_frame())),
     "norm maps": lambda: training_figures.norm_maps_figure(made.part(train_frame())),
@@ -174,6 +174,12 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "end to end, no block kept": lambda: realised_figures.end_to_end_figure(made.part(emptied())),
     "nothing run": lambda: product_figures.layer_figure(study.not_run("lstm")),
 }
+
+
+def test_every_figure_is_one_of_these() -> None:
+    modules = (accuracy_figures, product_figures, realised_figures, theory_figures, training_figures)
+    figures = {name for module in modules for name in vars(module) if name.endswith("_figure")}
+    assert figures == {name for draw in FIGURES.values() for name in draw.__code__.co_names if name.endswith("_figure")}
 
 
 @pytest.mark.parametrize("name", FIGURES)
