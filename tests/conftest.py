@@ -1,4 +1,7 @@
-"""Tests that run side by side share the processors: each worker, and what it starts, computes on its own part of them."""
+"""Tests that run side by side share the processors.
+
+Each worker, and what it starts, computes on its own part of them.
+"""
 
 from __future__ import annotations
 
@@ -71,9 +74,9 @@ def seconds_of(item: pytest.Item) -> float:
 def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     """Long tests first and to all workers alike, so that none ends long after the others.
 
-    `--dist worksteal` gives each worker a part of the list, one after another, and later the ends of others' parts. The long
-    tests of a file stay together, for they share fixtures; the longest lot comes first, each where the least is waiting. The
-    other tests fill the parts up in their order.
+    `--dist worksteal` gives each worker a part of the list, one after another, and later the ends of others' parts. The
+    long tests of a file stay together, for they share fixtures; the longest lot comes first, each where the least is
+    waiting. The other tests fill the parts up in their order.
     """
     lots: dict[Path, list[pytest.Item]] = {}
     for item in items:

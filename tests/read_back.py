@@ -1,4 +1,7 @@
-"""What a cell that is ok cannot have measured, and extremes that it can: one table of cases for both sides of the parquet wall."""
+"""What a cell that is ok cannot have measured, and extremes that it can.
+
+One table of cases for both sides of the parquet wall.
+"""
 
 from __future__ import annotations
 

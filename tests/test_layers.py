@@ -1,4 +1,7 @@
-"""What the import contracts of pyproject.toml do not say: where strangers may be imported, and that package files are empty."""
+"""What the import contracts of pyproject.toml do not say.
+
+Where strangers may be imported, and that package files are empty.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Where sparse starts to pay is one rule on both sides of the wall: what training switches by, and what the tables say."""
+"""Where sparse starts to pay is one rule on both sides of the wall.
+
+What training switches by, and what the tables say.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
-"""Every command and program of README and CONTRIBUTING, run as a new user does: each in a fresh clone, with what is not committed yet.
+"""Every command and program of README and CONTRIBUTING, run as a new user does.
 
-A clone has no environment of its own: `python` there is the one that runs the tests, also for nox. Of the variables around the
-tests it gets none that would lead git, Python, nox or the suite elsewhere; only where the data lie. A command that is neither run
-nor in NOT_RUN fails the last tests, as does one there that nobody writes any more, or one that stands in the prose alone.
+Each in a fresh clone, with what is not committed yet.
+
+A clone has no environment of its own: `python` there is the one that runs the tests, also for nox. Of the variables
+around the tests it gets none that would lead git, Python, nox or the suite elsewhere; only where the data lie. A
+command that is neither run nor in NOT_RUN fails the last tests, as does one there that nobody writes any more, or one
+that stands in the prose alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What lies here can be imported by every test of bench and by the workers that it starts: `work`, `rows`, `pretend`."""
+"""What lies here can be imported by every test of bench and by the workers that it starts.
+
+`work`, `rows`, `pretend`.
+"""
 
 import sys
 from pathlib import Path

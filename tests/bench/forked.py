@@ -1,8 +1,10 @@
-"""Processes that start at once: forked from one that has torch and the bench imported, and so are the workers they start.
+"""Processes that start at once.
 
-Each is a process of its own, the leader of a session, with its own signals, streams, environment and memory. What it does not do is
-import torch for two seconds, and again in every worker: a kill at a random moment meets work, not imports. A test that uses them
-starts `python -m bench` as a user does at least once, too.
+Forked from one that has torch and the bench imported, and so are the workers they start.
+
+Each is a process of its own, the leader of a session, with its own signals, streams, environment and memory. What it
+does not do is import torch for two seconds, and again in every worker: a kill at a random moment meets work, not
+imports. A test that uses them starts `python -m bench` as a user does at least once, too.
 """
 
 from __future__ import annotations

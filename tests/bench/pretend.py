@@ -1,7 +1,7 @@
 """A device that is none: tensors on torch's meta device, whose values are zero wherever somebody reads them.
 
-Inside `PretendDevice` an operation on tensors of two devices fails, as it would on a GPU, and what a GPU would have to be
-waited for is counted.
+Inside `PretendDevice` an operation on tensors of two devices fails, as it would on a GPU, and what a GPU would have to
+be waited for is counted.
 """
 
 from __future__ import annotations

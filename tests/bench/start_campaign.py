@@ -1,4 +1,7 @@
-"""Run a campaign on the CPU with stand-in work, as a process that tests can kill: start_campaign.py FILE OUT BUDGET [TOGETHER [WORK]]."""
+"""Run a campaign on the CPU with stand-in work, as a process that tests can kill.
+
+start_campaign.py FILE OUT BUDGET [TOGETHER [WORK]].
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A campaign as one command: checks first, cells by importance, a budget that holds, and kills that cost one cell at most."""
+"""A campaign as one command.
+
+Checks first, cells by importance, a budget that holds, and kills that cost one cell at most.
+"""
 
 from __future__ import annotations
 

@@ -120,7 +120,10 @@ class RegrowingCell(Regrowing, TrainCell):
 
 
 def test_a_new_group_of_settings_touches_no_other() -> None:
-    """That it empties blocks is known to the blocks' size and to the path of the layers; without it all is as before."""
+    """That it empties blocks is known to the blocks' size and to the path of the layers.
+
+    Without it all is as before.
+    """
     wanted = {"regrown": 0.5, "path": "auto", "block_size": 8}
     assert RegrowingCell.model_validate(wanted).canonical().settings() == wanted
     assert RegrowingCell(path="auto", block_size=8).canonical().settings() == {}

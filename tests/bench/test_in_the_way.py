@@ -1,4 +1,7 @@
-"""What lies in the place of a file that a user names, or that a command reads or writes: one line, nothing waited for, nothing lost."""
+"""What lies in the place of a file that a user names, or that a command reads or writes.
+
+One line, nothing waited for, nothing lost.
+"""
 
 from __future__ import annotations
 

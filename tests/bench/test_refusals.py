@@ -1,4 +1,7 @@
-"""What is refused is refused in one short line that names the field: every setting, and every oddity that TOML and JSON can hold."""
+"""What is refused is refused in one short line that names the field.
+
+Every setting, and every oddity that TOML and JSON can hold.
+"""
 
 from __future__ import annotations
 

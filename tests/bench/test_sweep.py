@@ -151,7 +151,10 @@ def check_line(name: str, line: str, path: Path) -> None:
 
 
 def bench(*arguments: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run `python -m bench ARGUMENTS` from `cwd`; and its processor seconds, for the machine may be busy with other things."""
+    """Run `python -m bench ARGUMENTS` from `cwd`.
+
+    Beside it its processor seconds, for the machine may be busy with other things.
+    """
     before = os.times()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "bench", *arguments]

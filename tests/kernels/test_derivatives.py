@@ -1,4 +1,7 @@
-"""Every derivative of products and layers that torch can ask for: that of dense arithmetic, or one line that refuses it."""
+"""Every derivative of products and layers that torch can ask for.
+
+That of dense arithmetic, or one line that refuses it.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
-"""Operands as they come: views, types, devices and defaults of torch's, each right or refused in one line by every kernel.
+"""Operands as they come.
 
-What once ended the process runs in one of its own: `python tests/kernels/test_operands.py` runs that, and says what passed.
+Views, types, devices and defaults of torch's, each right or refused in one line by every kernel.
+
+What once ended the process runs in one of its own: `python tests/kernels/test_operands.py` runs that, and says what
+passed.
 """
 
 from __future__ import annotations
@@ -189,7 +192,10 @@ UNCOUNTED = ("data", "numpy", "dlpack")  # others autograd sees itself, when it 
 
 
 def changed_index() -> None:
-    """And to what was derived of it and looked at: kernels read copies of their own, and see where memory was exchanged."""
+    """And to what was derived of it and looked at.
+
+    Kernels read copies of their own, and see where memory was exchanged.
+    """
     for how, kernel, value in itertools.product(WRITES, KERNELS, (2**30, -(2**30))):
         written_index(how, kernel, value)
 
@@ -241,7 +247,10 @@ def resized_results() -> None:
 
 
 def nothing_kept_or_no_columns() -> None:
-    """Zero blocks, zero columns, and both, in every operator and its gradients; blocks and grids of nothing are refused."""
+    """Zero blocks, zero columns, and both, in every operator and its gradients.
+
+    Blocks and grids of nothing are refused.
+    """
     for kept in (torch.zeros(2, 3, dtype=torch.bool), torch.ones(2, 3, dtype=torch.bool)):
         weight = BSRMatrix.from_dense(normal(32, 48), BlockMask(kept, 16))
         dense, shape = weight.to_dense(), weight.data.shape

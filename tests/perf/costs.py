@@ -1,4 +1,7 @@
-"""How much longer one call of Python takes than another, on a machine that may be busy: the best of many, taken in turn."""
+"""How much longer one call of Python takes than another, on a machine that may be busy.
+
+The best of many, taken in turn.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,9 @@ def calls_of(call: Call) -> int:
 def cost(ours: Call, unit: Call, rounds: int = ROUNDS) -> float:
     """What a call of `ours` takes, in calls of `unit`: the shortest batch of the one over the shortest of the other.
 
-    What others do on the machine only ever lengthens a batch, so the shortest of many tells what the calls themselves take;
-    a median tells how often they were interrupted too, and of the longer call more often. Each round has a batch of both.
+    What others do on the machine only ever lengthens a batch, so the shortest of many tells what the calls themselves
+    take; a median tells how often they were interrupted too, and of the longer call more often. Each round has a batch
+    of both.
     """
     ours(), unit()
     calls = calls_of(ours), calls_of(unit)

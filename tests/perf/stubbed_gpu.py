@@ -1,4 +1,7 @@
-"""A GPU whose driver does nothing, on tensors of the CPU: what is left of a call is the time that Python takes to launch."""
+"""A GPU whose driver does nothing, on tensors of the CPU.
+
+What is left of a call is the time that Python takes to launch.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ from kernels.cuda.device import LoadedKernel, Variant
 
 @cache
 def load(variant: Variant) -> LoadedKernel:
-    """`variant` as if loaded. C's labs takes a launch's arguments, does nothing and returns success, for the handle is 0."""
+    """`variant` as if loaded.
+
+    C's labs takes a launch's arguments, does nothing and returns success, for the handle is 0.
+    """
     kernel = object.__new__(LoadedKernel)
     kernel.variant, kernel.device, kernel.handle, kernel.context = variant, 0, ctypes.c_void_p(), ctypes.c_void_p()
     kernel.shape = (variant.threads, 1, 1, variant.shared_bytes)

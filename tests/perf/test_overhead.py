@@ -1,7 +1,9 @@
-"""How long Python takes to launch: operators on a GPU whose driver does nothing, as multiples of an empty torch operator.
+"""How long Python takes to launch.
 
-Times of a machine say little of another; an operator of torch.library that only allocates its output, called in turn with
-ours, is slowed by what slows ours. `nox -s bench -- -k overhead` prints the microseconds; other sessions skip it.
+Operators on a GPU whose driver does nothing, as multiples of an empty torch operator.
+
+Times of a machine say little of another; an operator of torch.library that only allocates its output, called in turn
+with ours, is slowed by what slows ours. `nox -s bench -- -k overhead` prints the microseconds; other sessions skip it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The speed of native against its baseline must not fall below its floor: paired ratios taken in one process.
 
 A bootstrap interval of the median ratio wholly above the floor is ok, wholly below is slow, else undecided: then four
-times the samples decide, and only `slow` fails. Where a median time is twice its minimum, both sides waited for cores that
-others kept busy, and nothing is decided. Run by `nox -s bench`; other sessions skip it.
+times the samples decide, and only `slow` fails. Where a median time is twice its minimum, both sides waited for cores
+that others kept busy, and nothing is decided. Run by `nox -s bench`; other sessions skip it.
 """
 
 import ctypes

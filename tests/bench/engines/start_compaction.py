@@ -1,4 +1,7 @@
-"""Write the tables of a sweep and of a campaign again and again, in turns with one cell and with two: start_compaction.py FOLDER."""
+"""Write the tables of a sweep and of a campaign again and again, in turns with one cell and with two.
+
+start_compaction.py FOLDER.
+"""
 
 from __future__ import annotations
 

@@ -195,7 +195,10 @@ def test_closing_early_ends_the_workers() -> None:
 
 
 def test_an_interrupt_is_raised_where_no_lock_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while workers are waited for: the wait ends first, since a lock of it that is left shut stops the workers' end."""
+    """Ctrl-C while workers are waited for.
+
+    The wait ends first, since a lock of it that is left shut stops the workers' end.
+    """
     inside: list[str] = []
 
     def wait(*arguments: Any, **more: Any) -> Any:

@@ -1,4 +1,7 @@
-"""What the machine lacks today is no `unsupported`, which is kept as an answer: the cell has failed, and says of what."""
+"""What the machine lacks today is no `unsupported`, which is kept as an answer.
+
+The cell has failed, and says of what.
+"""
 
 from __future__ import annotations
 

@@ -132,7 +132,10 @@ def ended(status: str, cell: Any, tell: Any) -> list[dict[str, Any]]:
 def test_no_table_is_named_that_was_not_written(
     sweep_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], earlier: bool
 ) -> None:
-    """Where nothing fits the budget, and where a sweep has no products of ours; an earlier table stays, and is called so."""
+    """Where nothing fits the budget, and where a sweep has no products of ours.
+
+    An earlier table stays, and is called so.
+    """
     out = tmp_path / "out" / "tuned.json"
     if earlier:
         out.parent.mkdir()

@@ -292,7 +292,10 @@ def test_a_vocabulary_with_too_few_words_is_refused_before_the_first_step() -> N
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_run_says_how_far_it_still_falls(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The validation text is seen when a tenth of the steps is left: 9 steps an epoch, so after 9 of 10 and 25 of 27."""
+    """The validation text is seen when a tenth of the steps is left.
+
+    9 steps an epoch, so after 9 of 10 and 25 of 27.
+    """
     from bench.training.examiner import Examiner, Scores
 
     seen: list[tuple[int, Scores]] = []

@@ -1,4 +1,7 @@
-"""The sparse path under everything that torch allows with a layer, its weights and their gradients: as torch's own layer."""
+"""The sparse path under everything that torch allows with a layer, its weights and their gradients.
+
+It does as torch's own layer does.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Export a model over another and be killed at each call of the system: start_export.py FOLDER tells a JSON list of what is found after each."""
+"""Export a model over another and be killed at each call of the system.
+
+start_export.py FOLDER tells a JSON list of what is found after each.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is read back: of every table and shard that is not what was written, one line; what is intact stays, and nothing is lost."""
+"""What is read back: of every table and shard that is not what was written, one line.
+
+What is intact stays, and nothing is lost.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A real campaign on the CPU that begins cells for any moment that is left: start_cut_campaign.py FILE OUT BUDGET MIB."""
+"""A real campaign on the CPU that begins cells for any moment that is left.
+
+start_cut_campaign.py FILE OUT BUDGET MIB.
+"""
 
 from __future__ import annotations
 

@@ -113,7 +113,10 @@ def deterministic(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 class Trouble:
-    """From the end of the first epoch on, calls of `owner`.`name` raise `error`, as long as `on`; to be told of epochs."""
+    """From the end of the first epoch on, calls of `owner`.`name` raise `error`, as long as `on`.
+
+    It is called as what is told of epochs.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: BaseException) -> None:
         self.on, self.due, real = True, False, getattr(owner, name)
@@ -205,7 +208,10 @@ RAISED = (RuntimeError("odd"), KeyboardInterrupt("inside"), Stopped("odd"), Syst
 
 
 class FailsOnce:
-    """Trains in a worker; the evaluation of the second epoch fails, each seed's in its way, as long as `flag` is a file."""
+    """Trains in a worker.
+
+    The evaluation of the second epoch fails, each seed's in its way, as long as `flag` is a file.
+    """
 
     def __init__(self, flag: Path, checkpoints: Checkpoints) -> None:
         self.flag, self.checkpoints = flag, checkpoints

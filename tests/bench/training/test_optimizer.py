@@ -1,4 +1,7 @@
-"""Optimizers and rates: the averages of NT-ASGD and what starts them, phases of the rate, rates by a window's length."""
+"""Optimizers and rates.
+
+The averages of NT-ASGD and what starts them, phases of the rate, rates by a window's length.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,10 @@ def test_the_trigger_and_the_selection_see_epochs_at_final_sparsity_only(monkeyp
 
 
 def test_the_best_epoch_is_reported_with_its_own_weights(monkeypatch: pytest.MonkeyPatch):
-    """After the first epoch the text is one word again and again, which ruins the model: the best epoch is not the last."""
+    """After the first epoch the text is one word again and again, which ruins the model.
+
+    The best epoch is not the last.
+    """
     monkeypatch.setattr(
         train, "epoch_slice", lambda tokens, size, epoch: tokens[:size] if epoch == 1 else tokens[:1].repeat(size)
     )

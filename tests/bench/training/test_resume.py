@@ -1,4 +1,7 @@
-"""Training cells that are killed in the middle of an epoch: the next run goes on, and stores what an unbroken one does."""
+"""Training cells that are killed in the middle of an epoch.
+
+The next run goes on, and stores what an unbroken one does.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,10 @@ Process = subprocess.Popen[str] | Forked
 
 @contextmanager
 def started(*arguments: str, said: Path | None, **variables: str) -> Iterator[Process]:
-    """The leader of a session; said: the folder for what one says that is forked, None of one that a new interpreter runs."""
+    """The leader of a session.
+
+    said: the folder for what one says that is forked, None of one that a new interpreter runs.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
     with forked_or_not(list(arguments), environment, said) as process:
         try:

@@ -1,4 +1,7 @@
-"""Training on the sparse path: the masked run's losses within rounding, exact zeros, probes that touch nothing, the export."""
+"""Training on the sparse path.
+
+The masked run's losses within rounding, exact zeros, probes that touch nothing, the export.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +69,9 @@ def run(settings: dict[str, Any], losses: list[float]) -> tuple[list[dict], list
 def test_masked_and_sparse_training_agree_step_by_step(scope: str, lasso: str, losses: list[float]):
     """The paths add up in other orders, so every step rounds differently, which later steps carry on.
 
-    Allowed: one unit of float32 (2^-23 of the loss) for the loss itself and one more for each step done; at most 1.5 units
-    in all were seen over 40 steps. A run to 75 % instead of 80 % is more than ten times as far away as is allowed.
+    Allowed: one unit of float32 (2^-23 of the loss) for the loss itself and one more for each step done; at most 1.5
+    units in all were seen over 40 steps. A run to 75 % instead of 80 % is more than ten times as far away as is
+    allowed.
     """
     settings = {**OPTIMIZERS["sgd"], "scope": scope, "lasso": lasso, "epochs": 4}
     masked_rows, masked = run(settings, losses)
@@ -109,7 +113,10 @@ def test_pruned_blocks_stay_exactly_zero(optimizer: str, schedule: str, lasso: s
 
 @pytest.mark.parametrize("what", ["weight", "gradient", "momentum"])
 def test_a_planted_leak_is_seen(what: str, monkeypatch: pytest.MonkeyPatch):
-    """One element of one pruned block, put there once, behind every mask's back; in each gradient, for it is new at each step."""
+    """One element of one pruned block, put there once, behind every mask's back.
+
+    It is put in each gradient, for that is new at each step.
+    """
     step_of = torch.optim.SGD.step
 
     def leak(self: torch.optim.SGD, *arguments: Any) -> None:

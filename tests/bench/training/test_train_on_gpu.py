@@ -1,4 +1,7 @@
-"""What only a GPU can show of training: results near the CPU's, exact resume, cells side by side; skipped where there is none."""
+"""What only a GPU can show of training: results near the CPU's, exact resume, cells side by side.
+
+Skipped where there is none.
+"""
 
 from __future__ import annotations
 

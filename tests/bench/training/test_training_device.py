@@ -1,4 +1,7 @@
-"""Training for a GPU as far as none is needed: no devices are mixed, nothing waits, and the deferred figures are the same."""
+"""Training for a GPU as far as none is needed.
+
+No devices are mixed, nothing waits, and the deferred figures are the same.
+"""
 
 from __future__ import annotations
 

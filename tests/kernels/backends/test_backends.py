@@ -67,7 +67,10 @@ def one_block(rows: int, cols: int, block_size: int) -> BlockMask:
 
 
 def assert_solves_or_declines(name: str, problem: GemmProblem | LstmProblem) -> None:
-    """To decline is a right answer too; who may not is asked by test_common_types_are_supported_on_a_cpu and its like."""
+    """To decline is a right answer too.
+
+    Who may not is asked by test_common_types_are_supported_on_a_cpu and its like.
+    """
     backend = BACKENDS[name]
     reason = backend.unsupported(problem)
     if reason is not None:

@@ -1,4 +1,7 @@
-"""Tests of CUDA kernels on the CPU: `import emulator` finds the emulator, and where it cannot run the tests are skipped."""
+"""Tests of CUDA kernels on the CPU.
+
+`import emulator` finds the emulator, and where it cannot run the tests are skipped.
+"""
 
 import sys
 from pathlib import Path

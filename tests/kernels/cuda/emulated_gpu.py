@@ -1,4 +1,7 @@
-"""A GPU that is emulated on the CPU, put in the place of a real one: the whole Python path runs, on tensors of the CPU."""
+"""A GPU that is emulated on the CPU, put in the place of a real one.
+
+The whole Python path runs, on tensors of the CPU.
+"""
 
 from __future__ import annotations
 

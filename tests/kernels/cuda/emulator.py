@@ -1,14 +1,14 @@
 """CUDA kernels run on the CPU: a .cu file compiled against emulated.h, its threads as fibres, faults found on the way.
 
-What is found in shared memory, in every order of the threads: races between any two of ordinary loads and stores, copies,
-warp-wide pieces and wgmma (copies read before a copy_wait and a barrier or an mbarrier, or written over too early); a missing
-proxy_fence; loads of what nobody wrote; places out of range or misaligned. Besides: warp-wide pieces that some lanes miss,
-sums touched before wgmma_wait, deadlocks, memory that is not mapped.
+What is found in shared memory, in every order of the threads: races between any two of ordinary loads and stores,
+copies, warp-wide pieces and wgmma (copies read before a copy_wait and a barrier or an mbarrier, or written over too
+early); a missing proxy_fence; loads of what nobody wrote; places out of range or misaligned. Besides: warp-wide pieces
+that some lanes miss, sums touched before wgmma_wait, deadlocks, memory that is not mapped.
 
-What is not: of several threads that load 2 bytes two are remembered, single bytes are not, and shared memory that atomics
-change is not checked; global memory is checked by nobody, neither for races nor outside a tensor, but for what a test
-lays around it; registers read before wgmma_wait show as NaN only; sums are float in another order than the hardware's; nothing
-is learned about speed. Without g++ or clang++ ordinary accesses are not seen: see watches().
+What is not: of several threads that load 2 bytes two are remembered, single bytes are not, and shared memory that
+atomics change is not checked; global memory is checked by nobody, neither for races nor outside a tensor, but for what
+a test lays around it; registers read before wgmma_wait show as NaN only; sums are float in another order than the
+hardware's; nothing is learned about speed. Without g++ or clang++ ordinary accesses are not seen: see watches().
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def load(
 ) -> Kernel:
     """`variant` compiled for this CPU; CompileError where it cannot be.
 
-    order: which warp and which lane run first. copies: asynchronous ones are done at once, only when they are waited for, or
-    either, by chance. seed: of what is random.
+    order: which warp and which lane run first. copies: asynchronous ones are done at once, only when they are waited
+    for, or either, by chance. seed: of what is random.
     """
     handle = _compiled(variant.source, variant.defines)
     return Kernel(variant, handle, ORDERS.index(order), COPIES.index(copies), seed)

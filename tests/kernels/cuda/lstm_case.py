@@ -126,9 +126,9 @@ def assert_near(found: Tensor, wanted: Tensor, tolerance: float, name: str) -> N
 def tolerance(layer: Layer, element: str) -> float:
     """Largest error of an output relative to its largest element.
 
-    As kernels.check.lstm_tolerance, and besides, what is stored (the weighted inputs, states, gradients) and the factors of
-    products are rounded: twice a step, independently, so that the errors of the steps grow by their root; the backward pass
-    doubles them.
+    As kernels.check.lstm_tolerance, and besides, what is stored (the weighted inputs, states, gradients) and the
+    factors of products are rounded: twice a step, independently, so that the errors of the steps grow by their root;
+    the backward pass doubles them.
     """
     samples = layer.batch_size * layer.steps
     terms = max(layer.input_size + layer.hidden_size, 4 * layer.hidden_size, samples)

@@ -72,7 +72,10 @@ def _units(group: Tensor, tile: SampledTile) -> Tensor:
 
 
 def _pairs(group: Tensor, tile: SampledTile) -> Tensor:
-    """As `_units`, of blocks of 8: two of the same column in one unit, the second missing (-1) where their number is odd."""
+    """As `_units`, of blocks of 8.
+
+    Two of the same column are in one unit, the second missing (-1) where their number is odd.
+    """
     size = tile.block_size
     column, row = (group.T >= 0).nonzero(as_tuple=True)
     counts = torch.bincount(column, minlength=group.shape[1])

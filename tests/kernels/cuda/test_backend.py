@@ -1,4 +1,7 @@
-"""The backend `cuda` on an emulated GPU: which kernel it takes, right results from end to end, and reasons where it declines."""
+"""The backend `cuda` on an emulated GPU.
+
+Which kernel it takes, right results from end to end, and reasons where it declines.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a campaign on a GPU does, on an emulated one: checks, timings and the tuner, for what can be wrong in their Python."""
+"""What a campaign on a GPU does, on an emulated one.
+
+Checks, timings and the tuner, for what can be wrong in their Python.
+"""
 
 from __future__ import annotations
 

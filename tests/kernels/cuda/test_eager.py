@@ -1,4 +1,7 @@
-"""Past torch's dispatcher where nobody watches, through it where somebody does: the same results and rules, on an emulated GPU."""
+"""Past torch's dispatcher where nobody watches, through it where somebody does.
+
+The same results and rules, on an emulated GPU.
+"""
 
 from __future__ import annotations
 

@@ -237,7 +237,10 @@ def test_a_loaded_kernel_runs_in_a_thread_that_has_no_context_yet(scale: Variant
 
 
 class Driver:
-    """What of the driver a launch calls, where each thread has a context or none; there is no driver to test with here."""
+    """What of the driver a launch calls, where each thread has a context or none.
+
+    There is no driver to test with here.
+    """
 
     def __init__(self) -> None:
         self.current: ctypes.c_void_p | None = None

@@ -1,4 +1,7 @@
-"""The CUDA kernels of an LSTM layer on the emulator, against the float64 reference; and compiled for every architecture."""
+"""The CUDA kernels of an LSTM layer on the emulator, against the float64 reference.
+
+They are compiled for every architecture too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Differentiable LSTM layers by our CUDA kernels, on an emulated GPU: against torch.nn.LSTM in float64 and against the loop."""
+"""Differentiable LSTM layers by our CUDA kernels, on an emulated GPU.
+
+Against torch.nn.LSTM in float64 and against the loop.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +135,10 @@ def test_gradients_of_one_output_alone(output: int) -> None:
 
 @pytest.mark.parametrize("inputs", ["same blocks", "dense"])
 def test_gradients_by_finite_differences(inputs: str) -> None:
-    """Along a direction: (f(v + e d) - f(v - e d)) / 2e, the function by the kernel itself, is the gradient's product with d."""
+    """Along a direction.
+
+    (f(v + e d) - f(v - e d)) / 2e, the function by the kernel itself, is the gradient's product with d.
+    """
     work = Work("Float32", inputs)
     leaves = work.leaves()
 

@@ -1,4 +1,7 @@
-"""sdd by wgmma through the emulator: every element against its bound, guards around the output, planted faults caught."""
+"""sdd by wgmma through the emulator.
+
+Every element against its bound, guards around the output, planted faults caught.
+"""
 
 from __future__ import annotations
 

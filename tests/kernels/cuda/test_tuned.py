@@ -1,4 +1,7 @@
-"""The tuned table at work on an emulated GPU: followed where it knows a like product, and no harm where it is damaged."""
+"""The tuned table at work on an emulated GPU.
+
+Followed where it knows a like product, and no harm where it is damaged.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Large buffers come back when nothing uses them any more, and never before; until then they are tensors as torch's own."""
+"""Large buffers come back when nothing uses them any more, and never before.
+
+Until then they are tensors as torch's own.
+"""
 
 import copy
 import gc

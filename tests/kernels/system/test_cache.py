@@ -1,4 +1,7 @@
-"""Caches that are not believed: what lies in the place of a kept file is taken up only if it is whole and the user's own."""
+"""Caches that are not believed.
+
+What lies in the place of a kept file is taken up only if it is whole and the user's own.
+"""
 
 from __future__ import annotations
 
