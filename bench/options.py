@@ -153,3 +153,4 @@ Together = Annotated[int, count("--together", "training cells side by side on th
 WINNERS = "JSON file that the winners are written to; tune.parquet is beside it"
 TunedOut = Annotated[Path, file("--out", WINNERS)]
 Schema = Annotated[Path | None, file("--schema", "also write them for the analysis: analysis/columns.json")]
+YardsticksOut = Annotated[Path, folder("--out", "folder that yardsticks.parquet is written to, and continued from")]
