@@ -31,7 +31,6 @@ class Grams:
 
     keys: [grams], sorted, (number of the first tokens) x vocabulary + last token. counts: how often each was seen. context: number
     of its first tokens, among those of the order below. at: [tokens], the number of the n-gram that ends there, UNSEEN at the start.
-    followed: [contexts] how often, and by how many kinds of tokens, each n-gram of the order below was followed.
     """
 
     keys: Array
