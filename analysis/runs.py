@@ -19,7 +19,8 @@ from analysis.yardsticks import of_text, why_untrained
 
 MODEL_SETTINGS = (
     "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers",
-    "dropout", "decoder_bias", "decoder", "cutoff", "second_cutoff", "embedding_gradient", "precision", "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip",
+    "dropout", "decoder_bias", "decoder", "cutoff", "second_cutoff", "embedding_gradient", "precision",
+    "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip",
     "epochs", "batch_size", "bptt", "input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout",
     "weight_drop", "activation_penalty", "temporal_penalty", "nonmonotone", "beta1", "beta1_dip", "beta2",
     "rate_by_length", "bptt_jitter", "bptt_halved", "selection", "test_batch_size",
