@@ -180,8 +180,8 @@ class Pair(NamedTuple):
     def verdict(self) -> str:
         """'reproduced' or 'refuted' where the whole interval says so, 'undecided' where it holds 1 or there is none.
 
-        Without a pair of seeds: 'failed' where runs of either did not finish, else 'not run'. 'did not train' where runs of
-        either learned nothing (`runs.runs`), whatever their perplexities say.
+        Without a pair of seeds: 'failed' where runs of either did not finish, else 'not run'. 'did not train' where
+        runs of either learned nothing (`runs.runs`), whatever their perplexities say.
         """
         if self.ratio.n == 0:
             return "failed" if self.failed else "not run"
