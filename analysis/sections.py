@@ -222,8 +222,8 @@ def _accuracy(train: Part, gemm: Part, beside_slides: bool) -> Section:
     picture = _picture(
         accuracy_figures.cost_figure(train),
         f"Test {unit} against sparsity, a line for each variant and block size. The values are in the table below.",
-        f"{unit.capitalize()} after the last epoch: lower is better. Bars are 95 % t-intervals over seeds; one seed has "
-        "none.",
+        f"{unit.capitalize()} after the last epoch: lower is better. Bars are 95 % t-intervals over seeds; one "
+        "seed has none.",
     )
     every, each = tables.main_table(train, gemm), "Every variant, block size and sparsity"
     shown = [
