@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import theory
+from analysis.endings import falling
 from analysis.load import UNLIKE, load_yardsticks, one_of, records
 from analysis.stats import compared, differences, mean_interval, ratio_interval
 from analysis.units import unit_of
@@ -185,6 +186,7 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
     the seeds with a dense partner) is an `Estimate`: mean, 95 % t-interval, n; one seed has no interval. The other
     columns are means. Perplexities are in the unit of the text (`unit_of`): bits a character of characters.
     block_size is <NA> for dense. trained: whether every run of the setting did.
+    falling: `endings.falling`, as text.
     """
     one_of(final, UNLIKE["train"])
     keys = ["variant", "block_size", "target_sparsity"]
@@ -196,6 +198,7 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
             "target_sparsity": target,
             "seeds": len(part),
             "trained": bool(part["trained"].all()),
+            "falling": falling(part, unit),
             **{name: part[name].mean() for name in MEANS},
             **{name: mean_interval(unit.of(part[name]).tolist()) for name in PPL},
             "measured_training": ratio_interval(part["measured_training"].dropna().tolist()),
@@ -204,7 +207,7 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
     ]
     against = {"ppl_ratio": compared, "ppl_difference": differences}  # dense
     costs = {name: made([part[name].dropna().tolist() for _, part in groups]) for name, made in against.items()}
-    names = [*keys, "seeds", "trained", *MEANS, *PPL, "measured_training"]
+    names = [*keys, "seeds", "trained", "falling", *MEANS, *PPL, "measured_training"]
     found = pd.DataFrame(rows, columns=names).assign(
         **{name: pd.Series(each, range(len(rows)), dtype=object) for name, each in costs.items()}
     )
