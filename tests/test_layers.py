@@ -18,6 +18,7 @@ ONLY_IN = {
         "bench.storing.rules",
         "bench.storing.validation",
         "bench.store",
+        "bench.yardsticks",
         "analysis.rules",
         "analysis.validation",
         "analysis.load",
