@@ -12,8 +12,11 @@ from typing import Any
 import pandas as pd
 
 from analysis import theory
-from analysis.load import UNLIKE, one_of, records
+from analysis.endings import falling
+from analysis.load import UNLIKE, load_yardsticks, one_of, records
 from analysis.stats import compared, differences, mean_interval, ratio_interval
+from analysis.units import unit_of
+from analysis.yardsticks import of_text, why_untrained
 
 MODEL_SETTINGS = (
     "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers",
@@ -129,17 +132,21 @@ def amdahl(row: dict[str, Any]) -> float:
     return theory.amdahl_ceiling(pruned, other + decoder, row["stored_sparsity"])
 
 
-def runs(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
+def runs(frame: pd.DataFrame, over: str | None = None, yardsticks: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per finished run: its final epoch, variant, predictions, its ratio to the seed's dense run of its size.
 
     Adds variant, stored_sparsity (blocks that are exactly zero), stored_weights (`lstm_weights` there),
     predicted_speedup (of the pruned products), ceiling (of the forward pass, Amdahl), predicted_training and
     measured_training (speedup of the whole training run; NaN where the two ran from different sources), ppl_ratio and
-    ppl_difference (test perplexity against dense; NaN for dense itself and where it has no partner).
+    ppl_difference (test perplexity against dense, in the unit of the text; NaN for dense itself and where it has no
+    partner), and trained, with why_untrained where that is false. yardsticks: `load.load_yardsticks`.
     """
     one_of(frame, UNLIKE["train"], over)
     final = final_epochs(frame).copy()
     final["variant"] = variant_names(final)
+    known = load_yardsticks() if yardsticks is None else yardsticks
+    final["why_untrained"] = [why_untrained(row, of_text(known, row)) for row in records(final)]
+    final["trained"] = final["why_untrained"].eq("")
     final["stored_sparsity"] = final["zero_block_share"].fillna(final["sparsity"]).fillna(0.0).astype(float)
     final["stored_weights"] = [lstm_weights(row, row["stored_sparsity"]) for row in records(final)]
     final["predicted_speedup"] = final["stored_sparsity"].map(theory.speedup)
@@ -162,9 +169,10 @@ def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
     paired = final[same].merge(dense, on=same, how="left").set_index(final.index)
     paired.loc[dense_rows, values] = math.nan
     comparable = paired["source_hash"] == final["source_hash"]  # seconds of other sources say nothing about these
+    ours, theirs = (unit_of(final).of(each["test_ppl"].astype(float)) for each in (final, paired))
     return final.assign(
-        ppl_ratio=final["test_ppl"] / paired["test_ppl"].astype(float),
-        ppl_difference=final["test_ppl"] - paired["test_ppl"].astype(float),
+        ppl_ratio=ours / theirs,
+        ppl_difference=ours - theirs,
         measured_training=(paired["train_seconds_total"].astype(float) / final["train_seconds_total"]).where(
             comparable
         ),
@@ -176,26 +184,30 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
 
     Each of train_ppl, val_ppl, test_ppl, ppl_ratio, ppl_difference and measured_training (ratios: geometric means over
     the seeds with a dense partner) is an `Estimate`: mean, 95 % t-interval, n; one seed has no interval. The other
-    columns are means. block_size is <NA> for dense.
+    columns are means. Perplexities are in the unit of the text (`unit_of`): bits a character of characters.
+    block_size is <NA> for dense. trained: whether every run of the setting did.
+    falling: `endings.falling`, as text.
     """
     one_of(final, UNLIKE["train"])
     keys = ["variant", "block_size", "target_sparsity"]
-    groups = list(final.groupby(keys, sort=False))
+    groups, unit = list(final.groupby(keys, sort=False)), unit_of(final)
     rows = [
         {
             "variant": variant,
             "block_size": pd.NA if is_dense(str(variant)) else block_size,
             "target_sparsity": target,
             "seeds": len(part),
+            "trained": bool(part["trained"].all()),
+            "falling": falling(part, unit),
             **{name: part[name].mean() for name in MEANS},
-            **{name: mean_interval(part[name].tolist()) for name in PPL},
+            **{name: mean_interval(unit.of(part[name]).tolist()) for name in PPL},
             "measured_training": ratio_interval(part["measured_training"].dropna().tolist()),
         }
         for (variant, block_size, target), part in groups
     ]
     against = {"ppl_ratio": compared, "ppl_difference": differences}  # dense
     costs = {name: made([part[name].dropna().tolist() for _, part in groups]) for name, made in against.items()}
-    names = [*keys, "seeds", *MEANS, *PPL, "measured_training"]
+    names = [*keys, "seeds", "trained", "falling", *MEANS, *PPL, "measured_training"]
     found = pd.DataFrame(rows, columns=names).assign(
         **{name: pd.Series(each, range(len(rows)), dtype=object) for name, each in costs.items()}
     )

@@ -19,6 +19,7 @@ from analysis.figures import accuracy as accuracy_figures
 from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
 from analysis.figures import training as training_figures
+from analysis.figures.panels import did_not_train
 from analysis.load import records
 from analysis.runs import failed_runs
 from analysis.study import Part, Study
@@ -216,24 +217,26 @@ BESIDE_SLIDES = (
 
 
 def _accuracy(train: Part, gemm: Part, beside_slides: bool) -> Section:
-    title = _titled("What sparsity costs", train)
+    title, unit = _titled("What sparsity costs", train), train.unit.name
     if train.runs.empty:
         return Section(title, _why_nothing(train, "training runs"))
     picture = _picture(
         accuracy_figures.cost_figure(train),
-        "Test perplexity against sparsity, a line for each variant and block size. The values are in the table below.",
-        "Perplexity after the last epoch: lower is better. Bars are 95 % t-intervals over seeds; one seed has none.",
+        f"Test {unit} against sparsity, a line for each variant and block size. The values are in the table below.",
+        f"{unit.capitalize()} after the last epoch: lower is better. Bars are 95 % t-intervals over seeds; one "
+        "seed has none.",
     )
     every, each = tables.main_table(train, gemm), "Every variant, block size and sparsity"
     shown = [
-        _shown(f"{each}: perplexity.", every[[*tables.SETTING, *tables.COST]]),
+        _shown(f"{each}: {unit}.", every[[*tables.SETTING, *tables.cost_columns(train)]]),
         _shown(f"{each}: speedup.", every[[*tables.SETTING, *tables.SPEED]]),
     ]
-    if beside_slides:
+    if beside_slides and not train.unit.bits:  # the slides' are of words
         shown.append(_shown(BESIDE_SLIDES, awd_tables.slides_table(train, gemm)))
     return Section(
         title,
-        "Perplexity of the same language model without pruning, with block lasso, and with block lasso and pruning.",
+        f"{unit.capitalize()} of the same language model without pruning, with block lasso, and with block lasso and "
+        "pruning.",
         [picture],
         shown,
     )
@@ -272,6 +275,7 @@ def _over_time(train: Part) -> Section:
         _titled("Training, epoch by epoch", train),
         "How the variants got there.",
         [_picture(figure, alt, caption) for figure, alt, caption in drawn],
+        sentences=list(filter(None, [*did_not_train(train), *awd_tables.endings(train)])),
     )
 
 

@@ -17,13 +17,13 @@ from analysis.study import Part, joined
 from analysis.theory import layer_speedup, speedup
 
 NOTHING = "–"
+UNTRAINED = "did not train"
 SETTING = ("variant", "block size", "target sparsity", "sparsity stored")
-COST = ("train ppl", "val ppl", "test ppl", "cost against dense")
+COST = ("train ppl", "val ppl", "test ppl", "cost against dense", "val fell in the last tenth")
 SPEED = (
     "predicted product speedup", "measured product speedup", "predicted training speedup", "measured training speedup",
     "Amdahl ceiling",
 )  # fmt: skip
-MAIN = (*SETTING, *COST, *SPEED)
 TIME = (
     "variant", "block size", "target sparsity", "seeds", "dense training", "masked training", "sparse training",
     "integral predicted", "integral measured", "measured / theory", "LSTM share", "speedup over masked",
@@ -50,16 +50,22 @@ def main_table(train: Part, gemm: Part) -> pd.DataFrame:
             NOTHING if pd.isna(row["block_size"]) else str(row["block_size"]),
             f"{row['target_sparsity']:g}" if prunes else NOTHING,
             f"{row['stored_sparsity']:.3f}",
-            *(plus_minus(row[name]) for name in PPL),
-            change(row["ppl_ratio"]),
+            *(plus_minus(row[name], train.unit.digits) for name in PPL),
+            change(row["ppl_ratio"]) if row["trained"] else UNTRAINED,
+            row["falling"],
             factor(speedup(row["stored_sparsity"])) if prunes else NOTHING,
             product_speedup(row) if prunes else NOTHING,
             factor(row["predicted_training"]) if prunes else NOTHING,
             times(row["measured_training"]),
             factor(row["ceiling"]) if prunes else NOTHING,
         ]
-        rows.append(dict(zip(MAIN, texts, strict=True)))
-    return pd.DataFrame(rows, columns=list(MAIN))
+        rows.append(texts)
+    return pd.DataFrame(rows, columns=[*SETTING, *cost_columns(train), *SPEED])
+
+
+def cost_columns(train: Part) -> list[str]:
+    """COST in the unit of the text: 'val ppl', or 'val bits'."""
+    return [name.replace("ppl", train.unit.short) for name in COST]
 
 
 def product_speedup(row: dict[str, Any]) -> str:

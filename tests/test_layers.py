@@ -21,6 +21,7 @@ ONLY_IN = {
         "bench.storing.rules",
         "bench.storing.validation",
         "bench.store",
+        "bench.yardsticks",
         "analysis.rules",
         "analysis.validation",
         "analysis.load",

@@ -28,6 +28,7 @@ SETTING = (
     "hidden_size", "lasso", "lasso_strength", "schedule", "criterion", "allocation", "scope", "block_size",
     "target_sparsity", "prune_begin", "prune_end", "prune_every", "scaled_start",
 )  # fmt: skip
+UNTRAINED = "did not train"
 GAINS = ("measured", "allowed", "whole", "ceiling", "inference_lstm", "inference")
 
 
@@ -173,15 +174,19 @@ class Pair(NamedTuple):
     block_size: int
     ratio: Estimate
     failed: bool = False
+    trained: bool = True
 
     @property
     def verdict(self) -> str:
         """'reproduced' or 'refuted' where the whole interval says so, 'undecided' where it holds 1 or there is none.
 
-        Without a pair of seeds: 'failed' where runs of either did not finish, else 'not run'.
+        Without a pair of seeds: 'failed' where runs of either did not finish, else 'not run'. 'did not train' where
+        runs of either learned nothing (`runs.runs`), whatever their perplexities say.
         """
         if self.ratio.n == 0:
             return "failed" if self.failed else "not run"
+        if not self.trained:
+            return UNTRAINED
         return {1: "reproduced", 0: "undecided", -1: "refuted"}[self.ratio.side(1.0)]
 
 
@@ -199,9 +204,14 @@ def order(found: Sweep | None) -> list[Pair]:
         pairs += [(int(size), better, worse) for better, worse in pairwise(answers)]
     ratios = paired_ratios([(worse.runs, better.runs) for _, (_, better), (_, worse) in pairs])
     return [
-        Pair(better, worse, size, ratio, bool(one.failed or other.failed))
+        Pair(better, worse, size, ratio, bool(one.failed or other.failed), _trained(one) and _trained(other))
         for (size, (better, one), (worse, other)), ratio in zip(pairs, ratios, strict=True)
     ]
+
+
+def _trained(one: Answer) -> bool:
+    """Whether every run of an answer did; one without runs has none that did not."""
+    return one.runs.empty or bool(one.runs["trained"].astype(bool).all())
 
 
 def four_lines(found: Sweep | None) -> Part:
