@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis import theory
+from analysis import stats, theory
 from analysis.load import UNLIKE, one_of, records
-from analysis.stats import compared, differences, mean_interval, ratio_interval
+from analysis.stats import Scatter, compared, difference, level, ratio_interval
 
 MODEL_SETTINGS = (
     "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers",
@@ -28,6 +28,8 @@ PRUNING_SETTINGS = (
     "scaled_start", "path",
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
+SETTING = ("variant", "block_size", "target_sparsity")
+CHARACTERS = "_chars"  # ends the name of a data set of characters: what is compared there is bits
 MEANS = ("hidden_size", "stored_weights", "stored_sparsity", "predicted_speedup", "ceiling", "predicted_training")
 EQUAL = 0.05  # stored weights that differ by less, as a share, are called equal
 
@@ -170,15 +172,53 @@ def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+class Pool(NamedTuple):
+    """What the runs of a sweep tell together of how perplexities scatter, on the scale of logarithms.
+
+    residual: of comparisons paired by seed; levels: of the mean of one setting, by PPL. equal: the logarithm of a ratio
+    that is called none.
+    """
+
+    residual: Scatter
+    levels: dict[str, Scatter]
+    equal: float
+
+    def compared(self, family: Sequence[Sequence[float]]) -> list[stats.Comparison]:
+        """`stats.compared` of ratios of test perplexities that answer one question."""
+        return compared(family, self.residual, self.equal)
+
+    def level(self, ppls: Sequence[float], name: str = "test_ppl") -> stats.Estimate:
+        """`stats.level` of the perplexities of one setting."""
+        return level(ppls, self.levels[name])
+
+
+def pooled(final: pd.DataFrame) -> Pool:
+    """The scatter of all `runs` of a sweep, by variant, block size, target sparsity and seed.
+
+    A run that was made again on another path is no replicate of anything, and counts once.
+    """
+    same = [name for name in (*MODEL_SETTINGS, *PRUNING_SETTINGS) if name != "path" and name in final]
+    ordered = final.sort_values("path", key=lambda path: path != "dense", kind="stable")
+    counted = ordered[~ordered.duplicated([*same, "seed"])]
+    labels = list(counted[[*SETTING]].itertuples(index=False, name=None)), counted["seed"].tolist()
+    in_bits = final["dataset"].str.endswith(CHARACTERS).any() and len(counted)
+    return Pool(
+        stats.residual(*labels, counted["test_ppl"].tolist()),
+        {name: stats.scatter(*labels, counted[name].tolist()) for name in PPL},
+        stats.equal_bits(float(counted["test_ppl"].median())) if in_bits else stats.EQUAL,
+    )
+
+
 def replicates(final: pd.DataFrame) -> pd.DataFrame:
     """One row per variant, block size and target sparsity of `runs`, over its seeds.
 
-    Each of train_ppl, val_ppl, test_ppl, ppl_ratio, ppl_difference and measured_training (ratios: geometric means over
-    the seeds with a dense partner) is an `Estimate`: mean, 95 % t-interval, n; one seed has no interval. The other
-    columns are means. block_size is <NA> for dense.
+    train_ppl, val_ppl and test_ppl are means with the interval of `Pool.level`. ppl_ratio is the `Comparison` of the
+    test perplexity with dense, over the seeds with a dense partner, all settings one question; ppl_difference the same
+    as a difference. measured_training: geometric mean of ratios with a t-interval over its own seeds. The other columns
+    are means. block_size is <NA> for dense.
     """
     one_of(final, UNLIKE["train"])
-    keys = ["variant", "block_size", "target_sparsity"]
+    keys, pool = [*SETTING], pooled(final)
     groups = list(final.groupby(keys, sort=False))
     rows = [
         {
@@ -187,13 +227,15 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
             "target_sparsity": target,
             "seeds": len(part),
             **{name: part[name].mean() for name in MEANS},
-            **{name: mean_interval(part[name].tolist()) for name in PPL},
+            **{name: pool.level(part[name].tolist(), name) for name in PPL},
             "measured_training": ratio_interval(part["measured_training"].dropna().tolist()),
         }
         for (variant, block_size, target), part in groups
     ]
-    against = {"ppl_ratio": compared, "ppl_difference": differences}  # dense
-    costs = {name: made([part[name].dropna().tolist() for _, part in groups]) for name, made in against.items()}
+    ratios = pool.compared([part["ppl_ratio"].dropna().tolist() for _, part in groups])
+    dense = [float((part["test_ppl"] / part["ppl_ratio"]).mean()) for _, part in groups]
+    changes = [difference(ratio, ppl) for ratio, ppl in zip(ratios, dense, strict=True)]
+    costs: dict[str, Sequence[Any]] = {"ppl_ratio": ratios, "ppl_difference": changes}
     names = [*keys, "seeds", *MEANS, *PPL, "measured_training"]
     found = pd.DataFrame(rows, columns=names).assign(
         **{name: pd.Series(each, range(len(rows)), dtype=object) for name, each in costs.items()}

@@ -21,6 +21,7 @@ from analysis.figures import realised as realised_figures
 from analysis.figures import training as training_figures
 from analysis.load import records
 from analysis.runs import failed_runs
+from analysis.stats import MARGIN
 from analysis.study import Part, Study
 
 DOTS_PER_INCH = 150  # sharp on paper and on dense screens
@@ -184,7 +185,10 @@ def _sparse_training(train: Part) -> Section:
             "What the LSTM layers gain is worth less end to end: the rest takes the time it took (Amdahl).",
         ),
     ]
-    models = "The finished models: weights merged with their masks and exported in blocks."
+    models = (
+        "The finished models: weights merged with their masks and exported in blocks. Perplexities and their difference "
+        "with 95 % t-intervals, the scatter pooled over all settings; equal is shown, or not, over all rows together."
+    )
     return Section(
         _titled("Training on the sparse path", train),
         "Theory beside what was realised. Seconds are of whole runs one after another, not interleaved; the integral "
@@ -215,6 +219,13 @@ BESIDE_SLIDES = (
 )
 
 
+COSTS = (
+    "Means ± half a 95 % t-interval, and costs paired with the dense run of the same seed with theirs: each holds by "
+    "itself, with the scatter pooled over all settings of the sweep. Higher and lower are decided, and equal within "
+    f"{100 * MARGIN:g} % is shown, over all costs together at 5 % (Holm)."
+)
+
+
 def _accuracy(train: Part, gemm: Part, beside_slides: bool) -> Section:
     title = _titled("What sparsity costs", train)
     if train.runs.empty:
@@ -222,11 +233,12 @@ def _accuracy(train: Part, gemm: Part, beside_slides: bool) -> Section:
     picture = _picture(
         accuracy_figures.cost_figure(train),
         "Test perplexity against sparsity, a line for each variant and block size. The values are in the table below.",
-        "Perplexity after the last epoch: lower is better. Bars are 95 % t-intervals over seeds; one seed has none.",
+        "Perplexity after the last epoch: lower is better. Bars are 95 % t-intervals of the mean over seeds, their "
+        "scatter pooled over all settings; a sweep of one seed has none. Compare settings by the costs below.",
     )
     every, each = tables.main_table(train, gemm), "Every variant, block size and sparsity"
     shown = [
-        _shown(f"{each}: perplexity.", every[[*tables.SETTING, *tables.COST]]),
+        _shown(f"{each}: perplexity. {COSTS}", every[[*tables.SETTING, *tables.COST]]),
         _shown(f"{each}: speedup.", every[[*tables.SETTING, *tables.SPEED]]),
     ]
     if beside_slides:

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis import compare
 from analysis.load import records
 from analysis.runs import PPL
-from analysis.stats import NOTHING_KEPT, change, factor, plus_minus, signed, times
+from analysis.stats import NOTHING_KEPT, factor, judged, plus_minus, signed, times
 from analysis.study import Part, joined
 from analysis.theory import layer_speedup, speedup
 
@@ -31,8 +31,8 @@ TIME = (
 )  # fmt: skip
 MODEL = (
     "variant", "block size", "target sparsity", "inference speedup", "its LSTM layers", "their theory",
-    "Amdahl ceiling", "bytes dense", "bytes finished", "test ppl masked", "test ppl sparse", "difference", "seed noise",
-    "test ppl finished",
+    "Amdahl ceiling", "bytes dense", "bytes finished", "test ppl masked", "test ppl sparse", "difference",
+    "sparse against masked", "seed noise", "test ppl finished",
 )  # fmt: skip
 BREAKEVEN = ("backend", "block size", "break-even sparsity", "fastest", "at sparsity")
 
@@ -40,7 +40,8 @@ BREAKEVEN = ("backend", "block size", "break-even sparsity", "fastest", "at spar
 def main_table(train: Part, gemm: Part) -> pd.DataFrame:
     """Every variant, block size and sparsity: perplexities over seeds, cost against dense, speedups beside theory.
 
-    The cost pairs each run with the dense run of its seed. The measured product speedup is that of `chosen_product`.
+    The cost pairs each run with the dense run of its seed; its verdict is corrected for all the others (`stats.compared`).
+    The measured product speedup is that of `chosen_product`.
     """
     rows = []
     for row in records(joined(train, gemm)):
@@ -51,7 +52,7 @@ def main_table(train: Part, gemm: Part) -> pd.DataFrame:
             f"{row['target_sparsity']:g}" if prunes else NOTHING,
             f"{row['stored_sparsity']:.3f}",
             *(plus_minus(row[name]) for name in PPL),
-            change(row["ppl_ratio"]),
+            judged(row["ppl_ratio"]),
             factor(speedup(row["stored_sparsity"])) if prunes else NOTHING,
             product_speedup(row) if prunes else NOTHING,
             factor(row["predicted_training"]) if prunes else NOTHING,
@@ -155,6 +156,7 @@ def finished_model_table(train: Part) -> pd.DataFrame:
             *(_megabytes(row[name]) for name in ("dense_bytes", "final_bytes")),
             *(plus_minus(row[name]) for name in ("masked_ppl", "test_ppl")),
             signed(row["ppl_difference"]),
+            row["ppl_ratio"].verdict or NOTHING,
             _amount(row["seed_noise"], "{:.2g}"),
             plus_minus(row["final_ppl"]),
         ]
@@ -189,10 +191,11 @@ def _perplexity(row: dict[str, Any]) -> str:
     if difference.n == 0:
         return "no masked run of the same seed to compare its perplexity with"
     found = f"test perplexity {signed(difference)} from the masked run of the same seed"
-    if difference.n == 1:
+    verdict = row["ppl_ratio"].verdict
+    if not verdict:
         return f"{found}, of one seed, so it is not known whether another seed would change more than that"
-    within = difference.side(0.0) == 0 or abs(difference.value) <= noise
-    return f"{found}, {'within' if within else 'beyond'} the seed noise ({noise:.1f})"
+    shown = "neither shown to differ nor to be equal" if verdict == "undecided" else verdict
+    return f"{found}, {shown} (seed noise {noise:.1f})" if noise == noise else f"{found}, {shown}"
 
 
 def _amount(value: float, form: str) -> str:
