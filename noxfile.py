@@ -84,6 +84,15 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def campaign(session: nox.Session) -> None:
+    """Go on with the runs of many hours in the background, giving way to all other work: nox -s campaign [-- OPTIONS]."""
+    sweeps = ("wikitext2_words", "wikitext2_chars", "wikitext2_chars_methods")
+    where = ("--device", "cpu", "--out", "results/campaign", "--resume-from", "results/reference")
+    how = ("--budget", "10000", "--checkpoint-mib", "256", "--background")
+    run(session, "-m", "bench", "campaign", *sweeps, *where, *how, *session.posargs)
+
+
+@nox.session
 def sanitize(session: nox.Session) -> None:
     """Run the kernels' tests with AddressSanitizer and UBSan (about 5 minutes): nox -s sanitize [-- PYTEST ARGS]."""
     run(session, "tests/kernels/builds.py", "sanitized", "tests/kernels", "-m", "not slow", *session.posargs)

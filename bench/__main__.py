@@ -1,4 +1,6 @@
-"""The command line: list, plan, run, show, doctor, campaign, tune. Flags say where and how to run; what is measured stands in sweep files.
+"""The command line: list, plan, run, show, doctor, campaign, tune.
+
+Flags say where and how to run; what is measured stands in sweep files.
 
 Every command imports what it needs itself, so that a bad sweep file is refused before torch is loaded.
 """
@@ -6,20 +8,23 @@ Every command imports what it needs itself, so that a bad sweep file is refused 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from bench.options import (
     BAD_INPUT,
+    Background,
     Budget,
     CampaignOut,
     CheckpointMib,
     CheckpointSeconds,
     Device,
+    GiveWay,
     Name,
     Names,
     Results,
@@ -33,6 +38,9 @@ from bench.options import (
     Workers,
     ending,
 )
+
+if TYPE_CHECKING:
+    from bench.sweep import Sweep
 
 ENVIRONMENT, INTERRUPTED = 3, 130
 
@@ -82,6 +90,17 @@ def _environment_errors() -> Iterator[None]:
 
 
 @contextmanager
+def _sweeps(names: Iterable[str]) -> Iterator[list[Sweep]]:
+    """The sweeps that a command is about, of files that are all right."""
+    with _one_line_errors():
+        from bench.sweep import load_all
+
+        sweeps = load_all(names)
+        with _environment_errors():
+            yield sweeps
+
+
+@contextmanager
 def _text_is_all() -> Iterator[None]:
     """Where a command makes nothing but what it prints, that is not lost in silence."""
     from bench.output import lost_text
@@ -109,14 +128,10 @@ def list_() -> None:
 @app.command()
 def plan(name: Name, results: Results = HERE, workers: Workers = None, retry: Retry = False) -> None:
     """Say what a sweep has to run, what is stored already and how long it will take; change nothing."""
-    with _one_line_errors(), _text_is_all():
-        from bench.sweep import load
+    with _sweeps([name]) as (sweep,), _text_is_all():
+        from bench.run import make_plan
 
-        sweep = load(name)
-        with _environment_errors():
-            from bench.run import make_plan
-
-            print("\n".join(make_plan(sweep, results, retry).lines(workers)))
+        print("\n".join(make_plan(sweep, results, retry).lines(workers)))
 
 
 @app.command()
@@ -131,40 +146,31 @@ def run(
 ) -> None:
     """Run every cell of a sweep that is not stored yet; a second run goes on where the first ended.
 
-    It says first whether other work keeps the processors busy: noise does not only widen intervals, it moves medians. A cell that
-    cannot be trained (a text too short for its batch, more memory than there is) ends before its first step; one that fails after
-    an epoch keeps its finished epochs.
+    It says first whether other work keeps the processors busy: noise does not only widen intervals, it moves medians. A
+    cell that cannot be trained (a text too short for its batch, more memory than there is) ends before its first step;
+    one that fails after an epoch keeps its finished epochs.
 
     A cell that trains is put aside at every checkpoint, at the end of each epoch, and at once on SIGTERM or Ctrl-C, in
-    RESULTS/SWEEP/.checkpoints, and goes on from there: bit-equal on the CPU. kill -9 costs what came after the last checkpoint. A
-    checkpoint that is damaged, or was made by other sources, another torch, processor, thread count or text, is not used, and a
-    line says so. What timed out, crashed, failed or ran out of memory goes on with --retry.
+    RESULTS/SWEEP/.checkpoints, and goes on from there: bit-equal on the CPU. kill -9 costs what came after the last
+    checkpoint. A checkpoint that is damaged, or was made by other sources, another torch, processor, thread count or
+    text, is not used, and a line says so. What timed out, crashed, failed or ran out of memory goes on with --retry.
     """
-    with _one_line_errors():
-        from bench.sweep import load
+    with _sweeps([name]) as (sweep,):
+        from bench.engines.driver import Terms
+        from bench.run import run_sweep
 
-        sweep = load(name)
-        with _environment_errors():
-            from bench.run import run_sweep
-
-            status = run_sweep(
-                sweep, results, workers, timeout, retry, checkpoint_seconds=checkpoint_seconds, wait_quiet=wait_quiet
-            )
+        terms = Terms(timeout=timeout, wait_quiet=wait_quiet)
+        status = run_sweep(sweep, results, workers, retry, checkpoint_seconds, terms)
     raise typer.Exit(status)
 
 
 @app.command()
 def show(name: Name, results: Results = HERE) -> None:
     """Show the stored cells of a sweep by status, with their key figures."""
-    with _one_line_errors(), _text_is_all():
-        from bench.sweep import load
+    with _sweeps([name]) as (sweep,), _text_is_all():
+        from bench.run import make_plan, print_cells
 
-        sweep = load(name)
-        with _environment_errors():
-            from bench.run import make_plan
-            from bench.show import print_cells
-
-            print_cells(make_plan(sweep, results))
+        print_cells(make_plan(sweep, results))
 
 
 @app.command()
@@ -188,36 +194,37 @@ def campaign(
     checkpoint_mib: CheckpointMib = 0.0,
     together: Together = 1,
     wait_quiet: WaitQuiet = 0.0,
+    give_way: GiveWay = False,
+    background: Background = False,
 ) -> None:
-    """Check every kernel on a GPU, then time and train sweeps, most important cells first, until the budget is spent; resumable.
+    """Check every kernel on a GPU, then time and train sweeps, most important cells first, within a budget; resumable.
 
-    OUT holds few files, each with its checksum. check.parquet says how each kernel's check ended; a kernel that it found
-    wrong is not timed, and one whose check was cut short (--timeout, a crash) waits until the check is made again. The next call with the same --out goes on, or with another one and --resume-from.
+    OUT holds few files, each with its checksum. check.parquet says how each kernel's check ended; a kernel that it
+    found wrong is not timed, and one whose check was cut short (--timeout, a crash) waits until the check is made
+    again. The next call with the same --out goes on, or with another one and --resume-from.
 
-    Cells that train run too, --together of them side by side (the column workers says so, since it lengthens their seconds).
-    With --checkpoint-mib a cell that will not fit is begun, put aside in OUT/.checkpoints when the time is up, one file, and goes on
-    in the next call. A checkpoint above that size is not kept, and a line says so: weights and Adam's moments take 12 bytes a
-    parameter, so 16 MiB hold a model of about 1.3 million parameters. A run taken up from its checkpoint repeats itself to the
-    digit only where torch's algorithms are deterministic, which they need not be on a GPU.
+    Cells that train run too, --together of them side by side (the column workers says so, since it lengthens their
+    seconds). With --checkpoint-mib a cell that will not fit is begun, put aside in OUT/.checkpoints when the time is
+    up, one file, and goes on in the next call. A checkpoint above that size is not kept, and a line says so: weights
+    and Adam's moments take 12 bytes a parameter, so 16 MiB hold a model of about 1.3 million parameters. A run taken up
+    from its checkpoint repeats itself to the digit only where torch's algorithms are deterministic, which they need not
+    be on a GPU.
     """
-    with _one_line_errors():
-        from bench.sweep import load_all
+    with _sweeps(names) as sweeps:
+        from bench.campaign import run_campaign
+        from bench.engines import background as behind
+        from bench.engines.driver import Terms
 
-        sweeps = load_all(names)
-        with _environment_errors():
-            from bench.campaign import run_campaign
-
-            status = run_campaign(
-                sweeps,
-                out,
-                budget,
-                device,
-                resume_from,
-                timeout,
-                checkpoint_mib=checkpoint_mib,
-                together=together,
-                wait_quiet=wait_quiet,
-            )
+        if background:
+            log = out / "log.txt"
+            rest = [each for each in sys.argv[1:] if each not in ("--background", "--give-way")]
+            number = behind.detach([*rest, "--give-way"], log)
+            print(f"the campaign goes on in the background as process {number}, and says in {log} how far it is")
+            return
+        if give_way:
+            behind.give_way()
+        terms = Terms(timeout=timeout, together=together, wait_quiet=wait_quiet)
+        status = run_campaign(sweeps, out, budget, device, resume_from, checkpoint_mib, terms)
     raise typer.Exit(status)
 
 
@@ -230,14 +237,11 @@ def tune(
     timeout: Timeout = 300.0,
 ) -> None:
     """Time every variant of our kernels for the products of sweeps, and write which is the fastest; resumable."""
-    with _one_line_errors():
-        from bench.sweep import load_all
+    with _sweeps(names) as sweeps:
+        from bench.campaign import run_tuner
+        from bench.engines.driver import Terms
 
-        sweeps = load_all(names)
-        with _environment_errors():
-            from bench.tuner import run_tuner
-
-            status = run_tuner(sweeps, out, budget, device, timeout)
+        status = run_tuner(sweeps, out, budget, device, Terms(timeout=timeout))
     raise typer.Exit(status)
 
 
@@ -261,7 +265,10 @@ def columns(
 
 
 class _WithoutPandas(MetaPathFinder):
-    """Keeps pyarrow from importing pandas, as it does where it can for whatever is made of Python lists: half a second in which Ctrl-C is lost."""
+    """Keeps pyarrow from importing pandas, half a second in which Ctrl-C is lost.
+
+    It does so where it can, for whatever is made of Python lists.
+    """
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:  # noqa: ARG002
         if fullname == "pandas":

@@ -1,44 +1,51 @@
-"""A campaign: everything that is to be measured on a machine that is lent for minutes, as one resumable command.
+"""Campaign and tune: all that is to be measured on a machine lent for minutes, each as one resumable command.
 
-First every kernel is checked on the device, then cells are timed in the order of their sweep files, then a few checks are
-made once more under compute-sanitizer, until the time is up.
-What is finished is on the disk after every cell: <out>/check.parquet and <out>/<sweep>/gemm.parquet or lstm.parquet, each
-with its checksum, and <out>/<sweep>/.sweep, which file that sweep is: three sweeps leave at most eleven files. Cells that a
-sweep no longer has are kept apart (`bench.origin`). Cells that train run too, several side by side where that is asked
-for: where checkpoints are, each that does not fit is put aside in <out>/.checkpoints when the time is up, and goes on in
-the next call.
+A campaign checks every kernel on the device first, then times cells in the order of their sweep files, then makes a few
+checks once more under compute-sanitizer, until the time is up. What is finished is on the disk after every cell:
+<out>/check.parquet and <out>/<sweep>/gemm.parquet or lstm.parquet, each with its checksum, and <out>/<sweep>/.sweep,
+which file that sweep is: three sweeps leave at most eleven files. Cells that a sweep no longer has are kept apart
+(`bench.origin`). Cells that train run too, several side by side where that is asked for: where checkpoints are, each
+that does not fit is put aside in <out>/.checkpoints when the time is up, and goes on in the next call.
+
+The tuner times the variants of our kernels for the shapes of sweeps: <folder>/tune.parquet holds every variant with its
+samples and provenance, a JSON file the winners, with provenance, as a table that backends read.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import filelock
-
-from bench.budget import Job, left_over, run_jobs
-from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell, number
-from bench.engines.estimate import Pace
-from bench.engines.local import Work, measure
+from bench.cells import Cell, CheckCell, TuneCell, number
+from bench.engines.driver import MARGIN, Job, Terms, run_jobs, say
+from bench.engines.estimate import Pace, spoken
 from bench.measuring.machine import source_hash
-from bench.measuring.quiet import await_quiet
 from bench.origin import Kept
-from bench.run import FINE, UnusableError, check_datasets, counted, lacked, terminable
-from bench.store import LockedError
+from bench.run import FINE, UnusableError, check_datasets, counted, failures, lacked
+from bench.store import locked
+from bench.storing.parquet import publish, require_file
 from bench.storing.tables import Tables
 from bench.sweep import Sweep, distinct
 from bench.training.checkpoint import FOLDER, Checkpoints
 from bench.training.needs import thread_lines
+from kernels.system.cache import SEAL, sealed
 
 WATCHED = (("dsd", "memcheck"), ("sdd", "memcheck"), ("forward_backward", "memcheck"), ("dsd", "racecheck"))
+SHAPE = ("op", "dtype", "math", "block_size", "m", "k", "n", "target_sparsity")
+PROVENANCE = ("commit", "dirty", "source_hash", "device_name", "driver", "torch", "python", "os", "started_at")
+OURS = {"cpu": "native", "cuda": "cuda"}
+CUT_SHORT = ("timeout", "crashed", "out_of_memory")  # says nothing of a kernel
+TERMS = Terms(timeout=120.0)
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 def require_device(device: str) -> None:
@@ -51,22 +58,9 @@ def require_device(device: str) -> None:
             raise UnusableError(f"no GPU here (torch {torch.__version__} {why}); --device cpu runs the CPU's cells")
 
 
-def check_of(cell: Cell) -> CheckCell | None:
-    """What is to be checked before `cell` is timed, or trained on a GPU by kernels that skip empty blocks."""
-    if isinstance(cell, TrainCell) and cell.device == "cuda" and cell.path != "dense":
-        arithmetic = {"dtype": "bfloat16"} if cell.precision == "bfloat16" else {"math": cell.precision}
-        alike: dict[str, Any] = {name: getattr(cell, name) for name in ("block_size", "device", "threads")}
-        return CheckCell(backend="cuda", op="forward_backward", **arithmetic, **alike)
-    if not isinstance(cell, GemmCell | LstmCell):
-        return None
-    op = cell.op if isinstance(cell, GemmCell) else cell.passes
-    shared = {name: getattr(cell, name) for name in ("backend", "block_size", "dtype", "math", "device", "threads")}
-    return CheckCell(op=op, **shared).canonical()
-
-
 def checks_for(cells: Sequence[Cell]) -> list[CheckCell]:
     """Every kernel of `cells`, each once."""
-    return list({check.cell_id: check for check in map(check_of, cells) if check is not None}.values())
+    return list({check.cell_id: check for cell in cells if (check := cell.kernel_check())}.values())
 
 
 def watched(checks: Sequence[CheckCell], ours: str) -> list[CheckCell]:
@@ -79,11 +73,12 @@ def watched(checks: Sequence[CheckCell], ours: str) -> list[CheckCell]:
 
 
 def verdict(tables: Tables, cell: Cell) -> tuple[str, str] | None:
-    """What the check of a cell's kernel says against timing it: (status, reason), ('', '') where it has not said it yet, or None.
+    """What the check of a cell's kernel says against timing it: (status, reason), or None.
 
-    Only an output that is wrong speaks against a kernel: a check that ended otherwise, as at a time limit, is made again.
+    ('', '') where it has not said it yet. Only an output that is wrong speaks against a kernel: a check that ended
+    otherwise, as at a time limit, is made again.
     """
-    check = check_of(cell)
+    check = cell.kernel_check()
     rows = tables.rows(check) if check else []
     if check and (not rows or not says(rows)):
         return "", ""
@@ -94,11 +89,11 @@ def verdict(tables: Tables, cell: Cell) -> tuple[str, str] | None:
     return None
 
 
-def says(rows: Sequence[Mapping[str, Any]]) -> bool:
+def says(rows: Rows) -> bool:
     """Whether the rows of a check say what its kernel is: right, wrong or not here; else it is made again.
 
-    It was cut short where it ran out of time or memory, crashed or failed. One wrong output says it all, unless the machine
-    lacked something.
+    It was cut short where it ran out of time or memory, crashed or failed. One wrong output says it all, unless the
+    machine lacked something.
     """
     statuses = {row["status"] for row in rows}
     return not any(map(lacked, rows)) and ("wrong" in statuses or statuses <= set(FINE))
@@ -107,13 +102,63 @@ def says(rows: Sequence[Mapping[str, Any]]) -> bool:
 def is_finished(tables: Tables, cell: Cell) -> bool:
     """Whether a cell need not run. One that ended ill, and every check, is run again by other sources.
 
-    One for which the machine lacked something is run again always, and so is a check that did not say what its kernel is.
+    One for which the machine lacked something is run again always, and so is a check that did not say what its kernel
+    is.
     """
     rows = tables.rows(cell)
-    if any(map(lacked, rows)) or (isinstance(cell, CheckCell) and not says(rows)):
+    if any(map(lacked, rows)) or (cell.checks and not says(rows)):
         return False
-    settled = rows and all(row["status"] == "ok" for row in rows) and not isinstance(cell, CheckCell)
+    settled = rows and all(row["status"] == "ok" for row in rows) and not cell.checks
     return bool(settled or (rows and rows[0]["source_hash"] == source_hash()))
+
+
+class Campaign:
+    """What is to be measured of `sweeps` on a device, and what of it is stored in `out`."""
+
+    def __init__(self, sweeps: Sequence[Sweep], out: Path, device: str) -> None:
+        self.device, self.cells = device, [cell for sweep in sweeps for cell in sweep.cells]
+        self.checks = checks_for([cell for cell in self.cells if cell.device == device])
+        self.watched = watched(self.checks, "cuda") if device == "cuda" else []
+        self.checked = Tables(out, [*self.checks, *self.watched])
+        self.timed = [[cell for cell in each.cells if cell.device == device] for each in sweeps]
+        self.kept = [Kept(each, out / each.name, cells) for each, cells in zip(sweeps, self.timed, strict=True)]
+
+    def load(self, earlier: Path | None) -> None:
+        """Take up what is stored, in `earlier` too, the folder of a campaign before this one; say what is damaged."""
+        for folder in (earlier, None) if earlier else (None,):
+            for line in self.checked.load(folder):
+                say(line)
+        for each in self.kept:
+            each.load(say, earlier and earlier / each.sweep.name)
+        for each in self.kept:
+            each.settle(say)
+        if earlier and not self.checked.tables and not any(each.tables.tables for each in self.kept):
+            say(f"note: nothing of these sweeps is stored in {earlier}")
+
+    def jobs(self) -> list[Job[Tables]]:
+        """All in their order: checks, what is timed and trained, a few checks once more."""
+        jobs = [Job(check, self.checked) for check in self.checks]
+        for each, cells in zip(self.kept, self.timed, strict=True):
+            jobs += [Job(cell, each.tables, partial(verdict, self.checked, cell)) for cell in cells]
+        return [*jobs, *(Job(check, self.checked) for check in self.watched)]
+
+    def lines(self, jobs: Sequence[Job[Tables]], todo: Sequence[Job[Tables]]) -> list[str]:
+        """The plan in words."""
+        checks = len(self.checks) + len(self.watched)
+        lines = [
+            f"campaign on {self.device}: {number(len(jobs), 'cell')}, {checks} of them checks; "
+            f"{len({job.cell.cell_id for job in todo})} to run",
+            *thread_lines([job.cell for job in todo]),
+        ]
+        if left_out := sum(cell.device != self.device for cell in self.cells):
+            lines.append(f"note: {number(left_out, 'cell')} of these sweeps not on {self.device}: left out")
+        return lines
+
+    def write(self) -> None:
+        """Publish every table as it is now, with what came from another folder."""
+        for tables in (self.checked, *(each.tables for each in self.kept)):
+            for kind in set(tables.kinds.values()):
+                tables.write(kind)
 
 
 def run_campaign(
@@ -122,86 +167,46 @@ def run_campaign(
     budget: float,
     device: str = "cuda",
     resume_from: str | PathLike[str] | None = None,
-    timeout: float = 120.0,
-    work: Work = measure,
     checkpoint_mib: float = 0.0,
-    together: int = 1,
-    wait_quiet: float | None = None,
+    terms: Terms = TERMS,
 ) -> int:
     """Run what is missing and return the exit status: 0, 1 (something failed) or 130 (interrupted).
 
-    budget, timeout: seconds for all, for one cell that is timed. resume_from: the `out` of an earlier campaign, where that
-    is another folder. checkpoint_mib: the largest checkpoint that is kept; 0 keeps none. together: cells that train side
-    by side. wait_quiet: seconds to wait for a machine that is busy with other work, None does not look. A cell of several
-    sweeps runs once and is stored for each. Raises UnusableError, LockedError or OSError where the environment is at fault,
-    SweepError where two sweeps would share a folder, or one has another's.
+    budget: seconds for all. resume_from: the `out` of an earlier campaign, where that is another folder.
+    checkpoint_mib: the largest checkpoint that is kept; 0 keeps none. A cell of several sweeps runs once and is stored
+    for each. Raises UnusableError, LockedError or OSError where the environment is at fault, SweepError where two
+    sweeps would share a folder, or one has another's.
     """
     deadline = time.monotonic() + budget
-    sweeps, out = distinct(sweeps), Path(out)
-    if resume_from is not None:
-        resume_from = Path(resume_from)
-        os.scandir(resume_from).close()  # raises where it is missing, no folder, or shut
+    sweeps, out, earlier = distinct(sweeps), Path(out), None if resume_from is None else Path(resume_from)
+    if earlier is not None:
+        os.scandir(earlier).close()  # raises where it is missing, no folder, or shut
     require_device(device)
-    timed = {sweep.name: [cell for cell in sweep.cells if cell.device == device] for sweep in sweeps}
-    checks = checks_for([cell for cells in timed.values() for cell in cells])
-    sanitized = watched(checks, "cuda") if device == "cuda" else []
     with locked(out):
-        checked = Tables(out, [*checks, *sanitized])
-        kept = [Kept(sweep, out / sweep.name, timed[sweep.name]) for sweep in sweeps]
-        say = partial(print, flush=True)
-        for folder in (resume_from, None) if resume_from else (None,):
-            for line in checked.load(folder):
-                say(line)
-        for each in kept:
-            each.load(say, resume_from and resume_from / each.sweep.name)
-        for each in kept:
-            each.settle(say)
-        if resume_from and not checked.tables and not any(each.tables.tables for each in kept):
-            say(f"note: nothing of these sweeps is stored in {resume_from}")
-        stores = {each.sweep.name: each.tables for each in kept}
-        pace = Pace()
-        jobs = [Job(check, checked) for check in checks]
-        for name, cells in timed.items():
-            jobs += [Job(cell, stores[name], partial(verdict, checked, cell)) for cell in cells]
-        jobs += [Job(check, checked) for check in sanitized]
+        campaign = Campaign(sweeps, out, device)
+        campaign.load(earlier)
+        jobs = campaign.jobs()
         share(jobs)
         todo = [job for job in jobs if not is_finished(job.tables, job.cell)]
-        for job in jobs:
-            rows = job.tables.rows(job.cell)
-            if rows and rows[-1]["status"] == "ok":
-                pace.learn(job.cell, rows[-1]["cell_seconds"])
-        left_out = sum(len(sweep.cells) for sweep in sweeps) - sum(map(len, timed.values()))
-        say(
-            f"campaign on {device}: {number(len(jobs), 'cell')}, {len(checks) + len(sanitized)} of them checks; "
-            f"{len({job.cell.cell_id for job in todo})} to run"
-        )
-        for line in thread_lines([job.cell for job in todo]):
+        stored = ((job.cell, rows[-1]) for job in jobs if (rows := job.tables.rows(job.cell)))
+        pace = Pace((cell, row["cell_seconds"]) for cell, row in stored if row["status"] == "ok")
+        for line in campaign.lines(jobs, todo):
             say(line)
-        if left_out:
-            say(f"note: {number(left_out, 'cell')} of these sweeps not on {device}: left out")
         check_datasets([job.cell for job in todo])
-        checkpoints = None
-        if checkpoint_mib:
-            checkpoints = take_over(out, resume_from, jobs, todo, int(checkpoint_mib * 2**20))
-            work = partial(measure, checkpoints=checkpoints) if work is measure else work
+        checkpoints = take_over(out, earlier, jobs, todo, int(checkpoint_mib * 2**20)) if checkpoint_mib else None
         try:
-            with terminable():
-                if todo and wait_quiet is not None:
-                    await_quiet(wait_quiet, say)
-                run_jobs(todo, deadline, timeout, work, pace, checkpoints, together)
-        except KeyboardInterrupt:
-            print("interrupted; run again to go on")
-            return 130
+            ended = run_jobs(todo, terms, pace, deadline, checkpoints)
         finally:
             if checkpoints:
                 checkpoints.tidy()
-            for tables in (checked, *stores.values()):
-                for kind in set(tables.kinds.values()):
-                    tables.write(kind)  # what came from another folder too
-        return _summary(jobs, out, budget, pace, piecewise=checkpoints is not None)
+            campaign.write()
+    if ended.interrupted:
+        print("interrupted; run again to go on")
+        return 130
+    return _summary(jobs, out, budget, pace, piecewise=checkpoints is not None)
 
 
-def share(jobs: Sequence[Job]) -> None:
+def share(jobs: Sequence[Job[Tables]]) -> None:
     """What is finished for one sweep is so for every other that has the same cell."""
     finished = {job.cell.cell_id: job.tables for job in jobs if is_finished(job.tables, job.cell)}
     for job in jobs:
@@ -210,46 +215,37 @@ def share(jobs: Sequence[Job]) -> None:
 
 
 def take_over(
-    out: Path, resume_from: Path | None, jobs: Sequence[Job], todo: Sequence[Job], largest: int
+    out: Path, earlier: Path | None, jobs: Sequence[Job[Any]], todo: Sequence[Job[Any]], largest: int
 ) -> Checkpoints:
     """The checkpoints of `todo` in `out`, with those of an earlier campaign; none is left of other jobs."""
     checkpoints = Checkpoints(out / FOLDER, largest=largest)
     left = {job.cell.cell_id for job in todo}
     checkpoints.discard(job.cell.cell_id for job in jobs if job.cell.cell_id not in left)
-    earlier = Checkpoints((resume_from or out) / FOLDER)
+    before = Checkpoints((earlier or out) / FOLDER)
     for cell_id in left:
-        here, there = checkpoints.path(cell_id), earlier.path(cell_id)
+        here, there = checkpoints.path(cell_id), before.path(cell_id)
         if there.is_file() and not here.exists():
             here.parent.mkdir(exist_ok=True)
             shutil.copyfile(there, here)
     return checkpoints
 
 
-def _summary(jobs: Sequence[Job], out: Path, budget: float, pace: Pace, piecewise: bool) -> int:
-    statuses: Counter[str] = Counter()
-    left: list[Cell] = []
-    for job in jobs:
-        rows = job.tables.rows(job.cell)
-        if rows:
-            statuses[worst(rows)] += 1
-        else:
-            left.append(job.cell)
-    print(f"{len(jobs) - len(left)} of {len(jobs)} cells stored in {out}: {counted(statuses) or 'none'}")
-    cut_short = {
-        job.cell.cell_id: worst(rows)
-        for job in jobs
-        if isinstance(job.cell, CheckCell) and (rows := job.tables.rows(job.cell)) and not says(rows)
-    }
-    waiting = [cell for cell in left if (check := check_of(cell)) and check.cell_id in cut_short]
+def _summary(jobs: Sequence[Job[Tables]], out: Path, budget: float, pace: Pace, piecewise: bool) -> int:
+    ended = {job: rows for job in jobs if (rows := job.tables.rows(job.cell))}
+    statuses = Counter(map(worst, ended.values()))
+    print(f"{len(ended)} of {len(jobs)} cells stored in {out}: {counted(statuses) or 'none'}")
+    cut_short = {job.cell.cell_id: worst(rows) for job, rows in ended.items() if job.cell.checks and not says(rows)}
+    left = [job.cell for job in jobs if job not in ended]
+    waiting = [cell for cell in left if (check := cell.kernel_check()) and check.cell_id in cut_short]
     if cut_short:
-        ended = counted(Counter(cut_short.values()))
         print(
-            f"{number(len(cut_short), 'check')} did not say whether the kernel is right ({ended}) and will be made again; "
+            f"{number(len(cut_short), 'check')} did not say whether the kernel is right "
+            f"({counted(Counter(cut_short.values()))}) and will be made again; "
             f"not timed until then: {number(len(waiting), 'cell')}"
         )
     if late := [cell for cell in left if cell not in waiting]:
         print(left_over(late, budget, pace, piecewise))
-    return 1 if any(status not in FINE for status in statuses) else 0
+    return 1 if failures(statuses) else 0
 
 
 def worst(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -257,16 +253,105 @@ def worst(rows: Sequence[Mapping[str, Any]]) -> str:
     return str(next((row["status"] for row in rows if row["status"] not in FINE), rows[-1]["status"]))
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold a folder, made where it is missing; LockedError where another run has it."""
-    out.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(out / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise LockedError(f"{out} is in use by another run") from None
-    try:
-        yield
-    finally:
-        lock.release()
+def left_over(cells: Sequence[Cell], seconds: float, pace: Pace, piecewise: bool = False) -> str:
+    """One line about cells that a budget of `seconds` was too short for, and whether it is for each of them.
+
+    piecewise: those that train go on from call to call, and fit any.
+    """
+    line = f"{len(cells)} left after {spoken(seconds)}: run again with the same --out to go on"
+    shortest = MARGIN * min(pace.seconds([cell]) for cell in cells)
+    if shortest <= seconds or (piecewise and any(cell.trains for cell in cells)):
+        return line
+    return f"{line} and a larger --budget: none fits this one, the shortest may take {spoken(shortest)}"
+
+
+def tune_cells(sweeps: Sequence[Sweep], device: str) -> list[TuneCell]:
+    """The products of our backend on `device`, each shape once, in the order of the files."""
+    cells = [cell.kernel_tuning() for sweep in sweeps for cell in sweep.cells if cell.device == device]
+    return list({cell.cell_id: cell for cell in cells if cell and cell.backend == OURS[device]}.values())
+
+
+def run_tuner(
+    sweeps: Sequence[Sweep], out: str | PathLike[str], budget: float, device: str = "cuda", terms: Terms = TERMS
+) -> int:
+    """Tune what is missing, write the table to `out`, return the exit status: 0, 1 (something failed) or 130.
+
+    budget: seconds for all. No table is written where no shape is tuned: an earlier one stays. Raises as
+    `run_campaign`.
+    """
+    deadline, out = time.monotonic() + budget, Path(out)
+    require_file(out)  # known before anything is timed
+    require_device(device)
+    cells, pace = tune_cells(sweeps, device), Pace()
+    with locked(out.parent):
+        tables = Tables(out.parent, cells)
+        for line in tables.load():
+            say(line)
+        todo = [cell for cell in cells if _is_stale(tables.rows(cell))]
+        say(f"tuner on {device}: {number(len(cells), 'shape')}, {len(todo)} to tune")
+        for line in thread_lines(todo):
+            say(line)
+        late, interrupted = run_jobs([Job(cell, tables) for cell in todo], terms, pace, deadline)
+        choices = [choice for cell in cells for choice in winner(tables.rows(cell))]
+        if choices:
+            publish(out, table(choices, tables, cells).encode())
+    if not cells:
+        names = ", ".join(sweep.name for sweep in sweeps)
+        print(f"nothing to tune: no product of {OURS[device]} on {device} in {names}")
+    print(f"{len(choices)} of {number(len(cells), 'shape')} tuned; {_place(out, bool(choices))}")
+    if interrupted:
+        print("interrupted; run again to go on")
+        return 130
+    if late:
+        print(left_over([job.cell for job in late], budget, pace))
+    return _failures([tables.rows(cell) for cell in cells])
+
+
+def _place(out: Path, written: bool) -> str:
+    if written:
+        return f"table in {out}"
+    return f"no table is written, {out} is an earlier one" if out.exists() else "no table is written"
+
+
+def _failures(shapes: Sequence[Rows]) -> int:
+    """Say which variants of the shapes did not end well; 1 where there are such, else 0."""
+    ill = [[row for row in rows if row["status"] not in FINE] for rows in shapes]
+    statuses = failures(row["status"] for rows in ill for row in rows)
+    if not statuses:
+        return 0
+    first = next(row for rows in ill for row in rows)
+    said = f"{counted(statuses)}; the first: {first['status']}: {first['reason']}"
+    print(f"{number(sum(map(bool, ill)), 'shape')} with failures: {said}")
+    return 1
+
+
+def _is_stale(rows: list[dict[str, Any]]) -> bool:
+    """Whether a shape is to be tuned: other sources, want of something, or cut short before any variant."""
+    if not rows or rows[0]["source_hash"] != source_hash() or any(map(lacked, rows)):
+        return True
+    return all(row["status"] in CUT_SHORT for row in rows)
+
+
+def winner(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The chosen variant of one shape as an entry of the table; nothing where none was right."""
+    times = sorted(row["time_ms"] for row in rows if row["time_ms"] is not None)
+    return [
+        {
+            **{name: row[name] for name in SHAPE},
+            "variant": json.loads(row["variant"]),
+            "time_ms": row["time_ms"],
+            "runner_up_ms": times[1] if len(times) > 1 else None,
+        }
+        for row in rows
+        if row["chosen"]
+    ]
+
+
+def table(choices: list[dict[str, Any]], tables: Tables, cells: Sequence[TuneCell]) -> str:
+    """The table as JSON, an entry a line, with its sha256 and the provenance of the shape tuned last."""
+    rows = [row for cell in cells for row in tables.rows(cell)[:1]]
+    last = max(rows, key=lambda row: str(row["started_at"]))
+    whole = sealed({"provenance": {name: last[name] for name in PROVENANCE}, "choices": choices})
+    lines = ",\n    ".join(json.dumps(choice) for choice in choices)
+    parts = [f'"{name}": {json.dumps(whole[name])}' for name in (SEAL, "provenance")]
+    return f'{{\n  {parts[0]},\n  {parts[1]},\n  "choices": [\n    {lines}\n  ]\n}}\n'

@@ -4,14 +4,18 @@ A cell's identity is the sha256 of its *non-default* settings, so a new setting 
 Settings that cannot matter (the block size of a run that neither prunes nor penalises) are put back to their defaults
 by `canonical`, so that equal work written differently is one cell. A training cell is the sum of groups of settings,
 each of which stands with what it sets (`bench.settings` says how); a new one is one more base of `TrainCell`.
+
+What differs from kind to kind is asked of the cell, whose answers `Cell` begins with: a new kind is a class with those
+that differ, a place in KINDS, the module of its `work` and its columns in `bench.schema`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeGuard
 
 from pydantic import Field, model_validator
 
@@ -22,18 +26,37 @@ from bench.settings import BlockSize, Count, Fraction, Settings, require_divisio
 from bench.training.settings import ArithmeticSettings, OptimizerSettings, PathSettings, ReportSettings
 from kernels.registry import BACKENDS
 
+if TYPE_CHECKING:
+    from kernels.problem import GemmProblem, LstmProblem
+
 ID_DIGITS = 16
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Math = Literal["ieee", "tf32"]
 MATH = "how float32 is multiplied on a GPU: exactly, or by tensor cores with 10 bits of fraction (both sides alike)"
 Backend = Annotated[str, BACKENDS]
+Grids = dict[str, tuple[int, int]]
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+LAUNCHES = 60  # timed for a cell, backend and baseline together
+LONGEST_TIMING = 20.0  # seconds; launches that take long are timed fewer times
+CHECK_SECONDS = 1.0  # operands, reference, compilation
+VARIANTS = 10  # of a kernel, to be tuned
+LAST_CHECKED = "{error_ratio} of the error bound in the last row, {kernel}"
 
 
 class Cell(Settings):
-    """What all cells share: a kind, a canonical form and a stable identity."""
+    """What all cells share: a kind, a canonical form and a stable identity.
+
+    work: 'module:function' that measures it. trains: it has the settings of a training run, which runs beside others
+    and from checkpoint to checkpoint. checks: it says whether a kernel is right. figures: what `show` tells of it.
+    """
 
     kind: ClassVar[str]
+    work: ClassVar[str]
+    trains: ClassVar[bool] = False
+    checks: ClassVar[bool] = False
+    figures: ClassVar[str] = ""
 
     def canonical(self) -> Self:
         """The same measurement with every setting that cannot matter put back to its default."""
@@ -49,13 +72,51 @@ class Cell(Settings):
         """sha256 of the canonical JSON of kind and non-default settings, the first 16 hex digits."""
         return identity(self.kind, self.canonical().model_dump())
 
-    def label(self) -> str:
-        """A few words for progress lines."""
-        return " ".join(f"{name}={value}" for name, value in self.settings().items())
+    def dense_flops(self) -> float:
+        """Operations of one dense launch."""
+        return 0.0
+
+    def seconds_at(self, rate: float) -> float:
+        """Roughly what it takes at `rate` operations a second and density 1."""
+        dense = self.dense_flops() / rate
+        reference = 4 * dense  # of both sides, in float64
+        return CHECK_SECONDS + reference + min(max(0.5, LAUNCHES * dense), LONGEST_TIMING)
+
+    def operand_bytes(self) -> int:
+        """Bytes below which nothing can be timed: weights, full and pruned, and what checks them in float64."""
+        return 0
+
+    def grids(self) -> Grids:
+        """Blocks along both sides of each weight that it prunes, by torch's names."""
+        return {}
+
+    def kernel_check(self) -> CheckCell | None:
+        """What is to be checked before it is timed, or trained on a GPU by kernels that skip empty blocks."""
+        return None
+
+    def kernel_tuning(self) -> TuneCell | None:
+        """Its shape, for which variants of its backend's kernel can be timed."""
+        return None
 
 
 def _differing(kind: type[Cell], settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value != kind.model_fields[name].get_default()}
+
+
+def _layer_grids(widths: Sequence[int], block_size: int, scope: str) -> Grids:
+    """Of LSTM layers of these widths: what goes into the first, and comes out of each."""
+    found: Grids = {}
+    for number, (into, out) in enumerate(pairwise(widths)):
+        kinds = {"weight_ih": into, "weight_hh": out} if scope == "all" else {"weight_hh": out}
+        for name, columns in kinds.items():
+            found[f"{name}_l{number}"] = 4 * out // block_size, columns // block_size
+    return found
+
+
+def _check_of(cell: Cell, op: str) -> CheckCell:
+    """The check of `op` by the kernel that a cell times."""
+    shared = {name: getattr(cell, name) for name in ("backend", "block_size", "dtype", "math", "device", "threads")}
+    return CheckCell.model_validate({"op": op, **shared}).canonical()
 
 
 class ProductCell(Cell):
@@ -90,26 +151,61 @@ class ProductCell(Cell):
         if self.dtype != "float32":
             yield "math"
 
+    def dense_flops(self) -> float:
+        return 2.0 * self.m * self.k * self.n
+
+    def problem(self) -> GemmProblem:
+        """What its backends solve."""
+        from kernels.problem import GemmProblem
+
+        apart = {"backend", "baseline", "cache", "threads", "target_sparsity"}
+        return GemmProblem(sparsity=self.target_sparsity, **self.model_dump(exclude=apart))
+
 
 class GemmCell(ProductCell):
     """One backend timed against one baseline on a product."""
 
     kind: ClassVar[str] = "gemm"
+    work: ClassVar[str] = "bench.timing:time_cell"
+    figures: ClassVar[str] = "{time_ms} ms{faster}{noisy}"
+    sides: ClassVar[str] = "m {m} x k {k}"
 
     baseline: Backend = Field("dense", description="backend it is paired with; it multiplies the unpruned weight")
     cache: Literal["hot", "cold"] = Field("hot", description="operands left in cache, or evicted before each sample")
+
+    def operand_bytes(self) -> int:
+        item, reference = BYTES[self.dtype], 8 * self.m * self.k
+        return reference if self.op == "sdd" else 2 * item * self.m * self.k + (0 if item == 8 else reference)
+
+    def grids(self) -> Grids:
+        return {"the weight": (self.m // self.block_size, self.k // self.block_size)}
+
+    def kernel_check(self) -> CheckCell:
+        return _check_of(self, self.op)
+
+    def kernel_tuning(self) -> TuneCell:
+        return TuneCell.model_validate(self.model_dump(exclude={"seed", "baseline", "cache"})).canonical()
 
 
 class TuneCell(ProductCell):
     """The variants of our kernel for one product, timed in turns: which one is the fastest."""
 
     kind: ClassVar[str] = "tune"
+    work: ClassVar[str] = "bench.measuring.tuning:tune_cell"
+    figures: ClassVar[str] = LAST_CHECKED
+
+    def seconds_at(self, rate: float) -> float:
+        return VARIANTS * (CHECK_SECONDS + (4 + LAUNCHES) * self.dense_flops() / rate)
 
 
 class LstmCell(Cell):
     """One backend timed against one baseline on an LSTM layer over all time steps, with block-sparse weights."""
 
     kind: ClassVar[str] = "lstm"
+    work: ClassVar[str] = GemmCell.work
+    figures: ClassVar[str] = GemmCell.figures
+    sides: ClassVar[str] = "hidden_size {hidden_size}, input_size {input_size}"
+    cache: ClassVar[str] = "hot"
 
     backend: Backend = Field("native", description="backend under test")
     baseline: Backend = Field(
@@ -146,11 +242,36 @@ class LstmCell(Cell):
         if self.dtype != "float32":
             yield "math"
 
+    def dense_flops(self) -> float:
+        weights = 4 * self.hidden_size * (self.input_size + self.hidden_size)
+        # the backward pass costs twice the forward pass
+        return (3 if self.passes == "forward_backward" else 1) * 2.0 * weights * self.batch_size * self.bptt
+
+    def problem(self) -> LstmProblem:
+        """What its backends solve."""
+        from kernels.problem import LstmProblem
+
+        apart = {"backend", "baseline", "threads", "target_sparsity", "bptt"}
+        return LstmProblem(steps=self.bptt, sparsity=self.target_sparsity, **self.model_dump(exclude=apart))
+
+    def operand_bytes(self) -> int:
+        across, recurrent = 4 * self.hidden_size * self.input_size, 4 * self.hidden_size**2
+        return BYTES[self.dtype] * (across * (2 if self.scope == "all" else 1) + 2 * recurrent)
+
+    def grids(self) -> Grids:
+        return _layer_grids([self.input_size, self.hidden_size], self.block_size, self.scope)
+
+    def kernel_check(self) -> CheckCell:
+        return _check_of(self, self.passes)
+
 
 class CheckCell(Cell):
     """One kernel checked on a device against float64: every pattern and every batch of `bench.measuring.checks`."""
 
     kind: ClassVar[str] = "check"
+    work: ClassVar[str] = "bench.measuring.checks:check_cell"
+    checks: ClassVar[bool] = True
+    figures: ClassVar[str] = LAST_CHECKED
 
     backend: Backend = Field("native", description="backend under test")
     op: Literal["dsd", "dsd_t", "sdd", "forward", "forward_backward"] = Field(
@@ -168,6 +289,9 @@ class CheckCell(Cell):
         if self.dtype != "float32":
             yield "math"
 
+    def seconds_at(self, rate: float) -> float:  # noqa: ARG002
+        return CHECK_SECONDS if self.tool == "none" else 60 * CHECK_SECONDS
+
 
 class TrainCell(
     PruningSettings,
@@ -184,6 +308,9 @@ class TrainCell(
     """One language model trained, pruned and evaluated."""
 
     kind: ClassVar[str] = "train"
+    work: ClassVar[str] = "bench.train:train_cell"
+    trains: ClassVar[bool] = True
+    figures: ClassVar[str] = "val_ppl {val_ppl}, test_ppl {test_ppl}, sparsity {sparsity}, epoch {epoch}"
 
     device: Literal["cpu", "cuda"] = Field(
         "cpu",
@@ -196,12 +323,32 @@ class TrainCell(
         exact = self.optimizer in ("adam", "sgd") and not self.weight_decay and not self.momentum
         if self.embedding_gradient == "sparse" and not exact:
             raise ValueError(
-                "embedding_gradient: sparse is for adam and sgd without weight_decay and momentum; accepted: dense, or these"
+                "embedding_gradient: sparse is for adam and sgd without weight_decay and momentum; "
+                "accepted: dense, or these"
             )
         return self
 
+    def grids(self) -> Grids:
+        return _layer_grids(self.layer_widths, self.block_size, self.scope) if self.prunes else {}
+
+    def kernel_check(self) -> CheckCell | None:
+        if self.device == "cpu" or self.path == "dense":
+            return None
+        arithmetic = {"dtype": "bfloat16"} if self.precision == "bfloat16" else {"math": self.precision}
+        alike: dict[str, Any] = {name: getattr(self, name) for name in ("block_size", "device", "threads")}
+        return CheckCell(backend="cuda", op="forward_backward", **arithmetic, **alike)
+
 
 TimedCell = GemmCell | LstmCell
+Row = dict[str, Any]
+Progress = dict[str, float | int | str]
+Tell = Callable[[Progress], None]  # by which work says how far it is
+
+
+def is_training(cell: Cell) -> TypeGuard[TrainCell]:
+    """Whether a cell has the settings of a training run."""
+    return cell.trains
+
 
 KINDS: dict[str, type[Cell]] = {cell.kind: cell for cell in (GemmCell, LstmCell, TrainCell, CheckCell, TuneCell)}
 

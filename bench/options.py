@@ -150,6 +150,10 @@ ResumeFrom = Annotated[Path | None, folder("--resume-from", f"{EARLIER}, to cont
 KEPT = "keep checkpoints of cells that train in OUT, of up to so many MiB each; 0: none"
 CheckpointMib = Annotated[float, mebibytes("--checkpoint-mib", KEPT)]
 Together = Annotated[int, count("--together", "training cells side by side on the one device; timings run alone")]
+BEHIND = "go on after this command has ended, giving way as with --give-way; what it says goes to OUT/log.txt"
+Background = Annotated[bool, typer.Option("--background", help=BEHIND)]
+IDLE = "take only processor time that no other work wants"
+GiveWay = Annotated[bool, typer.Option("--give-way", help=IDLE)]
 WINNERS = "JSON file that the winners are written to; tune.parquet is beside it"
 TunedOut = Annotated[Path, file("--out", WINNERS)]
 Schema = Annotated[Path | None, file("--schema", "also write them for the analysis: analysis/columns.json")]

@@ -1,30 +1,28 @@
-"""Plan and run: every cell of a sweep that is not stored yet."""
+"""Plan, run and show: the cells of a sweep that are not stored yet, and the key figures of those that are."""
 
 from __future__ import annotations
 
 import shlex
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from bench.cells import KINDS, Cell, TrainCell, number
+from rich.console import Console
+from rich.table import Table
+
+from bench.cells import KINDS, Cell, is_training, number
 from bench.data.corpus import DataError, data_dir, load_corpus
+from bench.engines.driver import Job, Terms, run_jobs, say
 from bench.engines.estimate import Pace, spoken
-from bench.engines.local import Ending, Progress, Work, failure, measure, run_cells
-from bench.engines.progress import Reporter, labels, reporter
-from bench.measuring.machine import facts, physical_cores, source_hash
+from bench.engines.progress import labels
+from bench.measuring.machine import physical_cores, source_hash
 from bench.measuring.memory import lines as memory_lines
-from bench.measuring.quiet import await_quiet
 from bench.origin import claim, require_own
 from bench.pruning.emptied import warnings
 from bench.store import Store, Stored
-from bench.storing.tables import Tables
 from bench.sweep import Sweep
 from bench.training.checkpoint import CONTINUED, FOLDER, SECONDS, Checkpoints
 from bench.training.needs import lines as needs_lines
@@ -54,11 +52,8 @@ class Plan:
     tables_alone: Path | None = None
 
     def pace(self) -> Pace:
-        pace = Pace()
-        for cell in self.sweep.cells:
-            if cell.cell_id in self.stored and self.stored[cell.cell_id].status == "ok":
-                pace.learn(cell, self.stored[cell.cell_id].cell_seconds)
-        return pace
+        ended = ((cell, self.stored.get(cell.cell_id)) for cell in self.sweep.cells)
+        return Pace((cell, stored.cell_seconds) for cell, stored in ended if stored and stored.status == "ok")
 
     def lines(self, workers: int | None = None) -> list[str]:
         """The plan in words."""
@@ -116,9 +111,9 @@ def make_plan(sweep: Sweep, results: str | PathLike[str], retry: bool = False) -
 
 def training_workers(cells: Sequence[Cell], wanted: int | None) -> int:
     """Training cells side by side: as many as fit the physical cores, or one where a GPU trains, unless `wanted`."""
-    if not wanted and any(isinstance(cell, TrainCell) and cell.device == "cuda" for cell in cells):
+    if not wanted and any(cell.trains and cell.device == "cuda" for cell in cells):
         return 1
-    threads = max((cell.threads or physical_cores() for cell in cells if isinstance(cell, TrainCell)), default=1)
+    threads = max((cell.threads or physical_cores() for cell in cells if cell.trains), default=1)
     return wanted or max(1, physical_cores() // threads)
 
 
@@ -126,50 +121,40 @@ def run_sweep(
     sweep: Sweep,
     results: str | PathLike[str],
     workers: int | None = None,
-    timeout: float | None = None,
     retry: bool = False,
-    work: Work = measure,
     checkpoint_seconds: float = SECONDS,
-    wait_quiet: float | None = None,
+    terms: Terms = Terms(),  # noqa: B008 - it is frozen
 ) -> int:
     """Run what is not stored yet and return the exit status: 0, 1 (some cells failed) or 130 (interrupted).
 
-    timeout: seconds a cell may take. checkpoint_seconds: between two checkpoints of a cell that trains. wait_quiet: seconds
-    to wait for a machine that is busy with other work, None does not look. Raises OSError, LockedError or UnusableError where
-    the environment is at fault; every cell finished before that stays stored.
+    Timings come first, one at a time with nothing else running; then training, side by side: `workers` cells, or as
+    many as fit. checkpoint_seconds: between two checkpoints of a cell that trains. Raises OSError, LockedError or
+    UnusableError where the environment is at fault; every cell finished before that stays stored.
     """
     store = Store(Path(results) / sweep.name)
     checkpoints = Checkpoints(store.folder / FOLDER, checkpoint_seconds)
-    if work is measure:
-        work = partial(measure, checkpoints=checkpoints)
     with store.lock() as repairs:
         plan = make_plan(sweep, results, retry)
         claim(store.folder, sweep)
         checkpoints.discard(stale(plan))
         for line in [*repairs, *plan.lines(workers)]:
-            print(line, flush=True)
-        interrupted = False
-        if plan.todo:
-            check_datasets(plan.todo)
-            try:
-                if wait_quiet is not None:
-                    await_quiet(wait_quiet, partial(print, flush=True))
-                with terminable(), reporter(labels(sweep.cells), len(plan.todo)) as display:
-                    _run_phases(plan, store, training_workers(plan.todo, workers), timeout, work, display, checkpoints)
-            except KeyboardInterrupt:
-                interrupted = True
+            say(line)
+        check_datasets(plan.todo)
+        jobs = [Job(cell, store) for cell in sorted(plan.todo, key=lambda cell: cell.trains)]
+        terms = replace(terms, together=training_workers(plan.todo, workers))
+        ended = run_jobs(jobs, terms, plan.pace(), checkpoints=checkpoints, names=labels(sweep.cells))
         checkpoints.tidy()
         store.compact(sweep.cells)
     plan = make_plan(sweep, results)
-    if interrupted:
+    if ended.interrupted:
         print(f"interrupted: {len(plan.stored)} of {len(sweep.cells)} cells are stored; run again to go on")
         return 130
     return _summary(plan, store)
 
 
 def check_datasets(cells: Sequence[Cell]) -> None:
-    """Load every data set once (downloading it where it must be), before any worker starts. UnusableError with one line."""
-    for name in sorted({cell.dataset for cell in cells if isinstance(cell, TrainCell)}):
+    """Load every data set once, before any worker starts, downloaded where it must be. UnusableError, one line."""
+    for name in sorted({cell.dataset for cell in cells if is_training(cell)}):
         try:
             load_corpus(name, data_dir())
         except (OSError, DataError) as error:
@@ -177,7 +162,7 @@ def check_datasets(cells: Sequence[Cell]) -> None:
 
 
 def lacked(row: Mapping[str, Any]) -> bool:
-    """Whether a cell failed for what the machine lacked that day, space or permission or a GPU that answers: no answer to be kept."""
+    """Whether a cell failed for want of something that day, space, permission, a GPU: no answer to keep."""
     reason = str(row["reason"])
     return row["status"] == "failed" and (reason.startswith(ResourceError.__name__) or is_lack(reason))
 
@@ -188,63 +173,13 @@ def stale(plan: Plan) -> list[str]:
     return [name for name, stored in plan.stored.items() if name not in left and stored.status not in CONTINUED]
 
 
-def _run_phases(
-    plan: Plan,
-    store: Store,
-    workers: int,
-    timeout: float | None,
-    work: Work,
-    display: Reporter,
-    checkpoints: Checkpoints,
-) -> None:
-    """Timings first, one at a time with nothing else running; then training, side by side."""
-    timing = [cell for cell in plan.todo if not isinstance(cell, TrainCell)]
-    training = [cell for cell in plan.todo if isinstance(cell, TrainCell)]
-    for device in {cell.device for cell in plan.todo}:
-        facts(device)  # imports torch: now, not while something is being timed
-    left, pace = {cell.cell_id: cell for cell in plan.todo}, plan.pace()
-
-    def watch(told: dict[str, Progress]) -> None:
-        display.running(told, pace.seconds(left.values(), workers))
-
-    for cells, side_by_side in ((timing, 1), (training, min(workers, len(training)))):
-        if cells:
-            with closing(run_cells(cells, work, side_by_side, timeout, watch)) as endings:
-                for ending in endings:
-                    status, reason = publish_ending(store, ending, side_by_side)
-                    if status not in CONTINUED:
-                        checkpoints.discard([ending.cell.cell_id])
-                    del left[ending.cell.cell_id]
-                    pace.learn(ending.cell, ending.seconds)
-                    display.ended(ending.cell, status, reason, ending.seconds)
-
-
-def publish_ending(store: Store | Tables, ending: Ending, workers: int) -> tuple[str, str]:
-    """Store one ending; rows that do not fit the table are a failed cell, not the end of the sweep."""
-    provenance = {
-        **facts(ending.cell.device),
-        "threads_used": ending.threads_used,
-        "workers": workers,
-        "started_at": ending.started_at,
-        "cell_seconds": ending.seconds,
-    }
-    try:
-        store.put(ending.cell, ending.rows, provenance)
-    except ValueError as error:
-        ending = failure(ending.cell, "failed", f"its rows do not fit the table: {error}", ending.seconds)
-        store.put(ending.cell, ending.rows, provenance)
-    worst = next((row for row in ending.rows if row["status"] != "ok"), ending.rows[-1])
-    return str(worst["status"]), str(worst.get("reason") or "")
-
-
 def _summary(plan: Plan, store: Store) -> int:
     cells = plan.sweep.cells
     statuses = Counter(stored.status for stored in plan.stored.values())
-    fine = sum(statuses[status] for status in FINE)
-    failed = {status: count for status, count in statuses.items() if status not in FINE}
+    failed = failures(statuses.elements())
     line = f"{statuses['ok']} of {len(cells)} cells ok"
     line += f"; {statuses['unsupported']} unsupported here" if statuses["unsupported"] else ""
-    line += f"; {len(cells) - fine} failed: {counted(failed)}" if failed else ""
+    line += f"; {failed.total()} failed: {counted(failed)}" if failed else ""
     print(f"{line}; results in {store.folder}")
     names = labels(cells)
     not_ok = [cell for cell in cells if plan.stored[cell.cell_id].status != "ok"]
@@ -257,20 +192,43 @@ def _summary(plan: Plan, store: Store) -> int:
     return 1 if failed else 0
 
 
-def counted(counts: dict[str, int] | Counter[str]) -> str:
+def failures(statuses: Iterable[str]) -> Counter[str]:
+    """How many did not end fine, by status: where there are such, a command ends with exit status 1."""
+    return Counter(status for status in statuses if status not in FINE)
+
+
+def counted(counts: Mapping[str, int]) -> str:
     """'3 ok, 1 wrong'."""
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: finished cells stay, workers go, tables are written."""
+def print_cells(plan: Plan) -> None:
+    """One line a cell, those that are not ok with their reason, then the counts."""
+    names = labels(plan.sweep.cells)
+    table = Table("status", "cell", "key figures", box=None, pad_edge=False)
+    for cell in sorted(plan.sweep.cells, key=lambda cell: _rank(plan.stored.get(cell.cell_id))):
+        stored = plan.stored.get(cell.cell_id)
+        status = stored.status if stored else "to run"
+        table.add_row(status, names[cell.cell_id], key_figures(cell, stored) if stored else "")
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    for line in plan.lines():
+        console.print(line, soft_wrap=True)
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
 
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _rank(stored: Stored | None) -> tuple[bool, str]:
+    return stored is None, stored.status if stored else ""
+
+
+def key_figures(cell: Cell, stored: Stored) -> str:
+    """What one would ask first; the reason where a cell is not ok."""
+    if stored.status != "ok":
+        return stored.reason or ""
+    row = stored.last_row
+    words = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items()}
+    words |= {name: "-" for name, value in row.items() if value is None}
+    timed = row.get("baseline_ms") and row.get("time_ms")
+    words["faster"] = f", {row['baseline_ms'] / row['time_ms']:.3g}x {row['baseline']}" if timed else ""
+    words["noisy"] = ", noisy" if row.get("noisy") else ""
+    words["kernel"] = row.get("kernel") or "watched"
+    return cell.figures.format_map(words)

@@ -2,7 +2,7 @@
 
     cells/<cell_id>-<sha256 of the bytes, 16 digits>.parquet   one file (a shard) per finished cell
     damaged/                                                   shards that are not what was written, and tables likewise
-    replaced/                                                  tables that had rows of cells without a shard: a campaign's
+    replaced/                                                  tables with rows of cells without a shard: a campaign's
     .checkpoints/                                              cells that train, half done (`bench.training.checkpoint`)
     gemm.parquet, gemm.parquet.sha256, lstm.parquet, ...       every finished cell of the sweep, and its checksum
 
@@ -48,6 +48,21 @@ class LockedError(RuntimeError):
     """Another run uses the folder."""
 
 
+@contextmanager
+def locked(folder: Path, hint: str = "") -> Iterator[None]:
+    """Hold a folder, made where it is missing, for one run. LockedError at once, with `hint`, where another has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise LockedError(f"{folder} is in use by another run{hint}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 @dataclass(frozen=True)
 class Stored:
     """A finished cell: how it ended (the worst status of its rows), how long it took, what code made it."""
@@ -73,21 +88,12 @@ class Store:
     def lock(self) -> Iterator[list[str]]:
         """Hold the folder for one run; yields a line for everything that had to be put right. Makes the folder.
 
-        LockedError at once where another run holds it; NewerError where a newer version of the suite has left cells in it;
-        OSError where the folder cannot be written, or a file in it cannot be read.
+        LockedError at once where another run holds it; NewerError where a newer version of the suite has left cells in
+        it; OSError where the folder cannot be written, or a file in it cannot be read.
         """
         self.cells.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.folder / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise LockedError(
-                f"{self.folder} is in use by another run; wait for it, or choose another --results"
-            ) from None
-        try:
+        with locked(self.folder, "; wait for it, or choose another --results"):
             yield self._put_right()
-        finally:
-            lock.release()
 
     def _put_right(self) -> list[str]:
         for folder in (self.folder, self.cells):
@@ -105,7 +111,7 @@ class Store:
         return lines + self._put_tables_right(newest.keys())
 
     def _put_tables_right(self, stored: Set[str]) -> list[str]:
-        """Tables are written anew when a run ends: before that, what they alone hold is kept where nothing replaces it."""
+        """Tables are written anew when a run ends: what they alone hold is kept before, where nothing replaces it."""
         lines: list[str] = []
 
         def damaged(path: Path, error: DamagedError) -> None:
@@ -143,7 +149,8 @@ class Store:
     def put(self, cell: Cell, rows: Sequence[Row], provenance: Row) -> Path:
         """Publish the rows of one finished cell, replacing an earlier shard of it.
 
-        ValueError naming the column where a row does not fit the table, or says what cannot be; OSError leaves everything as it was.
+        ValueError naming the column where a row does not fit the table, or says what cannot be; OSError leaves
+        everything as it was.
         """
         data = to_parquet(new_table(cell, rows, provenance))
         path = self.cells / f"{cell.cell_id}-{short_sum(data)}.parquet"

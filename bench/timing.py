@@ -11,21 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median, quantiles
-from typing import Any
 
 import torch
 
-from bench.cells import GemmCell, LstmCell, TimedCell
+from bench.cells import Row, Tell, TimedCell
 from bench.measuring.clocks import Evictor, Timer, count_launches, host_ms, timer_for
 from bench.measuring.machine import gpu_state, physical_cores
 from bench.measuring.memory import require_operands
 from bench.measuring.modes import initial_modes
 from kernels.check import check
-from kernels.problem import GemmProblem, Launch, LstmProblem, Problem
+from kernels.problem import Launch, Problem
 from kernels.registry import BACKENDS
-
-Row = dict[str, Any]
-Tell = Callable[[dict[str, float | int | str]], None]
 
 MIN_PAIRS = 30
 MIN_SECONDS = 0.5
@@ -110,19 +106,6 @@ def sample_pairs(
             return samples
 
 
-def problem_of(cell: TimedCell) -> Problem:
-    """What a cell has its backends solve."""
-    if isinstance(cell, LstmCell):
-        return LstmProblem(
-            cell.input_size, cell.hidden_size, cell.batch_size, cell.bptt, cell.block_size, cell.target_sparsity,
-            cell.passes, cell.scope, cell.dtype, cell.device, cell.seed, math=cell.math,
-        )  # fmt: skip
-    return GemmProblem(
-        cell.m, cell.k, cell.n, cell.block_size, cell.target_sparsity,
-        cell.dtype, cell.device, cell.seed, op=cell.op, math=cell.math,
-    )  # fmt: skip
-
-
 def prepare(name: str, problem: Problem) -> tuple[Launch, float]:
     """The launch and the milliseconds it took to prepare. The operands are drawn before the clock starts."""
     problem.draw()
@@ -134,7 +117,7 @@ def prepare(name: str, problem: Problem) -> tuple[Launch, float]:
 @initial_modes()
 def time_cell(cell: TimedCell, tell: Tell) -> list[Row]:
     """One row: unsupported, wrong (then without times) or ok."""
-    problem = problem_of(cell)
+    problem = cell.problem()
     reason = problem.missing_device()
     if reason:
         return [{"status": "unsupported", "reason": reason}]
@@ -172,7 +155,7 @@ def _measure(cell: TimedCell, problem: Problem, tell: Tell) -> Row:
         _, wrong = check(replay, problem)
         if wrong is not None:
             return {"status": "wrong", "reason": f"replayed from a CUDA graph, {replay.kernel}: {wrong}", **row}
-    evict = Evictor(cell.device) if isinstance(cell, GemmCell) and cell.cache == "cold" else None
+    evict = Evictor(cell.device) if cell.cache == "cold" else None
     begin = time.perf_counter()
     attempts, samples = 1, sample_pairs(backend, baseline, timer, evict, tell)
     while samples.noisy and attempts < ATTEMPTS and time.perf_counter() - begin < RESAMPLE_SECONDS:

@@ -133,12 +133,12 @@ def _compare(name: str, output: Tensor, dtype: torch.dtype, wanted: Tensor, boun
 @contextmanager
 def _nan_filled_memory() -> Iterator[None]:
     """Torch fills uninitialised tensors with NaN inside, so that what a launch allocates and leaves unwritten shows."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports torch's compiler: two seconds
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.set_deterministic_debug_mode(before)
 
 
 def lstm_reference(problem: LstmProblem, dense: bool) -> dict[str, Tensor]:

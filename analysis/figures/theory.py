@@ -104,9 +104,8 @@ def amdahl_figure(train: Part) -> Figure:
     drawn, [[ax]] = style.figure(4.6)
     product = [theory.speedup(rho) for rho in RHOS]
     ax.plot(RHOS, product, "--", color="black", linewidth=1.2, label="the pruned product alone, 1/(1−ρ)")
-    weight_ih, weight_hh = theory.lstm_multiply_adds(
-        *(AWD_LSTM[name] for name in ("embedding_size", "hidden_size", "num_layers"))
-    )
+    embedding, hidden, layers = (AWD_LSTM[name] for name in ("embedding_size", "hidden_size", "num_layers"))
+    weight_ih, weight_hh = theory.lstm_multiply_adds(embedding, hidden, layers)
     decoder = AWD_LSTM["embedding_size"] * AWD_LSTM["vocabulary"]
     for label, pruned, other, colour in (
         ("AWD-LSTM of the slides, every LSTM weight pruned", weight_ih + weight_hh, decoder, style.BLUE),

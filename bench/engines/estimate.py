@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell, TuneCell
+from bench.cells import CHECK_SECONDS, Cell, TrainCell, is_training
 from bench.measuring.machine import physical_cores
 from bench.measuring.memory import looked_at
 
@@ -13,10 +13,6 @@ FLOPS_PER_SECOND = 20e9  # of one thread; only a start, corrected by the first c
 GPU_FLOPS_PER_SECOND = 20e12  # of a GPU, float64 for the reference included
 GPU_TRAINING = {"ieee": 30e12, "tf32": 150e12, "bfloat16": 300e12}  # operations a second, by precision
 GPU_TIME_STEP = 15e-6  # seconds that a time step of one layer takes at least; the backward pass has two of them
-LAUNCHES = 60  # timed for a cell, backend and baseline together
-LONGEST_TIMING = 20.0  # seconds; launches that take long are timed fewer times
-CHECK_SECONDS = 1.0  # operands, reference, compilation
-VARIANTS = 10  # of a kernel, to be tuned
 TRAIN_TOKENS = {"wikitext2": 2_088_628, "wikitext2_chars": 10_780_437}
 EVAL_TOKENS = {"wikitext2": 463_215, "wikitext2_chars": 2_375_210}  # validation and test together
 VOCABULARY = {"wikitext2": 33_278, "wikitext2_chars": 97}
@@ -24,12 +20,17 @@ SMALL_TEXT = {"train": 90_000, "eval": 22_000, "vocabulary": 5_000}
 
 
 class Pace:
-    """Seconds a rough second takes, by kind of cell and device; learns from every cell that ends."""
+    """Seconds a rough second takes, by kind of cell and device; learns from every cell that ends.
 
-    def __init__(self) -> None:
+    ended: cells and the seconds that they took, to begin with.
+    """
+
+    def __init__(self, ended: Iterable[tuple[Cell, float]] = ()) -> None:
         self.cells = 0
         self._rough: dict[tuple[str, str], float] = {}
         self._measured: dict[tuple[str, str], float] = {}
+        for cell, seconds in ended:
+            self.learn(cell, seconds)
 
     def learn(self, cell: Cell, seconds: float) -> None:
         self.cells += 1
@@ -43,7 +44,7 @@ class Pace:
         for cell in cells:
             key = _likeness(cell)
             factor = self._measured[key] / self._rough[key] if key in self._rough else 1.0
-            total += factor * rough_seconds(cell) / (workers if isinstance(cell, TrainCell) else 1)
+            total += factor * rough_seconds(cell) / (workers if cell.trains else 1)
         return total
 
 
@@ -55,18 +56,12 @@ def _likeness(cell: Cell) -> tuple[str, str]:
 def rough_seconds(cell: Cell) -> float:
     """What a cell would take at FLOPS_PER_SECOND and density 1."""
     rate = FLOPS_PER_SECOND * (cell.threads or physical_cores())
-    if cell.device == "cuda":
-        rate = GPU_TRAINING[cell.precision] if isinstance(cell, TrainCell) else GPU_FLOPS_PER_SECOND
-    if isinstance(cell, CheckCell):
-        return CHECK_SECONDS if cell.tool == "none" else 60 * CHECK_SECONDS
-    if isinstance(cell, TuneCell):
-        dense = 2.0 * cell.m * cell.k * cell.n / rate
-        return VARIANTS * (CHECK_SECONDS + (4 + LAUNCHES) * dense)
-    if isinstance(cell, GemmCell | LstmCell):
-        dense = _dense_flops(cell) / rate
-        reference = 4 * dense  # of both sides, in float64
-        return CHECK_SECONDS + reference + min(max(0.5, LAUNCHES * dense), LONGEST_TIMING)
-    assert isinstance(cell, TrainCell)
+    if is_training(cell):
+        return _training_seconds(cell, GPU_TRAINING[cell.precision] if cell.device == "cuda" else rate)
+    return cell.seconds_at(GPU_FLOPS_PER_SECOND if cell.device == "cuda" else rate)
+
+
+def _training_seconds(cell: TrainCell, rate: float) -> float:
     text = cell.dataset
     train = cell.train_tokens or TRAIN_TOKENS.get(text, SMALL_TEXT["train"])
     evaluated = 2 * cell.eval_tokens or EVAL_TOKENS.get(text, SMALL_TEXT["eval"])
@@ -79,15 +74,6 @@ def rough_seconds(cell: Cell) -> float:
         time_steps = cell.epochs * (3 * train / cell.batch_size + evaluated / 10) + evaluated / 2 / cell.test_batch_size
         seconds += GPU_TIME_STEP * cell.num_layers * time_steps
     return seconds
-
-
-def _dense_flops(cell: GemmCell | LstmCell) -> float:
-    """Operations of one dense launch."""
-    if isinstance(cell, GemmCell):
-        return 2.0 * cell.m * cell.k * cell.n
-    weights = 4 * cell.hidden_size * (cell.input_size + cell.hidden_size)
-    # the backward pass costs twice the forward pass
-    return (3 if cell.passes == "forward_backward" else 1) * 2.0 * weights * cell.batch_size * cell.bptt
 
 
 def spoken(seconds: float) -> str:

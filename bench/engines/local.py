@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import json
 import os
+import pkgutil
 import signal
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from typing import Any
 
 from pebble import CONSTS, ProcessExpired, ProcessPool
 
-from bench.cells import Cell, CheckCell, TimedCell, TrainCell, TuneCell
+from bench.cells import Cell, Progress, Row, Tell
 from bench.engines.starts import Starts, be_ready, take_up
 from bench.measuring.causes import one_line, status_of
 from bench.measuring.machine import physical_cores
@@ -31,14 +32,11 @@ from bench.output import outlive_readers
 from bench.training.checkpoint import Checkpoints
 from kernels.system.threads import in_force
 
-Row = dict[str, Any]
-Progress = dict[str, float | int | str]
-Tell = Callable[[Progress], None]
 Work = Callable[[Cell, Tell], list[Row]]
 
-# By default glibc gives every large tensor back to the system when it is freed and gets it again, zeroed page by page, a
-# moment later. Keeping the memory nearly doubles training speed at a vocabulary of 33,278. glibc reads these when a process
-# starts. MMAP_MAX rather than MMAP_THRESHOLD: some versions refuse a threshold above 32 MB.
+# By default glibc gives every large tensor back to the system when it is freed and gets it again, zeroed page by page,
+# a moment later. Keeping the memory nearly doubles training speed at a vocabulary of 33,278. glibc reads these when a
+# process starts. MMAP_MAX rather than MMAP_THRESHOLD: some versions refuse a threshold above 32 MB.
 WORKER_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 
 POLL_SECONDS = 0.25  # how often progress is looked at
@@ -64,26 +62,13 @@ class Ending:
 
 
 def measure(cell: Cell, tell: Tell, checkpoints: Checkpoints | None = None) -> list[Row]:
-    """The work of a real sweep: time, train, check or tune, with the cell's threads. checkpoints: of cells that train."""
+    """The work of a real sweep, as the cell names it, with the cell's threads. checkpoints: of cells that train."""
     import torch
 
     torch.set_num_threads(cell.threads or physical_cores())
-    if isinstance(cell, TimedCell):
-        from bench.timing import time_cell
-
-        return time_cell(cell, tell)
-    if isinstance(cell, CheckCell):
-        from bench.measuring.checks import check_cell
-
-        return check_cell(cell, tell)
-    if isinstance(cell, TuneCell):
-        from bench.measuring.tuning import tune_cell
-
-        return tune_cell(cell, tell)
-    assert isinstance(cell, TrainCell)
-    from bench.train import train_cell
-
-    return train_cell(cell, tell, checkpoints=checkpoints)
+    work = pkgutil.resolve_name(cell.work)
+    rows: list[Row] = work(cell, tell, checkpoints=checkpoints) if cell.trains else work(cell, tell)
+    return rows
 
 
 def run_cells(
@@ -92,75 +77,111 @@ def run_cells(
     workers: int,
     timeout: float | None,
     watch: Callable[[dict[str, Progress]], None],
-    unlimited: type[Cell] | None = None,
+    unlimited: bool = False,
 ) -> Generator[Ending, None, None]:
     """Run `cells`, at most `workers` at a time, and yield each ending as it comes.
 
-    cells: the next one is asked for when it can begin. work: a module-level function. timeout: seconds a cell may take,
-    unless it is of the kind `unlimited`. watch: called a few times a second with what each running cell last told, by
-    cell_id. Closing the iterator ends the workers. Ctrl-C and SIGTERM, where that raises KeyboardInterrupt, do so between
-    two looks at the workers; the second one at once.
+    cells: the next one is asked for when it can begin. work: a module-level function. timeout: seconds a cell may take;
+    unlimited: not one that trains. watch: called a few times a second with what each running cell last told, by its id.
+    Closing the iterator ends the workers. Ctrl-C and SIGTERM, where that raises KeyboardInterrupt, do so between two
+    looks at the workers; the second one at once.
     """
     waiting, asked = iter(cells), True
-    running: dict[Future[Ending], tuple[Cell, float]] = {}
-    again: list[Cell] = []  # no worker took them up yet
     with (
         _worker_environment(),
         tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name,
         _interrupts_wait() as look,
     ):
-        folder = Path(name)
-        starts = Starts(folder, _cause_of_death)
-        pool = _pool(workers, work, starts)
+        crew = _Crew(workers, work, Path(name))
         try:
-            while asked or running or again:
-                while (asked or again) and len(running) < workers:
-                    cell = again.pop(0) if again else next(waiting, None)
+            while asked or crew.running or crew.again:
+                while (asked or crew.again) and len(crew.running) < workers:
+                    cell = crew.again.pop(0) if crew.again else next(waiting, None)
                     if cell is None:
                         asked = False
                         break
-                    limit = None if unlimited and isinstance(cell, unlimited) else timeout
-                    try:
-                        if not pool.active and not running:  # it gives up when a worker dies between two cells
-                            _stop(pool, starts)
-                            pool = _pool(workers, work, starts)
-                        future: Future[Ending] = pool.schedule(
-                            _work_on, args=(work, cell, folder / cell.cell_id), timeout=limit
-                        )
-                    except (
-                        RuntimeError
-                    ) as error:  # no process to be had; or the pool gave up: cells that end open the way
-                        again.insert(0, cell)
-                        if not running:
-                            starts.refused(error)
+                    if not crew.begin(cell, None if unlimited and cell.trains else timeout):
                         break
-                    running[future] = cell, time.monotonic()
-                done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                done, _ = wait(crew.running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 look()
-                for future in done:
-                    cell, began = running.pop(future)
-                    if isinstance(future.exception(), BrokenProcessPool) and not starts.took_up(cell.cell_id):
-                        again.append(cell)
-                        continue
-                    ending = _ending(future, cell, time.monotonic() - began, timeout)
-                    if ending.spoiled and not running:
-                        _stop(pool, starts)
-                        pool = _pool(workers, work, starts)
-                    yield ending
-                if reason := starts.failed:
-                    for future, (cell, _) in list(running.items()):
-                        if not starts.took_up(cell.cell_id):
-                            future.cancel()
-                            del running[future]
-                            again.append(cell)
-                    for cell in again:
-                        yield failure(cell, "crashed", reason, 0.0)
-                    again.clear()
-                    starts.one_more()
-                watch({cell.cell_id: _read_progress(folder / cell.cell_id) for cell, _ in running.values()})
+                yield from crew.endings(done)
+                yield from crew.given_up()
+                watch(crew.told())
             look()
         finally:
-            _stop(pool, starts)
+            crew.stop()
+
+
+class _Crew:
+    """Worker processes and what they are at: a pool, made anew where it broke. again: cells that none took up yet."""
+
+    def __init__(self, workers: int, work: Work, folder: Path) -> None:
+        self.workers, self.work, self.folder = workers, work, folder
+        self.starts = Starts(folder, _cause_of_death)
+        self.running: dict[Future[Ending], tuple[Cell, float, float | None]] = {}  # since when, and its time limit
+        self.again: list[Cell] = []
+        self.pool = self._pool()
+
+    def _pool(self) -> ProcessPool:
+        work = getattr(self.work, "func", self.work)
+        preload = ("torch",) if work is measure else ()  # so that the first cell does not pay for it
+        CONSTS.term_timeout = TERMINATION_SECONDS
+        given = (os.getpid(), preload, self.starts.door)
+        return ProcessPool(max_workers=self.workers, initializer=_start_worker, initargs=given, context=self.starts)
+
+    def stop(self) -> None:
+        self.starts.forget()
+        self.pool.stop()  # type: ignore[no-untyped-call]
+        self.pool.join()
+
+    def _renew(self) -> None:
+        self.stop()
+        self.pool = self._pool()
+
+    def begin(self, cell: Cell, timeout: float | None) -> bool:
+        """Give a cell to a worker; where there is none it waits in `again`."""
+        try:
+            if not self.pool.active and not self.running:  # it gives up when a worker dies between two cells
+                self._renew()
+            given = (self.work, cell, self.folder / cell.cell_id)
+            future: Future[Ending] = self.pool.schedule(_work_on, args=given, timeout=timeout)
+        except RuntimeError as error:  # no process to be had; or the pool gave up: cells that end open the way
+            self.again.insert(0, cell)
+            if not self.running:
+                self.starts.refused(error)
+            return False
+        self.running[future] = cell, time.monotonic(), timeout
+        return True
+
+    def endings(self, done: Iterable[Future[Ending]]) -> Iterator[Ending]:
+        """Those of cells that are `done`."""
+        for future in done:
+            cell, began, timeout = self.running.pop(future)
+            if isinstance(future.exception(), BrokenProcessPool) and not self.starts.took_up(cell.cell_id):
+                self.again.append(cell)
+                continue
+            ending = _ending(future, cell, time.monotonic() - began, timeout)
+            if ending.spoiled and not self.running:
+                self._renew()
+            yield ending
+
+    def given_up(self) -> Iterator[Ending]:
+        """Those of cells that no worker takes up, once that was tried often enough."""
+        if not (reason := self.starts.failed):
+            return
+        for future, (cell, _, _) in list(self.running.items()):
+            if not self.starts.took_up(cell.cell_id):
+                future.cancel()
+                del self.running[future]
+                self.again.append(cell)
+        for cell in self.again:
+            yield failure(cell, "crashed", reason, 0.0)
+        self.again.clear()
+        self.starts.one_more()
+
+    def told(self) -> dict[str, Progress]:
+        """What each running cell last told, by cell_id."""
+        return {cell.cell_id: _read_progress(self.folder / cell.cell_id) for cell, _, _ in self.running.values()}
 
 
 def failure(cell: Cell, status: str, reason: str, seconds: float) -> Ending:
@@ -168,19 +189,6 @@ def failure(cell: Cell, status: str, reason: str, seconds: float) -> Ending:
     started = datetime.now(UTC).timestamp() - seconds
     row = {"status": status, "reason": one_line(reason)}
     return Ending(cell, [row], datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"), seconds)
-
-
-def _pool(workers: int, work: Work, starts: Starts) -> ProcessPool:
-    preload = ("torch",) if getattr(work, "func", work) is measure else ()  # so that the first cell does not pay for it
-    CONSTS.term_timeout = TERMINATION_SECONDS
-    given = (os.getpid(), preload, starts.door)
-    return ProcessPool(max_workers=workers, initializer=_start_worker, initargs=given, context=starts)
-
-
-def _stop(pool: ProcessPool, starts: Starts) -> None:
-    starts.forget()
-    pool.stop()  # type: ignore[no-untyped-call]
-    pool.join()
 
 
 def _ending(future: Future[Ending], cell: Cell, seconds: float, timeout: float | None) -> Ending:
@@ -212,8 +220,9 @@ def _read_progress(path: Path) -> Progress:
 
 @contextmanager
 def _interrupts_wait() -> Iterator[Callable[[], None]]:
-    """Inside, a signal that would raise KeyboardInterrupt anywhere, perhaps where a lock is held, raises it at the next call of
-    what this yields.
+    """Inside, a signal that would raise KeyboardInterrupt anywhere, perhaps where a lock is held, raises it at a look.
+
+    A look is a call of what this yields.
     """
     came: list[int] = []
 

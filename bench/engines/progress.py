@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,24 +20,17 @@ SHOWN = 6  # running cells listed on a terminal
 Told = Mapping[str, Mapping[str, float | int | str]]
 
 
-class Reporter(Protocol):
-    """`running` is called a few times a second, `ended` once a cell."""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *exception: object) -> None: ...
-    def line(self, text: str) -> None: ...
-    def running(self, told: Told, seconds_left: float) -> None: ...
-    def ended(self, cell: Cell, status: str, reason: str, seconds: float) -> None: ...
-
-
 def reporter(labels: Mapping[str, str], total: int) -> Reporter:
     """The one that suits standard output. labels: names of the cells, by cell_id. total: cells to run."""
     console = Console(highlight=False)
-    return Terminal(console, labels, total) if console.is_terminal else Plain(labels, total)
+    return Terminal(console, labels, total) if console.is_terminal else Reporter(labels, total)
 
 
-class Plain:
-    """One line per finished cell, and one a minute while nothing finishes."""
+class Reporter:
+    """One line per finished cell, and one a minute while nothing finishes.
+
+    `running` is called a few times a second, `ended` once a cell.
+    """
 
     def __init__(self, labels: Mapping[str, str], total: int) -> None:
         self.labels, self.total, self.done, self.spoke = labels, total, 0, time.monotonic()
@@ -62,11 +55,11 @@ class Plain:
         self.line(_finished(self.done, self.total, self.labels[cell.cell_id], status, reason, seconds))
 
 
-class Terminal:
+class Terminal(Reporter):
     """A bar, the time left and the running cells, with the finished ones scrolling away above."""
 
     def __init__(self, console: Console, labels: Mapping[str, str], total: int) -> None:
-        self.labels, self.total, self.done = labels, total, 0
+        super().__init__(labels, total)
         # Twice a second: cells are being timed on the same machine.
         self.live = Live(console=console, refresh_per_second=2, transient=True)
 
@@ -87,10 +80,6 @@ class Terminal:
             Text(_current(self.labels[cell_id], told[cell_id]), overflow="ellipsis", no_wrap=True) for cell_id in told
         ]
         self.live.update(Group(bar, head, *lines[:SHOWN]))
-
-    def ended(self, cell: Cell, status: str, reason: str, seconds: float) -> None:
-        self.done += 1
-        self.line(_finished(self.done, self.total, self.labels[cell.cell_id], status, reason, seconds))
 
 
 def labels(cells: Iterable[Cell]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Starts of worker processes, counted: one that dies or hangs before it takes up a cell is tried again a few times, not for ever."""
+"""Starts of worker processes, counted: one that dies or hangs before it takes up a cell is tried again a few times."""
 
 from __future__ import annotations
 

@@ -9,12 +9,11 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
-from bench.cells import CheckCell
+from bench.cells import CheckCell, Row, Tell
 from bench.measuring.causes import ends_the_caller, one_line, status_of
 from bench.measuring.machine import physical_cores
 from bench.measuring.modes import initial_modes
@@ -23,9 +22,6 @@ from kernels.blockmask import BlockMask
 from kernels.check import check
 from kernels.problem import GemmProblem, LstmProblem, Problem
 from kernels.registry import BACKENDS
-
-Row = dict[str, Any]
-Tell = Callable[[dict[str, float | int | str]], None]
 
 COLUMNS_OF_X = (1, 7, 33, 100, 300)  # the last is wide enough for the kernels by wgmma
 BATCHES = (1, 7, 33, 100)

@@ -1,4 +1,4 @@
-"""Memory that a cell takes: the least, without which it is refused before its first step, and a rough figure for a plan."""
+"""Memory that a cell takes: the least, without which it is refused before it begins, and a rough figure for a plan."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 
 import psutil
 
-from bench.cells import Cell, GemmCell, LstmCell, TimedCell, TrainCell
+from bench.cells import Cell, TimedCell, TrainCell, is_training
 from bench.data.corpus import EVAL_BATCH, Sizes, known_sizes, window_lengths
 
 GIB = 2**30
 FLOAT_BYTES = 4
-BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 STATES = {"adam": 2, "asgd": 1, "nt_asgd": 1}  # tensors of a weight's size that an optimizer keeps
 PROCESS_BYTES = 600 * 2**20  # rough: of a process that has loaded torch and a corpus
 KEPT_AN_OUTPUT = 12  # rough: floats kept for the backward pass, an output of an LSTM layer
@@ -77,9 +76,9 @@ def looked_at(cell: TrainCell, vocabulary: int) -> int:
 
 
 def least_bytes(cell: TrainCell, sizes: Sizes) -> int:
-    """Bytes below which no run is possible: weights, gradients, the optimizer's states, a window's logits and their logarithms.
+    """Bytes below which no run is possible: weights, gradients, the optimizer's states, logits and their logarithms.
 
-    Activations, buffers and torch itself come on top.
+    Logits are of the largest window. Activations, buffers and torch itself come on top.
     """
     parameters, states = parameters_of(cell, sizes.vocabulary), STATES.get(cell.optimizer, 1 if cell.momentum else 0)
     return FLOAT_BYTES * (
@@ -94,37 +93,24 @@ def require_memory(cell: TrainCell, sizes: Sizes) -> None:
         parameters = parameters_of(cell, sizes.vocabulary)
         raise MemoryError(
             f"a step needs more than {needed / GIB:.1f} GiB ({parameters:,} parameters, batch_size {cell.batch_size} x "
-            f"bptt {cell.bptt} x {looked_at(cell, sizes.vocabulary):,} logits, in the test test_batch_size {cell.test_batch_size} x as "
-            f"many), and {cell.device} has {there / GIB:.1f} GiB"
+            f"bptt {cell.bptt} x {looked_at(cell, sizes.vocabulary):,} logits, in the test "
+            f"test_batch_size {cell.test_batch_size} x as many), and {cell.device} has {there / GIB:.1f} GiB"
         )
-
-
-def operand_bytes(cell: TimedCell) -> int:
-    """Bytes below which nothing can be timed: weights, full and pruned, and what checks them in float64."""
-    item = BYTES[cell.dtype]
-    if isinstance(cell, LstmCell):
-        across, recurrent = 4 * cell.hidden_size * cell.input_size, 4 * cell.hidden_size**2
-        return item * (across * (2 if cell.scope == "all" else 1) + 2 * recurrent)
-    reference = 8 * cell.m * cell.k
-    return reference if cell.op == "sdd" else 2 * item * cell.m * cell.k + (0 if item == 8 else reference)
 
 
 def require_operands(cell: TimedCell) -> None:
     """MemoryError, one line, where the weights of a cell certainly take more memory than there is."""
-    needed, there = operand_bytes(cell), memory_bytes(cell.device)
+    needed, there = cell.operand_bytes(), memory_bytes(cell.device)
     if needed > there:
-        if isinstance(cell, GemmCell):
-            sides = f"m {cell.m} x k {cell.k}"
-        else:
-            sides = f"hidden_size {cell.hidden_size}, input_size {cell.input_size}"
+        sides = cell.sides.format_map(cell.model_dump())
         raise MemoryError(
-            f"the weights ({sides}, {cell.dtype}) and their check need more than {needed / GIB:.1f} GiB, and {cell.device} has "
-            f"{there / GIB:.1f} GiB"
+            f"the weights ({sides}, {cell.dtype}) and their check need more than {needed / GIB:.1f} GiB, "
+            f"and {cell.device} has {there / GIB:.1f} GiB"
         )
 
 
 def rough_bytes(cell: TrainCell, sizes: Sizes) -> int:
-    """What a run may take in all: the least, and on top torch, what the backward pass keeps, and copies of the weights."""
+    """What a run may take in all: the least, and on top torch, what the backward pass keeps, copies of the weights."""
     parameters, outputs = parameters_of(cell, sizes.vocabulary), sum(cell.layer_widths[1:])
     copies = parameters * (2 if cell.selection == "best" else 1)
     window = largest_window(cell, sizes)
@@ -140,13 +126,10 @@ def lines(cells: Sequence[Cell], workers: int) -> list[str]:
     for cell in cells:
         if cell.device != "cpu":
             continue
-        if isinstance(cell, GemmCell | LstmCell):
-            least = operand_bytes(cell)
-        elif isinstance(cell, TrainCell) and (sizes := known_sizes(cell.dataset)) and is_cuttable(cell, sizes):
+        least = cell.operand_bytes()
+        if is_training(cell) and (sizes := known_sizes(cell.dataset)) and is_cuttable(cell, sizes):
             least = least_bytes(cell, sizes)
             training.append(rough_bytes(cell, sizes))
-        else:
-            continue
         if least > there:
             impossible.append(least)
     said = []

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import median
-from typing import Any
 
 import torch
 
-from bench.cells import TuneCell
+from bench.cells import Row, Tell, TuneCell
 from bench.measuring.causes import ends_the_caller, status_of
 from bench.measuring.clocks import count_launches, timer_for
 from bench.measuring.machine import physical_cores
@@ -19,9 +18,6 @@ from bench.measuring.modes import initial_modes
 from kernels.check import check
 from kernels.problem import GemmProblem, Launch, Variants
 from kernels.registry import BACKENDS
-
-Row = dict[str, Any]
-Tell = Callable[[dict[str, float | int | str]], None]
 
 ROUNDS = 15
 MAX_SECONDS = 10.0  # then no further round begins, once FEWEST_ROUNDS are in
@@ -55,10 +51,7 @@ def _on_threads(backend: str, problem: GemmProblem, threads: int) -> Launch:
 @initial_modes()
 def tune_cell(cell: TuneCell, tell: Tell) -> list[Row]:
     """A row for each variant: wrong, failed, or ok with its times, one of them chosen."""
-    problem = GemmProblem(
-        cell.m, cell.k, cell.n, cell.block_size, cell.target_sparsity,
-        cell.dtype, cell.device, cell.seed, op=cell.op, math=cell.math,
-    )  # fmt: skip
+    problem = cell.problem()
     torch.set_num_threads(cell.threads or physical_cores())
     reason = problem.missing_device() or BACKENDS[cell.backend].unsupported(problem)
     if reason:

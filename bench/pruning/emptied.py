@@ -4,38 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from typing import TypeGuard
 
-from bench.cells import Cell, GemmCell, LstmCell, TrainCell
+from bench.cells import Cell, TimedCell, TrainCell
 from bench.pruning.allocation import allocate
 from kernels.rounding import blocks_to_empty
 
-Grids = dict[str, tuple[int, int]]
+
+def has_grids(cell: Cell) -> TypeGuard[TimedCell | TrainCell]:
+    """Whether a cell prunes weights, and so has the settings of that."""
+    return bool(cell.grids())
 
 
-def grids(cell: GemmCell | LstmCell | TrainCell) -> Grids:
-    """Blocks along both sides of each weight that a cell prunes, by torch's names."""
-    if isinstance(cell, GemmCell):
-        return {"the weight": (cell.m // cell.block_size, cell.k // cell.block_size)}
-    if isinstance(cell, LstmCell):
-        return _layers(cell, [cell.input_size, cell.hidden_size])
-    if not cell.prunes:
-        return {}
-    return _layers(cell, cell.layer_widths)
-
-
-def _layers(cell: LstmCell | TrainCell, widths: Sequence[int]) -> Grids:
-    found: Grids = {}
-    for number, (into, out) in enumerate(pairwise(widths)):
-        kinds = {"weight_ih": into, "weight_hh": out} if cell.scope == "all" else {"weight_hh": out}
-        for name, columns in kinds.items():
-            found[f"{name}_l{number}"] = 4 * out // cell.block_size, columns // cell.block_size
-    return found
-
-
-def emptied(cell: GemmCell | LstmCell | TrainCell) -> list[str]:
+def emptied(cell: TimedCell | TrainCell) -> list[str]:
     """The weights of which a target below 1 leaves no block: 'weight_hh_l0 (4 blocks)'."""
-    found, target = grids(cell), cell.target_sparsity
+    found, target = cell.grids(), cell.target_sparsity
     if target == 1.0 or not found:
         return []
     sizes = {name: (rows * cell.block_size, columns * cell.block_size) for name, (rows, columns) in found.items()}
@@ -51,7 +34,7 @@ def warnings(cells: Sequence[Cell]) -> list[str]:
     found = Counter(
         (cell.block_size, cell.target_sparsity, ", ".join(names))
         for cell in cells
-        if isinstance(cell, GemmCell | LstmCell | TrainCell) and (names := emptied(cell))
+        if has_grids(cell) and (names := emptied(cell))
     )
     return [
         f"warning: target_sparsity {target:g} at block_size {size} leaves no block of {names} in {count} "

@@ -1,4 +1,4 @@
-"""What a training cell needs of its text, and where it is exported to: known before its first step, so that nothing is trained to be thrown away."""
+"""What a training cell needs of its text and of its export: known before its first step, that none is for nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.cells import Cell, TrainCell, number
+from bench.cells import Cell, TrainCell, is_training, number
 from bench.data.corpus import EVAL_BATCH, DataError, Sizes, data_dir, known_sizes, missing_files
 from bench.measuring.machine import physical_cores, processors
 from bench.measuring.memory import time_steps
@@ -19,7 +19,8 @@ from kernels.system.threads import LIMIT, limit
 def text_fault(cell: TrainCell, sizes: Sizes) -> str | None:
     """One line naming the field where a part of the text is too short for the streams it is cut into, or None.
 
-    The field is that of the streams, where fewer of them would do, else that of the tokens, where more of them are there.
+    The field is that of the streams, where fewer of them would do, else that of the tokens, where more of them are
+    there.
     """
     parts = (
         ("training", sizes.train, "train_tokens", "batch_size"),
@@ -63,13 +64,16 @@ def require_text(cell: TrainCell, sizes: Sizes) -> None:
 def text_notes(cell: TrainCell, sizes: Sizes) -> Iterator[str]:
     """Settings that ask for more than the text has: such a cell runs, on what there is."""
     if cell.train_tokens > sizes.train:
-        yield f"train_tokens: the training text has {sizes.train} tokens, not {cell.train_tokens}: all are read in each epoch"
+        asked, said = cell.train_tokens, "all are read in each epoch"
+        yield f"train_tokens: the training text has {sizes.train} tokens, not {asked}: {said}"
     evaluated = max(sizes.valid, sizes.test)
     if cell.eval_tokens > evaluated:
-        yield f"eval_tokens: no text to evaluate has more than {evaluated} tokens, asked for are {cell.eval_tokens}: all are used"
+        asked, said = cell.eval_tokens, "all are used"
+        yield f"eval_tokens: no text to evaluate has more than {evaluated} tokens, asked for are {asked}: {said}"
     steps = time_steps(sizes.train, cell.train_tokens, cell.batch_size)
     if cell.bptt > steps:
-        yield f"bptt: {cell.batch_size} training streams have {steps} time steps, fewer than {cell.bptt}: one window an epoch"
+        said = f"have {steps} time steps, fewer than {cell.bptt}: one window an epoch"
+        yield f"bptt: {cell.batch_size} training streams {said}"
 
 
 def thread_note(cell: Cell) -> str | None:
@@ -78,7 +82,8 @@ def thread_note(cell: Cell) -> str | None:
     if most is not None and asked > most:
         return f"threads: {asked} asked for, {LIMIT} allows {most}: such a cell runs on fewer"
     if asked > here:
-        return f"threads: {asked} asked for, {number(here, 'processor')} to use: they take turns, and its times are of that"
+        said = "they take turns, and its times are of that"
+        return f"threads: {asked} asked for, {number(here, 'processor')} to use: {said}"
     return None
 
 
@@ -98,7 +103,7 @@ def place_lines(cells: Sequence[Cell]) -> list[str]:
             if on_gpu == 1
             else f"note: {on_gpu} cells need a GPU; there is none here: they end unsupported"
         )
-    for name in sorted({cell.dataset for cell in cells if isinstance(cell, TrainCell)}):
+    for name in sorted({cell.dataset for cell in cells if is_training(cell)}):
         try:
             folder = data_dir()
         except DataError as error:
@@ -109,10 +114,10 @@ def place_lines(cells: Sequence[Cell]) -> list[str]:
 
 
 def lines(cells: Sequence[Cell]) -> list[str]:
-    """What a plan says of the place, of threads, and of texts whose sizes are known without reading them: a line for each fault and each note."""
+    """What a plan says of the place, of threads, and of texts whose sizes are known without reading them."""
     found: Counter[str] = Counter()
     for cell in cells:
-        if isinstance(cell, TrainCell) and (sizes := known_sizes(cell.dataset)):
+        if is_training(cell) and (sizes := known_sizes(cell.dataset)):
             fault = text_fault(cell, sizes) or decoder_fault(cell, sizes)
             found.update(
                 [f"warning: will fail: {fault}"] if fault else [f"note: {each}" for each in text_notes(cell, sizes)]

@@ -1,4 +1,4 @@
-"""Run a sweep with stand-in work, as a process that tests can interrupt and kill: start.py FILE RESULTS WORK [WORKERS]."""
+"""Run a sweep with stand-in work, a process that tests can interrupt and kill: start.py FILE RESULTS WORK [WORKERS]."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 
 import work
 
+import bench.engines.driver
 import bench.run
+from bench.engines.driver import Terms
 from bench.sweep import load
 
 if __name__ == "__main__":
-    bench.run.facts = lambda _: {}  # torch is not needed here, and slow to import
+    bench.engines.driver.facts = lambda _: {}  # torch is not needed here, and slow to import
     bench.run.check_datasets = lambda _: None  # nor is a text
     file, results, name, workers = [*sys.argv[1:], "0"][:4]
-    sys.exit(bench.run.run_sweep(load(file), Path(results), int(workers), work=getattr(work, name)))
+    sys.exit(bench.run.run_sweep(load(file), Path(results), int(workers), terms=Terms(getattr(work, name))))

@@ -9,11 +9,11 @@ from typing import Any
 
 import work
 
-import bench.budget
 import bench.campaign
-import bench.run
+import bench.engines.driver
 from bench.campaign import run_campaign
 from bench.cells import Cell
+from bench.engines.driver import Terms
 from bench.engines.local import Tell
 from bench.measuring.machine import source_hash
 from bench.sweep import load
@@ -33,8 +33,8 @@ def slow_checks(cell: Cell, tell: Tell) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    bench.run.facts = bench.budget.facts = lambda _: {"source_hash": source_hash()}  # torch is slow to import
+    bench.engines.driver.facts = lambda _: {"source_hash": source_hash()}  # torch is slow to import
     bench.campaign.check_datasets = lambda _: None
     file, out, budget, together, name = [*sys.argv[1:], *("1", "fake")[len(sys.argv) - 4 :]]
-    doing = {"work": globals()[name], "timeout": 1.0 if name == "slow_checks" else 120.0, "together": int(together)}
-    sys.exit(run_campaign([load(file)], Path(out), float(budget), "cpu", **doing))
+    terms = Terms(globals()[name], 1.0 if name == "slow_checks" else 120.0, int(together))
+    sys.exit(run_campaign([load(file)], Path(out), float(budget), "cpu", terms=terms))

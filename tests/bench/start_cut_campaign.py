@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import bench.budget
+import bench.engines.driver
 from bench.campaign import run_campaign
 from bench.sweep import load
 
 if __name__ == "__main__":
-    bench.budget.SHORTEST_PIECE = 0.0
+    bench.engines.driver.SHORTEST_PIECE = 0.0
     file, out, budget, mib = sys.argv[1:]
     sys.exit(run_campaign([load(file)], Path(out), float(budget), "cpu", checkpoint_mib=float(mib)))

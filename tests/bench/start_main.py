@@ -6,10 +6,10 @@ from functools import partial
 
 import work
 
-import bench.run
+import bench.engines.driver
 from bench.__main__ import main
 
 if __name__ == "__main__":
-    bench.run.facts = lambda _: {}  # torch is not needed here, and slow to import
+    bench.engines.driver.facts = lambda _: {}  # torch is not needed here, and slow to import
     bench.run.run_sweep = partial(bench.run.run_sweep, work=work.misbehave)
     main()

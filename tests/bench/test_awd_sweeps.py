@@ -34,7 +34,7 @@ def test_every_sparsity_has_its_dense_controls(name: str):
         )
         assert any((other.hidden_size, other.seed) == (cell.hidden_size, cell.seed) for other in dense) or cell.seed
         near = min(abs(kept_weights(other) / kept_weights(cell) - 1) for other in dense)
-        assert near < (0.05 if name != "wikitext2_best_small" else 0.1), (cell.label(), near)
+        assert near < (0.05 if name != "wikitext2_best_small" else 0.1), (cell.settings(), near)
 
 
 @pytest.mark.parametrize("name", ["wikitext2_wide", "wikitext2_wide_small"])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rows import timed
 
-from bench.campaign import check_of, checks_for, is_finished, verdict
+from bench.campaign import checks_for, is_finished, verdict
 from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell
 from bench.measuring.machine import source_hash
 from bench.storing.parquet import checksum_line, checksum_of, from_parquet
@@ -158,7 +161,7 @@ def test_training_by_our_kernels_on_a_gpu_is_checked_first() -> None:
         ("forward_backward", "bfloat16", "ieee"),
     ]
     assert {(check.backend, check.device, check.block_size) for check in found} == {("cuda", "cuda", 32)}
-    assert check_of(TrainCell(schedule="pre", target_sparsity=0.8, path="sparse")) is None
+    assert TrainCell(schedule="pre", target_sparsity=0.8, path="sparse").kernel_check() is None
 
 
 PRECISIONS = [("dense", "tf32"), ("sparse", "tf32"), ("auto", "bfloat16"), ("sparse", "bfloat16")]
@@ -187,15 +190,15 @@ def test_a_kernel_whose_check_failed_is_not_timed(tmp_path: Path) -> None:
         {"status": "ok", "pattern": "full", "n": 1},
         {"status": "wrong", "reason": "1e9 off", "pattern": "random", "n": 7},
     ]
-    tables.put(check_of(cell), rows, PROVENANCE)
+    tables.put(cell.kernel_check(), rows, PROVENANCE)
     tables.put(
-        check_of(other), [{"status": "unsupported", "reason": "not here", "pattern": "full", "n": 1}], PROVENANCE
+        other.kernel_check(), [{"status": "unsupported", "reason": "not here", "pattern": "full", "n": 1}], PROVENANCE
     )
     status, reason = verdict(tables, cell)
     assert status == "wrong" and reason == "not timed: its check on this device ended wrong (random, n = 7): 1e9 off"
     assert verdict(tables, other) is None, "the cell itself says why it is unsupported"
     full = [{"status": "failed", "reason": "ResourceError: no room", "pattern": "full", "n": 1}]
-    tables.put(check_of(other), full, PROVENANCE)
+    tables.put(other.kernel_check(), full, PROVENANCE)
     assert verdict(tables, other) == ("", ""), "left for later while there is no room for its kernels"
 
 
@@ -203,7 +206,7 @@ def test_a_kernel_whose_check_failed_is_not_timed(tmp_path: Path) -> None:
 def test_a_check_that_was_cut_short_calls_no_kernel_wrong(tmp_path: Path, status: str) -> None:
     """It says nothing of the kernel, and is made again; but one wrong output is enough to know."""
     cell = GemmCell(block_size=8)
-    check, tables = check_of(cell), Tables(tmp_path, [])
+    check, tables = cell.kernel_check(), Tables(tmp_path, [])
     assert check is not None
     fine = {"status": "ok", "pattern": "full", "n": 1}
     ended = {"status": status, "reason": "stopped after 1 s"}
@@ -236,7 +239,7 @@ def test_a_check_beyond_the_time_limit_leaves_its_products_for_the_next_call(tmp
 
 def test_rows_say_that_a_kernel_was_not_timed(tmp_path: Path, sweep_file: Path) -> None:
     out = tmp_path / "out"
-    check = check_of(load(sweep_file).cells[0])
+    check = load(sweep_file).cells[0].kernel_check()
     assert check is not None
     Tables(out, []).put(check, [{"status": "wrong", "reason": "off", "pattern": "full", "n": 7}], PROVENANCE)
     status, said, err = finished(str(sweep_file), "--out", str(out), "--budget", "60", "--device", "cpu")
@@ -280,3 +283,49 @@ def test_checks_and_what_ended_ill_run_again_by_other_sources(tmp_path: Path) ->
         tables.put(cell, rows, provenance)
         assert is_finished(tables, cell) is wanted
     assert not is_finished(tables, LstmCell())
+
+
+@pytest.mark.alone  # it gives way to all other tests
+def test_it_goes_on_in_the_background_and_gives_way(tmp_path: Path) -> None:
+    (tmp_path / "some.toml").write_text(SWEEP)
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "campaign",
+        "some.toml",
+        "--out",
+        "out",
+        "--budget",
+        "60",
+        "--device",
+        "cpu",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--background"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"process (\d+), and says in out/log\.txt", done.stdout)
+    assert said is not None, done.stdout
+    process, log = psutil.Process(int(said[1])), tmp_path / "out" / "log.txt"
+    assert os.getsid(process.pid) == process.pid, "Ctrl-C in the terminal does not reach it"
+    wait_for(lambda: process.nice() == 19)
+    assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
+    wait_for(lambda: "cells stored in out" in log.read_text())
+    assert (tmp_path / "out" / "some" / "gemm.parquet").is_file()
+
+
+def test_the_background_refuses_as_the_foreground_does(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "campaign", "absent", "--out", "out", "--budget", "60", "--background"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60.0
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

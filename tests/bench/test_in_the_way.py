@@ -13,6 +13,7 @@ import torch
 import typer
 
 from bench.__main__ import ENVIRONMENT, columns
+from bench.campaign import run_tuner
 from bench.cells import TrainCell
 from bench.models.registry import MODELS
 from bench.origin import origin
@@ -22,7 +23,6 @@ from bench.run import make_plan
 from bench.storing.parquet import checksum_of, publish, require_file
 from bench.sweep import Sweep
 from bench.train import train_cell
-from bench.tuner import run_tuner
 
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="there are no such files"),

@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from forked import Forked, ready
 
 from analysis.load import load as load_table
 from bench.cells import KINDS, Cell, GemmCell
@@ -57,52 +56,47 @@ FAST = 'kind = "train"\n[axes]\nseed = [' + ",".join(map(str, range(40))) + "]\n
 
 
 class Runs:
-    """One sweep run, killed and run on; `arguments` start it on a results folder."""
+    """One sweep run, killed and run on; `arguments` start it on a results folder.
+
+    anew: whether by an interpreter of its own, as a user does, and not forked from one that has imported all.
+    """
 
     def __init__(self, sweep_file: Path, arguments: list[str]) -> None:
-        self.sweep, self.arguments, self.token = load(sweep_file), arguments, uuid.uuid4().hex
+        self.sweep, self.arguments, self.said = load(sweep_file), arguments, sweep_file.with_name("said")
 
-    @contextmanager
-    def started(self, results: Path) -> Iterator[subprocess.Popen[str]]:
-        command = [sys.executable, *(str(results) if word == "RESULTS" else word for word in self.arguments)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "BENCH_TEST_TOKEN": self.token, "OMP_NUM_THREADS": "1"}
+    def started(self, results: Path, anew: bool) -> subprocess.Popen[str] | Forked:
+        """The leader of a session, to which its workers belong."""
+        arguments = [str(results) if word == "RESULTS" else word for word in self.arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        if not anew:
+            return Forked(arguments, environment, self.said)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
-            yield process
+        command = [sys.executable, *arguments]
+        return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
 
-    def killed_after(self, seconds: float, results: Path) -> None:
-        with self.started(results) as process:
+    def killed_after(self, seconds: float, results: Path, anew: bool) -> bool:
+        """Whether it still ran then."""
+        with self.started(results, anew) as process:
             try:
                 process.wait(seconds)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
         assert process.returncode in (0, -signal.SIGKILL)
         deadline = time.monotonic() + 5
-        while self.alive() and time.monotonic() < deadline:
+        while alive(process.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert not self.alive(), "workers outlived their run"
+        assert not alive(process.pid), "workers outlived their run"
+        return process.returncode != 0
 
-    def finished(self, results: Path) -> float:
+    def finished(self, results: Path, anew: bool = False) -> float:
         """Run to the end; the seconds that it took."""
         began = time.monotonic()
-        with self.started(results) as process:
+        with self.started(results, anew) as process:
             out, err = process.communicate(timeout=120)
         assert process.returncode == 0, out + err
         assert not list((results / self.sweep.name).rglob(".*.tmp"))
         assert not (results / self.sweep.name / "damaged").exists()
         return time.monotonic() - began
-
-    def alive(self) -> list[psutil.Process]:
-        """Processes of ours that still run, found by the token in their environment."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                dead = process.status() == psutil.STATUS_ZOMBIE or "resource_tracker" in " ".join(process.cmdline())
-                if not dead and process.environ().get("BENCH_TEST_TOKEN") == self.token:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
 
     def shards(self, results: Path) -> dict[str, tuple[int, int]]:
         """Inode and time of each shard, by name."""
@@ -118,21 +112,38 @@ class Runs:
         return tables
 
 
+def alive(session: int) -> list[psutil.Process]:
+    """Processes of a session that still run."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            dead = process.status() == psutil.STATUS_ZOMBIE or "resource_tracker" in " ".join(process.cmdline())
+            if not dead and os.getsid(process.pid) == session:
+                found.append(process)
+    return found
+
+
 def kill_at_random_moments(runs: Runs, shares: list[float], longest: float, folder: Path) -> int:
     """Kill a run after each of `shares` of what a whole one takes, going on where it stood and anew once it is complete.
 
-    longest: seconds; where a whole run takes more, the shares are of them. Counts folders completed. Most of a run is its
-    start, and what goes on is shorter: a share beyond 1 meets one that is done.
+    longest: seconds; where a whole run takes more, the shares are of them. Counts folders completed. Every fourth run, the first
+    and the last are started as a user does; most of such a run is its start, most of the others work. What goes on is shorter: a
+    share beyond 1 meets one that is done.
     """
-    reference = folder / "reference"
-    whole = min(longest, runs.finished(reference))
+    reference, hits = folder / "reference", 0
+    ready()
+    whole = {
+        True: min(longest, runs.finished(reference, anew=True)),
+        False: min(longest, runs.finished(folder / "forked")),
+    }
     wanted, complete, kept = runs.deterministic(reference), 0, {}
+    assert runs.deterministic(folder / "forked") == wanted
     for position, share in enumerate([*shares, None]):
-        results = folder / f"results{complete}"
+        results, anew = folder / f"results{complete}", position % 4 == 0
         if share is not None:
-            runs.killed_after(share * whole, results)
+            hits += runs.killed_after(share * whole[anew], results, anew)
         else:
-            runs.finished(results)
+            runs.finished(results, anew)
         found = runs.shards(results)
         assert kept.items() <= found.items(), f"a finished cell ran again or was lost by kill {position}"
         kept = found
@@ -141,6 +152,7 @@ def kill_at_random_moments(runs: Runs, shares: list[float], longest: float, fold
             assert runs.shards(results) == found
             assert runs.deterministic(results) == wanted
             complete, kept = complete + 1, {}
+    assert hits >= len(shares) // 10, "the moments come too late"
     return complete
 
 
@@ -193,7 +205,7 @@ def read_both(folder: Path) -> int:
     return len(found) + len(frames)
 
 
-@pytest.mark.slow(90)
+@pytest.mark.slow(60)
 @pytest.mark.timeout(900)
 def test_kills_of_a_real_sweep(tmp_path: Path) -> None:
     sweep_file = tmp_path / "real.toml"

@@ -110,8 +110,8 @@ def test_a_real_sweep_from_plan_to_show(tmp_path: Path) -> None:
     assert done.returncode == 0 and "to run: 0" in done.stdout
 
 
-def test_nothing_that_reads_or_stores_cells_imports_pandas(tmp_path: Path) -> None:
-    """Half a second in which Ctrl-C would be lost (pyarrow imports it by the way, wherever it can)."""
+def test_nothing_that_reads_or_stores_cells_imports_pandas_nor_what_times_them_a_compiler(tmp_path: Path) -> None:
+    """Half a second in which Ctrl-C would be lost (pyarrow imports it by the way, wherever it can), and two of a worker's."""
     settings = {"schedule": "pre", "target_sparsity": 0.5, "epochs": 1, "embedding_size": 16, "hidden_size": 16}
     train = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
     text = '[[grids]]\nkind = "gemm"\n[grids.base]\nm = 32\nk = 32\nblock_size = 8\nbackend = "reference"\n'
@@ -134,6 +134,8 @@ def test_nothing_that_reads_or_stores_cells_imports_pandas(tmp_path: Path) -> No
         done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr[-2000:]
         assert not re.search(r"\|\s+pandas\.", done.stderr)
+        assert not re.search(r"\|\s+torch\._(dynamo|inductor)\b", done.stderr)
+        assert ("run" in command) is bool(re.search(r"\|\s+kernels\.check\b", done.stderr)), "workers are seen"
     assert len(store.finished()) == 3
 
 

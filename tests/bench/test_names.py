@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # so that the workers, which get
 import work
 from rows import ended_ok, timed
 
-import bench.budget
 import bench.campaign
-import bench.run
+import bench.engines.driver
 from bench.__main__ import app
 from bench.campaign import run_campaign
+from bench.engines.driver import Terms
 from bench.origin import ORIGIN, RETIRED
 from bench.run import make_plan, run_sweep
 from bench.store import Store
@@ -133,13 +133,12 @@ def campaign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[str, list[int]]]:
     """campaign(file, folder) -> (what is said, seeds of the table that is left); stand-in work."""
-    monkeypatch.setattr(bench.run, "facts", lambda _: PROVENANCE)
-    monkeypatch.setattr(bench.budget, "facts", lambda _: PROVENANCE)
+    monkeypatch.setattr(bench.engines.driver, "facts", lambda _: PROVENANCE)
     monkeypatch.setattr(bench.campaign, "check_datasets", lambda _: None)
 
     def call(file: Path, out: str = "out", **more: Any) -> tuple[str, list[int]]:
         capsys.readouterr()
-        assert run_campaign([load(file)], tmp_path / out, 1e5, "cpu", work=work.succeed, **more) == 0
+        assert run_campaign([load(file)], tmp_path / out, 1e5, "cpu", terms=Terms(work.succeed), **more) == 0
         return str(capsys.readouterr().out), seeds(tmp_path / out / file.stem)
 
     return call
@@ -224,15 +223,14 @@ def test_a_folder_to_resume_from_that_holds_nothing_is_told_of(
 def test_a_cell_of_several_sweeps_runs_once_and_is_stored_for_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench.run, "facts", lambda _: PROVENANCE)
-    monkeypatch.setattr(bench.budget, "facts", lambda _: PROVENANCE)
+    monkeypatch.setattr(bench.engines.driver, "facts", lambda _: PROVENANCE)
     monkeypatch.setattr(bench.campaign, "check_datasets", lambda _: None)
     content = {"one": (1, 2, 2), "two": (2, 3), "three": (3, 1)}
     files = {name: sweep_file(tmp_path / f"{name}.toml", *seeds, kind="train") for name, seeds in content.items()}
     out = tmp_path / "out"
 
     def campaign(*names: str) -> str:
-        assert run_campaign([load(files[name]) for name in names], str(out), 1e5, "cpu", work=work.succeed) == 0
+        assert run_campaign([load(files[name]) for name in names], str(out), 1e5, "cpu", terms=Terms(work.succeed)) == 0
         return str(capsys.readouterr().out)
 
     def stored(name: str) -> dict[int, float]:

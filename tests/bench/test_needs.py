@@ -13,6 +13,7 @@ import torch
 
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell
 from bench.data.corpus import Sizes, data_dir, known_sizes, load_corpus
+from bench.engines.driver import Terms
 from bench.engines.local import measure
 from bench.measuring import memory
 from bench.measuring.causes import LONGEST_REASON
@@ -227,7 +228,7 @@ def test_a_sweep_keeps_the_epochs_of_a_failed_cell_and_a_retry_goes_on(tmp_path:
     flag.touch()
     checkpoints, store = Checkpoints(tmp_path / "sweep" / FOLDER), Store(tmp_path / "sweep")
     work = FailsOnce(flag, checkpoints)
-    assert run_sweep(sweep_of(*cells), tmp_path, workers=1, work=work) == 1
+    assert run_sweep(sweep_of(*cells), tmp_path, workers=1, terms=Terms(work)) == 1
     for cell, error in zip(cells, RAISED, strict=True):
         stored = store.finished()[cell.cell_id]
         assert (stored.status, stored.reason) == ("failed", f"{type(error).__name__}: {error}")
@@ -330,29 +331,40 @@ def test_more_threads_than_can_run_at_once_are_said_by_plan_and_run_and_rows_hav
     tmp_path: Path,
 ) -> None:
     """Fewer processors, by their number or as the system or OpenMP gives them."""
-    file = tmp_path / "some.toml"
-    script = "import os, sys; {}; from bench.__main__ import app; app()"
-    held = "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    script = (
+        "import os, sys; from bench.__main__ import app; {}\n"
+        "for folder in sys.argv[1:]:\n"
+        "    for command in ('plan', 'run'):\n"
+        "        try:\n"
+        "            app([command, f'{{folder}}/some.toml', '--results', folder])\n"
+        "        except SystemExit as ended:\n"
+        "            print('@@', ended.code)\n"
+    )
     turns = "threads: {} asked for, 1 processor to use: they take turns"
-    for threads, before, limit, words, in_force in (
-        (64, held, "", turns.format(64), 64),
-        (2, held, "", turns.format(2), 2),
-        (2, "0", "1", "threads: 2 asked for, OMP_THREAD_LIMIT allows 1: such a cell runs on fewer", 1),
-        (1, held, "", None, 1),
+    held = [(64, turns.format(64), 64), (2, turns.format(2), 2), (1, None, 1)]
+    limited = [(2, "threads: 2 asked for, OMP_THREAD_LIMIT allows 1: such a cell runs on fewer", 1)]
+    for before, limit, cases in (
+        ("os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])", "", held),
+        ("", "1", limited),
     ):
-        settings = f"backend = 'reference'\nm = 32\nk = 32\nblock_size = 8\nthreads = {threads}"
-        file.write_text(f'kind = "gemm"\n[base]\n{settings}\n')
+        folders = [tmp_path / f"{threads}{limit}" for threads, *_ in cases]
+        for folder, (threads, *_) in zip(folders, cases, strict=True):
+            folder.mkdir()
+            settings = f"backend = 'reference'\nm = 32\nk = 32\nblock_size = 8\nthreads = {threads}"
+            (folder / "some.toml").write_text(f'kind = "gemm"\n[base]\n{settings}\n')
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_THREAD_LIMIT": limit}
-        results = tmp_path / f"{threads}{limit}"
-        for command in ("plan", "run"):
-            line = [sys.executable, "-c", script.format(before), command, str(file), "--results", str(results)]
-            done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
-            assert done.returncode == 0, done.stderr
-            said = [each for each in done.stdout.splitlines() if "threads:" in each]
+        line = [sys.executable, "-c", script.format(before), *map(str, folders)]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        *parts, rest = done.stdout.split("@@ 0\n")
+        assert len(parts) == 2 * len(cases) and rest == "", done.stdout + done.stderr
+        for part, (_, words, _) in zip(parts, [case for case in cases for _ in ("plan", "run")], strict=True):
+            said = [each for each in part.splitlines() if "threads:" in each]
             assert bool(said) is (words is not None), done.stdout
             assert all(each.startswith(f"warning: {words}") and each.endswith("(1 cell)") for each in said)
-        (row,) = Store(results / "some").read("gemm").to_pylist()
-        assert row["threads_used"] == in_force
+        for folder, (_, _, in_force) in zip(folders, cases, strict=True):
+            (row,) = Store(folder / "some").read("gemm").to_pylist()
+            assert row["threads_used"] == in_force
 
 
 def test_what_is_known_of_texts_and_models_beforehand_is_what_they_are() -> None:
@@ -418,14 +430,12 @@ def test_a_plan_warns_of_targets_that_leave_nothing_of_a_weight(tmp_path: Path) 
 
 
 def test_the_grids_are_those_of_the_models() -> None:
-    from bench.pruning.emptied import grids
-
     for name in MODELS.names():
         for scope in ("all", "weight_hh"):
             settings = {"model": name, "scope": scope, "num_layers": 3, "hidden_size": 32}
             cell = cell_of(**settings, schedule="pre", target_sparsity=0.5)
             shapes = {key: tuple(each.shape) for key, each in MODELS[name](cell, 11).prunable().items()}
-            assert {key: (rows * 16, columns * 16) for key, (rows, columns) in grids(cell).items()} == shapes
+            assert {key: (rows * 16, columns * 16) for key, (rows, columns) in cell.grids().items()} == shapes
 
 
 def test_measure_is_what_a_sweep_runs() -> None:

@@ -13,8 +13,8 @@ import typer
 
 import bench.campaign
 import bench.run
-import bench.tuner
 from bench.__main__ import app
+from bench.engines.driver import Ended, Terms
 from bench.sweep import load
 
 BUDGET = ("--budget", "9")
@@ -89,7 +89,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(bench.run, "run_sweep", record)
     monkeypatch.setattr(bench.run, "make_plan", lambda *_: Nothing())
     monkeypatch.setattr(bench.campaign, "run_campaign", record)
-    monkeypatch.setattr(bench.tuner, "run_tuner", record)
+    monkeypatch.setattr(bench.campaign, "run_tuner", record)
     return calls
 
 
@@ -136,7 +136,10 @@ def test_a_number_at_its_bounds_is_taken(
     for value in ("1", "10000") if whole else ("1", "1e8" if option != "--checkpoint-mib" else "1e7", " 2.5 "):
         status, _, err = run(command, option, value)
         assert (status, err) == (0, "")
-        numbers = [each for each in begun[-1].values() if isinstance(each, int | float)]
+        given = [
+            each for one in begun[-1].values() for each in (vars(one).values() if isinstance(one, Terms) else [one])
+        ]
+        numbers = [each for each in given if isinstance(each, int | float)]
         assert (int(value) if whole else float(value)) in numbers and all(map(math.isfinite, numbers))
 
 
@@ -169,11 +172,8 @@ def test_a_path_that_cannot_be_used_is_one_line(
     """Nothing is measured here; the rest is real."""
     if state == "shut" and (os.name != "posix" or os.geteuid() == 0):
         pytest.skip("needs a user who may not read everything")
-    for module in (bench.campaign, bench.tuner):
-        monkeypatch.setattr(module, "run_jobs", lambda *_: [])
     for module in (bench.campaign, bench.run):
-        monkeypatch.setattr(module, "await_quiet", lambda *_: None)
-    monkeypatch.setattr(bench.run, "_run_phases", lambda *_: None)
+        monkeypatch.setattr(module, "run_jobs", lambda *_, **__: Ended([], False))
     monkeypatch.setattr(bench.run, "_summary", lambda *_: 0)
     path, wanted = made(state, tmp_path), PATHS[command, option][STATES.index(state)]
     try:
@@ -211,5 +211,5 @@ def test_a_campaign_from_python_does_not_pass_over_a_missing_folder(tmp_path: Pa
         bench.campaign.run_campaign([load(file)], tmp_path / "out", 9.0, "cpu", tmp_path / "missing")
     (tmp_path / "tuned.json").mkdir()
     with pytest.raises(FileExistsError, match=r"tuned\.json is a folder"):
-        bench.tuner.run_tuner([load(file)], tmp_path / "tuned.json", 9.0, "cpu")
+        bench.campaign.run_tuner([load(file)], tmp_path / "tuned.json", 9.0, "cpu")
     assert not (tmp_path / "out").exists()

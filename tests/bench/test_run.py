@@ -19,6 +19,7 @@ import work
 import bench.run
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell, number
 from bench.data.corpus import DataError
+from bench.engines.driver import Terms
 from bench.engines.estimate import Pace, rough_seconds, spoken
 from bench.engines.progress import _current
 from bench.run import UnusableError, make_plan, run_sweep, training_workers
@@ -63,11 +64,11 @@ def sweep_file(tmp_path: Path) -> Path:
 
 def test_a_second_run_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = sweep_of(GemmCell(seed=3), TrainCell(), GemmCell())
-    assert run_sweep(sweep, tmp_path, work=work.succeed) == 0
+    assert run_sweep(sweep, tmp_path, terms=Terms(work.succeed)) == 0
     assert "3 of 3 cells ok" in capsys.readouterr().out
     before = shards(tmp_path)
     assert len(before) == 3
-    assert run_sweep(sweep, tmp_path, work=work.misbehave) == 0
+    assert run_sweep(sweep, tmp_path, terms=Terms(work.misbehave)) == 0
     assert shards(tmp_path) == before
     out = capsys.readouterr().out
     assert "to run: 0" in out and "3 of 3 cells ok" in out
@@ -79,9 +80,9 @@ def test_a_second_run_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_grown_sweep_runs_only_what_is_new(tmp_path: Path) -> None:
-    run_sweep(sweep_of(GemmCell()), tmp_path, work=work.succeed)
+    run_sweep(sweep_of(GemmCell()), tmp_path, terms=Terms(work.succeed))
     before = shards(tmp_path)
-    run_sweep(sweep_of(GemmCell(seed=1), GemmCell()), tmp_path, work=work.succeed)
+    run_sweep(sweep_of(GemmCell(seed=1), GemmCell()), tmp_path, terms=Terms(work.succeed))
     assert before.items() < shards(tmp_path).items()
     assert Store(tmp_path / "sweep").read("gemm")["seed"].to_pylist() == [1, 0]
 
@@ -90,7 +91,7 @@ def test_failed_cells_are_rows_the_status_is_1_and_retry_runs_them_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = sweep_of(*(GemmCell(seed=seed) for seed in (0, 1, 5, 9, 10, 12, 20)), TrainCell(seed=11))
-    assert run_sweep(sweep, tmp_path, work=work.misbehave) == 1
+    assert run_sweep(sweep, tmp_path, terms=Terms(work.misbehave)) == 1
     out = capsys.readouterr().out
     assert "2 of 8 cells ok; 1 unsupported here; 5 failed: " in out
     assert "failed: gemm seed=1: ValueError: two lines" in out
@@ -103,25 +104,25 @@ def test_failed_cells_are_rows_the_status_is_1_and_retry_runs_them_again(
     assert "at least one row" in reason[10]
     assert Store(tmp_path / "sweep").read("train")["status"].to_pylist() == ["ok", "diverged"]
     before = shards(tmp_path)
-    assert run_sweep(sweep, tmp_path, work=work.succeed) == 1, "failed cells are not run again by themselves"
+    assert run_sweep(sweep, tmp_path, terms=Terms(work.succeed)) == 1, "failed cells are not run again by themselves"
     assert shards(tmp_path) == before
-    assert run_sweep(sweep, tmp_path, retry=True, work=work.succeed) == 0
+    assert run_sweep(sweep, tmp_path, retry=True, terms=Terms(work.succeed)) == 0
     kept = set(before.items()) & set(shards(tmp_path).items())
     assert len(kept) == 2 and len(shards(tmp_path)) == 8
 
 
 def test_unsupported_alone_is_fine(tmp_path: Path) -> None:
-    assert run_sweep(sweep_of(GemmCell(seed=12)), tmp_path, work=work.misbehave) == 0
+    assert run_sweep(sweep_of(GemmCell(seed=12)), tmp_path, terms=Terms(work.misbehave)) == 0
 
 
 def test_a_damaged_shard_is_named_and_its_cell_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = sweep_of(GemmCell(), GemmCell(seed=1))
-    run_sweep(sweep, tmp_path, work=work.succeed)
+    run_sweep(sweep, tmp_path, terms=Terms(work.succeed))
     victim = Store(tmp_path / "sweep").finished()[GemmCell().cell_id].path
     before = shards(tmp_path)
     victim.write_bytes(victim.read_bytes()[:-1])
     capsys.readouterr()
-    assert run_sweep(sweep, tmp_path, work=work.succeed) == 0
+    assert run_sweep(sweep, tmp_path, terms=Terms(work.succeed)) == 0
     assert f"{victim} is damaged" in capsys.readouterr().out
     assert len(set(before.items()) & set(shards(tmp_path).items())) == 1
     assert (tmp_path / "sweep" / "damaged" / victim.name).exists()
@@ -130,7 +131,7 @@ def test_a_damaged_shard_is_named_and_its_cell_runs_again(tmp_path: Path, capsys
 def test_timings_run_alone_and_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENCH_TEST_FOLDER", str(tmp_path))
     sweep = sweep_of(TrainCell(), TrainCell(seed=1), GemmCell(), LstmCell(), GemmCell(seed=1))
-    run_sweep(sweep, tmp_path / "results", workers=2, work=work.look_around)
+    run_sweep(sweep, tmp_path / "results", workers=2, terms=Terms(work.look_around))
     store = Store(tmp_path / "results" / "sweep")
     gemm, train = store.read("gemm"), store.read("train")
     assert all("alone=True" in reason for kind in ("gemm", "lstm") for reason in store.read(kind)["reason"].to_pylist())
@@ -147,12 +148,12 @@ def test_a_missing_data_set_is_said_before_anything_runs(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(bench.run, "load_corpus", load_corpus)
     with pytest.raises(UnusableError, match="dataset pydoc: it could not be downloaded; put it there"):
-        run_sweep(sweep_of(GemmCell(), TrainCell()), tmp_path, work=work.succeed)
+        run_sweep(sweep_of(GemmCell(), TrainCell()), tmp_path, terms=Terms(work.succeed))
     monkeypatch.setattr(bench.run, "load_corpus", broken)
     with pytest.raises(ValueError, match="a fault of ours"):
-        run_sweep(sweep_of(GemmCell(), TrainCell()), tmp_path, work=work.succeed)
+        run_sweep(sweep_of(GemmCell(), TrainCell()), tmp_path, terms=Terms(work.succeed))
     assert not shards(tmp_path)
-    assert run_sweep(sweep_of(GemmCell()), tmp_path, work=work.succeed) == 0
+    assert run_sweep(sweep_of(GemmCell()), tmp_path, terms=Terms(work.succeed)) == 0
 
 
 def test_a_disk_that_fills_up_ends_the_run_and_keeps_what_was_stored(
@@ -169,16 +170,16 @@ def test_a_disk_that_fills_up_ends_the_run_and_keeps_what_was_stored(
     with monkeypatch.context() as patch:
         patch.setattr(Store, "put", put)
         with pytest.raises(OSError, match="No space left"):
-            run_sweep(sweep, tmp_path, work=work.succeed)
+            run_sweep(sweep, tmp_path, terms=Terms(work.succeed))
     before = shards(tmp_path)
     assert len(before) == 2
-    assert run_sweep(sweep, tmp_path, work=work.succeed) == 0
+    assert run_sweep(sweep, tmp_path, terms=Terms(work.succeed)) == 0
     assert before.items() < shards(tmp_path).items()
 
 
 def test_a_locked_folder_is_refused(tmp_path: Path) -> None:
     with Store(tmp_path / "sweep").lock(), pytest.raises(LockedError, match="in use by another run"):
-        run_sweep(sweep_of(GemmCell()), tmp_path, work=work.succeed)
+        run_sweep(sweep_of(GemmCell()), tmp_path, terms=Terms(work.succeed))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -245,7 +246,7 @@ def test_the_plan_changes_nothing_and_learns_from_what_is_stored(tmp_path: Path,
         "to run: 6, about 9 s (a rough figure from the number of operations)",
     ]
     assert not (tmp_path / "results").exists()
-    run_sweep(Sweep("sweep", "", sweep_file, sweep.cells[:2]), tmp_path / "results", work=work.linger)
+    run_sweep(Sweep("sweep", "", sweep_file, sweep.cells[:2]), tmp_path / "results", terms=Terms(work.linger))
     lines = make_plan(sweep, tmp_path / "results").lines()
     assert lines[1] == "stored: 2 (2 ok)"
     assert lines[2] in ("to run: 4, about 3 s (from 2 stored cells)", "to run: 4, about 4 s (from 2 stored cells)")
@@ -289,7 +290,7 @@ def test_what_is_not_listed_is_shown_by_the_command_that_is_named(
     store.cells.mkdir(parents=True)
     for cell in sweep.cells:
         store.put(cell, [{"status": "failed", "reason": "x"}], {"cell_seconds": 1.0, "started_at": "2026-01-01"})
-    assert run_sweep(sweep, tmp_path / "my results", work=work.succeed) == 1
+    assert run_sweep(sweep, tmp_path / "my results", terms=Terms(work.succeed)) == 1
     hint = capsys.readouterr().out.splitlines()[-1]
     assert hint.startswith("  and 2 more: python -m bench show ")
     command = [sys.executable, *shlex.split(hint.partition(": ")[2])[1:]]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rows import trained
 
+from bench.campaign import run_tuner
 from bench.cells import TrainCell
 from bench.data.corpus import load_corpus
 from bench.measuring import machine
@@ -22,7 +23,6 @@ from bench.storing.tables import Tables
 from bench.sweep import load
 from bench.train import train_cell
 from bench.training.checkpoint import Checkpoints
-from bench.tuner import run_tuner
 
 ROOT = Path(__file__).parents[2]
 START = Path(__file__).parent / "start_main.py"
@@ -213,7 +213,7 @@ def test_the_commit_is_that_of_the_checkout_whatever_the_environment_names(
 
 def test_paths_may_be_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everywhere that a function of ours takes a folder or a file."""
-    monkeypatch.setattr("bench.run.facts", lambda _: {})
+    monkeypatch.setattr("bench.engines.driver.facts", lambda _: {})
     (tmp_path / "some.toml").write_text('kind = "train"\n[axes]\nseed = [0, 20]\n')
     sweep, results, out = load(str(tmp_path / "some.toml")), str(tmp_path / "results"), str(tmp_path / "out")
     store = Store(f"{results}/some")

@@ -16,6 +16,7 @@ from twins import train as train_layer
 from bench import train
 from bench.campaign import run_campaign
 from bench.cells import TrainCell
+from bench.engines.driver import Terms
 from bench.storing.tables import Tables
 from bench.sweep import load
 from bench.train import train_cell
@@ -138,7 +139,7 @@ def test_a_campaign_trains_side_by_side(tmp_path: Path) -> None:
     path = tmp_path / "pairs.toml"
     text = ['kind = "train"', "[base]", 'device = "cuda"', *lines, "[axes]", "seed = [0, 1]"]
     path.write_text("\n".join(text) + "\n")
-    assert run_campaign([load(path)], tmp_path / "out", 200.0, checkpoint_mib=50.0, together=2) == 0
+    assert run_campaign([load(path)], tmp_path / "out", 200.0, checkpoint_mib=50.0, terms=Terms(together=2)) == 0
     tables = Tables(tmp_path / "out" / "pairs", load(path).cells)
     assert tables.load() == []
     rows = [row for one in load(path).cells for row in tables.rows(one)]

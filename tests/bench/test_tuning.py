@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
+from bench.campaign import _is_stale, run_tuner, tune_cells, winner
 from bench.cells import TuneCell
+from bench.engines.driver import Terms
 from bench.measuring import tuning
 from bench.measuring.machine import source_hash
 from bench.measuring.tuning import tune_cell
 from bench.schema import TUNE
 from bench.storing.parquet import checksum_line, checksum_of, from_parquet
 from bench.sweep import load
-from bench.tuner import _is_stale, run_tuner, tune_cells, winner
 from kernels.backends.dense import BACKEND as DENSE
 from kernels.backends.dense import DenseLaunch
 from kernels.cuda.choose import choices, nearest
@@ -157,7 +158,7 @@ def test_shapes_that_fail_are_counted_and_status_1(
     sweep_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: str, again: int
 ) -> None:
     out = tmp_path / "out" / "tuned.json"
-    assert run_tuner([load(sweep_file)], out, 2000.0, "cpu", work=partial(ended, status)) == 1
+    assert run_tuner([load(sweep_file)], out, 2000.0, "cpu", terms=Terms(partial(ended, status))) == 1
     said = capsys.readouterr().out
     assert f"2 shapes with failures: 2 {status}; the first: {status}: so it is" in said and not out.exists()
     assert run_tuner([load(sweep_file)], out, 1.0, "cpu") == 1

@@ -1,0 +1,198 @@
+"""The driver: jobs run one after another, those that train side by side, until all are done or the time is up."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from bench.cells import Cell, Progress, Row
+from bench.engines.estimate import Pace
+from bench.engines.local import Ending, Work, failure, measure, run_cells
+from bench.engines.progress import Reporter, labels, reporter
+from bench.measuring.machine import facts
+from bench.measuring.quiet import await_quiet
+from bench.training.checkpoint import CONTINUED, Checkpoints
+
+MARGIN = 1.25  # an estimate is trusted to be that far off
+SHORTEST_PIECE = 20.0  # seconds that a cell which goes on later is begun for
+
+say = partial(print, flush=True)
+
+
+class Shelf(Protocol):
+    """Where the rows of a finished cell are put. ValueError where they do not fit."""
+
+    def put(self, cell: Cell, rows: Sequence[Row], provenance: Row) -> object: ...
+
+
+Where = TypeVar("Where", bound=Shelf, covariant=True)
+
+
+@dataclass(frozen=True)
+class Job(Generic[Where]):
+    """A cell, the tables it goes to, and what keeps it from running, asked when its turn comes.
+
+    refusal: (status, reason) of the row that is stored instead; ('', '') to leave the cell for later, storing nothing.
+    """
+
+    cell: Cell
+    tables: Where
+    refusal: Callable[[], tuple[str, str] | None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms jobs run.
+
+    work: a module-level function. timeout: seconds a cell may take; where there is a deadline, one that trains is bound
+    by that alone. together: cells that train side by side, where they stand next to each other; all others run alone.
+    wait_quiet: seconds to wait for a machine that is busy with other work, None does not look.
+    """
+
+    work: Work = measure
+    timeout: float | None = None
+    together: int = 1
+    wait_quiet: float | None = None
+
+
+class Ended(NamedTuple):
+    """How jobs ended: those that are left, and whether by Ctrl-C or SIGTERM."""
+
+    left: list[Job[Any]]
+    interrupted: bool
+
+
+class SpentError(Exception):
+    """The time is up while a cell is running: stored nowhere it runs again, from its checkpoint where it has one."""
+
+
+def run_jobs(
+    jobs: Sequence[Job[Any]],
+    terms: Terms,
+    pace: Pace,
+    deadline: float = math.inf,
+    checkpoints: Checkpoints | None = None,
+    names: Mapping[str, str] | None = None,
+) -> Ended:
+    """Run `jobs` in their order, until time.monotonic() is `deadline`: none begins that will not fit.
+
+    Jobs of one cell are one run, stored for each. checkpoints: where a cell that trains goes on from; it begins then
+    although it will not fit, and goes on in the next call. names: of the cells for people, by cell_id.
+    """
+    drive = _Drive(jobs, terms, pace, deadline, checkpoints)
+    try:
+        if jobs:
+            with terminable():
+                drive.run(names)
+    except KeyboardInterrupt:
+        return Ended(drive.undone(), True)
+    return Ended(drive.undone(), False)
+
+
+class _Drive:
+    """Jobs under way. left: those of each cell that did not end yet, by cell_id."""
+
+    def __init__(
+        self, jobs: Sequence[Job[Any]], terms: Terms, pace: Pace, deadline: float, checkpoints: Checkpoints | None
+    ) -> None:
+        self.terms, self.pace, self.deadline, self.checkpoints = terms, pace, deadline, checkpoints
+        self.left: dict[str, list[Job[Any]]] = {}
+        for job in jobs:
+            self.left.setdefault(job.cell.cell_id, []).append(job)
+        self.display: Reporter
+
+    def undone(self) -> list[Job[Any]]:
+        return [job for alike in self.left.values() for job in alike]
+
+    def run(self, names: Mapping[str, str] | None) -> None:
+        if self.terms.wait_quiet is not None:
+            await_quiet(self.terms.wait_quiet, say)
+        jobs = [alike[0] for alike in self.left.values()]
+        cells = [job.cell for job in jobs]
+        for device in {cell.device for cell in cells}:
+            facts(device)  # imports torch: now, not while something is being timed
+        with reporter(names or labels(cells), len(cells)) as self.display:
+            try:
+                for trains, alike in groupby(jobs, lambda job: job.cell.trains):
+                    group = list(alike)
+                    self._run_group(group, min(self.terms.together, len(group)) if trains else 1)
+            except SpentError:  # after the checkpoint of what was running
+                self.display.line("the time is up: what was running is left for the next run")
+
+    def _run_group(self, jobs: Sequence[Job[Any]], workers: int) -> None:
+        work, timeout = self.terms.work, self.terms.timeout
+        if work is measure:
+            work = partial(measure, checkpoints=self.checkpoints)
+        cells, unlimited = self._affordable(jobs, workers), self.deadline < math.inf
+        with closing(run_cells(cells, work, workers, timeout, self._watch, unlimited)) as endings:
+            for ending in endings:
+                self.pace.learn(ending.cell, ending.seconds)
+                status = self._ended(ending, workers)
+                if self.checkpoints and status not in CONTINUED:
+                    self.checkpoints.discard([ending.cell.cell_id])
+
+    def _affordable(self, jobs: Sequence[Job[Any]], workers: int) -> Iterator[Cell]:
+        for job in jobs:
+            refused = job.refusal()
+            if refused == ("", ""):
+                continue
+            if refused:
+                self._ended(failure(job.cell, *refused, 0.0), workers)
+            elif self._affords(job.cell, self.deadline - time.monotonic()):
+                yield job.cell
+
+    def _affords(self, cell: Cell, seconds: float) -> bool:
+        goes_on = self.checkpoints is not None and cell.trains
+        return (goes_on and seconds >= SHORTEST_PIECE) or MARGIN * self.pace.seconds([cell]) <= seconds
+
+    def _watch(self, told: dict[str, Progress]) -> None:
+        seconds = self.deadline - time.monotonic()
+        if seconds < 0:
+            raise SpentError
+        if seconds == math.inf:
+            seconds = self.pace.seconds((alike[0].cell for alike in self.left.values()), self.terms.together)
+        self.display.running(told, seconds)
+
+    def _ended(self, ending: Ending, workers: int) -> str:
+        told = [publish_ending(job.tables, ending, workers) for job in self.left.pop(ending.cell.cell_id)]
+        self.display.ended(ending.cell, *told[0], ending.seconds)
+        return told[0][0]
+
+
+def publish_ending(tables: Shelf, ending: Ending, workers: int) -> tuple[str, str]:
+    """Store one ending, and tell its status and reason; rows that do not fit the table are a failed cell."""
+    provenance = {
+        **facts(ending.cell.device),
+        "threads_used": ending.threads_used,
+        "workers": workers,
+        "started_at": ending.started_at,
+        "cell_seconds": ending.seconds,
+    }
+    try:
+        tables.put(ending.cell, ending.rows, provenance)
+    except ValueError as error:
+        ending = failure(ending.cell, "failed", f"its rows do not fit the table: {error}", ending.seconds)
+        tables.put(ending.cell, ending.rows, provenance)
+    worst = next((row for row in ending.rows if row["status"] != "ok"), ending.rows[-1])
+    return str(worst["status"]), str(worst.get("reason") or "")
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: finished cells stay, workers go, tables are written."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
