@@ -30,6 +30,7 @@ from analysis.stats import (
     Estimate,
     difference,
     integral_ratio,
+    level,
     median_interval,
     ratio_interval,
     scaled,
@@ -183,14 +184,17 @@ def gains(found: pd.DataFrame, pool: Pool) -> pd.DataFrame:
     """
     groups = list(found.groupby([*SETTING], sort=False))
     paired = [part[["test_ppl", "masked_ppl"]].astype(float).dropna() for _, part in groups]
-    ratios = pool.compared([(one["test_ppl"] / one["masked_ppl"]).tolist() for one in paired])
+    ratios = pool.compared([(one["test_ppl"] / one["masked_ppl"]).tolist() for one in paired], [True] * len(paired))
     rows = [
         {
             **dict(zip(SETTING, key, strict=True)),
             "seeds": len(part),
             **{name: float(part[name].astype(float).mean()) for name in MEANS},
             **{name: over_seeds(part[name]) for name in RATIOS},
-            **{name: pool.level(part[name].astype(float).dropna().tolist()) for name in PERPLEXITIES},
+            **{
+                name: level(part[name].astype(float).dropna().tolist(), pool.levels["test_ppl"])
+                for name in PERPLEXITIES
+            },
             "ppl_ratio": ratio,
             "ppl_difference": difference(ratio, float(one["masked_ppl"].mean())),
             "seed_noise": float(one["masked_ppl"].std(ddof=1)) if len(one) > 1 else math.nan,

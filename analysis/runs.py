@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis import stats, theory
 from analysis.load import UNLIKE, one_of, records
-from analysis.stats import Scatter, compared, difference, level, ratio_interval
+from analysis.stats import UNKNOWN, Comparison, Scatter, compared, difference, level, ratio_interval
 
 MODEL_SETTINGS = (
     "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers",
@@ -29,7 +29,6 @@ PRUNING_SETTINGS = (
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
 SETTING = ("variant", "block_size", "target_sparsity")
-CHARACTERS = "_chars"  # ends the name of a data set of characters: what is compared there is bits
 MEANS = ("hidden_size", "stored_weights", "stored_sparsity", "predicted_speedup", "ceiling", "predicted_training")
 EQUAL = 0.05  # stored weights that differ by less, as a share, are called equal
 
@@ -175,37 +174,47 @@ def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
 class Pool(NamedTuple):
     """What the runs of a sweep tell together of how perplexities scatter, on the scale of logarithms.
 
-    residual: of comparisons paired by seed; levels: of the mean of one setting, by PPL. equal: the logarithm of a ratio
-    that is called none.
+    residual: of comparisons paired by seed; levels: of the mean of one setting, by PPL.
     """
 
     residual: Scatter
     levels: dict[str, Scatter]
-    equal: float
 
-    def compared(self, family: Sequence[Sequence[float]]) -> list[stats.Comparison]:
-        """`stats.compared` of ratios of test perplexities that answer one question."""
-        return compared(family, self.residual, self.equal)
+    def compared(self, family: Sequence[Sequence[float]], trained: Sequence[bool]) -> list[Comparison]:
+        """`stats.compared` of ratios of test perplexities that answer one question.
 
-    def level(self, ppls: Sequence[float], name: str = "test_ppl") -> stats.Estimate:
-        """`stats.level` of the perplexities of one setting."""
-        return level(ppls, self.levels[name])
+        trained: of which both sides did. The others scatter otherwise than what is pooled: they have no interval.
+        """
+        known = iter(compared([ratios for ratios, fit in zip(family, trained, strict=True) if fit], self.residual))
+        return [
+            next(known) if fit else compared([ratios], UNKNOWN)[0] for ratios, fit in zip(family, trained, strict=True)
+        ]
+
+    def level(self, runs_of_one: pd.DataFrame, name: str = "test_ppl") -> stats.Estimate:
+        """`stats.level` of the perplexities of the runs of one setting; without an interval where one did not train."""
+        known = self.levels[name] if trained(runs_of_one) else UNKNOWN
+        return level([] if runs_of_one.empty else runs_of_one[name].dropna().tolist(), known)
+
+
+def trained(final: pd.DataFrame) -> bool:
+    """Whether all of some `runs` trained: they did where nothing says otherwise."""
+    return "trained" not in final or bool(final["trained"].all())
 
 
 def pooled(final: pd.DataFrame) -> Pool:
     """The scatter of all `runs` of a sweep, by variant, block size, target sparsity and seed.
 
-    A run that was made again on another path is no replicate of anything, and counts once.
+    A run that was made again on another path is no replicate of anything, and counts once; one that did not train does
+    not scatter like the others, and does not count.
     """
     same = [name for name in (*MODEL_SETTINGS, *PRUNING_SETTINGS) if name != "path" and name in final]
     ordered = final.sort_values("path", key=lambda path: path != "dense", kind="stable")
     counted = ordered[~ordered.duplicated([*same, "seed"])]
+    counted = counted[counted["trained"]] if "trained" in counted else counted
     labels = list(counted[[*SETTING]].itertuples(index=False, name=None)), counted["seed"].tolist()
-    in_bits = final["dataset"].str.endswith(CHARACTERS).any() and len(counted)
     return Pool(
         stats.residual(*labels, counted["test_ppl"].tolist()),
         {name: stats.scatter(*labels, counted[name].tolist()) for name in PPL},
-        stats.equal_bits(float(counted["test_ppl"].median())) if in_bits else stats.EQUAL,
     )
 
 
@@ -213,8 +222,8 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
     """One row per variant, block size and target sparsity of `runs`, over its seeds.
 
     train_ppl, val_ppl and test_ppl are means with the interval of `Pool.level`. ppl_ratio is the `Comparison` of the
-    test perplexity with dense, over the seeds with a dense partner, all settings one question; ppl_difference the same
-    as a difference. measured_training: geometric mean of ratios with a t-interval over its own seeds. The other columns
+    test perplexity with dense, over the seeds with a dense partner, all settings that trained one question;
+    ppl_difference the same as a difference. measured_training: geometric mean of ratios with a t-interval over its own seeds. The other columns
     are means. block_size is <NA> for dense.
     """
     one_of(final, UNLIKE["train"])
@@ -227,12 +236,14 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
             "target_sparsity": target,
             "seeds": len(part),
             **{name: part[name].mean() for name in MEANS},
-            **{name: pool.level(part[name].tolist(), name) for name in PPL},
+            **{name: pool.level(part, name) for name in PPL},
             "measured_training": ratio_interval(part["measured_training"].dropna().tolist()),
         }
         for (variant, block_size, target), part in groups
     ]
-    ratios = pool.compared([part["ppl_ratio"].dropna().tolist() for _, part in groups])
+    ratios = pool.compared(
+        [part["ppl_ratio"].dropna().tolist() for _, part in groups], [trained(part) for _, part in groups]
+    )
     dense = [float((part["test_ppl"] / part["ppl_ratio"]).mean()) for _, part in groups]
     changes = [difference(ratio, ppl) for ratio, ppl in zip(ratios, dense, strict=True)]
     costs: dict[str, Sequence[Any]] = {"ppl_ratio": ratios, "ppl_difference": changes}

@@ -21,7 +21,6 @@ FARTHEST = (
 )
 ERROR_RATE = 0.05  # of a question: the chance that any of its verdicts is wrong
 MARGIN = 0.01  # perplexities, or bits a character, that differ by less, as a share, are called equal
-EQUAL = math.log1p(MARGIN)
 EXACT = 1e-12  # no logarithm of a perplexity is known better
 
 
@@ -234,21 +233,16 @@ class Comparison(NamedTuple):
         return f"equal within {share}" if self.is_equal else "undecided"
 
 
-def equal_bits(perplexity: float) -> float:
-    """The logarithm of the ratio of two perplexities near `perplexity` whose bits differ by MARGIN."""
-    return MARGIN * math.log(perplexity)
-
-
-def compared(family: Sequence[Sequence[float]], known: Scatter, bound: float = EQUAL) -> list[Comparison]:
-    """Comparisons of perplexities that answer one question, each of ratios paired by seed.
+def compared(family: Sequence[Sequence[float]], known: Scatter, margin: float = MARGIN) -> list[Comparison]:
+    """Comparisons of perplexities, or of bits, that answer one question, each of ratios paired by seed.
 
     The interval of each is t's with the `residual` of the whole sweep: a pair has twice its variance. Two tests of each:
-    whether the two differ, and whether the logarithm differs by less than `bound` (two one-sided tests: Schuirmann, J.
-    Pharmacokin. Biopharm. 15 (1987) 657). Each kind is corrected over the family (Holm, Scand. J. Statist. 6 (1979) 65):
+    whether the two differ, and whether they differ by less than `margin` (two one-sided tests: Schuirmann, J. Pharmacokin.
+    Biopharm. 15 (1987) 657), on logarithms: 1 % is from 1/1.01 to 1.01. Each kind is corrected over the family (Holm, Scand. J. Statist. 6 (1979) 65):
     in 95 % of such families no two settings that are alike are called different, and in 95 % none that are not alike
     are called equal. A comparison that stands there twice counts once.
     """
-    each = {tuple(ratios): _alone(ratios, known, bound) for ratios in family}
+    each = {tuple(ratios): _alone(ratios, known, math.log1p(margin)) for ratios in family}
     differ = holm([one.p for one in each.values()])
     equal = holm([one.p_equal for one in each.values()])
     corrected = {
@@ -311,7 +305,7 @@ def plus_minus(estimate: Estimate, digits: int = 1) -> str:
     """'108.1 ± 2.9 (3 seeds)', or '108.1 (1 seed)' where there is no interval."""
     if estimate.n == 0:
         return "–"
-    interval = "" if math.isnan(estimate.high) else f" ± {estimate.high - estimate.value:.{digits}f}"
+    interval = "" if math.isnan(estimate.high) else f" ± {(estimate.high - estimate.low) / 2.0:.{digits}f}"
     return f"{estimate.value:.{digits}f}{interval} ({_seeds(estimate.n)})"
 
 

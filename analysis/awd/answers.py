@@ -17,7 +17,7 @@ import pandas as pd
 from analysis.awd.lines import DENSE, FOUR, GRADUAL, PRE, Line, Row
 from analysis.load import REFERENCE, records, reference_folder
 from analysis.realised import over_seeds
-from analysis.runs import lstm_weights
+from analysis.runs import lstm_weights, trained
 from analysis.schema import BadInputError
 from analysis.stats import Comparison, Estimate
 from analysis.study import Part, Study, not_run, read
@@ -156,7 +156,7 @@ def gains(found: Sweep, chosen: Answer) -> list[Estimate]:
 
 def perplexity(found: Sweep, runs: pd.DataFrame) -> Estimate:
     """Test perplexity of the runs of one setting of a sweep: mean and interval of `Pool.level`."""
-    return found.train.pool.level([] if runs.empty else runs["test_ppl"].tolist())
+    return found.train.pool.level(runs)
 
 
 def paired_ratios(found: Sweep, family: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> list[Comparison]:
@@ -166,7 +166,8 @@ def paired_ratios(found: Sweep, family: Sequence[tuple[pd.DataFrame, pd.DataFram
     """
     pairs = [worse.merge(better, on="seed", suffixes=("_worse", "_better")) for worse, better in family]
     others = [pair[pair["cell_id_worse"] != pair["cell_id_better"]] for pair in pairs]
-    return found.train.pool.compared([(pair["test_ppl_worse"] / pair["test_ppl_better"]).tolist() for pair in others])
+    ratios = [(pair["test_ppl_worse"] / pair["test_ppl_better"]).tolist() for pair in others]
+    return found.train.pool.compared(ratios, [all(map(trained, pair)) for pair in family])
 
 
 class Pair(NamedTuple):
