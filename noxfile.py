@@ -1,4 +1,7 @@
-"""Everything one can do here: `nox -l` lists it, `nox -s NAME` does it. All sessions share one environment in .nox/env."""
+"""Everything one can do here: `nox -l` lists it, `nox -s NAME` does it.
+
+All sessions share one environment in .nox/env.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ def run(session: nox.Session, *args: str, to_end: float = 0.3) -> None:
 
 
 def run_all(session: nox.Session, *commands: tuple[str, ...]) -> None:
-    """Run `python ARGS` for each of `commands`, and fail at the end where one failed: the others are run nevertheless."""
+    """Run `python ARGS` for each of `commands`, and fail at the end where one failed.
+
+    The others are run nevertheless.
+    """
     failed = []
     for command in commands:
         try:
@@ -75,7 +81,10 @@ def notebooks(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, first side by side (about 12 minutes on 2 cores), then those that must be alone: nox -s tests [-- PYTEST ARGS]."""
+    """Run the tests (about 12 minutes on 2 cores): nox -s tests [-- PYTEST ARGS].
+
+    First side by side, then those that must be alone.
+    """
     if session.posargs:
         run(session, "-m", "pytest", *session.posargs)
         return
@@ -85,7 +94,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def campaign(session: nox.Session) -> None:
-    """Go on with the runs of many hours in the background, giving way to all other work: nox -s campaign [-- OPTIONS]."""
+    """Go on with the runs of many hours, giving way to all other work: nox -s campaign [-- OPTIONS]."""
     sweeps = ("wikitext2_words", "wikitext2_chars", "wikitext2_chars_methods")
     where = ("--device", "cpu", "--out", "results/campaign", "--resume-from", "results/reference")
     how = ("--budget", "10000", "--checkpoint-mib", "256", "--background")
@@ -100,13 +109,19 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session
 def cuda(session: nox.Session) -> None:
-    """Compile every CUDA kernel for sm_80, 86, 90a and 100a, no GPU needed (about half an hour): nox -s cuda [-- PYTEST ARGS]."""
+    """Compile every CUDA kernel, no GPU needed (about half an hour): nox -s cuda [-- PYTEST ARGS].
+
+    For sm_80, 86, 90a and 100a.
+    """
     run(session, "-m", "pytest", "tests/kernels/cuda/test_compile.py", "-m", "nvrtc or not nvrtc", *session.posargs)
 
 
 @nox.session
 def emulate(session: nox.Session) -> None:
-    """Run the CUDA kernels' whole test grid on all cores, no GPU needed (about 45 minutes of one core): nox -s emulate [-- PYTEST ARGS]."""
+    """Run the CUDA kernels' whole test grid, no GPU needed (about 45 minutes): nox -s emulate [-- PYTEST ARGS].
+
+    On all cores; 45 minutes are those of one.
+    """
     run(session, "-m", "pytest", "tests/kernels/cuda", "-m", "emulate or not nvrtc", "-n", "logical", *session.posargs)
 
 

@@ -295,11 +295,13 @@ def on_front(speedups: pd.Series, perplexities: pd.Series) -> list[bool]:
 def tradeoff(joined: pd.DataFrame) -> pd.DataFrame:
     """The rows of `with_product` that have both, with `speed`, `ppl` and `front`: not beaten in both by another.
 
-    A network that keeps no block is no trade, and left out.
+    A network that keeps no block is no trade, and left out; one that did not train is on no front.
     """
     joined = kept(joined)
     joined = joined.assign(
         speed=[found.value for found in joined["product_speedup"]], ppl=[found.value for found in joined["test_ppl"]]
     )
     joined = joined[joined["speed"].notna()]
-    return joined.assign(front=on_front(joined["speed"], joined["ppl"]), dense=joined["variant"].map(is_dense))
+    trained = joined["trained"].astype(bool)
+    front = on_front(joined["speed"].where(trained), joined["ppl"].where(trained, math.inf))
+    return joined.assign(front=front, dense=joined["variant"].map(is_dense))

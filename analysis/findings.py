@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -12,6 +13,7 @@ from analysis.load import records
 from analysis.runs import best_replicated, common_sparsity, is_dense, without_path
 from analysis.stats import Estimate, change, factor, median_interval, times
 from analysis.study import Part
+from analysis.yardsticks import standing
 
 OURS = "native"
 SETTINGS_SAID = 2  # of those whose LSTM layers were timed in training
@@ -139,7 +141,7 @@ def _cost(train: Part | None) -> str:
     """What sparsity cost in perplexity, by the pruned variant best in validation among those with most seeds."""
     if train is None:
         return "Accuracy: this sweep trained no network."
-    about, found = _about("Accuracy", train), train.replicates
+    about, found, unit = _about("Accuracy", train), train.replicates, train.unit
     if found.empty:
         runs = _count(train.rows["cell_id"].nunique(), NOUNS["train"])
         return f"{about}: none of {runs} finished; most often: {_most_common_reason(train.rows)}."
@@ -147,19 +149,41 @@ def _cost(train: Part | None) -> str:
     dense = found["variant"].map(is_dense).astype(bool)
     if target is None:
         return f"{about}: no pruned run has finished, so the cost of sparsity is not known."
-    best = best_replicated(records(found[found["target_sparsity"] == target]))
+    at_target = found[found["target_sparsity"] == target]
+    if not at_target["trained"].any():
+        return f"{about}: no variant pruned to {100 * target:g} % trained, so the cost of sparsity is not known."
+    at_target = at_target[at_target["trained"].astype(bool)]
+    best = best_replicated(records(at_target))
     emptied = " (which empties every one of its blocks)" if best["stored_sparsity"] == 1.0 else ""
-    rule = _chosen_by(found[(found["target_sparsity"] == target) & ~dense])
+    rule = _chosen_by(at_target)
     sentence = (
         f"{about}: at {100 * target:g} % sparsity the best pruned variant, {best['variant']} at block "
-        f"{best['block_size']}{emptied} ({rule}), has test perplexity {best['test_ppl'].value:.1f}"
+        f"{best['block_size']}{emptied} ({rule}), has test {unit.name} {best['test_ppl'].value:.{unit.digits}f}"
     )
     ratio = best["ppl_ratio"]
     if not dense.any() or ratio.n == 0:
-        return sentence + "; no dense run with its settings and seed has finished, so the cost is not known."
+        return (
+            sentence
+            + f"; no dense run with its settings and seed has finished, so the cost is not known.{_stand(train, best)}"
+        )
     cost = change(ratio).replace("(1 seed)", "(one seed, so without an interval)")
     partner = best["test_ppl"].value - best["ppl_difference"].value  # dense of its size, where there are several
-    return sentence + f" against {partner:.1f} dense, a cost of {cost}."
+    return sentence + f" against {partner:.{unit.digits}f} dense, a cost of {cost}.{_stand(train, best)}"
+
+
+def _stand(train: Part, best: dict[str, Any]) -> str:
+    """Where the best dense network and the best pruned one stand among n-grams of the same text; empty where none are known."""
+    if not train.ladder:
+        return ""
+    found = train.replicates
+    dense = records(found[found["variant"].map(is_dense).astype(bool) & found["trained"].astype(bool)])
+    named = {"the best dense network": best_replicated(dense)} if dense else {}
+    said = [
+        f"{name} ({one['test_ppl'].value:.{train.unit.digits}f}) stands "
+        f"{standing(one['test_ppl'].value, train.ladder, train.unit)}"
+        for name, one in {**named, "this pruned one": best}.items()
+    ]
+    return f" Among n-grams of the same text {', '.join(said)}."
 
 
 def _chosen_by(pruned: pd.DataFrame) -> str:

@@ -15,13 +15,17 @@ from typing import Any
 import pandas as pd
 
 from analysis.schema import BadInputError
-from analysis.validation import validated
+from analysis.validation import parsed, validated
 
 TABLES = ("gemm", "lstm", "train")
 READINGS = 100  # of a table that changes while it is read
 LEFT_OUT = "left out"  # the attribute of a loaded frame that lists what was
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"  # one folder a sweep, committed
+YARDSTICKS = ("yardsticks", "yardsticks.parquet")  # folder beside those of the sweeps, and the table in it
+TEXT = ("corpus_sha256", "train_tokens", "epochs", "eval_tokens")
+YARDSTICK = {**dict.fromkeys((*TEXT[1:], "order"), "int64"), **dict.fromkeys(("val_ppl", "test_ppl"), "float64"),
+             **dict.fromkeys((TEXT[0], "token", "smoothing"), "str")}  # fmt: skip
 
 # Rows that differ in one of these are never averaged, divided or drawn together.
 UNLIKE = {
@@ -140,6 +144,29 @@ def load(folder: str | os.PathLike[str], table: str) -> pd.DataFrame:
     frame: pd.DataFrame = kept.to_pandas(use_threads=False)
     frame.attrs[LEFT_OUT] = [f"{path.name}: {line}" for line in lines]
     return frame
+
+
+def load_yardsticks(*parents: Path) -> pd.DataFrame:
+    """What n-grams reach on the texts of sweeps, of the tables in `parents` that are there: columns YARDSTICK, a row a text and order.
+
+    Of a text that several have it is the first one's. BadInputError with one line where a table is damaged or none of ours.
+    """
+    found = [pd.DataFrame({name: pd.Series(dtype=type_) for name, type_ in YARDSTICK.items()})]
+    paths = dict.fromkeys(parent.joinpath(*YARDSTICKS) for parent in parents)
+    found += [_yardsticks(path) for path in paths if os.path.lexists(path)]
+    every = pd.concat(found[1:] or found, ignore_index=True)
+    return every.drop_duplicates([*TEXT, "order"], ignore_index=True)
+
+
+def _yardsticks(path: Path) -> pd.DataFrame:
+    try:
+        stored = parsed(_verified(path))
+        return stored.select(list(YARDSTICK)).to_pandas(use_threads=False).astype(YARDSTICK)
+    except BadInputError as error:
+        raise BadInputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+    except (KeyError, ValueError, TypeError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInputError(f"{path}: no table of yardsticks ({why})") from None
 
 
 def _verified(path: Path) -> bytes:

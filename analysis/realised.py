@@ -178,12 +178,13 @@ def over_seeds(found: pd.Series) -> Estimate:
 def gains(found: pd.DataFrame, pool: Pool) -> pd.DataFrame:
     """One row per variant, block size and target sparsity of `realised`, over its seeds.
 
-    RATIOS are `over_seeds`, PERPLEXITIES means with the interval of `Pool.level`, MEANS plain. ppl_ratio: `Comparison`
+    RATIOS are `over_seeds`, PERPLEXITIES means with the interval of `Pool.level`, in its unit, MEANS plain. ppl_ratio: `Comparison`
     of the test perplexity with that of the masked run of the same seed, all settings one question; ppl_difference: the
     same as a difference; seed_noise: standard deviation of the masked ones over their seeds, NaN where it is unknown.
     """
     groups = list(found.groupby([*SETTING], sort=False))
-    paired = [part[["test_ppl", "masked_ppl"]].astype(float).dropna() for _, part in groups]
+    told = [pool.unit.of(part[[*PERPLEXITIES]].astype(float)) for _, part in groups]
+    paired = [one[["test_ppl", "masked_ppl"]].dropna() for one in told]
     ratios = pool.compared([(one["test_ppl"] / one["masked_ppl"]).tolist() for one in paired], [True] * len(paired))
     rows = [
         {
@@ -191,15 +192,12 @@ def gains(found: pd.DataFrame, pool: Pool) -> pd.DataFrame:
             "seeds": len(part),
             **{name: float(part[name].astype(float).mean()) for name in MEANS},
             **{name: over_seeds(part[name]) for name in RATIOS},
-            **{
-                name: level(part[name].astype(float).dropna().tolist(), pool.levels["test_ppl"])
-                for name in PERPLEXITIES
-            },
+            **{name: level(ppls[name].dropna().tolist(), pool.levels["test_ppl"]) for name in PERPLEXITIES},
             "ppl_ratio": ratio,
             "ppl_difference": difference(ratio, float(one["masked_ppl"].mean())),
             "seed_noise": float(one["masked_ppl"].std(ddof=1)) if len(one) > 1 else math.nan,
         }
-        for (key, part), one, ratio in zip(groups, paired, ratios, strict=True)
+        for (key, part), ppls, one, ratio in zip(groups, told, paired, ratios, strict=True)
     ]
     names = [*SETTING, "seeds", *MEANS, *RATIOS, *PERPLEXITIES, "ppl_ratio", "ppl_difference", "seed_noise"]
     return pd.DataFrame(rows, columns=names)

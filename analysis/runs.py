@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis import stats, theory
-from analysis.load import UNLIKE, one_of, records
-from analysis.stats import UNKNOWN, Comparison, Scatter, compared, difference, level, ratio_interval
+from analysis.load import UNLIKE, load_yardsticks, one_of, records
+from analysis.stats import UNKNOWN, Comparison, Estimate, Scatter, compared, difference, level, ratio_interval
+from analysis.units import Unit, unit_of
+from analysis.yardsticks import of_text, why_untrained
 
 MODEL_SETTINGS = (
     "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers",
-    "dropout", "decoder_bias", "decoder", "cutoff", "second_cutoff", "embedding_gradient", "precision", "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip",
+    "dropout", "decoder_bias", "decoder", "cutoff", "second_cutoff", "embedding_gradient", "precision",
+    "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip",
     "epochs", "batch_size", "bptt", "input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout",
     "weight_drop", "activation_penalty", "temporal_penalty", "nonmonotone", "beta1", "beta1_dip", "beta2",
     "rate_by_length", "bptt_jitter", "bptt_halved", "selection", "test_batch_size",
@@ -129,17 +132,21 @@ def amdahl(row: dict[str, Any]) -> float:
     return theory.amdahl_ceiling(pruned, other + decoder, row["stored_sparsity"])
 
 
-def runs(frame: pd.DataFrame, over: str | None = None) -> pd.DataFrame:
+def runs(frame: pd.DataFrame, over: str | None = None, yardsticks: pd.DataFrame | None = None) -> pd.DataFrame:
     """One row per finished run: its final epoch, variant, predictions, its ratio to the seed's dense run of its size.
 
     Adds variant, stored_sparsity (blocks that are exactly zero), stored_weights (`lstm_weights` there),
     predicted_speedup (of the pruned products), ceiling (of the forward pass, Amdahl), predicted_training and
     measured_training (speedup of the whole training run; NaN where the two ran from different sources), ppl_ratio and
-    ppl_difference (test perplexity against dense; NaN for dense itself and where it has no partner).
+    ppl_difference (test perplexity against dense, in the unit of the text; NaN for dense itself and where it has no
+    partner), and trained, with why_untrained where that is false. yardsticks: `load.load_yardsticks`.
     """
     one_of(frame, UNLIKE["train"], over)
     final = final_epochs(frame).copy()
     final["variant"] = variant_names(final)
+    known = load_yardsticks() if yardsticks is None else yardsticks
+    final["why_untrained"] = [why_untrained(row, of_text(known, row)) for row in records(final)]
+    final["trained"] = final["why_untrained"].eq("")
     final["stored_sparsity"] = final["zero_block_share"].fillna(final["sparsity"]).fillna(0.0).astype(float)
     final["stored_weights"] = [lstm_weights(row, row["stored_sparsity"]) for row in records(final)]
     final["predicted_speedup"] = final["stored_sparsity"].map(theory.speedup)
@@ -162,9 +169,10 @@ def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
     paired = final[same].merge(dense, on=same, how="left").set_index(final.index)
     paired.loc[dense_rows, values] = math.nan
     comparable = paired["source_hash"] == final["source_hash"]  # seconds of other sources say nothing about these
+    ours, theirs = (unit_of(final).of(each["test_ppl"].astype(float)) for each in (final, paired))
     return final.assign(
-        ppl_ratio=final["test_ppl"] / paired["test_ppl"].astype(float),
-        ppl_difference=final["test_ppl"] - paired["test_ppl"].astype(float),
+        ppl_ratio=ours / theirs,
+        ppl_difference=ours - theirs,
         measured_training=(paired["train_seconds_total"].astype(float) / final["train_seconds_total"]).where(
             comparable
         ),
@@ -174,11 +182,12 @@ def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
 class Pool(NamedTuple):
     """What the runs of a sweep tell together of how perplexities scatter, on the scale of logarithms.
 
-    residual: of comparisons paired by seed; levels: of the mean of one setting, by PPL.
+    residual: of comparisons paired by seed; levels: of the mean of one setting, by PPL. unit: what has that scatter.
     """
 
     residual: Scatter
     levels: dict[str, Scatter]
+    unit: Unit
 
     def compared(self, family: Sequence[Sequence[float]], trained: Sequence[bool]) -> list[Comparison]:
         """`stats.compared` of ratios of test perplexities that answer one question.
@@ -190,15 +199,15 @@ class Pool(NamedTuple):
             next(known) if fit else compared([ratios], UNKNOWN)[0] for ratios, fit in zip(family, trained, strict=True)
         ]
 
-    def level(self, runs_of_one: pd.DataFrame, name: str = "test_ppl") -> stats.Estimate:
+    def level(self, runs_of_one: pd.DataFrame, name: str = "test_ppl") -> Estimate:
         """`stats.level` of the perplexities of the runs of one setting; without an interval where one did not train."""
         known = self.levels[name] if trained(runs_of_one) else UNKNOWN
-        return level([] if runs_of_one.empty else runs_of_one[name].dropna().tolist(), known)
+        return level([] if runs_of_one.empty else self.unit.of(runs_of_one[name].dropna()).tolist(), known)
 
 
 def trained(final: pd.DataFrame) -> bool:
-    """Whether all of some `runs` trained: they did where nothing says otherwise."""
-    return "trained" not in final or bool(final["trained"].all())
+    """Whether all of some `runs` trained."""
+    return final.empty or bool(final["trained"].all())
 
 
 def pooled(final: pd.DataFrame) -> Pool:
@@ -210,12 +219,12 @@ def pooled(final: pd.DataFrame) -> Pool:
     same = [name for name in (*MODEL_SETTINGS, *PRUNING_SETTINGS) if name != "path" and name in final]
     ordered = final.sort_values("path", key=lambda path: path != "dense", kind="stable")
     counted = ordered[~ordered.duplicated([*same, "seed"])]
-    counted = counted[counted["trained"]] if "trained" in counted else counted
+    counted = counted[counted["trained"].astype(bool)]
     labels = list(counted[[*SETTING]].itertuples(index=False, name=None)), counted["seed"].tolist()
-    return Pool(
-        stats.residual(*labels, counted["test_ppl"].tolist()),
-        {name: stats.scatter(*labels, counted[name].tolist()) for name in PPL},
-    )
+    unit = unit_of(final)
+    told = {name: unit.of(counted[name]).tolist() for name in PPL}
+    levels = {name: stats.scatter(*labels, values) for name, values in told.items()}
+    return Pool(stats.residual(*labels, told["test_ppl"]), levels, unit)
 
 
 def replicates(final: pd.DataFrame) -> pd.DataFrame:
@@ -223,8 +232,9 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
 
     train_ppl, val_ppl and test_ppl are means with the interval of `Pool.level`. ppl_ratio is the `Comparison` of the
     test perplexity with dense, over the seeds with a dense partner, all settings that trained one question;
-    ppl_difference the same as a difference. measured_training: geometric mean of ratios with a t-interval over its own seeds. The other columns
-    are means. block_size is <NA> for dense.
+    ppl_difference the same as a difference. All are in the unit of the text (`unit_of`): bits a character of
+    characters. measured_training: geometric mean of ratios with a t-interval over its own seeds. The other columns are
+    means. block_size is <NA> for dense. trained: whether every run of the setting did.
     """
     one_of(final, UNLIKE["train"])
     keys, pool = [*SETTING], pooled(final)
@@ -235,6 +245,7 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
             "block_size": pd.NA if is_dense(str(variant)) else block_size,
             "target_sparsity": target,
             "seeds": len(part),
+            "trained": bool(part["trained"].all()),
             **{name: part[name].mean() for name in MEANS},
             **{name: pool.level(part, name) for name in PPL},
             "measured_training": ratio_interval(part["measured_training"].dropna().tolist()),
@@ -244,10 +255,10 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
     ratios = pool.compared(
         [part["ppl_ratio"].dropna().tolist() for _, part in groups], [trained(part) for _, part in groups]
     )
-    dense = [float((part["test_ppl"] / part["ppl_ratio"]).mean()) for _, part in groups]
+    dense = [float((pool.unit.of(part["test_ppl"]) / part["ppl_ratio"]).mean()) for _, part in groups]
     changes = [difference(ratio, ppl) for ratio, ppl in zip(ratios, dense, strict=True)]
     costs: dict[str, Sequence[Any]] = {"ppl_ratio": ratios, "ppl_difference": changes}
-    names = [*keys, "seeds", *MEANS, *PPL, "measured_training"]
+    names = [*keys, "seeds", "trained", *MEANS, *PPL, "measured_training"]
     found = pd.DataFrame(rows, columns=names).assign(
         **{name: pd.Series(each, range(len(rows)), dtype=object) for name, each in costs.items()}
     )

@@ -232,20 +232,22 @@ def _accuracy(train: Part, gemm: Part, beside_slides: bool) -> Section:
         return Section(title, _why_nothing(train, "training runs"))
     picture = _picture(
         accuracy_figures.cost_figure(train),
-        "Test perplexity against sparsity, a line for each variant and block size. The values are in the table below.",
-        "Perplexity after the last epoch: lower is better. Bars are 95 % t-intervals of the mean over seeds, their "
-        "scatter pooled over all settings; a sweep of one seed has none. Compare settings by the costs below.",
+        f"Test {train.unit.name} against sparsity, a line for each variant and block size. The values are in the table "
+        "below.",
+        f"{train.unit.name.capitalize()} after the last epoch: lower is better. Bars are 95 % t-intervals of the mean "
+        "over seeds, their scatter pooled over all settings; a sweep of one seed has none. Compare settings by the "
+        "costs below.",
     )
     every, each = tables.main_table(train, gemm), "Every variant, block size and sparsity"
     shown = [
-        _shown(f"{each}: perplexity. {COSTS}", every[[*tables.SETTING, *tables.COST]]),
+        _shown(f"{each}: {train.unit.name}. {COSTS}", every[[*tables.SETTING, *tables.cost_columns(train)]]),
         _shown(f"{each}: speedup.", every[[*tables.SETTING, *tables.SPEED]]),
     ]
-    if beside_slides:
+    if beside_slides and not train.unit.bits:  # the slides' are of words
         shown.append(_shown(BESIDE_SLIDES, awd_tables.slides_table(train, gemm)))
     return Section(
         title,
-        "Perplexity of the same language model without pruning, with block lasso, and with block lasso and pruning.",
+        f"{train.unit.name.capitalize()} of the same language model without pruning, with block lasso, and with block lasso and pruning.",
         [picture],
         shown,
     )

@@ -126,6 +126,12 @@ def _exp(log: float) -> float:
     return math.exp(min(max(log, -FARTHEST), FARTHEST))
 
 
+def _logs(values: Sequence[float]) -> np.ndarray:
+    with np.errstate(divide="ignore"):  # no bits at all are few bits
+        logs: np.ndarray = np.clip(np.log(np.asarray(values, dtype=float)), -FARTHEST, FARTHEST)
+    return logs
+
+
 class Scatter(NamedTuple):
     """A variance of logarithms with its degrees of freedom; without any it is unknown, and bounds nothing."""
 
@@ -144,8 +150,8 @@ def residual(settings: Sequence[Hashable], seeds: Sequence[Hashable], values: Se
     """What is left of log(value) = setting + seed + residual, by least squares: the scatter of comparisons.
 
     A randomised block design with the seeds as blocks (Montgomery, Design and Analysis of Experiments, ch. 4); settings
-    with fewer seeds are welcome (Searle, Linear Models for Unbalanced Data, ch. 4): degrees of freedom are runs less the
-    rank of the model. One seed leaves none. Each argument has one entry a run.
+    with fewer seeds are welcome (Searle, Linear Models for Unbalanced Data, ch. 4): degrees of freedom are runs less
+    the rank of the model. One seed leaves none. Each argument has one entry a run.
     """
     within, dof, _ = _sums(settings, seeds, values)
     return Scatter(within / dof, float(dof)) if dof else UNKNOWN
@@ -154,9 +160,9 @@ def residual(settings: Sequence[Hashable], seeds: Sequence[Hashable], values: Se
 def scatter(settings: Sequence[Hashable], seeds: Sequence[Hashable], values: Sequence[float]) -> Scatter:
     """How log(value) scatters over the seeds of a setting, pooled over settings: the scatter of a single setting's mean.
 
-    Settings share their seeds, so they do not tell it independently: it is the sum of two mean squares, of the seeds and
-    of the residual, and has the degrees of freedom of such a sum (Satterthwaite, Biometrics Bulletin 2 (1946) 110). Where
-    the seeds alone scatter, these are as many as of one setting.
+    Settings share their seeds, so they do not tell it independently: it is the sum of two mean squares, of the seeds
+    and of the residual, and has the degrees of freedom of such a sum (Satterthwaite, Biometrics Bulletin 2 (1946) 110).
+    Where the seeds alone scatter, these are as many as of one setting.
     """
     rest, rest_dof, (total, dof) = _sums(settings, seeds, values)
     if not dof:
@@ -169,8 +175,8 @@ def scatter(settings: Sequence[Hashable], seeds: Sequence[Hashable], values: Seq
 def _sums(
     settings: Sequence[Hashable], seeds: Sequence[Hashable], values: Sequence[float]
 ) -> tuple[float, int, tuple[float, int]]:
-    """Sum of squares and degrees of freedom that setting + seed leaves of log(value), and (both) that setting leaves."""
-    logs = np.log(np.asarray(values, dtype=float))
+    """Sum of squares and degrees of freedom that setting + seed leaves of log(value); both that setting leaves."""
+    logs = _logs(values)
     if not len(logs):
         return 0.0, 0, (0.0, 0)
     by_setting, by_seed = (
@@ -194,7 +200,8 @@ def level(values: Sequence[float], known: Scatter) -> Estimate:
     half = float(stdtrit(known.dof, 0.975)) * known.error(1.0 / n) if known.dof > 0 else math.nan
     if math.isnan(half):
         return Estimate(mean, math.nan, math.nan, n)
-    return Estimate(mean, _exp(math.log(mean) - half), _exp(math.log(mean) + half), n)
+    low, high = (_exp(float(_logs([mean])[0]) + side) for side in (-half, half))
+    return Estimate(mean, low, high, n)
 
 
 class Comparison(NamedTuple):
@@ -224,7 +231,7 @@ class Comparison(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """'higher', 'lower' (either may be 'by less than 1 %'), 'equal within 1 %' or 'undecided'; '' without interval."""
+        """'higher', 'lower' (either may be 'by less than 1 %'), 'equal within 1 %', 'undecided'; '' without interval."""
         if math.isnan(self.low):
             return ""
         share = f"{100.0 * MARGIN:.2g} %"
@@ -237,10 +244,10 @@ def compared(family: Sequence[Sequence[float]], known: Scatter, margin: float = 
     """Comparisons of perplexities, or of bits, that answer one question, each of ratios paired by seed.
 
     The interval of each is t's with the `residual` of the whole sweep: a pair has twice its variance. Two tests of each:
-    whether the two differ, and whether they differ by less than `margin` (two one-sided tests: Schuirmann, J. Pharmacokin.
-    Biopharm. 15 (1987) 657), on logarithms: 1 % is from 1/1.01 to 1.01. Each kind is corrected over the family (Holm, Scand. J. Statist. 6 (1979) 65):
-    in 95 % of such families no two settings that are alike are called different, and in 95 % none that are not alike
-    are called equal. A comparison that stands there twice counts once.
+    whether the two differ, and whether they differ by less than `margin` (two one-sided tests: Schuirmann, J.
+    Pharmacokin. Biopharm. 15 (1987) 657), on logarithms: 1 % is from 1/1.01 to 1.01. Each kind is corrected over the
+    family (Holm, Scand. J. Statist. 6 (1979) 65): in 95 % of such families no two settings that are alike are called
+    different, and in 95 % none that are not alike are called equal. A comparison that stands there twice counts once.
     """
     each = {tuple(ratios): _alone(ratios, known, math.log1p(margin)) for ratios in family}
     differ = holm([one.p for one in each.values()])
@@ -257,7 +264,7 @@ def _alone(ratios: Sequence[float], known: Scatter, bound: float) -> Comparison:
     n = len(ratios)
     if n == 0:
         return Comparison(*NOTHING)
-    log = float(np.mean(np.log(np.asarray(ratios, dtype=float))))
+    log = float(np.mean(_logs(ratios)))
     if known.dof <= 0:
         return Comparison(_exp(log), math.nan, math.nan, n)
     error = known.error(2.0 / n)
@@ -283,12 +290,12 @@ def difference(ratio: Comparison, other: float) -> Estimate:
     return Estimate(value, low, high, ratio.n)
 
 
-def signed(estimate: Estimate) -> str:
+def signed(estimate: Estimate, digits: int = 1) -> str:
     """'-2.0 [-5.1, +1.2]', without the interval where there is none."""
     if estimate.n == 0:
         return "–"
-    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:+.1f}, {estimate.high:+.1f}]"
-    return f"{estimate.value:+.1f}{interval}"
+    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
+    return f"{estimate.value:+.{digits}f}{interval}"
 
 
 def words(estimate: Estimate, digits: int = 1) -> str:

@@ -11,9 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import compare, realised, runs
-from analysis.load import REFERENCE, TABLES, load, reference_folder, split, tables_in
+from analysis.load import REFERENCE, TABLES, load, load_yardsticks, reference_folder, split, tables_in
 from analysis.runs import Pool
 from analysis.schema import BadInputError, columns
+from analysis.units import Unit, unit_of
+from analysis.yardsticks import Yardstick, of_part
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,13 +23,15 @@ class Part:
     """Rows of one table that can be compared with each other, and what is drawn and said of them.
 
     label: what tells them from the other parts of their table, empty where there are none. over: the column that is
-    compared within the part. Of a timed table the rows have their cell's `compare.measured_speedup`.
+    compared within the part. Of a timed table the rows have their cell's `compare.measured_speedup`. yardsticks: `load.load_yardsticks`,
+    of this text and others.
     """
 
     table: str
     rows: pd.DataFrame
     label: str = ""
     over: str | None = None
+    yardsticks: pd.DataFrame = field(default_factory=load_yardsticks, repr=False)
 
     @property
     def is_measured(self) -> bool:
@@ -42,7 +46,17 @@ class Part:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """`runs.runs`, of train."""
-        return runs.runs(self.rows, self.over)
+        return runs.runs(self.rows, self.over, self.yardsticks)
+
+    @property
+    def unit(self) -> Unit:
+        """In what the accuracy of its networks is told, of train."""
+        return unit_of(self.rows)
+
+    @cached_property
+    def ladder(self) -> list[Yardstick]:
+        """The yardsticks of its text, of train; none where none is known."""
+        return of_part(self.yardsticks, self.runs)
 
     @cached_property
     def pool(self) -> Pool:
@@ -107,6 +121,7 @@ class Study:
 
     folder: Path
     tables: dict[str, pd.DataFrame]
+    yardsticks: pd.DataFrame = field(default_factory=load_yardsticks, repr=False)
     _cells: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
     _parts: dict[tuple[str, str | None], list[Part]] = field(default_factory=dict, repr=False)
 
@@ -125,7 +140,7 @@ class Study:
         """Every comparable part of a table; none where it was not run. Values of the column `over` stay together."""
         if (table, over) not in self._parts:
             found = split(self.cells(table), table, over) if table in self.tables else ()
-            self._parts[table, over] = [Part(table, rows, label, over) for label, rows in found]
+            self._parts[table, over] = [Part(table, rows, label, over, self.yardsticks) for label, rows in found]
         return self._parts[table, over]
 
     def main(self, table: str, over: str | None = None) -> Part:
@@ -145,7 +160,9 @@ def read(folder: str | os.PathLike[str]) -> Study:
         raise BadInputError(
             f"{folder}: holds neither gemm.parquet nor train.parquet nor lstm.parquet; run the sweep first"
         )
-    return Study(folder, {name: found[name] for name in TABLES if name in found and not found[name].empty})
+    tables = {name: found[name] for name in TABLES if name in found and not found[name].empty}
+    beside = load_yardsticks(folder.resolve().parent, REFERENCE) if "train" in tables else load_yardsticks()
+    return Study(folder, tables, beside)
 
 
 def read_reference() -> list[Study]:

@@ -57,7 +57,8 @@ def lstm_multiply_adds(
     """(weight_ih, weight_hh) multiply-adds per token of an LSTM stack embedding -> hidden -> ... -> its decoder.
 
     Every layer has hidden_size outputs, but under a tied decoder the last, which has embedding_size; four gates each
-    (Hochreiter and Schmidhuber 1997 with forget gates; slides, "Block-Sparse LSTM"). One multiply-add per weight and token.
+    (Hochreiter and Schmidhuber 1997 with forget gates; slides, "Block-Sparse LSTM").
+    One multiply-add per weight and token.
     """
     last = embedding_size if decoder == "tied" else hidden_size
     sizes = [embedding_size, *[hidden_size] * (num_layers - 1), last]

@@ -26,7 +26,7 @@ def validated(data: bytes, kind: str) -> tuple[pa.Table, list[str]]:
 
     BadInputError, naming the column, where that is no table of this kind or nothing of it can be used.
     """
-    stored = _parsed(data)
+    stored = parsed(data)
     _require_version(stored)
     table = _typed(stored, kind)
     foreign = sorted(set(stored.column_names) - set(table.column_names))
@@ -50,7 +50,8 @@ def validated(data: bytes, kind: str) -> tuple[pa.Table, list[str]]:
     return kept, lines
 
 
-def _parsed(data: bytes) -> pa.Table:
+def parsed(data: bytes) -> pa.Table:
+    """A parquet table as it is stored; BadInputError where it is none."""
     try:
         # read_table and its threads now and then abort the process at exit
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)

@@ -1,4 +1,4 @@
-"""The command line: list, plan, run, show, doctor, campaign, tune.
+"""The command line: list, plan, run, show, doctor, campaign, tune, yardsticks.
 
 Flags say where and how to run; what is measured stands in sweep files.
 
@@ -36,6 +36,7 @@ from bench.options import (
     TunedOut,
     WaitQuiet,
     Workers,
+    YardsticksOut,
     ending,
 )
 
@@ -243,6 +244,27 @@ def tune(
 
         status = run_tuner(sweeps, out, budget, device, Terms(timeout=timeout))
     raise typer.Exit(status)
+
+
+@app.command()
+def yardsticks(names: Names, out: YardsticksOut = HERE / "yardsticks") -> None:
+    """Count n-grams of the texts of sweeps: what perplexity word frequencies, bigrams and longer ones reach where networks stand.
+
+    OUT/yardsticks.parquet is what the analysis draws as lines in its accuracy figures, for sweeps in the folder beside OUT. A text
+    that is there already is not counted again.
+    """
+    with _one_line_errors():
+        from bench.sweep import load_all
+
+        sweeps = load_all(names)
+        with _environment_errors():
+            from bench.data.corpus import DataError
+            from bench.yardsticks import compute
+
+            try:
+                compute(sweeps, out)
+            except DataError as error:
+                raise ending(str(error), ENVIRONMENT) from None
 
 
 @app.command()

@@ -1,7 +1,9 @@
-"""Which sweep file a folder of results belongs to: two files of one name are never mixed in its tables, and neither are cells that a file no longer has.
+"""Which sweep file a folder of results belongs to.
+
+Two files of one name are never mixed in its tables, and neither are cells that a file no longer has.
 
 <folder>/.sweep      a digest of the file's place (`bench.sweep.Sweep.origin`)
-<folder>/retired/    tables of a campaign's cells that the file no longer has; they are taken back when it has them again
+<folder>/retired/    tables of a campaign's cells that the file no longer has; taken back when it has them again
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ def claim(folder: Path, sweep: Sweep) -> None:
 
 
 def require_own(sweep: Sweep, folder: Path, stored: Collection[str], option: str) -> None:
-    """SweepError where `folder` belongs to another file of the same name and has cells, `stored`, that `sweep` does not have.
+    """SweepError where `folder` belongs to another file of the same name and has cells that `sweep` does not have.
 
-    option: of the command line, that names another folder.
+    stored: the ids of the cells that it has. option: of the command line, that names another folder.
     """
     other = len(set(stored) - {cell.cell_id for cell in sweep.cells})
     if other and origin(folder) not in ("", sweep.origin):
@@ -49,7 +51,10 @@ def require_own(sweep: Sweep, folder: Path, stored: Collection[str], option: str
 
 
 class Kept:
-    """What a campaign has stored for one sweep: `tables` of its cells, and `retired` ones, of cells that its file no longer has."""
+    """What a campaign has stored for one sweep.
+
+    tables: of the sweep's cells. retired: of cells that its file no longer has.
+    """
 
     def __init__(self, sweep: Sweep, folder: Path, order: Collection[Cell]) -> None:
         self.sweep, self.folder = sweep, folder
@@ -59,8 +64,8 @@ class Kept:
     def load(self, say: Say, earlier: Path | None = None) -> None:
         """Take up what is stored, and what an earlier campaign has stored in another folder; say what is damaged.
 
-        SweepError where one of the folders belongs to another file, or has none of the sweep's cells and does not say that it
-        is the sweep's: nothing that is intact has been changed then.
+        SweepError where one of the folders belongs to another file, or has none of the sweep's cells and does not say
+        that it is the sweep's: nothing that is intact has been changed then.
         """
         found = [self.tables, self.retired]
         self._read(found, self.folder, "--out", say)

@@ -119,8 +119,8 @@ TRAIN = (
     Column("val_ppl", pa.float64(), "result", "", "validation perplexity after this epoch"),
     Column("test_ppl", pa.float64(), "result", "", "test perplexity after this epoch"),
     Column("val_change", pa.float64(), "result", "nats",
-           "mean nats of a validation target at the end less those when the last tenth of the run began; last epoch of a "
-           "run of 10 steps or more"),
+           "mean nats of a validation target at the end less those when the last tenth of the run began; last epoch "
+           "of a run of 10 steps or more"),
     Column("val_change_error", pa.float64(), "result", "nats",
            "standard error of val_change, over the windows of the validation text"),
     Column("averaging", pa.bool_(), "result", "", "this epoch was evaluated with the averages of nt_asgd"),

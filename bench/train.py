@@ -1,9 +1,9 @@
 """Train one cell: a language model trained, penalised, pruned and evaluated; one row per epoch.
 
-The same cell gives bit-equal `result` columns on the same machine, torch and thread count: every random number comes from
-the cell's seed. With path = "auto" their last digits depend on the measured break-even too, which is kept. An epoch reads
-the next `train_tokens` of the training text (starting over at its end), so a short run sees as much different text as it
-has time for.
+The same cell gives bit-equal `result` columns on the same machine, torch and thread count: every random number comes
+from the cell's seed. With path = "auto" their last digits depend on the measured break-even too, which is kept.
+An epoch reads the next `train_tokens` of the training text (starting over at its end), so a short run sees as much
+different text as it has time for.
 """
 
 from __future__ import annotations
@@ -54,22 +54,24 @@ def train_cell(
 ) -> list[Row]:
     """Train `cell` and return its rows: epoch 0 (before training), then one per epoch.
 
-    checkpoints: where the run is put aside, and gone on from; it ends with the same `result` columns. export: where the finalised model of a cell that prunes with path "sparse" or "auto" is kept; `FinalModel.load` reads it.
+    checkpoints: where the run is put aside, and gone on from; it ends with the same `result` columns.
+    export: where the finalised model of a cell that prunes with path "sparse" or "auto" is kept; `FinalModel.load`
+    reads it.
 
     If the loss becomes NaN or infinite, the finished epochs come back as 'diverged' (one row without epoch if there is
     none); where anything else ends the run after an epoch, SystemExit too but not Ctrl-C, they come back as 'failed' or
-    'out_of_memory', and its checkpoint stays. Until the end torch's thread count is the cell's, its modes are `initial_modes`.
-    ValueError for unknown names, unusable data and what `initial_modes` refuses, MemoryError where a step cannot fit the
-    memory there is; all before the first step.
+    'out_of_memory', and its checkpoint stays. Until the end torch's thread count is the cell's, its modes are
+    `initial_modes`.
+    ValueError for unknown names, unusable data and what `initial_modes` refuses, MemoryError where a step cannot fit
+    the memory there is; all before the first step.
     """
     torch.set_num_threads(cell.threads or physical_cores())
     export = None if export is None else Path(export)
     if cell.device == "cuda" and (missing := missing_gpu()):
         return [{"status": "unsupported", "reason": missing}]
     if export is not None and (cell.canonical().path == "dense" or not export.parent.is_dir()):
-        raise ValueError(
-            f"export: {export}: accepted: a path in a folder that exists, of a cell that prunes on another path than dense"
-        )
+        accepted = "a path in a folder that exists, of a cell that prunes on another path than dense"
+        raise ValueError(f"export: {export}: accepted: {accepted}")
     if export is not None:
         require_writable(export)
     if cell.canonical().path == "sparse" and (missing := missing_kernel_of(cell)):
@@ -120,7 +122,10 @@ class Run:
 
     @classmethod
     def of(cls, cell: TrainCell, tell: Tell, checkpoints: Checkpoints | None = None) -> Run:
-        """A run at its beginning, or where its checkpoint left it. The first weights are drawn on the CPU, whatever the device."""
+        """A run at its beginning, or where its checkpoint left it.
+
+        The first weights are drawn on the CPU, whatever the device.
+        """
         corpus = load_corpus(cell.dataset, data_dir())
         require_text(cell, corpus.sizes)
         require_memory(cell, corpus.sizes)
@@ -254,7 +259,10 @@ class Run:
 
     @property
     def deferred(self) -> bool:
-        """Whether the loss stays on a GPU that nobody waits for, and is looked at every STEPS_BETWEEN_LOOKS steps only."""
+        """Whether the loss stays on a GPU that nobody waits for.
+
+        It is looked at every STEPS_BETWEEN_LOOKS steps only.
+        """
         return self.cell.device != "cpu"
 
     def nats(self, loss: Tensor, epoch: int) -> float | Tensor:
@@ -334,7 +342,10 @@ def stopped(rows: list[Row], status: str, reason: str) -> list[Row]:
 
 
 def epoch_windows(cell: TrainCell, length: int) -> list[list[int]]:
-    """Lengths of the windows of every epoch, for streams of `length` tokens: known beforehand, so that ramps and rates are."""
+    """Lengths of the windows of every epoch, for streams of `length` tokens.
+
+    Known beforehand, so that ramps and rates are.
+    """
     jitter, halved = cell.bptt_jitter, cell.bptt_halved
     epochs = range(1, cell.epochs + 1)
     return [window_lengths(length, cell.bptt, jitter, halved, f"{cell.seed} {epoch}") for epoch in epochs]

@@ -28,6 +28,7 @@ SETTING = (
     "hidden_size", "lasso", "lasso_strength", "schedule", "criterion", "allocation", "scope", "block_size",
     "target_sparsity", "prune_begin", "prune_end", "prune_every", "scaled_start",
 )  # fmt: skip
+UNTRAINED = "did not train"
 GAINS = ("measured", "allowed", "whole", "ceiling", "inference_lstm", "inference")
 
 
@@ -166,8 +167,10 @@ def paired_ratios(found: Sweep, family: Sequence[tuple[pd.DataFrame, pd.DataFram
     """
     pairs = [worse.merge(better, on="seed", suffixes=("_worse", "_better")) for worse, better in family]
     others = [pair[pair["cell_id_worse"] != pair["cell_id_better"]] for pair in pairs]
-    ratios = [(pair["test_ppl_worse"] / pair["test_ppl_better"]).tolist() for pair in others]
-    return found.train.pool.compared(ratios, [all(map(trained, pair)) for pair in family])
+    pool = found.train.pool
+    told = [[pool.unit.of(pair[f"test_ppl_{side}"]) for side in ("worse", "better")] for pair in others]
+    ratios = [(worse / better).tolist() for worse, better in told]
+    return pool.compared(ratios, [all(map(trained, pair)) for pair in family])
 
 
 class Pair(NamedTuple):
@@ -178,15 +181,19 @@ class Pair(NamedTuple):
     block_size: int
     ratio: Comparison
     failed: bool = False
+    trained: bool = True
 
     @property
     def verdict(self) -> str:
         """'reproduced' or 'refuted', corrected for the other pairs, 'equal' within MARGIN, else 'undecided'.
 
-        Without a pair of seeds: 'failed' where runs of either did not finish, else 'not run'.
+        Without a pair of seeds: 'failed' where runs of either did not finish, else 'not run'. 'did not train' where runs of
+        either learned nothing (`runs.runs`), whatever their perplexities say.
         """
         if self.ratio.n == 0:
             return "failed" if self.failed else "not run"
+        if not self.trained:
+            return UNTRAINED
         tied = "equal" if self.ratio.is_equal else "undecided"
         return {1: "reproduced", 0: tied, -1: "refuted"}[self.ratio.side]
 
@@ -205,9 +212,14 @@ def order(found: Sweep | None) -> list[Pair]:
         pairs += [(int(size), better, worse) for better, worse in pairwise(answers)]
     ratios = paired_ratios(found, [(worse.runs, better.runs) for _, (_, better), (_, worse) in pairs])
     return [
-        Pair(better, worse, size, ratio, bool(one.failed or other.failed))
+        Pair(better, worse, size, ratio, bool(one.failed or other.failed), _trained(one) and _trained(other))
         for (size, (better, one), (worse, other)), ratio in zip(pairs, ratios, strict=True)
     ]
+
+
+def _trained(one: Answer) -> bool:
+    """Whether every run of an answer did; one without runs has none that did not."""
+    return one.runs.empty or bool(one.runs["trained"].astype(bool).all())
 
 
 def four_lines(found: Sweep | None) -> Part:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.awd.answers import Answer, Sweeps, answer, order, paired_ratios, perplexity
+from analysis.awd.answers import UNTRAINED, Answer, Sweeps, answer, order, paired_ratios, perplexity
 from analysis.awd.equal import settings
 from analysis.awd.lines import BEST, DENSE, WIDE, Line
 from analysis.goals.judge import decided
@@ -77,7 +77,8 @@ def _wider(sweeps: Sweeps) -> Judged:
 def _in_order(sweeps: Sweeps) -> Judged:
     """Every neighbouring pair at every block size: refuted by one that stands the other way, reproduced by all.
 
-    A pair that is equal here stands in no order.
+    A pair that is equal here stands in no order. A pair with a network that did not train is none: the order is then
+    incomplete.
     """
     pairs = [pair for pair in order(sweeps.by_role.get("paper")) if pair.verdict != "not run"]
     if not pairs:
@@ -87,7 +88,7 @@ def _in_order(sweeps: Sweeps) -> Judged:
     for one in ("refuted", "failed", "undecided", "equal"):
         if one in said:
             return f"{len(pairs)} pairs: {counts}", one
-    return f"{len(pairs)} pairs: {counts}", "reproduced"
+    return f"{len(pairs)} pairs: {counts}", "incomplete" if UNTRAINED in said else "reproduced"
 
 
 def _epoch(reach: float) -> Callable[[Sweeps], Judged]:

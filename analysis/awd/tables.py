@@ -34,8 +34,8 @@ ORDER = ("slides' better line", "slides' worse line", "block size", "perplexity 
 
 MEANS = "Ours: mean ± half a 95 % t-interval over the seeds, the scatter pooled over the settings of the sweep."
 JUDGED = (
-    "Intervals are 95 % of t with the residual pooled over the settings of the sweep, each by itself; what is decided, or "
-    f"equal within {100 * MARGIN:g} %, is so over all rows of one sweep here together, at 5 % (Holm)."
+    "Intervals are 95 % of t with the residual pooled over the settings of the sweep, each by itself; what is decided, "
+    f"or equal within {100 * MARGIN:g} %, is so over all rows of one sweep here together, at 5 % (Holm)."
 )
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures import style
-from analysis.figures.panels import not_finished, nothing_finished
+from analysis.figures.panels import did_not_train, not_finished, nothing_finished, nothing_trained, yardstick_lines
 from analysis.load import records
 from analysis.runs import EQUAL, is_dense, without_path
 from analysis.stats import NOTHING, Estimate
@@ -67,18 +67,21 @@ def perplexity_figure(train: Part) -> Figure:
     Where dense networks of several sizes were trained, the largest is the band; the others stand as controls at the
     sparsity at which the largest would store as many LSTM weights.
     """
-    title = "What sparsity costs in perplexity"
+    title = f"What sparsity costs in {train.unit.name}"
     if train.replicates.empty:
         return nothing_finished(title, train.rows)
     found = _whole_lines(train.replicates)
+    trained = found[found["trained"].astype(bool)]
+    if trained.empty:
+        return nothing_trained(title, train)
     dense = found["variant"].map(is_dense).astype(bool)
     band = found[dense].sort_values("stored_weights").tail(1)
     smaller = found[dense].sort_values("stored_weights").iloc[:-1]
     sparse = found[~dense]
     drawn, [[ax]] = style.figure(5.2)
-    for row in records(band):
+    for row in records(band[band["trained"].astype(bool)]):
         _band(ax, row["test_ppl"], horizontal=True)
-    top = style.ceiling([one.value for one in found["test_ppl"]])
+    top = style.ceiling([one.value for one in trained["test_ppl"]])
     colours = style.variant_colours(sparse["variant"])
     groups = list(sparse.groupby(["variant", "block_size"], sort=False))
     for shift, ((variant, size), line) in zip(_side_by_side(len(groups)), groups, strict=True):
@@ -87,17 +90,24 @@ def perplexity_figure(train: Part) -> Figure:
     if not smaller.empty:
         at = 1.0 - smaller["stored_weights"] / band["stored_weights"].iloc[0]
         _line(ax, at, smaller, top, color=style.BLACK, marker="*", markersize=10, linestyle=":")
-    ax.set(xlabel="sparsity ρ stored (share of empty blocks)", ylabel="test perplexity", xlim=(-0.03, 1.03))
+    ax.set(xlabel="sparsity ρ stored (share of empty blocks)", ylabel=f"test {train.unit.name}", xlim=(-0.03, 1.03))
     if top < math.inf:
         ax.set_ylim(top=top)
+    lines = yardstick_lines(ax, train, "test_ppl")
     drawn.legend(handles=_handles(sparse, colours, not smaller.empty, not band.empty), loc="outside right upper")
     drawn.suptitle(title, fontsize=12)
-    edge = style.beyond(found["variant"].tolist(), [one.value for one in found["test_ppl"]])
+    edge = style.beyond(trained["variant"].tolist(), [one.value for one in trained["test_ppl"]])
     beside = (
         f"Lines are drawn up to {BESIDE:g} beside their sparsity, so that points of one sparsity stand side by side."
     )
-    style.margin(drawn, [_intervals(found), *([beside] if len(groups) > 1 else []), *edge, *not_finished(train.rows)])
+    notes = [*lines, *([beside] if len(groups) > 1 else []), *edge, *_edged(train), *not_finished(train.rows)]
+    style.margin(drawn, [_intervals(found), *notes])
     return drawn
+
+
+def _edged(train: Part) -> list[str]:
+    """`did_not_train`, and that it is what stands at the edge."""
+    return [f"{line[:-1]}; hollow under arrows at the upper edge." for line in did_not_train(train)]
 
 
 def _side_by_side(lines: int) -> list[float]:
@@ -123,11 +133,14 @@ def _band(ax: Axes, dense: Estimate, horizontal: bool) -> None:
 
 
 def _line(ax: Axes, at: pd.Series, line: pd.DataFrame, top: float, **looks: Any) -> None:
-    """One variant at one block size by its sparsity; what lies beyond `top` is pinned to the edge, without a line."""
+    """One variant at one block size by its sparsity.
+
+    What lies beyond `top`, or did not train, is pinned to the edge, without a line.
+    """
     ordered = at.sort_values()
     found = line.loc[ordered.index, "test_ppl"]
-    within = np.array([one.value <= top for one in found])
-    values = [one if one.value <= top else NOTHING for one in found]
+    within = np.array([one.value <= top for one in found]) & line.loc[ordered.index, "trained"].to_numpy(dtype=bool)
+    values = [one if inside else NOTHING for one, inside in zip(found, within, strict=True)]
     style.pinned(ax, ordered[~within], looks["color"], looks["marker"])
     looks = {"linewidth": 1.1, "alpha": 0.9, "capsize": 2.5} | looks
     ax.errorbar(ordered, [one.value for one in values], yerr=style.spread(values), **looks)
@@ -158,10 +171,13 @@ def _intervals(found: pd.DataFrame) -> str:
 
 def wide_figure(train: Part) -> Figure:
     """Wider for sparser: test perplexity of each network by stored LSTM weights; the narrow dense one as a band."""
-    title = "Wider for sparser: test perplexity beside the stored LSTM weights"
+    title = f"Wider for sparser: test {train.unit.name} beside the stored LSTM weights"
     if train.replicates.empty:
         return nothing_finished(title, train.rows)
-    found = train.replicates.sort_values(["stored_weights", "hidden_size", "block_size"], ignore_index=True)
+    trained = train.replicates[train.replicates["trained"].astype(bool)]
+    if trained.empty:
+        return nothing_trained(title, train)
+    found = trained.sort_values(["stored_weights", "hidden_size", "block_size"], ignore_index=True)
     narrow = narrow_network(found)[0] or next(iter(_dense_by_width(found)), None)
     base = math.nan if narrow is None else narrow["stored_weights"]
     drawn, [[ax]] = style.figure(1.6 + 0.34 * len(found))
@@ -174,9 +190,10 @@ def wide_figure(train: Part) -> Figure:
                     not is_dense(row["variant"]) else "*", color=colour, capsize=2.5, markersize=7)  # fmt: skip
     ax.set_yticks(range(len(found)), [_network(row, base) for row in records(found)], fontsize=8.5)
     ax.set_ylim(len(found) - 0.4, -0.6)
-    ax.set(xlabel="test perplexity")
+    ax.set(xlabel=f"test {train.unit.name}")
+    lines = yardstick_lines(ax, train, "test_ppl", vertical=True)
     drawn.suptitle(title, fontsize=12)
-    style.margin(drawn, [_intervals(found), *not_finished(train.rows)])
+    style.margin(drawn, [_intervals(found), *lines, *did_not_train(train), *not_finished(train.rows)])
     return drawn
 
 

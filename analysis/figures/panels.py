@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from analysis import compare, theory
 from analysis.figures import style
 from analysis.load import records
-from analysis.runs import failed_runs
+from analysis.runs import failed_runs, without_path
+from analysis.study import Part
+from analysis.yardsticks import SMOOTHINGS
 
 MAX_COLS = 3
 
@@ -80,11 +82,86 @@ def nothing_finished(title: str, train: pd.DataFrame) -> Figure:
     return drawn
 
 
+def nothing_trained(title: str, train: Part) -> Figure:
+    """The figure of a training table in which no setting trained with all its seeds, with why."""
+    drawn = style.empty_figure(title, "no setting trained with all its seeds")
+    style.margin(drawn, [*did_not_train(train), *not_finished(train.rows)])
+    return drawn
+
+
 def nothing_measured(ax: Axes, what: str, measured: pd.DataFrame) -> None:
     """A panel that says that no `what` was measured, or none that keeps a block."""
     words = f"no {what} was measured" + ("" if measured.empty else " that keeps a block")
     ax.text(0.5, 0.5, words, ha="center", transform=ax.transAxes)
     ax.axis("off")
+
+
+REACH = 0.35  # share of an axis by which yardsticks beyond its ends may lengthen it
+APART = 0.036  # share of an axis that two labels beside it need
+SHOWN_ORDERS = 3  # of n-grams; of longer ones the longest alone
+
+
+def yardstick_lines(ax: Axes, part: Part, column: str, vertical: bool = False) -> list[str]:
+    """Dotted lines, named at their end outside the panel, where n-grams of the part's text stand on an axis of perplexities.
+
+    Drawn last: the axis is lengthened a little for those near its ends. column: val_ppl or test_ppl. Returns the line for the margin
+    that says what they are, and names those far beyond the scale; none without yardsticks.
+    """
+    ladder = [one for one in part.ladder if one.order <= SHOWN_ORDERS or one is part.ladder[-1]]
+    if not ladder:
+        return []
+    axis, scale, words = (ax.xaxis if vertical else ax.yaxis), "x" if vertical else "y", part.unit
+    place = axis.get_transform().transform
+    low, high = map(float, place(np.array(axis.get_view_interval())))
+    at = {one.name: float(words.of(getattr(one, column))) for one in ladder}
+    drawn = {
+        name: value for name, value in at.items() if abs(_share(float(place(value)), low, high) - 0.5) <= 0.5 + REACH
+    }
+    ends = [*place(np.array(list(drawn.values()))), low, high]
+    room = 0.02 * (max(ends) - min(ends))
+    ends = [min(ends) - room * (min(ends) < low), max(ends) + room * (max(ends) > high)]
+    ax.set(**{f"{scale}lim": axis.get_transform().inverted().transform(np.array(ends))})
+    for value in drawn.values():
+        (ax.axvline if vertical else ax.axhline)(value, color=style.GREY, linestyle=":", linewidth=1.1, zorder=1)
+    _label_ends(ax, {name: _share(float(place(value)), *ends) for name, value in drawn.items()}, vertical)
+    how = SMOOTHINGS.get(ladder[-1].smoothing, ladder[-1].smoothing)
+    beyond = [f"{name} {value:.{words.digits}f}" for name, value in at.items() if name not in drawn]
+    said = (
+        f"Dotted: {how} n-grams of the same text" if drawn else f"{how} n-grams of the same text are beyond the scale"
+    )
+    return [said + (f" ({'beyond the scale: ' if drawn else ''}{', '.join(beyond)})" if beyond else "") + "."]
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return (value - low) / (high - low)
+
+
+def _label_ends(ax: Axes, at: dict[str, float], vertical: bool) -> None:
+    """Names at the ends of lines, outside the panel; those that lie too near share one label. at: shares of the axis."""
+    groups: list[list[str]] = []
+    for name in sorted(at, key=lambda name: at[name]):
+        if groups and at[name] - at[groups[-1][-1]] < APART:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    for group in groups:
+        middle = sum(at[name] for name in group) / len(group)
+        across, up = (middle, 1.01) if vertical else (1.01, middle)
+        side = {"ha": "center", "va": "bottom", "rotation": 90} if vertical else {"ha": "left", "va": "center"}
+        words = ", ".join(group) if vertical else ",\n".join(reversed(group))
+        ax.text(across, up, words, transform=ax.transAxes, fontsize=8, color=style.GREY, **side)  # type: ignore[arg-type]
+
+
+def did_not_train(train: Part) -> list[str]:
+    """One line for the margin that counts the finished runs that did not train, by variant and why; none where all did."""
+    final = train.runs.assign(variant=train.runs["variant"].map(without_path))
+    bad = final[~final["trained"].astype(bool)]
+    named = [
+        f"{variant} ({len(runs)} of {(final['variant'] == variant).sum()} runs: "
+        f"{' or '.join(dict.fromkeys(runs['why_untrained']))})"
+        for variant, runs in bad.groupby("variant", sort=False)
+    ]
+    return [f"Did not train, so no perplexity of theirs is drawn: {'; '.join(named)}."] if named else []
 
 
 def limits(points: pd.DataFrame) -> Limits:

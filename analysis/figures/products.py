@@ -19,6 +19,7 @@ from analysis.figures import style
 from analysis.figures.panels import (
     MAX_COLS,
     block_legend,
+    did_not_train,
     limits,
     no_bound,
     noisy_points,
@@ -27,6 +28,7 @@ from analysis.figures.panels import (
     nothing_measured,
     panels,
     speedup_panel,
+    yardstick_lines,
 )
 from analysis.load import one_of, records
 from analysis.study import Part, joined
@@ -235,12 +237,13 @@ def tradeoff_figure(train: Part, gemm: Part) -> Figure:
     colours = style.variant_colours(trade["variant"])
     low, high = min(0.8, trade["speed"].min() / 1.15), max(2.0, trade["speed"].max()) * 1.3
     style.speedup_axis(ax.xaxis, low, high)
-    top = style.ceiling(trade["ppl"].tolist())
+    trained = trade[trade["trained"].astype(bool)]
+    top = style.ceiling((trade if trained.empty else trained)["ppl"].tolist())
     front = trade[trade["front"] & (trade["ppl"] <= top)].sort_values("speed")
     ax.plot(front["speed"], front["ppl"], color=style.GREY, linewidth=5, alpha=0.25, zorder=1)
     for row in records(trade):
         marker = "*" if row["dense"] else style.block_marker(row["block_size"])
-        if row["ppl"] > top:
+        if row["ppl"] > top or not row["trained"]:
             style.pinned(ax, [row["speed"]], colours[row["variant"]], marker)
             continue
         ax.errorbar(row["speed"], row["ppl"], xerr=style.spread([row["product_speedup"]]),
@@ -249,9 +252,10 @@ def tradeoff_figure(train: Part, gemm: Part) -> Figure:
                     markerfacecolor=None if row["front"] else "white", zorder=3)  # fmt: skip
     product = compare.chosen_product(gemm.points, compare.recurrent_shape(train.runs))
     what = f"measured speedup of one product over dense (log₂): {product}"
-    ax.set(xlabel=what, ylabel="test perplexity")
+    ax.set(xlabel=what, ylabel=f"test {train.unit.name}")
     if top < math.inf:
         ax.set_ylim(top=top)
+    lines = yardstick_lines(ax, train, "test_ppl")
     drawn.legend(handles=[
         *(style.entry(variant, colour, linewidth=4) for variant, colour in colours.items()),
         *style.block_entries(trade["block_size"], style.GREY),
@@ -259,11 +263,13 @@ def tradeoff_figure(train: Part, gemm: Part) -> Figure:
     ], loc="outside right upper")  # fmt: skip
     drawn.suptitle(TRADE, fontsize=12)
     style.margin(drawn, [
-        *style.beyond(trade["variant"].tolist(), trade["ppl"].tolist()),
+        *lines,
+        *style.beyond(trained["variant"].tolist(), trained["ppl"].tolist()),
+        *did_not_train(train),
         *_noisy_speeds(trade),
         *lost,
     ])  # fmt: skip
-    _label_front(drawn, ax, front, trade[trade["ppl"] <= top])
+    _label_front(drawn, ax, front, trained[trained["ppl"] <= top])
     return drawn
 
 

@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from analysis.figures import style
-from analysis.figures.panels import no_bound, nothing_finished
+from analysis.figures.panels import no_bound, nothing_finished, yardstick_lines
 from analysis.load import records
 from analysis.runs import common_block_size, common_sparsity, is_dense
 from analysis.study import Part
@@ -50,15 +50,20 @@ def curves_figure(train: Part) -> Figure:
     every = style.variant_colours(train.runs["variant"])  # as in the other figures of the sweep
     colours = {variant: every[variant] for variant in dict.fromkeys(chosen["variant"])}
     epochs = train.rows.merge(chosen[["cell_id", "variant"]], on="cell_id")
-    _curves(left, epochs[epochs["epoch"] >= 1], "val_ppl", colours)
+    told = epochs[epochs["epoch"] >= 1].assign(val_ppl=lambda rows: train.unit.of(rows["val_ppl"].astype(float)))
+    _curves(left, told, "val_ppl", colours)
     _curves(right, epochs, "sparsity", colours)
-    left.set(ylabel="validation perplexity (log)", yscale="log", xlabel="epoch")
-    left.yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
-    left.yaxis.set_minor_formatter(mpl.ticker.ScalarFormatter())
+    left.set(ylabel=f"validation {train.unit.name}" + ("" if train.unit.bits else " (log)"), xlabel="epoch")
+    if not train.unit.bits:
+        left.set(yscale="log")
+        left.yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+        left.yaxis.set_minor_formatter(mpl.ticker.ScalarFormatter())
+    lines = yardstick_lines(left, train, "val_ppl")
     right.set(ylabel="sparsity ρ at the end of the epoch", xlabel="epoch", ylim=(-0.03, 1.0))
     handles = [style.entry(variant, colour, linewidth=3) for variant, colour in colours.items()]
     drawn.legend(handles=handles, loc="outside lower center", ncols=2)
     drawn.suptitle(f"{title} ({_place(size, target)})", fontsize=12)
+    style.margin(drawn, lines)
     return drawn
 
 

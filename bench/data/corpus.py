@@ -115,7 +115,10 @@ def make_folder(folder: Path) -> None:
 
 
 def load_corpus(name: str, folder: str | PathLike[str]) -> Corpus:
-    """One dataset, read and numbered once in a process. ValueError for an unknown name, DataError for unusable files."""
+    """One dataset, read and numbered once in a process.
+
+    ValueError for an unknown name, DataError for unusable files.
+    """
     return _load_corpus(name, Path(folder))
 
 
@@ -126,7 +129,10 @@ def _load_corpus(name: str, folder: Path) -> Corpus:
 
 
 def missing_files(name: str, folder: str | PathLike[str]) -> str | None:
-    """What of a data set is not in `folder` yet, as its module says (`missing(folder)`), or None; some need no files."""
+    """What of a data set is not in `folder` yet, as its module says (`missing(folder)`), or None.
+
+    Some data sets need no files.
+    """
     missing = getattr(importlib.import_module(f"{DATASETS.package}.{name}"), "missing", None)
     absent: str | None = missing(Path(folder)) if missing else None
     return absent
@@ -134,7 +140,7 @@ def missing_files(name: str, folder: str | PathLike[str]) -> str | None:
 
 @functools.cache
 def known_sizes(name: str) -> Sizes | None:
-    """The sizes of a data set, where its module can tell them (`sizes()`) without torch and without a file; else None."""
+    """The sizes of a data set, where its module can tell them (`sizes()`) without torch or a file; else None."""
     module = importlib.import_module(f"{DATASETS.package}.{name}")
     sizes: Sizes | None = module.sizes() if hasattr(module, "sizes") else None
     return sizes
@@ -151,8 +157,9 @@ def batchify(tokens: Tensor, batch_size: int) -> Tensor:
 def window_lengths(length: int, bptt: int, jitter: float = 0.0, halved: float = 0.0, seed: str = "") -> list[int]:
     """Lengths of the windows cut from streams of `length` tokens: bptt each, the last what is left.
 
-    jitter: drawn from N(bptt, jitter) instead, rounded, at least SHORTEST_WINDOW. halved: share of windows around half of
-    bptt (Merity et al., 1708.02182, section 4.1). The same numbers give the same lengths, everywhere.
+    jitter: drawn from N(bptt, jitter) instead, rounded, at least SHORTEST_WINDOW.
+    halved: share of windows around half of bptt (Merity et al., 1708.02182, section 4.1).
+    The same numbers give the same lengths, everywhere.
     """
     draw, left, lengths = random.Random(seed), length - 1, []
     while left > 0:
@@ -172,7 +179,10 @@ def cut(streams: Tensor, lengths: Iterable[int]) -> Iterator[tuple[Tensor, Tenso
 
 
 def windows(streams: Tensor, bptt: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Consecutive (inputs, targets), each [time <= bptt, batch]; together every token but the first is a target once."""
+    """Consecutive (inputs, targets), each [time <= bptt, batch].
+
+    Together every token but the first is a target once.
+    """
     return cut(streams, window_lengths(streams.shape[0], bptt))
 
 

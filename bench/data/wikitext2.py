@@ -1,7 +1,8 @@
 """wikitext2: word-level WikiText-2 (Merity et al., 1609.07843; CC BY-SA 3.0), tokenised, with <unk>; never the raw one.
 
-Read from `<folder>/wikitext-2/wiki.{train,valid,test}.tokens`, or downloaded there. A word is what white space separates,
-every line (blank ones too) ends with <eos>, and the vocabulary is that of all three files, as everybody counts it.
+Read from `<folder>/wikitext-2/wiki.{train,valid,test}.tokens`, or downloaded there.
+A word is what white space separates, every line (blank ones too) ends with <eos>, and the vocabulary is that of all
+three files, as everybody counts it.
 """
 
 from __future__ import annotations
@@ -111,7 +112,10 @@ def sizes() -> Sizes:
 
 
 def texts(folder: Path) -> dict[str, str]:
-    """The three texts as they are in `folder`/wikitext-2, downloaded first where a file is missing. DataError if one is not right."""
+    """The three texts as they are in `folder`/wikitext-2, downloaded first where a file is missing.
+
+    DataError if a file is not right.
+    """
     home, found = folder / "wikitext-2", {}
     if missing(folder):
         download(home)
@@ -124,7 +128,10 @@ def texts(folder: Path) -> dict[str, str]:
 
 
 def load(folder: Path) -> Corpus:
-    """The corpus from `folder`/wikitext-2, downloaded first where a file is missing. DataError if a file is not right."""
+    """The corpus from `folder`/wikitext-2, downloaded first where a file is missing.
+
+    DataError if a file is not right.
+    """
     words: dict[str, list[str]] = {}
     for part, text in texts(folder).items():
         words[part] = [word for line in text.splitlines() for word in [*line.split(), EOS]]

@@ -1,5 +1,6 @@
-"""wikitext2_chars: WikiText-2 as characters, of the same three files as `wikitext2`: spaces, line ends and " <unk> " as they stand.
+"""wikitext2_chars: WikiText-2 as characters, of the same three files as `wikitext2`.
 
+Spaces, line ends and " <unk> " count as they stand.
 The vocabulary is the characters seen AT_LEAST times in the training text; every other one becomes <unk>.
 """
 
@@ -22,7 +23,10 @@ def sizes() -> Sizes:
 
 
 def load(folder: Path) -> Corpus:
-    """The corpus from `folder`/wikitext-2, downloaded first where a file is missing. DataError if a file is not right."""
+    """The corpus from `folder`/wikitext-2, downloaded first where a file is missing.
+
+    DataError if a file is not right.
+    """
     texts = wikitext2.texts(folder)
     for part, text in texts.items():
         assert len(text) == CHARACTERS[part], (part, len(text))

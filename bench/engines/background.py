@@ -14,7 +14,10 @@ AUTOGROUP = Path("/proc/self/autogroup")  # Linux: the share of a whole session,
 
 
 def give_way() -> None:
-    """Take only processor time that nobody else wants, as far as this system lets one; what is started from here does too."""
+    """Take only processor time that nobody else wants, as far as this system lets one.
+
+    What is started from here does too.
+    """
     if hasattr(os, "nice"):
         os.nice(LOWEST)
     with suppress(AttributeError, OSError):

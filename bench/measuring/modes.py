@@ -82,7 +82,8 @@ def meddler() -> str | None:
     for name, hooks in HOOKS.items():
         if any(hooks):
             return name
-    if not all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()):  # type: ignore[no-untyped-call]
+    entered = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if not all(isinstance(mode, DeviceContext) for mode in entered):
         return "a mode of __torch_function__"
     if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
         return "hooks of every saved tensor"

@@ -1,4 +1,7 @@
-"""awd_lstm: the LSTM language model with dropped recurrent weights, locked dropout and activation penalties (1708.02182)."""
+"""awd_lstm: the LSTM language model with dropped recurrent weights, locked dropout and activation penalties.
+
+Merity, Keskar & Socher, 1708.02182.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ def locked_dropout(x: Tensor, drop: float, training: bool) -> Tensor:
 class AWDLSTM(LSTM):
     """AWD-LSTM of Merity, Keskar & Socher (1708.02182); in evaluation it computes what `LSTM` does.
 
-    While training, every call draws one mask for each weight_hh (applied to the raw weight), one for the embedding's rows
-    and one for each sequence's features before, between and behind the layers, and leaves `penalty`:
+    While training, every call draws one mask for each weight_hh (applied to the raw weight), one for the embedding's
+    rows and one for each sequence's features before, between and behind the layers, and leaves `penalty`:
     AR = activation_penalty * mean(dropped output^2) + TAR = temporal_penalty * mean((raw output_t+1 - raw output_t)^2).
     """
 
@@ -38,7 +41,10 @@ class AWDLSTM(LSTM):
             layer.weight_drop = cell.weight_drop
 
     def outputs(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
-        """What goes into the decoder, and the states. inputs: [time, batch] -> [time, batch, size of the last layer]."""
+        """What goes into the decoder, and the states.
+
+        inputs: [time, batch] -> [time, batch, size of the last layer].
+        """
         cell = self.cell
         x = locked_dropout(self.embed(inputs), cell.input_dropout, self.training)  # [time, batch, embedding]
         between = partial(locked_dropout, drop=cell.hidden_dropout, training=self.training)
@@ -48,7 +54,10 @@ class AWDLSTM(LSTM):
         return dropped, after
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """The words' embeddings; one that is dropped is dropped wherever it stands. [time, batch] -> [.., .., embedding]."""
+        """The words' embeddings; one that is dropped is dropped wherever it stands.
+
+        inputs: [time, batch] -> [time, batch, embedding].
+        """
         x: Tensor = self.embedding(inputs)
         drop = self.cell.embedding_dropout
         if not (self.training and drop):

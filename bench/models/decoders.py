@@ -1,4 +1,4 @@
-"""From the last layer's output to the probabilities of the next token: tied to the embedding, or an adaptive softmax."""
+"""From the last layer's output to the probabilities of the next token: tied to the embedding, or adaptive softmax."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ DIV_VALUE = 4.0  # torch's default: the clusters' widths are those of the head d
 
 
 class AdaptiveSoftmax(nn.AdaptiveLogSoftmaxWithLoss):
-    """Exact probabilities of tokens ranked by frequency, the rare ones in clusters of lower rank (Grave et al., 1609.04309).
+    """Exact probabilities of tokens ranked by frequency, the rare ones in clusters of lower rank.
 
-    The vocabulary must be ranked by frequency, as `bench.data.corpus.build_vocabulary` does. It multiplies in float32, under
-    torch.autocast too.
+    Grave et al., 1609.04309. The vocabulary must be ranked by frequency, as `bench.data.corpus.build_vocabulary` does.
+    It multiplies in float32, under torch.autocast too.
     """
 
     def __init__(self, size: int, vocabulary: int, cutoffs: list[int]) -> None:
@@ -27,7 +27,10 @@ class AdaptiveSoftmax(nn.AdaptiveLogSoftmaxWithLoss):
 
     @torch.no_grad()
     def start_from_frequencies(self, counts: Tensor) -> None:
-        """Set the head's bias to the log frequency of each of its tokens and clusters (half a count added). counts: [vocabulary]."""
+        """Set the head's bias to the log frequency of each of its tokens and clusters (half a count added).
+
+        counts: [vocabulary].
+        """
         share = (counts + 0.5) / (counts + 0.5).sum()
         clusters = [share[low:high].sum() for low, high in pairwise(self.cutoffs)]
         self.head.bias.copy_(torch.cat([share[: self.cutoffs[0]], torch.stack(clusters)]).log())
@@ -42,7 +45,10 @@ class AdaptiveSoftmax(nn.AdaptiveLogSoftmaxWithLoss):
 
 
 def adaptive_of(weights: Mapping[str, Tensor]) -> AdaptiveSoftmax:
-    """The adaptive softmax that has these weights, by the names of its `state_dict`. ValueError where they are none's."""
+    """The adaptive softmax that has these weights, by the names of its `state_dict`.
+
+    ValueError where they are none's.
+    """
     try:
         clusters, size = len(weights) // 2 - 1, weights["head.weight"].shape[1]
         cutoffs = [weights["head.weight"].shape[0] - clusters]
@@ -68,7 +74,10 @@ class Decoder:
     head: AdaptiveSoftmax | None
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits of every token; log probabilities of an adaptive softmax. x: [time, batch, size] -> [time * batch, vocabulary]."""
+        """Logits of every token; log probabilities of an adaptive softmax.
+
+        x: [time, batch, size] -> [time * batch, vocabulary].
+        """
         x = x.flatten(0, 1)
         if self.head is None:
             return F.linear(x, self.embedding, self.bias)
@@ -76,7 +85,10 @@ class Decoder:
         return log_probabilities
 
     def loss(self, x: Tensor, targets: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
-        """Nats of the targets, which are the next tokens, in float32. x: [time, batch, size]; targets: [time, batch] -> scalar."""
+        """Nats of the targets, which are the next tokens, in float32.
+
+        x: [time, batch, size]; targets: [time, batch] -> scalar.
+        """
         if self.head is None:
             return F.cross_entropy(self.logits(x).float(), targets.flatten(), reduction=reduction)
         mean: Tensor

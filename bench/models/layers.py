@@ -34,8 +34,8 @@ A_WORD = 4  # elements for which a random word of 64 bits lasts
 def drop_bits(weight: Tensor) -> Tensor:
     """16 random bits for each element of a weight, whatever the path will read of them: int16, of its shape.
 
-    A word of the generator is cut into four: a draw an element, as in torch's dropout, would take a large part of a sparse
-    layer's time. The elements must be a multiple of four, as those of [4 * size, size] are.
+    A word of the generator is cut into four: a draw an element, as in torch's dropout, would take a large part of a
+    sparse layer's time. The elements must be a multiple of four, as those of [4 * size, size] are.
     """
     words = torch.randint(-(2**63), 2**63 - 1, (weight.numel() // A_WORD,), device=weight.device)
     return words.view(torch.int16).view(weight.shape)
@@ -63,7 +63,10 @@ class Pattern:
             self.slices = (rows * grid_cols + self.matrix.indices.long()[:, None]).flatten()  # of `as_slices`
 
     def as_slices(self, weight: Tensor) -> Tensor:
-        """Rows of blocks as rows of a matrix, a view where `weight` lies row by row. [rows, cols] -> [rows * grid_cols, b]."""
+        """Rows of blocks as rows of a matrix, a view where `weight` lies row by row.
+
+        weight: [rows, cols] -> [rows * grid_cols, b].
+        """
         return weight.reshape(-1, self.mask.block_size)
 
     def gather(self, weight: Tensor) -> Tensor:
@@ -72,7 +75,10 @@ class Pattern:
         return blocks.view(-1, self.mask.block_size, self.mask.block_size)
 
     def spread(self, grad: Tensor) -> Tensor:
-        """The gradient of the whole weight, zero in empty blocks, in memory of its own. [nnzb, b, b] -> [rows, cols]."""
+        """The gradient of the whole weight, zero in empty blocks, in memory of its own.
+
+        grad: [nnzb, b, b] -> [rows, cols].
+        """
         slices, shape = self.as_slices(grad), self.mask.shape
         if torch.is_grad_enabled() or watched(grad) or batched(grad):
             zeros = torch.zeros(shape, dtype=grad.dtype, device=grad.device)
@@ -84,17 +90,21 @@ class Pattern:
     def of(self, weight: Tensor, drop: float, dtype: torch.dtype, inside: torch.dtype) -> BSRMatrix:
         """The kept blocks of `weight`, rounded to `dtype`, as `inside`, a share `drop` of their elements dropped.
 
-        Which ones is drawn for the whole weight, as on the dense path: the generator goes on alike on both, and what a run
-        comes to does not depend on where it changes over. Differentiable in `weight`.
+        Which ones is drawn for the whole weight, as on the dense path: the generator goes on alike on both, and what a
+        run comes to does not depend on where it changes over. Differentiable in `weight`.
         """
-        data: Tensor = self.gather(weight) if transformed() else _KeptBlocks.apply(weight, self)  # type: ignore[no-untyped-call]
+        kept = _KeptBlocks.apply
+        data: Tensor = self.gather(weight) if transformed() else kept(weight, self)  # type: ignore[no-untyped-call]
         data = data.to(dtype)
         data = dropped(data, self.gather(drop_bits(weight)), drop) if drop else data
         return self.matrix.with_data(data.to(inside))
 
 
 class _KeptBlocks(torch.autograd.Function):
-    """Gather kept blocks. The gradient lies in memory that comes back when nobody holds it: fresh one takes a fault a page."""
+    """Gather kept blocks.
+
+    The gradient lies in memory that comes back when nobody holds it: fresh one takes a fault a page.
+    """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, pattern: Pattern) -> Tensor:
@@ -156,13 +166,13 @@ class LSTMLayer(nn.LSTM):
     """One layer of `torch.nn.LSTM`: its parameters, names, initialisation and results, on one of two paths.
 
     weight_drop: share of the recurrent weight's elements dropped while training, one mask a call (Merity et al.,
-    1708.02182). The parameter stays raw: a dropped copy of it is what the layer multiplies with, on either path, and the
-    mask is one of the whole weight, the same on both.
-    Under torch.autocast both paths multiply copies in its type, but for float64, which it leaves alone; what goes in and
-    comes out keeps the type of x. A type that the kernels of the sparse path do not know and float32 holds, they compute in
-    that: float16 and bfloat16 on a CPU.
-    seconds: time spent in it with gradients, forward and backward, since it was last set to 0; a GPU's own time there. A
-    backward pass of torch.autograd.grad counts where it asks for the gradient of x, or of what x was made of.
+    1708.02182). The parameter stays raw: a dropped copy of it is what the layer multiplies with, on either path, and
+    the mask is one of the whole weight, the same on both.
+    Under torch.autocast both paths multiply copies in its type, but for float64, which it leaves alone; what goes in
+    and comes out keeps the type of x. A type that the kernels of the sparse path do not know and float32 holds, they
+    compute in that: float16 and bfloat16 on a CPU.
+    seconds: time spent in it with gradients, forward and backward, since it was last set to 0; a GPU's own time there.
+    A backward pass of torch.autograd.grad counts where it asks for the gradient of x, or of what x was made of.
     """
 
     weight_ih_l0: nn.Parameter
@@ -190,9 +200,10 @@ class LSTMLayer(nn.LSTM):
         return bool(self.patterns)
 
     def follow(self, masks: Mapping[str, BlockMask]) -> None:
-        """Take the sparse path with these masks, of weight_hh and perhaps weight_ih; the dense path where there are none.
+        """Take the sparse path with these masks, of weight_hh and perhaps weight_ih.
 
-        The weights must be zero in empty blocks already. A mask that is the same object as before costs nothing.
+        The dense path where there are none. The weights must be zero in empty blocks already.
+        A mask that is the same object as before costs nothing.
         ValueError where the masks are not of these weights.
         """
         if masks and set(masks) not in ({"weight_hh"}, {"weight_ih", "weight_hh"}):
@@ -252,7 +263,10 @@ class LSTMLayer(nn.LSTM):
         return self._skipping(dtype, x, state, drop)
 
     def _skipping(self, dtype: torch.dtype, x: Tensor, state: State | None, drop: float) -> tuple[Tensor, State]:
-        """The layer by the kernels that skip empty blocks; in float32, where they do not know `dtype` and it holds that."""
+        """The layer by the kernels that skip empty blocks.
+
+        In float32, where they do not know `dtype` and it holds that.
+        """
         kernel, patterns = OURS.get(x.device.type, "torch"), {kind: self._pattern(kind) for kind in self.patterns}
         recurrent = patterns["weight_hh"].matrix
         sizes = {"block_size": recurrent.block_size, "nnzb": recurrent.nnzb}
@@ -269,7 +283,10 @@ class LSTMLayer(nn.LSTM):
         return y.to(dtype), (h.to(dtype), c.to(dtype))
 
     def _pattern(self, kind: str) -> Pattern:
-        """That of one weight, on the device where the weight is by now. ValueError where the mask no longer is one of it."""
+        """That of one weight, on the device where the weight is by now.
+
+        ValueError where the mask no longer is one of it.
+        """
         weight, pattern = getattr(self, f"{kind}_l0"), self.patterns[kind]
         require_memory(f"{kind}_l0", weight)
         if weight.device != pattern.slices.device or tuple(weight.shape) != pattern.mask.shape:

@@ -15,8 +15,9 @@ from bench.models.layers import LSTMLayer, State
 
 
 class LSTM(nn.Module):
-    """A language model (Zaremba et al. 1409.2329, with the tied decoder of Press & Wolf 1608.05859 or an adaptive softmax).
+    """A language model of LSTM layers, with a decoder tied to its embedding or an adaptive softmax.
 
+    Zaremba et al. 1409.2329; the tied decoder is that of Press & Wolf 1608.05859.
     Every layer has `hidden_size` units but the last, which has the embedding's width for a tied decoder's sake. Dropout
     acts on what goes into each layer and into the decoder, never on the recurrent connection.
     penalty: what the last training call adds to the loss, or None.
@@ -75,7 +76,10 @@ class LSTM(nn.Module):
         return float(self.embedding.weight.numel()) if self.head is None else self.head.multiply_adds(counts)
 
     def outputs(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
-        """What goes into the decoder, and the states. inputs: [time, batch] -> [time, batch, size of the last layer]."""
+        """What goes into the decoder, and the states.
+
+        inputs: [time, batch] -> [time, batch, size of the last layer].
+        """
         x = self.dropout(self.embedding(inputs))  # [time, batch, embedding]
         x, after = self.run_layers(x, states, between=self.dropout)
         return self.dropout(x), after
@@ -83,7 +87,10 @@ class LSTM(nn.Module):
     def run_layers(
         self, x: Tensor, states: list[State] | None = None, between: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, list[State]]:
-        """The LSTM layers alone, `between` them what is given. x: [time, batch, embedding] -> the same, and the states."""
+        """The LSTM layers alone, `between` them what is given.
+
+        x: [time, batch, embedding] -> the same, and the states.
+        """
         after = []
         for number, layer in enumerate(self.layers):
             x = between(x) if between and number else x

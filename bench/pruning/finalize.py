@@ -1,8 +1,9 @@
 """Finalize: a pruned language model exported, its LSTM weights as BSR, for inference only.
 
-W <- W * M, then the masks are dropped: a kept block is stored whole, an empty one not at all. A file of it is a dictionary
-of plain tensors as torch saves it, with its sha256 beside it (`sha256sum -c` reads that), because torch loads a file with a
-flipped bit without a word. Whatever a kill leaves is the export before, or the new one.
+W <- W * M, then the masks are dropped: a kept block is stored whole, an empty one not at all.
+A file of it is a dictionary of plain tensors as torch saves it, with its sha256 beside it (`sha256sum -c` reads that),
+because torch loads a file with a flipped bit without a word. Whatever a kill leaves is the export before, or the new
+one.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class FinalLayer:
 class FinalModel:
     """The model of `bench.models.lstm` in evaluation, its pruned weights as BSR; calls give what that gives.
 
-    embedding: [vocabulary, size], the decoder's weight too where decoder_bias, [vocabulary], is given; else head is the
-    decoder. The block-sparse weights are frozen: a copy of each is kept, and on a CPU a packed one beside it from the first
+    embedding: [vocabulary, size], the decoder's weight too where decoder_bias, [vocabulary], is given; else head is
+    the decoder.
+    The block-sparse weights are frozen: a copy of each is kept, and on a CPU a packed one beside it from the first
     call on.
     """
 
@@ -177,8 +179,8 @@ class FinalModel:
 def finalize(model: nn.Module, masks: Mapping[str, BlockMask]) -> FinalModel:
     """The model as it computes in evaluation, without its masks. masks: by the names of `model.prunable()`.
 
-    Every weight_hh needs a mask; a weight_ih without one stays dense. Nothing of the model is shared. ValueError otherwise,
-    and for a mask of another name or size.
+    Every weight_hh needs a mask; a weight_ih without one stays dense. Nothing of the model is shared.
+    ValueError otherwise, and for a mask of another name or size.
     """
     shapes = {
         f"{kind}_l{number}": tuple(getattr(layer, f"{kind}_l0").shape)
@@ -286,13 +288,15 @@ def _check(model: FinalModel) -> None:
     if model.head is not None:
         _check_head(model.head, vocabulary, size, embedding)
     elif size != embedding.shape[1]:
-        raise ValueError(
-            f"layers[{number}].weight_hh: the last layer must have the embedding's {embedding.shape[1]} units, got {size}"
-        )
+        wanted = f"the last layer must have the embedding's {embedding.shape[1]} units"
+        raise ValueError(f"layers[{number}].weight_hh: {wanted}, got {size}")
 
 
 def _check_head(head: AdaptiveSoftmax, vocabulary: int, size: int, embedding: Tensor) -> None:
-    """ValueError where the adaptive softmax is not one from `size` units to the vocabulary, of the embedding's type and device."""
+    """ValueError where the adaptive softmax is not one from `size` units to the vocabulary.
+
+    It must be of the embedding's type and on its device.
+    """
     if (head.in_features, head.n_classes) != (size, vocabulary):
         sizes = f"{size} units to {vocabulary} words"
         raise ValueError(f"head must lead from {sizes}, got one from {head.in_features} to {head.n_classes}")

@@ -1,6 +1,7 @@
 """What is measured of a run between its epochs and at its end: perplexities, the epoch to report, the finalised model.
 
-An epoch at less than the final sparsity is another, less sparse model: it is never selected, however low its perplexity.
+An epoch at less than the final sparsity is another, less sparse model: it is never selected, however low its
+perplexity.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from bench.training.settings import ReportSettings
 class Selection:
     """The epoch to report of the run of `cell`: the last, or the best by validation perplexity.
 
-    epoch, val_ppl: of the epoch selected so far. weights: what it was evaluated with, by the parameters' names, where it
-    is to be the best (the last epoch's are the model's own).
+    epoch, val_ppl: of the epoch selected so far.
+    weights: what it was evaluated with, by the parameters' names, where it is to be the best (the last epoch's are the
+    model's own).
     """
 
     def __init__(self, cell: ReportSettings) -> None:
@@ -42,7 +44,10 @@ class Selection:
         self.weights: dict[str, Tensor] = {}
 
     def consider(self, epoch: int, val_ppl: float, model: nn.Module) -> None:
-        """Select an epoch at final sparsity if it is to be reported by now; `model` has the weights it was evaluated with."""
+        """Select an epoch at final sparsity if it is to be reported by now.
+
+        model: has the weights that the epoch was evaluated with.
+        """
         if self.best and val_ppl >= self.val_ppl:
             return
         self.epoch, self.val_ppl = epoch, val_ppl
@@ -145,8 +150,9 @@ Columns = dict[str, Any]
 
 @dataclass
 class Examiner:
-    """Evaluates the model of the run of `cell`, by ASGD's averages where there are any, and leaves its weights as they were.
+    """Evaluates the model of the run of `cell`, and leaves its weights as they were.
 
+    By ASGD's averages where there are any.
     selection: the epoch to report so far. trigger: starts the averages of NT-ASGD. late: nats of the validation text's
     windows when the last tenth of the run began.
     """

@@ -1,7 +1,7 @@
 """What is counted and timed of a run: a meter for one epoch, the norms of blocks, and probes.
 
-Probes are timings within the run, always as interleaved pairs: LSTM layers while it trains, inference when it is done. None of
-them touches the run: no random number is drawn, no gradient is left, every layer is back on its path.
+Probes are timings within the run, always as interleaved pairs: LSTM layers while it trains, inference when it is done.
+None of them touches the run: no random number is drawn, no gradient is left, every layer is back on its path.
 """
 
 from __future__ import annotations
@@ -100,7 +100,10 @@ class Meter:
 
 
 def norm_maps(weights: dict[str, nn.Parameter], block_size: int) -> list[dict[str, Any]]:
-    """The L2 norm of every block, row by row, for each weight that the block size divides (a dense run's may not be)."""
+    """The L2 norm of every block, row by row, for each weight that the block size divides.
+
+    A dense run's need not be divided.
+    """
     maps = []
     for name, weight in weights.items():
         if weight.shape[0] % block_size == weight.shape[1] % block_size == 0:
@@ -163,8 +166,8 @@ def measure_final(
 ) -> dict[str, Any]:
     """The columns of a finalised model: exported, loaded again, evaluated, and timed against the dense path.
 
-    window: [time, batch], what inference is timed on. export: where the model is kept; None keeps it nowhere. Both models
-    have their weights in the type that the run multiplied in.
+    window: [time, batch], what inference is timed on. export: where the model is kept; None keeps it nowhere.
+    Both models have their weights in the type that the run multiplied in.
     """
     with tempfile.TemporaryDirectory(prefix="bench-export-") as folder:
         path = export or Path(folder) / "model.pt"

@@ -87,7 +87,7 @@ class AdamOfRows(Adam):
 
 
 class NonMonotone:
-    """The trigger of NT-ASGD: an epoch's validation perplexity exceeds the best of those more than `patience` epochs back.
+    """The trigger of NT-ASGD: a validation perplexity above the best of those more than `patience` epochs back.
 
     It must see epochs at final sparsity only: pruning raises the perplexity, and would set it off.
     """
@@ -106,8 +106,8 @@ class NonMonotone:
 def make_optimizer(cell: TrainCell, model: nn.Module, steps: int) -> Optimizer:
     """The cell's optimizer.
 
-    ASGD averages from where the ramp ends, for every schedule alike (also without pruning): the masks are final by then,
-    so no average mixes different patterns. Its own decay and step decay are off (lambd = 0), as in AWD-LSTM.
+    ASGD averages from where the ramp ends, for every schedule alike (also without pruning): the masks are final by
+    then, so no average mixes different patterns. Its own decay and step decay are off (lambd = 0), as in AWD-LSTM.
     On a GPU they are torch's fused ones where there are, and none waits for the GPU.
     """
     rate, decay, on_gpu = cell.learning_rate, cell.weight_decay, cell.device == "cuda"

@@ -1,0 +1,155 @@
+"""What counting reaches on the texts of sweeps: perplexities of n-grams, the yardsticks beside which networks stand.
+
+<out>/yardsticks.parquet holds a row for each text and order, with its checksum beside it. A text is what the networks of a sweep
+are trained on (`bench.data.corpus.epoch_slice`, all epochs) and evaluated on. A text that is there already keeps its rows.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from bench.cells import TrainCell
+from bench.counting.ngrams import HALF_ADDED, KNESER_NEY, WITTEN_BELL, Smoothing, perplexities, unigram_perplexity
+from bench.data.corpus import Corpus, data_dir, load_corpus
+from bench.measuring.machine import revision, source_hash
+from bench.schema import Column
+from bench.storing.parquet import DamagedError, from_parquet, publish_pair, read_table, require_pair, to_parquet
+from bench.sweep import Sweep
+
+SCHEMA_VERSION = 1
+FILE = "yardsticks.parquet"
+SMOOTHING: dict[str, Smoothing] = {
+    "word": KNESER_NEY,
+    "character": WITTEN_BELL,
+}  # Kneser-Ney's counts of kinds say little of 97 characters
+LONGEST = {"word": 6, "character": 7}  # tokens of an n-gram
+DIGITS = 16  # of corpus_sha256, as in the training tables
+
+# fmt: off
+COLUMNS = (
+    Column("dataset", pa.string(), "setting", "", "corpus"),
+    Column("corpus_sha256", pa.string(), "result", "", "sha256 of the token streams, 16 hex digits"),
+    Column("token", pa.string(), "result", "", "what a token of the text is: word or character"),
+    Column("vocabulary", pa.int64(), "result", "types", "size of the vocabulary"),
+    Column("train_tokens", pa.int64(), "setting", "tokens", "tokens of the training text read in an epoch; 0: all"),
+    Column("epochs", pa.int64(), "setting", "", "epochs whose texts were counted together; 1 where each reads all"),
+    Column("text_tokens", pa.int64(), "result", "tokens", "tokens that were counted, each once"),
+    Column("eval_tokens", pa.int64(), "setting", "tokens", "tokens of validation and of test text used; 0: all"),
+    Column("order", pa.int64(), "setting", "", "tokens of an n-gram; 1: frequencies"),
+    Column("smoothing", pa.string(), "setting", "",
+           "half_added (half a count to each type), kneser_ney or witten_bell, interpolated"),
+    Column("val_ppl", pa.float64(), "result", "", "validation perplexity, of all its tokens but the first"),
+    Column("test_ppl", pa.float64(), "result", "", "test perplexity, likewise"),
+    Column("schema_version", pa.int64(), "provenance", "", "version of these columns"),
+    Column("commit", pa.string(), "provenance", "", "git commit of the suite, empty outside a checkout"),
+    Column("dirty", pa.bool_(), "provenance", "", "the checkout had uncommitted changes"),
+    Column("source_hash", pa.string(), "provenance", "", "sha256 of the sources that count and read, 16 hex digits"),
+    Column("python", pa.string(), "provenance", "", "Python version"),
+    Column("numpy", pa.string(), "provenance", "", "numpy version"),
+    Column("started_at", pa.string(), "provenance", "", "UTC, ISO 8601"),
+    Column("seconds", pa.float64(), "provenance", "s", "wall time of all orders of the text"),
+)
+# fmt: on
+SCHEMA = pa.schema(
+    pa.field(each.name, each.type, metadata={"role": each.role, "unit": each.unit, "doc": each.doc}) for each in COLUMNS
+)
+
+
+class Text(NamedTuple):
+    """What is counted and evaluated: a data set, tokens an epoch and epochs of training, tokens of evaluation; 0 tokens: all."""
+
+    dataset: str
+    train_tokens: int
+    epochs: int
+    eval_tokens: int
+
+    def __str__(self) -> str:
+        trained = f"{self.epochs} × {self.train_tokens:,} tokens" if self.train_tokens else "the whole text"
+        return f"{self.dataset}, {trained}, evaluated on {self.eval_tokens or 'all'}"
+
+
+def texts(sweeps: Iterable[Sweep]) -> list[Text]:
+    """The texts that the networks of sweeps are trained and evaluated on, each once."""
+    cells = (cell for sweep in sweeps for cell in sweep.cells if isinstance(cell, TrainCell))
+    found = (
+        Text(cell.dataset, cell.train_tokens, cell.epochs if cell.train_tokens else 1, cell.eval_tokens)
+        for cell in cells
+    )
+    return list(dict.fromkeys(found))
+
+
+def rows(text: Text, corpus: Corpus) -> Iterator[dict[str, Any]]:
+    """The results of every order on one text."""
+    train, size = corpus.train.numpy(), len(corpus.vocabulary)
+    read = min(text.train_tokens * text.epochs, len(train)) if text.train_tokens else len(train)
+    train = train[:read]  # the slices of successive epochs follow one another and start over at the end
+    evaluated = [part.numpy()[: text.eval_tokens or None] for part in (corpus.valid, corpus.test)]
+    smoothing, orders = SMOOTHING[corpus.token], LONGEST[corpus.token]
+    found = [[unigram_perplexity(train, part, size) for part in evaluated]]
+    found += perplexities(train, evaluated, size, orders, smoothing)
+    shared = {"corpus_sha256": corpus.sha256[:DIGITS], "token": corpus.token, "vocabulary": size, "text_tokens": read}
+    for order, (valid, test) in enumerate(found, 1):
+        how = smoothing if order > 1 else HALF_ADDED
+        yield {**text._asdict(), **shared, "order": order, "smoothing": how, "val_ppl": valid, "test_ppl": test}
+
+
+def compute(sweeps: Iterable[Sweep], out: Path, say: Callable[[str], None] = print) -> Path:
+    """Count what is not in `out` yet for the texts of `sweeps`, and write the table. DataError where a text cannot be read."""
+    path = out / FILE
+    require_pair(path)
+    before: bytes | None = None
+    stored: list[dict[str, Any]] = []
+    try:
+        before = read_table(path)
+        stored = from_parquet(before).to_pylist()
+    except DamagedError as error:
+        if path.exists():
+            say(f"note: {error}; it is written anew")
+    for text in texts(sweeps):
+        corpus = load_corpus(text.dataset, data_dir())
+        if any(_is_of(row, text, corpus) for row in stored):
+            say(f"{text}: there already")
+            continue
+        stored += _measured(text, corpus)
+        out.mkdir(parents=True, exist_ok=True)
+        data = to_parquet(pa.Table.from_pylist(sorted(stored, key=_order), schema=SCHEMA))
+        publish_pair(path, data, before)
+        before = data
+        say(f"{text}: {len(stored)} rows in {path}")
+    return path
+
+
+def _measured(text: Text, corpus: Corpus) -> list[dict[str, Any]]:
+    """The rows of one text with where and with what they were made."""
+    import numpy as np
+
+    began, clock = datetime.now(UTC), time.perf_counter()
+    found = list(rows(text, corpus))
+    commit, dirty = revision()
+    provenance = {
+        "schema_version": SCHEMA_VERSION,
+        "commit": commit,
+        "dirty": dirty,
+        "source_hash": source_hash("bench/counting", "bench/data", "bench/yardsticks.py"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "started_at": began.isoformat(timespec="seconds"),
+        "seconds": time.perf_counter() - clock,
+    }
+    return [{**row, **provenance} for row in found]
+
+
+def _is_of(row: dict[str, Any], text: Text, corpus: Corpus) -> bool:
+    named = {name: row[name] for name in text._fields}
+    return named == text._asdict() and row["corpus_sha256"] == corpus.sha256[:DIGITS]
+
+
+def _order(row: dict[str, Any]) -> tuple[Any, ...]:
+    return (*(row[name] for name in Text._fields), row["corpus_sha256"], row["order"])
