@@ -172,7 +172,7 @@ def _cost(train: Part | None) -> str:
 
 
 def _stand(train: Part, best: dict[str, Any]) -> str:
-    """Where the best dense network and the best pruned one stand among n-grams of the same text; empty where none are known."""
+    """Where the best dense network and the best pruned one stand among n-grams of their text, if any are known."""
     if not train.ladder:
         return ""
     found = train.replicates

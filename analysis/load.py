@@ -147,9 +147,10 @@ def load(folder: str | os.PathLike[str], table: str) -> pd.DataFrame:
 
 
 def load_yardsticks(*parents: Path) -> pd.DataFrame:
-    """What n-grams reach on the texts of sweeps, of the tables in `parents` that are there: columns YARDSTICK, a row a text and order.
+    """What n-grams reach on the texts of sweeps: a row a text and order, columns YARDSTICK.
 
-    Of a text that several have it is the first one's. BadInputError with one line where a table is damaged or none of ours.
+    parents: of the tables there. Of a text that several have it is the first one's. BadInputError with one line where a
+    table is damaged or none of ours.
     """
     found = [pd.DataFrame({name: pd.Series(dtype=type_) for name, type_ in YARDSTICK.items()})]
     paths = dict.fromkeys(parent.joinpath(*YARDSTICKS) for parent in parents)

@@ -186,8 +186,8 @@ def _sparse_training(train: Part) -> Section:
         ),
     ]
     models = (
-        "The finished models: weights merged with their masks and exported in blocks. Perplexities and their difference "
-        "with 95 % t-intervals, the scatter pooled over all settings; equal is shown, or not, over all rows together."
+        "The finished models: weights merged with their masks and exported in blocks. Intervals of perplexities and of "
+        "the difference are 95 % of t, the scatter pooled over all settings; equal is shown, or not, over all rows."
     )
     return Section(
         _titled("Training on the sparse path", train),
@@ -227,27 +227,26 @@ COSTS = (
 
 
 def _accuracy(train: Part, gemm: Part, beside_slides: bool) -> Section:
-    title = _titled("What sparsity costs", train)
+    title, unit = _titled("What sparsity costs", train), train.unit.name
     if train.runs.empty:
         return Section(title, _why_nothing(train, "training runs"))
     picture = _picture(
         accuracy_figures.cost_figure(train),
-        f"Test {train.unit.name} against sparsity, a line for each variant and block size. The values are in the table "
-        "below.",
-        f"{train.unit.name.capitalize()} after the last epoch: lower is better. Bars are 95 % t-intervals of the mean "
-        "over seeds, their scatter pooled over all settings; a sweep of one seed has none. Compare settings by the "
-        "costs below.",
+        f"Test {unit} against sparsity, a line for each variant and block size. The values are in the table below.",
+        f"{unit.capitalize()} after the last epoch: lower is better. Bars are 95 % t-intervals of the mean over seeds, "
+        "their scatter pooled over all settings; a sweep of one seed has none. Compare settings by the costs below.",
     )
     every, each = tables.main_table(train, gemm), "Every variant, block size and sparsity"
     shown = [
-        _shown(f"{each}: {train.unit.name}. {COSTS}", every[[*tables.SETTING, *tables.cost_columns(train)]]),
+        _shown(f"{each}: {unit}. {COSTS}", every[[*tables.SETTING, *tables.cost_columns(train)]]),
         _shown(f"{each}: speedup.", every[[*tables.SETTING, *tables.SPEED]]),
     ]
     if beside_slides and not train.unit.bits:  # the slides' are of words
         shown.append(_shown(BESIDE_SLIDES, awd_tables.slides_table(train, gemm)))
     return Section(
         title,
-        f"{train.unit.name.capitalize()} of the same language model without pruning, with block lasso, and with block lasso and pruning.",
+        f"{unit.capitalize()} of the same language model without pruning, with block lasso, and with block lasso and "
+        "pruning.",
         [picture],
         shown,
     )

@@ -158,7 +158,7 @@ def residual(settings: Sequence[Hashable], seeds: Sequence[Hashable], values: Se
 
 
 def scatter(settings: Sequence[Hashable], seeds: Sequence[Hashable], values: Sequence[float]) -> Scatter:
-    """How log(value) scatters over the seeds of a setting, pooled over settings: the scatter of a single setting's mean.
+    """How log(value) scatters over the seeds of a setting, pooled over settings: the scatter of one setting's mean.
 
     Settings share their seeds, so they do not tell it independently: it is the sum of two mean squares, of the seeds
     and of the residual, and has the degrees of freedom of such a sum (Satterthwaite, Biometrics Bulletin 2 (1946) 110).
@@ -208,8 +208,8 @@ class Comparison(NamedTuple):
     """A ratio with its own 95 % interval, the number of seeds that both sides have, and what the question says of it.
 
     p: that they are equal; p_equal: that they differ by MARGIN or more. Both are corrected for the other comparisons of
-    the question, so a verdict may be 'undecided' although the interval, which holds by itself, leaves out 1. NaN without
-    an interval.
+    the question, so a verdict may be 'undecided' although the interval, which holds by itself, leaves out 1. NaN
+    without an interval.
     """
 
     value: float
@@ -231,7 +231,7 @@ class Comparison(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """'higher', 'lower' (either may be 'by less than 1 %'), 'equal within 1 %', 'undecided'; '' without interval."""
+        """'higher', 'lower' (either maybe 'by less than 1 %'), 'equal within 1 %', 'undecided'; '' without interval."""
         if math.isnan(self.low):
             return ""
         share = f"{100.0 * MARGIN:.2g} %"
@@ -243,8 +243,8 @@ class Comparison(NamedTuple):
 def compared(family: Sequence[Sequence[float]], known: Scatter, margin: float = MARGIN) -> list[Comparison]:
     """Comparisons of perplexities, or of bits, that answer one question, each of ratios paired by seed.
 
-    The interval of each is t's with the `residual` of the whole sweep: a pair has twice its variance. Two tests of each:
-    whether the two differ, and whether they differ by less than `margin` (two one-sided tests: Schuirmann, J.
+    The interval of each is t's with the `residual` of the whole sweep: a pair has twice its variance. Two tests of
+    each: whether the two differ, and whether they differ by less than `margin` (two one-sided tests: Schuirmann, J.
     Pharmacokin. Biopharm. 15 (1987) 657), on logarithms: 1 % is from 1/1.01 to 1.01. Each kind is corrected over the
     family (Holm, Scand. J. Statist. 6 (1979) 65): in 95 % of such families no two settings that are alike are called
     different, and in 95 % none that are not alike are called equal. A comparison that stands there twice counts once.

@@ -23,8 +23,8 @@ class Part:
     """Rows of one table that can be compared with each other, and what is drawn and said of them.
 
     label: what tells them from the other parts of their table, empty where there are none. over: the column that is
-    compared within the part. Of a timed table the rows have their cell's `compare.measured_speedup`. yardsticks: `load.load_yardsticks`,
-    of this text and others.
+    compared within the part. Of a timed table the rows have their cell's `compare.measured_speedup`. yardsticks:
+    `load.load_yardsticks`, of this text and others.
     """
 
     table: str

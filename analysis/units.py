@@ -9,7 +9,7 @@ import pandas as pd
 
 
 class Unit(NamedTuple):
-    """name: 'perplexity'. short: of a column. digits: behind the point. bits: whether it is log2 of the stored perplexity."""
+    """name: 'perplexity'. short: of a column. digits: after the point. bits: log2 of the stored perplexity."""
 
     name: str
     short: str

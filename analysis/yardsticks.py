@@ -14,11 +14,12 @@ from analysis.units import Unit
 NAMES = {1: "word frequencies", 2: "bigram", 3: "trigram"}
 SMOOTHINGS = {"kneser_ney": "Kneser–Ney", "witten_bell": "Witten–Bell"}
 
-# Of the perplexity of frequencies: the same frequencies smoothed otherwise lie up to 5 % apart on the texts of the small sweeps, and a
-# perplexity of 10,000 tokens has a standard error of 3.7 %.
+# Of the perplexity of frequencies: the same frequencies smoothed otherwise lie up to 5 % apart on the texts of the
+# small sweeps, and a perplexity of 10,000 tokens has a standard error of 3.7 %.
 NO_BETTER = 0.9
-# Root mean square of the weights of the median kept block. Layers start at 1/√(3 · hidden), 0.04 at 256 units. Of 1,000 inputs that are
-# at most 1 in size, weights of 0.001 move a gate by less than 0.032 before its sigmoid and 0.008 behind it: it is as good as constant.
+# Root mean square of the weights of the median kept block. Layers start at 1/√(3 · hidden), 0.04 at 256 units. Of 1,000
+# inputs that are at most 1 in size, weights of 0.001 move a gate by about 0.032 before its sigmoid and 0.008 behind it:
+# it is as good as constant.
 NO_WEIGHT = 1e-3
 
 
@@ -38,9 +39,9 @@ class Yardstick(NamedTuple):
 
 
 def of_text(known: pd.DataFrame, run: dict[str, Any]) -> list[Yardstick]:
-    """The yardsticks of the text that a run was trained and evaluated on, the shortest n-grams first; none where none is known.
+    """The yardsticks of the text that a run was trained and evaluated on, the shortest n-grams first.
 
-    known: `load.load_yardsticks`. Epochs that each read the whole text read it once.
+    None where none is known. known: `load.load_yardsticks`. Epochs that each read the whole text read it once.
     """
     if known.empty:
         return []
@@ -62,8 +63,8 @@ def of_part(known: pd.DataFrame, final: pd.DataFrame) -> list[Yardstick]:
 def why_untrained(run: dict[str, Any], ladder: Sequence[Yardstick]) -> str:
     """Why a finished run counts as one that did not train, in words; empty where it trained.
 
-    It learned nothing but frequencies (NO_BETTER) on the validation text, at the epoch it reports, or the kept blocks of its LSTM are
-    all but zero (NO_WEIGHT). Without a yardstick, or without stored norms, only the other is asked.
+    It learned nothing but frequencies (NO_BETTER) on the validation text, at the epoch it reports, or the kept blocks
+    of its LSTM are all but zero (NO_WEIGHT). Without a yardstick, or without stored norms, only the other is asked.
     """
     if ladder and ladder[0].order == 1 and run["val_ppl"] >= NO_BETTER * ladder[0].val_ppl:
         return f"within {1.0 - NO_BETTER:.0%} of {ladder[0].name}".replace("%", " %")
@@ -84,7 +85,7 @@ def standing(value: float, ladder: Sequence[Yardstick], unit: Unit) -> str:
 
 
 def kept_size(norms: Any, block_size: int) -> float | None:
-    """Root mean square of the weights of the median block that is not empty; None where no norm is stored or no block kept.
+    """Root mean square of the weights of the median block that is not empty; None where there is none.
 
     norms: column block_norms of a row, L2 norms of block_size² weights each.
     """

@@ -248,10 +248,10 @@ def tune(
 
 @app.command()
 def yardsticks(names: Names, out: YardsticksOut = HERE / "yardsticks") -> None:
-    """Count n-grams of the texts of sweeps: what perplexity word frequencies, bigrams and longer ones reach where networks stand.
+    """Count n-grams of the texts of sweeps: what word frequencies, bigrams and longer ones reach where networks stand.
 
-    OUT/yardsticks.parquet is what the analysis draws as lines in its accuracy figures, for sweeps in the folder beside OUT. A text
-    that is there already is not counted again.
+    OUT/yardsticks.parquet is what the analysis draws as lines in its accuracy figures, for sweeps in the folder beside
+    OUT. A text that is there already is not counted again.
     """
     with _one_line_errors():
         from bench.sweep import load_all

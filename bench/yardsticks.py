@@ -1,7 +1,8 @@
 """What counting reaches on the texts of sweeps: perplexities of n-grams, the yardsticks beside which networks stand.
 
-<out>/yardsticks.parquet holds a row for each text and order, with its checksum beside it. A text is what the networks of a sweep
-are trained on (`bench.data.corpus.epoch_slice`, all epochs) and evaluated on. A text that is there already keeps its rows.
+<out>/yardsticks.parquet holds a row for each text and order, with its checksum beside it. A text is what the networks
+of a sweep are trained on (`bench.data.corpus.epoch_slice`, all epochs) and evaluated on. A text that is there already
+keeps its rows.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ SCHEMA = pa.schema(
 
 
 class Text(NamedTuple):
-    """What is counted and evaluated: a data set, tokens an epoch and epochs of training, tokens of evaluation; 0 tokens: all."""
+    """A data set, tokens an epoch and epochs of training that are counted, tokens of evaluation; 0 tokens: all."""
 
     dataset: str
     train_tokens: int
@@ -101,7 +102,7 @@ def rows(text: Text, corpus: Corpus) -> Iterator[dict[str, Any]]:
 
 
 def compute(sweeps: Iterable[Sweep], out: Path, say: Callable[[str], None] = print) -> Path:
-    """Count what is not in `out` yet for the texts of `sweeps`, and write the table. DataError where a text cannot be read."""
+    """Count what is not in `out` yet of the texts of `sweeps`, and write it. DataError where a text cannot be read."""
     path = out / FILE
     require_pair(path)
     before: bytes | None = None

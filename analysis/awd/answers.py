@@ -187,8 +187,8 @@ class Pair(NamedTuple):
     def verdict(self) -> str:
         """'reproduced' or 'refuted', corrected for the other pairs, 'equal' within MARGIN, else 'undecided'.
 
-        Without a pair of seeds: 'failed' where runs of either did not finish, else 'not run'. 'did not train' where runs of
-        either learned nothing (`runs.runs`), whatever their perplexities say.
+        Without a pair of seeds: 'failed' where runs of either did not finish, else 'not run'. 'did not train' where
+        runs of either learned nothing (`runs.runs`), whatever their perplexities say.
         """
         if self.ratio.n == 0:
             return "failed" if self.failed else "not run"
@@ -201,7 +201,8 @@ class Pair(NamedTuple):
 def order(found: Sweep | None) -> list[Pair]:
     """The neighbours in the slides' order, same recipe and epochs, at every block size that a pruned line has.
 
-    All are one question. Dense runs have no block size and stand beside each. found: the sweep 'paper'; None where it was not run.
+    All are one question. Dense runs have no block size and stand beside each. found: the sweep 'paper'; None where it
+    was not run.
     """
     if found is None:
         return []

@@ -65,8 +65,8 @@ def _first(part: pd.DataFrame) -> Row:
 def smaller_table(sweeps: Sweeps) -> pd.DataFrame:
     """Pruned networks of full width against smaller dense ones, by recipe; each interval holds at 95 % by itself.
 
-    Which is better is decided over all pairs of a recipe (`stats.compared`). What a pruned network must beat to be worth
-    having: a dense one of the same stored weights needs no kernel, no ramp.
+    Which is better is decided over all pairs of a recipe (`stats.compared`). What a pruned network must beat to be
+    worth having: a dense one of the same stored weights needs no kernel, no ramp.
     """
     rows = []
     for recipe, role in (("slides'", "paper"), ("best", "best")):

@@ -102,10 +102,10 @@ SHOWN_ORDERS = 3  # of n-grams; of longer ones the longest alone
 
 
 def yardstick_lines(ax: Axes, part: Part, column: str, vertical: bool = False) -> list[str]:
-    """Dotted lines, named at their end outside the panel, where n-grams of the part's text stand on an axis of perplexities.
+    """Dotted lines where n-grams of the part's text stand on an axis of perplexities, named at their ends.
 
-    Drawn last: the axis is lengthened a little for those near its ends. column: val_ppl or test_ppl. Returns the line for the margin
-    that says what they are, and names those far beyond the scale; none without yardsticks.
+    Drawn last: the axis is lengthened a little for those near its ends. column: val_ppl or test_ppl. Returns the line
+    for the margin that says what they are, and names those far beyond the scale; none without yardsticks.
     """
     ladder = [one for one in part.ladder if one.order <= SHOWN_ORDERS or one is part.ladder[-1]]
     if not ladder:
@@ -137,7 +137,7 @@ def _share(value: float, low: float, high: float) -> float:
 
 
 def _label_ends(ax: Axes, at: dict[str, float], vertical: bool) -> None:
-    """Names at the ends of lines, outside the panel; those that lie too near share one label. at: shares of the axis."""
+    """Names at the ends of lines, outside the panel; near ones share a label. at: shares of the axis."""
     groups: list[list[str]] = []
     for name in sorted(at, key=lambda name: at[name]):
         if groups and at[name] - at[groups[-1][-1]] < APART:
@@ -153,7 +153,7 @@ def _label_ends(ax: Axes, at: dict[str, float], vertical: bool) -> None:
 
 
 def did_not_train(train: Part) -> list[str]:
-    """One line for the margin that counts the finished runs that did not train, by variant and why; none where all did."""
+    """One line for the margin that counts the finished runs that did not train, by variant, with why; or none."""
     final = train.runs.assign(variant=train.runs["variant"].map(without_path))
     bad = final[~final["trained"].astype(bool)]
     named = [

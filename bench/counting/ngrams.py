@@ -1,7 +1,7 @@
 """N-gram models of a token stream: what counting reaches on the text that a network is trained and evaluated on.
 
-The n-grams of a stream are numbered order by order: one of k tokens is the pair (number of its first k - 1, last token), so that
-any order fits into 64 bits. numpy is imported inside the functions: naming the data sets must not load it.
+The n-grams of a stream are numbered order by order: one of k tokens is the pair (number of its first k - 1, last
+token), so that any order fits into 64 bits. numpy is imported inside the functions: naming commands must not load it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ CHURCH_GALE = 0.75  # discount where no n-gram was seen once (Church and Gale 19
 class Grams:
     """The distinct n-grams of one order in a stream.
 
-    keys: [grams], sorted, (number of the first tokens) x vocabulary + last token. counts: how often each was seen. context: number
-    of its first tokens, among those of the order below. at: [tokens], the number of the n-gram that ends there, UNSEEN at the start.
+    keys: [grams], sorted, (number of the first tokens) x vocabulary + last token. counts: how often each was seen.
+    context: number of its first tokens, among those of the order below. at: [tokens], the number of the n-gram that
+    ends there, UNSEEN at the start.
     """
 
     keys: Array
@@ -88,7 +89,7 @@ def unigram_perplexity(train: Array, text: Array, vocabulary: int) -> float:
 def perplexities(
     train: Array, texts: list[Array], vocabulary: int, orders: int, smoothing: Smoothing
 ) -> list[list[float]]:
-    """[orders - 1][texts] of n-grams of 2 to `orders` tokens counted in `train`: of the tokens of each text but the first."""
+    """[orders - 1][texts] of n-grams of 2 to `orders` tokens in `train`: of the tokens of each text but the first."""
     found = probabilities(train, texts, vocabulary, orders, smoothing)
     import numpy as np
 
@@ -98,12 +99,13 @@ def perplexities(
 def probabilities(
     train: Array, texts: list[Array], vocabulary: int, orders: int, smoothing: Smoothing
 ) -> list[list[Array]]:
-    """[orders][texts][tokens]: what interpolated n-grams of 1 to `orders` tokens give each token of each text after those before it.
+    """[orders][texts][tokens]: what interpolated n-grams of 1 to `orders` tokens give each token after those before it.
 
-    Witten-Bell: p(w|h) = (c(hw) + t(h) p(w|h')) / (c(h) + t(h)), t(h) the kinds of tokens seen after h (Witten and Bell 1991, method
-    C). Kneser-Ney: p(w|h) = (max(c(hw) - D, 0) + D t(h) p(w|h')) / c(h), D = n1 / (n1 + 2 n2) of each order, where all orders but the
-    longest count the kinds of tokens seen before an n-gram in place of the n-gram (Kneser and Ney 1995; Chen and Goodman 1999). h' is
-    h without its first token; where h was not seen p(w|h) = p(w|h'), and below a single token all are equally likely.
+    Witten-Bell: p(w|h) = (c(hw) + t(h) p(w|h')) / (c(h) + t(h)), t(h) the kinds of tokens seen after h (Witten and Bell
+    1991, method C). Kneser-Ney: p(w|h) = (max(c(hw) - D, 0) + D t(h) p(w|h')) / c(h), D = n1 / (n1 + 2 n2) of each
+    order, where all orders but the longest count the kinds of tokens seen before an n-gram in place of the n-gram
+    (Kneser and Ney 1995; Chen and Goodman 1999). h' is h without its first token; where h was not seen p(w|h) =
+    p(w|h'), and below a single token all are equally likely.
     """
     import numpy as np
 
