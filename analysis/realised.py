@@ -180,7 +180,8 @@ def gains(found: pd.DataFrame, pool: Pool) -> pd.DataFrame:
 
     RATIOS are `over_seeds`, PERPLEXITIES means with the interval of `Pool.level`, in its unit, MEANS plain. ppl_ratio:
     `Comparison` of the test perplexity with that of the masked run of the same seed, all settings one question;
-    ppl_difference: the same as a difference; seed_noise: standard deviation of the masked ones over their seeds, NaN where it is unknown.
+    ppl_difference: the same as a difference; seed_noise: standard deviation of the masked ones over their seeds, NaN
+    where it is unknown.
     """
     groups = list(found.groupby([*SETTING], sort=False))
     told = [pool.unit.of(part[[*PERPLEXITIES]].astype(float)) for _, part in groups]

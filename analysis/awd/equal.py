@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from analysis.awd.answers import SETTING, Sweep, Sweeps, answer, one_path, paired_ratios, perplexity
+from analysis.awd.answers import SETTING, UNTRAINED, Sweep, Sweeps, answer, one_path, paired_ratios, perplexity
 from analysis.awd.lines import DENSE, NOT_RUN, NOTHING, Row, is_plain, place
 from analysis.load import records
-from analysis.runs import EQUAL, prunes
+from analysis.runs import EQUAL, prunes, trained
 from analysis.stats import Comparison, change, judged, plus_minus
 
 SMALLER = (
@@ -29,9 +29,14 @@ class Equal(NamedTuple):
 
     @property
     def better(self) -> str:
-        """'pruned' or 'smaller dense', corrected for the other pairs, 'equal' within MARGIN, else 'undecided'."""
+        """'pruned' or 'smaller dense', corrected for the other pairs, 'equal' within MARGIN, else 'undecided'.
+
+        Before that 'did not train', of either.
+        """
         if self.ratio.n == 0:
             return NOT_RUN
+        if not (trained(self.pruned) and trained(self.smaller)):
+            return UNTRAINED
         return {1: "smaller dense", 0: "equal" if self.ratio.is_equal else "undecided", -1: "pruned"}[self.ratio.side]
 
 
@@ -104,7 +109,7 @@ def wide_table(sweeps: Sweeps) -> pd.DataFrame:
         pruned = prunes(setting)
         what = place(setting, True) + (f", ρ {part['stored_sparsity'].mean():.2f}" if pruned else ", dense")
         size = f"{part['stored_weights'].mean() / 1e6:.2f} M, {_share(part, dense)}"
-        cost = NOTHING if not pruned and setting["width"] == 1.0 else judged(ratio)
+        cost = NOTHING if not pruned and setting["width"] == 1.0 else judged(ratio) if trained(part) else UNTRAINED
         rows.append((what, size, plus_minus(perplexity(wide, part)), cost))
     return pd.DataFrame(rows, columns=list(WIDE))
 

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.awd import answers
-from analysis.awd.answers import SMALL, SWEEPS, Answer, Sweep, Sweeps, answer, order, paired_ratios
+from analysis.awd.answers import SMALL, SWEEPS, UNTRAINED, Answer, Sweep, Sweeps, answer, order, paired_ratios
 from analysis.awd.equal import smaller_table, wide_table
 from analysis.awd.lines import BEST, DENSE, FOUR, LINES, NOT_RUN, NOTHING, Line, Row, place
 from analysis.awd.published import ELEMENTWISE, RECIPE_90, RECIPE_750, SLIDES, Published
 from analysis.load import records
-from analysis.runs import PPL, best_replicated, prunes, without_path
+from analysis.runs import PPL, best_replicated, prunes, trained, without_path
 from analysis.stats import MARGIN, Comparison, change, factor, judged, plus_minus, times
 from analysis.study import Part, joined
 from analysis.tables import product_speedup
@@ -145,7 +145,8 @@ def _bought(one: Ours, cost: Comparison | None) -> list[str]:
     if one.sweep is None or one.answer is None or cost is None:
         return [*start, NOTHING, *[perplexity(one)] * 2, claimed, *[NOT_RUN] * 7]
     done, setting = one.answer.runs, one.answer.setting
-    start += [place(setting, True) or NOTHING, f"{done['stored_sparsity'].mean():.3f}", judged(cost), claimed]
+    paid = judged(cost) if trained(done) else UNTRAINED
+    start += [place(setting, True) or NOTHING, f"{done['stored_sparsity'].mean():.3f}", paid, claimed]
     if not prunes(setting):
         return [*start, *[NOTHING] * 7]
     gains = answers.gains(one.sweep, one.answer)  # of the sparse path: masked runs multiply at dense speed
@@ -223,7 +224,7 @@ def slides_table(train: Part, gemm: Part) -> pd.DataFrame:
                 "slides' speedup": f"{slide['claimed_speedup']:.1f}×",
                 "ours": NOTHING if ours is None else _name(ours),
                 **{f"our {name[:-4]} ppl": NOTHING if ours is None else plus_minus(ours[name]) for name in PPL},
-                "our cost against dense": NOTHING if ours is None else judged(ours["ppl_ratio"]),
+                "our cost against dense": NOTHING if ours is None else _cost(ours),
                 "our predicted training speedup": NOTHING if ours is None else factor(ours["predicted_training"]),
                 "our measured product speedup": NOTHING if ours is None else product_speedup(ours),
             }
@@ -241,6 +242,10 @@ def _best(found: list[Row], slide: Row) -> Row | None:
         if mine:
             return best_replicated(mine)
     return None
+
+
+def _cost(row: Row) -> str:
+    return judged(row["ppl_ratio"]) if row["trained"] else UNTRAINED
 
 
 def _name(row: Row) -> str:
