@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis import stats, theory
+from analysis.endings import falling
 from analysis.load import UNLIKE, load_yardsticks, one_of, records
 from analysis.stats import UNKNOWN, Comparison, Estimate, Scatter, compared, difference, level, ratio_interval
 from analysis.units import Unit, unit_of
@@ -235,6 +236,7 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
     ppl_difference the same as a difference. All are in the unit of the text (`unit_of`): bits a character of
     characters. measured_training: geometric mean of ratios with a t-interval over its own seeds. The other columns are
     means. block_size is <NA> for dense. trained: whether every run of the setting did.
+    falling: `endings.falling`, as text.
     """
     one_of(final, UNLIKE["train"])
     keys, pool = [*SETTING], pooled(final)
@@ -246,6 +248,7 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
             "target_sparsity": target,
             "seeds": len(part),
             "trained": bool(part["trained"].all()),
+            "falling": falling(part, pool.unit),
             **{name: part[name].mean() for name in MEANS},
             **{name: pool.level(part, name) for name in PPL},
             "measured_training": ratio_interval(part["measured_training"].dropna().tolist()),
@@ -258,7 +261,7 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
     dense = [float((pool.unit.of(part["test_ppl"]) / part["ppl_ratio"]).mean()) for _, part in groups]
     changes = [difference(ratio, ppl) for ratio, ppl in zip(ratios, dense, strict=True)]
     costs: dict[str, Sequence[Any]] = {"ppl_ratio": ratios, "ppl_difference": changes}
-    names = [*keys, "seeds", "trained", *MEANS, *PPL, "measured_training"]
+    names = [*keys, "seeds", "trained", "falling", *MEANS, *PPL, "measured_training"]
     found = pd.DataFrame(rows, columns=names).assign(
         **{name: pd.Series(each, range(len(rows)), dtype=object) for name, each in costs.items()}
     )

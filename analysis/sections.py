@@ -19,6 +19,7 @@ from analysis.figures import accuracy as accuracy_figures
 from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
 from analysis.figures import training as training_figures
+from analysis.figures.panels import did_not_train
 from analysis.load import records
 from analysis.runs import failed_runs
 from analysis.stats import MARGIN
@@ -285,6 +286,7 @@ def _over_time(train: Part) -> Section:
         _titled("Training, epoch by epoch", train),
         "How the variants got there.",
         [_picture(figure, alt, caption) for figure, alt, caption in drawn],
+        sentences=list(filter(None, [*did_not_train(train), *awd_tables.endings(train)])),
     )
 
 

@@ -20,7 +20,7 @@ from analysis.units import Unit
 NOTHING = "–"
 UNTRAINED = "did not train"
 SETTING = ("variant", "block size", "target sparsity", "sparsity stored")
-COST = ("train ppl", "val ppl", "test ppl", "cost against dense")
+COST = ("train ppl", "val ppl", "test ppl", "cost against dense", "val fell in the last tenth")
 SPEED = (
     "predicted product speedup", "measured product speedup", "predicted training speedup", "measured training speedup",
     "Amdahl ceiling",
@@ -54,6 +54,7 @@ def main_table(train: Part, gemm: Part) -> pd.DataFrame:
             f"{row['stored_sparsity']:.3f}",
             *(plus_minus(row[name], train.unit.digits) for name in PPL),
             judged(row["ppl_ratio"]) if row["trained"] else UNTRAINED,
+            row["falling"],
             factor(speedup(row["stored_sparsity"])) if prunes else NOTHING,
             product_speedup(row) if prunes else NOTHING,
             factor(row["predicted_training"]) if prunes else NOTHING,

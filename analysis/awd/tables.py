@@ -16,6 +16,7 @@ from analysis.awd.answers import SMALL, SWEEPS, UNTRAINED, Answer, Sweep, Sweeps
 from analysis.awd.equal import smaller_table, wide_table
 from analysis.awd.lines import BEST, DENSE, FOUR, LINES, NOT_RUN, NOTHING, Line, Row, place
 from analysis.awd.published import ELEMENTWISE, RECIPE_90, RECIPE_750, SLIDES, Published
+from analysis.endings import averaging_line, falling_line
 from analysis.load import records
 from analysis.runs import PPL, best_replicated, prunes, trained, without_path
 from analysis.stats import MARGIN, Comparison, change, factor, judged, plus_minus, times
@@ -175,6 +176,7 @@ def notes(sweeps: Sweeps) -> list[str]:
     lines = [f"Not run: {', '.join(missing)}."] if missing else []
     lines += [f"{note[0].upper()}{note[1:]}." for note in sweeps.notes]
     for role, found in sweeps.by_role.items():
+        lines += [f"wikitext2_{role}{size}: {line[0].lower()}{line[1:]}" for line in endings(found.train)]
         first = found.train.rows.iloc[0]
         tokens = f"{first['train_tokens']:,} tokens" if first["train_tokens"] else "the whole text"
         lines.append(
@@ -187,6 +189,15 @@ def notes(sweeps: Sweeps) -> list[str]:
             "experiment. Its values compare with each other, never with the slides' or any published ones."
         )
     return lines
+
+
+def endings(train: Part) -> list[str]:
+    """How far the runs of a part were still falling, and from which epoch on NT-ASGD averaged those it trained."""
+    final = train.runs.assign(variant=train.runs["variant"].map(without_path))
+    if final.empty:
+        return []
+    averaging = averaging_line(train.rows, final)
+    return [falling_line(final, train.unit), *([averaging] if averaging else [])]
 
 
 def every_table(sweeps: Sweeps) -> list[tuple[str, pd.DataFrame]]:

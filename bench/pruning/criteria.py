@@ -1,7 +1,8 @@
 """Criteria: a score for every block of a weight; the lowest are pruned first.
 
 A criterion is `(weight, block_size, generator) -> scores`, weight [rows, cols] -> scores [grid_rows, grid_cols]. Only
-`random` draws from the generator. Blocks of one matrix have one size, so l2 and rms rank alike within a matrix.
+`random` draws from the generator. Blocks of one matrix have one size, so l2 and rms rank alike within a matrix:
+they are one cell, that of l2.
 """
 
 # ruff: noqa: ARG001  (all members have one signature)

@@ -110,6 +110,8 @@ class PruningSettings(BlockSettings):
             yield from ("schedule", "allocation", "target_sparsity")
         if not self.prunes or self.schedule == "pre":
             yield from ("criterion", "prune_begin")
+        elif self.criterion == "rms":  # ranks the blocks of one size of a matrix as l2 does
+            yield "criterion"
         if not self.prunes or self.schedule in ("pre", "one_shot"):
             yield from ("prune_end", "prune_every")
         if not self.prunes or self.schedule != "pre":

@@ -57,6 +57,10 @@ def test_equal_settings_written_differently_are_one_cell() -> None:
             {"schedule": "pre", "target_sparsity": 0.5, "prune_end": 0.3},
             {"schedule": "pre", "target_sparsity": 0.5, "prune_every": 3},
         ),
+        (
+            {"schedule": "cubic", "target_sparsity": 0.5, "criterion": "rms"},
+            {"schedule": "cubic", "target_sparsity": 0.5, "criterion": "l2"},
+        ),
     ],
 )
 def test_settings_that_cannot_matter_make_no_new_cell(one: dict[str, object], other: dict[str, object]) -> None:
