@@ -162,7 +162,8 @@ def load_yardsticks(*parents: Path) -> pd.DataFrame:
 def _yardsticks(path: Path) -> pd.DataFrame:
     try:
         stored = parsed(_verified(path))
-        return stored.select(list(YARDSTICK)).to_pandas(use_threads=False).astype(YARDSTICK)
+        found: pd.DataFrame = stored.select(list(YARDSTICK)).to_pandas(use_threads=False).astype(YARDSTICK)
+        return found
     except BadInputError as error:
         raise BadInputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     except (KeyError, ValueError, TypeError) as error:

@@ -140,7 +140,8 @@ def runs(frame: pd.DataFrame, over: str | None = None, yardsticks: pd.DataFrame 
     predicted_speedup (of the pruned products), ceiling (of the forward pass, Amdahl), predicted_training and
     measured_training (speedup of the whole training run; NaN where the two ran from different sources), ppl_ratio and
     ppl_difference (test perplexity against dense, in the unit of the text; NaN for dense itself and where it has no
-    partner), and trained, with why_untrained where that is false. yardsticks: `load.load_yardsticks`.
+    partner), dense_trained (whether that partner did), and trained, with why_untrained where that is false.
+    yardsticks: `load.load_yardsticks`.
     """
     one_of(frame, UNLIKE["train"], over)
     final = final_epochs(frame).copy()
@@ -166,7 +167,7 @@ def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
     same = [name for name in (*MODEL_SETTINGS, "seed", "device_name", "corpus_sha256") if name in final]
     dense_rows = [is_dense(name) for name in final["variant"]]
     values = ["test_ppl", "train_seconds_total", "source_hash"]
-    dense = final.loc[dense_rows, [*same, *values]].drop_duplicates(same)
+    dense = final.loc[dense_rows, [*same, *values, "trained"]].drop_duplicates(same)
     paired = final[same].merge(dense, on=same, how="left").set_index(final.index)
     paired.loc[dense_rows, values] = math.nan
     comparable = paired["source_hash"] == final["source_hash"]  # seconds of other sources say nothing about these
@@ -174,6 +175,7 @@ def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
     return final.assign(
         ppl_ratio=ours / theirs,
         ppl_difference=ours - theirs,
+        dense_trained=paired["trained"].ne(False),
         measured_training=(paired["train_seconds_total"].astype(float) / final["train_seconds_total"]).where(
             comparable
         ),
@@ -255,9 +257,8 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
         }
         for (variant, block_size, target), part in groups
     ]
-    ratios = pool.compared(
-        [part["ppl_ratio"].dropna().tolist() for _, part in groups], [trained(part) for _, part in groups]
-    )
+    fit = [trained(part) and bool(part["dense_trained"].all()) for _, part in groups]
+    ratios = pool.compared([part["ppl_ratio"].dropna().tolist() for _, part in groups], fit)
     dense = [float((pool.unit.of(part["test_ppl"]) / part["ppl_ratio"]).mean()) for _, part in groups]
     changes = [difference(ratio, ppl) for ratio, ppl in zip(ratios, dense, strict=True)]
     costs: dict[str, Sequence[Any]] = {"ppl_ratio": ratios, "ppl_difference": changes}

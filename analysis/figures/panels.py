@@ -149,7 +149,7 @@ def _label_ends(ax: Axes, at: dict[str, float], vertical: bool) -> None:
         across, up = (middle, 1.01) if vertical else (1.01, middle)
         side = {"ha": "center", "va": "bottom", "rotation": 90} if vertical else {"ha": "left", "va": "center"}
         words = ", ".join(group) if vertical else ",\n".join(reversed(group))
-        ax.text(across, up, words, transform=ax.transAxes, fontsize=8, color=style.GREY, **side)  # type: ignore[arg-type]
+        ax.text(across, up, words, transform=ax.transAxes, fontsize=8, color=style.GREY, **side)
 
 
 def did_not_train(train: Part) -> list[str]:

@@ -157,6 +157,16 @@ def test_what_did_not_train_is_not_pooled_and_has_no_interval() -> None:
     )
 
 
+def test_where_dense_did_not_train_no_cost_has_an_interval() -> None:
+    table = [run(ppl, seed) for seed, ppl in enumerate((900.0, 950.0))]
+    pruned = [run(ppl, seed, **LINEAR) for seed, ppl in enumerate((110.0, 112.0))]
+    final = variants.runs(frame(*table, *pruned))
+    assert final["dense_trained"].all()
+    final = final.assign(dense_trained=[name == "dense" for name in final["variant"]])
+    found = variants.replicates(final).set_index("variant")["ppl_ratio"]["block lasso + gradual (linear)"]
+    assert found.n == 2 and math.isnan(found.low) and found.verdict == ""
+
+
 @pytest.mark.parametrize("other", [{"learning_rate": 0.01}, {"hidden_size": 64}, {"dropout": 0.1}])
 def test_a_dense_run_of_another_model_is_no_partner(other: dict[str, Any]) -> None:
     final = variants.runs(frame(run(100.0, **other), run(120.0, rhos=(0.8, 0.8), **LINEAR)))
