@@ -79,3 +79,11 @@ def test_what_stands_on_both_sides_of_the_wall_is_the_same() -> None:
 
 def test_tests_have_no_package_files() -> None:
     assert not list((ROOT / "tests").rglob("__init__.py")), "a package file under tests would shadow ours"
+
+
+@pytest.mark.parametrize("package", ["kernels", "bench", "analysis"])
+def test_tests_mirror_the_packages(package: str) -> None:
+    """The tests of a wing stand in a folder of its name; at the top stand those of the line's stations and commands."""
+    tests, wings = ROOT / "tests" / package, {path.parent for path in (ROOT / package).rglob("__init__.py")}
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
+    assert folders == {wing.relative_to(ROOT / package) for wing in wings}

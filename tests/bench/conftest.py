@@ -1,4 +1,4 @@
-"""What lies beside the tests of bench can be imported by them: `work`, `rows`, `pretend`."""
+"""What lies here can be imported by every test of bench and by the workers that it starts: `work`, `rows`, `pretend`."""
 
 import sys
 from pathlib import Path

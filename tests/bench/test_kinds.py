@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import ast
 import pkgutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # so that the workers, which get this path, can import it too
 import throwaway
 
 from bench.__main__ import app

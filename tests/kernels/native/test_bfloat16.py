@@ -226,7 +226,7 @@ def test_gradients_are_those_of_the_dense_product() -> None:
 
 def test_a_layer_has_no_bfloat16_kernel_and_says_so() -> None:
     reason = "native has no bfloat16 LSTM layer, only float32 and float64"
-    assert refusal(native_library.require_kernel, BF16, CPU, layer=True) == reason
+    assert refusal(native_library.require_kernel, BF16, CPU, True) == reason
     assert kernel_for("auto", BF16, CPU, layer=True) == "torch"
     hidden, _, _ = operands(torch.ones(8, 2, dtype=torch.bool), 4, 1, BF16)
     into = torch.randn(32, 3).to(BF16)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,6 @@ from typing import Any
 
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # so that the workers, which get this path, can import it too
 import work
 
 from bench.cells import Cell, GemmCell, TrainCell

@@ -26,7 +26,7 @@ from bench.data.corpus import (
     windows,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def offline(*args, **kwargs):

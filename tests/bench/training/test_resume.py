@@ -27,7 +27,7 @@ from bench.train import train_cell
 from bench.training.checkpoint import DIGEST_BYTES, FOLDER
 from bench.training.paths import missing_kernel
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CUT = Path(__file__).parent / "start_cut_campaign.py"
 NO_KERNEL = missing_kernel()
 pytestmark = [

@@ -13,7 +13,7 @@ import pytest
 
 from bench.measuring import quiet
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

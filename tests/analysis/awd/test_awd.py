@@ -26,7 +26,7 @@ from analysis.report import write_figures, write_report
 from bench import sweep as sweeps_of_bench
 from bench.cells import TrainCell
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LASSO_80 = {"lasso": "subgradient", "target_sparsity": 0.8}
 SETTINGS: dict[str, dict[str, Any]] = {
     DENSE.name: {},

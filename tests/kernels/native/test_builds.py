@@ -46,7 +46,7 @@ def test_sanitizers_stop_what_is_planted() -> None:
 def assert_edges_pass(build: str, words: str) -> None:
     """The edges under that build whose names have the words: all pass, and many do of each type."""
     command = [sys.executable, "-m", "pytest", "--capture=sys", "-p", "no:cacheprovider", "-rA", *EDGES, "-k", words]
-    done = subprocess.run(command, env=made(build), cwd=HERE.parents[1], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=made(build), cwd=HERE.parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     passed = re.findall(r"^PASSED (\S+)", done.stdout, re.MULTILINE)
     short = ["bfloat16" in name for name in passed]

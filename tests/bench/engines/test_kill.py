@@ -23,8 +23,8 @@ from bench.store import Store
 from bench.storing.tables import Tables
 from bench.sweep import load
 
-ROOT = Path(__file__).parents[2]
-START = Path(__file__).parent / "start.py"
+ROOT = Path(__file__).parents[3]
+START = Path(__file__).parents[1] / "start.py"
 COMPACTION = Path(__file__).parent / "start_compaction.py"
 
 REAL = """

@@ -30,7 +30,7 @@ from bench.training.checkpoint import FOLDER, Checkpoints
 from bench.training.examiner import Examiner
 from bench.training.paths import NEVER
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SIZES = Sizes(1000, 100, 100, 50)
 SMALL = {
     "embedding_size": 16,

@@ -164,7 +164,7 @@ def test_a_damaged_file_is_one_clear_line(saved: Path, damage: str):
 @pytest.mark.timeout(300)
 def test_whatever_a_kill_leaves_is_the_old_export_or_the_new_one(tmp_path: Path):
     """SIGKILL before and after each call that `save` makes of the system."""
-    root, script = Path(__file__).parents[2], Path(__file__).with_name("start_export.py")
+    root, script = Path(__file__).parents[3], Path(__file__).with_name("start_export.py")
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
