@@ -162,13 +162,13 @@ def load_yardsticks(*parents: Path) -> pd.DataFrame:
 def _yardsticks(path: Path) -> pd.DataFrame:
     try:
         stored = parsed(_verified(path))
-        found: pd.DataFrame = stored.select(list(YARDSTICK)).to_pandas(use_threads=False).astype(YARDSTICK)
-        return found
+        frame: pd.DataFrame = stored.select(list(YARDSTICK)).to_pandas(use_threads=False).astype(YARDSTICK)
     except BadInputError as error:
         raise BadInputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     except (KeyError, ValueError, TypeError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInputError(f"{path}: no table of yardsticks ({why})") from None
+    return frame
 
 
 def _verified(path: Path) -> bytes:

@@ -97,7 +97,7 @@ def nothing_measured(ax: Axes, what: str, measured: pd.DataFrame) -> None:
 
 
 REACH = 0.35  # share of an axis by which yardsticks beyond its ends may lengthen it
-APART = 0.036  # share of an axis that two labels beside it need
+APART = 0.05  # share of an axis that two labels beside it need
 SHOWN_ORDERS = 3  # of n-grams; of longer ones the longest alone
 
 
@@ -148,8 +148,7 @@ def _label_ends(ax: Axes, at: dict[str, float], vertical: bool) -> None:
         middle = sum(at[name] for name in group) / len(group)
         across, up = (middle, 1.01) if vertical else (1.01, middle)
         side = {"ha": "center", "va": "bottom", "rotation": 90} if vertical else {"ha": "left", "va": "center"}
-        words = ", ".join(group) if vertical else ",\n".join(reversed(group))
-        ax.text(across, up, words, transform=ax.transAxes, fontsize=8, color=style.GREY, **side)
+        ax.text(across, up, ", ".join(group), transform=ax.transAxes, fontsize=8, color=style.GREY, **side)
 
 
 def did_not_train(train: Part) -> list[str]:
