@@ -11,7 +11,7 @@ import pandas as pd
 from analysis import compare
 from analysis.load import records
 from analysis.runs import best_replicated, common_sparsity, is_dense, without_path
-from analysis.stats import Estimate, change, factor, median_interval, times
+from analysis.stats import Estimate, change, factor, judged, median_interval, times
 from analysis.study import Part
 from analysis.yardsticks import standing
 
@@ -166,7 +166,9 @@ def _cost(train: Part | None) -> str:
             sentence
             + f"; no dense run with its settings and seed has finished, so the cost is not known.{_stand(train, best)}"
         )
-    cost = change(ratio).replace("(1 seed)", "(one seed, so without an interval)")
+    pooled = f"{judged(ratio)} (95 % of t, the residual pooled over all settings)"
+    alone = change(ratio).replace("(1 seed)", "(one seed, so without an interval)")
+    cost = alone if math.isnan(ratio.low) else pooled
     partner = best["test_ppl"].value - best["ppl_difference"].value  # dense of its size, where there are several
     return sentence + f" against {partner:.{unit.digits}f} dense, a cost of {cost}.{_stand(train, best)}"
 

@@ -15,20 +15,28 @@ import pandas as pd
 
 from analysis import theory
 from analysis.load import UNLIKE, one_of, records
-from analysis.runs import MODEL_SETTINGS, PRUNING_SETTINGS, final_epochs, multiply_adds, prunes, variant_name
+from analysis.runs import (
+    MODEL_SETTINGS,
+    PRUNING_SETTINGS,
+    SETTING,
+    Pool,
+    final_epochs,
+    multiply_adds,
+    prunes,
+    variant_name,
+)
 from analysis.stats import (
     NOTHING,
     Estimate,
-    differences,
+    difference,
     integral_ratio,
-    mean_interval,
+    level,
     median_interval,
     ratio_interval,
     scaled,
     step_weights,
 )
 
-SETTING = ("variant", "block_size", "target_sparsity")
 COLUMNS = (
     "cell_id", "variant", "hidden_size", "block_size", "target_sparsity", "seed", "path", "lstm_kernel",
     "mean_sparsity", "final_sparsity", "sparse_share", "predicted", "predicted_at_probes", "measured", "efficiency",
@@ -167,29 +175,32 @@ def over_seeds(found: pd.Series) -> Estimate:
     return kept[0] if len(kept) == 1 else ratio_interval([one.value for one in kept])
 
 
-def gains(found: pd.DataFrame) -> pd.DataFrame:
+def gains(found: pd.DataFrame, pool: Pool) -> pd.DataFrame:
     """One row per variant, block size and target sparsity of `realised`, over its seeds.
 
-    RATIOS are `over_seeds`, PERPLEXITIES means with their t-intervals, MEANS plain. ppl_difference: test perplexity
-    less that of the masked run of the same seed, an `Estimate`; seed_noise: standard deviation of the masked ones over
-    their seeds, NaN where it is unknown.
+    RATIOS are `over_seeds`, PERPLEXITIES means with the interval of `Pool.level`, in its unit, MEANS plain. ppl_ratio:
+    `Comparison` of the test perplexity with that of the masked run of the same seed, all settings one question;
+    ppl_difference: the same as a difference; seed_noise: standard deviation of the masked ones over their seeds, NaN
+    where it is unknown.
     """
     groups = list(found.groupby([*SETTING], sort=False))
-    paired = [part[["test_ppl", "masked_ppl"]].astype(float).dropna() for _, part in groups]
-    changes = differences([(one["test_ppl"] - one["masked_ppl"]).tolist() for one in paired])
+    told = [pool.unit.of(part[[*PERPLEXITIES]].astype(float)) for _, part in groups]
+    paired = [one[["test_ppl", "masked_ppl"]].dropna() for one in told]
+    ratios = pool.compared([(one["test_ppl"] / one["masked_ppl"]).tolist() for one in paired], [True] * len(paired))
     rows = [
         {
             **dict(zip(SETTING, key, strict=True)),
             "seeds": len(part),
             **{name: float(part[name].astype(float).mean()) for name in MEANS},
             **{name: over_seeds(part[name]) for name in RATIOS},
-            **{name: mean_interval(part[name].astype(float).dropna().tolist()) for name in PERPLEXITIES},
-            "ppl_difference": change,
+            **{name: level(ppls[name].dropna().tolist(), pool.levels["test_ppl"]) for name in PERPLEXITIES},
+            "ppl_ratio": ratio,
+            "ppl_difference": difference(ratio, float(one["masked_ppl"].mean())),
             "seed_noise": float(one["masked_ppl"].std(ddof=1)) if len(one) > 1 else math.nan,
         }
-        for (key, part), one, change in zip(groups, paired, changes, strict=True)
+        for (key, part), ppls, one, ratio in zip(groups, told, paired, ratios, strict=True)
     ]
-    names = [*SETTING, "seeds", *MEANS, *RATIOS, *PERPLEXITIES, "ppl_difference", "seed_noise"]
+    names = [*SETTING, "seeds", *MEANS, *RATIOS, *PERPLEXITIES, "ppl_ratio", "ppl_difference", "seed_noise"]
     return pd.DataFrame(rows, columns=names)
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from analysis import theory
+from analysis import stats, theory
 from analysis.endings import falling
 from analysis.load import UNLIKE, load_yardsticks, one_of, records
-from analysis.stats import compared, differences, mean_interval, ratio_interval
-from analysis.units import unit_of
+from analysis.stats import UNKNOWN, Comparison, Estimate, Scatter, compared, difference, level, ratio_interval
+from analysis.units import Unit, unit_of
 from analysis.yardsticks import of_text, why_untrained
 
 MODEL_SETTINGS = (
@@ -32,6 +32,7 @@ PRUNING_SETTINGS = (
     "scaled_start", "path",
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
+SETTING = ("variant", "block_size", "target_sparsity")
 MEANS = ("hidden_size", "stored_weights", "stored_sparsity", "predicted_speedup", "ceiling", "predicted_training")
 EQUAL = 0.05  # stored weights that differ by less, as a share, are called equal
 
@@ -139,7 +140,8 @@ def runs(frame: pd.DataFrame, over: str | None = None, yardsticks: pd.DataFrame 
     predicted_speedup (of the pruned products), ceiling (of the forward pass, Amdahl), predicted_training and
     measured_training (speedup of the whole training run; NaN where the two ran from different sources), ppl_ratio and
     ppl_difference (test perplexity against dense, in the unit of the text; NaN for dense itself and where it has no
-    partner), and trained, with why_untrained where that is false. yardsticks: `load.load_yardsticks`.
+    partner), dense_trained (whether that partner did), and trained, with why_untrained where that is false.
+    yardsticks: `load.load_yardsticks`.
     """
     one_of(frame, UNLIKE["train"], over)
     final = final_epochs(frame).copy()
@@ -165,7 +167,7 @@ def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
     same = [name for name in (*MODEL_SETTINGS, "seed", "device_name", "corpus_sha256") if name in final]
     dense_rows = [is_dense(name) for name in final["variant"]]
     values = ["test_ppl", "train_seconds_total", "source_hash"]
-    dense = final.loc[dense_rows, [*same, *values]].drop_duplicates(same)
+    dense = final.loc[dense_rows, [*same, *values, "trained"]].drop_duplicates(same)
     paired = final[same].merge(dense, on=same, how="left").set_index(final.index)
     paired.loc[dense_rows, values] = math.nan
     comparable = paired["source_hash"] == final["source_hash"]  # seconds of other sources say nothing about these
@@ -173,24 +175,74 @@ def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
     return final.assign(
         ppl_ratio=ours / theirs,
         ppl_difference=ours - theirs,
+        dense_trained=paired["trained"].ne(False),
         measured_training=(paired["train_seconds_total"].astype(float) / final["train_seconds_total"]).where(
             comparable
         ),
     )
 
 
+class Pool(NamedTuple):
+    """What the runs of a sweep tell together of how perplexities scatter, on the scale of logarithms.
+
+    residual: of comparisons paired by seed; levels: of the mean of one setting, by PPL. unit: what has that scatter.
+    """
+
+    residual: Scatter
+    levels: dict[str, Scatter]
+    unit: Unit
+
+    def compared(self, family: Sequence[Sequence[float]], trained: Sequence[bool]) -> list[Comparison]:
+        """`stats.compared` of ratios of test perplexities that answer one question.
+
+        trained: of which both sides did. The others scatter otherwise than what is pooled: they have no interval.
+        """
+        known = iter(compared([ratios for ratios, fit in zip(family, trained, strict=True) if fit], self.residual))
+        return [
+            next(known) if fit else compared([ratios], UNKNOWN)[0] for ratios, fit in zip(family, trained, strict=True)
+        ]
+
+    def level(self, runs_of_one: pd.DataFrame, name: str = "test_ppl") -> Estimate:
+        """`stats.level` of the perplexities of the runs of one setting; without an interval where one did not train."""
+        known = self.levels[name] if trained(runs_of_one) else UNKNOWN
+        return level([] if runs_of_one.empty else self.unit.of(runs_of_one[name].dropna()).tolist(), known)
+
+
+def trained(final: pd.DataFrame) -> bool:
+    """Whether all of some `runs` trained."""
+    return final.empty or bool(final["trained"].all())
+
+
+def pooled(final: pd.DataFrame) -> Pool:
+    """The scatter of all `runs` of a sweep, by variant, block size, target sparsity and seed.
+
+    A run that was made again on another path is no replicate of anything, and counts once; one that did not train does
+    not scatter like the others, and does not count.
+    """
+    same = [name for name in (*MODEL_SETTINGS, *PRUNING_SETTINGS) if name != "path" and name in final]
+    ordered = final.sort_values("path", key=lambda path: path != "dense", kind="stable")
+    counted = ordered[~ordered.duplicated([*same, "seed"])]
+    counted = counted[counted["trained"].astype(bool)]
+    labels = list(counted[[*SETTING]].itertuples(index=False, name=None)), counted["seed"].tolist()
+    unit = unit_of(final)
+    told = {name: unit.of(counted[name]).tolist() for name in PPL}
+    levels = {name: stats.scatter(*labels, values) for name, values in told.items()}
+    return Pool(stats.residual(*labels, told["test_ppl"]), levels, unit)
+
+
 def replicates(final: pd.DataFrame) -> pd.DataFrame:
     """One row per variant, block size and target sparsity of `runs`, over its seeds.
 
-    Each of train_ppl, val_ppl, test_ppl, ppl_ratio, ppl_difference and measured_training (ratios: geometric means over
-    the seeds with a dense partner) is an `Estimate`: mean, 95 % t-interval, n; one seed has no interval. The other
-    columns are means. Perplexities are in the unit of the text (`unit_of`): bits a character of characters.
-    block_size is <NA> for dense. trained: whether every run of the setting did.
+    train_ppl, val_ppl and test_ppl are means with the interval of `Pool.level`. ppl_ratio is the `Comparison` of the
+    test perplexity with dense, over the seeds with a dense partner, all settings that trained one question;
+    ppl_difference the same as a difference. All are in the unit of the text (`unit_of`): bits a character of
+    characters. measured_training: geometric mean of ratios with a t-interval over its own seeds. The other columns are
+    means. block_size is <NA> for dense. trained: whether every run of the setting did.
     falling: `endings.falling`, as text.
     """
     one_of(final, UNLIKE["train"])
-    keys = ["variant", "block_size", "target_sparsity"]
-    groups, unit = list(final.groupby(keys, sort=False)), unit_of(final)
+    keys, pool = [*SETTING], pooled(final)
+    groups = list(final.groupby(keys, sort=False))
     rows = [
         {
             "variant": variant,
@@ -198,15 +250,18 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
             "target_sparsity": target,
             "seeds": len(part),
             "trained": bool(part["trained"].all()),
-            "falling": falling(part, unit),
+            "falling": falling(part, pool.unit),
             **{name: part[name].mean() for name in MEANS},
-            **{name: mean_interval(unit.of(part[name]).tolist()) for name in PPL},
+            **{name: pool.level(part, name) for name in PPL},
             "measured_training": ratio_interval(part["measured_training"].dropna().tolist()),
         }
         for (variant, block_size, target), part in groups
     ]
-    against = {"ppl_ratio": compared, "ppl_difference": differences}  # dense
-    costs = {name: made([part[name].dropna().tolist() for _, part in groups]) for name, made in against.items()}
+    fit = [trained(part) and bool(part["dense_trained"].all()) for _, part in groups]
+    ratios = pool.compared([part["ppl_ratio"].dropna().tolist() for _, part in groups], fit)
+    dense = [float((pool.unit.of(part["test_ppl"]) / part["ppl_ratio"]).mean()) for _, part in groups]
+    changes = [difference(ratio, ppl) for ratio, ppl in zip(ratios, dense, strict=True)]
+    costs: dict[str, Sequence[Any]] = {"ppl_ratio": ratios, "ppl_difference": changes}
     names = [*keys, "seeds", "trained", "falling", *MEANS, *PPL, "measured_training"]
     found = pd.DataFrame(rows, columns=names).assign(
         **{name: pd.Series(each, range(len(rows)), dtype=object) for name, each in costs.items()}

@@ -22,6 +22,7 @@ from analysis.figures import training as training_figures
 from analysis.figures.panels import did_not_train
 from analysis.load import records
 from analysis.runs import failed_runs
+from analysis.stats import MARGIN
 from analysis.study import Part, Study
 
 DOTS_PER_INCH = 150  # sharp on paper and on dense screens
@@ -185,7 +186,10 @@ def _sparse_training(train: Part) -> Section:
             "What the LSTM layers gain is worth less end to end: the rest takes the time it took (Amdahl).",
         ),
     ]
-    models = "The finished models: weights merged with their masks and exported in blocks."
+    models = (
+        "The finished models: weights merged with their masks and exported in blocks. Intervals of perplexities and of "
+        "the difference are 95 % of t, the scatter pooled over all settings; equal is shown, or not, over all rows."
+    )
     return Section(
         _titled("Training on the sparse path", train),
         "Theory beside what was realised. Seconds are of whole runs one after another, not interleaved; the integral "
@@ -216,6 +220,13 @@ BESIDE_SLIDES = (
 )
 
 
+COSTS = (
+    "Means ± half a 95 % t-interval, and costs paired with the dense run of the same seed with theirs: each holds by "
+    "itself, with the scatter pooled over all settings of the sweep. Higher and lower are decided, and equal within "
+    f"{100 * MARGIN:g} % is shown, over all costs together at 5 % (Holm)."
+)
+
+
 def _accuracy(train: Part, gemm: Part, beside_slides: bool) -> Section:
     title, unit = _titled("What sparsity costs", train), train.unit.name
     if train.runs.empty:
@@ -223,12 +234,12 @@ def _accuracy(train: Part, gemm: Part, beside_slides: bool) -> Section:
     picture = _picture(
         accuracy_figures.cost_figure(train),
         f"Test {unit} against sparsity, a line for each variant and block size. The values are in the table below.",
-        f"{unit.capitalize()} after the last epoch: lower is better. Bars are 95 % t-intervals over seeds; one "
-        "seed has none.",
+        f"{unit.capitalize()} after the last epoch: lower is better. Bars are 95 % t-intervals of the mean over seeds, "
+        "their scatter pooled over all settings; a sweep of one seed has none. Compare settings by the costs below.",
     )
     every, each = tables.main_table(train, gemm), "Every variant, block size and sparsity"
     shown = [
-        _shown(f"{each}: {unit}.", every[[*tables.SETTING, *tables.cost_columns(train)]]),
+        _shown(f"{each}: {unit}. {COSTS}", every[[*tables.SETTING, *tables.cost_columns(train)]]),
         _shown(f"{each}: speedup.", every[[*tables.SETTING, *tables.SPEED]]),
     ]
     if beside_slides and not train.unit.bits:  # the slides' are of words

@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis import compare, realised, runs
 from analysis.load import REFERENCE, TABLES, load, load_yardsticks, reference_folder, split, tables_in
+from analysis.runs import Pool
 from analysis.schema import BadInputError, columns
 from analysis.units import Unit, unit_of
 from analysis.yardsticks import Yardstick, of_part
@@ -58,6 +59,11 @@ class Part:
         return of_part(self.yardsticks, self.runs)
 
     @cached_property
+    def pool(self) -> Pool:
+        """`runs.pooled`, of train."""
+        return runs.pooled(self.runs)
+
+    @cached_property
     def replicates(self) -> pd.DataFrame:
         """`runs.replicates`, of train."""
         return runs.replicates(self.runs)
@@ -70,7 +76,7 @@ class Part:
     @cached_property
     def gains(self) -> pd.DataFrame:
         """`realised.gains`, of train."""
-        return realised.gains(self.realised)
+        return realised.gains(self.realised, self.pool)
 
     def only(self, rows: pd.DataFrame) -> Part:
         """A part of this part."""

@@ -12,9 +12,10 @@ import pandas as pd
 from analysis import compare
 from analysis.load import records
 from analysis.runs import PPL
-from analysis.stats import NOTHING_KEPT, change, factor, plus_minus, signed, times
+from analysis.stats import NOTHING_KEPT, factor, judged, plus_minus, signed, times
 from analysis.study import Part, joined
 from analysis.theory import layer_speedup, speedup
+from analysis.units import Unit
 
 NOTHING = "–"
 UNTRAINED = "did not train"
@@ -31,8 +32,8 @@ TIME = (
 )  # fmt: skip
 MODEL = (
     "variant", "block size", "target sparsity", "inference speedup", "its LSTM layers", "their theory",
-    "Amdahl ceiling", "bytes dense", "bytes finished", "test ppl masked", "test ppl sparse", "difference", "seed noise",
-    "test ppl finished",
+    "Amdahl ceiling", "bytes dense", "bytes finished", "test ppl masked", "test ppl sparse", "difference",
+    "sparse against masked", "seed noise", "test ppl finished",
 )  # fmt: skip
 BREAKEVEN = ("backend", "block size", "break-even sparsity", "fastest", "at sparsity")
 
@@ -40,7 +41,8 @@ BREAKEVEN = ("backend", "block size", "break-even sparsity", "fastest", "at spar
 def main_table(train: Part, gemm: Part) -> pd.DataFrame:
     """Every variant, block size and sparsity: perplexities over seeds, cost against dense, speedups beside theory.
 
-    The cost pairs each run with the dense run of its seed. The measured product speedup is that of `chosen_product`.
+    The cost pairs each run with the dense run of its seed; its verdict is corrected for all the others
+    (`stats.compared`). The measured product speedup is that of `chosen_product`.
     """
     rows = []
     for row in records(joined(train, gemm)):
@@ -51,7 +53,7 @@ def main_table(train: Part, gemm: Part) -> pd.DataFrame:
             f"{row['target_sparsity']:g}" if prunes else NOTHING,
             f"{row['stored_sparsity']:.3f}",
             *(plus_minus(row[name], train.unit.digits) for name in PPL),
-            change(row["ppl_ratio"]) if row["trained"] else UNTRAINED,
+            judged(row["ppl_ratio"]) if row["trained"] else UNTRAINED,
             row["falling"],
             factor(speedup(row["stored_sparsity"])) if prunes else NOTHING,
             product_speedup(row) if prunes else NOTHING,
@@ -153,20 +155,22 @@ def training_time_table(train: Part) -> pd.DataFrame:
 
 def finished_model_table(train: Part) -> pd.DataFrame:
     """The finalised models: inference against dense, bytes, and perplexity beside the masked runs of the same seeds."""
+    digits = train.unit.digits
     rows = [
         [
             *_named(row),
             *(times(row[name]) for name in ("inference", "inference_lstm")),
             *(factor(row[name]) for name in ("inference_promise", "inference_ceiling")),
             *(_megabytes(row[name]) for name in ("dense_bytes", "final_bytes")),
-            *(plus_minus(row[name]) for name in ("masked_ppl", "test_ppl")),
-            signed(row["ppl_difference"]),
+            *(plus_minus(row[name], digits) for name in ("masked_ppl", "test_ppl")),
+            signed(row["ppl_difference"], digits),
+            row["ppl_ratio"].verdict or NOTHING,
             _amount(row["seed_noise"], "{:.2g}"),
-            plus_minus(row["final_ppl"]),
+            plus_minus(row["final_ppl"], digits),
         ]
         for row in records(train.gains)
     ]
-    return pd.DataFrame(rows, columns=list(MODEL))
+    return pd.DataFrame(rows, columns=[name.replace("ppl", train.unit.short) for name in MODEL])
 
 
 def _named(row: dict[str, Any]) -> list[str]:
@@ -176,29 +180,30 @@ def _named(row: dict[str, Any]) -> list[str]:
 
 def statements(train: Part) -> list[str]:
     """One sentence for each setting on the sparse path: training time, integral, inference, bytes and perplexity."""
-    return [_statement(row) for row in records(train.gains)]
+    return [_statement(row, train.unit) for row in records(train.gains)]
 
 
-def _statement(row: dict[str, Any]) -> str:
+def _statement(row: dict[str, Any], unit: Unit) -> str:
     dense, masked, sparse = (_amount(row[f"{name}_seconds"], "{:.1f} s") for name in ("dense", "masked", "sparse"))
     return (
         f"{row['variant']}, block {row['block_size']:g}, ρ {row['target_sparsity']:g}: dense training {dense}, masked "
         f"{masked}, sparse {sparse}; integral of the LSTM layers predicted {factor(row['predicted'])}, measured "
         f"{times(row['measured'])}; inference after finalize {times(row['inference'])} of dense at "
-        f"{_megabytes(row['final_bytes'])} of {_megabytes(row['dense_bytes'])}; {_perplexity(row)}."
+        f"{_megabytes(row['final_bytes'])} of {_megabytes(row['dense_bytes'])}; {_perplexity(row, unit)}."
     )
 
 
-def _perplexity(row: dict[str, Any]) -> str:
+def _perplexity(row: dict[str, Any], unit: Unit) -> str:
     """Whether training on the sparse path ended where the masked runs of the same seeds did."""
     difference, noise = row["ppl_difference"], row["seed_noise"]
     if difference.n == 0:
         return "no masked run of the same seed to compare its perplexity with"
-    found = f"test perplexity {signed(difference)} from the masked run of the same seed"
-    if difference.n == 1:
+    found = f"test {unit.name} {signed(difference, unit.digits)} from the masked run of the same seed"
+    verdict = row["ppl_ratio"].verdict
+    if not verdict:
         return f"{found}, of one seed, so it is not known whether another seed would change more than that"
-    within = difference.side(0.0) == 0 or abs(difference.value) <= noise
-    return f"{found}, {'within' if within else 'beyond'} the seed noise ({noise:.1f})"
+    shown = "neither shown to differ nor to be equal" if verdict == "undecided" else verdict
+    return f"{found}, {shown}" + ("" if math.isnan(noise) else f" (seed noise {noise:.2g})")
 
 
 def _amount(value: float, form: str) -> str:

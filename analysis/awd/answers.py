@@ -17,9 +17,9 @@ import pandas as pd
 from analysis.awd.lines import DENSE, FOUR, GRADUAL, PRE, Line, Row
 from analysis.load import REFERENCE, records, reference_folder
 from analysis.realised import over_seeds
-from analysis.runs import lstm_weights
+from analysis.runs import lstm_weights, trained
 from analysis.schema import BadInputError
-from analysis.stats import Estimate, compared, mean_interval
+from analysis.stats import Comparison, Estimate
 from analysis.study import Part, Study, not_run, read
 
 SWEEPS = ("paper", "best", "wide")
@@ -155,15 +155,22 @@ def gains(found: Sweep, chosen: Answer) -> list[Estimate]:
     return [over_seeds(mine[name]) for name in GAINS] if len(mine) else []
 
 
-def perplexity(runs: pd.DataFrame) -> Estimate:
-    """Test perplexity of the runs of one setting: mean and 95 % t-interval over the seeds."""
-    return mean_interval([] if runs.empty else runs["test_ppl"].tolist())
+def perplexity(found: Sweep, runs: pd.DataFrame) -> Estimate:
+    """Test perplexity of the runs of one setting of a sweep: mean and interval of `Pool.level`."""
+    return found.train.pool.level(runs)
 
 
-def paired_ratios(family: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> list[Estimate]:
-    """`compared` test perplexities of pairs (worse, better) that are read together: ratios of the runs of each seed."""
+def paired_ratios(found: Sweep, family: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> list[Comparison]:
+    """`Pool.compared` test perplexities of a sweep's pairs (worse, better), one question: ratios of each seed's runs.
+
+    A setting beside itself is no comparison.
+    """
     pairs = [worse.merge(better, on="seed", suffixes=("_worse", "_better")) for worse, better in family]
-    return compared([(pair["test_ppl_worse"] / pair["test_ppl_better"]).tolist() for pair in pairs])
+    others = [pair[pair["cell_id_worse"] != pair["cell_id_better"]] for pair in pairs]
+    pool = found.train.pool
+    told = [[pool.unit.of(pair[f"test_ppl_{side}"]) for side in ("worse", "better")] for pair in others]
+    ratios = [(worse / better).tolist() for worse, better in told]
+    return pool.compared(ratios, [all(map(trained, pair)) for pair in family])
 
 
 class Pair(NamedTuple):
@@ -172,13 +179,13 @@ class Pair(NamedTuple):
     better: Line
     worse: Line
     block_size: int
-    ratio: Estimate
+    ratio: Comparison
     failed: bool = False
     trained: bool = True
 
     @property
     def verdict(self) -> str:
-        """'reproduced' or 'refuted' where the whole interval says so, 'undecided' where it holds 1 or there is none.
+        """'reproduced' or 'refuted', corrected for the other pairs, 'equal' within MARGIN, else 'undecided'.
 
         Without a pair of seeds: 'failed' where runs of either did not finish, else 'not run'. 'did not train' where
         runs of either learned nothing (`runs.runs`), whatever their perplexities say.
@@ -187,13 +194,15 @@ class Pair(NamedTuple):
             return "failed" if self.failed else "not run"
         if not self.trained:
             return UNTRAINED
-        return {1: "reproduced", 0: "undecided", -1: "refuted"}[self.ratio.side(1.0)]
+        tied = "equal" if self.ratio.is_equal else "undecided"
+        return {1: "reproduced", 0: tied, -1: "refuted"}[self.ratio.side]
 
 
 def order(found: Sweep | None) -> list[Pair]:
     """The neighbours in the slides' order, same recipe and epochs, at every block size that a pruned line has.
 
-    Dense runs have no block size and stand beside each. found: the sweep 'paper'; None where it was not run.
+    All are one question. Dense runs have no block size and stand beside each. found: the sweep 'paper'; None where it
+    was not run.
     """
     if found is None:
         return []
@@ -202,7 +211,7 @@ def order(found: Sweep | None) -> list[Pair]:
     for size in sizes:
         answers = [(line, answer(found.cells, line, () if line is DENSE else (size,))) for line in FOUR]
         pairs += [(int(size), better, worse) for better, worse in pairwise(answers)]
-    ratios = paired_ratios([(worse.runs, better.runs) for _, (_, better), (_, worse) in pairs])
+    ratios = paired_ratios(found, [(worse.runs, better.runs) for _, (_, better), (_, worse) in pairs])
     return [
         Pair(better, worse, size, ratio, bool(one.failed or other.failed), _trained(one) and _trained(other))
         for (size, (better, one), (worse, other)), ratio in zip(pairs, ratios, strict=True)

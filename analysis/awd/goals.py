@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.awd.answers import UNTRAINED, Answer, Sweeps, answer, order, paired_ratios, perplexity
+from analysis.awd.equal import settings
 from analysis.awd.lines import BEST, DENSE, WIDE, Line
 from analysis.goals.judge import decided
 from analysis.stats import NOTHING, Estimate, change, median_interval, words
@@ -54,31 +55,37 @@ def _at_most(role: str, line: Line, reach: float, blocks: tuple[int, ...] = ()) 
 
     def judge(sweeps: Sweeps) -> Judged:
         one = _answer(sweeps, role, line, blocks)
-        found = perplexity(one.runs)
+        sweep = sweeps.by_role.get(role)
+        found = NOTHING if sweep is None else perplexity(sweep, one.runs)
         return words(found), verdict(found, reach, failed=bool(one.failed))
 
     return judge
 
 
 def _wider(sweeps: Sweeps) -> Judged:
-    """The wide network with the best validation perplexity against the narrow dense one of the same seeds."""
+    """The wide network with the best validation perplexity against the narrow dense one, decided as in its table."""
     wide, dense = _answer(sweeps, "wide", ANY_WIDE), _answer(sweeps, "wide", DENSE)
-    both = not wide.runs.empty and not dense.runs.empty
-    [ratio] = paired_ratios([(wide.runs, dense.runs)]) if both else [NOTHING]
-    return change(ratio), verdict(ratio, 1.0, failed=bool(wide.failed or dense.failed))
+    if wide.runs.empty or dense.runs.empty:
+        return change(NOTHING), verdict(NOTHING, 1.0, failed=bool(wide.failed or dense.failed))
+    found = sweeps.by_role["wide"]
+    family = [(part, dense.runs) for part in (wide.runs, *settings(found.cells))]
+    ratio = paired_ratios(found, family)[0]
+    said = {-1: "reached", 0: "undecided", 1: "missed"}[ratio.side] if ratio.n else "not run"
+    return change(ratio), "incomplete" if said == "reached" and ratio.n < SEEDS else said
 
 
 def _in_order(sweeps: Sweeps) -> Judged:
     """Every neighbouring pair at every block size: refuted by one that stands the other way, reproduced by all.
 
-    A pair with a network that did not train is none: the order is then incomplete.
+    A pair that is equal here stands in no order. A pair with a network that did not train is none: the order is then
+    incomplete.
     """
     pairs = [pair for pair in order(sweeps.by_role.get("paper")) if pair.verdict != "not run"]
     if not pairs:
         return "–", "not run"
     said = [pair.verdict for pair in pairs]
     counts = ", ".join(f"{said.count(one)} {one}" for one in dict.fromkeys(said))
-    for one in ("refuted", "failed", "undecided"):
+    for one in ("refuted", "failed", "undecided", "equal"):
         if one in said:
             return f"{len(pairs)} pairs: {counts}", one
     return f"{len(pairs)} pairs: {counts}", "incomplete" if UNTRAINED in said else "reproduced"

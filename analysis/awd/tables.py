@@ -12,14 +12,14 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.awd import answers
-from analysis.awd.answers import SMALL, SWEEPS, Answer, Sweep, Sweeps, answer, order, paired_ratios
+from analysis.awd.answers import SMALL, SWEEPS, UNTRAINED, Answer, Sweep, Sweeps, answer, order, paired_ratios
 from analysis.awd.equal import smaller_table, wide_table
 from analysis.awd.lines import BEST, DENSE, FOUR, LINES, NOT_RUN, NOTHING, Line, Row, place
 from analysis.awd.published import ELEMENTWISE, RECIPE_90, RECIPE_750, SLIDES, Published
 from analysis.endings import averaging_line, falling_line
 from analysis.load import records
-from analysis.runs import PPL, best_replicated, prunes, without_path
-from analysis.stats import change, factor, plus_minus, times
+from analysis.runs import PPL, best_replicated, prunes, trained, without_path
+from analysis.stats import MARGIN, Comparison, change, factor, judged, plus_minus, times
 from analysis.study import Part, joined
 from analysis.tables import product_speedup
 
@@ -32,6 +32,12 @@ BUYS = (
 )  # fmt: skip
 SPEEDS = BUYS[-6:]
 ORDER = ("slides' better line", "slides' worse line", "block size", "perplexity of the worse over the better", "order")
+
+MEANS = "Ours: mean ± half a 95 % t-interval over the seeds, the scatter pooled over the settings of the sweep."
+JUDGED = (
+    "Intervals are 95 % of t with the residual pooled over the settings of the sweep, each by itself; what is decided, "
+    f"or equal within {100 * MARGIN:g} %, is so over all rows of one sweep here together, at 5 % (Holm)."
+)
 
 
 class Ours(NamedTuple):
@@ -96,7 +102,8 @@ def perplexity(one: Ours | None) -> str:
     if one.answer.runs.empty:
         return failed
     setting = one.answer.setting
-    words = [plus_minus(answers.perplexity(one.answer.runs)), place(setting, one.line.full)]
+    found = NOTHING if one.sweep is None else plus_minus(answers.perplexity(one.sweep, one.answer.runs))
+    words = [found, place(setting, one.line.full)]
     words += [f"ρ {one.answer.runs['stored_sparsity'].mean():.2f}"] if prunes(setting) else []
     return ", ".join(word for word in words if word) + (f"; besides {failed}" if failed else "")
 
@@ -104,30 +111,43 @@ def perplexity(one: Ours | None) -> str:
 def buys_table(sweeps: Sweeps) -> pd.DataFrame:
     """What each line of ours costs and saves: sparsity stored, cost against dense, speedups of training and inference.
 
-    cost: paired with the seed's dense run of the sweep (of a wider network: the narrower dense one). predicted: the
+    cost: paired with the seed's dense run of the sweep (of a wider network: the narrower dense one), the lines of one
+    sweep one question. predicted: the
     gradual-pruning integral over the sparsity achieved. LSTM layers measured: interleaved pairs along the run; whole
     expected: Amdahl's with those pairs and the layers' share of the time; whole measured: runs one after another, so
     rough; ceiling: Amdahl's with the predicted integral. Speedups are over the dense path of a network of its size.
     """
-    rows = []
+    found: list[Ours] = []
     for line in LINES:
         if line is DENSE:
             continue
-        found = filter(None, (ours(sweeps, line, recipe) for recipe in ("same", "best")))
-        rows += [_bought(one) for one in found]
-    return pd.DataFrame(rows, columns=list(BUYS))
+        found += filter(None, (ours(sweeps, line, recipe) for recipe in ("same", "best")))
+    costs = _costs([one for one in found if one.sweep is not None])
+    return pd.DataFrame([_bought(one, costs.get(id(one))) for one in found], columns=list(BUYS))
 
 
-def _bought(one: Ours) -> list[str]:
+def _costs(found: list[Ours]) -> dict[int, Comparison]:
+    """The comparison of each line's runs with the dense ones of its sweep, by the `id` of the line's answer."""
+    costs: dict[int, Comparison] = {}
+    for sweep in {id(one.sweep): one.sweep for one in found}.values():
+        mine = [one for one in found if one.sweep is sweep and one.answer is not None and not one.answer.runs.empty]
+        if sweep is not None and mine:
+            dense = answer(sweep.cells, DENSE).runs
+            ratios = paired_ratios(sweep, [(one.answer.runs, dense) for one in mine if one.answer is not None])
+            costs |= {id(one): ratio for one, ratio in zip(mine, ratios, strict=True)}
+    return costs
+
+
+def _bought(one: Ours, cost: Comparison | None) -> list[str]:
     recipe = "slides'" if one.recipe == "same" else "best"
     claimed = _slide(one.line, "claimed_speedup", ".1f") if one.recipe == "same" else NOTHING
     claimed = claimed if claimed == NOTHING else f"{claimed}×"
     start = [one.line.name, recipe]
-    if one.sweep is None or one.answer is None or one.answer.runs.empty:
+    if one.sweep is None or one.answer is None or cost is None:
         return [*start, NOTHING, *[perplexity(one)] * 2, claimed, *[NOT_RUN] * 7]
     done, setting = one.answer.runs, one.answer.setting
-    [cost] = paired_ratios([(done, answer(one.sweep.cells, DENSE).runs)])
-    start += [place(setting, True) or NOTHING, f"{done['stored_sparsity'].mean():.3f}", change(cost), claimed]
+    paid = judged(cost) if trained(done) else UNTRAINED
+    start += [place(setting, True) or NOTHING, f"{done['stored_sparsity'].mean():.3f}", paid, claimed]
     if not prunes(setting):
         return [*start, *[NOTHING] * 7]
     gains = answers.gains(one.sweep, one.answer)  # of the sparse path: masked runs multiply at dense speed
@@ -138,7 +158,8 @@ def _bought(one: Ours) -> list[str]:
 def order_table(sweeps: Sweeps) -> pd.DataFrame:
     """The slides' order, dense < block lasso < gradual < random pre-pruning: every neighbouring pair, paired by seed.
 
-    Each interval holds at 95 % by itself. 'refuted' says that the pair stands the other way round here.
+    Each interval holds at 95 % by itself; the order is decided over all pairs (`stats.compared`). 'refuted' says that
+    the pair stands the other way round here, 'equal' that the two differ by less than the margin.
     """
     rows = [
         (pair.better.name, pair.worse.name, str(pair.block_size), change(pair.ratio), pair.verdict)
@@ -182,19 +203,22 @@ def endings(train: Part) -> list[str]:
 def every_table(sweeps: Sweeps) -> list[tuple[str, pd.DataFrame]]:
     """(caption, table) of everything there is to say of the sweeps at one size, for a report."""
     return [
-        ("Test perplexity: the slides, ours, and what is published.", beside_table(sweeps)),
+        (f"Test perplexity: the slides, ours, and what is published. {MEANS}", beside_table(sweeps)),
         (
-            "What each line of ours costs and saves. The cost is paired with the dense run of the same seed; speedups "
-            "are over the dense path of the same network; whole training runs ran one after another, so they are "
-            "rough.",
+            f"What each line of ours costs and saves. The cost is paired with the dense run of the same seed. {JUDGED} "
+            "Speedups are over the dense path of the same network, with 95 % t-intervals over their own seeds; whole "
+            "training runs ran one after another, so they are rough.",
             buys_table(sweeps),
         ),
-        ("The order of the slides' rows, same recipe and epochs, paired over the seeds.", order_table(sweeps)),
+        (f"The order of the slides' rows, same recipe and epochs, paired by seed. {JUDGED}", order_table(sweeps)),
         (
-            "Pruned networks beside smaller dense ones that store as many LSTM weights, paired over the seeds.",
+            f"Pruned networks beside smaller dense ones that store as many LSTM weights, paired by seed. {JUDGED}",
             smaller_table(sweeps),
         ),
-        ("Wider for sparser: networks that store as many LSTM weights as the narrow dense one.", wide_table(sweeps)),
+        (
+            f"Wider for sparser: networks that store as many LSTM weights as the narrow dense one. {JUDGED}",
+            wide_table(sweeps),
+        ),
     ]
 
 
@@ -211,7 +235,7 @@ def slides_table(train: Part, gemm: Part) -> pd.DataFrame:
                 "slides' speedup": f"{slide['claimed_speedup']:.1f}×",
                 "ours": NOTHING if ours is None else _name(ours),
                 **{f"our {name[:-4]} ppl": NOTHING if ours is None else plus_minus(ours[name]) for name in PPL},
-                "our cost against dense": NOTHING if ours is None else change(ours["ppl_ratio"]),
+                "our cost against dense": NOTHING if ours is None else _cost(ours),
                 "our predicted training speedup": NOTHING if ours is None else factor(ours["predicted_training"]),
                 "our measured product speedup": NOTHING if ours is None else product_speedup(ours),
             }
@@ -229,6 +253,10 @@ def _best(found: list[Row], slide: Row) -> Row | None:
         if mine:
             return best_replicated(mine)
     return None
+
+
+def _cost(row: Row) -> str:
+    return judged(row["ppl_ratio"]) if row["trained"] else UNTRAINED
 
 
 def _name(row: Row) -> str:

@@ -129,7 +129,7 @@ def _band(ax: Axes, dense: Estimate, horizontal: bool) -> None:
     """The dense network's perplexity as a line with its interval."""
     line, span = (ax.axhline, ax.axhspan) if horizontal else (ax.axvline, ax.axvspan)
     line(dense.value, color=style.BLACK, linewidth=1.2)
-    span(*([dense.low, dense.high] if dense.n > 1 else [dense.value] * 2), color="#dddddd", zorder=0)
+    span(*([dense.value] * 2 if math.isnan(dense.low) else [dense.low, dense.high]), color="#dddddd", zorder=0)
 
 
 def _line(ax: Axes, at: pd.Series, line: pd.DataFrame, top: float, **looks: Any) -> None:
@@ -164,7 +164,9 @@ def _broken(words: str) -> str:
 def _intervals(found: pd.DataFrame) -> str:
     """What the bars are."""
     seeds = " or ".join(map(str, sorted({one.n for one in found["test_ppl"]})))
-    return f"Bars and band: 95 % t-intervals over seeds ({seeds} per point; none where there is one)."
+    if all(math.isnan(one.low) for one in found["test_ppl"]):
+        return f"No intervals: no setting has a second seed ({seeds} per point)."
+    return f"Bars and band: 95 % t-intervals over seeds ({seeds} per point), their scatter pooled over all settings."
 
 
 def wide_figure(train: Part) -> Figure:

@@ -15,7 +15,8 @@ from matplotlib.patches import Patch
 from analysis.figures import style
 from analysis.figures.panels import panels
 from analysis.load import records
-from analysis.realised import SETTING, layers_speedup, probes
+from analysis.realised import layers_speedup, probes
+from analysis.runs import SETTING
 from analysis.stats import Estimate, factor, times
 from analysis.study import Part
 

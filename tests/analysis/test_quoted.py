@@ -18,6 +18,8 @@ import pandas as pd
 import pytest
 
 from analysis import realised, study, theory
+from analysis.awd import answers, equal
+from analysis.awd.lines import FOUR
 from analysis.goals import cpu, judge
 from analysis.load import REFERENCE
 from analysis.stats import Estimate
@@ -53,6 +55,8 @@ TIMED: dict[str, tuple[str, Settings] | None] = {  # a row of README's table -> 
     "the same, block 32": ("lstm", {**LAYER, "block_size": 32}),
 }  # fmt: skip
 LASSO = "block lasso + gradual (cubic)"
+PLAIN = {"lasso": "none", "schedule": "none"}
+LASSO_LINE, GRADUAL_LINE = (line.name for line in FOUR[1:3])
 TRAINED: dict[str, tuple[str, int | None]] = {  # a row of the table of wikitext2_small -> variant and block size
     "dense": ("dense", None),
     "gradual (cubic), block 16, masked": ("gradual (cubic)", 16),
@@ -182,14 +186,94 @@ def test_the_table_of_perplexities() -> None:
         found = trained()[trained()["variant"] == variant]
         [row] = found[found["block_size"].isna() if size is None else found["block_size"] == size].to_dict("records")
         ratio, noisy = row["ppl_ratio"], bool(row["product_noisy"])
-        per_cent = [Quoted(100.0 * (part - 1.0)) for part in ratio[:3]] if ratio.n else []
+        per_cent = [Quoted(100.0 * (part - 1.0)) for part in ratio[:3]] if ratio.n and row["trained"] else []
         speeds = [Quoted(row["product_speedup"].value, noisy)]
         speeds += [Quoted(theory.speedup(row["stored_sparsity"]))] if row["target_sparsity"] else []
-        half = row["test_ppl"].high - row["test_ppl"].value
-        wrong += faults(f"{label}, perplexity", ppl, [Quoted(row["test_ppl"].value), Quoted(half)])
+        half = [Quoted((row["test_ppl"].high - row["test_ppl"].low) / 2.0)] if row["trained"] else []
+        wrong += faults(f"{label}, perplexity", ppl, [Quoted(row["test_ppl"].value), *half])
+        wrong += [f"{label}: does not say whether it trained"] if (cost == "did not train") == row["trained"] else []
         wrong += faults(f"{label}, cost", cost, per_cent)
         wrong += faults(f"{label}, product", product, speeds)
     assert wrong == [], "\n".join(wrong)
+
+
+AWD: dict[str, tuple[tuple[str, dict[str, Any]] | None, tuple[str, dict[str, Any]] | None]] = {
+    # a row of the table of the AWD-LSTM sweeps -> (sweep, settings) by the slides' recipe, by ours
+    "dense": (("paper", {"hidden_size": 256, **PLAIN}), ("best", {"hidden_size": 256, **PLAIN})),
+    "dense with as many stored LSTM weights (79 units)": (
+        ("paper", {"hidden_size": 79, **PLAIN}), ("best", {"hidden_size": 79, **PLAIN}),
+    ),
+    "block lasso, no pruning, block 16": (("paper", {"variant": "block lasso", "block_size": 16}), None),
+    "the same, block 32": (("paper", {"variant": "block lasso", "block_size": 32}), None),
+    "gradual, no lasso, block 16": (None, ("best", {"variant": "gradual (cubic), auto path"})),
+    "block lasso + gradual, block 32; ours block 16, ERK": (
+        ("paper", {"variant": "block lasso + gradual (linear), auto path", "block_size": 32}),
+        ("best", {"variant": f"{LASSO}, ERK, auto path", "block_size": 16}),
+    ),
+    "block lasso + random pre-pruning, block 32; ours no lasso, block 16": (
+        ("paper", {"variant": "block lasso + random pre-pruning, auto path", "block_size": 32}),
+        ("best", {"variant": "random pre-pruning, auto path"}),
+    ),
+    "wider: 640 units with the stored weights of 256 dense, block 32": (
+        None, ("wide", {"hidden_size": 640, "block_size": 32, "target_sparsity": 0.8}),
+    ),
+    "wider: 944 units, 90 %, with the stored weights of 256 dense, block 16": (
+        None, ("wide", {"hidden_size": 944, "target_sparsity": 0.9}),
+    ),
+}  # fmt: skip
+
+
+@cache
+def awd_sweeps() -> answers.Sweeps:
+    return answers.read_sweeps(small=True)
+
+
+def awd_runs(role: str, settings: dict[str, Any]) -> pd.DataFrame:
+    found = awd_sweeps().by_role[role].cells
+    for name, wanted in settings.items():
+        found = found[found[name] == wanted]
+    assert found["seed"].tolist() == [0, 1, 2], settings
+    return found
+
+
+def test_the_table_of_the_awd_lstm_sweeps() -> None:
+    _, *rows = rows_of("80 % sparsity on every LSTM matrix | slides' recipe")
+    wrong = []
+    for label, *quoted in rows:
+        for source, (ppl, cost) in zip(AWD[label], (quoted[:2], quoted[2:]), strict=True):
+            if source is None:
+                wrong += [f"{label}: quotes what was not run"] if ppl or cost else []
+                continue
+            role, settings = source
+            runs, dense = awd_runs(role, settings), awd_runs(role, {"hidden_size": 256, **PLAIN})
+            found = answers.perplexity(awd_sweeps().by_role[role], runs)
+            [ratio] = answers.paired_ratios(awd_sweeps().by_role[role], [(runs, dense)])
+            trained = bool(runs["trained"].all())
+            half = [Quoted((found.high - found.low) / 2.0)] if trained else []
+            wrong += faults(f"{label}, perplexity", ppl, [Quoted(found.value), *half])
+            per_cent = [Quoted(100.0 * (part - 1.0)) for part in ratio[:3]] if ratio.n and trained else []
+            wrong += faults(f"{label}, cost", cost, per_cent)
+            wrong += [f"{label}: does not say whether it trained"] if (cost == "did not train") == trained else []
+    assert wrong == [], "\n".join(wrong)
+    assert [row[0] for row in rows] == list(AWD)
+
+
+def test_the_verdicts_about_the_slides_order_and_equal_weights() -> None:
+    """What README says in words was decided so, for all pairs together."""
+    sweeps = awd_sweeps().by_role
+    said = {(pair.worse.name, pair.block_size): pair.verdict for pair in answers.order(sweeps["paper"])}
+    assert (
+        said[LASSO_LINE, 16] == said[GRADUAL_LINE, 32] == "reproduced" and list(said.values()).count("reproduced") == 2
+    )
+    assert said[GRADUAL_LINE, 16] == said[LASSO_LINE, 32] == "undecided"
+    assert list(said.values()).count("did not train") == 2
+    better = [(one.pruned["target_sparsity"].iloc[0], one.better) for one in equal.against_smaller(sweeps["best"])]
+    by_sparsity = {rho: [verdict for at, verdict in better if at == rho] for rho, _ in better}
+    assert by_sparsity[0.5] == ["undecided"] and by_sparsity[0.9] == by_sparsity[0.95] == ["pruned"]
+    counted = {verdict: by_sparsity[0.8].count(verdict) for verdict in set(by_sparsity[0.8])}
+    assert counted == {"pruned": 1, "undecided": 7, "smaller dense": 2}  # one of the undecided draws its blocks
+    theirs = {one.better for one in equal.against_smaller(sweeps["paper"])}
+    assert theirs == {"smaller dense", "did not train"}
 
 
 def of(estimate: Estimate) -> list[Quoted]:
@@ -208,6 +292,15 @@ def setting(sweep: str, **settings: Any) -> pd.DataFrame:
         found = found[found[name] == wanted]
     assert len(found), f"{sweep} realised nothing with {settings}"
     return found
+
+
+def gains_of(sweep: str, **settings: Any) -> dict[str, Any]:
+    """The one row of `realised.gains` with some settings."""
+    found = study.read(REFERENCE / sweep).main("train").gains
+    for name, wanted in settings.items():
+        found = found[found[name] == wanted]
+    [row] = found.to_dict("records")
+    return row
 
 
 def mean_of(sweep: str, name: str, **settings: Any) -> Quoted:
@@ -269,8 +362,10 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
         Quoted(100.0 * mean_of(SMALL, "lstm_share", block_size=16).value),
     ],
     "({} [{}, {}] against the masked runs of the same seeds)": lambda: of(
-        realised.gains(setting(SMALL, block_size=16))["ppl_difference"].iloc[0]
+        gains_of(SMALL, block_size=16)["ppl_difference"]
     ),
+    "By our recipe 50 % is undecided: three seeds neither show a cost nor that it is under 1 % (+{} % [{}, {}]). 90 % costs {} % "
+    "[{}, {}], 95 % {} % [{}, {}].": lambda: [quoted for rho in (0.5, 0.9, 0.95) for quoted in cost_of(BEST, rho)],
     "The finished model infers {}× faster at a fifth": lambda: of(seeds_of(SMALL, "inference", block_size=16))[:1],
     "256 units at 80 % train their LSTM layers {}× [{}, {}] faster over the run (theory {}×), 944 units at 90 % {}× [{}, {}] "
     "(theory {}×). The finished models infer {}× and {}× faster, their LSTM layers {}× and {}×.": lambda: [
@@ -282,6 +377,14 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
 }  # fmt: skip
 ERK = {"variant": f"{LASSO}, ERK, auto path", "block_size": 16}
 NARROW = {"target_sparsity": 0.9}
+
+
+def cost_of(sweep: str, target: float) -> list[Quoted]:
+    """What the lasso with gradual pruning costs against dense, in per cent, at block 16."""
+    found = study.read(REFERENCE / sweep).main("train").replicates
+    found = found[(found["variant"] == LASSO) & (found["target_sparsity"] == target) & (found["block_size"] == 16)]
+    [ratio] = found["ppl_ratio"]
+    return [Quoted(100.0 * (part - 1.0)) for part in ratio[:3]]
 
 
 def small_at(n: int, target: float) -> pd.DataFrame:

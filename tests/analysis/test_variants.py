@@ -87,10 +87,11 @@ def test_the_reported_epoch_stands_for_the_last_one() -> None:
 def test_mean_and_interval_over_three_seeds() -> None:
     table = frame(run(100.0, 0), run(104.0, 1), run(108.0, 2))
     [found] = variants.replicates(variants.runs(table)).to_dict("records")
-    # mean 104, standard deviation 4, t(2, 97.5 %) = 4.302653: half width 4.302653 x 4 / sqrt(3) = 9.936551
+    # logarithms less that of 100: 0, 0.0392207, 0.0769610; standard deviation 0.0384829, t(2, 97.5 %) = 4.302653:
+    # half width 4.302653 x 0.0384829 / sqrt(3) = 0.0955968
     assert found["test_ppl"].value == pytest.approx(104.0)
-    assert found["test_ppl"].high - 104.0 == pytest.approx(9.936551, abs=1e-5)
-    assert 104.0 - found["test_ppl"].low == pytest.approx(9.936551, abs=1e-5)
+    assert math.log(found["test_ppl"].high / 104.0) == pytest.approx(0.0955968, abs=1e-6)
+    assert math.log(104.0 / found["test_ppl"].low) == pytest.approx(0.0955968, abs=1e-6)
     assert (found["seeds"], found["test_ppl"].n) == (3, 3)
     assert pd.isna(found["block_size"])
 
@@ -107,7 +108,7 @@ def test_the_cost_pairs_each_run_with_the_dense_run_of_its_seed() -> None:
     final = variants.runs(frame(*dense, *sparse))
     found = variants.replicates(final).set_index("variant").loc["block lasso + gradual (linear)"]
     # +10 % in both seeds, so the interval is a point; seed 2 has no dense partner and does not count
-    assert found["ppl_ratio"] == pytest.approx((1.1, 1.1, 1.1, 2))
+    assert found["ppl_ratio"][:4] == pytest.approx((1.1, 1.1, 1.1, 2)) and found["ppl_ratio"].verdict == "higher"
     assert found["ppl_difference"].value == pytest.approx(15.0)
     assert (found["ppl_difference"].n, found["test_ppl"].n) == (2, 3)
 
@@ -116,9 +117,54 @@ def test_ratios_are_averaged_geometrically() -> None:
     sparse = [run(ppl, seed, (0.8, 0.8), **LINEAR) for seed, ppl in enumerate((100.0, 121.0))]
     final = variants.runs(frame(run(100.0, 0), run(100.0, 1), *sparse))
     found = variants.replicates(final).set_index("variant").loc["block lasso + gradual (linear)"]
-    # logarithms 0 and ln 1.21: mean ln 1.1, half width t(1, 97.5 %) x sd / sqrt(2) = 12.706205 x ln(1.21) / 2
+    # logarithms 0 and ln 1.21: mean ln 1.1; of two settings the residual is that of their differences,
+    # half width t(1, 97.5 %) x sd / sqrt(2) = 12.706205 x ln(1.21) / 2
     assert found["ppl_ratio"].value == pytest.approx(1.1)
     assert found["ppl_ratio"].high == pytest.approx(1.1 * math.exp(12.706205 * math.log(1.21) / 2))
+
+
+def test_a_setting_with_one_seed_has_the_scatter_of_the_others() -> None:
+    others = [run(ppl, seed, block_size=8, **LINEAR) for seed, ppl in enumerate((110.0, 112.0))]
+    single = run(120.0, rhos=(0.8, 0.8), **LINEAR)
+    final = variants.runs(frame(run(100.0, 0), run(100.0, 1), *others, single))
+    found = variants.replicates(final).set_index("block_size").loc[16]
+    # of dense and block 8 the residual has one degree: variance ln(112 / 110)² / 4; a pair has twice that
+    half = 12.706205 * math.log(112 / 110) / math.sqrt(2)
+    assert found["ppl_ratio"][:4] == pytest.approx((1.2, 1.2 * math.exp(-half), 1.2 * math.exp(half), 1))
+
+
+def test_a_run_made_again_on_another_path_is_no_replicate() -> None:
+    masked = [run(ppl, seed, **LINEAR) for seed, ppl in enumerate((110.0, 112.0))]
+    again = [run(ppl, seed, path="auto", **LINEAR) for seed, ppl in enumerate((110.0, 112.0))]
+    dense = [run(100.0, 0), run(100.0, 1)]
+    both, one = (variants.pooled(variants.runs(frame(*dense, *runs))) for runs in ([*masked, *again], masked))
+    assert both == one and one.residual.dof == 1.0
+
+
+def test_what_did_not_train_is_not_pooled_and_has_no_interval() -> None:
+    dead = [run(ppl, seed, **PRE) for seed, ppl in enumerate((900.0, 1100.0))]
+    alive = [run(ppl, seed, **LINEAR) for seed, ppl in enumerate((110.0, 112.0))]
+    final = variants.runs(frame(run(100.0, 0), run(101.0, 1), *alive, *dead))
+    final = final.assign(trained=final["schedule"] != "pre")
+    found = variants.replicates(final).set_index("variant")
+    assert variants.pooled(final) == variants.pooled(final[final["trained"]])
+    for name in ("ppl_ratio", "test_ppl"):
+        said = found[name].map(lambda one: (one.n, math.isnan(one.low)))
+        assert said["block lasso + random pre-pruning"] == (2, True)
+        assert said["block lasso + gradual (linear)"] == (2, False)
+    assert found["ppl_ratio"]["block lasso + gradual (linear)"].p == pytest.approx(
+        variants.replicates(final[final["trained"]])["ppl_ratio"].iloc[-1].p
+    )
+
+
+def test_where_dense_did_not_train_no_cost_has_an_interval() -> None:
+    table = [run(ppl, seed) for seed, ppl in enumerate((900.0, 950.0))]
+    pruned = [run(ppl, seed, **LINEAR) for seed, ppl in enumerate((110.0, 112.0))]
+    final = variants.runs(frame(*table, *pruned))
+    assert final["dense_trained"].all()
+    final = final.assign(dense_trained=[name == "dense" for name in final["variant"]])
+    found = variants.replicates(final).set_index("variant")["ppl_ratio"]["block lasso + gradual (linear)"]
+    assert found.n == 2 and math.isnan(found.low) and found.verdict == ""
 
 
 @pytest.mark.parametrize("other", [{"learning_rate": 0.01}, {"hidden_size": 64}, {"dropout": 0.1}])

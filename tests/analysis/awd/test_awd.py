@@ -139,9 +139,9 @@ def test_the_order_is_judged_by_paired_intervals() -> None:
     found = order(paper(dense, lasso, gradual, pre))
     assert [pair.verdict for pair in found] == ["reproduced", "undecided", "refuted"]
     assert [pair.block_size for pair in found] == [16] * 3
-    # seeds scatter by 10 %, but each pair by under 1 %: only pairing shows the difference
+    # seeds scatter by 10 %, but each setting by about 1 % around them: only pairing shows the difference
     assert found[0].ratio.value == pytest.approx((1.05 * 116 / 110 * 125 / 120) ** (1 / 3))
-    assert found[0].ratio.low > 1.03 and found[2].ratio.high < 0.93
+    assert found[0].ratio.low > 1.02 and found[2].ratio.high < 0.93
 
 
 def test_one_seed_decides_nothing_and_a_missing_line_is_not_run() -> None:
@@ -162,7 +162,8 @@ def test_a_line_that_diverged_says_so() -> None:
     )
     table = awd_tables.beside_table(Sweeps(False, {"paper": found}, [])).set_index("line")["ours, same epochs"]
     assert table[PRE.name] == "2 × diverged"
-    assert table[LASSO.name] == "120.0 (1 seed), block 16; besides 1 × diverged"
+    value, rest = table[LASSO.name].split(" ± ")
+    assert value == "120.0" and rest.endswith(" (1 seed), block 16; besides 1 × diverged")
     assert order(found)[-1].verdict == "failed"
 
 

@@ -14,7 +14,7 @@ from analysis.awd import answers as awd
 from analysis.awd.answers import Sweep, Sweeps
 from analysis.awd.equal import Equal, against_smaller, smaller_table
 from analysis.runs import lstm_weights
-from analysis.stats import Estimate
+from analysis.stats import Comparison
 
 
 @cache
@@ -45,7 +45,7 @@ def test_every_setting_stands_there_once() -> None:
     assert set(named["criterion"]) == {"l2", "random"} and set(named["allocation"]) == {"uniform", "erk"}
 
 
-def test_the_better_one_is_what_the_whole_interval_says() -> None:
+def test_the_better_one_is_decided_of_a_single_seed_too_by_the_scatter_of_the_others() -> None:
     """In the made-up results chosen blocks are worth four times as much."""
     said = []
     for each in against_smaller(best()):
@@ -53,22 +53,23 @@ def test_the_better_one_is_what_the_whole_interval_says() -> None:
         chosen = setting["criterion"] == "l2" and setting["schedule"] != "pre"
         said.append((each.ratio.n, chosen, each.better))
     assert {better for n, chosen, better in said if n == 3 and chosen} == {"pruned"}
-    assert {better for n, _, better in said if n == 1} == {"undecided"}
+    assert {(chosen, better) for n, chosen, better in said if n == 1} == {(True, "pruned")}
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "n", "better"),
+    ("value", "p", "p_equal", "n", "better"),
     [
-        (0.9, 0.99, 3, "pruned"),
-        (1.01, 1.1, 3, "smaller dense"),
-        (0.9, 1.1, 3, "undecided"),
-        (math.nan, math.nan, 1, "undecided"),
-        (math.nan, math.nan, 0, "not run"),
+        (0.95, 0.01, 0.9, 3, "pruned"),
+        (1.05, 0.01, 0.9, 3, "smaller dense"),
+        (0.95, 0.06, 0.9, 3, "undecided"),
+        (0.99, 0.06, 0.04, 3, "equal"),
+        (0.95, math.nan, math.nan, 1, "undecided"),
+        (math.nan, math.nan, math.nan, 0, "not run"),
     ],
 )
-def test_better(low: float, high: float, n: int, better: str) -> None:
+def test_better(value: float, p: float, p_equal: float, n: int, better: str) -> None:
     nothing = pd.DataFrame()
-    assert Equal(nothing, nothing, Estimate(1.0, low, high, n)).better == better
+    assert Equal(nothing, nothing, Comparison(value, 0.9, 1.1, n, p, p_equal)).better == better
 
 
 def test_without_a_smaller_network_or_a_common_seed_there_is_nothing_to_compare() -> None:
