@@ -154,24 +154,28 @@ def test_notebooks_read_the_folder_they_are_given(monkeypatch: pytest.MonkeyPatc
     assert reference_folder().parts[-3:] == ("results", "reference", "wikitext2_small")
 
 
+def points(frame: pd.DataFrame, table: str, over: str | None = None) -> pd.DataFrame:
+    return compare.timed_points(compare.measured_speedup(frame, table), table, over)
+
+
 @pytest.mark.parametrize("column", UNLIKE_PRODUCTS)
 def test_unlike_products_are_not_mixed_unless_the_column_is_named(column: str) -> None:
     settings, values = UNLIKE_PRODUCTS[column]
     frame = pd.DataFrame([made.ratio_row([2.0]), made.ratio_row([8.0], settings={"seed": 1} | settings, **values)])
-    words = refusal(lambda: compare.gemm_points(frame))
+    words = refusal(lambda: points(frame, "gemm"))
     assert f"mix {column} (" in words and f"name {column!r}" in words
-    compare.gemm_points(frame, over=column)
+    points(frame, "gemm", over=column)
     one_of(frame, [column], over=column)
     other = "cache" if column != "cache" else "dtype"
-    assert f"mix {column} (" in refusal(lambda: compare.gemm_points(frame, over=other))
+    assert f"mix {column} (" in refusal(lambda: points(frame, "gemm", over=other))
 
 
 @pytest.mark.parametrize("column", UNLIKE_LAYERS)
 def test_unlike_layers_are_not_mixed_unless_the_column_is_named(column: str) -> None:
     rows = [made.layer_row([2.0]), made.layer_row([8.0], settings={"seed": 1, column: UNLIKE_LAYERS[column]})]
     frame = pd.DataFrame(rows)
-    assert f"mix {column} (" in refusal(lambda: compare.lstm_points(frame))
-    assert len(compare.lstm_points(frame, over=column)) == 2
+    assert f"mix {column} (" in refusal(lambda: points(frame, "lstm"))
+    assert len(points(frame, "lstm", over=column)) == 2
     assert [label for label, _ in split(frame, "lstm", over=column)] == [""]
     assert len(list(split(frame, "lstm"))) == 2
 
