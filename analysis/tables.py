@@ -195,10 +195,10 @@ def _statement(row: dict[str, Any], unit: Unit) -> str:
 
 def _perplexity(row: dict[str, Any], unit: Unit) -> str:
     """Whether training on the sparse path ended where the masked runs of the same seeds did."""
-    difference, noise = row["ppl_difference"], row["seed_noise"]
-    if difference.n == 0:
+    apart, noise = row["ppl_difference"], row["seed_noise"]
+    if apart.n == 0:
         return "no masked run of the same seed to compare its perplexity with"
-    found = f"test {unit.name} {signed(difference, unit.digits)} from the masked run of the same seed"
+    found = f"test {unit.name} {signed(apart, unit.digits)} from the masked run of the same seed"
     verdict = row["ppl_ratio"].verdict
     if not verdict:
         return f"{found}, of one seed, so it is not known whether another seed would change more than that"

@@ -7,16 +7,18 @@ keeps its rows.
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from bench.cells import TrainCell
+from bench.cells import is_training
 from bench.counting.ngrams import HALF_ADDED, KNESER_NEY, WITTEN_BELL, Smoothing, perplexities, unigram_perplexity
 from bench.data.corpus import Corpus, data_dir, load_corpus
 from bench.measuring.machine import revision, source_hash
@@ -78,7 +80,7 @@ class Text(NamedTuple):
 
 def texts(sweeps: Iterable[Sweep]) -> list[Text]:
     """The texts that the networks of sweeps are trained and evaluated on, each once."""
-    cells = (cell for sweep in sweeps for cell in sweep.cells if isinstance(cell, TrainCell))
+    cells = (cell for sweep in sweeps for cell in sweep.cells if is_training(cell))
     found = (
         Text(cell.dataset, cell.train_tokens, cell.epochs if cell.train_tokens else 1, cell.eval_tokens)
         for cell in cells
@@ -103,6 +105,8 @@ def rows(text: Text, corpus: Corpus) -> Iterator[dict[str, Any]]:
 
 def compute(sweeps: Iterable[Sweep], out: Path, say: Callable[[str], None] = print) -> Path:
     """Count what is not in `out` yet of the texts of `sweeps`, and write it. DataError where a text cannot be read."""
+    with suppress(FileNotFoundError):
+        os.scandir(out).close()  # raises where it is no folder, or shut
     path = out / FILE
     require_pair(path)
     before: bytes | None = None

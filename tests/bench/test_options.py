@@ -56,9 +56,10 @@ PATHS = {
     ("campaign", "--resume-from"): (2, 0, 2, 2, 2),
     ("tune", "--out"): (0, 2, 0, 2, 3),
     ("columns", "--schema"): (0, 2, 0, 2, 3),
+    ("yardsticks", "--out"): (0, 0, 3, 3, 3),
 }
 STATES = ("missing", "folder", "file", "shut", "in a file")
-FLAGS = {("plan", "--retry"), ("run", "--retry")}
+FLAGS = {("plan", "--retry"), ("run", "--retry"), ("campaign", "--background"), ("campaign", "--give-way")}
 
 
 def options() -> dict[tuple[str, str], Any]:
