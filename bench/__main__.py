@@ -253,18 +253,14 @@ def yardsticks(names: Names, out: YardsticksOut = HERE / "yardsticks") -> None:
     OUT/yardsticks.parquet is what the analysis draws as lines in its accuracy figures, for sweeps in the folder beside
     OUT. A text that is there already is not counted again.
     """
-    with _one_line_errors():
-        from bench.sweep import load_all
+    with _sweeps(names) as sweeps:
+        from bench.data.corpus import DataError
+        from bench.yardsticks import compute
 
-        sweeps = load_all(names)
-        with _environment_errors():
-            from bench.data.corpus import DataError
-            from bench.yardsticks import compute
-
-            try:
-                compute(sweeps, out)
-            except DataError as error:
-                raise ending(str(error), ENVIRONMENT) from None
+        try:
+            compute(sweeps, out)
+        except DataError as error:
+            raise ending(str(error), ENVIRONMENT) from None
 
 
 @app.command()

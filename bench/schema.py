@@ -9,6 +9,7 @@ settings and measurements, never predictions. From these columns both what peopl
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -249,9 +250,14 @@ def arrow_schema(kind: str) -> pa.Schema:
         Column(name, SETTING_TYPES.get(field.annotation, pa.string()), "setting", "", field.description or "")
         for name, field in KINDS[kind].model_fields.items()
     ]
+    return documented((*first, *settings, *last))
+
+
+def documented(columns: Iterable[Column]) -> pa.Schema:
+    """A table of these columns, what they are in its metadata."""
     return pa.schema(
         pa.field(each.name, each.type, metadata={"role": each.role, "unit": each.unit, "doc": each.doc})
-        for each in (*first, *settings, *last)
+        for each in columns
     )
 
 

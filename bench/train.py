@@ -134,7 +134,7 @@ class Run:
         saved = keeper.find()
         model = MODELS[cell.model](cell, len(corpus.vocabulary))
         if cell.decoder_bias == "frequencies":
-            model.start_from_frequencies(torch.bincount(corpus.train, minlength=len(corpus.vocabulary)))
+            model.start_from_frequencies(corpus.counts)
         model.to(cell.device)
         streams = batchify(epoch_slice(corpus.train, cell.train_tokens, 1), cell.batch_size)
         lengths = epoch_windows(cell, len(streams))
@@ -164,12 +164,6 @@ class Run:
                 part.load_state_dict(saved[name])
         run.choose_paths()
         return run
-
-    @property
-    def decoder_multiply_adds(self) -> float:
-        """Of one token of the training text."""
-        counts = torch.bincount(self.corpus.train, minlength=len(self.corpus.vocabulary))
-        return float(self.model.decoder_multiply_adds(counts))  # type: ignore[operator]
 
     @property
     def steps(self) -> int:
@@ -316,7 +310,7 @@ class Run:
             "corpus_sha256": self.corpus.sha256[:16],
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "prunable_parameters": sum(weight.numel() for weight in weights.values()),
-            "decoder_multiply_adds": self.decoder_multiply_adds,
+            "decoder_multiply_adds": self.model.decoder_multiply_adds(self.corpus.counts),  # type: ignore[operator]
             "block_norms": norms if keep_norms else None,
             **self.keeper.columns(),
             **measured,

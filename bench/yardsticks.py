@@ -22,7 +22,7 @@ from bench.cells import is_training
 from bench.counting.ngrams import HALF_ADDED, KNESER_NEY, WITTEN_BELL, Smoothing, perplexities, unigram_perplexity
 from bench.data.corpus import Corpus, data_dir, load_corpus
 from bench.measuring.machine import revision, source_hash
-from bench.schema import Column
+from bench.schema import Column, documented
 from bench.storing.parquet import DamagedError, from_parquet, publish_pair, read_table, require_pair, to_parquet
 from bench.sweep import Sweep
 
@@ -60,9 +60,7 @@ COLUMNS = (
     Column("seconds", pa.float64(), "provenance", "s", "wall time of all orders of the text"),
 )
 # fmt: on
-SCHEMA = pa.schema(
-    pa.field(each.name, each.type, metadata={"role": each.role, "unit": each.unit, "doc": each.doc}) for each in COLUMNS
-)
+SCHEMA = documented(COLUMNS)
 
 
 class Text(NamedTuple):

@@ -61,6 +61,13 @@ class Corpus:
     sha256: str
     token: str = "word"
 
+    @functools.cached_property
+    def counts(self) -> Tensor:
+        """How often the training text says each word: [vocabulary]."""
+        import torch
+
+        return torch.bincount(self.train, minlength=len(self.vocabulary))
+
     @property
     def sizes(self) -> Sizes:
         return Sizes(len(self.train), len(self.valid), len(self.test), len(self.vocabulary))

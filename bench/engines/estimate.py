@@ -7,7 +7,6 @@ from itertools import pairwise
 
 from bench.cells import CHECK_SECONDS, Cell, TrainCell, is_training
 from bench.measuring.machine import physical_cores
-from bench.measuring.memory import looked_at
 
 FLOPS_PER_SECOND = 20e9  # of one thread; only a start, corrected by the first cells that end
 GPU_FLOPS_PER_SECOND = 20e12  # of a GPU, float64 for the reference included
@@ -66,7 +65,7 @@ def _training_seconds(cell: TrainCell, rate: float) -> float:
     train = cell.train_tokens or TRAIN_TOKENS.get(text, SMALL_TEXT["train"])
     evaluated = 2 * cell.eval_tokens or EVAL_TOKENS.get(text, SMALL_TEXT["eval"])
     lstm = sum(4 * out * (into + out) for into, out in pairwise(cell.layer_widths))
-    words = looked_at(cell, VOCABULARY.get(text, SMALL_TEXT["vocabulary"]))
+    words = cell.least_logits(VOCABULARY.get(text, SMALL_TEXT["vocabulary"]))
     per_token = 2 * (lstm + words * cell.layer_widths[-1])
     # the backward pass costs twice the forward pass
     seconds = CHECK_SECONDS + cell.epochs * per_token * (3 * train + evaluated) / rate

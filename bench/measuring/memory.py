@@ -56,23 +56,7 @@ def largest_window(cell: TrainCell, sizes: Sizes) -> int:
 def parameters_of(cell: TrainCell, vocabulary: int) -> int:
     """Parameters of a model, from the settings alone: embedding, decoder, layers."""
     layers = sum(4 * out * (into + out + 2) for into, out in pairwise(cell.layer_widths))
-    return vocabulary * cell.embedding_size + decoder_parameters(cell, vocabulary) + layers
-
-
-def decoder_parameters(cell: TrainCell, vocabulary: int) -> int:
-    """Those of the decoder's own: a bias, or an adaptive softmax."""
-    if cell.decoder == "tied":
-        return vocabulary
-    size, cutoffs = cell.layer_widths[-1], [*cell.cutoffs, vocabulary]
-    clusters = sum(
-        int(size // 4 ** (number + 1)) * (size + high - low) for number, (low, high) in enumerate(pairwise(cutoffs))
-    )
-    return looked_at(cell, vocabulary) * (size + 1) + clusters
-
-
-def looked_at(cell: TrainCell, vocabulary: int) -> int:
-    """Logits that every token has at least."""
-    return vocabulary if cell.decoder == "tied" else cell.cutoff + len(cell.cutoffs)
+    return vocabulary * cell.embedding_size + cell.decoder_parameters(vocabulary) + layers
 
 
 def least_bytes(cell: TrainCell, sizes: Sizes) -> int:
@@ -82,7 +66,7 @@ def least_bytes(cell: TrainCell, sizes: Sizes) -> int:
     """
     parameters, states = parameters_of(cell, sizes.vocabulary), STATES.get(cell.optimizer, 1 if cell.momentum else 0)
     return FLOAT_BYTES * (
-        parameters * (2 + states) + 2 * largest_window(cell, sizes) * looked_at(cell, sizes.vocabulary)
+        parameters * (2 + states) + 2 * largest_window(cell, sizes) * cell.least_logits(sizes.vocabulary)
     )
 
 
@@ -93,7 +77,7 @@ def require_memory(cell: TrainCell, sizes: Sizes) -> None:
         parameters = parameters_of(cell, sizes.vocabulary)
         raise MemoryError(
             f"a step needs more than {needed / GIB:.1f} GiB ({parameters:,} parameters, batch_size {cell.batch_size} x "
-            f"bptt {cell.bptt} x {looked_at(cell, sizes.vocabulary):,} logits, in the test "
+            f"bptt {cell.bptt} x {cell.least_logits(sizes.vocabulary):,} logits, in the test "
             f"test_batch_size {cell.test_batch_size} x as many), and {cell.device} has {there / GIB:.1f} GiB"
         )
 
@@ -114,7 +98,7 @@ def rough_bytes(cell: TrainCell, sizes: Sizes) -> int:
     parameters, outputs = parameters_of(cell, sizes.vocabulary), sum(cell.layer_widths[1:])
     copies = parameters * (2 if cell.selection == "best" else 1)
     window = largest_window(cell, sizes)
-    more = FLOAT_BYTES * (copies + window * (looked_at(cell, sizes.vocabulary) + KEPT_AN_OUTPUT * outputs))
+    more = FLOAT_BYTES * (copies + window * (cell.least_logits(sizes.vocabulary) + KEPT_AN_OUTPUT * outputs))
     return PROCESS_BYTES + least_bytes(cell, sizes) + more
 
 

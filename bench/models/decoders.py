@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-DIV_VALUE = 4.0  # torch's default: the clusters' widths are those of the head divided by 4, by 16, ...
+from bench.models.settings import NARROWER
+
+
+def frequencies(counts: Tensor) -> Tensor:
+    """The share of each token, half a count added to it. counts: [vocabulary]."""
+    smoothed = counts + 0.5
+    return smoothed / smoothed.sum()
 
 
 class AdaptiveSoftmax(nn.AdaptiveLogSoftmaxWithLoss):
@@ -23,7 +29,7 @@ class AdaptiveSoftmax(nn.AdaptiveLogSoftmaxWithLoss):
 
     def __init__(self, size: int, vocabulary: int, cutoffs: list[int]) -> None:
         """size: units of the last layer. cutoffs: tokens before each cluster, fewer than the vocabulary has."""
-        super().__init__(size, vocabulary, cutoffs, DIV_VALUE, head_bias=True)
+        super().__init__(size, vocabulary, cutoffs, NARROWER, head_bias=True)
 
     @torch.no_grad()
     def start_from_frequencies(self, counts: Tensor) -> None:
@@ -31,7 +37,7 @@ class AdaptiveSoftmax(nn.AdaptiveLogSoftmaxWithLoss):
 
         counts: [vocabulary].
         """
-        share = (counts + 0.5) / (counts + 0.5).sum()
+        share = frequencies(counts)
         clusters = [share[low:high].sum() for low, high in pairwise(self.cutoffs)]
         self.head.bias.copy_(torch.cat([share[: self.cutoffs[0]], torch.stack(clusters)]).log())
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cells import TrainCell
-from bench.models.decoders import AdaptiveSoftmax, Decoder
+from bench.models.decoders import AdaptiveSoftmax, Decoder, frequencies
 from bench.models.layers import LSTMLayer, State
 
 
@@ -47,8 +47,7 @@ class LSTM(nn.Module):
             assert self.head is not None
             self.head.start_from_frequencies(counts)
         else:
-            smoothed = counts + 0.5
-            self.decoder_bias.copy_((smoothed / smoothed.sum()).log())
+            self.decoder_bias.copy_(frequencies(counts).log())
 
     def forward(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
         """Logits of the next word and the states to go on from. inputs: [time, batch] -> [time * batch, vocabulary]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,6 +12,7 @@ from bench.models.registry import MODELS
 from bench.pruning.settings import Sparsifying
 from bench.settings import Count, Natural, NonNegative, ProperFraction
 
+NARROWER = 4.0  # torch's default: the clusters' widths are those of the head divided by 4, by 16, ...
 OWN = {  # settings that not every model has; a model that is not named here may use them all
     "lstm": ("dropout",),
     "awd_lstm": (
@@ -98,6 +100,20 @@ class ModelSettings(Sparsifying):
     def cutoffs(self) -> list[int]:
         """Words before each cluster of the adaptive softmax."""
         return [self.cutoff, self.second_cutoff] if self.second_cutoff else [self.cutoff]
+
+    def least_logits(self, vocabulary: int) -> int:
+        """Logits that every token has at least: of all words, or of the adaptive softmax's head."""
+        return vocabulary if self.decoder == "tied" else self.cutoff + len(self.cutoffs)
+
+    def decoder_parameters(self, vocabulary: int) -> int:
+        """Parameters of the decoder's own: a bias, or an adaptive softmax."""
+        if self.decoder == "tied":
+            return vocabulary
+        size, edges = self.layer_widths[-1], [*self.cutoffs, vocabulary]
+        clusters = sum(
+            int(size // NARROWER**number) * (size + high - low) for number, (low, high) in enumerate(pairwise(edges), 1)
+        )
+        return self.least_logits(vocabulary) * (size + 1) + clusters
 
     @property
     def divided(self) -> dict[str, int]:

@@ -139,12 +139,6 @@ def score(model: Model, tokens: Tensor, batch_size: int, bptt: int) -> Scores:
     return Scores(torch.stack(nats).tolist(), targets_seen)  # read at the end: a GPU need not be waited for
 
 
-def evaluate(model: Model, tokens: Tensor, batch_size: int, bptt: int) -> tuple[float, int]:
-    """Perplexity of a model in evaluation on a text, and the number of targets; as `score`."""
-    scores = score(model, tokens, batch_size, bptt)
-    return scores.perplexity, scores.count
-
-
 Columns = dict[str, Any]
 
 
