@@ -105,7 +105,7 @@ def _one_line_errors() -> Iterator[None]:
             warnings.showwarning = say
             yield
     except ValueError as error:
-        from analysis.schema import BadInputError
+        from analysis.loading.schema import BadInputError
 
         if not isinstance(error, BadInputError):
             raise
@@ -136,8 +136,8 @@ def report(name: Name, results: Results = None) -> None:
 def notebooks(out: Executed = None, results: Tables = None) -> None:
     """Execute every notebook and keep the executed copies."""
     with _one_line_errors():
-        from analysis.execution import NotebookError, execute_all
         from analysis.load import reference_folder, results_folder
+        from analysis.reporting.execution import NotebookError, execute_all
         from analysis.study import read
 
         read(results or reference_folder())
@@ -160,7 +160,7 @@ def figures(name: Name, out: Out, results: Results = None) -> None:
 
 def main() -> None:
     """The command line as a process of its own."""
-    from analysis.output import outlive_readers
+    from analysis.reporting.output import outlive_readers
 
     outlive_readers()
     os.environ["MPLBACKEND"] = "agg"  # no screen is needed, nor a backend that the user has named

@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 
 from analysis import compare
+from analysis.accuracy.yardsticks import standing
 from analysis.load import records
 from analysis.runs import best_replicated, common_sparsity, is_dense, without_path
 from analysis.stats import Estimate, change, factor, judged, median_interval, times
 from analysis.study import Part
-from analysis.yardsticks import standing
 
 OURS = "native"
 SETTINGS_SAID = 2  # of those whose LSTM layers were timed in training

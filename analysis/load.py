@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.schema import BadInputError
-from analysis.validation import parsed, validated
+from analysis.loading.schema import BadInputError
+from analysis.loading.validation import parsed, validated
 
 TABLES = ("gemm", "lstm", "train")
 READINGS = 100  # of a table that changes while it is read

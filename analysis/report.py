@@ -22,7 +22,7 @@ from analysis.figures import style
 from analysis.figures import training as training_figures
 from analysis.findings import findings
 from analysis.load import LEFT_OUT, TABLES, records
-from analysis.sections import DOTS_PER_INCH, sections
+from analysis.reporting.sections import DOTS_PER_INCH, sections
 from analysis.study import Study
 
 PROVENANCE = ("device_name", "cores", "threads_used", "workers", "os", "driver", "python", "torch", "blas", "commit")
@@ -36,7 +36,7 @@ def write_report(found: Study | str | os.PathLike[str]) -> Path:
     """
     found = found if isinstance(found, Study) else study.read(found)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from analysis import stats, theory
-from analysis.endings import falling
+from analysis.accuracy.endings import falling
+from analysis.accuracy.units import Unit, unit_of
+from analysis.accuracy.yardsticks import of_text, why_untrained
 from analysis.load import UNLIKE, load_yardsticks, one_of, records
 from analysis.stats import UNKNOWN, Comparison, Estimate, Scatter, compared, difference, level, ratio_interval
-from analysis.units import Unit, unit_of
-from analysis.yardsticks import of_text, why_untrained
 
 MODEL_SETTINGS = (
     "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers",

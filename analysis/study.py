@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import compare, realised, runs
+from analysis.accuracy.units import Unit, unit_of
+from analysis.accuracy.yardsticks import Yardstick, of_part
 from analysis.load import REFERENCE, TABLES, load, load_yardsticks, reference_folder, split, tables_in
+from analysis.loading.schema import BadInputError, columns
 from analysis.runs import Pool
-from analysis.schema import BadInputError, columns
-from analysis.units import Unit, unit_of
-from analysis.yardsticks import Yardstick, of_part
 
 
 @dataclass(frozen=True, eq=False)

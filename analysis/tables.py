@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 
 from analysis import compare
+from analysis.accuracy.units import Unit
 from analysis.load import records
 from analysis.runs import PPL
 from analysis.stats import NOTHING_KEPT, factor, judged, plus_minus, signed, times
 from analysis.study import Part, joined
 from analysis.theory import layer_speedup, speedup
-from analysis.units import Unit
 
 NOTHING = "–"
 UNTRAINED = "did not train"

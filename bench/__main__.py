@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bench.options import (
+from bench.terminal.options import (
     BAD_INPUT,
     Background,
     Budget,
@@ -104,7 +104,7 @@ def _sweeps(names: Iterable[str]) -> Iterator[list[Sweep]]:
 @contextmanager
 def _text_is_all() -> Iterator[None]:
     """Where a command makes nothing but what it prints, that is not lost in silence."""
-    from bench.output import lost_text
+    from bench.terminal.output import lost_text
 
     yield
     if why := lost_text():
@@ -295,7 +295,7 @@ class _WithoutPandas(MetaPathFinder):
 
 def main() -> None:
     """The command line as a process of its own."""
-    from bench.output import outlive_readers
+    from bench.terminal.output import outlive_readers
 
     outlive_readers()
     sys.meta_path.insert(0, _WithoutPandas())

@@ -4,8 +4,8 @@ A campaign checks every kernel on the device first, then times cells in the orde
 checks once more under compute-sanitizer, until the time is up. What is finished is on the disk after every cell:
 <out>/check.parquet and <out>/<sweep>/gemm.parquet or lstm.parquet, each with its checksum, and <out>/<sweep>/.sweep,
 which file that sweep is: three sweeps leave at most eleven files. Cells that a sweep no longer has are kept apart
-(`bench.origin`). Cells that train run too, several side by side where that is asked for: where checkpoints are, each
-that does not fit is put aside in <out>/.checkpoints when the time is up, and goes on in the next call.
+(`bench.engines.origin`). Cells that train run too, several side by side where that is asked for: where checkpoints are,
+each that does not fit is put aside in <out>/.checkpoints when the time is up, and goes on in the next call.
 
 The tuner times the variants of our kernels for the shapes of sweeps: <folder>/tune.parquet holds every variant with its
 samples and provenance, a JSON file the winners, with provenance, as a table that backends read.
@@ -27,8 +27,8 @@ from typing import Any
 from bench.cells import Cell, CheckCell, TuneCell, number
 from bench.engines.driver import MARGIN, Job, Terms, run_jobs, say
 from bench.engines.estimate import Pace, spoken
+from bench.engines.origin import Kept
 from bench.measuring.machine import source_hash
-from bench.origin import Kept
 from bench.run import FINE, UnusableError, check_datasets, counted, failures, lacked
 from bench.store import locked
 from bench.storing.parquet import publish, require_file

@@ -17,10 +17,10 @@ from bench.cells import KINDS, Cell, is_training, number
 from bench.data.corpus import DataError, data_dir, load_corpus
 from bench.engines.driver import Job, Terms, run_jobs, say
 from bench.engines.estimate import Pace, spoken
+from bench.engines.origin import claim, require_own
 from bench.engines.progress import labels
 from bench.measuring.machine import physical_cores, source_hash
 from bench.measuring.memory import lines as memory_lines
-from bench.origin import claim, require_own
 from bench.pruning.emptied import warnings
 from bench.store import Store, Stored
 from bench.sweep import Sweep

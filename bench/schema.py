@@ -3,7 +3,7 @@
 Roles: `result` is deterministic (equal after a resume), `measured` differs from run to run, `provenance` says where and
 with what it was made. Settings are columns too; their types and descriptions come from `bench.cells`. Rows hold
 settings and measurements, never predictions. From these columns both what people read of them is made
-(results/README.md) and what the analysis knows of them (analysis/columns.json).
+(results/README.md) and what the analysis knows of them (analysis/loading/columns.json).
 """
 
 from __future__ import annotations
@@ -350,7 +350,7 @@ def documentation() -> str:
 
 
 def machine_readable() -> str:
-    """The text of analysis/columns.json: a column a line, settings with their default."""
+    """The text of analysis/loading/columns.json: a column a line, settings with their default."""
     tables = []
     for kind in COLUMNS:
         fields, lines = KINDS[kind].model_fields, []

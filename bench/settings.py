@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from kernels.rounding import nearest_multiples
+from kernels.tensors.rounding import nearest_multiples
 
 LARGEST_INT = 2**31 - 1  # so that every setting fits a column, and a seed times 16 fits torch's generator
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.operands import contiguous, require_values, require_whole
-from kernels.rounding import blocks_to_empty, nearest_multiples
-from kernels.tracing import lasting
+from kernels.tensors.operands import contiguous, require_values, require_whole
+from kernels.tensors.rounding import blocks_to_empty, nearest_multiples
+from kernels.tensors.tracing import lasting
 
 
 def grid_shape(rows: int, cols: int, block_size: int) -> tuple[int, int]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from kernels.blockmask import BlockMask, grid_shape
-from kernels.index import BSRIndex as BSRIndex
-from kernels.index import checked, derive, plain, unobserved
-from kernels.operands import contiguous, require_memory, require_values
-from kernels.tracing import lasting
+from kernels.tensors.index import BSRIndex as BSRIndex
+from kernels.tensors.index import checked, derive, plain, unobserved
+from kernels.tensors.operands import contiguous, require_memory, require_values
+from kernels.tensors.tracing import lasting
 
 
 class TransposedIndex(NamedTuple):

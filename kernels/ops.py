@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.autocast import autocast_type, is_any_autocast, lowered
 from kernels.bsr import BSRMatrix, require_sparse
 from kernels.cuda import choose
 from kernels.cuda import lstm as cuda_lstm
@@ -21,13 +20,14 @@ from kernels.cuda.products import kept_pattern, pattern_for
 from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
 from kernels.native import products as native_products
-from kernels.operands import require, require_memory
 from kernels.products import How, cuda_dsd, product, recorded
 from kernels.products import dsd as dsd
 from kernels.products import sdd as sdd
 from kernels.system.resources import UnsupportedError
 from kernels.system.threads import in_force
-from kernels.tracing import refuse_functionalize, transformed, watched
+from kernels.tensors.autocast import autocast_type, is_any_autocast, lowered
+from kernels.tensors.operands import require, require_memory
+from kernels.tensors.tracing import refuse_functionalize, transformed, watched
 
 KERNELS = ("auto", "cuda", "native", "torch")
 

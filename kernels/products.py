@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, is_grad_enabled
 from torch.autograd import forward_ad
 
-from kernels.autocast import as_given
 from kernels.bsr import BSRIndex
 from kernels.cuda.products import Pattern, pattern_of
-from kernels.index import checked
 from kernels.native import products as native_products
-from kernels.tracing import batched, transformed, watched
+from kernels.tensors.autocast import as_given
+from kernels.tensors.index import checked
+from kernels.tensors.tracing import batched, transformed, watched
 
 
 def _torch_dsd(data: Tensor, to_rows: Tensor, from_rows: Tensor, num_block_rows: int, x: Tensor) -> Tensor:

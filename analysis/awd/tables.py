@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from analysis.accuracy.endings import averaging_line, falling_line
 from analysis.awd import answers
 from analysis.awd.answers import SMALL, SWEEPS, UNTRAINED, Answer, Sweep, Sweeps, answer, order, paired_ratios
 from analysis.awd.equal import smaller_table, wide_table
 from analysis.awd.lines import BEST, DENSE, FOUR, LINES, NOT_RUN, NOTHING, Line, Row, place
 from analysis.awd.published import ELEMENTWISE, RECIPE_90, RECIPE_750, SLIDES, Published
-from analysis.endings import averaging_line, falling_line
 from analysis.load import records
 from analysis.runs import PPL, best_replicated, prunes, trained, without_path
 from analysis.stats import MARGIN, Comparison, change, factor, judged, plus_minus, times

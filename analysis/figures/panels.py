@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import compare, theory
+from analysis.accuracy.yardsticks import SMOOTHINGS
 from analysis.figures import style
 from analysis.load import records
 from analysis.runs import failed_runs, without_path
 from analysis.study import Part
-from analysis.yardsticks import SMOOTHINGS
 
 MAX_COLS = 3
 

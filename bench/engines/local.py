@@ -28,7 +28,7 @@ from bench.cells import Cell, Progress, Row, Tell
 from bench.engines.starts import Starts, be_ready, take_up
 from bench.measuring.causes import one_line, status_of
 from bench.measuring.machine import physical_cores
-from bench.output import outlive_readers
+from bench.terminal.output import outlive_readers
 from bench.training.checkpoint import Checkpoints
 from kernels.system.threads import in_force
 

@@ -13,7 +13,7 @@ from torch.optim import optimizer
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from kernels.tracing import watcher
+from kernels.tensors.tracing import watcher
 
 DEVICES = ("cpu", "cuda")  # of cells
 Flag = tuple[

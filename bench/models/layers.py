@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from bench.measuring.clocks import Moment, Stopwatch, moment
-from kernels.autocast import multiplied_as
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.native.library import POOL
-from kernels.operands import require_memory, require_values
 from kernels.ops import block_sparse_lstm, computed_in
-from kernels.tracing import batched, lasting, transformed, watched
+from kernels.tensors.autocast import multiplied_as
+from kernels.tensors.operands import require_memory, require_values
+from kernels.tensors.tracing import batched, lasting, transformed, watched
 
 # Recurrent weights that are dropped anew at each call cannot lie where cuDNN would like them.
 warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk of memory")

@@ -8,7 +8,7 @@ from typing import TypeGuard
 
 from bench.cells import Cell, TimedCell, TrainCell
 from bench.pruning.allocation import allocate
-from kernels.rounding import blocks_to_empty
+from kernels.tensors.rounding import blocks_to_empty
 
 
 def has_grids(cell: Cell) -> TypeGuard[TimedCell | TrainCell]:

@@ -24,9 +24,9 @@ from bench.models.decoders import AdaptiveSoftmax, Decoder, adaptive_of
 from bench.storing.parquet import DamagedError, publish_pair, read_table, require_pair
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix, require_sparse
-from kernels.operands import require_memory
 from kernels.ops import block_sparse_lstm
 from kernels.system.resources import in_words
+from kernels.tensors.operands import require_memory
 
 FORMAT = "block-sparse LSTM language model 1"
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")

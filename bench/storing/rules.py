@@ -1,6 +1,6 @@
 """What a cell that is ok can say: a value where one counts, within its bounds, samples in pairs, every epoch of a run.
 
-`analysis.rules` holds the same on its side of the parquet wall: one table of cases tests both.
+`analysis.loading.rules` holds the same on its side of the parquet wall: one table of cases tests both.
 """
 
 from __future__ import annotations

@@ -28,10 +28,10 @@ from kernels.cuda.compile import nvrtc
 from kernels.cuda.device import Kernel, Variant, arch_of
 from kernels.cuda.mma import BLOCKS, MmaProduct, MmaSampled, ProductChoice, SampledChoice, is_exact, parts_for
 from kernels.cuda.mma_plan import MOST_NUMBERS, ProductPlan, SampledPlan, product_plan, sampled_plan
-from kernels.index import BSRIndex
-from kernels.operands import contiguous
 from kernels.system.cache import DoubtError, read_sealed, say
 from kernels.system.resources import UnsupportedError, shown
+from kernels.tensors.index import BSRIndex
+from kernels.tensors.operands import contiguous
 
 PATH = Path(__file__).with_name("tuned.json")
 ALIKE = ("op", "dtype", "math", "block_size")  # must be equal

@@ -24,10 +24,10 @@ from kernels.cuda.lstm_plan import CTA_OVERHEAD, Device, Plan, Tiles
 from kernels.cuda.mma_plan import MOST_NUMBERS
 from kernels.cuda.products import Pattern, pattern_of
 from kernels.cuda.recurrence import Kept, Recurrence, Sizes, plans_for, tiles_for
-from kernels.index import BSRIndex
-from kernels.operands import require
 from kernels.system.resources import UnsupportedError
-from kernels.tracing import refuse_second, refuse_transforms, watched
+from kernels.tensors.index import BSRIndex
+from kernels.tensors.operands import require
+from kernels.tensors.tracing import refuse_second, refuse_transforms, watched
 
 MOST_PREPARED = 16  # of a pattern
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from kernels.bsr import BSRMatrix
 from kernels.cuda import choose
 from kernels.cuda.choose import ELEMENTS, Prepared, Task, aligned, prepare
-from kernels.index import BSRIndex, adopted, checked, own_copy
-from kernels.operands import require
+from kernels.tensors.index import BSRIndex, adopted, checked, own_copy
+from kernels.tensors.operands import require
 
 MOST_PATTERNS, MOST_PREPARED = 128, 64  # kept; of patterns the last used
 

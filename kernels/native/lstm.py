@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from kernels.bsr import BSRMatrix
-from kernels.index import BSRIndex
 from kernels.native import library as native_library
 from kernels.native import products as native_products
 from kernels.native.library import Matrix, Pool, launch, pool_for, structure
 from kernels.native.products import Packed, Panels
-from kernels.operands import address, contiguous, require
-from kernels.tracing import refuse_second, refuse_transforms
+from kernels.tensors.index import BSRIndex
+from kernels.tensors.operands import address, contiguous, require
+from kernels.tensors.tracing import refuse_second, refuse_transforms
 
 WIDEST_CHUNK = 96  # of the batch
 SPAN = 32  # of parts.h

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from kernels.bsr import BSRMatrix
-from kernels.index import BSRIndex, checked
 from kernels.native import library as native_library
 from kernels.native.library import Matrix, Pool, entry, launch, pool_for, structure
-from kernels.operands import address, contiguous, require, settled
+from kernels.tensors.index import BSRIndex, checked
+from kernels.tensors.operands import address, contiguous, require, settled
 
 PACKED_BYTES = 4 * 1024 * 1024  # of X that are packed at a time
 CHUNK_BYTES = 512 * 1024  # of X beside one chunk of columns: about half a core's second-level cache

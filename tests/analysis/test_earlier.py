@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.execution import NOTEBOOKS
 from analysis.load import load, tables_in
 from analysis.report import write_figures, write_report
+from analysis.reporting.execution import NOTEBOOKS
 from bench.cells import KINDS
 from bench.schema import arrow_schema
 from bench.store import Store

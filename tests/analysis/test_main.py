@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 import typer
 
-from analysis import execution
 from analysis.__main__ import BAD_INPUT, ENVIRONMENT, FAILED, app
+from analysis.reporting import execution
 
 ROOT = Path(__file__).parents[2]
 Sweep = Callable[..., Path]
@@ -141,7 +141,7 @@ OPTIONS = {
 
 def test_a_command_that_draws_nothing_loads_nothing_to_draw_with() -> None:
     loaded = (
-        "import sys; from analysis import __main__, execution, study; "
+        "import sys; from analysis import __main__, study; from analysis.reporting import execution; "
         "print([name for name in ('matplotlib', 'seaborn') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)

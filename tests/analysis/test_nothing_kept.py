@@ -20,11 +20,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis import report, stats, tables, theory
-from analysis.execution import NOTEBOOKS
 from analysis.findings import findings
 from analysis.goals import cpu, judge
 from analysis.load import TABLES
 from analysis.realised import amdahl, over_seeds
+from analysis.reporting.execution import NOTEBOOKS
 from bench.cells import TrainCell
 
 Sweep = Callable[..., Path]

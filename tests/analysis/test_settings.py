@@ -6,8 +6,8 @@ import pytest
 
 from analysis.compare import SETTINGS
 from analysis.load import TABLES, UNLIKE
+from analysis.loading.schema import columns
 from analysis.runs import MODEL_SETTINGS, PRUNING_SETTINGS
-from analysis.schema import columns
 
 NAMED = {**SETTINGS, "train": (*MODEL_SETTINGS, *PRUNING_SETTINGS)}
 

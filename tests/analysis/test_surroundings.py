@@ -14,10 +14,10 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 
-from analysis import execution
 from analysis.figures import style
 from analysis.load import load
 from analysis.report import write_figures, write_report
+from analysis.reporting import execution
 from analysis.study import read
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import kernels.blockmask
 import kernels.bsr
-import kernels.index
+import kernels.tensors.index
 
 COPIES = ("aten::_to_copy", "aten::copy_", "aten::lift_fresh", "aten::detach")
 
@@ -30,9 +30,9 @@ class PretendDevice(TorchDispatchMode):
         self.patch = pytest.MonkeyPatch()
 
     def __enter__(self) -> Self:
-        for module in (kernels.blockmask, kernels.bsr, kernels.index):
+        for module in (kernels.blockmask, kernels.bsr, kernels.tensors.index):
             self.patch.setattr(module, "require_values", lambda *_: None)  # a GPU's tensors have some
-        self.patch.setattr(kernels.index, "_check", lambda *_: None)
+        self.patch.setattr(kernels.tensors.index, "_check", lambda *_: None)
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:

@@ -175,6 +175,6 @@ def test_the_committed_documentation_is_current() -> None:
 
 
 def test_the_analysis_knows_the_columns_of_today() -> None:
-    assert (ROOT / "analysis" / "columns.json").read_text(encoding="utf-8") == machine_readable(), (
-        "run: python -m bench columns --schema analysis/columns.json"
+    assert (ROOT / "analysis" / "loading" / "columns.json").read_text(encoding="utf-8") == machine_readable(), (
+        "run: python -m bench columns --schema analysis/loading/columns.json"
     )

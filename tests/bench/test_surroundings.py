@@ -51,7 +51,7 @@ def test_a_run_goes_on_without_its_reader_and_ends_with_its_own_status(tmp_path:
 ENCODINGS = """
 import io, os, sys
 from bench.__main__ import app
-from bench.output import outlive_readers
+from bench.terminal.output import outlive_readers
 for encoding in ("ascii", "cp1252", "utf-8"):
     for name, number in (("stdout", 1), ("stderr", 2)):
         setattr(sys, name, io.TextIOWrapper(os.fdopen(os.dup(number), "wb"), encoding=encoding, errors="strict"))

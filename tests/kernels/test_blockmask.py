@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 
 from kernels.blockmask import BlockMask, grid_shape
-from kernels.rounding import blocks_to_empty
+from kernels.tensors.rounding import blocks_to_empty
 
 
 def test_counts_by_hand() -> None:

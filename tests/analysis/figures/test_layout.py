@@ -24,7 +24,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis import compare, report, sections, study
+from analysis import compare, report, study
 from analysis.awd import answers as awd
 from analysis.figures import accuracy as accuracy_figures
 from analysis.figures import products as product_figures
@@ -32,6 +32,7 @@ from analysis.figures import realised as realised_figures
 from analysis.figures import theory as theory_figures
 from analysis.figures import training as training_figures
 from analysis.load import REFERENCE, tables_in
+from analysis.reporting import sections
 from analysis.study import Part
 
 SLACK = 2.0  # pixels

@@ -22,7 +22,7 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.cuda.products import Pattern, pattern_for
 from kernels.ops import block_sparse_matmul
-from kernels.tracing import watched
+from kernels.tensors.tracing import watched
 
 
 @pytest.fixture(autouse=True)

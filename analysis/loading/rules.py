@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.schema import Column, columns, schema
+from analysis.loading.schema import Column, columns, schema
 
 # Without these columns a table says nothing; a row that is ok has a value in each.
 TIMED = ("sparsity", "time_ms", "baseline_ms", "samples_ms", "baseline_samples_ms", "timer")

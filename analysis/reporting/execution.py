@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis.load import reference_folder
 
-NOTEBOOKS = Path(__file__).parent / "notebooks"
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 EXPECTED = (
     "01_gemm_speedup.ipynb",
     "02_perplexity.ipynb",
@@ -37,7 +37,7 @@ def execute_all(
     if found != list(EXPECTED):
         raise NotebookError(f"{notebooks}: expected {', '.join(EXPECTED)}; found {', '.join(found) or 'none'}")
     environment = dict(os.environ)
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     if results or environment.get("BENCH_RESULTS"):  # a name or relative path means nothing where the notebooks lie
         environment["BENCH_RESULTS"] = str((results or reference_folder()).resolve())

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.rules import ALWAYS, NEEDED, Fault, faults, keys
-from analysis.schema import BadInputError, Column, columns, schema
+from analysis.loading.rules import ALWAYS, NEEDED, Fault, faults, keys
+from analysis.loading.schema import BadInputError, Column, columns, schema
 
 ARROW = {"int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_()}
 NAMED = 3  # cells in a line

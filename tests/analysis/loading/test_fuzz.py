@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from analysis import report, study
 from analysis.findings import findings
 from analysis.load import REFERENCE, LeftOutWarning
-from analysis.rules import LONGEST, SHORTEST
-from analysis.schema import BadInputError, columns
+from analysis.loading.rules import LONGEST, SHORTEST
+from analysis.loading.schema import BadInputError, columns
 from analysis.study import Part
 from analysis.tables import (
     breakeven_table,

@@ -1,8 +1,8 @@
 """Standard output and error that take every text and outlive their reader: what is printed never ends the work.
 
 A pipe that was closed, a full disk, a stream that was closed from the start and an encoding without a character are
-each the reader's loss alone, unless a command makes nothing else (`lost_text`). `analysis.output` is the same on the
-other side of the parquet wall.
+each the reader's loss alone, unless a command makes nothing else (`lost_text`).
+`analysis.reporting.output` is the same on the other side of the parquet wall.
 """
 
 from __future__ import annotations

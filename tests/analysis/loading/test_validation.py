@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import schema as described
 from analysis.__main__ import BAD_INPUT, app
 from analysis.load import LEFT_OUT, LeftOutWarning, load
-from analysis.rules import ALWAYS, NEEDED
-from analysis.schema import columns, schema
+from analysis.loading import schema as described
+from analysis.loading.rules import ALWAYS, NEEDED
+from analysis.loading.schema import columns, schema
 from bench.cells import KINDS, identity
 from bench.schema import COLUMNS, SCHEMA_VERSION, STATUSES, arrow_schema
 

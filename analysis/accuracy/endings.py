@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.units import Unit
+from analysis.accuracy.units import Unit
 
 NOT_SAID = "not said"
 NEVER = "never"

@@ -12,10 +12,10 @@ import pytest
 from made import train_frame
 
 from analysis import report, study, tables
+from analysis.accuracy.endings import averaged_from, averaging_line, falling, falling_line
+from analysis.accuracy.units import BITS, PERPLEXITY
 from analysis.awd.tables import endings
-from analysis.endings import averaged_from, averaging_line, falling, falling_line
 from analysis.load import REFERENCE
-from analysis.units import BITS, PERPLEXITY
 
 
 def runs(*changes: float | None, error: float | None = 0.003) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from kernels.operands import contiguous, require_room, require_values
+from kernels.tensors.operands import contiguous, require_room, require_values
 
 _functorch = torch._C._functorch
 

@@ -16,7 +16,7 @@ import bench.engines.driver
 from bench.__main__ import app
 from bench.campaign import run_campaign
 from bench.engines.driver import Terms
-from bench.origin import ORIGIN, RETIRED
+from bench.engines.origin import ORIGIN, RETIRED
 from bench.run import make_plan, run_sweep
 from bench.store import Store
 from bench.storing.parquet import from_parquet, read_table

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import read_back
 
-from analysis import rules, study
+from analysis import study
 from analysis.findings import findings
 from analysis.load import LeftOutWarning, load
-from analysis.schema import BadInputError
+from analysis.loading import rules
+from analysis.loading.schema import BadInputError
 from analysis.stats import ratio_interval
 from bench.schema import LARGEST_PPL
 from bench.storing import rules as theirs

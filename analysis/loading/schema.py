@@ -32,7 +32,7 @@ def schema() -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(COLUMNS_FILE.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        remedy = "python -m bench columns --schema analysis/columns.json writes it anew"
+        remedy = "python -m bench columns --schema analysis/loading/columns.json writes it anew"
         raise BadInputError(f"{COLUMNS_FILE}: damaged, it is no JSON; {remedy}") from None
     return found
 

@@ -14,8 +14,8 @@ import nbformat
 import psutil
 import pytest
 
-from analysis import execution
-from analysis.execution import EXPECTED, NOTEBOOKS, NotebookError, execute_all
+from analysis.reporting import execution
+from analysis.reporting.execution import EXPECTED, NOTEBOOKS, NotebookError, execute_all
 
 COMMITTED = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
 LONGEST_CELL = 12  # lines

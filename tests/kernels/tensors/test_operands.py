@@ -2,7 +2,7 @@
 
 Views, types, devices and defaults of torch's, each right or refused in one line by every kernel.
 
-What once ended the process runs in one of its own: `python tests/kernels/test_operands.py` runs that, and says what
+What once ended the process runs in one of its own: `python tests/kernels/tensors/test_operands.py` runs that, and says what
 passed.
 """
 
@@ -25,14 +25,14 @@ from kernels import launches
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check
-from kernels.index import own_copy
 from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
-from kernels.operands import address
 from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, lstm_kernel, lstm_refusal, sdd
 from kernels.problem import GemmProblem, LstmProblem
 from kernels.registry import BACKENDS
 from kernels.system.resources import refusal
+from kernels.tensors.index import own_copy
+from kernels.tensors.operands import address
 
 CPU = torch.device("cpu")
 NO_NATIVE = refusal(native_library.require_kernel, torch.float32, CPU)
@@ -438,7 +438,7 @@ ONCE_FATAL = [
 
 
 def test_nothing_ends_the_process() -> None:
-    where = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    where = os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
     given = {"env": {**os.environ, "PYTHONPATH": where}, "timeout": 280}
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False, **given)
     assert done.stdout.split() == [each.__name__ for each in ONCE_FATAL] and done.returncode == 0, done.stderr[-4000:]

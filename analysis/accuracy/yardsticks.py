@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from analysis.accuracy.units import Unit
 from analysis.load import records
-from analysis.units import Unit
 
 NAMES = {1: "word frequencies", 2: "bigram", 3: "trigram"}
 SMOOTHINGS = {"kneser_ney": "Kneser–Ney", "witten_bell": "Witten–Bell"}

@@ -18,8 +18,8 @@ import typer
 from bench.__main__ import ENVIRONMENT, columns
 from bench.campaign import run_tuner
 from bench.cells import TrainCell
+from bench.engines.origin import origin
 from bench.models.registry import MODELS
-from bench.origin import origin
 from bench.pruning.finalize import FinalModel, finalize
 from bench.pruning.pruner import Pruner
 from bench.run import make_plan

@@ -156,5 +156,5 @@ IDLE = "take only processor time that no other work wants"
 GiveWay = Annotated[bool, typer.Option("--give-way", help=IDLE)]
 WINNERS = "JSON file that the winners are written to; tune.parquet is beside it"
 TunedOut = Annotated[Path, file("--out", WINNERS)]
-Schema = Annotated[Path | None, file("--schema", "also write them for the analysis: analysis/columns.json")]
+Schema = Annotated[Path | None, file("--schema", "also write them for the analysis: analysis/loading/columns.json")]
 YardsticksOut = Annotated[Path, folder("--out", "folder that yardsticks.parquet is written to, and continued from")]

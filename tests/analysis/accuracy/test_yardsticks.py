@@ -17,15 +17,15 @@ import pytest
 from made import train_frame
 
 from analysis import compare, report, study, tables
+from analysis.accuracy.units import BITS, PERPLEXITY
+from analysis.accuracy.yardsticks import NO_WEIGHT, Yardstick, kept_size, of_part, of_text, standing, why_untrained
 from analysis.awd import answers, goals
 from analysis.awd.answers import Sweeps
 from analysis.figures import accuracy, products, training
 from analysis.findings import findings
 from analysis.load import REFERENCE, YARDSTICK, load_yardsticks
-from analysis.schema import BadInputError
+from analysis.loading.schema import BadInputError
 from analysis.study import Part
-from analysis.units import BITS, PERPLEXITY
-from analysis.yardsticks import NO_WEIGHT, Yardstick, kept_size, of_part, of_text, standing, why_untrained
 
 TEXT = {"corpus_sha256": "c" * 16, "train_tokens": 0, "epochs": 1, "eval_tokens": 0, "token": "word"}
 PPLS = {1: 400.0, 2: 130.0, 3: 112.0, 4: 111.0, 5: 110.5, 6: 110.0}
