@@ -320,7 +320,7 @@ def _label_front(drawn: Figure, ax: Axes, front: pd.DataFrame, shown: pd.DataFra
     Points of the front whose markers lie on each other share their words.
     """
     canvas = FigureCanvasAgg(drawn)
-    canvas.draw()  # type: ignore[no-untyped-call]
+    drawn.draw_without_rendering()  # places the axes
     taken = [box for row in records(shown) for box in _boxes(ax, row)]
     points = _pixels(ax, shown)
     for group in _together(ax, front):

@@ -173,9 +173,9 @@ def margin(drawn: Figure, lines: Sequence[str]) -> None:
     if not wrapped:
         return
     notes = 0.19 * len(wrapped) + 0.15
-    FigureCanvasAgg(drawn).draw()  # type: ignore[no-untyped-call]
     below = [legend for legend in drawn.legends if getattr(legend, "_outside_loc", None) == "lower"]
-    legends = sum(legend.get_window_extent().height / drawn.dpi + 0.12 for legend in below)
+    renderer = FigureCanvasAgg(drawn).get_renderer()  # type: ignore[no-untyped-call]
+    legends = sum(legend.get_window_extent(renderer).height / drawn.dpi + 0.12 for legend in below)
     height = drawn.get_figheight() + notes
     drawn.set_figheight(height)
     engine = drawn.get_layout_engine()
