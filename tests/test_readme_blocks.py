@@ -2,29 +2,24 @@
 
 Each in a fresh clone, with what is not committed yet.
 
-A clone has no environment of its own: `python` there is the one that runs the tests, also for nox. Of the variables
-around the tests it gets none that would lead git, Python, nox or the suite elsewhere; only where the data lie. A
-command that is neither run nor in NOT_RUN fails the last tests, as does one there that nobody writes any more, or one
+A command that is neither run nor in NOT_RUN fails the last tests, as does one there that nobody writes any more, or one
 that stands in the prose alone.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cloned import ROOT, clone_into, environment, needed, shell
 
 from bench.sweep import load
 
-ROOT = Path(__file__).parents[1]
 LONG, TRAINS = "takes minutes, on a machine that does nothing else", "trains for hours"
 GPU = "needs a GPU, or what the commands above it wrote on one"
 RUNS_THIS = "is what runs this test"
@@ -36,6 +31,7 @@ NOT_RUN = {
     "nox -s types": "nox does it beside these tests, and it takes long where mypy has nothing kept",
     "nox -s tests": RUNS_THIS,
     'nox -s tests -- -m "not slow"': RUNS_THIS,
+    "nox -s notebooks": "runs in tests/analysis/reporting/test_notebooks.py, which looks at what it makes",
     "nox -s bench": LONG,
     "nox -s campaign": TRAINS,
     "nox -s campaign -- --budget 30000 --together 2": TRAINS,
@@ -50,12 +46,11 @@ NOT_RUN = {
     "python -m bench campaign gemm_gpu lstm_gpu --out out --budget 600": GPU,
     "cp -r out/gemm_gpu out/lstm_gpu results/reference/": GPU,
 }
-LONGER = {"nox -s notebooks": 45, "analysis report": 12}  # seconds
+LONGER = {"analysis report": 12}  # seconds
 TINY = 'kind = "gemm"\n[base]\nm = 64\nk = 64\nn = 4\nblock_size = 16\ntarget_sparsity = 0.5\nbackend = "torch_bsr"\n'
 SMALLER = "TrainCell(train_tokens=4000, eval_tokens=1000, epochs=1, "  # a second instead of half a minute
 
 
-LED_BY = ("GIT_", "BENCH_", "PYTHON", "PYTEST_", "NOX")  # variables that would lead what a clone runs elsewhere
 A_COMMAND = re.compile(r"nox( |$)|pytest .|python -m (bench|analysis|pytest) ")
 
 
@@ -87,82 +82,25 @@ def mark_of(command: str) -> list[pytest.MarkDecorator]:
     return [pytest.mark.slow(seconds) for words, seconds in LONGER.items() if words in command]
 
 
-def surroundings(**more: str) -> dict[str, str]:
-    """The variables around the tests, without those that lead elsewhere."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(LED_BY) or name == "BENCH_DATA_DIR"
-    }
-    return kept | more
-
-
-def git(*arguments: str, **more: str) -> str:
-    command, given = ["git", *arguments], surroundings(**more)
-    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def clone_into(folder: Path) -> Path:
-    """A clone with the working tree's files, and in its .nox/env the environment of the tests.
-
-    The checkout may be somebody else's, which git must be told is no danger: in a file, for the git that reads what is
-    cloned hears of nothing else.
-    """
-    settings = folder.with_name(f"{folder.name}.gitconfig")
-    settings.write_text("[safe]\n\tdirectory = *\n")
-    trusting = {"GIT_CONFIG_GLOBAL": str(settings)}
-    git("clone", "--quiet", "--shared", str(ROOT), str(folder), **trusting)
-    for name in git("ls-files", "-z", "--cached", "--others", "--exclude-standard", **trusting).split("\0"):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-        else:
-            (folder / name).unlink(missing_ok=True) if name else None
-    python = folder / ".nox" / "env" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    inputs = (folder / "pyproject.toml").read_bytes() + (folder / "constraints.txt").read_bytes()
-    (python.parents[1] / "installed").write_text(hashlib.sha256(inputs + sys.version.encode()).hexdigest())
-    return folder
-
-
 @pytest.fixture
 def clone(tmp_path: Path) -> Iterator[Path]:
     """One for each test, gone after it: a clone takes 13 MB and a quarter of a second."""
-    if shutil.which("git") is None or os.name == "nt" or not (ROOT / ".git").exists():
-        pytest.skip("needs git, a checkout and a POSIX shell")
+    needed()
     yield clone_into(tmp_path / "clone")
     shutil.rmtree(tmp_path / "clone")
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """Of a shell there; pip finds nothing, so an environment that nox makes anew is an error."""
-    path = os.pathsep.join([str(folder / ".nox" / "env" / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    return surroundings(PATH=path, PYTHONPATH=str(folder), PIP_NO_INDEX="1")
-
-
-def shell(command: str, folder: Path) -> str:
-    done = subprocess.run(
-        command, shell=True, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{command}: {(done.stdout + done.stderr)[-3000:]}"
-    return done.stdout
 
 
 @pytest.mark.parametrize("command", [pytest.param(each, marks=mark_of(each)) for each in RUN])
 def test_a_command_runs_in_a_fresh_clone(command: str, clone: Path) -> None:
     shell(command, clone)
-    if "notebooks" in command:
-        assert len(list((clone / "results" / "notebooks").glob("*.ipynb"))) == 5
 
 
 def test_a_checkout_of_somebody_else_is_cloned_whatever_the_environment_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where a hook or a container runs the tests."""
-    if (real := shutil.which("git")) is None or os.name == "nt" or not (ROOT / ".git").exists():
-        pytest.skip("needs git, a checkout and a POSIX shell")
+    needed()
+    real = shutil.which("git")
     somebody = tmp_path / "bin"  # git's own way to try a folder of somebody else
     somebody.mkdir()
     (somebody / "git").write_text(f"#!/bin/sh\nGIT_TEST_ASSUME_DIFFERENT_OWNER=1 exec '{real}' \"$@\"\n")

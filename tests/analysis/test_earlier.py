@@ -6,21 +6,17 @@ columns were other than before. Each is a sweep of a few small cells, run by the
 
 from __future__ import annotations
 
-import io
 import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
-import IPython.display
-import nbformat
 import pyarrow.parquet as pq
 import pytest
-from matplotlib.figure import Figure
+from notebooks import run_here
 
 from analysis.load import load, tables_in
 from analysis.report import write_figures, write_report
-from analysis.reporting.execution import NOTEBOOKS
 from bench.cells import KINDS
 from bench.schema import arrow_schema
 from bench.store import Store
@@ -81,16 +77,4 @@ def test_everything_is_drawn_of_it(sweep: str, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("sweep", IN_NOTEBOOKS)
 def test_the_notebooks_run_on_it(sweep: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_RESULTS", str(EARLIER / sweep))
-    monkeypatch.setattr(IPython.display, "display", show)
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        names: dict[str, Any] = {}
-        for cell in nbformat.read(path, as_version=4).cells:
-            if cell.cell_type == "code":
-                exec(cell.source.replace("%matplotlib inline", ""), names)
-
-
-def show(what: object) -> None:
-    """As a notebook does."""
-    if isinstance(what, Figure):
-        what.savefig(io.BytesIO())
+    run_here(EARLIER / sweep, monkeypatch)

@@ -18,6 +18,7 @@ import tempfile
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -90,6 +91,23 @@ def ready() -> None:
     assert first.exitcode == 0
 
 
+class AtOnce:
+    """Stands for multiprocessing's context 'spawn' in the process of a test: workers that need not import torch.
+
+    They get the environment of that moment, as spawned ones do.
+    """
+
+    def __init__(self) -> None:
+        _serve()
+        self.context = get_context("forkserver")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.context, name)
+
+    def Process(self, *, target: Any, args: tuple[Any, ...] = (), **named: Any) -> Any:
+        return self.context.Process(target=_work, args=(dict(os.environ), os.getpid(), target, args), **named)
+
+
 def _serve() -> None:
     """Have the process running that others are forked from; it computes in one thread, as do they."""
     before = dict(os.environ)
@@ -103,6 +121,15 @@ def _serve() -> None:
 
 
 # What follows runs in the forked processes.
+
+
+def _work(environment: dict[str, str], parent: int, target: Any, args: tuple[Any, ...]) -> None:
+    """As a spawned worker does, whose parent is the process that asked for it and not the one it is forked from."""
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None
+    os.getppid = lambda: parent
+    target(*args)
 
 
 def _become(arguments: list[str], environment: dict[str, str], streams: list[Path]) -> None:
