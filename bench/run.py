@@ -91,13 +91,15 @@ class Plan:
         return lines
 
 
-def make_plan(sweep: Sweep, results: str | PathLike[str], retry: bool = False) -> Plan:
+def make_plan(sweep: Sweep, results: str | PathLike[str], retry: bool = False, store: Store | None = None) -> Plan:
     """Compare a sweep with what is stored; changes nothing. retry: also run again what did not end ok.
+
+    store: the sweep's, which need not read again what it has read.
 
     SweepError where another file of the same name has cells there: the tables would become this file's.
     """
     folder = Path(results) / sweep.name
-    finished = Store(folder).finished()
+    finished = (store or Store(folder)).finished()
     ours = {cell.cell_id: finished[cell.cell_id] for cell in sweep.cells if cell.cell_id in finished}
     require_own(sweep, folder, finished.keys(), "--results")
     todo = tuple(
@@ -134,7 +136,7 @@ def run_sweep(
     store = Store(Path(results) / sweep.name)
     checkpoints = Checkpoints(store.folder / FOLDER, checkpoint_seconds)
     with store.lock() as repairs:
-        plan = make_plan(sweep, results, retry)
+        plan = make_plan(sweep, results, retry, store)
         claim(store.folder, sweep)
         checkpoints.discard(stale(plan))
         for line in [*repairs, *plan.lines(workers)]:
@@ -145,7 +147,7 @@ def run_sweep(
         ended = run_jobs(jobs, terms, plan.pace(), checkpoints=checkpoints, names=labels(sweep.cells))
         checkpoints.tidy()
         store.compact(sweep.cells)
-    plan = make_plan(sweep, results)
+    plan = make_plan(sweep, results, store=store)
     if ended.interrupted:
         print(f"interrupted: {len(plan.stored)} of {len(sweep.cells)} cells are stored; run again to go on")
         return 130

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -28,9 +28,11 @@ from bench.cells import Cell, number
 from bench.schema import COLUMNS
 from bench.storing.parquet import (
     DamagedError,
+    Moment,
     Row,
     free_name,
     from_parquet,
+    moment,
     publish,
     publish_table,
     read_table,
@@ -83,6 +85,9 @@ class Store:
     def __init__(self, folder: str | PathLike[str]) -> None:
         self.folder = folder = Path(folder)
         self.cells, self.damaged, self.replaced = folder / "cells", folder / "damaged", folder / "replaced"
+        self._known: dict[
+            Path, tuple[Moment, Stored]
+        ] = {}  # shards that were read or written, while they stay the same
 
     @contextmanager
     def lock(self) -> Iterator[list[str]]:
@@ -139,8 +144,13 @@ class Store:
         except FileNotFoundError:
             return found
         for path in (path for path in paths if path.suffix == ".parquet"):
+            seen, known = moment(path), self._known.get(path)
+            if known and known[0] == seen:
+                found[path] = known[1]
+                continue
             try:
-                found[path] = _read_shard(path)
+                found[path] = stored = _stored(_read_table(path), path)
+                self._known[path] = seen, stored
             except DamagedError as error:
                 if os.path.lexists(path):  # else replaced by a run beside this one
                     found[path] = error
@@ -152,9 +162,11 @@ class Store:
         ValueError naming the column where a row does not fit the table, or says what cannot be; OSError leaves
         everything as it was.
         """
-        data = to_parquet(new_table(cell, rows, provenance))
+        table = new_table(cell, rows, provenance)
+        data = to_parquet(table)
         path = self.cells / f"{cell.cell_id}-{short_sum(data)}.parquet"
         publish(path, data)
+        self._known[path] = moment(path), _stored(table, path)
         for old in self.cells.glob(f"{cell.cell_id}-*.parquet"):
             if old != path:
                 old.unlink()
@@ -165,7 +177,15 @@ class Store:
         finished = self.finished()
         for kind in COLUMNS:
             paths = [finished[c.cell_id].path for c in cells if c.kind == kind and c.cell_id in finished]
-            publish_table(self.folder / f"{kind}.parquet", [_read_table(path) for path in paths], self.damaged)
+            publish_table(self.folder / f"{kind}.parquet", list(self._tables(paths)), self.damaged)
+
+    def _tables(self, paths: Iterable[Path]) -> Iterator[pa.Table]:
+        """The rows of shards; one that was damaged since it was seen is left out, and no more known."""
+        for path in paths:
+            try:
+                yield _read_table(path)
+            except DamagedError:
+                self._known.pop(path, None)
 
     def read(self, kind: str) -> pa.Table:
         """One compacted table, verified. DamagedError where it is missing or damaged."""
@@ -188,8 +208,7 @@ def _read_table(path: Path) -> pa.Table:
     return shard_table(data, match["cell_id"], path)
 
 
-def _read_shard(path: Path) -> Stored:
-    table = _read_table(path)
+def _stored(table: pa.Table, path: Path) -> Stored:
     rows = table.select([field.name for field in table.schema if not pa.types.is_list(field.type)]).to_pylist()
     worst = next((row for row in rows if row["status"] != "ok"), rows[-1])
     names = ("cell_id", "status", "reason", "cell_seconds", "started_at", "source_hash")

@@ -7,6 +7,7 @@ the rest is null there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ def parsed(data: bytes) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:  # pyarrow's own
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInputError(f"damaged, it is no parquet table ({why})") from None
-    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(table.column_names).items() if times > 1)
     if twice:
         raise BadInputError(f"{twice[0]}: the column is there more than once")
     return table
@@ -80,10 +81,10 @@ def _require_version(table: pa.Table) -> None:
 
 def _typed(stored: pa.Table, kind: str) -> pa.Table:
     """`stored` with every column of today and no other; BadInputError where one has another type, or is missing."""
-    arrays = {}
+    arrays, there = {}, dict(zip(stored.column_names, stored.columns, strict=True))
     for column in columns(kind):
-        if column.name in stored.column_names:
-            arrays[column.name] = _cast(stored[column.name], column)
+        if column.name in there:
+            arrays[column.name] = _cast(there[column.name], column)
         elif column.name in (*ALWAYS, *NEEDED[kind]):
             raise BadInputError(f"{column.name}: the column is missing; this is no {kind} table of the suite")
         else:

@@ -26,6 +26,7 @@ from kernels.system.cache import checksum_of as checksum_of
 from kernels.system.cache import rename
 
 Row = Mapping[str, Any]
+Moment = tuple[int, int, int] | None
 
 READINGS = 100  # of a table that changes while it is read
 
@@ -41,9 +42,10 @@ def to_table(cell: Cell, rows: Sequence[Row], provenance: Row) -> pa.Table:
     identity = {"cell_id": cell.cell_id, "kind": cell.kind, "schema_version": SCHEMA_VERSION}
     shared = {**identity, **cell.canonical().model_dump(), **provenance}
     full: list[Row] = [{**shared, **row} for row in sorted(rows, key=_epoch_order)]
+    known = frozenset(schema.names)
     for row in full:
         for name in row:
-            if name not in schema.names:
+            if name not in known:
                 raise ValueError(f"unknown column {name!r} in a {cell.kind} row; accepted: {', '.join(schema.names)}")
         if row.get("status") not in STATUSES:
             raise ValueError(f"unknown status {row.get('status')!r}; accepted: {', '.join(STATUSES)}")
@@ -80,14 +82,14 @@ def read_table(path: Path) -> bytes:
     Beside a run that writes them the two files may be of different moments: they are read again while they change.
     """
     for _ in range(READINGS):
-        seen, data = _moment(path), regular(path)
+        seen, data = _moments(path), regular(path)
         try:
             if hashlib.sha256(data).hexdigest() in _sums(path):
                 return data
             wrong = DamagedError(f"{path} is damaged: its sha256 is not that of {checksum_of(path).name}")
         except DamagedError as error:
             wrong = DamagedError(f"{path} cannot be verified: {error}")
-        if _moment(path) == seen:
+        if _moments(path) == seen:
             raise wrong
     raise BlockingIOError(errno.EAGAIN, "written faster than it can be read; try again", str(path))
 
@@ -108,16 +110,18 @@ def regular(path: Path) -> bytes:
         raise DamagedError(f"{path} is missing") from None
 
 
-def _moment(path: Path) -> list[tuple[int, int, int] | None]:
-    """What changes when a table or its checksum file is replaced; None where there is none."""
-    found: list[tuple[int, int, int] | None] = []
-    for file in (path, checksum_of(path)):
-        try:
-            status = file.stat()
-            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
-        except OSError:
-            found.append(None)
-    return found
+def moment(path: Path) -> Moment:
+    """What changes when a file is replaced or written; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _moments(path: Path) -> list[Moment]:
+    """Those of a table and of its checksum file."""
+    return [moment(path), moment(checksum_of(path))]
 
 
 def publish_table(path: Path, parts: Sequence[pa.Table], damaged: Path) -> None:

@@ -41,9 +41,10 @@ def faults(table: pa.Table, kind: str) -> Iterator[Fault]:
     """Everything that the cells of a table say and that cannot be; the first about a cell counts."""
     ok = np.array([status == "ok" for status in table["status"].to_pylist()], dtype=bool)
     yield from _missing(table, kind, ok)
+    there = dict(zip(table.column_names, table.columns, strict=True))
     for column in columns(kind):
-        if column.name in table.column_names:
-            yield from _out_of_bounds(table[column.name].combine_chunks(), column, ok)
+        if column.name in there:
+            yield from _out_of_bounds(there[column.name].combine_chunks(), column, ok)
     for one, other in PAIRS.get(kind, ()):
         yield from _unpaired(table, one, other, ok)
     if kind == "train":

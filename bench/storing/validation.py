@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,9 @@ def parsed(data: bytes, path: Path) -> pa.Table:
         raise DamagedError(f"{path} is damaged: it is no parquet table ({why})") from None
     if len(table) == 0:
         raise DamagedError(f"{path} is damaged: it has no rows")
-    twice = [name for name in table.column_names if table.column_names.count(name) > 1]
-    if twice:
-        raise DamagedError(f"{path} is damaged: column {twice[0]} is there {twice.count(twice[0])} times")
+    twice = [(name, times) for name, times in Counter(table.column_names).items() if times > 1]
+    for name, times in twice:
+        raise DamagedError(f"{path} is damaged: column {name} is there {times} times")
     return table
 
 
@@ -118,22 +119,25 @@ def conform(table: pa.Table, kind: str, path: Path) -> pa.Table:
     """
     require_version(table, path)
     schema, fields = arrow_schema(kind), KINDS[kind].model_fields
-    foreign = sorted(set(table.column_names) - set(schema.names))
+    foreign = sorted({*table.column_names} - {*schema.names})
     unknown = [name for name in foreign if all(name not in arrow_schema(other).names for other in COLUMNS)]
     if unknown:
         raise _newer(path, f"columns this one does not know: {', '.join(unknown)}")
     if foreign:
         raise DamagedError(f"{path} is damaged: column {foreign[0]} is none of a {kind} table")
-    arrays = []
+    arrays, there = [], dict(zip(table.column_names, table.columns, strict=True))
     for field in schema:
-        if field.name not in table.column_names:
+        column = there.get(field.name)
+        if column is None:
             default = fields[field.name].get_default() if field.name in fields else None
             arrays.append(pa.array([default] * len(table), field.type))
-        elif pa.types.is_null(table[field.name].type):
+        elif pa.types.is_null(column.type):
             arrays.append(pa.nulls(len(table), field.type))
+        elif column.type == field.type:
+            arrays.append(column)
         else:
             require_type(table, field.name, field.type, path)
-            arrays.append(table[field.name].cast(field.type))
+            arrays.append(column.cast(field.type))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 

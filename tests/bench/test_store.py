@@ -16,7 +16,7 @@ from rows import timed, trained
 
 from bench.cells import Cell, GemmCell, TrainCell
 from bench.schema import arrow_schema, columns
-from bench.store import LockedError, Store
+from bench.store import LockedError, Store, _read_table
 from bench.storing import parquet as module
 from bench.storing.parquet import DamagedError, checksum_of
 
@@ -312,3 +312,37 @@ def test_shards_of_an_older_version_fit_todays_tables(store: Store, monkeypatch:
     assert table.schema.names == current.names
     assert table["cache"].to_pylist() == ["hot", "hot"], "a setting an old row lacks had its default"
     assert table["prepare_ms"].to_pylist() == [None, None]
+
+
+def test_a_shard_is_read_once_by_a_scan_and_once_by_a_compaction(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def counted(path: Path) -> Any:
+        read.append(path)
+        return _read_table(path)
+
+    monkeypatch.setattr("bench.store._read_table", counted)
+    cells = fill(store)
+    assert len(store.finished()) == 4 and read == []  # just written
+    store.compact(cells)
+    assert len(read) == 4
+    again = Store(store.folder)
+    with again.lock():
+        assert again.finished() == again.finished() == store.finished()
+        again.compact(cells)
+    assert len(read) == 12
+
+
+def test_what_is_damaged_after_it_was_seen_is_noticed(store: Store) -> None:
+    cells = fill(store)
+    before = store.finished()
+    flip_a_bit(before[cells[0].cell_id].path, random.Random(0))
+    assert store.finished().keys() == before.keys() - {cells[0].cell_id}
+    victim = store.finished()[cells[3].cell_id].path
+    status = victim.stat()
+    flip_a_bit(victim, random.Random(1))
+    os.utime(victim, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a disk does it
+    assert cells[3].cell_id in store.finished()
+    store.compact(cells)
+    assert set(store.read("train")["seed"].to_pylist()) == {0, 1}
+    assert not (store.folder / "gemm.parquet").exists() and cells[3].cell_id not in store.finished()
