@@ -49,7 +49,7 @@ lasso = "proximal"
 schedule = "cubic"
 [grids.axes]
 block_size = [4, 8]
-target_sparsity = [0.5, 0.8]
+target_sparsity = [0.8]
 seed = [0, 1]
 """
 FAST = 'kind = "train"\n[axes]\nseed = [' + ",".join(map(str, range(40))) + "]\n"
@@ -126,8 +126,8 @@ def alive(session: int) -> list[psutil.Process]:
 def kill_at_random_moments(runs: Runs, shares: list[float], longest: float, folder: Path) -> int:
     """Kill a run after each of `shares` of what a whole one takes, going on where it stood and anew once it is complete.
 
-    longest: seconds; where a whole run takes more, the shares are of them. Counts folders completed. Every fourth run, the first
-    and the last are started as a user does; most of such a run is its start, most of the others work. What goes on is shorter: a
+    longest: seconds; where a whole run takes more, the shares are of them. Counts folders completed. Every seventh run, the
+    first and the last are started as a user does; most of such a run is its start, most of the others work. What goes on is shorter: a
     share beyond 1 meets one that is done.
     """
     reference, hits = folder / "reference", 0
@@ -139,11 +139,11 @@ def kill_at_random_moments(runs: Runs, shares: list[float], longest: float, fold
     wanted, complete, kept = runs.deterministic(reference), 0, {}
     assert runs.deterministic(folder / "forked") == wanted
     for position, share in enumerate([*shares, None]):
-        results, anew = folder / f"results{complete}", position % 4 == 0
+        results, anew = folder / f"results{complete}", position % 7 == 0
         if share is not None:
             hits += runs.killed_after(share * whole[anew], results, anew)
         else:
-            runs.finished(results, anew)
+            runs.finished(results, anew=True)
         found = runs.shards(results)
         assert kept.items() <= found.items(), f"a finished cell ran again or was lost by kill {position}"
         kept = found
