@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.loading.schema import BadInputError
+from analysis.loading.schema import BadInputError, columns
 from analysis.loading.validation import parsed, validated
 
 TABLES = ("gemm", "lstm", "train")
@@ -27,7 +27,8 @@ TEXT = ("corpus_sha256", "train_tokens", "epochs", "eval_tokens")
 YARDSTICK = {**dict.fromkeys((*TEXT[1:], "order"), "int64"), **dict.fromkeys(("val_ppl", "test_ppl"), "float64"),
              **dict.fromkeys((TEXT[0], "token", "smoothing"), "str")}  # fmt: skip
 
-# Rows that differ in one of these are never averaged, divided or drawn together.
+# Rows that differ in one of these are never averaged, divided or drawn together. A network trained on another processor
+# is another seed's equal, its seconds are not: of such tables the times are not read (`without_times`).
 UNLIKE = {
     "gemm": ("schema_version", "device_name", "device", "threads", "timer", "dtype", "math", "cache", "op", "baseline"),
     "lstm": (
@@ -44,7 +45,6 @@ UNLIKE = {
     ),
     "train": (
         "schema_version",
-        "device_name",
         "device",
         "threads",
         "precision",
@@ -239,6 +239,18 @@ def one_of(frame: pd.DataFrame, columns: Sequence[str], over: str | None = None)
                 f"these rows mix {column} ({', '.join(values)}); select one, or name {column!r} as the column compared "
                 "over"
             )
+
+
+def machines(train: pd.DataFrame) -> list[str]:
+    """The processors that the cells of a training table ran on, by name."""
+    return sorted(str(name) for name in train["device_name"].dropna().unique())
+
+
+def without_times(train: pd.DataFrame) -> pd.DataFrame:
+    """A training table of several processors: its accuracies compare, its times do not, so they are null."""
+    times = [column.name for column in columns("train") if column.role == "measured" and column.unit in ("s", "ms")]
+    null = {name: pd.Series(None, train.index, train[name].dtype) for name in times if name in train}
+    return train.assign(**null)
 
 
 def split(frame: pd.DataFrame, table: str, over: str | None = None) -> Iterator[tuple[str, pd.DataFrame]]:

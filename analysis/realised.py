@@ -89,6 +89,7 @@ def realised(train: pd.DataFrame) -> pd.DataFrame:
     layers; inference_promise, inference_ceiling: theory and Amdahl's ceiling of those.
     """
     one_of(train, UNLIKE["train"])
+    one_of(train[train["train_seconds"].notna()], ("device_name",))
     final = final_epochs(train).copy()
     epochs = train[train["epoch"] >= 1].groupby("cell_id")
     for name, column in (("seconds", "train_seconds"), ("lstm_total", "lstm_seconds")):

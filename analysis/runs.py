@@ -138,9 +138,10 @@ def runs(frame: pd.DataFrame, over: str | None = None, yardsticks: pd.DataFrame 
 
     Adds variant, stored_sparsity (blocks that are exactly zero), stored_weights (`lstm_weights` there),
     predicted_speedup (of the pruned products), ceiling (of the forward pass, Amdahl), predicted_training and
-    measured_training (speedup of the whole training run; NaN where the two ran from different sources), ppl_ratio and
-    ppl_difference (test perplexity against dense, in the unit of the text; NaN for dense itself and where it has no
-    partner), dense_trained (whether that partner did), and trained, with why_untrained where that is false.
+    measured_training (speedup of the whole training run; NaN where the two ran from different sources or on different
+    machines), ppl_ratio and ppl_difference (test perplexity against dense, in the unit of the text; NaN for dense
+    itself and where it has no partner), dense_trained (whether that partner did), and trained, with why_untrained where
+    that is false.
     yardsticks: `load.load_yardsticks`.
     """
     one_of(frame, UNLIKE["train"], over)
@@ -163,14 +164,15 @@ def runs(frame: pd.DataFrame, over: str | None = None, yardsticks: pd.DataFrame 
 
 
 def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
-    """`final` with the columns that compare each run with the dense run of the same model, data, machine and seed."""
-    same = [name for name in (*MODEL_SETTINGS, "seed", "device_name", "corpus_sha256") if name in final]
+    """`final` with the columns that compare each run with the dense run of the same model, data and seed."""
+    same = [name for name in (*MODEL_SETTINGS, "seed", "corpus_sha256") if name in final]
     dense_rows = [is_dense(name) for name in final["variant"]]
-    values = ["test_ppl", "train_seconds_total", "source_hash"]
+    values = ["test_ppl", "train_seconds_total", "source_hash", "device_name"]
     dense = final.loc[dense_rows, [*same, *values, "trained"]].drop_duplicates(same)
     paired = final[same].merge(dense, on=same, how="left").set_index(final.index)
     paired.loc[dense_rows, values] = math.nan
-    comparable = paired["source_hash"] == final["source_hash"]  # seconds of other sources say nothing about these
+    # Seconds of other sources or of another machine say nothing about these.
+    comparable = (paired[["source_hash", "device_name"]] == final[["source_hash", "device_name"]]).all(axis=1)
     ours, theirs = (unit_of(final).of(each["test_ppl"].astype(float)) for each in (final, paired))
     return final.assign(
         ppl_ratio=ours / theirs,
@@ -241,6 +243,7 @@ def replicates(final: pd.DataFrame) -> pd.DataFrame:
     falling: `endings.falling`, as text.
     """
     one_of(final, UNLIKE["train"])
+    one_of(final[final["measured_training"].notna()], ("device_name",))
     keys, pool = [*SETTING], pooled(final)
     groups = list(final.groupby(keys, sort=False))
     rows = [

@@ -13,7 +13,17 @@ import pandas as pd
 from analysis import compare, realised, runs
 from analysis.accuracy.units import Unit, unit_of
 from analysis.accuracy.yardsticks import Yardstick, of_part
-from analysis.load import REFERENCE, TABLES, load, load_yardsticks, reference_folder, split, tables_in
+from analysis.load import (
+    REFERENCE,
+    TABLES,
+    load,
+    load_yardsticks,
+    machines,
+    reference_folder,
+    split,
+    tables_in,
+    without_times,
+)
 from analysis.loading.schema import BadInputError, columns
 from analysis.runs import Pool
 
@@ -140,7 +150,10 @@ class Study:
         """Every comparable part of a table; none where it was not run. Values of the column `over` stay together."""
         if (table, over) not in self._parts:
             found = split(self.cells(table), table, over) if table in self.tables else ()
-            self._parts[table, over] = [Part(table, rows, label, over, self.yardsticks) for label, rows in found]
+            alike = [
+                (label, _one_machine(rows) if table == "train" and over is None else rows) for label, rows in found
+            ]
+            self._parts[table, over] = [Part(table, rows, label, over, self.yardsticks) for label, rows in alike]
         return self._parts[table, over]
 
     def main(self, table: str, over: str | None = None) -> Part:
@@ -150,6 +163,10 @@ class Study:
         then float32, then the first.
         """
         return max(self.parts(table, over), key=_weight, default=not_run(table))
+
+
+def _one_machine(train: pd.DataFrame) -> pd.DataFrame:
+    return train if len(machines(train)) < 2 else without_times(train)
 
 
 def read(folder: str | os.PathLike[str]) -> Study:

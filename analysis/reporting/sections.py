@@ -20,7 +20,7 @@ from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
 from analysis.figures import training as training_figures
 from analysis.figures.panels import did_not_train
-from analysis.load import records
+from analysis.load import machines, records
 from analysis.runs import failed_runs
 from analysis.stats import MARGIN
 from analysis.study import Part, Study
@@ -250,7 +250,14 @@ def _accuracy(train: Part, gemm: Part, beside_slides: bool) -> Section:
         "pruning.",
         [picture],
         shown,
+        sentences=_machines(train),
     )
+
+
+def _machines(train: Part) -> list[str]:
+    found = machines(train.rows)
+    words = f"Trained on {len(found)} processors ({'; '.join(found)}): accuracies are compared, no time is read."
+    return [words] if len(found) > 1 else []
 
 
 def _tradeoff(train: Part, gemm: Part) -> Section:

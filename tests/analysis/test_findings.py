@@ -182,8 +182,8 @@ def test_the_sentence_names_the_part_it_speaks_of() -> None:
     layers = [made.layer_row([3.5] * 3, settings={"passes": passes}) for passes in ("forward", "forward_backward")]
     assert said(lstm=pd.DataFrame(layers))[0].startswith("Layer (passes forward_backward): the fastest")
     runs = [[*made.run_rows(TrainCell(), 100.0, [0.0]), *made.run_rows(TrainCell(**LINEAR), 112.0, [0.8])]] * 2
-    devices = [one | {"device_name": name} for rows, name in zip(runs, ("A CPU", "B CPU"), strict=True) for one in rows]
-    assert said(train=pd.DataFrame(devices))[1].startswith("Accuracy (device_name A CPU): at 80 % sparsity")
+    threads = [one | {"threads": number} for rows, number in zip(runs, (1, 2), strict=True) for one in rows]
+    assert said(train=pd.DataFrame(threads))[1].startswith("Accuracy (threads 1): at 80 % sparsity")
 
 
 def test_layers_have_a_sentence_of_their_own() -> None:

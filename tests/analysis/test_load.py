@@ -180,9 +180,7 @@ def test_unlike_layers_are_not_mixed_unless_the_column_is_named(column: str) -> 
     assert len(list(split(frame, "lstm"))) == 2
 
 
-@pytest.mark.parametrize(
-    "column", ["threads", "dataset", "train_tokens", "eval_tokens", "device_name", "corpus_sha256"]
-)
+@pytest.mark.parametrize("column", ["threads", "dataset", "train_tokens", "eval_tokens", "corpus_sha256"])
 def test_unlike_runs_are_not_mixed_unless_the_column_is_named(column: str) -> None:
     values = {"threads": 2, "dataset": "wikitext2", "train_tokens": 10, "eval_tokens": 10}
     first, second = made.run_rows(TrainCell(), 100.0, [0.0]), made.run_rows(TrainCell(seed=1), 100.0, [0.0])

@@ -11,6 +11,10 @@ import pytest
 
 from analysis import load, study
 from analysis.load import TABLES
+from analysis.realised import realised
+from analysis.report import write_figures, write_report
+from analysis.reporting import sections
+from analysis.runs import runs
 from bench.cells import LstmCell
 
 Sweep = Callable[..., Path]
@@ -107,3 +111,34 @@ def test_every_committed_sweep_is_read_or_the_one_named(
     made.write(tmp_path / "other", "gemm", made.gemm_frame(backends=("native",)))
     monkeypatch.setenv("BENCH_RESULTS", str(tmp_path / "other"))
     assert [found.name for found in study.read_reference()] == ["other"]
+
+
+def test_runs_of_two_processors_compare_by_accuracy_and_have_no_times() -> None:
+    """As those of a campaign that went on on another machine."""
+    alike = made.sparse_frame(3)
+    mixed = alike.assign(device_name=["Other CPU" if seed == 2 else "Test CPU" for seed in alike["seed"]])
+    one, two = (made.study(train=frame).main("train") for frame in (alike, mixed))
+    same = ["variant", "block_size", "target_sparsity", "seeds", "test_ppl", "ppl_ratio"]
+    pd.testing.assert_frame_equal(one.replicates[same], two.replicates[same])
+    assert one.replicates["measured_training"].map(lambda found: found.n).max() == 3
+    assert two.replicates["measured_training"].map(lambda found: found.n).max() == 0
+    assert two.rows[["train_seconds", "inference_ms", "probes"]].isna().all(axis=None)
+    assert two.realised["measured"].map(lambda found: found.n).max() == 0
+    said = sections._machines(two)
+    assert said == ["Trained on 2 processors (Other CPU; Test CPU): accuracies are compared, no time is read."]
+    assert sections._machines(one) == []
+    with pytest.raises(ValueError, match="mix device_name"):
+        realised(mixed)
+
+
+def test_seconds_of_two_processors_are_never_a_ratio() -> None:
+    frame = made.sparse_frame(2)
+    apart = frame.assign(device_name=["Other CPU" if path != "dense" else "Test CPU" for path in frame["path"]])
+    assert runs(apart).loc[lambda found: found["path"] != "dense", "measured_training"].isna().all()
+
+
+def test_a_report_of_two_processors_is_made(sweep: Sweep) -> None:
+    frame = made.sparse_frame(2)
+    folder = sweep(train=frame.assign(device_name=[f"CPU {seed}" for seed in frame["seed"]]))
+    assert "accuracies are compared, no time is read" in write_report(folder).read_text(encoding="utf-8")
+    assert write_figures(folder, folder / "figures")
