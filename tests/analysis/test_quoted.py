@@ -269,7 +269,7 @@ def test_the_verdicts_about_the_slides_order_and_equal_weights() -> None:
     assert list(said.values()).count("did not train") == 2
     better = [(one.pruned["target_sparsity"].iloc[0], one.better) for one in equal.against_smaller(sweeps["best"])]
     by_sparsity = {rho: [verdict for at, verdict in better if at == rho] for rho, _ in better}
-    assert by_sparsity[0.5] == ["undecided"] and by_sparsity[0.9] == by_sparsity[0.95] == ["pruned"]
+    assert by_sparsity[0.5] == ["undecided"] and by_sparsity[0.9] == ["pruned"] and 0.95 not in by_sparsity
     counted = {verdict: by_sparsity[0.8].count(verdict) for verdict in set(by_sparsity[0.8])}
     assert counted == {"pruned": 1, "undecided": 7, "smaller dense": 2}  # one of the undecided draws its blocks
     theirs = {one.better for one in equal.against_smaller(sweeps["paper"])}
