@@ -187,8 +187,9 @@ def _sparse_training(train: Part) -> Section:
         ),
     ]
     models = (
-        f"The finished models: weights merged with their masks and exported in blocks. Intervals of {train.unit.name} and of "
-        "the difference are 95 % of t, the scatter pooled over all settings; equal is shown, or not, over all rows."
+        "The finished models: weights merged with their masks and exported in blocks. Intervals of "
+        f"{train.unit.name} and of the difference are 95 % of t, the scatter pooled over all settings; equal is shown, "
+        "or not, over all rows."
     )
     return Section(
         _titled("Training on the sparse path", train),
