@@ -221,8 +221,12 @@ def _moment(path: Path) -> tuple[int, int, int] | None:
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a frame as dictionaries by column name."""
-    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+    """The rows of a frame as dictionaries by column name, with Python's own values; <NA> is None.
+
+    As `to_dict("records")`, which takes five times as long: it looks up each of a hundred columns by its place.
+    """
+    names, rows = [str(name) for name in frame.columns], frame.to_numpy(dtype=object).tolist()
+    return [{name: None if value is pd.NA else value for name, value in zip(names, row, strict=True)} for row in rows]
 
 
 def one_of(frame: pd.DataFrame, columns: Sequence[str], over: str | None = None) -> None:

@@ -32,7 +32,7 @@ class NativeProduct(ProductLaunch):
         transposed, x = problem.op == "dsd_t", plain(problem.factors(dense=False)[1])
         self.x, self.packed = x, pack(bsr.data, bsr.index, problem.n, transposed)
         self.result = x.new_empty(bsr.shape[1] if transposed else bsr.shape[0], problem.n)
-        arguments, self.scratch = product(self.packed, x, self.result)
+        arguments, self.buffer = product(self.packed, x, self.result)
         self.kernel = describe(library("dsd", x.dtype), arguments.pool.threads)
         self.weight_bytes = self.packed.values.numel() * self.packed.values.element_size()
         return partial(entry("dsd", x.dtype, "dsd"), ctypes.byref(arguments))

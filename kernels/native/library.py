@@ -200,7 +200,12 @@ def pool_for(work: int) -> Pool:
 
 def library(source: str, dtype: torch.dtype) -> Library:
     """native/`source`.cpp compiled for `dtype`; CompileError where it cannot be had."""
-    return compile_library(FOLDER / f"{source}.cpp", (f"ELEMENT={ELEMENTS[dtype]}",))
+    return compile_library(*_named(source, dtype))
+
+
+@functools.cache  # a path takes as long as a small product
+def _named(source: str, dtype: torch.dtype) -> tuple[Path, tuple[str, ...]]:
+    return FOLDER / f"{source}.cpp", (f"ELEMENT={ELEMENTS[dtype]}",)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ pair and a zero. The sums are float32, rounded once.
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,14 +37,26 @@ Sampled = structure(
 )
 
 
+class ProductPlan(NamedTuple):
+    """Of products that differ in values alone: arguments without addresses, sizes of their buffer, multiplications."""
+
+    arguments: bytes
+    scratch: tuple[int, int, int] | None
+    work: int
+
+
 class Packed(NamedTuple):
-    """A matrix or its transpose, [rows, cols], in the order that dsd reads; `keeps` are the buffers behind `matrix`."""
+    """A matrix or its transpose, [rows, cols], in the order that dsd reads; `keeps` are the buffers behind `matrix`.
+
+    plans: of products with it, by the number of columns and the memory orders.
+    """
 
     matrix: Matrix
     values: Tensor
     keeps: tuple[Tensor, ...]
     rows: int
     cols: int
+    plans: dict[tuple[int, bool, bool], ProductPlan]
 
 
 def by_rows(x: Tensor) -> bool:
@@ -111,7 +123,7 @@ def pack(data: Tensor, index: BSRIndex, n: int, transposed: bool = False) -> Pac
     )
     matrix = Matrix(address(values), address(indices), address(indptr), size, grid_rows, panel_rows, tall, abreast)
     cols = ((index.indptr if transposed else index.column_indptr).numel() - 1) * size
-    return Packed(matrix, values, (indices, indptr), grid_rows * size, cols)
+    return Packed(matrix, values, (indices, indptr), grid_rows * size, cols, {})
 
 
 def packed(weight: BSRMatrix, n: int, transposed: bool = False) -> Packed:
@@ -137,19 +149,36 @@ def chunk_of(k: int, n: int, itemsize: int) -> int:
     return n if n <= 2 * widest else widest
 
 
-def product(packed: Packed, x: Tensor, out: Tensor) -> tuple[ctypes.Structure, tuple[Tensor, ...]]:
-    """The arguments of `out` = matrix @ `x`, and the buffers that they need. Each of x and out in either order."""
-    k, n = x.shape
-    for name, each, lines in (("x", x, packed.cols), ("out", out, packed.rows)):
-        require(name, each, (lines, n), packed.values.dtype, packed.values.device)
-    chunk = max(1, chunk_of(k, n, x.element_size()))
-    chunks = max(1, min(-(-n // chunk), PACKED_BYTES // (k * chunk * x.element_size())))
-    in_place = by_rows(x) and chunk == n and pair(x.dtype) == packed.matrix.abreast == 1
-    steps = k // packed.matrix.block_size * steps_in(x.dtype, packed.matrix.block_size)
-    scratch: tuple[Tensor, ...] = () if in_place else (empty_packed(x.dtype, chunks, steps, chunk),)
-    pointers = (packed.matrix, address(x), address(out), None if in_place else address(scratch[0]))
-    pool = pool_for(packed.values.numel() * n)
-    return Product(*pointers, k, n, chunk, chunks, *strides(x), *strides(out), pool), scratch
+def plan_of(packed: Packed, n: int, x_by_rows: bool, out_by_rows: bool) -> ProductPlan:
+    """What products of `packed` with `n` columns, in these memory orders, have in common; kept with it."""
+    found = packed.plans.get((n, x_by_rows, out_by_rows))
+    return found or packed.plans.setdefault((n, x_by_rows, out_by_rows), _plan(packed, n, x_by_rows, out_by_rows))
+
+
+def _plan(packed: Packed, n: int, x_by_rows: bool, out_by_rows: bool) -> ProductPlan:
+    dtype, k, matrix = packed.values.dtype, packed.cols, packed.matrix
+    chunk = max(1, chunk_of(k, n, dtype.itemsize))
+    chunks = max(1, min(-(-n // chunk), PACKED_BYTES // (k * chunk * dtype.itemsize)))
+    in_place = x_by_rows and chunk == n and pair(dtype) == matrix.abreast == 1
+    steps = k // matrix.block_size * steps_in(dtype, matrix.block_size)
+    x_strides, out_strides = (
+        (n, 1) if rows else (1, lines) for rows, lines in ((x_by_rows, k), (out_by_rows, packed.rows))
+    )
+    made = Product(matrix, None, None, None, k, n, chunk, chunks, *x_strides, *out_strides)
+    return ProductPlan(bytes(made), None if in_place else (chunks, steps, chunk), packed.values.numel() * n)
+
+
+def product(packed: Packed, x: Tensor, out: Tensor) -> tuple[Any, Tensor | None]:
+    """The arguments of `out` = matrix @ `x`, and the buffer that they need. Each of x and out in either order."""
+    n, values = x.shape[1], packed.values
+    require("x", x, (packed.cols, n), values.dtype, values.device)
+    require("out", out, (packed.rows, n), values.dtype, values.device)
+    plan = plan_of(packed, n, by_rows(x), by_rows(out))
+    scratch = None if plan.scratch is None else empty_packed(x.dtype, *plan.scratch)
+    arguments: Any = Product.from_buffer_copy(plan.arguments)
+    arguments.x, arguments.y, arguments.packed = address(x), address(out), address(scratch)
+    arguments.pool = pool_for(plan.work)
+    return arguments, scratch
 
 
 def dsd(packed: Packed, x: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import made
 import pandas as pd
 import pytest
 
-from analysis import compare
-from analysis.load import find_folder, load, one_of, reference_folder, split, tables_in
+from analysis import compare, study
+from analysis.load import REFERENCE, find_folder, load, one_of, records, reference_folder, split, tables_in
 from analysis.runs import runs
 from bench.cells import TrainCell
 from bench.sweep import Sweep as SweepFile
@@ -205,3 +205,18 @@ def test_a_failed_cell_without_a_timer_stays_with_the_others() -> None:
     assert frame["timer"].isna().any()
     [(label, part)] = split(frame, "gemm")
     assert label == "" and len(part) == len(frame)
+
+
+@pytest.mark.parametrize(("name", "table"), [("wikitext2_small", "train"), ("gemm", "gemm"), ("lstm", "lstm")])
+def test_records_are_those_of_pandas(name: str, table: str) -> None:
+    part = study.read(REFERENCE / name).main(table)
+    for frame in [part.rows, part.rows.iloc[:0]] + (
+        [part.runs, part.replicates] if table == "train" else [part.points]
+    ):
+        wanted, found = frame.to_dict("records"), records(frame)
+        assert len(wanted) == len(found)
+        for one, other in zip(wanted, found, strict=True):
+            assert [(key, type(value)) for key, value in one.items()] == [
+                (key, type(value)) for key, value in other.items()
+            ]
+            assert all(value is other[key] or str(value) == str(other[key]) for key, value in one.items())
