@@ -25,7 +25,7 @@ from kernels.products import dsd as dsd
 from kernels.products import sdd as sdd
 from kernels.system.resources import UnsupportedError
 from kernels.system.threads import in_force
-from kernels.tensors.autocast import autocast_type, is_any_autocast, lowered, multiplied_as
+from kernels.tensors.autocast import autocast_type, is_any_autocast, lowered
 from kernels.tensors.exchange import refuse_sparse
 from kernels.tensors.operands import require, require_memory
 from kernels.tensors.tracing import refuse_functionalize, transformed, watched
@@ -33,6 +33,7 @@ from kernels.tensors.tracing import refuse_functionalize, transformed, watched
 KERNELS = ("auto", "cuda", "native", "torch")
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiler asks, and does not look inside
 def kernel_for(
     kernel: str, dtype: torch.dtype, device: torch.device, *, layer: bool = False, block_size: int = 16, nnzb: int = 0
 ) -> str:
@@ -147,13 +148,14 @@ def block_sparse_linear(x: Tensor, weight: BSRMatrix, bias: Tensor | None = None
         raise ValueError(f"the weight is {weight.shape}, so x must be [..., {inside}], got {tuple(x.shape)}")
     if bias is not None:
         require_memory("bias", bias)
-        bias = bias if (wanted := autocast_type(x.device)) is None else lowered(bias, wanted)
-        require("bias", bias, (outside,), multiplied_as(x), x.device)
     rows = x.reshape(-1, inside)
     if not rows.is_contiguous() and not rows.mT.is_contiguous():
         rows = rows.contiguous()
     y = block_sparse_matmul(weight, rows.mT, kernel).mT
-    if bias is not None:  # not in place where autograd goes back through it: y is a view made inside a function
+    if bias is not None:
+        bias = bias if (wanted := autocast_type(x.device)) is None else lowered(bias, wanted)
+        require("bias", bias, (outside,), y.dtype, y.device)
+        # In place, but where autograd goes back through it: y is a view that was made inside a function.
         y = y.add_(bias) if is_inference(y, bias) else y + bias
     if rows.is_contiguous() and not y.is_contiguous():  # of one column: it lies in either order
         y = y.contiguous()

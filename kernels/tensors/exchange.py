@@ -5,6 +5,7 @@ scipy is imported inside functions: who exchanges nothing with it does not load 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +53,8 @@ def _as_int32(name: str, given: Tensor) -> Tensor:
     return given.to(torch.int32)
 
 
-def _require_square(height: int, width: int, otherwise: str) -> None:
+def _require_square(block: Sequence[int], otherwise: str) -> None:
+    height, width = block
     if height != width:
         raise ValueError(f"blocks must be square, got {height} x {width}; {otherwise} cuts it into others")
 
@@ -68,7 +70,7 @@ def torch_parts(matrix: Tensor) -> Parts:
         )
     values, indices, indptr = matrix.values(), matrix.col_indices(), matrix.crow_indices()
     require_values("matrix", values)
-    _require_square(*values.shape[1:], "matrix.to_dense().to_sparse_bsr((b, b))")
+    _require_square(values.shape[1:], "matrix.to_dense().to_sparse_bsr((b, b))")
     rows, cols = matrix.shape
     return Parts(values, _as_int32("indices", indices), _as_int32("indptr", indptr), (rows, cols))
 
@@ -93,7 +95,7 @@ def scipy_parts(matrix: Any) -> Parts:
     if getattr(matrix, "format", None) != "bsr" or not hasattr(matrix, "tobsr"):
         of_it = "; its tobsr((b, b)) is one" if hasattr(matrix, "tobsr") else ""
         raise ValueError(f"matrix must be a scipy.sparse.bsr_array or bsr_matrix, got {type(matrix).__name__}{of_it}")
-    _require_square(*matrix.blocksize, "matrix.tobsr((b, b))")
+    _require_square(matrix.blocksize, "matrix.tobsr((b, b))")
     own = matrix.copy()
     own.sum_duplicates()
     try:
