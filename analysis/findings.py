@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import compare
+from analysis.accuracy.units import Unit
 from analysis.accuracy.yardsticks import standing
 from analysis.load import records
 from analysis.runs import best_replicated, common_sparsity, is_dense, without_path
@@ -155,7 +156,7 @@ def _cost(train: Part | None) -> str:
     at_target = at_target[at_target["trained"].astype(bool)]
     best = best_replicated(records(at_target))
     emptied = " (which empties every one of its blocks)" if best["stored_sparsity"] == 1.0 else ""
-    rule = _chosen_by(at_target)
+    rule = _chosen_by(at_target, unit)
     sentence = (
         f"{about}: at {100 * target:g} % sparsity the best pruned variant, {best['variant']} at block "
         f"{best['block_size']}{emptied} ({rule}), has test {unit.name} {best['test_ppl'].value:.{unit.digits}f}"
@@ -188,13 +189,13 @@ def _stand(train: Part, best: dict[str, Any]) -> str:
     return f" Among n-grams of the same text {', '.join(said)}."
 
 
-def _chosen_by(pruned: pd.DataFrame) -> str:
-    """The rule of `best_replicated` in words: the table may hold a lower test perplexity."""
+def _chosen_by(pruned: pd.DataFrame, unit: Unit) -> str:
+    """The rule of `best_replicated` in words: the table may hold a lower one in test."""
     if len(pruned) == 1:
         return "the only one"
     most = int(pruned["seeds"].max())
     among = "" if (pruned["seeds"] == most).all() else f" of those run with the most seeds, {most}"
-    return f"the one with the lowest validation perplexity{among}"
+    return f"the one with the lowest validation {unit.name}{among}"
 
 
 def _limits(parts: Mapping[str, Part]) -> str:

@@ -170,7 +170,7 @@ def caveats(found: Study) -> list[str]:
     lines = [f"Left out: {line}." for frame in found.tables.values() for line in frame.attrs.get(LEFT_OUT, [])]
     if "train" in found.tables:
         lines.append(
-            "Perplexities are comparable inside this report only: same text, tokens, model and epochs. "
+            "Accuracies are comparable inside this report only: same text, tokens, model and epochs. "
             "They are not comparable with other papers' tables."
         )
     amdahl = "1/(1−ρ) is for the pruned product alone. What is not pruned bounds the whole network (Amdahl)"

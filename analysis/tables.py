@@ -197,7 +197,7 @@ def _perplexity(row: dict[str, Any], unit: Unit) -> str:
     """Whether training on the sparse path ended where the masked runs of the same seeds did."""
     apart, noise = row["ppl_difference"], row["seed_noise"]
     if apart.n == 0:
-        return "no masked run of the same seed to compare its perplexity with"
+        return f"no masked run of the same seed to compare its {unit.name} with"
     found = f"test {unit.name} {signed(apart, unit.digits)} from the masked run of the same seed"
     verdict = row["ppl_ratio"].verdict
     if not verdict:

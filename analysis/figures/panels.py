@@ -160,7 +160,7 @@ def did_not_train(train: Part) -> list[str]:
         f"{' or '.join(dict.fromkeys(runs['why_untrained']))})"
         for variant, runs in bad.groupby("variant", sort=False)
     ]
-    return [f"Did not train, so no perplexity of theirs is drawn: {'; '.join(named)}."] if named else []
+    return [f"Did not train, so nothing is drawn of their {train.unit.name}: {'; '.join(named)}."] if named else []
 
 
 def limits(points: pd.DataFrame) -> Limits:

@@ -187,8 +187,9 @@ def _sparse_training(train: Part) -> Section:
         ),
     ]
     models = (
-        "The finished models: weights merged with their masks and exported in blocks. Intervals of perplexities and of "
-        "the difference are 95 % of t, the scatter pooled over all settings; equal is shown, or not, over all rows."
+        "The finished models: weights merged with their masks and exported in blocks. Intervals of "
+        f"{train.unit.name} and of the difference are 95 % of t, the scatter pooled over all settings; equal is shown, "
+        "or not, over all rows."
     )
     return Section(
         _titled("Training on the sparse path", train),
@@ -263,7 +264,7 @@ def _machines(train: Part) -> list[str]:
 def _tradeoff(train: Part, gemm: Part) -> Section:
     picture = _picture(
         product_figures.tradeoff_figure(train, gemm),
-        "Test perplexity against the measured speedup of one product at the same block size and sparsity, front "
+        f"Test {train.unit.name} against the measured speedup of one product at the same block size and sparsity, front "
         "marked.",
         "To the right is faster, down is more accurate; no point on the front is beaten in both by another one.",
     )
@@ -271,11 +272,12 @@ def _tradeoff(train: Part, gemm: Part) -> Section:
 
 
 def _over_time(train: Part) -> Section:
+    unit = train.unit.name
     drawn = [
         (
             training_figures.curves_figure(train),
-            "Perplexity and sparsity after each epoch of every variant.",
-            "Training as it went: perplexity, and the sparsity that was reached.",
+            f"{unit.capitalize()} and sparsity after each epoch of every variant.",
+            f"Training as it went: {unit}, and the sparsity that was reached.",
         ),
         (
             training_figures.integral_figure(train),

@@ -336,3 +336,11 @@ def test_a_figure_or_a_table_computes_no_interval() -> None:
     for path in (*sorted(ANALYSIS.glob("figures/*.py")), ANALYSIS / "tables.py", ANALYSIS / "awd" / "tables.py"):
         used = {node.id for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Name)}
         assert not used & (makers | {"over_seeds"}), path
+
+
+def test_a_report_of_characters_speaks_of_bits_alone(sweep: Sweep) -> None:
+    found = study.read(sweep(gemm=made.gemm_frame(backends=("native",)), train=made.sparse_frame(2)))
+    found.tables["train"] = found.tables["train"].assign(token="character", dataset="wikitext2_chars")
+    text = re.sub(r"data:image/png;base64,[^\"]+", "", write_report(found).read_text(encoding="utf-8")).lower()
+    assert "bits a character" in text
+    assert re.findall(r".{0,40}perplexit.{0,40}", text) == []

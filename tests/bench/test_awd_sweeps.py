@@ -9,6 +9,7 @@ import pytest
 from bench import sweep
 from bench.cells import TrainCell
 
+TOO_NARROW = {"wikitext2_best_small": 0.95}  # its control would have 8 units, which is no network to compare with
 NAMES = [f"wikitext2_{name}{size}" for name in ("paper", "best", "wide") for size in ("", "_small")]
 
 
@@ -26,7 +27,7 @@ def kept_weights(cell: TrainCell) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_sparsity_has_its_dense_controls(name: str):
-    """Of the same size, and of as many kept weights (within 5 %; a unit of width is more in the smallest)."""
+    """Of the same size, and of as many kept weights, within 5 %."""
     dense = [cell for cell in cells(name) if not cell.prunes and cell.lasso == "none"]
     for cell in cells(name):
         assert (
@@ -34,7 +35,10 @@ def test_every_sparsity_has_its_dense_controls(name: str):
         )
         assert any((other.hidden_size, other.seed) == (cell.hidden_size, cell.seed) for other in dense) or cell.seed
         near = min(abs(kept_weights(other) / kept_weights(cell) - 1) for other in dense)
-        assert near < (0.05 if name != "wikitext2_best_small" else 0.1), (cell.settings(), near)
+        assert (near < 0.05) != (name in TOO_NARROW and cell.target_sparsity == TOO_NARROW[name]), (
+            cell.settings(),
+            near,
+        )
 
 
 @pytest.mark.parametrize("name", ["wikitext2_wide", "wikitext2_wide_small"])
