@@ -264,8 +264,8 @@ def _machines(train: Part) -> list[str]:
 def _tradeoff(train: Part, gemm: Part) -> Section:
     picture = _picture(
         product_figures.tradeoff_figure(train, gemm),
-        f"Test {train.unit.name} against the measured speedup of one product at the same block size and sparsity, front "
-        "marked.",
+        f"Test {train.unit.name} against the measured speedup of one product at the same block size and sparsity, "
+        "front marked.",
         "To the right is faster, down is more accurate; no point on the front is beaten in both by another one.",
     )
     return Section("Accuracy against speed", "What a block-sparse network buys for what it costs.", [picture])
