@@ -20,7 +20,7 @@ from kernels.cuda.products import kept_pattern, pattern_for
 from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
 from kernels.native import products as native_products
-from kernels.products import How, cuda_dsd, product, recorded
+from kernels.products import How, cuda_dsd, product, recorded, writable
 from kernels.products import dsd as dsd
 from kernels.products import sdd as sdd
 from kernels.system.resources import UnsupportedError
@@ -152,11 +152,13 @@ def block_sparse_linear(x: Tensor, weight: BSRMatrix, bias: Tensor | None = None
     if not rows.is_contiguous() and not rows.mT.is_contiguous():
         rows = rows.contiguous()
     y = block_sparse_matmul(weight, rows.mT, kernel).mT
+    inference = is_inference(y) if bias is None else is_inference(y, bias)
     if bias is not None:
         bias = bias if (wanted := autocast_type(x.device)) is None else lowered(bias, wanted)
         require("bias", bias, (outside,), y.dtype, y.device)
-        # In place, but where autograd goes back through it: y is a view that was made inside a function.
-        y = y.add_(bias) if is_inference(y, bias) else y + bias
+        y = y.add_(bias) if inference else y + bias
+    elif not inference:
+        y = y.clone() if watched(y) else writable(y)
     if rows.is_contiguous() and not y.is_contiguous():  # of one column: it lies in either order
         y = y.contiguous()
     return y.view(*x.shape[:-1], outside) if x.ndim != 2 else y

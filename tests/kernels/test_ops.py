@@ -423,6 +423,22 @@ def test_linear_copies_neither_x_nor_y(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("leading", [(), (5,), (2, 3)])
+def test_what_linear_gives_may_be_written_to(kernel: str, biased: bool, leading: tuple[int, ...]) -> None:
+    """As by an activation in place."""
+    bsr, _ = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    bias = torch.randn(8, dtype=torch.float64) if biased else None
+    x = torch.randn(*leading, 12, dtype=torch.float64)
+    leaf, dense = bsr.data.clone().requires_grad_(), bsr.to_dense().requires_grad_()
+    torch.relu_(block_sparse_linear(x, bsr.with_data(leaf), bias, kernel)).sum().backward()
+    torch.relu_(F.linear(x, dense, bias)).sum().backward()
+    torch.testing.assert_close(leaf.grad, BSRMatrix.from_dense(dense.grad, bsr.mask).data)
+    given = torch.func.grad(lambda x: torch.relu_(block_sparse_linear(x, bsr, bias, kernel)).sum())(x)
+    torch.testing.assert_close(given, torch.func.grad(lambda x: torch.relu(F.linear(x, bsr.to_dense(), bias)).sum())(x))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("biased", [False, True])
 def test_second_derivatives_and_transforms_of_linear(kernel: str, biased: bool) -> None:
     bsr, x = operands(torch.eye(2, 3, dtype=torch.bool), 2, 3)
     bias = torch.randn(4, dtype=torch.float64) if biased else None
