@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from kernels.blockmask import BlockMask, grid_shape
 from kernels.layers.recurrent import Recurrent
-from kernels.layers.weight import BlockSparseWeight
+from kernels.layers.weight import BlockSparseWeight, in_blocks, padded
 from kernels.modules import BlockSparseGRU, BlockSparseLinear, BlockSparseLSTM
 from kernels.tensors.operands import require_values, require_whole
 from kernels.tensors.rounding import blocks_to_empty, nearest_multiples
@@ -73,6 +73,7 @@ def sparsify(
     include: Patterns = None,
     exclude: Patterns = None,
     *,
+    pad: bool = False,
     kernel: str = "auto",
 ) -> tuple[nn.Module, Report]:
     """`model` with its Linear, LSTM and GRU layers replaced by block-sparse ones, in place, and what was replaced.
@@ -82,8 +83,9 @@ def sparsify(
     a function of (weight [rows, cols], block_size) that gives scores [grid_rows, grid_cols]. include, exclude: patterns
     (fnmatch) of qualified names, as 'encoder.*', of layers or of single weights; None includes all. Left as they are,
     with the reason in the report: sizes that the block size does not divide, weights that are tied, parametrized, no
-    parameters or without values, layers with hooks or a proj_size, subclasses, and layers of other kinds. Make the
-    optimizer afterwards: the parameters are new ones. kernel: of the layers.
+    parameters or without values, layers with hooks or a proj_size, subclasses, and layers of other kinds. pad: sizes
+    that do not divide are filled up inside, and not left. Make the optimizer afterwards: the parameters are new ones.
+    kernel: of the layers.
     ValueError, before anything is changed, where a setting is wrong or a pattern of `include` matches no weight.
     """
     require_whole("block_size", block_size)
@@ -93,15 +95,15 @@ def sparsify(
     if not callable(criterion) and criterion not in CRITERIA:
         raise ValueError(f"unknown criterion {criterion!r}; accepted: {', '.join(CRITERIA)}, or a function")
     scores = criterion if callable(criterion) else CRITERIA[criterion]
-    survey = _Survey(model, block_size, _listed(include), _listed(exclude) or [])
+    survey = _Survey(model, None if pad else block_size, _listed(include), _listed(exclude) or [])
     report, made = Report(left=dict(survey.left)), {}
     for module, weights in survey.chosen.items():
-        masks = {
-            weight: BlockMask.from_scores(scores(getattr(module, weight), block_size), sparsity, block_size)
-            for weight in weights
-        }
+        sparse, masks = SPARSE[type(module)], {}
+        for weight in weights:
+            whole = _in_blocks(getattr(module, weight), getattr(sparse, "GATES", 1), block_size)
+            masks[weight] = BlockMask.from_scores(scores(whole, block_size), sparsity, block_size)
         given: Any = masks["weight"] if isinstance(module, nn.Linear) else masks
-        made[module] = SPARSE[type(module)].from_dense(module, given, kernel=kernel)
+        made[module] = sparse.from_dense(module, given, kernel=kernel, pad=pad)
         for name in survey.names[module]:
             report.replaced.update({_joined(name, weight): mask.sparsity for weight, mask in masks.items()})
     for module, sparse in made.items():
@@ -111,6 +113,12 @@ def sparsify(
             model.set_submodule(name, sparse)
     _leave_fast_paths(model)
     return model, report
+
+
+def _in_blocks(weight: Tensor, gates: int, block_size: int) -> Tensor:
+    """The values of a weight, with zeros up to whole blocks."""
+    rows, cols = weight.shape
+    return padded(weight.detach(), gates, in_blocks((rows, cols), gates, block_size))
 
 
 def _listed(patterns: Patterns) -> list[str] | None:
@@ -125,9 +133,10 @@ class _Survey:
     """Which weights of a model can be block-sparse, and what is left why.
 
     names: every qualified name of a module; chosen: the weights of each layer to be replaced; left: reasons by name.
+    block_size: that sizes must be multiples of, or None.
     """
 
-    def __init__(self, model: nn.Module, block_size: int, include: list[str] | None, exclude: list[str]) -> None:
+    def __init__(self, model: nn.Module, block_size: int | None, include: list[str] | None, exclude: list[str]) -> None:
         self.block_size, self.include, self.exclude = block_size, include, exclude
         self.names: dict[nn.Module, list[str]] = {}
         for name, module in model.named_modules(remove_duplicate=False):
@@ -187,6 +196,8 @@ class _Survey:
         return None
 
     def _indivisible(self, weight: Tensor) -> str | None:
+        if self.block_size is None:
+            return None
         try:
             rows, cols = weight.shape
             grid_shape(rows, cols, self.block_size)
@@ -215,8 +226,8 @@ class _Survey:
         for name, each in module._parameters.items():
             if each is not None and (said := self._unusable(module, name, each)):
                 return said
-        size, hidden = self.block_size, getattr(module, "hidden_size", self.block_size)
-        if hidden % size:  # or gates would share a block row
+        size, hidden = self.block_size, getattr(module, "hidden_size", 0)
+        if size is not None and hidden % size:  # or gates would share a block row
             nearest = nearest_multiples(hidden, size)
             return f"block_size {size} does not divide its hidden_size {hidden}; nearest sizes that work: {nearest}"
         return None

@@ -18,10 +18,12 @@ from kernels.layers.weight import (
     BlockSparseWeight,
     copied,
     kept_blocks,
+    padded,
     require_kernel,
     require_kind,
     require_mask,
     sparse_from,
+    widened,
 )
 from kernels.ops import is_inference
 from kernels.tensors.operands import require_whole
@@ -33,6 +35,7 @@ class Recurrent(nn.Module):
     KIND: type[nn.RNNBase]
     GATES: int  # rows of weights for each unit
     STATES: tuple[str, ...]  # what goes from step to step
+    BY_STEPS: bool  # each step is a product of its own with the recurrent weight
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Recurrent(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         kernel: str = "auto",
+        pad: bool = False,
     ) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
@@ -63,10 +67,11 @@ class Recurrent(nn.Module):
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, float(dropout), bidirectional
         self.proj_size, self.kernel = 0, require_kernel(kernel)
         like: dict[str, Any] = {"device": device, "dtype": dtype}
-        for name, shape in self._check_masks(masks).items():
-            sparse = name in masks
-            made = BlockSparseWeight(kept_blocks(masks[name], **like)) if sparse else torch.empty(shape, **like)
-            setattr(self, name, made if sparse else nn.Parameter(made))  # type: ignore[arg-type]
+        for name, shape in self._check_masks(masks, pad).items():
+            if name in masks:
+                setattr(self, name, BlockSparseWeight(kept_blocks(masks[name], **like), shape, self.GATES))
+            else:
+                setattr(self, name, nn.Parameter(torch.empty(shape, **like)))
         for name in self._names("bias") if bias else ():
             setattr(self, name, nn.Parameter(torch.empty(self.GATES * hidden_size, **like)))
         self.reset_parameters()
@@ -80,7 +85,7 @@ class Recurrent(nn.Module):
     def _suffixes(self) -> tuple[str, ...]:
         return ("", "_reverse") if self.bidirectional else ("",)
 
-    def _check_masks(self, masks: Mapping[str, BlockMask]) -> dict[str, tuple[int, int]]:
+    def _check_masks(self, masks: Mapping[str, BlockMask], pad: bool) -> dict[str, tuple[int, int]]:
         """The shape of every weight, by name; ValueError where `masks` are not of them."""
         rows, units = self.GATES * self.hidden_size, self.hidden_size
         above = units * len(self._suffixes)
@@ -93,15 +98,20 @@ class Recurrent(nn.Module):
         for name, mask in masks.items():
             if name not in shapes:
                 raise ValueError(f"masks: {name!r} is no weight of the layer; accepted: {', '.join(shapes)}")
-            require_mask(name, mask, shapes[name])
+            require_mask(name, mask, shapes[name], pad, self.GATES)
+        sizes = sorted({mask.block_size for mask in masks.values()})
+        if pad and len(sizes) > 1:
+            raise ValueError(f"masks of a padded layer must have one block_size, got {', '.join(map(str, sizes))}")
         return shapes
 
     @classmethod
-    def from_dense(cls, module: Any, masks: Mapping[str, BlockMask], *, kernel: str = "auto") -> Self:
+    def from_dense(
+        cls, module: Any, masks: Mapping[str, BlockMask], *, kernel: str = "auto", pad: bool = False
+    ) -> Self:
         """The layer with the blocks of `module` that `masks` keep: copies, of its types, on its device, in its mode.
 
-        masks: by the names of the weights of `module`; one without a mask stays dense. ValueError where a mask is of
-        no weight or of another shape, the weights are parametrized, or there is a proj_size.
+        masks: by the names of the weights of `module`; one without a mask stays dense. pad: as of the layer. ValueError
+        where a mask is of no weight or of another shape, the weights are parametrized, or there is a proj_size.
         """
         require_kind(module, cls.KIND)
         names = (
@@ -115,18 +125,21 @@ class Recurrent(nn.Module):
             "proj_size",
         )
         given = {name: getattr(module, name) for name in names}
-        made = cls(masks=masks, **given, device="meta", kernel=kernel)
+        made = cls(masks=masks, **given, device="meta", kernel=kernel, pad=pad)
         for name in made._names("weight") + (made._names("bias") if module.bias else []):
             dense = getattr(module, name)
-            setattr(made, name, sparse_from(dense, masks[name]) if name in masks else copied(dense))
+            setattr(made, name, sparse_from(dense, masks[name], cls.GATES) if name in masks else copied(dense))
         return made.train(module.training)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Everything drawn anew, uniform as in the layer of torch's."""
         bound = 1 / math.sqrt(self.hidden_size)
-        for each in self.parameters():
+        for each in self.parameters(recurse=False):
             each.uniform_(-bound, bound)
+        for weight in self.children():
+            assert isinstance(weight, BlockSparseWeight)
+            weight.draw(bound)
 
     def flatten_parameters(self) -> None:
         """Nothing: there is no memory to put in order; for code that calls it of a layer of torch's."""
@@ -202,6 +215,45 @@ class Recurrent(nn.Module):
 
     def _run(self, place: str, again: bool) -> Run:
         """One direction of a layer. again: it goes over more than one stretch of time."""
+        names = [f"weight_{side}_{place}" for side in ("ih", "hh")]
+        biases = [getattr(self, f"bias_{side}_{place}", None) for side in ("ih", "hh")]
+        weights = [self._weight(names[0], again), self._weight(names[1], again or self.BY_STEPS)]
+        rows = max([0, *(each.shape[0] for each in weights if isinstance(each, BSRMatrix))])
+        size, units = self.hidden_size, rows // self.GATES
+        if units > size:
+            into = weights[0].shape[1]
+            whole = [(rows, into), (rows, units)]
+            weights = [
+                each if isinstance(each, BSRMatrix) else padded(each, self.GATES, shape)
+                for each, shape in zip(weights, whole, strict=True)
+            ]
+        inner = [each if each is None else padded(each, self.GATES, (max(rows, len(each)),)) for each in biases]
+
+        def run(x: Tensor, state: State) -> tuple[Tensor, State]:
+            if not x.shape[1] or not rows:
+                dense = [
+                    each.to_dense() if isinstance(each, BlockSparseWeight) else each for each in map(self._get, names)
+                ]
+                return self._by_torch(x, state, [each for each in (*dense, *biases) if each is not None])
+            state = tuple(widened(each, units) for each in state)
+            y, state = self._by_blocks(widened(x, weights[0].shape[1]), state, weights, inner)
+            if units == size:
+                return y, state
+            return y[..., :size].contiguous(), tuple(each[..., :size] for each in state)
+
+        return run
+
+    def _get(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def _by_torch(self, x: Tensor, state: State, flat: list[Tensor]) -> tuple[Tensor, State]:
+        """One direction by torch's layer, its weights dense. flat: weights, then biases where there are any."""
+        raise NotImplementedError
+
+    def _by_blocks(
+        self, x: Tensor, state: State, weights: list[Tensor | BSRMatrix], biases: list[Tensor | None]
+    ) -> tuple[Tensor, State]:
+        """One direction by block-sparse products, with one block-sparse weight at least."""
         raise NotImplementedError
 
     def _weight(self, name: str, again: bool) -> Tensor | BSRMatrix:
@@ -211,10 +263,6 @@ class Recurrent(nn.Module):
             assert isinstance(weight, Tensor)
             return weight
         return weight.matrix.freeze() if again and is_inference(weight.values) else weight.matrix
-
-    def _biases(self, place: str) -> tuple[Tensor | None, Tensor | None]:
-        """Those of the input and of the recurrent product."""
-        return getattr(self, f"bias_ih_{place}", None), getattr(self, f"bias_hh_{place}", None)
 
     def extra_repr(self) -> str:
         settings = {name: getattr(self, name) for name in ("num_layers", "bias", "batch_first", "dropout")}

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.layers.weight import in_blocks, padded
 from kernels.modules import BlockSparseGRU, BlockSparseLinear, BlockSparseLSTM, BlockSparseWeight
 
 SPARSE = {nn.Linear: BlockSparseLinear, nn.LSTM: BlockSparseLSTM, nn.GRU: BlockSparseGRU}
@@ -23,20 +24,30 @@ RECURRENT = [nn.LSTM, nn.GRU]
 INTO, UNITS, SIZE = 8, 12, 4
 
 
+def gates_of(module: nn.Module) -> int:
+    return getattr(SPARSE.get(type(module), type(module)), "GATES", 1)
+
+
 def masks_of(module: nn.Module, size: int = SIZE, only: str = "", seed: int = 0) -> dict[str, BlockMask]:
     """Half of the blocks of every weight whose name has `only` in it."""
     generator = torch.Generator().manual_seed(seed)
     named = {name: each for name, each in module.named_parameters() if each.ndim == 2 and only in name}
-    return {name: BlockMask.random(*each.shape, size, 0.5, generator) for name, each in named.items()}
+    shapes = {name: in_blocks(tuple(each.shape), gates_of(module), size) for name, each in named.items()}
+    return {name: BlockMask.random(*shape, size, 0.5, generator) for name, shape in shapes.items()}
 
 
-def pair_of(dense: nn.Module, only: str = "", seed: int = 0) -> tuple[nn.Module, nn.Module, dict[str, BlockMask]]:
+def pair_of(
+    dense: nn.Module, only: str = "", seed: int = 0, pad: bool = False, size: int = SIZE
+) -> tuple[nn.Module, nn.Module, dict[str, BlockMask]]:
     """`dense`, its weights masked, the same layer block-sparse, and the masks."""
-    masks = masks_of(dense, only=only, seed=seed)
-    sparse = SPARSE[type(dense)].from_dense(dense, masks["weight"] if isinstance(dense, nn.Linear) else masks)
+    masks = masks_of(dense, size, only, seed)
+    given = masks["weight"] if isinstance(dense, nn.Linear) else masks
+    sparse = SPARSE[type(dense)].from_dense(dense, given, pad=pad)
     with torch.no_grad():
         for name, mask in masks.items():
-            getattr(dense, name).mul_(mask.expand())
+            weight, gates = getattr(dense, name), gates_of(dense)
+            kept = mask.expand().view(gates, -1, mask.shape[1])[:, : weight.shape[0] // gates, : weight.shape[1]]
+            weight.mul_(kept.reshape(weight.shape))
     return dense, sparse, masks
 
 
@@ -54,12 +65,12 @@ def tensors(output: Any) -> Iterator[Tensor]:
 def gradients(module: nn.Module, masks: Mapping[str, BlockMask]) -> dict[str, Tensor]:
     """Of every parameter by torch's names; of a block-sparse weight at its kept blocks."""
     named = {name.removesuffix(".values"): each.grad for name, each in module.named_parameters()}
-    sparse = {name for name, each in module.named_parameters() if name.endswith(".values")}
-    return {
-        name: BSRMatrix.from_dense(grad, masks[name]).data if name in masks and f"{name}.values" not in sparse else grad
-        for name, grad in named.items()
-        if grad is not None
-    }
+    sparse = {name.removesuffix(".values") for name, _ in module.named_parameters() if name.endswith(".values")}
+    found = {name: grad for name, grad in named.items() if grad is not None}
+    for name in found.keys() & masks.keys() - sparse:  # zero in the padding
+        whole = padded(found[name], gates_of(module), masks[name].shape)
+        found[name] = BSRMatrix.from_dense(whole, masks[name]).data
+    return found
 
 
 def assert_alike(
@@ -160,6 +171,55 @@ def test_a_weight_without_a_mask_stays_dense(kind: type[nn.RNNBase], only: str) 
     assert there == set(masks) and all(only in name for name in there)
     assert_alike(dense, sparse, masks, normal(5, 3, INTO))
     assert_alike(dense, sparse, masks, pack_padded_sequence(normal(5, 3, INTO), [5, 4, 2]))
+
+
+@pytest.mark.parametrize("size", [8, 16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_of_sizes_that_do_not_divide(bias: bool, size: int) -> None:
+    for into, out in ((20, 13), (16, 13), (20, 16)):
+        dense, sparse, masks = pair_of(nn.Linear(into, out, bias=bias, dtype=torch.float64), pad=True, size=size)
+        assert_alike(dense, sparse, masks, normal(2, 5, into))
+        torch.testing.assert_close(sparse.weight.to_dense(), dense.weight)
+        with torch.no_grad():
+            assert sparse(normal(3, into)).is_contiguous()
+    with pytest.raises(ValueError, match=r"^input must be \[..., 20\], got \[3, 32\]$"):
+        sparse(normal(3, 32))
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("sizes", [(10, 12), (10, 16), (16, 12), (5, 3)])
+@pytest.mark.parametrize("only", ["", "weight_hh", "weight_ih", "_l1"])
+def test_recurrent_layers_of_sizes_that_do_not_divide(
+    kind: type[nn.RNNBase], sizes: tuple[int, int], only: str
+) -> None:
+    given = kind(*sizes, 2, bidirectional=True, bias=bool(only), dtype=torch.float64)
+    dense, sparse, masks = pair_of(given, only, pad=True, size=8)
+    state = [normal(4, 3, sizes[1])] * (2 if kind is nn.LSTM else 1)
+    for x in (normal(5, 3, sizes[0]), pack_padded_sequence(normal(5, 3, sizes[0]), [5, 4, 2])):
+        assert_alike(dense, sparse, masks, x, state)
+    assert_alike(dense, sparse, masks, normal(5, 0, sizes[0]))
+    for name in masks:
+        torch.testing.assert_close(getattr(sparse, name).to_dense(), getattr(dense, name))
+
+
+def test_nothing_moves_the_padding() -> None:
+    fresh = BlockSparseLSTM(
+        5, 3, {"weight_hh_l0": BlockMask.full(32, 8, 8), "weight_ih_l0": BlockMask.full(32, 8, 8)}, pad=True
+    )
+    assert "weight_hh_l0): BlockSparseWeight(12 x 3 padded to 32 x 8, block_size=8, sparsity=0)" in repr(fresh)
+    optimizer = torch.optim.AdamW(fresh.parameters(), lr=0.1)
+    for _ in range(3):
+        first(fresh(torch.randn(4, 2, 5))).square().sum().backward()
+        optimizer.step()
+    for weight in (fresh.weight_hh_l0, fresh.weight_ih_l0):
+        whole = weight.matrix.to_dense().view(4, 8, 8)
+        assert whole[:, :3, : weight.shape[1]].all() and not whole[:, 3:].any()
+        assert not whole[:, :, weight.shape[1] :].any()
+    other = copy.deepcopy(fresh)
+    other.reset_parameters()
+    other.load_state_dict(fresh.state_dict())
+    x = torch.randn(4, 2, 5)
+    assert torch.equal(first(other(x)), first(fresh(x)))
 
 
 def layers() -> dict[str, nn.Module]:
@@ -365,6 +425,15 @@ WRONG: dict[str, Callable[[], Any]] = {
     ),
     r"the mask of weight_hh_l0 covers \(32, 8\), and the weight is \(24, 8\)": lambda: BlockSparseGRU(
         8, 8, {"weight_hh_l0": BlockMask.full(32, 8, 4)}
+    ),
+    r"covers \(16, 8\), and the weight is \(12, 8\); pad=True pads it to \(16, 8\)": lambda: BlockSparseLinear(
+        8, 12, BlockMask.full(16, 8, 8)
+    ),
+    r"covers \(8, 8\), and the weight is \(12, 8\), padded to \(16, 8\)": lambda: BlockSparseLinear(
+        8, 12, BlockMask.full(8, 8, 8), pad=True
+    ),
+    "masks of a padded layer must have one block_size, got 4, 8": lambda: BlockSparseLSTM(
+        8, 8, {"weight_hh_l0": BlockMask.full(32, 8, 4), "weight_ih_l0": BlockMask.full(32, 8, 8)}, pad=True
     ),
     "masks must map names of weights to masks, got BlockMask": lambda: BlockSparseLSTM(8, 8, BlockMask.full(32, 8, 4)),
     r"dropout must be a number in \[0, 1\], got 2": lambda: BlockSparseLSTM(8, 8, {}, dropout=2),

@@ -186,6 +186,18 @@ def test_an_input_weight_that_does_not_divide_stays_dense_alone() -> None:
     close(model(x)[0], masked(dense, model)(x)[0])
 
 
+def test_sizes_that_do_not_divide_are_padded_where_that_is_wanted() -> None:
+    dense = nn.ModuleDict({"lstm": nn.LSTM(10, 12, 2), "linear": nn.Linear(12, 21), "even": nn.Linear(16, 16)})
+    model, report = sparsify(copy.deepcopy(dense), 8, 0.5, pad=True)
+    assert not report.left and len(report.replaced) == 6
+    with torch.no_grad():
+        for name, part in model.named_modules():
+            if isinstance(part, BlockSparseWeight):
+                dense.get_parameter(name).copy_(part.to_dense())
+    x = torch.randn(3, 2, 10)
+    close(model["linear"](model["lstm"](x)[0]), dense["linear"](dense["lstm"](x)[0]))
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_transformers_of_torchs_run_in_training_and_evaluation(nested: bool) -> None:
     torch.manual_seed(0)
