@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.blockmask import BlockMask, grid_shape
+from kernels.tensors import exchange
 from kernels.tensors.index import BSRIndex as BSRIndex
 from kernels.tensors.index import checked, derive, plain, unobserved
 from kernels.tensors.operands import contiguous, require_memory, require_values
@@ -89,6 +90,37 @@ class BSRMatrix:
             indptr = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=weight.device)
             indptr[1:] = kept.sum(dim=1).cumsum(0)
             return cls(blocks[rows, cols].contiguous(), cols.to(torch.int32), indptr, mask.shape)
+
+    @classmethod
+    def from_torch(cls, matrix: Tensor) -> BSRMatrix:
+        """A tensor of torch.sparse_bsr: its values, shared and differentiable; its pattern copied, int64 too.
+
+        ValueError where it is of another layout or a batch, has blocks that are not square or out of order, or a
+        pattern that points outside.
+        """
+        return cls._of(exchange.torch_parts(matrix))
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> BSRMatrix:
+        """A scipy.sparse.bsr_array or bsr_matrix, copied; its blocks are put in order. ValueError as of `from_torch`.
+
+        Blocks that lie in one place are added up, as scipy does.
+        """
+        return cls._of(exchange.scipy_parts(matrix))
+
+    @classmethod
+    def _of(cls, parts: exchange.Parts) -> BSRMatrix:
+        matrix = BSRMatrix(*parts)
+        _ = matrix.index  # looked at, so that a pattern that points outside is refused here
+        return matrix if cls is BSRMatrix else matrix.freeze()
+
+    def to_torch(self) -> Tensor:
+        """A tensor of torch.sparse_bsr with indices of int32, sharing the values (not those of a frozen matrix)."""
+        return exchange.to_torch(self.data, *self.pattern, self.shape)
+
+    def to_scipy(self) -> Any:
+        """A scipy.sparse.bsr_array, a copy without gradient. ValueError of bfloat16 and float16, which scipy lacks."""
+        return exchange.to_scipy(self.data, *self.pattern, self.shape)
 
     @property
     def _operand(self) -> BSRMatrix:
@@ -275,8 +307,5 @@ def _refrozen(data: Tensor, indices: Tensor, indptr: Tensor, shape: tuple[int, i
 def require_sparse(name: str, weight: object) -> BSRMatrix:
     """`weight`; ValueError where it is no BSRMatrix."""
     if not isinstance(weight, BSRMatrix):
-        raise ValueError(
-            f"{name} must be a BSRMatrix, got {type(weight).__name__}; "
-            "BSRMatrix.from_dense makes one of a tensor and a mask"
-        )
+        raise ValueError(f"{name} must be a BSRMatrix, {exchange.said_of(weight)}")
     return weight

@@ -20,18 +20,20 @@ from kernels.cuda.products import kept_pattern, pattern_for
 from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
 from kernels.native import products as native_products
-from kernels.products import How, cuda_dsd, product, recorded
+from kernels.products import How, cuda_dsd, product, recorded, writable
 from kernels.products import dsd as dsd
 from kernels.products import sdd as sdd
 from kernels.system.resources import UnsupportedError
 from kernels.system.threads import in_force
 from kernels.tensors.autocast import autocast_type, is_any_autocast, lowered
+from kernels.tensors.exchange import refuse_sparse
 from kernels.tensors.operands import require, require_memory
 from kernels.tensors.tracing import refuse_functionalize, transformed, watched
 
 KERNELS = ("auto", "cuda", "native", "torch")
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiler asks, and does not look inside
 def kernel_for(
     kernel: str, dtype: torch.dtype, device: torch.device, *, layer: bool = False, block_size: int = 16, nnzb: int = 0
 ) -> str:
@@ -131,6 +133,37 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     return product(data, x, How(weight.index, False, chosen))
 
 
+def block_sparse_linear(x: Tensor, weight: BSRMatrix, bias: Tensor | None = None, kernel: str = "auto") -> Tensor:
+    """torch.nn.functional.linear with a block-sparse weight: Y = X W^T + bias.
+
+    x: [..., in], row by row as torch's users hold it; weight: [out, in]; bias: [out]; Y: [..., out]. Differentiable in
+    x, `weight.data` and bias. Neither X nor Y is copied to be transposed; an x that lies in no order of its own (a
+    slice, an expanded view) is copied row by row. Y is contiguous where x is. A matrix x that lies column by column is
+    multiplied as it lies, and Y lies as it does. Types, devices, derivatives, torch.autocast and kernel: as of
+    `block_sparse_matmul`; the bias is of the type of x.
+    """
+    require_memory("x", x)
+    inside, outside = require_sparse("weight", weight).shape[::-1]
+    if not x.ndim or x.shape[-1] != inside:
+        raise ValueError(f"the weight is {weight.shape}, so x must be [..., {inside}], got {tuple(x.shape)}")
+    if bias is not None:
+        require_memory("bias", bias)
+    rows = x.reshape(-1, inside)
+    if not rows.is_contiguous() and not rows.mT.is_contiguous():
+        rows = rows.contiguous()
+    y = block_sparse_matmul(weight, rows.mT, kernel).mT
+    inference = is_inference(y) if bias is None else is_inference(y, bias)
+    if bias is not None:
+        bias = bias if (wanted := autocast_type(x.device)) is None else lowered(bias, wanted)
+        require("bias", bias, (outside,), y.dtype, y.device)
+        y = y.add_(bias) if inference else y + bias
+    elif not inference:
+        y = y.clone() if watched(y) else writable(y)
+    if rows.is_contiguous() and not y.is_contiguous():  # of one column: it lies in either order
+        y = y.contiguous()
+    return y.view(*x.shape[:-1], outside) if x.ndim != 2 else y
+
+
 def computed_in(dtype: torch.dtype, kernel: str, device: torch.device, **weight: Any) -> torch.dtype:
     """What operands of `dtype` are computed in: float32, where it holds them and only then there is a kernel of ours.
 
@@ -213,6 +246,8 @@ def block_sparse_lstm(
     """
     for name, each in (("x", x), ("weight_ih", weight_ih), ("bias_ih", bias_ih), ("bias_hh", bias_hh)):
         if not (name == "weight_ih" and isinstance(each, BSRMatrix)) and not (each is None and name.startswith("bias")):
+            if name == "weight_ih":
+                refuse_sparse(name, each)
             require_memory(name, each)
     if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
         raise ValueError(f"state must be (h0, c0) or None, got {type(state).__name__}")

@@ -276,6 +276,24 @@ def cuda_sdd(pattern: Pattern, grad: Tensor, x: Tensor) -> Tensor:
     return pattern.sdd(grad, x)
 
 
+class Writable(torch.autograd.Function):
+    """The identity. Autograd lets nobody write to a view that was made inside a function, as of a transposed result."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:  # noqa: ARG004
+        return y.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG004
+        return grad
+
+
+def writable(y: Tensor) -> Tensor:
+    """`y`, which nobody else holds, as a result that its users may write to in place."""
+    found: Tensor = Writable.apply(y)  # type: ignore[no-untyped-call]
+    return found
+
+
 Bilinear = Callable[[Tensor, Tensor, How], Tensor]
 
 

@@ -130,15 +130,26 @@ def test_a_sweep_of_ones_own_is_run_and_reported(clone: Path) -> None:
     assert "[1/1]" in said and (clone / "results" / "own" / "report.html").is_file()
 
 
+SAYS = {  # what holds after a program, by what it is about
+    "FinalModel": "assert logits.shape == (words.numel(), logits.shape[1])",
+    "sparsify": "assert report.replaced and max(report.replaced.values()) < 0.9",
+}
+
+
 @pytest.mark.slow(15)
-@pytest.mark.parametrize("program", blocks("python"))
-def test_a_program_runs_in_a_fresh_clone(program: str, clone: Path) -> None:
+@pytest.mark.parametrize("about", SAYS)
+def test_a_program_runs_in_a_fresh_clone(about: str, clone: Path) -> None:
     """The cell that is trained is a smaller one."""
-    smaller = program.replace("TrainCell(", SMALLER)
-    assert program.count("TrainCell(") == 1 and "FinalModel" in program
-    (clone / "program.py").write_text(f"{smaller}\nassert logits.shape == (words.numel(), logits.shape[1])\n")
+    (program,) = (each for each in blocks("python") if about in each)
+    assert program.count("TrainCell(") == (about == "FinalModel")
+    (clone / "program.py").write_text(f"{program.replace('TrainCell(', SMALLER)}\n{SAYS[about]}\n")
     shell("python program.py", clone)
-    assert (clone / "model.pt").is_file() and (clone / "model.pt.sha256").is_file()
+    exported = [(clone / name).is_file() for name in ("model.pt", "model.pt.sha256")]
+    assert exported == 2 * [about == "FinalModel"]
+
+
+def test_every_program_is_run() -> None:
+    assert all(sum(about in program for about in SAYS) == 1 for program in blocks("python"))
 
 
 @pytest.mark.parametrize("text", blocks("toml"))

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from scipy import sparse
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
@@ -104,3 +106,114 @@ def test_a_pattern_that_points_outside_reaches_no_kernel(indices: list[int], ind
     matrix = BSRMatrix(torch.zeros(2, 4, 4), *parts, (8, 12))
     with pytest.raises(ValueError, match=message):
         block_sparse_matmul(matrix, torch.zeros(12, 1))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")  # torch's, that its BSR is in beta state
+@settings(deadline=None)
+@given(mask=masks(), wide=st.booleans())
+def test_torchs_there_and_back(mask: BlockMask, wide: bool) -> None:
+    bsr = BSRMatrix.from_dense(torch.randn(mask.shape), mask)
+    theirs = bsr.to_torch()
+    assert theirs.layout is torch.sparse_bsr and torch.equal(theirs.to_dense(), bsr.to_dense())
+    if wide:  # as torch itself makes them
+        indptr, indices = theirs.crow_indices().long(), theirs.col_indices().long()
+        theirs = torch.sparse_bsr_tensor(indptr, indices, theirs.values(), size=theirs.shape)
+    back = BSRMatrix.from_torch(theirs)
+    assert back.data.data_ptr() == bsr.data.data_ptr() and back.indices.dtype == back.indptr.dtype == torch.int32
+    assert torch.equal(back.to_dense(), bsr.to_dense()) and torch.equal(back.mask.kept, mask.kept)
+    frozen = bsr.freeze().to_torch()
+    frozen.values().zero_()
+    assert torch.equal(bsr.freeze().to_dense(), bsr.to_dense())
+
+
+@settings(deadline=None)
+@given(mask=masks(), dtype=st.sampled_from([torch.float32, torch.float64, torch.complex64]), wide=st.booleans())
+def test_scipys_there_and_back(mask: BlockMask, dtype: torch.dtype, wide: bool) -> None:
+    bsr = BSRMatrix.from_dense(torch.randn(mask.shape, dtype=dtype), mask)
+    theirs = bsr.to_scipy()
+    assert isinstance(theirs, sparse.bsr_array) and theirs.blocksize == (mask.block_size, mask.block_size)
+    assert np.array_equal(theirs.toarray(), bsr.to_dense().numpy())
+    if wide:
+        theirs.indices, theirs.indptr = theirs.indices.astype(np.int64), theirs.indptr.astype(np.int64)
+    for given_ in (theirs, sparse.bsr_matrix(theirs)):
+        back = BSRMatrix.from_scipy(given_)
+        assert torch.equal(back.to_dense(), bsr.to_dense()) and torch.equal(back.mask.kept, mask.kept)
+        back.data.zero_()
+    assert np.array_equal(theirs.toarray(), bsr.to_dense().numpy())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_gradients_go_through_torchs_bsr_and_not_through_scipys() -> None:
+    bsr = BSRMatrix.from_dense(torch.randn(4, 8), BlockMask.full(4, 8, 2))
+    leaf = bsr.data.clone().requires_grad_()
+    back = BSRMatrix.from_torch(bsr.with_data(leaf).to_torch())
+    block_sparse_matmul(back, torch.ones(8, 3)).sum().backward()
+    assert torch.equal(leaf.grad, torch.full_like(leaf, 3.0))
+    assert not BSRMatrix.from_scipy(bsr.with_data(leaf).to_scipy()).data.requires_grad
+
+
+def test_scipys_blocks_are_put_in_order_and_added_up() -> None:
+    data = np.arange(12.0).reshape(3, 2, 2)
+    theirs = sparse.bsr_array((data, np.array([1, 0, 0]), np.array([0, 3, 3])), shape=(4, 4))
+    bsr = BSRMatrix.from_scipy(theirs)
+    assert bsr.indices.tolist() == [0, 1] and np.array_equal(bsr.to_dense().numpy(), theirs.toarray())
+    assert theirs.nnz == 12  # the one that was given is as it was
+
+
+def bsr_tensor(indptr: object, indices: object, data: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    given_ = (torch.tensor(part, dtype=torch.int64) for part in (indptr, indices))
+    return torch.sparse_bsr_tensor(*given_, data, size=shape, check_invariants=False)
+
+
+TWO = torch.ones(2, 2, 2)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: torch.ones(4, 6).to_sparse_bsr((2, 3)), r"blocks must be square, got 2 x 3; .*to_sparse_bsr\(\(b, b"),
+        (lambda: torch.ones(3, 4, 4).to_sparse_bsr((2, 2)), r"matrix must be one matrix, got \[3, 4, 4\]: of a batch"),
+        (lambda: torch.ones(4, 4, 5).to_sparse_bsr((2, 2), dense_dim=1), "or with dense dimensions"),
+        (
+            lambda: torch.ones(4, 4).to_sparse_csr(),
+            r"got one of torch.sparse_csr; its to_sparse_bsr\(\(b, b\)\) is one",
+        ),
+        (lambda: torch.ones(4, 4).to_sparse_coo(), "got one of torch.sparse_coo; its to_sparse_bsr"),
+        (lambda: torch.ones(4, 4), "got one of torch.strided; BSRMatrix.from_dense takes"),
+        (lambda: sparse.bsr_array(np.eye(4)), "got bsr_array; BSRMatrix.from_scipy takes"),
+        (lambda: None, "matrix must be a tensor of torch.sparse_bsr, got NoneType"),
+        (lambda: bsr_tensor([0, 1, 2], [0, 2**40], TWO, (4, 4)), "indices must be at most 2147483647, got 0 to 109951"),
+        (lambda: bsr_tensor([0, 1, 2**33], [0, 1], TWO, (4, 4)), "indptr must be at most 2147483647"),
+        (lambda: bsr_tensor([0, 1, 2], [0, 2], TWO, (4, 4)), r"indices must lie in \[0, 2\)"),
+        (lambda: bsr_tensor([0, 2, 2], [1, 0], TWO, (4, 4)), "indices must ascend"),
+        (lambda: bsr_tensor([0, 1, 1], [1, 0], TWO, (4, 4)), "indptr must rise from 0 to 2"),
+    ],
+)
+def test_what_is_no_such_matrix_of_torchs_is_refused(made: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"\A[^\n]*{message}[^\n]*\Z"):
+        BSRMatrix.from_torch(made())
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (
+            lambda: sparse.bsr_array(np.ones((4, 6)), blocksize=(2, 3)),
+            r"blocks must be square, got 2 x 3; .*tobsr\(\(b",
+        ),
+        (lambda: sparse.csr_array(np.eye(4)), r"got csr_array; its tobsr\(\(b, b\)\) is one"),
+        (lambda: np.eye(4), "matrix must be a scipy.sparse.bsr_array or bsr_matrix, got ndarray"),
+        pytest.param(
+            lambda: sparse.bsr_array(np.eye(4, dtype=np.longdouble)),
+            "matrix must have a type that torch has, got float",
+            marks=pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="a long double is a double here"),
+        ),
+    ],
+)
+def test_what_is_no_such_matrix_of_scipys_is_refused(made: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"\A[^\n]*{message}[^\n]*\Z"):
+        BSRMatrix.from_scipy(made())
+    bsr = BSRMatrix.from_dense(torch.ones(4, 4, dtype=torch.bfloat16), BlockMask.full(4, 4, 2))
+    with pytest.raises(ValueError, match=r"scipy has no products of torch.bfloat16; accepted: .*data.float"):
+        bsr.to_scipy()

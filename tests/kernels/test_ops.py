@@ -12,13 +12,14 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.native import library as native_library
 from kernels.native import products as native_products
-from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, kernel_for, sdd
+from kernels.ops import block_sparse_linear, block_sparse_lstm, block_sparse_matmul, dsd, kernel_for, sdd
 from kernels.system.resources import UnsupportedError, refusal
 
 NO_NATIVE = refusal(native_library.require_kernel, torch.float64, torch.device("cpu"))
@@ -355,3 +356,148 @@ def test_an_lstm_without_gradients_gives_the_same_bits() -> None:
         trained = block_sparse_lstm(x.requires_grad_(), None, *weights)
         for got, wanted in zip((y, h, c), (trained[0], *trained[1]), strict=True):
             assert torch.equal(got, wanted)
+
+
+def as_slice(x: Tensor) -> Tensor:
+    """Columns of a wider table."""
+    return torch.cat([x, x], dim=-1)[..., : x.shape[-1]]
+
+
+def by_columns(x: Tensor) -> Tensor:
+    """The last two dimensions the other way round in memory."""
+    return x.mT.contiguous().mT if x.ndim > 1 else x
+
+
+def expanded(x: Tensor) -> Tensor:
+    """All rows of it are the first one."""
+    return x[:1].expand(x.shape) if x.ndim > 1 else x
+
+
+AS_HELD = {each.__name__: each for each in (Tensor.clone, as_slice, by_columns, expanded)}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(max_examples=60, deadline=None)
+@given(
+    kept=st.sampled_from([torch.eye(2, 3), torch.zeros(2, 3), torch.ones(2, 1), torch.ones(1, 1)]),
+    size=st.sampled_from([1, 4, 5]),
+    leading=st.sampled_from([(), (0,), (1,), (6,), (2, 3), (2, 0, 3), (1, 1)]),
+    held=st.sampled_from(sorted(AS_HELD)),
+    biased=st.booleans(),
+)
+def test_fuzz_linear_against_torchs(
+    kernel: str, kept: Tensor, size: int, leading: tuple[int, ...], held: str, biased: bool
+) -> None:
+    generator = torch.Generator().manual_seed(size)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    mask = BlockMask(kept > 0, size)
+    weight = BSRMatrix.from_dense(normal(*mask.shape), mask)
+    data, bias = weight.data.clone().requires_grad_(), normal(mask.shape[0]).requires_grad_() if biased else None
+    x = AS_HELD[held](normal(*leading, mask.shape[1])).requires_grad_()
+    leaves = [each for each in (x, data, bias) if each is not None]
+    y = block_sparse_linear(x, weight.with_data(data), bias, kernel)
+    wanted = F.linear(x, weight.with_data(data).to_dense(), bias)
+    assert y.shape == wanted.shape and (y.is_contiguous() or not x.is_contiguous())
+    grad = normal(*wanted.shape)
+    torch.testing.assert_close(y, wanted)
+    found = torch.autograd.grad(y, leaves, grad)
+    for one, other in zip(found, torch.autograd.grad(wanted, leaves, grad), strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        torch.testing.assert_close(block_sparse_linear(x, weight.freeze(), bias, kernel), wanted)
+
+
+@needs_native
+def test_linear_copies_neither_x_nor_y(monkeypatch: pytest.MonkeyPatch) -> None:
+    bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    taken: list[Tensor] = []
+    multiply = native_products.dsd
+    monkeypatch.setattr(native_products, "dsd", lambda packed, x: taken.append(x) or multiply(packed, x))
+    for held, strides in ((x.T.contiguous(), (8, 1)), (x.T, (1, 5))):
+        y = block_sparse_linear(held, bsr, torch.ones(8, dtype=torch.float64), "native")
+        assert taken.pop().data_ptr() == held.data_ptr() and y.stride() == strides and not taken
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("leading", [(), (5,), (2, 3)])
+def test_what_linear_gives_may_be_written_to(kernel: str, biased: bool, leading: tuple[int, ...]) -> None:
+    """As by an activation in place."""
+    bsr, _ = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    bias = torch.randn(8, dtype=torch.float64) if biased else None
+    x = torch.randn(*leading, 12, dtype=torch.float64)
+    leaf, dense = bsr.data.clone().requires_grad_(), bsr.to_dense().requires_grad_()
+    torch.relu_(block_sparse_linear(x, bsr.with_data(leaf), bias, kernel)).sum().backward()
+    torch.relu_(F.linear(x, dense, bias)).sum().backward()
+    torch.testing.assert_close(leaf.grad, BSRMatrix.from_dense(dense.grad, bsr.mask).data)
+    given = torch.func.grad(lambda x: torch.relu_(block_sparse_linear(x, bsr, bias, kernel)).sum())(x)
+    torch.testing.assert_close(given, torch.func.grad(lambda x: torch.relu(F.linear(x, bsr.to_dense(), bias)).sum())(x))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("biased", [False, True])
+def test_second_derivatives_and_transforms_of_linear(kernel: str, biased: bool) -> None:
+    bsr, x = operands(torch.eye(2, 3, dtype=torch.bool), 2, 3)
+    bias = torch.randn(4, dtype=torch.float64) if biased else None
+
+    def linear(data: Tensor, x: Tensor, *bias: Tensor) -> Tensor:
+        return block_sparse_linear(x, bsr.with_data(data), *(bias or [None]), kernel=kernel)
+
+    given = [each for each in (bsr.data, x.T.contiguous(), bias) if each is not None]
+    assert torch.autograd.gradgradcheck(linear, [each.requires_grad_() for each in given])
+    many = torch.func.vmap(linear, in_dims=(None, 0, None)[: len(given)])(given[0], given[1][None], *given[2:])
+    torch.testing.assert_close(many[0], linear(*given))
+    dense = torch.func.jvp(lambda x: F.linear(x, bsr.to_dense(), bias), (given[1],), (given[1],))[1]
+    torch.testing.assert_close(torch.func.jvp(lambda x: linear(given[0], x, *given[2:]), *[(given[1],)] * 2)[1], dense)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_linear_under_autocast_is_of_torchs_type(kernel: str, kind: torch.dtype) -> None:
+    bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    bsr, x, bias = bsr.with_data(bsr.data.to(kind)), x.T.contiguous().to(kind), torch.ones(8, dtype=kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, wanted = block_sparse_linear(x, bsr, bias, kernel), F.linear(x, bsr.to_dense(), bias)
+    assert y.dtype == wanted.dtype == (torch.bfloat16 if kind == torch.float32 else kind)
+    torch.testing.assert_close(y, wanted, rtol=0.02, atol=0.05)
+
+
+def test_linear_refuses_in_one_line_what_does_not_fit() -> None:
+    bsr, x = operands(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    x, bias = x.T.contiguous(), torch.ones(8, dtype=torch.float64)
+    for said, operand in {
+        r"the weight is \(8, 12\), so x must be \[\.\.\., 12\], got \(5, 11\)": (x[:, 1:], bsr),
+        r"so x must be \[\.\.\., 12\], got \(\)": (x[0, 0], bsr),
+        "x must be a tensor, got ndarray": (x.numpy(), bsr),
+        "x is torch.float32; they must be of one type": (x.float(), bsr),
+        r"bias must be torch.float64 \[8\] on cpu, got torch.float64 \[7\]": (x, bsr, bias[1:]),
+        "bias must be torch.float64 .* got torch.float32": (x, bsr, bias.float()),
+        "bias must be a tensor, got float": (x, bsr, 1.0),
+        "weight must be a BSRMatrix, got Tensor; BSRMatrix.from_dense makes one": (x, bsr.to_dense()),
+    }.items():
+        with pytest.raises(ValueError, match=rf"\A[^\n]*{said}[^\n]*\Z"):
+            block_sparse_linear(*operand)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_sparse_tensor_of_torchs_or_scipys_gets_a_line_that_says_what_takes_it() -> None:
+    bsr, x = operands(torch.ones(8, 2, dtype=torch.bool), 4, 5)
+    inputs, bias = torch.zeros(3, 2, 8, dtype=torch.float64), torch.zeros(32, dtype=torch.float64)
+    theirs = bsr.to_dense()
+    for weight, taker in (
+        (bsr.to_torch(), "from_torch makes one of it"),
+        (theirs.to_sparse_coo(), r"from_torch makes one of its to_sparse_bsr\(\(b, b\)\)"),
+        (theirs.to_sparse_csr(), r"from_torch makes one of its to_sparse_bsr\(\(b, b\)\)"),
+        (bsr.to_scipy(), r"from_scipy makes one of its tobsr\(\(b, b\)\)"),
+    ):
+        for name, call in {
+            "weight": lambda weight=weight: block_sparse_matmul(weight, x),
+            "weight ": lambda weight=weight: block_sparse_linear(x.T, weight),
+            "weight_hh": lambda weight=weight: block_sparse_lstm(inputs, None, bsr, weight, bias),
+            "weight_ih": lambda weight=weight: block_sparse_lstm(inputs, None, weight, bsr, bias),
+        }.items():
+            with pytest.raises(ValueError, match=rf"\A{name.strip()} must be a[^\n]*BSRMatrix.{taker}\Z"):
+                call()
