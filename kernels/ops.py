@@ -44,8 +44,8 @@ def kernel_for(
     """
     if kernel not in KERNELS:
         raise ValueError(f"unknown kernel {kernel!r}; accepted: {', '.join(KERNELS)}")
-    for ours, only_on in (("cuda", "cuda"), ("native", "cpu")):
-        if kernel == ours or (kernel == "auto" and device.type == only_on):
+    for ours in ("cuda", "native"):
+        if kernel in ("auto", ours):
             try:
                 if ours == "cuda":
                     choose.require_kernel(dtype, block_size, nnzb, device)
