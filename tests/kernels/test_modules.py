@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
+from torch.utils.checkpoint import checkpoint
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
@@ -187,8 +188,10 @@ def test_linear_of_sizes_that_do_not_divide(bias: bool, size: int) -> None:
 
 
 @pytest.mark.parametrize("kind", RECURRENT)
-@pytest.mark.parametrize("sizes", [(10, 12), (10, 16), (16, 12), (5, 3)])
-@pytest.mark.parametrize("only", ["", "weight_hh", "weight_ih", "_l1"])
+@pytest.mark.parametrize(
+    ("sizes", "only"),
+    [((10, 12), ""), ((10, 16), ""), ((16, 12), "weight_hh"), ((5, 3), "weight_ih"), ((10, 12), "_l1")],
+)
 def test_recurrent_layers_of_sizes_that_do_not_divide(
     kind: type[nn.RNNBase], sizes: tuple[int, int], only: str
 ) -> None:
@@ -358,17 +361,36 @@ def test_autocast_gives_torchs_types(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_and_exported(kind: str) -> None:
-    layer = layers()[kind]
-    wanted = first(layer(X))
+    layer, x = layers()[kind], X[:2]  # compilers go through a GRU step by step
+    wanted = first(layer(x))
     torch._dynamo.reset()
     compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(first(compiled(X)), wanted)
-    first(compiled(X)).sum().backward()
-    first(layer(X)).sum().backward()
+    y = first(compiled(x))
+    torch.testing.assert_close(y, wanted)
+    y.sum().backward()
+    wanted.sum().backward()
     for one, other in zip(compiled.parameters(), layer.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
-    exported = torch.export.export(copy.deepcopy(layer), (X,), strict=False)
-    torch.testing.assert_close(first(exported.module()(X)), wanted)
+    exported = torch.export.export(copy.deepcopy(layer), (x,), strict=False)
+    torch.testing.assert_close(first(exported.module()(x)), wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transforms_and_checkpoints(kind: str) -> None:
+    layer, x = layers()[kind], X[:2]
+    values, buffers = (
+        {name: each.detach() for name, each in given} for given in (layer.named_parameters(), layer.named_buffers())
+    )
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        return first(torch.func.functional_call(layer, (values, buffers), (x,))).square().sum()
+
+    found = torch.func.grad(loss)(values)
+    checkpoint(lambda x: first(layer(x)), x, use_reentrant=False).square().sum().backward()
+    for name, each in layer.named_parameters():
+        torch.testing.assert_close(found[name], each.grad, rtol=1e-4, atol=1e-5)
+    many = {name: torch.stack([each, 2 * each]) for name, each in values.items()}
+    torch.testing.assert_close(torch.func.vmap(loss)(many)[0], loss(values))
 
 
 def test_a_layer_tells_its_sizes() -> None:
