@@ -97,6 +97,18 @@ class BlockSparseLinear(nn.Module):
         return f"{sizes}, block_size={weight.block_size}, sparsity={weight.sparsity:.4g}"
 
 
+def freeze(model: nn.Module) -> nn.Module:
+    """`model`, each of its block-sparse weights frozen for inference (`BlockSparseWeight.freeze`).
+
+    On a CPU a product packs the values of its weight, which takes about as long as a product with 20 columns: of a
+    frozen one once, at the price of the memory for copies.
+    """
+    for module in model.modules():
+        if isinstance(module, BlockSparseWeight):
+            module.freeze()
+    return model
+
+
 def _as_blocks(weight: Tensor | BSRMatrix) -> BSRMatrix:
     """A dense recurrent weight as one block a gate, its values where they are."""
     if isinstance(weight, BSRMatrix):
