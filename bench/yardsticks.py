@@ -22,7 +22,7 @@ from bench.cells import is_training
 from bench.counting.ngrams import HALF_ADDED, KNESER_NEY, WITTEN_BELL, Smoothing, perplexities, unigram_perplexity
 from bench.data.corpus import Corpus, data_dir, load_corpus
 from bench.measuring.machine import revision, source_hash
-from bench.schema import Column, documented
+from bench.schema import PROVENANCE, Column, documented
 from bench.storing.parquet import DamagedError, from_parquet, publish_pair, read_table, require_pair, to_parquet
 from bench.sweep import Sweep
 
@@ -34,6 +34,7 @@ SMOOTHING: dict[str, Smoothing] = {
 }  # Kneser-Ney's counts of kinds say little of 97 characters
 LONGEST = {"word": 6, "character": 7}  # tokens of an n-gram
 DIGITS = 16  # of corpus_sha256, as in the training tables
+AS_ELSEWHERE = {column.name: column for column in PROVENANCE}
 
 # fmt: off
 COLUMNS = (
@@ -50,13 +51,11 @@ COLUMNS = (
            "half_added (half a count to each type), kneser_ney or witten_bell, interpolated"),
     Column("val_ppl", pa.float64(), "result", "", "validation perplexity, of all its tokens but the first"),
     Column("test_ppl", pa.float64(), "result", "", "test perplexity, likewise"),
-    Column("schema_version", pa.int64(), "provenance", "", "version of these columns"),
-    Column("commit", pa.string(), "provenance", "", "git commit of the suite, empty outside a checkout"),
-    Column("dirty", pa.bool_(), "provenance", "", "the checkout had uncommitted changes"),
+    AS_ELSEWHERE["schema_version"], AS_ELSEWHERE["commit"], AS_ELSEWHERE["dirty"],
     Column("source_hash", pa.string(), "provenance", "", "sha256 of the sources that count and read, 16 hex digits"),
-    Column("python", pa.string(), "provenance", "", "Python version"),
+    AS_ELSEWHERE["python"],
     Column("numpy", pa.string(), "provenance", "", "numpy version"),
-    Column("started_at", pa.string(), "provenance", "", "UTC, ISO 8601"),
+    AS_ELSEWHERE["started_at"],
     Column("seconds", pa.float64(), "provenance", "s", "wall time of all orders of the text"),
 )
 # fmt: on

@@ -33,7 +33,6 @@ from kernels.tensors.tracing import refuse_functionalize, transformed, watched
 KERNELS = ("auto", "cuda", "native", "torch")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiler asks, and does not look inside
 def kernel_for(
     kernel: str, dtype: torch.dtype, device: torch.device, *, layer: bool = False, block_size: int = 16, nnzb: int = 0
 ) -> str:
@@ -57,6 +56,10 @@ def kernel_for(
                 if kernel == ours:
                     raise
     return "torch"
+
+
+# A compiler asks, and does not look inside: torch.compiler.assume_constant_result, which imports the compiler to say so.
+kernel_for._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def lstm_refusal(weight_hh: BSRMatrix, batch: int) -> str | None:

@@ -19,12 +19,13 @@ Edit = Callable[[Rows], Rows]
 
 NAN, INF = math.nan, math.inf
 PROVENANCE = {
-    "commit": "0123abcd", "dirty": False, "source_hash": "a" * 16, "device_name": "Test CPU", "cores": 2, "threads_used": 1,
-    "workers": 1, "started_at": "2026-01-01T00:00:00Z", "cell_seconds": 1.0,
+    "commit": "0123abcd", "dirty": False, "source_hash": "a" * 16, "device_name": "Test CPU", "cores": 2,
+    "threads_used": 1, "workers": 1, "started_at": "2026-01-01T00:00:00Z", "cell_seconds": 1.0,
 }  # fmt: skip
 TIMED = {
     "status": "ok", "sparsity": 0.75, "time_ms": 0.5, "baseline_ms": 1.0, "samples_ms": [0.5, 0.5, 0.6],
-    "baseline_samples_ms": [1.0, 1.0, 1.1], "noisy": False, "timer": "perf_counter", "error_ratio": 0.1, "prepare_ms": 1.0,
+    "baseline_samples_ms": [1.0, 1.0, 1.1], "noisy": False, "timer": "perf_counter", "error_ratio": 0.1,
+    "prepare_ms": 1.0,
 }  # fmt: skip
 NORMS = {"weight": "weight_hh_l0", "grid_rows": 2, "grid_cols": 3, "norms": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]}
 PROBE = {"step": 5, "sparsity": 0.5, "sparse_layers": 2, "dense_ms": [2.0, 2.1], "lstm_ms": [1.0, 1.1]}
@@ -34,8 +35,9 @@ EPOCH = {
     "vocabulary": 100, "corpus_sha256": "c" * 16, "sparse_share": 0.5,
 }  # fmt: skip
 END = {
-    "block_norms": [NORMS], "reported_epoch": 2, "reported_val_ppl": 110.0, "reported_test_ppl": 100.0, "final_ppl": 100.0,
-    "dense_bytes": 1000, "final_bytes": 300, "inference_dense_ms": [2.0, 2.1], "inference_ms": [1.0, 1.1],
+    "block_norms": [NORMS], "reported_epoch": 2, "reported_val_ppl": 110.0, "reported_test_ppl": 100.0,
+    "final_ppl": 100.0, "dense_bytes": 1000, "final_bytes": 300,
+    "inference_dense_ms": [2.0, 2.1], "inference_ms": [1.0, 1.1],
     "inference_lstm_dense_ms": [1.0, 1.1], "inference_lstm_ms": [0.5, 0.6],
 }  # fmt: skip
 
@@ -86,7 +88,11 @@ FAULTS: dict[str, tuple[str, str, Edit]] = {
     **_numbers("gemm", ("cell_seconds",), (-1.0, NAN, INF)),
     **_numbers("gemm", ("temperature_celsius", "power_watts"), (NAN, INF)),
     **_numbers("gemm", ("timer", "samples_ms", "baseline_samples_ms"), (None,)),
-    **_numbers("gemm", ("samples_ms",), ([], [1.0], [1.0, 1.0, NAN], [1.0, 1.0, None], [1.0, 0.0, 1.0], [1.0, 1.0, 5e-324])),
+    **_numbers(
+        "gemm",
+        ("samples_ms",),
+        ([], [1.0], [1.0, 1.0, NAN], [1.0, 1.0, None], [1.0, 0.0, 1.0], [1.0, 1.0, 5e-324]),
+    ),
     **_numbers("lstm", ("baseline_samples_ms",), ([1.0, 1.0, 1e308], [1.0, 1.0, -1.0])),
     **_numbers("train", ("train_ppl", "val_ppl", "test_ppl"), (NAN, INF, None, 0.0, 0.5, -5.0, 1e308)),
     **_numbers("train", ("reported_val_ppl", "reported_test_ppl", "final_ppl"), (NAN, INF, 0.0, 1e308)),
@@ -125,8 +131,14 @@ FAULTS: dict[str, tuple[str, str, Edit]] = {
 # name: (table, what is done to the rows of the second cell); all of it is kept
 FINE: dict[str, tuple[str, Edit]] = {
     "as it is": ("train", every()),
-    "the shortest times": ("gemm", last(time_ms=1e-9, baseline_ms=1e9, samples_ms=[1e-9] * 3, baseline_samples_ms=[1e9] * 3)),
-    "the longest times": ("lstm", last(time_ms=1e9, baseline_ms=1e-9, samples_ms=[1e9] * 3, baseline_samples_ms=[1e-9] * 3)),
+    "the shortest times": (
+        "gemm",
+        last(time_ms=1e-9, baseline_ms=1e9, samples_ms=[1e-9] * 3, baseline_samples_ms=[1e9] * 3),
+    ),
+    "the longest times": (
+        "lstm",
+        last(time_ms=1e9, baseline_ms=1e-9, samples_ms=[1e9] * 3, baseline_samples_ms=[1e-9] * 3),
+    ),
     "the largest perplexity": ("train", last(val_ppl=1e100, test_ppl=1e100, train_ppl=1e100, reported_test_ppl=1e100)),
     "the smallest perplexity": ("train", last(val_ppl=1.0, test_ppl=1.0, train_ppl=1.0)),
     "a run that falls": ("train", last(val_change=-0.5, val_change_error=0.0)),
@@ -137,7 +149,10 @@ FINE: dict[str, tuple[str, Edit]] = {
     "no block is empty": ("gemm", last(sparsity=0.0)),
     "no epoch 0": ("train", lambda rows: rows[1:]),
     "all norms are 0": ("train", last(block_norms=[NORMS | {"norms": [0.0] * 6}])),
-    "nothing that may be missing": ("train", lambda rows: [{name: row.get(name) for name in ("epoch", *EPOCH)} for row in rows]),
+    "nothing that may be missing": (
+        "train",
+        lambda rows: [{name: row.get(name) for name in ("epoch", *EPOCH)} for row in rows],
+    ),
     "diverged in epoch 2": ("train", lambda rows: [row | {"status": "diverged", "val_ppl": INF} for row in rows[:2]]),
     "diverged before epoch 1": ("train", lambda rows: [rows[0] | {"status": "diverged", "epoch": None}]),
     "wrong by any amount": ("gemm", last(status="wrong", error_ratio=INF, time_ms=None, samples_ms=None)),

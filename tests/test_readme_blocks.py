@@ -24,7 +24,9 @@ LONG, TRAINS = "takes minutes, on a machine that does nothing else", "trains for
 GPU = "needs a GPU, or what the commands above it wrote on one"
 RUNS_THIS = "is what runs this test"
 NOT_RUN = {
-    "python -m pip install nox && nox -s sweep": "installs, and times and trains for 5 minutes; a tiny sweep is run below",
+    "python -m pip install nox && nox -s sweep": (
+        "installs, and times and trains for 5 minutes; a tiny sweep is run below"
+    ),
     "python -m pip install nox && nox -s lint types tests": "installs, and is what runs this test",
     "nox -s sweep -- wikitext2_small": TRAINS,
     "nox": RUNS_THIS,

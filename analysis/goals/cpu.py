@@ -29,6 +29,11 @@ TRIED = (
     "nothing"
 )
 STARTING = "a product of this size takes 0.05 ms when dense: starting it, and the gates, cost as much as what is saved"
+AUTO: Grid = {"target_sparsity": (0.8,), "path": ("auto",)}
+END_TO_END = (
+    ("whole training runs, measured / theory of the integral", "whole", 0.75),
+    ("inference of the whole finished model, speedup over dense", "inference", 3.5),
+)
 DENSE_STEPS = ((0.5, 0.95), (0.8, 0.90), (0.9, 0.80), (0.95, 0.65))  # sparsity, share of theory to reach
 GRADIENTS = (("dsd_t", PACKING), ("sdd", TRIED))
 MODELS = ((1152, "384 to 1152 units, batch 20", ""), (256, "64 to 256 units, batch 5 (wikitext2_small)", STARTING))
@@ -78,8 +83,15 @@ GOALS = (
         Goal(
             "training integral of the LSTM layers, measured / theory",
             f"cubic pruning to ρ 0.8, path auto: {model}", "integral", 0.75,
-            ({"hidden_size": (hidden,), "target_sparsity": (0.8,), "path": ("auto",)},), table="train", bound=bound,
+            ({"hidden_size": (hidden,), "dataset": ("wikitext2",), **AUTO},), table="train", bound=bound,
         )
         for hidden, model, bound in MODELS
+    ),
+    *(
+        Goal(
+            what, "cubic pruning to ρ 0.8, path auto: characters, 512 units, batch 32, decoder and all (chars_timing)",
+            kind, reach, ({"hidden_size": (512,), "dataset": ("wikitext2_chars",), **AUTO},), table="train",
+        )
+        for what, kind, reach in END_TO_END
     ),
 )  # fmt: skip

@@ -29,9 +29,10 @@ class Goal:
     """One figure to reach: `reach` or more in every cell of `grids`.
 
     kind: what is compared, 'efficiency' or 'speedup' of `backend`, 'rival' (another one's time over its own),
-    'relative' (efficiency of an op over that of dsd), 'host' (HOST_MS over the processor's time of a launch) or
-    'integral'. threads: judged in so many, None: in any. bound: what holds it back where it was not reached, said in
-    one sentence by who measured it.
+    'relative' (efficiency of an op over that of dsd), 'host' (HOST_MS over the processor's time of a launch); of runs
+    that prune gradually 'integral' (of the LSTM layers, measured over theory), 'whole' (speedup of the whole run over
+    that theory) or 'inference' (speedup of the whole finished model). threads: judged in so many, None: in any. bound:
+    what holds it back where it was not reached, said in one sentence by who measured it.
     """
 
     what: str
@@ -58,8 +59,8 @@ def points(studies: Sequence[Study], goal: Goal) -> pd.DataFrame:
 
 
 def _measured(part: Part, goal: Goal) -> pd.DataFrame:
-    if goal.kind == "integral":
-        return _integrals(part)
+    if goal.table == "train":
+        return _runs(part, goal.kind)
     if goal.kind == "host":
         return _host_times(part.rows, goal.backend)
     if goal.threads is not None:
@@ -91,13 +92,17 @@ def _over(ours: pd.DataFrame, theirs: pd.DataFrame, but: str) -> pd.DataFrame:
     )
 
 
-def _integrals(part: Part) -> pd.DataFrame:
-    found = part.realised
-    lstm = part.rows.loc[part.rows["model"] == "lstm", "cell_id"]
-    cubic = found["variant"].str.contains("gradual (cubic", regex=False).astype(bool)
-    measured = np.array([one.n > 0 for one in found["efficiency"]], dtype=bool)
-    found = found[found["cell_id"].isin(lstm) & cubic & measured]
-    bounds = {name: [getattr(one, name) for one in found["efficiency"]] for name in ("value", "low", "high")}
+def _runs(part: Part, kind: str) -> pd.DataFrame:
+    """Runs of the plain LSTM that prune by the cubic ramp; seconds of whole runs have no interval."""
+    told = part.rows.drop_duplicates("cell_id").loc[lambda rows: rows["model"] == "lstm", ["cell_id", "dataset"]]
+    found = part.realised.merge(told, on="cell_id")
+    found = found[found["variant"].str.contains("gradual (cubic", regex=False).astype(bool)]
+    if kind == "whole":
+        found = found[found["whole"].notna()]
+        return found.assign(value=found["whole"] / found["predicted"], low=math.nan, high=math.nan, noisy=False)
+    name = {"integral": "efficiency", "inference": "inference"}[kind]
+    found = found[np.array([one.n > 0 for one in found[name]], dtype=bool)]
+    bounds = {bound: [getattr(one, bound) for one in found[name]] for bound in ("value", "low", "high")}
     return found.assign(**bounds, noisy=False)
 
 

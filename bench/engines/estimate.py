@@ -6,16 +6,14 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from bench.cells import CHECK_SECONDS, Cell, TrainCell, is_training
+from bench.data.corpus import Sizes, known_sizes
 from bench.measuring.machine import physical_cores
 
 FLOPS_PER_SECOND = 20e9  # of one thread; only a start, corrected by the first cells that end
 GPU_FLOPS_PER_SECOND = 20e12  # of a GPU, float64 for the reference included
 GPU_TRAINING = {"ieee": 30e12, "tf32": 150e12, "bfloat16": 300e12}  # operations a second, by precision
 GPU_TIME_STEP = 15e-6  # seconds that a time step of one layer takes at least; the backward pass has two of them
-TRAIN_TOKENS = {"wikitext2": 2_088_628, "wikitext2_chars": 10_780_437}
-EVAL_TOKENS = {"wikitext2": 463_215, "wikitext2_chars": 2_375_210}  # validation and test together
-VOCABULARY = {"wikitext2": 33_278, "wikitext2_chars": 97}
-SMALL_TEXT = {"train": 90_000, "eval": 22_000, "vocabulary": 5_000}
+UNTOLD = Sizes(train=90_000, valid=11_000, test=11_000, vocabulary=5_000)  # where a data set does not tell its own
 
 
 class Pace:
@@ -61,11 +59,11 @@ def rough_seconds(cell: Cell) -> float:
 
 
 def _training_seconds(cell: TrainCell, rate: float) -> float:
-    text = cell.dataset
-    train = cell.train_tokens or TRAIN_TOKENS.get(text, SMALL_TEXT["train"])
-    evaluated = 2 * cell.eval_tokens or EVAL_TOKENS.get(text, SMALL_TEXT["eval"])
+    sizes = known_sizes(cell.dataset) or UNTOLD
+    train = cell.train_tokens or sizes.train
+    evaluated = 2 * cell.eval_tokens or sizes.valid + sizes.test
     lstm = sum(4 * out * (into + out) for into, out in pairwise(cell.layer_widths))
-    words = cell.least_logits(VOCABULARY.get(text, SMALL_TEXT["vocabulary"]))
+    words = cell.least_logits(sizes.vocabulary)
     per_token = 2 * (lstm + words * cell.layer_widths[-1])
     # the backward pass costs twice the forward pass
     seconds = CHECK_SECONDS + cell.epochs * per_token * (3 * train + evaluated) / rate

@@ -47,7 +47,7 @@ def row(cell: Cell, status: str = "ok", reason: str | None = None, **values: Any
 def ratio_row(
     ratios: Sequence[float], sparsity: float = 0.8, settings: dict[str, Any] | None = None, **values: Any
 ) -> dict[str, Any]:
-    """A timed product whose pairwise ratios baseline / backend are `ratios`, and whose sparsity is exactly that asked for."""
+    """A timed product whose pairwise ratios baseline / backend are `ratios`, its sparsity exactly that asked for."""
     cell = GemmCell(**({"target_sparsity": sparsity} | (settings or {})))
     measured = {
         "sparsity": sparsity, "samples_ms": [1.0] * len(ratios), "baseline_samples_ms": list(ratios), "time_ms": 1.0,
@@ -57,7 +57,7 @@ def ratio_row(
 
 
 def gemm_row(cell: GemmCell, overhead: float = 0.1, samples: int = 10, **values: Any) -> dict[str, Any]:
-    """A timed product whose relative time is overhead + 2 / block size + density, with 2 % noise; block size 8 is noisy."""
+    """A timed product whose relative time is overhead + 2 / block size + density, with 2 % noise; block 8 is noisy."""
     rng = np.random.default_rng(int(cell.cell_id[:8], 16))
     blocks = cell.m * cell.k // cell.block_size**2
     num_empty = int(cell.target_sparsity * blocks + 0.5)
@@ -77,7 +77,10 @@ def gemm_row(cell: GemmCell, overhead: float = 0.1, samples: int = 10, **values:
 def gemm_frame(
     unsupported: dict[str, str] | None = None, backends: tuple[str, ...] = ("native", "torch_bsr"), **settings: Any
 ) -> pd.DataFrame:
-    """Backends at two block sizes and three sparsities on one shape; `unsupported`: backend -> why, scipy_bsr if None."""
+    """Backends at two block sizes and three sparsities on one shape.
+
+    unsupported: backend -> why, scipy_bsr if None.
+    """
     unsupported = {"scipy_bsr": NO_SCIPY} if unsupported is None else unsupported
     rows = []
     for backend in dict.fromkeys((*backends, *unsupported)):
@@ -146,7 +149,8 @@ def sparse_run(
         one |= {"step": 100 * (at + 1), "sparse_share": float(rho > 0.0), "lstm_seconds": 100 * used / 1e3,
                 "lstm_kernel": "native avx512", "probes": [probe]}  # fmt: skip
     rows[-1] |= {
-        "dense_bytes": 1_000_000, "final_bytes": 210_000, "final_ppl": test_ppl + 0.01, "inference_kernel": "native avx512",
+        "dense_bytes": 1_000_000, "final_bytes": 210_000, "final_ppl": test_ppl + 0.01,
+        "inference_kernel": "native avx512",
         "inference_dense_ms": [20.0, 20.2, 19.8], "inference_ms": [12.5, 12.4, 12.6],
         "inference_lstm_dense_ms": [10.0, 10.1, 9.9], "inference_lstm_ms": [2.5, 2.6, 2.4],
     }  # fmt: skip

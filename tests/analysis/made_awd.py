@@ -1,4 +1,4 @@
-"""Results of the AWD-LSTM sweeps made up from their own files: every cell finished, at a perplexity that follows its settings."""
+"""Results of the AWD-LSTM sweeps made up from their own files: every cell finished, at a perplexity by its settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cells(name: str) -> list[TrainCell]:
 
 
 def perplexity(cell: TrainCell) -> float:
-    """More weights are better, random blocks worse than chosen ones, the lasso costs 5 %; seeds scatter by up to 2 %."""
+    """More weights are better, random blocks worse than chosen; the lasso costs 5 %; seeds scatter by up to 2 %."""
     kept = (1.0 - cell.target_sparsity) * cell.hidden_size**2
     random = cell.prunes and (cell.schedule == "pre" or cell.criterion == "random")
     chosen = cell.prunes and not random

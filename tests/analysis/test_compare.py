@@ -68,8 +68,10 @@ def test_cells_that_are_not_ok_are_no_points_and_are_counted_with_their_reason()
 def test_breakeven_of_each_block_size() -> None:
     speeds = {8: (0.5, 0.8), 16: (0.5, 2.0), 32: (1.5, 3.0)}
     rows = [
-        point(speed, rho, block_size=size) for size, two in speeds.items() for rho, speed in zip((0.5, 0.9), two, strict=True)
-    ]  # fmt: skip
+        point(speed, rho, block_size=size)
+        for size, two in speeds.items()
+        for rho, speed in zip((0.5, 0.9), two, strict=True)
+    ]
     found = compare.breakeven_sparsity(points(*rows)).set_index("block_size")
     assert [found["breakeven_sparsity"][size].kind for size in (8, 16, 32)] == ["never", "crosses", "always"]
     # relative times 2 and 1/2: 1 is reached after two thirds of the way from 0.5 to 0.9

@@ -1,4 +1,4 @@
-"""Tables of every earlier schema, as the suite of that day stored them: read as today's, and everything is drawn of them.
+"""Tables of every earlier schema, as the suite of that day stored them: read as today's, and all is drawn of them.
 
 `earlier/` has one folder for each set of columns that there was, named by what came with it, and in it the tables whose
 columns were other than before. Each is a sweep of a few small cells, run by the sources of its day (column `commit`).

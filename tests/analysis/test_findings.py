@@ -191,7 +191,8 @@ def test_layers_have_a_sentence_of_their_own() -> None:
     layers = pd.DataFrame([made.layer_row([3.5] * 3), made.layer_row([9.0] * 3, 0.9, noisy=True), over_loop])
     alone, _, limits = said(lstm=layers)
     assert alone.startswith(
-        "Layer (baseline torch_lstm): the fastest quietly timed block-sparse LSTM layer is native at block 16 and sparsity 0.80"
+        "Layer (baseline torch_lstm): the fastest quietly timed block-sparse LSTM layer is native at block 16 "
+        "and sparsity 0.80"
     )
     assert "LSTM 512 → 512, 35 steps, batch 20, forward + backward, at 3.50× [3.50, 3.50] of torch_lstm" in alone
     assert alone.endswith("where theory promises 5.00×.") and "1 of 2 timings were noisy" in limits
@@ -204,8 +205,8 @@ def test_layers_have_a_sentence_of_their_own() -> None:
 def test_the_sparse_path_is_not_counted_as_masks_alone() -> None:
     words = limits(train=made.sparse_frame(1))
     assert (
-        "masks alone made training 0.95× [0.95, 0.95] as fast as dense (median of 2 runs), which is rough: the runs were"
-        in words
+        "masks alone made training 0.95× [0.95, 0.95] as fast as dense (median of 2 runs), "
+        "which is rough: the runs were" in words
     )
     assert words.endswith(
         "with the sparse path training was 1.25× [1.25, 1.25] as fast as dense (median of 2 runs, not interleaved)."

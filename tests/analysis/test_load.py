@@ -109,7 +109,7 @@ def test_a_folder_is_found_by_path_name_or_sweep_file(sweep: Sweep, tmp_path: Pa
 def test_the_folder_of_results_that_is_given_is_the_one_that_is_looked_in(
     sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other folders of that name lie where one is, in the checkout, and among the results that are looked in by default."""
+    """Others of that name lie where one is, in the checkout, and among the results that are looked in by default."""
     mine = sweep(gemm=made.gemm_frame(backends=("native",)))
     name, results = mine.name, mine.parent
     for place in ("here", "checkout", "here/results", "here/sub"):

@@ -1,6 +1,7 @@
-"""Cells whose target empties the whole matrix (4 blocks at 0.9): no figure, table or sentence breaks, and none says inf or nan.
+"""Cells whose target empties the whole matrix (4 blocks at 0.9) break no figure, table or sentence.
 
-1/(1-rho) has no bound there. Such a point is left out, and the margin, the table or the sentence says so.
+None says inf or nan. 1/(1-rho) has no bound there. Such a point is left out, and the margin, the table or the sentence
+says so.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ def sparse_run(cell: TrainCell, rhos: tuple[float, ...], **values: Any) -> list[
 
 
 def runs(mixed: bool) -> pd.DataFrame:
-    """Empty from the first step on, masked and on the sparse path; mixed: beside dense, a ramp to nothing, and a mild one."""
+    """Empty from the first step on, masked and on the sparse path.
+
+    mixed: beside dense, a ramp to nothing, and a mild one.
+    """
     pre = ONE_BLOCK | {"schedule": "pre"}
     norms = {"block_norms": [{"weight": "weight_hh_l0", "grid_rows": 4, "grid_cols": 1, "norms": [0.0] * 4}]}
     rows = [row for seed in (0, 1) for row in made.run_rows(TrainCell(**pre, seed=seed), 200.0, FULL, **norms)]

@@ -155,12 +155,13 @@ def test_the_tables_and_the_sentence_say_what_was_asked_for() -> None:
     )
     assert "predicted 2.00×" in first and "at 0.21 MB of 1.00 MB" in first
     assert (
-        "test perplexity +0.2 [+0.0, +0.4] from the masked run of the same seed, higher by less than 1 % (seed noise 0.71)."
-        in first
+        "test perplexity +0.2 [+0.0, +0.4] from the masked run of the same seed, "
+        "higher by less than 1 % (seed noise 0.71)." in first
     )
     of_one, _ = tables.statements(made.part(made.sparse_frame(1)))
     assert of_one.endswith(
-        "from the masked run of the same seed, of one seed, so it is not known whether another seed would change more than that."
+        "from the masked run of the same seed, of one seed, "
+        "so it is not known whether another seed would change more than that."
     )
     [single] = tables.statements(made.part(frame(made.sparse_run(TrainCell(**CUBIC, path="auto"), RHOS))))
     assert "dense training –" in single and "no masked run of the same seed" in single

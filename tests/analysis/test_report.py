@@ -235,7 +235,10 @@ MEASURE = """<script>onload = () => {
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium on PATH")
 @pytest.mark.usefixtures("blank_pictures")
 def test_no_table_is_wider_than_the_page(sweep: Sweep, tmp_path: Path) -> None:
-    """At 1300 pixels no column is behind a scrollbar. The page runs no script, so a copy without its policy is measured."""
+    """At 1300 pixels no column is behind a scrollbar.
+
+    The page runs no script, so a copy without its policy is measured.
+    """
     train = made.sparse_frame(3, lasso="proximal")
     path = write_report(sweep(gemm=made.gemm_frame(), lstm=made.lstm_frame((256,)), train=train))
     page = re.sub(r"<meta http-equiv=[^>]+>", "", path.read_text(encoding="utf-8")).replace("</body>", MEASURE)

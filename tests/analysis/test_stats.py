@@ -121,7 +121,7 @@ FEWER = {2: 1, 7: 1}  # the settings with fewer seeds
 
 
 def test_intervals_hold_and_a_question_is_answered_wrongly_as_rarely_as_is_said() -> None:
-    """Sweeps with fewer seeds here and there, seeds that shift all settings, one of ten made without a scatter of seeds."""
+    """Sweeps with fewer seeds here and there, seeds that shift all settings, one of ten without a scatter of seeds."""
     rng, draws = np.random.default_rng(14), 600
     runs = [(at, seed) for at, seed in product(range(-1, len(TRUTH)), range(SEEDS)) if seed < FEWER.get(at, SEEDS)]
     settings, seeds = [at for at, _ in runs], [seed for _, seed in runs]

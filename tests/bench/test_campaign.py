@@ -224,7 +224,10 @@ def test_a_check_that_was_cut_short_calls_no_kernel_wrong(tmp_path: Path, status
 def test_a_check_beyond_the_time_limit_leaves_its_products_for_the_next_call(tmp_path: Path) -> None:
     """With a longer limit everything is checked and timed, and nothing is stored as wrong before."""
     sweep, out = tmp_path / "big.toml", tmp_path / "out"
-    grid = 'kind = "gemm"\n[base]\nm = 2048\nk = 2048\nn = 512\n[axes]\nblock_size = [8, 16]\ntarget_sparsity = [0.5, 0.9]\n'
+    grid = (
+        'kind = "gemm"\n[base]\nm = 2048\nk = 2048\nn = 512\n'
+        "[axes]\nblock_size = [8, 16]\ntarget_sparsity = [0.5, 0.9]\n"
+    )
     sweep.write_text(grid)
     arguments = (str(sweep), str(out), "20000")
     status, said, err = finished(*arguments, "1", "slow_checks", script=(str(START),))
@@ -232,8 +235,8 @@ def test_a_check_beyond_the_time_limit_leaves_its_products_for_the_next_call(tmp
     assert {row["status"] for row in table(out / "check.parquet")} == {"timeout"}
     assert not (out / "big" / "gemm.parquet").exists()
     assert (
-        "2 checks did not say whether the kernel is right (2 timeout) and will be made again; not timed until then: 4 cells"
-        in said
+        "2 checks did not say whether the kernel is right (2 timeout) and will be made again; "
+        "not timed until then: 4 cells" in said
     )
     status, said, err = finished(*arguments, "1", "fake", script=(str(START),))
     assert status == 0 and "6 to run" in said and "6 of 6 cells stored" in said, said + err

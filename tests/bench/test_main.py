@@ -111,7 +111,7 @@ def test_a_real_sweep_from_plan_to_show(tmp_path: Path) -> None:
 
 
 def test_nothing_that_reads_or_stores_cells_imports_pandas_nor_what_times_them_a_compiler(tmp_path: Path) -> None:
-    """Half a second in which Ctrl-C would be lost (pyarrow imports it by the way, wherever it can), and two of a worker's."""
+    """Half a second in which Ctrl-C would be lost (pyarrow imports it by the way, if it can), and two of a worker's."""
     settings = {"schedule": "pre", "target_sparsity": 0.5, "epochs": 1, "embedding_size": 16, "hidden_size": 16}
     train = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
     text = '[[grids]]\nkind = "gemm"\n[grids.base]\nm = 32\nk = 32\nblock_size = 8\nbackend = "reference"\n'
@@ -123,7 +123,10 @@ def test_nothing_that_reads_or_stores_cells_imports_pandas_nor_what_times_them_a
     store.cells.mkdir(parents=True)
     for cell in (sweep.cells[0], sweep.cells[-1]):
         store.put(cell, ended_ok(cell), {"cell_seconds": 1.0, "started_at": "2026-01-01", "source_hash": "old"})
-    seen = "import sys; from bench.run import make_plan; from bench.sweep import load; make_plan(load('some.toml'), 'results')"
+    seen = (
+        "import sys; from bench.run import make_plan; from bench.sweep import load; "
+        "make_plan(load('some.toml'), 'results')"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for command in (
         ("-c", f"{seen}; assert 'pandas' not in sys.modules"),

@@ -16,7 +16,7 @@ import work
 
 import bench.run
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell, number
-from bench.data.corpus import DataError
+from bench.data.corpus import DataError, Sizes, known_sizes
 from bench.engines.driver import Terms
 from bench.engines.estimate import Pace, rough_seconds, spoken
 from bench.engines.progress import _current
@@ -312,6 +312,17 @@ def test_training_takes_as_many_workers_as_fit(monkeypatch: pytest.MonkeyPatch) 
     assert training_workers([TrainCell(threads=16)], None) == 1
     assert training_workers([TrainCell(threads=16)], 5) == 5
     assert training_workers([GemmCell()], None) == 8
+
+
+def test_estimates_go_by_the_sizes_that_a_data_set_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = TrainCell(dataset="wikitext2", epochs=40)
+    whole, told = rough_seconds(cell), known_sizes("wikitext2")
+    assert told is not None
+    half = Sizes(told.train // 2, told.valid // 2, told.test // 2, told.vocabulary)
+    monkeypatch.setattr("bench.engines.estimate.known_sizes", lambda _: half)
+    assert rough_seconds(cell) == pytest.approx(whole / 2, rel=0.01)
+    monkeypatch.setattr("bench.engines.estimate.known_sizes", lambda _: None)
+    assert 0 < rough_seconds(cell) < whole / 10, "of a data set that tells none, a small text's are taken"
 
 
 def test_estimates_scale_with_work() -> None:

@@ -56,7 +56,14 @@ for encoding in ("ascii", "cp1252", "utf-8"):
     for name, number in (("stdout", 1), ("stderr", 2)):
         setattr(sys, name, io.TextIOWrapper(os.fdopen(os.dup(number), "wb"), encoding=encoding, errors="strict"))
     outlive_readers()
-    for arguments in (["list"], ["plan", "odd.toml"], ["show", "odd.toml"], ["columns"], ["run", "ρ×−.toml"], ["run", "--help"]):
+    for arguments in (
+        ["list"],
+        ["plan", "odd.toml"],
+        ["show", "odd.toml"],
+        ["columns"],
+        ["run", "ρ×−.toml"],
+        ["run", "--help"],
+    ):
         try:
             app(arguments)
         except SystemExit as ended:

@@ -251,7 +251,8 @@ epochs = [3, 4]
 def test_grids_of_another_kind_take_nothing_from_the_top_level(tmp_path: Path) -> None:
     path = tmp_path / "mixed.toml"
     path.write_text(
-        'kind = "train"\n[base]\nepochs = 2\n[[grids]]\n[grids.axes]\nseed = [0, 1]\n[[grids]]\nkind = "gemm"\n[grids.base]\nm = 64\n'
+        'kind = "train"\n[base]\nepochs = 2\n[[grids]]\n[grids.axes]\nseed = [0, 1]\n'
+        '[[grids]]\nkind = "gemm"\n[grids.base]\nm = 64\n'
     )
     cells = load(path).cells
     assert [cell.kind for cell in cells] == ["train", "train", "gemm"]

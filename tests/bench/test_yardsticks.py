@@ -15,6 +15,8 @@ from bench.data.corpus import Corpus, load_corpus
 from bench.schema import Column
 from bench.storing.parquet import DamagedError, from_parquet, read_table
 
+ROOT = Path(__file__).resolve().parents[2]
+
 SWEEP = """
 kind = "train"
 [base]
@@ -33,6 +35,11 @@ def small(tmp_path: Path) -> Path:
     path = tmp_path / "counted.toml"
     path.write_text(SWEEP)
     return path
+
+
+def test_the_committed_table_has_the_columns_of_today():
+    table = from_parquet(read_table(ROOT / "results" / "reference" / "yardsticks" / yardsticks.FILE))
+    assert table.schema.equals(yardsticks.SCHEMA, check_metadata=True)
 
 
 def test_texts_of_a_sweep_are_named_once(small: Path):

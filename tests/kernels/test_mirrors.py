@@ -78,7 +78,10 @@ def test_a_mirror_has_the_fields_of_its_struct(name: str) -> None:
 
 
 def test_the_parser_tells_fields_apart() -> None:
-    body = "    const float *a, *b;  // two, one; a comment\n    Matrix c;\n    int d, e;\n    void (*f)(void (*)(void *), int);\n    Element* g;\n"
+    body = (
+        "    const float *a, *b;  // two, one; a comment\n    Matrix c;\n    int d, e;\n"
+        "    void (*f)(void (*)(void *), int);\n    Element* g;\n"
+    )
     kinds = ("pointer", "pointer", "Matrix", "int", "int", "pointer", "pointer")
     assert declared(body) == list(zip("abcdefg", kinds, strict=True))
 

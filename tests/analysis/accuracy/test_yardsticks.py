@@ -98,7 +98,7 @@ def test_every_small_sweep_has_its_yardsticks(name: str):
 
 
 def test_the_yardsticks_are_those_known_of_the_texts():
-    """Counted by another program: Witten-Bell of characters; whole WikiText-2 by Kneser-Ney with a discount of 0.75, 266.4."""
+    """Counted by another program: Witten-Bell of characters; whole WikiText-2 by Kneser-Ney, discount 0.75: 266.4."""
     found = load_yardsticks(REFERENCE)
     words = found[(found["token"] == "word") & (found["train_tokens"] == 0)].set_index("order")["test_ppl"]
     assert words[2] == pytest.approx(266.4, rel=0.005)
@@ -206,8 +206,13 @@ def test_no_order_is_reproduced_by_networks_that_did_not_train():
     frame.loc[frame["schedule"] == "pre", "block_norms"] = None
     frame.loc[frame["schedule"] == "pre", ["val_ppl", "test_ppl", "reported_val_ppl", "reported_test_ppl"]] = 900.0
     text = frame.iloc[0]
-    yardsticks = known({1: 850.0}, corpus_sha256=text["corpus_sha256"], eval_tokens=text["eval_tokens"],
-                       train_tokens=text["train_tokens"], epochs=text["epochs"] if text["train_tokens"] else 1)  # fmt: skip
+    yardsticks = known(
+        {1: 850.0},
+        corpus_sha256=text["corpus_sha256"],
+        eval_tokens=text["eval_tokens"],
+        train_tokens=text["train_tokens"],
+        epochs=text["epochs"] if text["train_tokens"] else 1,
+    )
     found = answers.sweep(study.Study(Path("made"), {"train": frame}, yardsticks), "paper")
     pairs = answers.order(found)
     assert "did not train" not in [pair.verdict for pair in before]

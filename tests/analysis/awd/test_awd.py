@@ -1,4 +1,4 @@
-"""The AWD-LSTM sweeps: which runs answer which line, what the tables say of them, and of what was not run or is damaged."""
+"""The AWD-LSTM sweeps: which runs answer which line, and what the tables say of them and of runs missing or damaged."""
 
 from __future__ import annotations
 

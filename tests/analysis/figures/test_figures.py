@@ -142,8 +142,10 @@ def test_noisy_points_are_hollow_and_in_the_legend() -> None:
 def test_a_seed_mean_that_rounds_past_its_interval_is_drawn() -> None:
     # exp(log 3) is a little more than 3, the upper bound of three equal ratios
     product_figures.speedup_figure(made.part(pd.DataFrame([made.ratio_row([3.0] * 3, 0.8)])))
-    assert style.spread([Estimate(2.9, 3.0, 3.0, 3), Estimate(3.1, 3.0, 3.0, 3)]) == [[0.0, pytest.approx(0.1)],
-                                                                                      [pytest.approx(0.1), 0.0]]  # fmt: skip
+    assert style.spread([Estimate(2.9, 3.0, 3.0, 3), Estimate(3.1, 3.0, 3.0, 3)]) == [
+        [0.0, pytest.approx(0.1)],
+        [pytest.approx(0.1), 0.0],
+    ]
 
 
 def test_full_sparsity_and_one_pair_are_drawn() -> None:
@@ -372,7 +374,7 @@ def wide(*runs: tuple[int, float]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# with 64 in, n hidden and 64 out a network stores 8 n (n / 2 + 96) + const weights: 256 at 0.8 stores as many as 80 dense
+# with 64 in, n hidden and 64 out a network stores 8 n (n / 2 + 96) + const weights: 256 at 0.8 as many as 80 dense
 CONTROLS = [(256, 0.8), (256, 0.0), (80, 0.0)]
 
 

@@ -1,6 +1,7 @@
-"""Every figure can be read: no text is cut off, covers another or is crossed by a line, and no measured line leaves its panel.
+"""Every figure can be read: no text is cut off, covers another or is crossed by a line.
 
-Of made-up tables, and of every committed sweep: labels are placed by values, so made-up ones alone let a collision pass.
+Nor does a measured line leave its panel. Of made-up tables, and of every committed sweep: labels are placed by values,
+so made-up ones alone let a collision pass.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ def undrawn_ticks(figure: Figure) -> set[Text]:
 
 
 def faults(figure: Figure) -> list[str]:
-    """One line for every text that is cut off, covers another or is crossed by a line, and for every line that leaves its panel."""
+    """One line for every text that is cut off, covers another or is crossed by a line.
+
+    And one for every line that leaves its panel.
+    """
     canvas = FigureCanvasAgg(figure)
     figure.draw_without_rendering()
     hidden, boxes = undrawn_ticks(figure), []
@@ -87,7 +91,10 @@ def crossed(ax: Axes, canvas: FigureCanvasAgg) -> list[str]:
 
 
 def leaving(ax: Axes) -> list[str]:
-    """Lines of what was measured, solid or of markers, that have a point outside their panel; caps of intervals may lie there."""
+    """Lines of what was measured, solid or of markers, that have a point outside their panel.
+
+    Caps of intervals may lie there.
+    """
     box = ax.bbox.padded(SLACK)
     found = []
     for line in ax.lines:

@@ -114,14 +114,31 @@ def test_layers_are_judged_by_their_speedup_over_the_fused_one() -> None:
 
 def test_the_training_integral_counts_cubic_runs_of_its_model_that_choose_their_path() -> None:
     one, runs = goal("training integral", "256 units"), made.sparse_frame(1).assign(hidden_size=256)
+    runs = runs.assign(dataset="wikitext2")
+    assert said(runs.assign(dataset="wikitext2_chars"), one, "train") == "not run"
     assert said(runs, one, "train") == "reached"  # 0.83 of theory
     assert said(runs, goal("training integral", "1152 units"), "train") == "not run"
-    settings = {"target_sparsity": 0.8, "path": "auto", "hidden_size": 256}
+    settings = {"target_sparsity": 0.8, "path": "auto", "hidden_size": 256, "dataset": "wikitext2"}
     linear = pd.DataFrame(made.sparse_run(TrainCell(schedule="linear", **settings), [0.4] * 4))
     assert said(linear, one, "train") == "not run"
     assert said(runs.replace({"path": {"auto": "sparse"}}), one, "train") == "not run"  # an ablation
     slow = pd.DataFrame(made.sparse_run(TrainCell(schedule="cubic", **settings), [0.4] * 4, 0.6))
     assert said(slow, one, "train") == "missed"
+
+
+def test_end_to_end_seconds_of_whole_runs_and_of_the_whole_model_count() -> None:
+    runs = made.sparse_frame(2).assign(hidden_size=512, dataset="wikitext2_chars")
+    whole, inference = goal("whole training runs", "512 units"), goal("inference of the whole", "512 units")
+    pruned = runs["path"] == "auto"
+    found = made.study(train=runs).main("train").realised
+    reach = found["whole"].min() / found["predicted"].max()
+    assert 0.0 < reach < 0.75 and said(runs, whole, "train") == "missed"
+    faster = runs.assign(train_seconds=runs["train_seconds"].where(~pruned, runs["train_seconds"] * reach / 0.8))
+    assert said(faster, whole, "train") == "reached"
+    assert said(runs, inference, "train") == "missed"
+    lighter = [[4.0 * one for one in times] if isinstance(times, list) else times for times in runs["inference_ms"]]
+    assert said(runs.assign(inference_dense_ms=lighter), inference, "train") == "reached"
+    assert said(runs.assign(hidden_size=256), whole, "train") == "not run"
 
 
 def test_the_table_has_every_goal_and_says_not_run() -> None:

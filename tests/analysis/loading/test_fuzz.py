@@ -1,4 +1,7 @@
-"""One cell of one column of the committed tables says something else: it is left out by name, or everything said is a number."""
+"""One cell of one column of the committed tables says something else.
+
+It is left out by name, or everything said is a number.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,10 @@ def rows_where(table: pa.Table, **wanted: tuple[Any, ...]) -> pa.Table:
 
 @cache
 def sample(kind: str) -> tuple[pa.Table, int]:
-    """(a few cells of a committed table, the row that is changed): of a run on the sparse path the last epoch, which says most."""
+    """(a few cells of a committed table, the row that is changed).
+
+    Of a run on the sparse path that is the last epoch, which says most.
+    """
     if kind == "gemm":
         return rows_where(whole("wikitext2_small", kind), block_size=(16,), backend=("native",)).slice(0, 5), 1
     if kind == "lstm":
@@ -144,7 +150,7 @@ def said(teller: Teller, found: study.Study) -> str:
 
 
 def refused(folder: Path) -> tuple[study.Study | None, list[str]]:
-    """(what is left of a sweep, the lines said of what is not): BadInputError and warnings are the only ways to refuse."""
+    """(what is left of a sweep, the lines said of what is not); BadInputError and warnings alone may refuse."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

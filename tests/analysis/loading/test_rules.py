@@ -1,4 +1,4 @@
-"""What cannot have been measured is left out with one line naming file, cell and column: the same cases as in `bench`."""
+"""What cannot have been measured is left out with one line naming file, cell and column; the cases are `bench`'s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The notebooks: exactly five, committed clean and without logic, each running to its end against the committed results and made-up ones."""
+"""The notebooks: exactly five, committed clean and without logic.
+
+Each runs to its end against the committed results and made-up ones.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +144,8 @@ def test_a_missing_notebook_fails_loudly(copies: Path, tmp_path: Path) -> None:
     (copies / EXPECTED[1]).unlink()
     with pytest.raises(
         NotebookError,
-        match=r"expected 01_.*, 02_.*, 03_.*, 04_.*, 05_.*; found 01_\w+\.ipynb, 03_\w+\.ipynb, 04_\w+\.ipynb, 05_\w+\.ipynb$",
+        match=r"expected 01_.*, 02_.*, 03_.*, 04_.*, 05_.*; "
+        r"found 01_\w+\.ipynb, 03_\w+\.ipynb, 04_\w+\.ipynb, 05_\w+\.ipynb$",
     ):
         execute_all(tmp_path / "out", tmp_path, copies)
 

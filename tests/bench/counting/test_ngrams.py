@@ -44,7 +44,10 @@ def test_witten_bell_by_hand(context: list[int], token: int, order: int, by_hand
 
 
 def test_kneser_ney_by_hand():
-    """Pairs ab 3, ba 1, bc 1, ca 1: D = 3 / (3 + 2 x 0) = 1. Kinds before a: b, c; b: a; c: b: D = 2 / (2 + 2 x 1) = 1/2 of 4."""
+    """Pairs ab 3, ba 1, bc 1, ca 1: D = 3 / (3 + 2 x 0) = 1.
+
+    Kinds before a: b, c; b: a; c: b: D = 2 / (2 + 2 x 1) = 1/2 of 4.
+    """
     lower = {0: (2 - 0.5 + 0.5 * 3 / 4) / 4, 1: (1 - 0.5 + 0.5 * 3 / 4) / 4, 3: 0.5 * 3 / 4 / 4}
     assert of_last([0], 1, 2, KNESER_NEY) == pytest.approx((3 - 1 + 1 * 1 * lower[1]) / 3)
     assert of_last([1], 0, 2, KNESER_NEY) == pytest.approx((1 - 1 + 1 * 2 * lower[0]) / 2)

@@ -15,8 +15,8 @@ from bench.storing.tables import Tables
 
 CELLS: list[Cell] = [GemmCell(seed=seed) for seed in range(2)]
 ROW = {
-    "status": "ok", "sparsity": 0.8, "time_ms": 0.5, "baseline_ms": 1.0, "samples_ms": [0.5], "baseline_samples_ms": [1.0],
-    "timer": "perf_counter",
+    "status": "ok", "sparsity": 0.8, "time_ms": 0.5, "baseline_ms": 1.0, "samples_ms": [0.5],
+    "baseline_samples_ms": [1.0], "timer": "perf_counter",
 }  # fmt: skip
 PROVENANCE = {"cell_seconds": 1.0, "started_at": "2026-01-01", "source_hash": "a", "device_name": "Test CPU"}
 

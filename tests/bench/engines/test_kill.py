@@ -124,11 +124,11 @@ def alive(session: int) -> list[psutil.Process]:
 
 
 def kill_at_random_moments(runs: Runs, shares: list[float], longest: float, folder: Path) -> int:
-    """Kill a run after each of `shares` of what a whole one takes, going on where it stood and anew once it is complete.
+    """Kill a run after each of `shares` of what a whole one takes, going on where it stood, anew once it is complete.
 
-    longest: seconds; where a whole run takes more, the shares are of them. Counts folders completed. Every seventh run, the
-    first and the last are started as a user does; most of such a run is its start, most of the others work. What goes on is shorter: a
-    share beyond 1 meets one that is done.
+    longest: seconds; where a whole run takes more, the shares are of them. Counts folders completed. Every seventh run,
+    the first and the last are started as a user does; most of such a run is its start, most of the others work. What
+    goes on is shorter: a share beyond 1 meets one that is done.
     """
     reference, hits = folder / "reference", 0
     ready()

@@ -32,8 +32,8 @@ SAID = "cc1plus: fatal error: error writing to /tmp/cc.s: No space left on devic
 GEMM: dict[str, Any] = {"m": 32, "k": 32, "n": 4, "block_size": 8}
 LAYER: dict[str, Any] = {"input_size": 32, "hidden_size": 32, "batch_size": 2, "bptt": 3, "block_size": 8}
 TRAIN: dict[str, Any] = {
-    "train_tokens": 400, "eval_tokens": 200, "epochs": 1, "schedule": "linear", "target_sparsity": 0.75, "block_size": 4,
-    "embedding_size": 16, "hidden_size": 8, "batch_size": 2, "bptt": 3, "threads": 1,
+    "train_tokens": 400, "eval_tokens": 200, "epochs": 1, "schedule": "linear", "target_sparsity": 0.75,
+    "block_size": 4, "embedding_size": 16, "hidden_size": 8, "batch_size": 2, "bptt": 3, "threads": 1,
 }  # fmt: skip
 CELLS = [
     GemmCell(backend="native", **GEMM),

@@ -1,4 +1,4 @@
-"""AWD-LSTM: dropout that reaches the products, gradients of raw weights, an independent reference, training on both paths."""
+"""AWD-LSTM: dropout that reaches the products, gradients of raw weights, another reference, training on both paths."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_raw_weights_get_gradients(path: str):
 
 
 def reference(built: AWDLSTM, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """(logits, penalty) in float64, from the formulas one step at a time, with the masks that `built` is about to draw."""
+    """(logits, penalty) in float64, from the formulas one step at a time, with the masks that `built` is to draw."""
     cell = built.cell
 
     def mask(*shape: int, drop: float) -> Tensor:
@@ -319,9 +319,9 @@ def test_the_finalised_model_is_the_model_in_evaluation():
 
 
 TRAINING: dict[str, Any] = {
-    **SIZES, **DROPS, **PENALTIES, "num_layers": 2, "train_tokens": 2000, "eval_tokens": 500, "batch_size": 10, "bptt": 20,
-    "epochs": 3, "prune_every": 1, "schedule": "linear", "target_sparsity": 0.8, "prune_end": 0.3, "bptt_jitter": 5.0,
-    "bptt_halved": 0.05, "decoder_bias": "zeros", "selection": "best",
+    **SIZES, **DROPS, **PENALTIES, "num_layers": 2, "train_tokens": 2000, "eval_tokens": 500, "batch_size": 10,
+    "bptt": 20, "epochs": 3, "prune_every": 1, "schedule": "linear", "target_sparsity": 0.8, "prune_end": 0.3,
+    "bptt_jitter": 5.0, "bptt_halved": 0.05, "decoder_bias": "zeros", "selection": "best",
 }  # fmt: skip
 RECIPES: dict[str, dict[str, Any]] = {
     "adam": {"optimizer": "adam", "learning_rate": 0.01, "lr_schedule": "four_phases", "beta1": 0.8, "beta1_dip": 0.1,

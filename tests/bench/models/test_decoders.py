@@ -1,4 +1,4 @@
-"""Decoders: an adaptive softmax is exact, starts from frequencies, trains with sparse gradients and is exported whole."""
+"""Decoders: an adaptive softmax is exact, starts from frequencies, trains by sparse gradients, is exported whole."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ ADAPTIVE: dict[str, Any] = {
     "block_size": 8,
 }  # fmt: skip
 TINY: dict[str, Any] = {
-    **ADAPTIVE, "cutoff": 50, "second_cutoff": 200, "train_tokens": 2000, "eval_tokens": 500, "batch_size": 10, "bptt": 20,
-    "epochs": 2, "prune_every": 1, "learning_rate": 0.01, "threads": 1, "schedule": "linear", "target_sparsity": 0.75,
-    "prune_end": 0.5,
+    **ADAPTIVE, "cutoff": 50, "second_cutoff": 200, "train_tokens": 2000, "eval_tokens": 500, "batch_size": 10,
+    "bptt": 20, "epochs": 2, "prune_every": 1, "learning_rate": 0.01, "threads": 1, "schedule": "linear",
+    "target_sparsity": 0.75, "prune_end": 0.5,
 }  # fmt: skip
 WORDS = torch.randint(VOCABULARY, (6, 4), generator=torch.Generator().manual_seed(3))
 TARGETS = torch.randint(VOCABULARY, (6, 4), generator=torch.Generator().manual_seed(4))
@@ -116,8 +116,14 @@ def test_it_multiplies_in_float32_under_autocast() -> None:
 @pytest.mark.parametrize("gradient", ["dense", "sparse"])
 @pytest.mark.parametrize("model", MODELS.names())
 @pytest.mark.parametrize(
-    "path", ["dense", pytest.param("sparse", marks=pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}"))]
-)  # fmt: skip
+    "path",
+    [
+        "dense",
+        pytest.param(
+            "sparse", marks=pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
+        ),
+    ],
+)
 def test_it_trains_prunes_and_is_exported(path: str, model: str, gradient: str, tmp_path: Path) -> None:
     cell = TrainCell(**{**TINY, "model": model, "embedding_gradient": gradient, "path": path})
     export = None if path == "dense" else tmp_path / "model.pt"
@@ -264,11 +270,20 @@ def test_a_sparse_gradient_counts_in_the_norm_once_for_each_row(largest: float) 
     [
         ({"decoder": "adaptive", "second_cutoff": 1000}, "second_cutoff: 1000 does not exceed cutoff 2000"),
         ({"embedding_gradient": "sparse"}, "embedding_gradient: a tied decoder's is dense"),
-        ({"decoder": "adaptive", "embedding_gradient": "sparse", "optimizer": "nt_asgd"}, "embedding_gradient: sparse is for adam and sgd"),
-        ({"decoder": "adaptive", "embedding_gradient": "sparse", "weight_decay": 1e-6}, "embedding_gradient: sparse is for"),
-        ({"decoder": "adaptive", "embedding_gradient": "sparse", "optimizer": "sgd", "momentum": 0.9}, "embedding_gradient"),
+        (
+            {"decoder": "adaptive", "embedding_gradient": "sparse", "optimizer": "nt_asgd"},
+            "embedding_gradient: sparse is for adam and sgd",
+        ),
+        (
+            {"decoder": "adaptive", "embedding_gradient": "sparse", "weight_decay": 1e-6},
+            "embedding_gradient: sparse is for",
+        ),
+        (
+            {"decoder": "adaptive", "embedding_gradient": "sparse", "optimizer": "sgd", "momentum": 0.9},
+            "embedding_gradient",
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         TrainCell(**settings)

@@ -1,4 +1,4 @@
-"""What cannot have been measured is refused when it is stored and when it is read back, naming file, cell and column."""
+"""What cannot have been measured is refused when it is stored and when it is read, naming file, cell and column."""
 
 from __future__ import annotations
 

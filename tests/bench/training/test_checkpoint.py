@@ -1,4 +1,4 @@
-"""Checkpoints: an interrupted run goes on bit-equal, every part of one is needed, and none that is not trusted is used."""
+"""Checkpoints: an interrupted run goes on bit-equal, every part of one is needed, and only trusted ones are used."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from bench.training.paths import NEVER, missing_kernel
 NO_KERNEL = missing_kernel()
 needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
 TINY = {
-    "train_tokens": 2000, "eval_tokens": 500, "embedding_size": 16, "hidden_size": 32, "block_size": 8, "batch_size": 10,
-    "bptt": 20, "epochs": 3, "prune_every": 2, "dropout": 0.3, "threads": 1,
+    "train_tokens": 2000, "eval_tokens": 500, "embedding_size": 16, "hidden_size": 32, "block_size": 8,
+    "batch_size": 10, "bptt": 20, "epochs": 3, "prune_every": 2, "dropout": 0.3, "threads": 1,
     "schedule": "cubic", "target_sparsity": 0.8, "prune_end": 0.8,
 }  # fmt: skip
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -30,13 +30,14 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam": {"learning_rate": 0.01, "weight_decay": 1e-2, "lr_schedule": "one_cycle"},
     "asgd": {"optimizer": "asgd", "learning_rate": 5.0, "weight_decay": 1e-4, "criterion": "random", "prune_end": 0.4},
     "rows": {
-        "decoder": "adaptive", "cutoff": 50, "second_cutoff": 200, "embedding_gradient": "sparse", "learning_rate": 0.01,
-        "lr_schedule": "one_cycle",
+        "decoder": "adaptive", "cutoff": 50, "second_cutoff": 200, "embedding_gradient": "sparse",
+        "learning_rate": 0.01, "lr_schedule": "one_cycle",
     },
     "awd_lstm": {
-        "model": "awd_lstm", "optimizer": "nt_asgd", "learning_rate": 20.0, "nonmonotone": 1, "selection": "best", "prune_end": 0.3,
-        "weight_drop": 0.3, "input_dropout": 0.2, "hidden_dropout": 0.2, "output_dropout": 0.2, "embedding_dropout": 0.1,
-        "activation_penalty": 2.0, "temporal_penalty": 1.0, "rate_by_length": True, "lr_schedule": "four_phases",
+        "model": "awd_lstm", "optimizer": "nt_asgd", "learning_rate": 20.0, "nonmonotone": 1, "selection": "best",
+        "prune_end": 0.3, "weight_drop": 0.3, "input_dropout": 0.2, "hidden_dropout": 0.2, "output_dropout": 0.2,
+        "embedding_dropout": 0.1, "activation_penalty": 2.0, "temporal_penalty": 1.0, "rate_by_length": True,
+        "lr_schedule": "four_phases",
     },
 }  # fmt: skip
 PATHS = ["dense", pytest.param("sparse", marks=needs_kernel), pytest.param("auto", marks=needs_kernel)]
@@ -197,9 +198,9 @@ def test_a_run_is_taken_up_with_everything_it_held(optimizer: str, tmp_path: Pat
 WHOLE = ("model", "rates")  # parts that are one thing
 LEFT_OUT = [
     *WHOLE, "optimizer.state", "optimizer.param_groups", "pruner.kept", "pruner.asked", "pruner.generator",
-    "paths.thresholds", "random.torch", "keeper.windows", "keeper.resumed", "keeper.seconds", "meter.nats", "meter.targets",
-    "meter.sparsities", "meter.sparse_layers", "meter.probes", "meter.train_seconds", "meter.lstm_seconds", "run.step",
-    "run.states", "run.rows",
+    "paths.thresholds", "random.torch", "keeper.windows", "keeper.resumed", "keeper.seconds",
+    "meter.nats", "meter.targets", "meter.sparsities", "meter.sparse_layers", "meter.probes", "meter.train_seconds",
+    "meter.lstm_seconds", "run.step", "run.states", "run.rows",
 ]  # fmt: skip
 LATE = [
     "selection.epoch",
@@ -227,7 +228,7 @@ def lengthened(state: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainCell, dict[str, Any], list[Any]]:
-    """A cell, its checkpoint in the middle of the ramp and of the second epoch, one layer changed over, and the end of it."""
+    """A cell, its checkpoint amid the ramp and the second epoch, one layer changed over, and the end of it."""
     settings = cell(**{**OPTIMIZERS["adam"], "criterion": "random", "path": "auto"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.training.paths.breakeven", lambda shape: 0.3 if shape.hidden == 32 else NEVER)

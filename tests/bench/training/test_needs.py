@@ -61,7 +61,8 @@ def no_step(*_: object) -> None:
         ({"batch_size": 401}, "batch_size: 401 streams need 802 tokens of the training text, which has 800"),
         (
             {"eval_tokens": 19},
-            r"eval_tokens: 10 streams need 20 tokens of the validation text, which has 19 .* accepted: 20 tokens or more, or 0",
+            r"eval_tokens: 10 streams need 20 tokens of the validation text, which has 19 .* "
+            r"accepted: 20 tokens or more, or 0",
         ),
         (
             {"train_tokens": 1},
@@ -150,12 +151,19 @@ OUT, HALF, LONG, MUTE = SystemExit(3), ValueError("\udcff"), ValueError(" a\n" *
 @pytest.mark.parametrize(
     ("owner", "name", "kept", "error", "status"),
     [
-        (Run, "probe", 2, ODD, "failed"), (Pruner, "after_step", 2, BIG, "out_of_memory"), (Run, "row", 2, ODD, "failed"),
-        (Examiner, "after", 2, ODD, "failed"), (Examiner, "at_the_end", 3, BIG, "out_of_memory"),
-        (FinalModel, "save", 3, FULL, "failed"), (Pruner, "after_step", 2, OUT, "failed"), (Pruner, "after_step", 2, MUTE, "failed"),
-        (Examiner, "after", 2, HALF, "failed"), (Run, "row", 2, LONG, "failed"), (FinalModel, "save", 3, OUT, "failed"),
+        (Run, "probe", 2, ODD, "failed"),
+        (Pruner, "after_step", 2, BIG, "out_of_memory"),
+        (Run, "row", 2, ODD, "failed"),
+        (Examiner, "after", 2, ODD, "failed"),
+        (Examiner, "at_the_end", 3, BIG, "out_of_memory"),
+        (FinalModel, "save", 3, FULL, "failed"),
+        (Pruner, "after_step", 2, OUT, "failed"),
+        (Pruner, "after_step", 2, MUTE, "failed"),
+        (Examiner, "after", 2, HALF, "failed"),
+        (Run, "row", 2, LONG, "failed"),
+        (FinalModel, "save", 3, OUT, "failed"),
     ],
-)  # fmt: skip
+)
 def test_an_exception_after_an_epoch_keeps_the_finished_ones_and_the_checkpoint(
     owner: type,
     name: str,
@@ -307,14 +315,16 @@ def test_weights_that_cannot_fit_are_refused_before_they_are_drawn(cell: GemmCel
 def test_a_plan_says_what_cells_lack_without_loading_torch(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from bench.sweep import load; from bench.run import make_plan;"
-        "print('\\n'.join(make_plan(load(Path(sys.argv[1])), Path('nowhere')).lines())); assert 'torch' not in sys.modules"
+        "print('\\n'.join(make_plan(load(Path(sys.argv[1])), Path('nowhere')).lines()));"
+        " assert 'torch' not in sys.modules"
     )
     path = tmp_path / "sweep.toml"
     path.write_text(
         'kind = "train"\n[base]\ndataset = "wikitext2"\n[[grids]]\n[grids.base]\ntest_batch_size = 200000\n'
         "[[grids]]\n[grids.base]\ntrain_tokens = 3000000\neval_tokens = 300000\n[grids.axes]\nseed = [1, 2]\n"
         '[[grids]]\n[grids.base]\ndataset = "pydoc"\ntrain_tokens = 800\n[grids.axes]\nbptt = [39, 40]\n'
-        f"[[grids]]\n[grids.base]\nembedding_size = {2**30}\n[[grids]]\nkind = 'gemm'\n[grids.base]\nm = {2**30}\nk = {2**30}\n"
+        f"[[grids]]\n[grids.base]\nembedding_size = {2**30}\n"
+        f"[[grids]]\nkind = 'gemm'\n[grids.base]\nm = {2**30}\nk = {2**30}\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)], capture_output=True, text=True, cwd=ROOT, check=False
@@ -322,10 +332,11 @@ def test_a_plan_says_what_cells_lack_without_loading_torch(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
     for line in (
-        "warning: will fail: test_batch_size: 200000 streams need 400000 tokens of the test text, which has 245569 here "
-        "(dataset wikitext2, eval_tokens 0); accepted: up to 122784 streams (1 cell)",
+        "warning: will fail: test_batch_size: 200000 streams need 400000 tokens of the test text, which has 245569 "
+        "here (dataset wikitext2, eval_tokens 0); accepted: up to 122784 streams (1 cell)",
         "note: train_tokens: the training text has 2088628 tokens, not 3000000: all are read in each epoch (2 cells)",
-        "note: eval_tokens: no text to evaluate has more than 245569 tokens, asked for are 300000: all are used (2 cells)",
+        "note: eval_tokens: no text to evaluate has more than 245569 tokens, asked for are 300000: "
+        "all are used (2 cells)",
         "note: bptt: 20 training streams have 39 time steps, fewer than 40: one window an epoch (1 cell)",
     ):
         assert line in said
@@ -384,7 +395,8 @@ def test_what_is_known_of_texts_and_models_beforehand_is_what_they_are() -> None
 
 
 VARIANTS: list[dict[str, Any]] = [
-    {}, {"optimizer": "asgd", "learning_rate": 1.0}, {"model": "awd_lstm", "weight_drop": 0.5}, {"precision": "bfloat16"},
+    {}, {"optimizer": "asgd", "learning_rate": 1.0}, {"model": "awd_lstm", "weight_drop": 0.5},
+    {"precision": "bfloat16"},
     {"optimizer": "nt_asgd", "learning_rate": 1.0, "selection": "best", "nonmonotone": 1, "epochs": 3},
     {"allocation": "erk", "num_layers": 2}, {"lasso": "proximal"}, {"lasso": "hinge"}, {"scope": "weight_hh"},
     {"block_size": 64, "embedding_size": 64, "hidden_size": 64, "scope": "weight_hh"},
@@ -429,8 +441,8 @@ def test_a_plan_warns_of_targets_that_leave_nothing_of_a_weight(tmp_path: Path) 
     ]
     lines = make_plan(sweep_of(few, few.model_copy(update={"seed": 1})), tmp_path).lines()
     assert lines[-1] == (
-        "warning: target_sparsity 0.9 at block_size 16 leaves no block of weight_ih_l0 (4 blocks), weight_hh_l0 (4 blocks) "
-        "in 2 cells: smaller blocks or a lower target keep some"
+        "warning: target_sparsity 0.9 at block_size 16 leaves no block of weight_ih_l0 (4 blocks), "
+        "weight_hh_l0 (4 blocks) in 2 cells: smaller blocks or a lower target keep some"
     )
     assert warnings([GemmCell()]) == []
 

@@ -152,7 +152,10 @@ def test_it_follows_the_sources_of_what_is_measured(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("part", "value"),
     [
-        *(("curve", value) for value in ("[[0.0, 2.0]]", "[[0.0, -1.0]]", "[[0.0, NaN]]", "[]", "3", "", "{", 3, 0.5, None, b"[]")),
+        *(
+            ("curve", value)
+            for value in ("[[0.0, 2.0]]", "[[0.0, -1.0]]", "[[0.0, NaN]]", "[]", "3", "", "{", 3, 0.5, None, b"[]")
+        ),
         *(("sha256", value) for value in ("", "another", None)),
         *(("surroundings", value) for value in ("", "{}", None)),
         *(("shape", value) for value in ("{}", "null", 8, None)),

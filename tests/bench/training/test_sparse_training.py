@@ -27,9 +27,9 @@ NO_KERNEL = missing_kernel()
 pytestmark = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
 FINAL = [column.name for column in TRAIN if column.name.startswith(("dense_", "final_", "inference_"))]
 TINY = {
-    "train_tokens": 2000, "eval_tokens": 500, "embedding_size": 16, "hidden_size": 32, "block_size": 8, "batch_size": 10,
-    "bptt": 20, "epochs": 2, "prune_every": 2, "optimizer": "sgd", "learning_rate": 1.0, "threads": 1, "dropout": 0.3,
-    "schedule": "cubic", "target_sparsity": 0.8, "prune_end": 0.8,
+    "train_tokens": 2000, "eval_tokens": 500, "embedding_size": 16, "hidden_size": 32, "block_size": 8,
+    "batch_size": 10, "bptt": 20, "epochs": 2, "prune_every": 2, "optimizer": "sgd", "learning_rate": 1.0,
+    "threads": 1, "dropout": 0.3, "schedule": "cubic", "target_sparsity": 0.8, "prune_end": 0.8,
 }  # fmt: skip
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9, "weight_decay": 1e-4},

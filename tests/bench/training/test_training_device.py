@@ -33,8 +33,9 @@ from bench.training.paths import autocast, missing_kernel, multiplying
 from kernels.cuda.device import unavailable
 
 TINY = {
-    "train_tokens": 600, "eval_tokens": 300, "embedding_size": 16, "hidden_size": 32, "block_size": 8, "batch_size": 10,
-    "bptt": 20, "epochs": 2, "prune_every": 1, "threads": 1, "schedule": "linear", "target_sparsity": 0.8, "prune_end": 0.5,
+    "train_tokens": 600, "eval_tokens": 300, "embedding_size": 16, "hidden_size": 32, "block_size": 8,
+    "batch_size": 10, "bptt": 20, "epochs": 2, "prune_every": 1, "threads": 1, "schedule": "linear",
+    "target_sparsity": 0.8, "prune_end": 0.5,
 }  # fmt: skip
 AWD: dict[str, Any] = {
     "model": "awd_lstm", "weight_drop": 0.3, "input_dropout": 0.2, "hidden_dropout": 0.2, "output_dropout": 0.2,

@@ -41,7 +41,10 @@ class EmulationError(Exception):
 def unsupported() -> str | None:
     """Why kernels cannot be emulated here, or None."""
     if not sys.platform.startswith("linux") or platform.machine() not in ("x86_64", "aarch64"):
-        return f"the emulator switches stacks on Linux on x86_64 and aarch64 only, not {sys.platform} on {platform.machine()}"
+        return (
+            f"the emulator switches stacks on Linux on x86_64 and aarch64 only, "
+            f"not {sys.platform} on {platform.machine()}"
+        )
     if any("-fsanitize" in flag for flag in compiler.added_flags()):
         return "sanitizers do not know the emulator's stacks"
     if not compiler.candidates():

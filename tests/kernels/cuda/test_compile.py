@@ -1,6 +1,6 @@
-"""Every CUDA kernel compiles by NVRTC for every architecture, within its budgets of registers and shared memory, and spills nothing.
+"""Every CUDA kernel compiles by NVRTC for every architecture, within its budgets of registers and shared memory.
 
-One variant of each source and element by default; all of them under the marker nvrtc.
+It spills nothing. One variant of each source and element by default; all of them under the marker nvrtc.
 """
 
 from __future__ import annotations

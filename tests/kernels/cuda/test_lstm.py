@@ -159,7 +159,8 @@ FAULTS = {
     "a step too early": ("(u32)(step - given.begin)", "(u32)(step - given.begin - 1)"),
     "another column": ("items[at].column[lane % 4];", "items[at].column[0];"),
     "no barrier before the gates": (
-        "part.multiply_items(step ? given.states + part.batch * (u64)step * hidden : given.h0, hidden);\n        __syncthreads();",
+        "part.multiply_items(step ? given.states + part.batch * (u64)step * hidden : given.h0, hidden);\n"
+        "        __syncthreads();",
         "part.multiply_items(step ? given.states + part.batch * (u64)step * hidden : given.h0, hidden);",
     ),
     "no barrier before publishing": (

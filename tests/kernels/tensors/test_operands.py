@@ -2,8 +2,8 @@
 
 Views, types, devices and defaults of torch's, each right or refused in one line by every kernel.
 
-What once ended the process runs in one of its own: `python tests/kernels/tensors/test_operands.py` runs that, and says what
-passed.
+What once ended the process runs in one of its own: `python tests/kernels/tensors/test_operands.py` runs that, and says
+what passed.
 """
 
 from __future__ import annotations
