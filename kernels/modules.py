@@ -1,8 +1,9 @@
 """Layers of torch.nn with block-sparse weights, to put in the place of dense ones.
 
 Each computes what the layer of torch's does with the same weights, zero outside the kept blocks, and has its arguments,
-shapes and states. Only kept values are parameters: they are trained, the pattern is not. Under torch.compile a layer
-runs between the compiled parts where the compiler cannot look into it.
+shapes and states. Only kept values are parameters: they are trained, the pattern is not. torch.compile goes through
+them, with fullgraph too; at a packed sequence its graph breaks, and the layer runs as it is. torch.export keeps the
+pattern as constants.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def kernel_for(
     return "torch"
 
 
-# A compiler asks, and does not look inside: torch.compiler.assume_constant_result, which imports the compiler to say so.
+# A compiler asks, and does not look inside: as torch.compiler.assume_constant_result, which imports the compiler.
 kernel_for._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
