@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.bsr import BSRMatrix, require_sparse
+from kernels.bsr import BSRMatrix, FrozenBSRMatrix, require_sparse
 from kernels.cuda import choose
 from kernels.cuda import lstm as cuda_lstm
 from kernels.cuda.lstm import Weight
@@ -58,7 +58,7 @@ def kernel_for(
     return "torch"
 
 
-# A compiler asks, and does not look inside: as torch.compiler.assume_constant_result, which imports the compiler.
+# As torch.compiler.assume_constant_result does, which imports the compiler: one asks, and does not look inside.
 kernel_for._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -102,6 +102,13 @@ def is_inference(*tensors: Tensor) -> bool:
     return not watched(*tensors) and not recorded(*tensors)
 
 
+def _repeated(weight: FrozenBSRMatrix, x: Tensor, kernel: str) -> Tensor | None:
+    """`block_sparse_matmul` by the CPU's kernel where it has multiplied an x like this one before; else None."""
+    if kernel != "auto" or type(x) is not Tensor or is_any_autocast() or not is_inference(x):
+        return None
+    return native_products.repeated(weight._operand, x)
+
+
 def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> Tensor:
     """Y[m, n] = W[m, k] @ X[k, n]; differentiable in `weight.data` and `x`, so no gradient exists at empty blocks.
 
@@ -113,9 +120,11 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     transforms of torch.func as for a dense product; under torch.autocast operands and result are of its type, as those
     of torch.nn.functional.linear are.
     """
+    if type(weight) is FrozenBSRMatrix and (found := _repeated(weight, x, kernel)) is not None:
+        return found
     require_memory("x", x)
     refuse_functionalize()
-    weight = require_sparse("weight", weight)._operand
+    frozen, weight = require_sparse("weight", weight).frozen, weight._operand
     data, shape, dtype, device = weight.data, x.shape, x.dtype, x.device
     if len(shape) != 2 or shape[0] != weight.shape[1]:
         raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(shape)}")
@@ -132,6 +141,8 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     if not seen and chosen == "cuda":
         return cuda_dsd(pattern_for(weight), data, x)
     if not seen and chosen == "native" and not recorded(data, x):
+        if frozen:
+            return native_products.frozen_dsd(weight, x)
         return native_products.dsd(native_products.packed(weight, shape[1]), x)
     return product(data, x, How(weight.index, False, chosen))
 

@@ -1,4 +1,4 @@
-"""Layers with block-sparse weights against torch's own with masked ones: values, states, gradients, and uses."""
+"""Layers with block-sparse weights against torch's own, weights masked: values, states, gradients, uses."""
 
 from __future__ import annotations
 

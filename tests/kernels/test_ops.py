@@ -501,3 +501,69 @@ def test_a_sparse_tensor_of_torchs_or_scipys_gets_a_line_that_says_what_takes_it
         }.items():
             with pytest.raises(ValueError, match=rf"\A{name.strip()} must be a[^\n]*BSRMatrix.{taker}\Z"):
                 call()
+
+
+def laid_out(x: Tensor) -> list[Tensor]:
+    """The same values in several places and memory orders."""
+    rows, columns = x.contiguous(), x.T.contiguous().T
+    wide = torch.randn(x.shape[0], 2 * x.shape[1], dtype=x.dtype)
+    wide[:, ::2] = x
+    return [rows, columns, wide[:, ::2], torch.cat([x[:1], x])[1:], torch._neg_view(-rows)]
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_with_a_frozen_weight_are_the_same_when_they_are_repeated(dtype: torch.dtype) -> None:
+    mask = BlockMask.random(48, 64, 16, 0.5, torch.Generator().manual_seed(0))
+    weight = BSRMatrix.from_dense(torch.randn(48, 64, dtype=dtype), mask)
+    frozen, dense, threads = weight.freeze(), weight.to_dense(), torch.get_num_threads()
+    try:
+        for n in (1, 3, 20, 1, 20):
+            x = torch.randn(64, n, dtype=dtype)
+            for each in laid_out(x):
+                torch.set_num_threads(1 + n % 2)
+                first, *more = (block_sparse_matmul(frozen, each) for _ in range(3))
+                torch.testing.assert_close(first, dense @ x)
+                assert all(torch.equal(first, one) and first.stride() == one.stride() for one in more)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_native
+def test_a_repeated_product_sees_gradients_autocast_modes_and_what_is_no_memory() -> None:
+    mask = BlockMask.random(32, 32, 8, 0.5, torch.Generator().manual_seed(0))
+    frozen = BSRMatrix.from_dense(torch.randn(32, 32), mask).freeze()
+    x, dense = torch.randn(32, 4), frozen.to_dense()
+    for _ in range(2):
+        block_sparse_matmul(frozen, x)
+    (grad,) = torch.autograd.grad(block_sparse_matmul(frozen, x.requires_grad_()).sum(), x)
+    torch.testing.assert_close(grad, dense.T @ torch.ones(32, 4))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert block_sparse_matmul(frozen, x.detach()).dtype == torch.bfloat16
+    batch = torch.randn(3, 32, 4)
+    found = torch.func.vmap(lambda one: block_sparse_matmul(frozen, one))(batch)
+    torch.testing.assert_close(found, dense @ batch)
+    _, tangent = torch.func.jvp(lambda one: block_sparse_matmul(frozen, one), (x.detach(),), (torch.ones(32, 4),))
+    torch.testing.assert_close(tangent, dense @ torch.ones(32, 4))
+    lost = x.detach().clone()
+    lost.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="no memory"):
+        block_sparse_matmul(frozen, lost)
+    with pytest.raises(ValueError, match="on one device"):
+        block_sparse_matmul(frozen, x.detach().to("meta"))
+    with pytest.raises(ValueError, match="of one type"):
+        block_sparse_matmul(frozen, x.detach().double())
+
+
+@needs_native
+def test_a_frozen_weight_keeps_something_of_so_many_shapes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_products, "MOST_SHAPES", 5)
+    mask = BlockMask.random(32, 32, 8, 0.5, torch.Generator().manual_seed(0))
+    frozen = BSRMatrix.from_dense(torch.randn(32, 32), mask).freeze()
+    dense = frozen.to_dense()
+    for n in [*range(1, 20), 3, 3]:
+        x = torch.randn(32, n)
+        torch.testing.assert_close(block_sparse_matmul(frozen, x), dense @ x)
+        kept = frozen._operand.__dict__["_packed"]
+        assert len(kept) <= 6
+        assert all(len(each.plans) <= 5 for each in kept.values() if isinstance(each, native_products.Packed))
