@@ -31,10 +31,13 @@ class BlockSparseWeight(nn.Module):
 
     indices: Tensor
     indptr: Tensor
+    _kept: BSRMatrix | None  # the pattern that the buffers have, without values
+    _held: BSRMatrix | None  # the same with the values of a frozen weight
 
     def __init__(self, matrix: BSRMatrix, shape: tuple[int, int], gates: int = 1) -> None:
         super().__init__()
         self.shape, self.padded, self.gates = shape, matrix.shape, gates
+        self.frozen = False
         self.values = nn.Parameter(matrix.data.detach())
         indices, indptr = matrix.pattern
         self.register_buffer("indices", indices)
@@ -44,6 +47,10 @@ class BlockSparseWeight(nn.Module):
     @property
     def matrix(self) -> BSRMatrix:
         """The weight with the parameter as its values: what products take, differentiable in it."""
+        if self._held is not None:
+            if not self.values.requires_grad:
+                return self._held
+            self.frozen, self._held = False, None  # it is trained again
         kept = self._kept
         if kept is None or kept.indices.device != self.indices.device:
             kept = self._pattern()
@@ -59,12 +66,24 @@ class BlockSparseWeight(nn.Module):
 
         None of those that say nothing: on the device meta, fake, or without content yet.
         """
-        self._kept: BSRMatrix | None = None
+        self._kept = self._held = None
         if self.indices.is_meta or type(self.indices) is not Tensor:
             return
         with suppress(ValueError):
             found = self._pattern()
             self._kept = found.with_data(found.data)  # which looks at all that the pattern tells
+            if self.frozen:
+                self._held = self._kept.with_data(self.values).freeze()
+
+    def freeze(self) -> None:
+        """For inference: products take a copy of today's values, of which kernels keep what they pack.
+
+        The parameter asks for no gradient any more. What is loaded or moved elsewhere is frozen anew, what is written
+        to the parameter otherwise is not seen; `requires_grad_()` ends it.
+        """
+        self.values.requires_grad_(False)
+        self.frozen = True
+        self._look_at_pattern()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,7 +129,7 @@ class BlockSparseWeight(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": None}
+        return self.__dict__ | {"_kept": None, "_held": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -13,12 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
+from torch.utils.checkpoint import checkpoint
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.layers.weight import in_blocks, padded
-from kernels.modules import BlockSparseGRU, BlockSparseLinear, BlockSparseLSTM, BlockSparseWeight
+from kernels.modules import BlockSparseGRU, BlockSparseLinear, BlockSparseLSTM, BlockSparseWeight, freeze
+from kernels.native import library as native_library
+from kernels.native import products as native_products
+from kernels.system.resources import refusal
 
+NO_NATIVE = refusal(native_library.require_kernel, torch.float32, torch.device("cpu"))
+needs_native = pytest.mark.skipif(NO_NATIVE is not None, reason="no C++ compiler here")
 SPARSE = {nn.Linear: BlockSparseLinear, nn.LSTM: BlockSparseLSTM, nn.GRU: BlockSparseGRU}
 RECURRENT = [nn.LSTM, nn.GRU]
 INTO, UNITS, SIZE = 8, 12, 4
@@ -187,8 +193,10 @@ def test_linear_of_sizes_that_do_not_divide(bias: bool, size: int) -> None:
 
 
 @pytest.mark.parametrize("kind", RECURRENT)
-@pytest.mark.parametrize("sizes", [(10, 12), (10, 16), (16, 12), (5, 3)])
-@pytest.mark.parametrize("only", ["", "weight_hh", "weight_ih", "_l1"])
+@pytest.mark.parametrize(
+    ("sizes", "only"),
+    [((10, 12), ""), ((10, 16), ""), ((16, 12), "weight_hh"), ((5, 3), "weight_ih"), ((10, 12), "_l1")],
+)
 def test_recurrent_layers_of_sizes_that_do_not_divide(
     kind: type[nn.RNNBase], sizes: tuple[int, int], only: str
 ) -> None:
@@ -358,17 +366,71 @@ def test_autocast_gives_torchs_types(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_and_exported(kind: str) -> None:
-    layer = layers()[kind]
-    wanted = first(layer(X))
+    layer, x = layers()[kind], X[:2]  # compilers go through a GRU step by step
+    wanted = first(layer(x))
     torch._dynamo.reset()
     compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(first(compiled(X)), wanted)
-    first(compiled(X)).sum().backward()
-    first(layer(X)).sum().backward()
+    y = first(compiled(x))
+    torch.testing.assert_close(y, wanted)
+    y.sum().backward()
+    wanted.sum().backward()
     for one, other in zip(compiled.parameters(), layer.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
-    exported = torch.export.export(copy.deepcopy(layer), (X,), strict=False)
-    torch.testing.assert_close(first(exported.module()(X)), wanted)
+    exported = torch.export.export(copy.deepcopy(layer), (x,), strict=False)
+    torch.testing.assert_close(first(exported.module()(x)), wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transforms_and_checkpoints(kind: str) -> None:
+    layer, x = layers()[kind], X[:2]
+    values, buffers = (
+        {name: each.detach() for name, each in given} for given in (layer.named_parameters(), layer.named_buffers())
+    )
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        return first(torch.func.functional_call(layer, (values, buffers), (x,))).square().sum()
+
+    found = torch.func.grad(loss)(values)
+    checkpoint(lambda x: first(layer(x)), x, use_reentrant=False).square().sum().backward()
+    for name, each in layer.named_parameters():
+        torch.testing.assert_close(found[name], each.grad, rtol=1e-4, atol=1e-5)
+    many = {name: torch.stack([each, 2 * each]) for name, each in values.items()}
+    torch.testing.assert_close(torch.func.vmap(loss)(many)[0], loss(values))
+
+
+@needs_native
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_frozen_layer_packs_its_weights_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, packs, pack = layers()[kind], [], native_products.pack
+    monkeypatch.setattr(native_products, "pack", lambda *given: packs.append(given) or pack(*given))
+    with torch.no_grad():
+        wanted = first(layer(X))
+        assert freeze(layer) is layer and torch.equal(first(layer(X)), wanted)
+        before = len(packs)
+        assert torch.equal(first(layer(X)), wanted) and len(packs) == before
+        assert torch.equal(first(copy.deepcopy(layer)(X)), wanted) and len(packs) > before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_frozen_layer_takes_what_is_loaded_and_may_be_trained_again(kind: str) -> None:
+    layer, other = freeze(layers()[kind]), layers()[kind]
+    weights = [each for each in layer.modules() if isinstance(each, BlockSparseWeight)]
+    assert all(each.frozen and not each.values.requires_grad for each in weights)
+    with torch.no_grad():
+        for each in other.parameters():
+            each.mul_(2)
+    layer.load_state_dict(other.state_dict())
+    wanted = first(other(X)).detach()
+    torch.testing.assert_close(first(layer(X)), wanted)
+    torch.testing.assert_close(first(layer.double()(X.double())).float(), wanted)
+    layer.float().requires_grad_()
+    first(layer(X)).sum().backward()
+    assert all(each.values.grad.any() and not each.frozen for each in weights)
+    with torch.no_grad():
+        for each in weights:
+            each.values.zero_()
+    layer.requires_grad_(False)
+    assert not torch.allclose(first(layer(X)), wanted)  # what was frozen does not come back
 
 
 def test_a_layer_tells_its_sizes() -> None:

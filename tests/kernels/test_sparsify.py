@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -235,28 +233,3 @@ def test_a_wrong_setting_is_refused_before_anything_is_changed(given: dict[str, 
     with pytest.raises(ValueError, match=rf"\A[^\n]*{said}[^\n]*\Z"):
         sparsify(model, **{"block_size": 8, "sparsity": 0.5, **given})
     assert not any(isinstance(each, BlockSparseWeight) for each in model.modules())
-
-
-def speaker_encoder() -> nn.Module:
-    """The pretrained LSTM of the package `resemblyzer`: 40 mel features, 3 layers of 256, and a linear layer."""
-    found = importlib.util.find_spec("resemblyzer")
-    if found is None or found.origin is None:
-        pytest.skip("the package resemblyzer is not installed: pip install --no-deps resemblyzer")
-    stored = torch.load(Path(found.origin).parent / "pretrained.pt", map_location="cpu", weights_only=True)
-    encoder = nn.ModuleDict({"lstm": nn.LSTM(40, 256, 3, batch_first=True), "linear": nn.Linear(256, 256)})
-    encoder.load_state_dict({name: each for name, each in stored["model_state"].items() if "." in name})
-    return encoder.eval()
-
-
-@pytest.mark.parametrize("sparsity", [0.5, 0.8])
-def test_a_pretrained_speaker_encoder(sparsity: float) -> None:
-    dense = speaker_encoder()
-    model, report = sparsify(copy.deepcopy(dense), 16, sparsity)
-    assert list(report.left) == ["lstm.weight_ih_l0"]  # of 40 columns
-    assert len(report.replaced) == 6 and all(abs(each - sparsity) < 1e-3 for each in report.replaced.values())
-    dense, x = masked(dense, model), torch.rand(2, 40, 40, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        (_, (h, _)), (_, (wanted, _)) = model["lstm"](x), dense["lstm"](x)
-        embedding, expected = (torch.relu(net["linear"](each[-1])) for net, each in ((model, h), (dense, wanted)))
-    close(h, wanted)
-    close(embedding, expected)
