@@ -96,6 +96,7 @@ def breakable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 NO_START = re.compile(r"no worker could start, \d+ times: the worker ended with exit code [03]")
 
 
+@pytest.mark.spawned
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_that_dies_at_its_start_is_counted_and_the_cell_says_so(breakable: Path, workers: int) -> None:
     (breakable / "broken").write_text("xx")  # the third try succeeds
@@ -109,6 +110,7 @@ def test_a_worker_that_dies_at_its_start_is_counted_and_the_cell_says_so(breakab
     assert (breakable / "tries").stat().st_size < 30
 
 
+@pytest.mark.spawned
 def test_a_worker_that_hangs_at_its_start_is_not_waited_for(breakable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (breakable / "broken").write_text("z")  # the second try succeeds
     monkeypatch.setattr(starts, "START_SECONDS", 3.0)
@@ -158,6 +160,7 @@ def test_a_system_without_processes_is_tried_again_and_then_said(
         assert all(row["reason"].endswith("Resource temporarily unavailable") for row in rows), rows
 
 
+@pytest.mark.spawned
 def test_cells_that_run_go_on_beside_workers_that_cannot_start(breakable: Path) -> None:
     found = endings([TrainCell(seed=seed) for seed in range(4)], work.break_starts, 2)
     assert [found[seed].rows[0]["status"] for seed in range(4)] == ["ok", *["crashed"] * 3]
