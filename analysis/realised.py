@@ -7,6 +7,7 @@ along the run. Whole runs are compared by their seconds; they ran one after anot
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from analysis.runs import (
     multiply_adds,
     prunes,
     variant_name,
+    variant_names,
 )
 from analysis.stats import (
     NOTHING,
@@ -95,6 +97,7 @@ def realised(train: pd.DataFrame) -> pd.DataFrame:
     for name, column in (("seconds", "train_seconds"), ("lstm_total", "lstm_seconds")):
         final[name] = final["cell_id"].map(epochs[column].sum(min_count=1)).astype(float)
     final["unpruned"] = [variant_name(row) == "dense" for row in records(final)]
+    final["variant"] = _shorter(variant_names(final))
     final["alike"], final["pruned_alike"] = _alike(final, ()), _alike(final, PRUNING_SETTINGS)
     rows = [
         _row(row, train[(train["cell_id"] == row["cell_id"]) & (train["epoch"] >= 1)], final)
@@ -102,6 +105,13 @@ def realised(train: pd.DataFrame) -> pd.DataFrame:
         if row["path"] != "dense" and prunes(row)
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _shorter(variants: list[str]) -> list[str]:
+    """Sizes of models by their units, where that tells the same ones apart."""
+    units = [re.sub(r", hidden_size (\d+)", r", \1 units", name) for name in variants]
+    short = [re.sub(r", embedding_size \d+(?=.* units)", "", name) for name in units]
+    return short if len(set(short)) == len(set(variants)) else units
 
 
 def _row(row: dict[str, Any], epochs: pd.DataFrame, final: pd.DataFrame) -> dict[str, Any]:
@@ -112,7 +122,7 @@ def _row(row: dict[str, Any], epochs: pd.DataFrame, final: pd.DataFrame) -> dict
     masked, dense = _partner(final, row, pruned=True), _partner(final, row, pruned=False)
     found = {
         **{name: row[name] for name in names},
-        "variant": variant_name(row),
+        "variant": row["variant"],
         "final_sparsity": row["sparsity"],
         "mean_sparsity": _mean_over_steps(epochs, "mean_sparsity"),
         "sparse_share": _mean_over_steps(epochs, "sparse_share"),

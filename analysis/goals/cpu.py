@@ -30,10 +30,17 @@ TRIED = (
 )
 STARTING = "a product of this size takes 0.05 ms when dense: starting it, and the gates, cost as much as what is saved"
 AUTO: Grid = {"target_sparsity": (0.8,), "path": ("auto",)}
+SMALL_LAYERS = "at batch 32 LSTM layers of 512 units reach 1.8 of 2.5 in training and 2.7 to 3.0 of 5 in inference; "
 END_TO_END = (
-    ("whole training runs, measured / theory of the integral", "whole", 0.75),
-    ("inference of the whole finished model, speedup over dense", "inference", 3.5),
-)
+    (
+        "whole training runs, measured / theory of the integral", "whole", 0.75,
+        f"{SMALL_LAYERS}runs were timed one after another, equal dense ones from 11 to 16 s",
+    ),
+    (
+        "inference of the whole finished model, speedup over dense", "inference", 3.5,
+        f"{SMALL_LAYERS}with decoder and embedding the ceiling is 3.8 to 4.3",
+    ),
+)  # fmt: skip
 DENSE_STEPS = ((0.5, 0.95), (0.8, 0.90), (0.9, 0.80), (0.95, 0.65))  # sparsity, share of theory to reach
 GRADIENTS = (("dsd_t", PACKING), ("sdd", TRIED))
 MODELS = ((1152, "384 to 1152 units, batch 20", ""), (256, "64 to 256 units, batch 5 (wikitext2_small)", STARTING))
@@ -91,7 +98,8 @@ GOALS = (
         Goal(
             what, "cubic pruning to ρ 0.8, path auto: characters, 512 units, batch 32, decoder and all (chars_timing)",
             kind, reach, ({"hidden_size": (512,), "dataset": ("wikitext2_chars",), **AUTO},), table="train",
+            bound=bound,
         )
-        for what, kind, reach in END_TO_END
+        for what, kind, reach, bound in END_TO_END
     ),
 )  # fmt: skip

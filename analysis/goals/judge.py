@@ -154,7 +154,7 @@ def goals_table(studies: Sequence[Study], goals: Sequence[Goal]) -> pd.DataFrame
 
 
 def _judged(found: pd.DataFrame, goal: Goal) -> dict[str, str]:
-    unit = "×" if goal.kind in ("speedup", "rival", "host") else ""
+    unit = "×" if goal.kind in ("speedup", "rival", "host", "inference") else ""
     measured, wanted = missing(found, goal)
     said = verdict(found, goal)
     row = {"what": goal.what, "where": goal.where, "reach": f"≥ {goal.reach:.2f}{unit}", "worst": "–", "median": "–",
@@ -180,7 +180,7 @@ def _noisy(found: pd.DataFrame) -> str:
 
 def _cell(row: dict[str, Any], goal: Goal) -> str:
     """The settings of a cell in which those of its goal differ."""
-    if goal.kind == "integral":
+    if goal.table == "train":
         return f"{row['variant']}, block {int(row['block_size'])}, seed {int(row['seed'])}"
     axes = {name: {value for grid in goal.grids for value in grid[name]} for name in goal.grids[0]}
     names = {"block_size": "block", "batch_size": "batch", "target_sparsity": "ρ"}

@@ -330,6 +330,7 @@ def rivals() -> list[Quoted]:
 
 INTEGRAL, SMALL, BEST, WIDE = "training_integral", "wikitext2_small", "wikitext2_best_small", "wikitext2_wide_small"
 AUTO = "gradual (cubic), auto path"
+CHARS, HIDDEN = "chars_timing", {"hidden_size": 512, "target_sparsity": 0.8}
 STEPS = {name: value for name, value in STEP.items() if name != "baseline"} | {"baseline": "dense", "n": (20, 80)}
 SQUARE = {"op": "dsd", "m": 4096, "k": 4096, "n": 2048, "backend": "native", "baseline": "dense"}
 SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each figure -> the figures
@@ -359,6 +360,16 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
         one("lstm", **LAYER | {"scope": "weight_hh"}, block_size=16, target_sparsity=0.8)
     ],
     "torch's and scipy's own BSR products are {}× to {}× slower than ours": rivals,
+    "makes the LSTM layers {}× [{}, {}] (block 16) and {}× [{}, {}] (block 32) faster over the run, where theory says {}×, and the "
+    "whole run {}× and {}×": lambda: [
+        *(part for size in (16, 32) for part in of(seeds_of(CHARS, "measured", **HIDDEN, block_size=size))),
+        mean_of(CHARS, "predicted", **HIDDEN, block_size=16),
+        *(Quoted(seeds_of(CHARS, "whole", **HIDDEN, block_size=size).value) for size in (16, 32)),
+    ],
+    "infers {}× [{}, {}] and {}× [{}, {}] faster than the dense one at a fifth": lambda: [
+        part for size in (16, 32) for part in of(seeds_of(CHARS, "inference", **HIDDEN, block_size=size))
+    ],
+    "with 256 units {}×": lambda: of(seeds_of(CHARS, "inference", hidden_size=256))[:1],
     "At n = 80 the same kernel reaches {}× to {}× at 80 %, and {}× to {}× at 90 %": lambda: [
         quoted for target in (0.8, 0.9) for quoted in ends(small_at(80, target))
     ],
@@ -452,7 +463,6 @@ def test_the_goals_are_counted_as_they_were_judged() -> None:
     verdicts = judge.goals_table(study.read_reference(), cpu.GOALS)["verdict"].tolist()
     reached, undecided, missed = (counts[verdicts.count(word)] for word in ("reached", "undecided", "missed"))
     said = f"of {counts[len(verdicts)]}, {reached} are reached, {undecided} undecided, and {missed} missed"
-    assert f"{counts[verdicts.count('not run')]} are not run yet" in " ".join(results().split())
     assert said in " ".join(results().split()), said
 
 

@@ -35,7 +35,7 @@ m = 64
 k = 64
 n = 4
 [grids.axes]
-backend = ["torch_bsr", "scipy_bsr"]
+backend = ["torch_bsr", "reference"]
 [[grids]]
 kind = "train"
 [grids.base]
@@ -126,9 +126,9 @@ def alive(session: int) -> list[psutil.Process]:
 def kill_at_random_moments(runs: Runs, shares: list[float], longest: float, folder: Path) -> int:
     """Kill a run after each of `shares` of what a whole one takes, going on where it stood, anew once it is complete.
 
-    longest: seconds; where a whole run takes more, the shares are of them. Counts folders completed. Every seventh run,
-    the first and the last are started as a user does; most of such a run is its start, most of the others work. What
-    goes on is shorter: a share beyond 1 meets one that is done.
+    longest: seconds; where a whole run takes more, the shares are of them. Counts folders completed. The first run and
+    the last are started as a user does; most of such a run is its start, most of the others work. What goes on is
+    shorter: a share beyond 1 meets one that is done.
     """
     reference, hits = folder / "reference", 0
     ready()
@@ -139,7 +139,7 @@ def kill_at_random_moments(runs: Runs, shares: list[float], longest: float, fold
     wanted, complete, kept = runs.deterministic(reference), 0, {}
     assert runs.deterministic(folder / "forked") == wanted
     for position, share in enumerate([*shares, None]):
-        results, anew = folder / f"results{complete}", position % 7 == 0
+        results, anew = folder / f"results{complete}", position == 0
         if share is not None:
             hits += runs.killed_after(share * whole[anew], results, anew)
         else:

@@ -42,7 +42,7 @@ pytestmark = [
 SWEEP = """
 kind = "train"
 [base]
-train_tokens = 30000
+train_tokens = 16000
 eval_tokens = 1000
 embedding_size = 16
 hidden_size = 32
