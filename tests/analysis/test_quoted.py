@@ -360,8 +360,8 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
         one("lstm", **LAYER | {"scope": "weight_hh"}, block_size=16, target_sparsity=0.8)
     ],
     "torch's and scipy's own BSR products are {}× to {}× slower than ours": rivals,
-    "makes the LSTM layers {}× [{}, {}] (block 16) and {}× [{}, {}] (block 32) faster over the run, where theory says {}×, and the "
-    "whole run {}× and {}×": lambda: [
+    "makes the LSTM layers {}× [{}, {}] (block 16) and {}× [{}, {}] (block 32) faster over the run, where theory says "
+    "{}×, and the whole run {}× and {}×": lambda: [
         *(part for size in (16, 32) for part in of(seeds_of(CHARS, "measured", **HIDDEN, block_size=size))),
         mean_of(CHARS, "predicted", **HIDDEN, block_size=16),
         *(Quoted(seeds_of(CHARS, "whole", **HIDDEN, block_size=size).value) for size in (16, 32)),

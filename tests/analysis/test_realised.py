@@ -12,7 +12,7 @@ import pytest
 
 from analysis import study, tables
 from analysis.figures import realised as realised_figures
-from analysis.realised import COLUMNS, amdahl, over_seeds, probes, realised
+from analysis.realised import COLUMNS, _shorter, amdahl, over_seeds, probes, realised
 from analysis.stats import integral_ratio, step_weights
 from bench.cells import TrainCell
 
@@ -190,3 +190,23 @@ def test_the_bars_are_theory_measured_whole_and_ceiling() -> None:
     assert ceiling == pytest.approx(42 / (22 + 10))
     [layers, *_], ceiling = realised_figures.inference_bars(first)
     assert layers.value == pytest.approx(5.0) and ceiling == pytest.approx(1 / 0.6)
+
+
+def test_models_of_two_sizes_are_no_seeds_of_one_another() -> None:
+    small = made.sparse_frame(2)
+    large = small.assign(
+        cell_id="f" + small["cell_id"].str[1:], hidden_size=512, embedding_size=128, train_seconds=100.0
+    )
+    found = made.study(train=pd.concat([small, large], ignore_index=True)).main("train")
+    assert found.gains["seeds"].tolist() == [2] * 4
+    units = int(small["hidden_size"].iloc[0])
+    assert [name.split(", ")[-1] for name in found.gains["variant"]].count("512 units") == 2
+    assert sum(f", {units} units" in name for name in found.gains["variant"]) == 2
+
+
+def test_sizes_are_told_in_units_where_that_tells_them_apart() -> None:
+    names = [f"gradual, embedding_size {size}, hidden_size {units}" for size, units in ((64, 256), (128, 512))]
+    assert _shorter(names) == ["gradual, 256 units", "gradual, 512 units"]
+    assert (
+        _shorter([*names, "gradual, embedding_size 32, hidden_size 512"])[1] == "gradual, embedding_size 128, 512 units"
+    )
