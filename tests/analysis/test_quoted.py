@@ -382,8 +382,8 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
         part for size in (16, 32) for part in of(seeds_of(CHARS, "inference", **HIDDEN, block_size=size))
     ],
     "with 256 units {}×": lambda: of(seeds_of(CHARS, "inference", hidden_size=256))[:1],
-    "Of `wikitext2_words`, 3 of its 33 cells: the dense networks of three seeds end at {}, {} and {} in test ({}, {} and "
-    "{} in validation), where a Kneser–Ney 6-gram of the same text has {}": words_so_far,
+    "Of `wikitext2_words`, 3 of its 33 cells: the dense networks of three seeds end at {}, {} and {} in test ({}, {} "
+    "and {} in validation), where a Kneser–Ney 6-gram of the same text has {}": words_so_far,
     "At n = 80 the same kernel reaches {}× to {}× at 80 %, and {}× to {}× at 90 %": lambda: [
         quoted for target in (0.8, 0.9) for quoted in ends(small_at(80, target))
     ],
