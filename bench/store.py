@@ -85,9 +85,8 @@ class Store:
     def __init__(self, folder: str | PathLike[str]) -> None:
         self.folder = folder = Path(folder)
         self.cells, self.damaged, self.replaced = folder / "cells", folder / "damaged", folder / "replaced"
-        self._known: dict[
-            Path, tuple[Moment, Stored]
-        ] = {}  # shards that were read or written, while they stay the same
+        # Shards that were read or written, while they stay the same.
+        self._known: dict[Path, tuple[Moment, Stored]] = {}
 
     @contextmanager
     def lock(self) -> Iterator[list[str]]:

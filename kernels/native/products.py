@@ -43,7 +43,7 @@ class ProductPlan(NamedTuple):
     """Of products that differ in values alone: arguments without addresses, sizes of their buffer, multiplications."""
 
     arguments: bytes
-    scratch: tuple[int, int, int] | None
+    scratch: tuple[int, ...] | None
     work: int
 
 
@@ -171,7 +171,8 @@ def _plan(packed: Packed, n: int, x_by_rows: bool, out_by_rows: bool) -> Product
         (n, 1) if rows else (1, lines) for rows, lines in ((x_by_rows, k), (out_by_rows, packed.rows))
     )
     made = Product(matrix, None, None, None, k, n, chunk, chunks, *x_strides, *out_strides)
-    return ProductPlan(bytes(made), None if in_place else (chunks, steps, chunk), packed.values.numel() * n)
+    scratch = (chunks, steps, chunk) if pair(dtype) == 1 else (chunks, steps, chunk, 2)  # as of `empty_packed`
+    return ProductPlan(bytes(made), None if in_place else scratch, packed.values.numel() * n)
 
 
 def product(packed: Packed, x: Tensor, out: Tensor) -> tuple[Any, Tensor | None]:
@@ -179,8 +180,12 @@ def product(packed: Packed, x: Tensor, out: Tensor) -> tuple[Any, Tensor | None]
     n, values = x.shape[1], packed.values
     require("x", x, (packed.cols, n), values.dtype, values.device)
     require("out", out, (packed.rows, n), values.dtype, values.device)
-    plan = plan_of(packed, n, by_rows(x), by_rows(out))
-    scratch = None if plan.scratch is None else empty_packed(x.dtype, *plan.scratch)
+    return _filled(plan_of(packed, n, by_rows(x), by_rows(out)), x, out)
+
+
+def _filled(plan: ProductPlan, x: Tensor, out: Tensor) -> tuple[Any, Tensor | None]:
+    """The arguments of a planned product with their addresses, and the buffer that they need."""
+    scratch = None if plan.scratch is None else native_library.empty(plan.scratch, dtype=x.dtype)
     arguments: Any = Product.from_buffer_copy(plan.arguments)
     arguments.x, arguments.y, arguments.packed = address(x), address(out), address(scratch)
     arguments.pool = pool_for(plan.work)
@@ -205,21 +210,17 @@ class Repeated(NamedTuple):
     run: Callable[[object], object]
     packed: Packed
     plan: ProductPlan
-    out_by_rows: bool
-    scratch: tuple[int, ...] | None
 
 
 def frozen_dsd(weight: BSRMatrix, x: Tensor) -> Tensor:
     """`dsd` of the values of a frozen weight, which `repeated` will know again."""
     matrix, n = packed(weight, x.shape[1]), x.shape[1]
     if n and x is plain(x):
-        rows = by_rows(x)
-        plan = plan_of(matrix, n, rows, rows)
-        shape = plan.scratch if plan.scratch is None or pair(x.dtype) == 1 else (*plan.scratch, 2)
         kept: dict[Any, Any] = weight.__dict__["_packed"]
         if len(kept) >= MOST_SHAPES:
             kept.clear()  # what is packed, too
-        kept[x.shape, x.stride(), x.dtype] = Repeated(entry("dsd", x.dtype, "dsd"), matrix, plan, rows, shape)
+        plan = plan_of(matrix, n, by_rows(x), by_rows(x))
+        kept[x.shape, x.stride(), x.dtype] = Repeated(entry("dsd", x.dtype, "dsd"), matrix, plan)
     return dsd(matrix, x)
 
 
@@ -233,16 +234,10 @@ def repeated(weight: BSRMatrix, x: Tensor) -> Tensor | None:
     if found is None or not x.is_cpu:
         return None
     x = settled(x)
-    run, matrix, plan, out_by_rows, shape = found
-    rows, n = matrix.rows, x.shape[1]
-    sizes = (rows, n) if out_by_rows else (n, rows)
-    out = native_library.empty(sizes, dtype=x.dtype)
-    scratch = None if shape is None else native_library.empty(shape, dtype=x.dtype)
-    arguments: Any = Product.from_buffer_copy(plan.arguments)
-    arguments.x, arguments.y, arguments.packed = address(x), address(out), address(scratch)
-    arguments.pool = pool_for(plan.work)
-    run(ctypes.byref(arguments))
-    return out if out_by_rows else out.mT
+    out = empty_like_order(x, found.packed.rows)
+    arguments, _scratch = _filled(found.plan, x, out)
+    found.run(ctypes.byref(arguments))
+    return out
 
 
 class Panels(NamedTuple):
