@@ -40,7 +40,7 @@ Forward = structure(
 Backward = structure(
     "Backward",
     "grad_y grad_h grad_c saved c0 grad_x grad_projected panels grad_h0 grad_c0 grad_bias columns scratch",
-    f"{SIZES} column_stride column_size",
+    f"{SIZES} panel_stride column_stride column_size",
     recurrent=Matrix,
     input=Matrix,
     pool=Pool,
@@ -219,9 +219,9 @@ def backward(
     for each, rows in ((recurrent, hidden), (across, inputs.shape[2])):
         if each is not None and (each.rows, each.cols) != (rows, 4 * hidden):
             raise ValueError(f"a weight must be [{4 * hidden}, {rows}], got {[each.cols, each.rows]}")
-    buffers = [address(each) for each in (*given, saved, c0, *places)]
+    buffers, stride = [address(each) for each in (*given, saved, c0, *places)], panels.stride if panels else 0
     matrices = recurrent.matrix, across.matrix if across else Matrix()
-    launch("lstm", dtype, "lstm_backward", Backward(matrices[0], *buffers, *sizes, *room, matrices[1], pool))
+    launch("lstm", dtype, "lstm_backward", Backward(matrices[0], *buffers, *sizes, stride, *room, matrices[1], pool))
     grad_recurrent = sampled(panels, y, h0, weight) if panels and wanted.recurrent else None
     grad_into = sampled(panels, inputs, None, into) if panels and wanted.into else None
     return LayerGradients(grad_inputs, grad_bias.sum(dim=0), grad_h0, grad_c0, grad_recurrent, grad_into)

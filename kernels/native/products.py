@@ -29,6 +29,7 @@ CHUNK_BYTES = 512 * 1024  # of X beside one chunk of columns: about half a core'
 TILE_COLUMNS = 48
 MOST_SHAPES = 256  # of x that a weight keeps something of
 READ_BEYOND = 16  # scalars after the end of packed operands that kernels may read, and then leave
+LONGEST_SUM = 1024  # columns that sdd sums along vectors before it adds those up
 WIDEST_SUM = 256  # steps that sdd sums before it goes back to memory
 
 Product = structure(
@@ -38,7 +39,8 @@ Packing = structure("Packing", "data indptr positions values", "block_size grid_
 Sampled = structure(
     "Sampled",
     "grad x x_first blocks sums columns panels indices indptr",
-    "grad_down grad_along x_down x_along n first chunk stretch block_size grid_rows grid_cols",
+    "grad_down grad_along x_down x_along n first chunk stretch block_size grid_rows grid_cols "
+    "along panel_stride column_stride",
     pool=Pool,
 )
 
@@ -124,6 +126,12 @@ def lying_stride(k: int, dtype: torch.dtype) -> int:
     """From column to column of k elements, in steps of a sum: not so that all fall on the same places of a cache."""
     steps, line = steps_in(dtype, k), 64 // (dtype.itemsize * pair(dtype))
     return steps + (line if steps % (32 * line) == 0 else 0)
+
+
+def row_stride(n: int, dtype: torch.dtype) -> int:
+    """The same of rows of n elements, each of which begins a line."""
+    line = 64 // dtype.itemsize
+    return lying_stride(-(-n // line) * line, dtype)
 
 
 def pack(data: Tensor, index: BSRIndex, n: int, transposed: bool = False, *, lies: bool = False) -> Packed:
@@ -261,16 +269,71 @@ def repeated(weight: BSRMatrix, x: Tensor) -> Tensor | None:
 
 
 class Panels(NamedTuple):
-    """A gradient [m, n] as sdd reads it: `values` [m / b * padded b, steps of n], of `empty_panels`."""
+    """A gradient [m, n] as sdd reads it, of `empty_panels`.
+
+    values: [m / b * padded b, steps of n]; or where sdd sums along n, rows so far apart as `stride` is, which is not 0.
+    """
 
     values: Tensor
     n: int
+    stride: int
+
+
+@functools.cache
+def sums_along(dtype: torch.dtype, size: int, n: int) -> bool:
+    """Whether sdd of blocks of that size sums along vectors of n."""
+    return bool(entry("sdd", dtype, "along", "block_size", "n")(size, n))
 
 
 def empty_panels(rows: int, n: int, size: int, dtype: torch.dtype) -> Panels:
     """Room for a gradient of `rows` rows in block rows of `size`."""
+    if sums_along(dtype, size, n):
+        stride = row_stride(n, dtype)
+        return Panels(native_library.empty((rows, stride), dtype=dtype), n, stride)
     height = entry("sdd", dtype, "sampled_height", "block_size")(size)
-    return Panels(empty_packed(dtype, rows // size * height, steps_in(dtype, n)), n)
+    return Panels(empty_packed(dtype, rows // size * height, steps_in(dtype, n)), n, 0)
+
+
+class Sampling(NamedTuple):
+    """How sdd goes: columns at a time, and the buffers that it needs beside a gradient that is none of `Panels`."""
+
+    chunk: int
+    stretch: int
+    sums: Tensor | None
+    columns: Tensor | None
+    column_stride: int
+    panels: Tensor | None
+    panel_stride: int
+
+
+def _along(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, n: int, turned: bool) -> Sampling:
+    """Sums along vectors: rows that are not where they can be read are turned."""
+    chunk = -(-n // -(-n // LONGEST_SUM))
+    stride, rows, cols = row_stride(chunk, x.dtype), index.indptr.numel() - 1, index.column_indptr.numel() - 1
+    stretch = max(1, min(cols, CHUNK_BYTES // (size * chunk * x.element_size())))
+    columns = native_library.empty((cols * size, stride), dtype=x.dtype) if turned else None
+    if not isinstance(grad, Tensor):
+        return Sampling(chunk, stretch, None, columns, stride, grad.values, grad.stride)
+    panels = None if by_rows(grad) else native_library.empty((rows * size, stride), dtype=x.dtype)
+    return Sampling(chunk, stretch, None, columns, stride, panels, stride)
+
+
+def _across(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, n: int, blocks: Tensor) -> Sampling:
+    """Vectors of the columns of blocks."""
+    width, height = (entry("sdd", x.dtype, f"sampled_{name}", "block_size")(size) for name in ("width", "height"))
+    rows, cols, steps = index.indptr.numel() - 1, index.column_indptr.numel() - 1, steps_in(x.dtype, n)
+    steps = -(-steps // -(-steps // WIDEST_SUM))
+    chunk = steps * pair(x.dtype)
+    stretch = max(1, min(cols, CHUNK_BYTES // (width * chunk * x.element_size())))
+    columns = empty_packed(x.dtype, cols * width, steps)
+    sums = native_library.empty(blocks.shape, dtype=torch.float32) if chunk < n and pair(x.dtype) > 1 else None
+    if isinstance(grad, Tensor):
+        panels = empty_packed(x.dtype, rows * height, steps_in(x.dtype, chunk))
+    else:
+        panels = grad.values
+        if panels.shape[0] != rows * height or panels.dtype != x.dtype:
+            raise ValueError(f"grad must have {rows} block rows of {x.dtype} in blocks of {size}")
+    return Sampling(chunk, stretch, sums, columns, 0, panels, 0)
 
 
 def sampled(
@@ -284,25 +347,17 @@ def sampled(
     n = grad.shape[1] if isinstance(grad, Tensor) else grad.n
     _check_sampled(grad, x, index, size, first, n)
     pool = pool_for(index.indices.numel() * size**2 * n)
-    width = entry("sdd", x.dtype, "sampled_width", "block_size")(size)
-    grid_rows, grid_cols = index.indptr.numel() - 1, index.column_indptr.numel() - 1
-    steps = steps_in(x.dtype, n)
-    steps = -(-steps // -(-steps // WIDEST_SUM))
-    chunk = steps * pair(x.dtype)
-    stretch = max(1, min(grid_cols, CHUNK_BYTES // (width * chunk * x.element_size())))
-    columns = empty_packed(x.dtype, grid_cols * width, steps)
-    sums = native_library.empty(blocks.shape, dtype=torch.float32) if chunk < n and pair(x.dtype) > 1 else None
-    panels = empty_panels(grid_rows * size, chunk, size, x.dtype) if isinstance(grad, Tensor) else grad
-    height = entry("sdd", x.dtype, "sampled_height", "block_size")(size)
-    if panels.values.shape[0] != grid_rows * height or panels.values.dtype != x.dtype:
-        raise ValueError(f"grad must have {grid_rows} block rows of {x.dtype} in blocks of {size}")
+    along = bool(grad.stride) if isinstance(grad, Panels) else sums_along(x.dtype, size, n)
+    turned = first is not None or not by_rows(x)
+    how = _along(grad, x, index, size, n, turned) if along else _across(grad, x, index, size, n, blocks)
     taken = (grad, strides(grad)) if isinstance(grad, Tensor) else (None, (0, 0))
-    tensors = (taken[0], x, first, blocks, sums, columns, panels.values, index.indices, index.indptr)
+    tensors = (taken[0], x, first, blocks, how.sums, how.columns, how.panels, index.indices, index.indptr)
     pointers = [address(each) for each in tensors]
     x_strides = strides(x) if first is None else (1, x.shape[0])
-    sizes = (*taken[1], *x_strides, n, head, chunk, stretch, size, grid_rows, grid_cols)
-    scratch = (columns, panels.values) if sums is None else (columns, panels.values, sums)
-    return Sampled(*pointers, *sizes, pool), (*scratch, *index)
+    grid = index.indptr.numel() - 1, index.column_indptr.numel() - 1
+    sizes = (*taken[1], *x_strides, n, head, how.chunk, how.stretch, size, *grid)
+    made = Sampled(*pointers, *sizes, along, how.panel_stride, how.column_stride, pool)
+    return made, (*(each for each in (how.columns, how.panels, how.sums) if each is not None), *index)
 
 
 def _check_sampled(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, first: Tensor | None, n: int) -> None:

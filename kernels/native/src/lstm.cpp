@@ -34,13 +34,14 @@ struct Backward {  // mirrored in Python, field by field
     const Scalar *saved, *c0;
     Scalar *grad_x;                 // [steps, batch, into], or null
     Scalar *grad_projected;         // [steps, batch, 4 hidden], or null
-    Scalar *panels;                 // [4 hidden, padded by block row, / P, steps * batch, P]: what sdd reads; or null
+    Scalar *panels;                 // what sdd reads, [4 hidden, padded by block row, / P, steps * batch, P]; or rows so far apart
+                                    // as `panel_stride` is, if it is not 0; or null
     Scalar *grad_h0, *grad_c0;      // [batch, hidden]
     Scalar *grad_bias;              // [chunks, 4 hidden]
     Scalar *columns;                // [2], columns of 4 hidden elements for together * batch samples
     Scalar *scratch;                // [threads, 4, chunk, span]
     int64_t steps, batch, hidden, into, chunk, together;
-    int64_t column_stride, column_size;  // of columns, and the elements of each of the two
+    int64_t panel_stride, column_stride, column_size;  // of columns, and the elements of each of the two
     Matrix input;  // the transpose: [into, 4 hidden]; none where `grad_x` is not wanted
     Pool pool;
 };
@@ -154,6 +155,10 @@ void backward_units(const Backward &layer, const Part &part, int64_t step, int64
 // The gradients of one gate of an item, in the panels that sdd reads. Each block row begins a panel.
 void fill_panels(const Backward &layer, const Split &split, const Part &part, int64_t gate, int64_t step, const Scalar *grads) {
     constexpr int64_t P = sampled_rows;
+    if (layer.panel_stride) {
+        Scalar *to = layer.panels + (gate * layer.hidden + part.row) * layer.panel_stride + step * layer.batch + part.column;
+        return turn(grads, span, part.columns, part.rows, to, layer.panel_stride);
+    }
     const int64_t heights = divide_up(split.size, P), places = layer.steps * layer.batch;
     for (int64_t row = 0; row < part.rows;) {
         const int64_t block_row = (part.row + row) / split.size, inside = (part.row + row) % split.size;

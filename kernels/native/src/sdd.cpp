@@ -5,6 +5,9 @@
 // panels; a step is a column, or of bfloat16 a pair of columns. The register tile holds the sums of P rows
 // times V vectors, which may belong to different blocks of one block row. A work item is some block rows times
 // a stretch of block columns whose packed vectors stay in the second-level cache from item to item.
+//
+// Blocks that fill no vectors are summed along vectors of n instead: rows of G and of X are read where they are, or turned if
+// they do not lie in memory row by row, up to 5 x 5 of them together, and the elements of each vector of sums added at last.
 #include "pool.h"
 
 struct Sampled {  // mirrored in Python, field by field
@@ -18,6 +21,8 @@ struct Sampled {  // mirrored in Python, field by field
     const int32_t *indices, *indptr;
     int64_t grad_down, grad_along, x_down, x_along;  // strides; one of each two is 1
     int64_t n, first, chunk, stretch, block_size, grid_rows, grid_cols;  // first: columns in `x_first`
+    // Along vectors: `panels` and `columns` are rows so far apart, or null where G and X are read in place.
+    int64_t along, panel_stride, column_stride;
     Pool pool;
 };
 
@@ -188,6 +193,115 @@ template <int N> void sample(const Sampled &job) {
     }
 }
 
+constexpr int most_rows = registers > 16 ? 5 : 3, fewest_rows = registers > 16 ? 3 : 2;  // of G, and of X, read together
+
+// Rows of G and X, and where they come from.
+struct Lines {
+    const Scalar *first;
+    int64_t stride;
+};
+
+// The totals of R x C vectors, one after the other.
+template <int R, int C> inline void add_up(Vector<lanes> (&sums)[R][C], Scalar *totals) {
+    UNROLL for (int first = 0; first < R * C; first += lanes) {
+        Vector<lanes> vectors[lanes] = {};
+        UNROLL for (int i = 0; i < lanes; ++i)
+            if (first + i < R * C) vectors[i] = sums[(first + i) / C][(first + i) % C];
+        UNROLL for (int left = lanes / 2; left > 0; left /= 2)
+            UNROLL for (int i = 0; i < left; ++i) vectors[i] = add_neighbours(vectors[2 * i], vectors[2 * i + 1]);
+        store<lanes>(totals + first, vectors[0]);
+    }
+}
+
+// to[r * size + c], or what is added to it, = the products of R rows of G and C rows of X over `count` columns.
+template <int R, int C> void along_tile(const Lines &g, const Lines &x, int64_t count, Scalar *to, int64_t size, bool more) {
+    Vector<lanes> sums[R][C] = {};
+    const auto add = [&](int64_t at, int64_t used) {
+        Vector<lanes> columns[C];
+        UNROLL for (int c = 0; c < C; ++c) columns[c] = load_some<lanes>(x.first + c * x.stride + at, used);
+        UNROLL for (int r = 0; r < R; ++r) {
+            const Vector<lanes> row = load_some<lanes>(g.first + r * g.stride + at, used);
+            UNROLL for (int c = 0; c < C; ++c) sums[r][c] += row * columns[c];
+        }
+    };
+    int64_t at = 0;
+    for (; at + lanes <= count; at += lanes) add(at, lanes);
+    if (at < count) add(at, count - at);
+    Scalar totals[divide_up(R * C, lanes) * lanes + 8];
+    add_up<R, C>(sums, totals);
+    UNROLL for (int r = 0; r < R; ++r) {
+        const Vector<8> found = load_some<8>(totals + r * C, C);
+        store_some<8>(to + r * size, more ? found + load_some<8>(to + r * size, C) : found, C);
+    }
+}
+
+template <int R, int C> void run_along(int64_t rows, int64_t cols, const Lines &g, const Lines &x, int64_t count, Scalar *to, int64_t size, bool more) {
+    if constexpr (R > fewest_rows)
+        if (rows < R) return run_along<R - 1, C>(rows, cols, g, x, count, to, size, more);
+    if constexpr (C > fewest_rows)
+        if (cols < C) return run_along<R, C - 1>(rows, cols, g, x, count, to, size, more);
+    along_tile<R, C>(g, x, count, to, size, more);
+}
+
+// One block, in tiles of about equal height and width.
+void along_block(const Lines &g, const Lines &x, int64_t count, Scalar *to, int64_t size, bool more) {
+    const int64_t parts = divide_up(size, most_rows);
+    for (int64_t row = 0; row < parts; ++row)
+        for (int64_t col = 0; col < parts; ++col) {
+            const int64_t top = size * row / parts, left = size * col / parts;
+            run_along<most_rows, most_rows>(size * (row + 1) / parts - top, size * (col + 1) / parts - left, {g.first + top * g.stride, g.stride},
+                                            {x.first + left * x.stride, x.stride}, count, to + top * size + left, size, more);
+        }
+}
+
+// As `turn`, of rows that are far apart.
+void turn_far(const Element *from, int64_t from_stride, int64_t rows, int64_t cols, Scalar *to, int64_t to_stride) {
+    constexpr int64_t strip = 16;
+    for (int64_t row = 0; row < rows; row += strip) {
+        for (int64_t next = row + strip; next < smaller(row + 2 * strip, rows); ++next) ahead(from + next * from_stride, cols);
+        turn(from + row * from_stride, from_stride, smaller(strip, rows - row), cols, to + row, to_stride);
+    }
+}
+
+// `rows` rows of X from `first` on, in the chunk, where they lie column by column.
+void turn_rows(const Sampled &job, const Chunk &chunk, int64_t first, int64_t rows) {
+    Scalar *to = job.columns + first * job.column_stride;
+    const int64_t head = chunk.begin < job.first ? smaller(job.first - chunk.begin, chunk.count) : 0;
+    if (head) turn_far(job.x_first + chunk.begin * job.x_along + first, job.x_along, head, rows, to, job.column_stride);
+    if (head == chunk.count) return;
+    turn_far(job.x + (chunk.begin + head - job.first) * job.x_along + first, job.x_along, chunk.count - head, rows, to + head, job.column_stride);
+}
+
+void sample_along(const Sampled &job) {
+    const int64_t size = job.block_size, together = divide_up(rows_together, size), groups = divide_up(job.grid_rows, together);
+    const int64_t column_groups = job.columns ? divide_up(job.grid_cols, together) : 0, stretches = divide_up(job.grid_cols, job.stretch);
+    const bool turned = job.grad && job.panels;
+    const auto end = [&](int64_t group) { return smaller((group + 1) * together, job.grid_rows); };
+    Ranges ranges(job.pool.threads, stretches, groups, 1,
+                  [&](int64_t group) { return job.indptr[end(group)] - job.indptr[group * together] + 1; });
+    for (int64_t begin = 0; begin < job.n; begin += job.chunk) {
+        const int64_t count = smaller(job.chunk, job.n - begin);
+        const Chunk chunk{begin, count, count, begin + count == job.n};
+        share(job.pool, column_groups + (turned ? groups : 0), [&](int64_t item, int64_t) {
+            const int64_t group = item - column_groups, first = (group < 0 ? item : group) * together * size;
+            if (group < 0) return turn_rows(job, chunk, first, smaller(together * size, job.grid_cols * size - first));
+            turn_far(job.grad + begin * job.grad_along + first, job.grad_along, count, (end(group) - group * together) * size,
+                 job.panels + first * job.panel_stride, job.panel_stride);
+        });
+        const Scalar *in_place = reinterpret_cast<const Scalar *>(job.grad) + begin, *x = reinterpret_cast<const Scalar *>(job.x) + begin;
+        const Lines g{!job.grad ? job.panels + begin : turned ? job.panels : in_place, job.panels ? job.panel_stride : job.grad_down};
+        const Lines columns{job.columns ? job.columns : x, job.columns ? job.column_stride : job.x_down};
+        share(job.pool, ranges, [&](int64_t item, int64_t) {
+            const int64_t group = item % groups, left = item / groups * job.stretch;
+            for (int64_t row = group * together; row < end(group); ++row)
+                for (int64_t block = first_from(job, row, left); block < first_from(job, row, left + job.stretch); ++block)
+                    along_block({g.first + row * size * g.stride, g.stride},
+                                {columns.first + job.indices[block] * size * columns.stride, columns.stride}, count,
+                                reinterpret_cast<Scalar *>(job.blocks) + block * size * size, size, begin > 0);
+        });
+    }
+}
+
 template <int N> void sample_with(const Sampled &job) {
     if constexpr (N > 1)
         if (job.block_size < N) return sample_with<N / 2>(job);
@@ -207,4 +321,10 @@ EXPORT int64_t sampled_width(int64_t block_size) { return width_for<lanes>(block
 
 EXPORT int64_t sampled_height(int64_t block_size) { return padded_rows(block_size); }
 
-EXPORT void sdd(const Sampled *job) { sample_with<lanes>(*job); }
+EXPORT int64_t along(int64_t block_size, int64_t n) { return sums_along(block_size, n); }
+
+EXPORT void sdd(const Sampled *job) {
+    if constexpr (!paired)
+        if (job->along) return sample_along(*job);
+    sample_with<lanes>(*job);
+}

@@ -20,6 +20,10 @@ constexpr int vector_bytes = 16, registers = 16;
 #define ISA "128-bit"
 #endif
 
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 constexpr int lanes = vector_bytes / static_cast<int>(sizeof(Scalar));
 
 template <int N> struct VectorOf {
@@ -208,20 +212,36 @@ template <int P, int N> inline void store_exchanged(Vector<N> (&rows)[P], Elemen
     }
 }
 
+// The same of the first `rows` <= 8 rows and `cols` <= 8 columns.
+template <class To> inline void turn_some(const Scalar *from, int64_t from_stride, int64_t rows, int64_t cols, To *to, int64_t to_stride) {
+    Vector<8> all[8] = {};
+    UNROLL for (int r = 0; r < 8; ++r)
+        if (r < rows) all[r] = load_some<8>(from + r * from_stride, cols);
+    exchange<8, 8>(all);
+    UNROLL for (int c = 0; c < 8; ++c)
+        if (c < cols) {
+            if constexpr (sizeof(To) == sizeof(Scalar)) store_some<8>(to + c * to_stride, all[c], rows);
+            else store_some_sums<8>(to + c * to_stride, all[c], rows);
+        }
+}
+
 // to[c][r] = from[r][c] for rows x cols elements; bfloat16 become pairs along their row, the last one with zero if need be,
 // and scalars become elements.
 template <class From, class To>
 __attribute__((noinline)) void turn(const From *from, int64_t from_stride, int64_t rows, int64_t cols, To *to, int64_t to_stride) {
     constexpr int64_t each = sizeof(Scalar) / sizeof(From);
     const int64_t even_rows = rows / 8 * 8, whole = cols / each, even_cols = whole / 8 * 8;
-    for (int64_t r = 0; r < even_rows; r += 8) {
+    for (int64_t r = 0; r < even_rows; r += 8)
         for (int64_t c = 0; c < even_cols; c += 8)
             turn8(from + r * from_stride + c * each, from_stride, to + c * to_stride + r, to_stride);
-        for (int64_t c = even_cols; c < whole; ++c)
-            for (int64_t i = r; i < r + 8; ++i) to[c * to_stride + i] = scalar_at(from + i * from_stride + c * each);
+    if constexpr (each == 1) {
+        for (int64_t r = 0; r < rows; r += 8)
+            for (int64_t c = r < even_rows ? even_cols : 0; c < cols; c += 8)
+                turn_some(from + r * from_stride + c, from_stride, smaller(8, rows - r), smaller(8, cols - c), to + c * to_stride + r, to_stride);
+        return;
     }
-    for (int64_t r = even_rows; r < rows; ++r)
-        for (int64_t c = 0; c < whole; ++c) to[c * to_stride + r] = scalar_at(from + r * from_stride + c * each);
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = r < even_rows ? even_cols : 0; c < whole; ++c) to[c * to_stride + r] = scalar_at(from + r * from_stride + c * each);
     if constexpr (each > 1)
         if (whole * each < cols)
             for (int64_t r = 0; r < rows; ++r) to[whole * to_stride + r] = pair_of(from[r * from_stride + cols - 1], bfloat16());
@@ -259,10 +279,6 @@ __attribute__((noinline, unused)) void turn_twos(const Two *from, int64_t from_s
             __builtin_memcpy(to + c * to_stride + r, from + r * from_stride + c, sizeof(Two));
 }
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Steps of a sum over `count` elements.
 inline int64_t steps_in(int64_t count) { return divide_up(count, pair); }
 
@@ -291,5 +307,8 @@ inline void copy_long_step(const Element *from, int64_t stride, int64_t left, in
 }
 
 constexpr int sampled_rows = registers > 16 ? 8 : 4;  // rows of a panel of gradients, as sdd reads them
+
+// Whether sdd sums along vectors instead, so that none is filled in part for blocks of that size.
+inline bool sums_along(int64_t block_size, int64_t n) { return !paired && block_size > 3 && block_size % lanes != 0 && n >= 8 * lanes; }
 
 }  // namespace

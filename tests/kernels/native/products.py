@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import error_bound
-from kernels.native.products import dsd, pack, sdd
+from kernels.native.products import by_rows, dsd, pack, plain, sdd
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16, 20, 24, 31, 32, 33, 48, 64, 100, 128)
 WIDTHS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 47, 48, 49, 97, 130, 300)
@@ -73,11 +73,11 @@ def operands(kept: Tensor, size: int, n: int, dtype: torch.dtype, seed: int = 0)
 
 
 def products(bsr: BSRMatrix, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """W X, W^T dY and the kept blocks of dY X^T."""
-    n = x.shape[1]
+    """W X, W^T dY and the kept blocks of dY X^T, as operators have them: packed for operands that lie as these do."""
+    n, lies = x.shape[1], [not by_rows(plain(each)) for each in (x, grad)]
     return (
-        dsd(pack(bsr.data, bsr.index, n), x),
-        dsd(pack(bsr.data, bsr.index, n, transposed=True), grad),
+        dsd(pack(bsr.data, bsr.index, n, lies=lies[0]), x),
+        dsd(pack(bsr.data, bsr.index, n, transposed=True, lies=lies[1]), grad),
         sdd(grad, x, bsr.index, bsr.block_size),
     )
 

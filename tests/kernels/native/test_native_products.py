@@ -18,7 +18,7 @@ from products import PATTERNS, PLACES, SIZES, WIDTHS, assert_right, kept_blocks,
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.native import library as native_library
-from kernels.native.products import by_rows, pack
+from kernels.native.products import by_rows, dsd, pack, sdd
 from kernels.system.resources import refusal
 
 Guards = Callable[[], AbstractContextManager[None]]
@@ -121,6 +121,22 @@ def test_repeats_and_threads_change_no_bit(
             results.append(products(bsr, PLACES[place](x), PLACES[place](grad)))
     for other in results[1:]:
         assert all(torch.equal(got, wanted) for got, wanted in zip(other, results[0], strict=True))
+
+
+@needs_native
+@pytest.mark.parametrize("size", [4, 5, 10, 13, 20, 25, 26, 50])
+def test_blocks_that_fill_no_vector(guards: Guards, size: int) -> None:
+    """Packed for either order of the operands, whichever they have; gradients of so many columns that sums go along."""
+    with guards():
+        for number, n in enumerate((1, 5, 9, 20, 32, 127, 128, 1030, 2049)):
+            bsr, x, grad = operands(kept_blocks("random", 4, 5, number), size, n, torch.float32, number)
+            for place in ("by rows", "surrounded by columns"):
+                there, back = PLACES[place](x), PLACES[place](grad)
+                assert_right(products(bsr, there, back), bsr, x, grad)
+                for lies in (False, True):
+                    turned = pack(bsr.data, bsr.index, n, transposed=True, lies=lies)
+                    found = dsd(pack(bsr.data, bsr.index, n, lies=lies), there), dsd(turned, back)
+                    assert_right((*found, sdd(grad, x, bsr.index, size)), bsr, x, grad)
 
 
 @needs_native
