@@ -173,9 +173,11 @@ def _become(arguments: list[str], environment: dict[str, str], streams: list[Pat
         os.dup2(os.open(stream, os.O_WRONLY | os.O_APPEND), number)
     from bench import timing
     from bench.engines import starts
+    from bench.training import meter
 
     starts.get_context = lambda _: get_context("fork")
     timing.MIN_SECONDS, timing.ATTEMPTS = 0.05, 1
+    meter.TRAINING_PAIRS, meter.INFERENCE_PAIRS = 2, 4
     first, *others = arguments
     if first == "-m":
         module, *others = others
