@@ -5,7 +5,7 @@ Forked from one that has torch and the bench imported, and so are the workers th
 Each is a process of its own, the leader of a session, with its own signals, streams, environment and memory. What it
 does not do is import torch for two seconds, and again in every worker: a kill at a random moment meets work, not
 imports. Nor does it time a cell for seconds, and again where other tests disturb it: no test reads times that it
-stores. A test that uses them starts `python -m bench` as a user does at least once, too.
+stores. A file of tests that uses them starts `python -m bench` as a user does, too.
 """
 
 from __future__ import annotations

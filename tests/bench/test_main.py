@@ -91,6 +91,7 @@ def test_list_names_what_sweep_files_can_use(tmp_path: Path) -> None:
         assert name in done.stdout
 
 
+@pytest.mark.slow(10)
 def test_a_real_sweep_from_plan_to_show(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     done = bench("plan", "tiny.toml", cwd=tmp_path)
@@ -117,6 +118,7 @@ def test_a_real_sweep_from_plan_to_show(tmp_path: Path) -> None:
     assert done.returncode == 0 and "to run: 0" in done.stdout
 
 
+@pytest.mark.slow(12)
 def test_nothing_that_reads_or_stores_cells_imports_pandas_nor_what_times_them_a_compiler(tmp_path: Path) -> None:
     """Half a second in which Ctrl-C would be lost (pyarrow imports it by the way, if it can), and two of a worker's."""
     settings = {"schedule": "pre", "target_sparsity": 0.5, "epochs": 1, "embedding_size": 16, "hidden_size": 16}

@@ -147,6 +147,7 @@ def moments(count: int, seed: int, first: float, last: float) -> list[float]:
     return [rng.uniform(first, last) for _ in range(count)]
 
 
+@pytest.mark.slow(20)
 def test_kills_between_fast_cells(tmp_path: Path) -> None:
     sweep_file = tmp_path / "fast.toml"
     sweep_file.write_text(FAST)

@@ -345,6 +345,7 @@ def test_a_plan_says_what_cells_lack_without_loading_torch(tmp_path: Path) -> No
     assert any(line.startswith("warning: memory: 2 cells need more than ") and "out_of_memory" in line for line in said)
 
 
+@pytest.mark.slow(20)
 def test_more_threads_than_can_run_at_once_are_said_by_plan_and_run_and_rows_have_those_in_force(
     tmp_path: Path,
 ) -> None:
