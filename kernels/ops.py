@@ -143,7 +143,8 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     if not seen and chosen == "native" and not recorded(data, x):
         if frozen:
             return native_products.frozen_dsd(weight, x)
-        return native_products.dsd(native_products.packed(weight, shape[1]), x)
+        lies = not native_products.by_rows(x)
+        return native_products.dsd(native_products.packed(weight, shape[1], lies=lies), x)
     return product(data, x, How(weight.index, False, chosen))
 
 

@@ -57,7 +57,8 @@ def dsd(
     """Y = W X, or W^T X if `transposed`, in the memory order of X. data: [nnzb, b, b]; then a `BSRIndex`."""
     index = BSRIndex(indptr, indices, rows, column_indptr, column_rows, positions)
     if kernel == "native":
-        return native_products.dsd(native_products.pack(data, index, x.shape[1], transposed), x)
+        lies = not native_products.by_rows(x)
+        return native_products.dsd(native_products.pack(data, index, x.shape[1], transposed, lies=lies), x)
     if kernel == "cuda":
         return pattern_of(index, data.shape[1]).dsd(data, x, transposed)
     index = checked(index)

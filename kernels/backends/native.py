@@ -11,7 +11,7 @@ import torch
 from kernels.bsr import BSRMatrix
 from kernels.launches import LstmLaunch, ProductLaunch, block_sparse_launch, block_sparse_weights
 from kernels.native.library import describe, entry, library, pool_for, require_kernel
-from kernels.native.products import pack, plain, product, sampled
+from kernels.native.products import by_rows, pack, plain, product, sampled
 from kernels.problem import Backend, GemmProblem, LstmProblem, Problem
 
 
@@ -30,7 +30,7 @@ class NativeProduct(ProductLaunch):
 
     def _packed(self, problem: GemmProblem, bsr: BSRMatrix) -> Callable[[], object]:
         transposed, x = problem.op == "dsd_t", plain(problem.factors(dense=False)[1])
-        self.x, self.packed = x, pack(bsr.data, bsr.index, problem.n, transposed)
+        self.x, self.packed = x, pack(bsr.data, bsr.index, problem.n, transposed, lies=not by_rows(x))
         self.result = x.new_empty(bsr.shape[1] if transposed else bsr.shape[0], problem.n)
         arguments, self.buffer = product(self.packed, x, self.result)
         self.kernel = describe(library("dsd", x.dtype), arguments.pool.threads)

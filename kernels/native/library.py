@@ -185,7 +185,7 @@ class Matrix(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("values", "indices", "indptr")),
-        *((name, ctypes.c_int64) for name in ("block_size", "grid_rows", "panel_rows", "tall_vectors", "abreast")),
+        *((name, ctypes.c_int64) for name in ("block_size", "grid_rows", "lying", "abreast")),
     )
 
 

@@ -32,7 +32,7 @@ SIZES = "steps batch hidden into chunk together"
 Forward = structure(
     "Forward",
     "x projected bias h0 c0 y last_cell saved states inputs scratch",
-    f"{SIZES} slots",
+    f"{SIZES} slots state_stride state_size input_stride",
     recurrent=Matrix,
     input=Matrix,
     pool=Pool,
@@ -40,7 +40,7 @@ Forward = structure(
 Backward = structure(
     "Backward",
     "grad_y grad_h grad_c saved c0 grad_x grad_projected panels grad_h0 grad_c0 grad_bias columns scratch",
-    SIZES,
+    f"{SIZES} column_stride column_size",
     recurrent=Matrix,
     input=Matrix,
     pool=Pool,
@@ -71,9 +71,27 @@ class Sizes(NamedTuple):
         return native_library.empty((threads, 4, self.chunk, SPAN), dtype=dtype)
 
 
+class Room(NamedTuple):
+    """Of columns that are multiplied: from one to the next as they lie, or from row to row; all elements of them."""
+
+    stride: int
+    size: int
+
+    @classmethod
+    def of(cls, packed: Packed, count: int, dtype: torch.dtype) -> Room:
+        """For `count` columns of the right factor of `packed`."""
+        if packed.matrix.lying:
+            stride = native_products.lying_stride(packed.cols, dtype)
+            return cls(stride, stride * count)
+        return cls(count, packed.cols * count)
+
+    def empty(self, dtype: torch.dtype, copies: int = 1) -> Tensor:
+        return native_library.empty((copies * self.size + native_products.READ_BEYOND,), dtype=dtype)
+
+
 def packed_for(weight: Sequence[Tensor], chunk: int, transposed: bool = False) -> Packed:
     data, *index = weight
-    return native_products.pack(data, BSRIndex(*index), chunk, transposed)
+    return native_products.pack(data, BSRIndex(*index), chunk, transposed, lies=True)
 
 
 def forward(
@@ -99,13 +117,16 @@ def forward(
     y = native_library.empty((sizes.steps, sizes.batch, hidden), dtype=dtype)
     last_cell = native_library.empty((sizes.batch, hidden), dtype=dtype)
     saved = native_library.empty((slots, sizes.batch * hidden * KEPT), dtype=dtype)
-    states = native_library.empty((2, hidden, sizes.batch), dtype=dtype)
-    transposed = native_library.empty((sizes.into, sizes.together * sizes.batch), dtype=dtype) if into else None
+    of_states = Room.of(recurrent, sizes.batch, dtype)
+    of_inputs = Room.of(into, sizes.together * sizes.batch, dtype) if into else Room(0, 0)
+    in_place = into is not None and into.matrix.lying and of_inputs.stride == sizes.into
+    states, columns = of_states.empty(dtype, 2), of_inputs.empty(dtype) if into and not in_place else None
     scratch = sizes.scratch(pool.threads, dtype)
     given = (inputs, None) if into else (None, inputs)
-    buffers = [address(each) for each in (*given, bias, h0, c0, y, last_cell, saved, states, transposed, scratch)]
+    buffers = [address(each) for each in (*given, bias, h0, c0, y, last_cell, saved, states, columns, scratch)]
     matrices = recurrent.matrix, into.matrix if into else Matrix()
-    launch("lstm", dtype, "lstm_forward", Forward(matrices[0], *buffers, *sizes, slots, matrices[1], pool))
+    counts = (*sizes, slots, *of_states, of_inputs.stride)
+    launch("lstm", dtype, "lstm_forward", Forward(matrices[0], *buffers, *counts, matrices[1], pool))
     return y, last_cell, saved
 
 
@@ -143,8 +164,8 @@ def infer(
 ) -> tuple[Tensor, Tensor]:
     """(y, last cell state) without what a backward pass needs; of frozen weights the packed values are kept."""
     chunk = Sizes.of(inputs, h0.shape[1]).chunk
-    recurrent = native_products.packed(weight, chunk)
-    across = native_products.packed(into, chunk) if into else None
+    recurrent = native_products.packed(weight, chunk, lies=True)
+    across = native_products.packed(into, chunk, lies=True) if into else None
     y, cell, _ = forward(inputs, bias, h0, c0, recurrent, across, weight.data, keep=False)
     return y, cell
 
@@ -189,17 +210,18 @@ def backward(
         panels = native_products.empty_panels(4 * hidden, steps * batch, data.shape[1], dtype)
     grad_h0, grad_c0 = (native_library.empty((batch, hidden), dtype=dtype) for _ in range(2))
     grad_bias = native_library.empty((-(-batch // sizes.chunk), 4 * hidden), dtype=dtype)
-    columns = native_library.empty((2, 4 * hidden, sizes.together * batch), dtype=dtype)
-    made = (grad_inputs, None) if into else (None, grad_inputs)
-    places = (*made, panels and panels.values, grad_h0, grad_c0, grad_bias, columns, sizes.scratch(pool.threads, dtype))
     recurrent = packed_for(weight, sizes.chunk, transposed=True)
+    room = Room.of(recurrent, sizes.together * batch, dtype)
+    made = (grad_inputs, None) if into else (None, grad_inputs)
+    own = room.empty(dtype, 2), sizes.scratch(pool.threads, dtype)
+    places = (*made, panels and panels.values, grad_h0, grad_c0, grad_bias, *own)
     across = packed_for(into, sizes.chunk, transposed=True) if into and wanted.inputs else None
     for each, rows in ((recurrent, hidden), (across, inputs.shape[2])):
         if each is not None and (each.rows, each.cols) != (rows, 4 * hidden):
             raise ValueError(f"a weight must be [{4 * hidden}, {rows}], got {[each.cols, each.rows]}")
     buffers = [address(each) for each in (*given, saved, c0, *places)]
     matrices = recurrent.matrix, across.matrix if across else Matrix()
-    launch("lstm", dtype, "lstm_backward", Backward(matrices[0], *buffers, *sizes, matrices[1], pool))
+    launch("lstm", dtype, "lstm_backward", Backward(matrices[0], *buffers, *sizes, *room, matrices[1], pool))
     grad_recurrent = sampled(panels, y, h0, weight) if panels and wanted.recurrent else None
     grad_into = sampled(panels, inputs, None, into) if panels and wanted.into else None
     return LayerGradients(grad_inputs, grad_bias.sum(dim=0), grad_h0, grad_c0, grad_recurrent, grad_into)

@@ -11,6 +11,7 @@ pair and a zero. The sums are float32, rounded once.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,10 +28,13 @@ PACKED_BYTES = 4 * 1024 * 1024  # of X that are packed at a time
 CHUNK_BYTES = 512 * 1024  # of X beside one chunk of columns: about half a core's second-level cache
 TILE_COLUMNS = 48
 MOST_SHAPES = 256  # of x that a weight keeps something of
+READ_BEYOND = 16  # scalars after the end of packed operands that kernels may read, and then leave
 WIDEST_SUM = 256  # steps that sdd sums before it goes back to memory
 
-Product = structure("Product", "x y packed", "k n chunk chunks x_down x_along down along", matrix=Matrix, pool=Pool)
-Packing = structure("Packing", "data indptr positions values", "block_size grid_rows panel_rows abreast", pool=Pool)
+Product = structure(
+    "Product", "x y packed", "k n chunk chunks stride x_down x_along down along", matrix=Matrix, pool=Pool
+)
+Packing = structure("Packing", "data indptr positions values", "block_size grid_rows lying abreast", pool=Pool)
 Sampled = structure(
     "Sampled",
     "grad x x_first blocks sums columns panels indices indptr",
@@ -102,46 +106,57 @@ def empty_packed(dtype: torch.dtype, *shape: int) -> Tensor:
     return native_library.empty(shape if pair(dtype) == 1 else (*shape, 2), dtype=dtype)
 
 
-def tiles_for(dtype: torch.dtype, block_size: int, n: int) -> tuple[int, int, int]:
-    """(vectors of a tall tile or 0 for wide ones, rows of a panel, columns whose values lie side by side)."""
-    tall = entry("dsd", dtype, "tall_vectors", "block_size", "n")(block_size, n)
-    panel_rows = entry("dsd", dtype, "panel_rows", "block_size", "vectors")(block_size, tall)
-    return tall, panel_rows, entry("dsd", dtype, "abreast", "vectors")(tall)
+class Tiling(NamedTuple):
+    """How right factors are to lie, how the rows of a block are cut and its values ordered; as in tiles.h."""
+
+    lying: int
+    abreast: int
 
 
-def pack(data: Tensor, index: BSRIndex, n: int, transposed: bool = False) -> Packed:
-    """The matrix with blocks `data` [nnzb, b, b], or its transpose, ready for products with n columns."""
+@functools.cache
+def tiling_for(dtype: torch.dtype, block_size: int, n: int, lies: bool) -> Tiling:
+    """What is fastest for products with n columns that lie, each contiguous, or stand, as the result will."""
+    sizes = "block_size", "n", "lies"
+    return Tiling(*(entry("dsd", dtype, name, *sizes)(block_size, n, lies) for name in Tiling._fields))
+
+
+def lying_stride(k: int, dtype: torch.dtype) -> int:
+    """From column to column of k elements, in steps of a sum: not so that all fall on the same places of a cache."""
+    steps, line = steps_in(dtype, k), 64 // (dtype.itemsize * pair(dtype))
+    return steps + (line if steps % (32 * line) == 0 else 0)
+
+
+def pack(data: Tensor, index: BSRIndex, n: int, transposed: bool = False, *, lies: bool = False) -> Packed:
+    """The matrix with blocks `data` [nnzb, b, b], or its transpose, ready for products with n columns, lying or not."""
     index, size = checked(index), max([1, *data.shape[-1:]])
     require("data", data, (index.indices.numel(), size, size), data.dtype, index.indices.device)
     data = contiguous(data)
-    tall, panel_rows, abreast = tiles_for(data.dtype, size, n)
+    tiling = tiling_for(data.dtype, size, n, lies)
     indptr, indices = (index.column_indptr, index.column_rows) if transposed else (index.indptr, index.indices)
-    values = empty_packed(data.dtype, data.shape[0] * -(-size // panel_rows), steps_in(data.dtype, size), panel_rows)
+    values = empty_packed(data.dtype, data.shape[0] * size + READ_BEYOND, steps_in(data.dtype, size))
     grid_rows = indptr.numel() - 1
     positions = address(index.positions) if transposed else None
     pointers = (address(data), address(indptr), positions, address(values))
-    launch(
-        "dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, panel_rows, abreast, pool_for(values.numel()))
-    )
-    matrix = Matrix(address(values), address(indices), address(indptr), size, grid_rows, panel_rows, tall, abreast)
+    launch("dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, *tiling, pool_for(data.numel())))
+    matrix = Matrix(address(values), address(indices), address(indptr), size, grid_rows, *tiling)
     cols = ((index.indptr if transposed else index.column_indptr).numel() - 1) * size
-    return Packed(matrix, values, (indices, indptr), grid_rows * size, cols, {})
+    return Packed(matrix, values[: data.shape[0] * size], (indices, indptr), grid_rows * size, cols, {})
 
 
-def packed(weight: BSRMatrix, n: int, transposed: bool = False) -> Packed:
+def packed(weight: BSRMatrix, n: int, transposed: bool = False, *, lies: bool = False) -> Packed:
     """As `pack`, but once for a frozen weight, and kept with it for the next product.
 
     Of no other: nothing tells that values have changed. Torch's count of changes in place misses what a fused optimizer
     writes, and what is written through `tensor.data`, numpy or dlpack.
     """
     weight = weight._operand
-    kept: dict[tuple[int, int, bool], Packed] | None = weight._packed
+    kept: dict[tuple[Tiling, bool], Packed] | None = weight._packed
     if kept is None:
-        return pack(weight.data, weight.index, n, transposed)
-    tall, panel_rows, _ = tiles_for(weight.data.dtype, weight.block_size, n)
-    found = kept.get((tall, panel_rows, transposed))
+        return pack(weight.data, weight.index, n, transposed, lies=lies)
+    tiling = tiling_for(weight.data.dtype, weight.block_size, n, lies)
+    found = kept.get((tiling, transposed))
     if found is None:
-        found = kept[tall, panel_rows, transposed] = pack(weight.data, weight.index, n, transposed)
+        found = kept[tiling, transposed] = pack(weight.data, weight.index, n, transposed, lies=lies)
     return found
 
 
@@ -165,13 +180,18 @@ def _plan(packed: Packed, n: int, x_by_rows: bool, out_by_rows: bool) -> Product
     dtype, k, matrix = packed.values.dtype, packed.cols, packed.matrix
     chunk = max(1, chunk_of(k, n, dtype.itemsize))
     chunks = max(1, min(-(-n // chunk), PACKED_BYTES // (k * chunk * dtype.itemsize)))
-    in_place = x_by_rows and chunk == n and pair(dtype) == matrix.abreast == 1
     steps = k // matrix.block_size * steps_in(dtype, matrix.block_size)
     x_strides, out_strides = (
         (n, 1) if rows else (1, lines) for rows, lines in ((x_by_rows, k), (out_by_rows, packed.rows))
     )
-    made = Product(matrix, None, None, None, k, n, chunk, chunks, *x_strides, *out_strides)
-    scratch = (chunks, steps, chunk) if pair(dtype) == 1 else (chunks, steps, chunk, 2)  # as of `empty_packed`
+    if matrix.lying:
+        stride = lying_stride(k, dtype)
+        in_place, room = x_strides[0] == 1 and stride == k and pair(dtype) == 1, chunks * chunk * stride
+    else:
+        in_place, room = x_by_rows and chunk == n and pair(dtype) == matrix.abreast == 1, chunks * steps * chunk
+        stride = n if in_place else chunk
+    made = Product(matrix, None, None, None, k, n, chunk, chunks, stride, *x_strides, *out_strides)
+    scratch = (room + READ_BEYOND,) + (2,) * (pair(dtype) > 1)  # as of `empty_packed`
     return ProductPlan(bytes(made), None if in_place else scratch, packed.values.numel() * n)
 
 
@@ -214,7 +234,7 @@ class Repeated(NamedTuple):
 
 def frozen_dsd(weight: BSRMatrix, x: Tensor) -> Tensor:
     """`dsd` of the values of a frozen weight, which `repeated` will know again."""
-    matrix, n = packed(weight, x.shape[1]), x.shape[1]
+    matrix, n = packed(weight, x.shape[1], lies=not by_rows(x)), x.shape[1]
     if n and x is plain(x):
         kept: dict[Any, Any] = weight.__dict__["_packed"]
         if len(kept) >= MOST_SHAPES:

@@ -402,7 +402,7 @@ def test_transforms_and_checkpoints(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_frozen_layer_packs_its_weights_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, packs, pack = layers()[kind], [], native_products.pack
-    monkeypatch.setattr(native_products, "pack", lambda *given: packs.append(given) or pack(*given))
+    monkeypatch.setattr(native_products, "pack", lambda *given, **named: packs.append(given) or pack(*given, **named))
     with torch.no_grad():
         wanted = first(layer(X))
         assert freeze(layer) is layer and torch.equal(first(layer(X)), wanted)

@@ -207,7 +207,7 @@ def test_values_are_read_anew_however_they_changed(kernel: str, how: str) -> Non
 @needs_native
 def test_a_frozen_matrix_is_packed_once_and_an_ordinary_one_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     packs, pack = [], native_products.pack
-    monkeypatch.setattr(native_products, "pack", lambda *given: packs.append(given) or pack(*given))
+    monkeypatch.setattr(native_products, "pack", lambda *given, **named: packs.append(given) or pack(*given, **named))
     weight = BSRMatrix.from_dense(
         torch.randn(32, 48), BlockMask.random(32, 48, 8, 0.5, torch.Generator().manual_seed(0))
     )

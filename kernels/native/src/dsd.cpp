@@ -6,8 +6,9 @@ struct Product {  // mirrored in Python, field by field
     Matrix matrix;
     const Element *x;
     Element *y;
-    Scalar *packed;  // [chunks, steps of k, chunk]: several chunks of the columns of X; null: they are multiplied where they lie
-    int64_t k, n, chunk, chunks, x_down, x_along, down, along;  // strides of x and y; one of each two is 1
+    Scalar *packed;  // several chunks of the columns of X, [chunks, steps of k, chunk] or [chunks, chunk, stride] where they lie;
+                     // null: they are multiplied where they are
+    int64_t k, n, chunk, chunks, stride, x_down, x_along, down, along;  // strides of x and y; one of each two is 1
     Pool pool;
 };
 
@@ -16,7 +17,7 @@ struct Packing {  // mirrored in Python, field by field
     const int32_t *indptr;
     const int32_t *positions;  // which block of `data` comes next; null: in their order, else each block transposed
     Scalar *values;
-    int64_t block_size, grid_rows, panel_rows, abreast;
+    int64_t block_size, grid_rows, lying, abreast;
     Pool pool;
 };
 
@@ -34,18 +35,16 @@ void interleave_rows(const Element *first, const Element *second, int64_t count,
     for (; i < count; ++i) __builtin_memcpy(to + 2 * i, first + i, sizeof(Element)), __builtin_memcpy(to + 2 * i + 1, second + i, sizeof(Element));
 }
 
-// One panel of one block: to[step / abreast][r][step % abreast] = the block's element (top + r, column), zero below its last row.
-void pack_panel(const Element *block, bool turned, int64_t size, int64_t top, int64_t panel_rows, int64_t abreast, Scalar *to) {
-    const int64_t rows = smaller(size - top, panel_rows), depth = steps_in(size);
-    if (rows < panel_rows) __builtin_memset(to, 0, static_cast<unsigned long long>(depth * panel_rows) * sizeof(Scalar));
-    if (!turned) return turn_for(abreast, block + top * size, size, rows, size, to, panel_rows);
-    if (abreast == 2) {  // then a panel is `lanes` rows high
-        for (int64_t column = 0; column < size; column += 2, to += 2 * lanes)
-            interleave_rows(block + column * size + top, block + (column + 1) * size + top, lanes, to);
+// `rows` rows of one block: to[step / abreast][r][step % abreast] = the block's element (top + r, column).
+void pack_panel(const Element *block, bool turned, int64_t size, int64_t top, int64_t rows, int64_t abreast, Scalar *to) {
+    if (!turned) return turn_for(abreast, block + top * size, size, rows, size, to, rows);
+    if (abreast == 2) {
+        for (int64_t column = 0; column < size; column += 2, to += 2 * rows)
+            interleave_rows(block + column * size + top, block + (column + 1) * size + top, rows, to);
         return;
     }
-    for (int64_t step = 0; step < depth; ++step)
-        copy_long_step(block + step * pair * size + top, size, size - step * pair, rows, to + step * panel_rows);
+    for (int64_t column = 0; column < size; column += pair)
+        copy_long_step(block + column * size + top, size, size - column, rows, to + column / pair * rows);
 }
 
 // Steps of the whole sum: pairs do not reach from block to block.
@@ -53,7 +52,7 @@ int64_t steps_of(const Product &product) { return product.k / product.matrix.blo
 
 // Copy the chunks of X that begin at `first` to product.packed: a strip of rows of all of them at a time, since a row of
 // one chunk alone is too short a piece for the hardware to run ahead of. No strip reaches over the end of a block of odd size.
-void pack_chunks(const Product &product, int64_t first, int64_t columns) {
+void pack_standing(const Product &product, int64_t first, int64_t columns) {
     constexpr int64_t strip = 64;
     const int64_t chunk = product.chunk, steps = steps_of(product), abreast = product.matrix.abreast;
     const int64_t run = product.matrix.block_size % pair ? product.matrix.block_size : product.k, strips = divide_up(run, strip);
@@ -78,6 +77,61 @@ void pack_chunks(const Product &product, int64_t first, int64_t columns) {
     });
 }
 
+// Copy the columns of X that begin at `first` to product.packed, where they lie: some of their elements at a time.
+void pack_lying(const Product &product, int64_t first, int64_t columns) {
+    constexpr int64_t strip = 64;
+    share(product.pool, divide_up(product.k, strip), [&](int64_t item, int64_t) {
+        const int64_t top = item * strip, count = smaller(strip, product.k - top);
+        const Element *from = product.x + top * product.x_down + first * product.x_along;
+        Scalar *to = product.packed + top / pair;
+        if (product.x_down == 1) {
+            for (int64_t column = 0; column < columns; ++column)
+                __builtin_memcpy(to + column * product.stride, from + column * product.x_along, static_cast<unsigned long long>(count) * sizeof(Element));
+            return;
+        }
+        if constexpr (!paired) {
+            turn(from, product.x_down, count, columns, to, product.stride);
+            return;
+        }
+        for (int64_t column = 0; column < columns; ++column)
+            for (int64_t step = 0; step < count; step += pair)
+                to[column * product.stride + step / pair] = pair_of(from[step * product.x_down + column], from[(step + 1) * product.x_down + column]);
+    });
+}
+
+// Products of vectors, or time like theirs, for each element of a block and all n columns; two are done at once.
+double standing_work(int64_t block_size, int64_t n, int64_t abreast, bool lies) {
+    if (abreast == 1 && n < lanes) return static_cast<double>(n * divide_up(block_size, low_rows)) / static_cast<double>(block_size);
+    const int64_t vectors = divide_up(n * abreast, lanes);
+    const double waits = lies ? 1.2 : 1.0;  // to turn the columns and the sums; measured
+    return waits * static_cast<double>(vectors < 2 ? 2 : vectors) / static_cast<double>(abreast);
+}
+
+double lying_work(int64_t block_size, int64_t n, bool lies) {
+    const Panels panels(block_size, true, 1);
+    double vectors = 0;
+    for (int64_t panel = 0; panel < panels.count(); ++panel) {
+        const int64_t rows = panels.rows(panel), abreast = panels.abreast(rows);
+        vectors += static_cast<double>(divide_up(rows * abreast, lanes)) / static_cast<double>(abreast);
+    }
+    return (lies || n < lanes ? 1.0 : 2.0) * vectors * static_cast<double>(n) / static_cast<double>(block_size);  // their sums are scattered
+}
+
+constexpr int64_t rows_together = 64;
+
+struct Tiling {
+    int64_t lying, abreast;
+};
+
+// Whatever takes the least time for blocks times n columns of operands that lie, or stand.
+Tiling tiling(int64_t block_size, int64_t n, bool lies) {
+    const bool even = block_size % 2 == 0, two = twofold && even && n * 2 >= lanes;
+    const double one = standing_work(block_size, n, 1, lies), both = two ? standing_work(block_size, n, 2, lies) : one;
+    const int64_t abreast = both < one ? 2 : 1;
+    if (paired && !even) return {0, abreast};  // a pair would reach into the next block
+    return {lying_work(block_size, n, lies) < (both < one ? both : one) || (n < lanes && block_size >= lanes), abreast};
+}
+
 }  // namespace
 
 EXPORT const char *isa() { return paired ? ISA " " PAIR_PRODUCTS : ISA; }
@@ -85,37 +139,26 @@ EXPORT const char *isa() { return paired ? ISA " " PAIR_PRODUCTS : ISA; }
 // How bfloat16 would be multiplied, whatever the elements are here; empty: not at all.
 EXPORT const char *pair_products() { return PAIR_PRODUCTS; }
 
-// R of the tall tile, or 0 for the wide one: whichever needs fewer cycles for a row of values times n columns.
-EXPORT int64_t tall_vectors(int64_t block_size, int64_t n) {
-    if (block_size % lanes) return 0;
-    const int vectors = block_size % (2 * lanes) ? 1 : 2;
-    // Where a core loads one broadcast a cycle, both tiles wait for them at times; the factors 1.3 are measured.
-    const double waits = broadcasts_a_cycle > 1 ? 0.5 : vectors == 2 || twofold ? 0.5 * 1.3 : 1.0;
-    const double tall = static_cast<double>(n) / lanes * waits;
-    const double wide = n <= lanes ? 1.0 : n <= 2 * lanes ? 1.3 : static_cast<double>(divide_up(n, lanes)) / 2;
-    return n < lanes || tall < wide ? vectors : 0;
-}
+// Whether columns are to lie; `lies`: whether the operands do.
+EXPORT int64_t lying(int64_t block_size, int64_t n, int64_t lies) { return tiling(block_size, n, lies).lying; }
 
-EXPORT int64_t panel_rows(int64_t block_size, int64_t vectors) {
-    if (vectors) return vectors * lanes;
-    return registers > 16 && block_size % 8 == 0 ? 8 : 4;
-}
-
-EXPORT int64_t abreast(int64_t vectors) { return twofold && vectors == 1 ? 2 : 1; }
+EXPORT int64_t abreast(int64_t block_size, int64_t n, int64_t lies) { return tiling(block_size, n, lies).abreast; }
 
 EXPORT void pack(const Packing *given) {
     const Packing &packing = *given;
-    const int64_t size = packing.block_size, panels = divide_up(size, packing.panel_rows);
+    const int64_t size = packing.block_size;
+    const Panels panels(size, packing.lying, packing.abreast);
     const auto cost = [&](int64_t row) { return packing.indptr[row + 1] - packing.indptr[row] + 1; };
     Ranges ranges(packing.pool.threads, 1, packing.grid_rows, 1, cost);
     share(packing.pool, ranges, [&](int64_t row, int64_t) {
         const int64_t begin = packing.indptr[row], count = packing.indptr[row + 1] - begin;
         for (int64_t block = 0; block < count; ++block) {
             const int64_t position = packing.positions ? packing.positions[begin + block] : begin + block;
-            for (int64_t panel = 0; panel < panels; ++panel)
-                pack_panel(packing.data + position * size * size, packing.positions, size, panel * packing.panel_rows,
-                           packing.panel_rows, packing.abreast,
-                           packing.values + (begin * panels + panel * count + block) * steps_in(size) * packing.panel_rows);
+            for (int64_t panel = 0; panel < panels.count(); ++panel) {
+                const int64_t top = panels.top(panel), rows = panels.rows(panel);
+                pack_panel(packing.data + position * size * size, packing.positions, size, top, rows, panels.abreast(rows),
+                           packing.values + (begin * size + top * count + rows * block) * steps_in(size));
+            }
         }
     });
 }
@@ -123,21 +166,38 @@ EXPORT void pack(const Packing *given) {
 EXPORT void dsd(const Product *given) {
     const Product &product = *given;
     const Matrix &matrix = product.matrix;
-    const int64_t panels = panels_of(matrix), chunk = product.chunk, together = chunk * product.chunks, steps = steps_of(product);
-    const auto cost = [&](int64_t row) { return matrix.indptr[row + 1] - matrix.indptr[row] + 1; };
+    const Panels panels(matrix);
+    const int64_t chunk = product.chunk, together = chunk * product.chunks, column = matrix.lying ? product.stride : steps_of(product);
+    // Items are panels, or where columns lie enough block rows that what is written of a column fills its lines.
+    const int64_t per_row = matrix.lying ? 1 : panels.count(), rows = matrix.lying ? divide_up(rows_together, matrix.block_size) : 1;
+    const int64_t groups = divide_up(matrix.grid_rows, rows);
+    const auto cost = [&](int64_t group) {
+        return matrix.indptr[smaller((group + 1) * rows, matrix.grid_rows)] - matrix.indptr[group * rows] + 1;
+    };
     for (int64_t first = 0; first < product.n; first += together) {
         const int64_t columns = smaller(together, product.n - first);
-        if (product.packed) pack_chunks(product, first, columns);
-        Ranges ranges(product.pool.threads, divide_up(columns, chunk), matrix.grid_rows, panels, cost);
+        if (product.packed) matrix.lying ? pack_lying(product, first, columns) : pack_standing(product, first, columns);
+        Ranges ranges(product.pool.threads, divide_up(columns, chunk), groups, per_row, cost);
         share(product.pool, ranges, [&](int64_t item, int64_t) {
-            const int64_t panel = item % panels, row = item / panels % matrix.grid_rows;
-            const int64_t left = item / (panels * matrix.grid_rows) * chunk, count = smaller(chunk, columns - left);
-            const int64_t top = row * matrix.block_size + panel * matrix.panel_rows;
-            const Scalar *in_place = reinterpret_cast<const Scalar *>(product.x + first + left);  // pairs never are
-            const Columns factor = product.packed ? Columns{product.packed + left * steps, chunk, count}
-                                                  : Columns{in_place, product.x_down, count};
-            const Output to{product.y + top * product.down + (first + left) * product.along, product.down, product.along};
-            multiply(matrix, row, panel, factor, to);
+            const int64_t group = item / per_row % groups, left = item / (per_row * groups) * chunk, count = smaller(chunk, columns - left);
+            const Scalar *x = product.packed ? product.packed + left * column
+                                             : reinterpret_cast<const Scalar *>(product.x) + (first + left) * product.x_along;  // no pairs
+            const auto one = [&](int64_t row, int64_t panel, int64_t skipped, int64_t width) {
+                const int64_t top = row * matrix.block_size + panels.top(panel);
+                const Output to{product.y + top * product.down + (first + left + skipped) * product.along, product.down, product.along};
+                multiply(matrix, panels, row, panel, {x + skipped * product.stride, product.stride, width}, to);
+            };
+            if (!matrix.lying) return one(group, item % per_row, 0, count);
+            const int64_t end = smaller((group + 1) * rows, matrix.grid_rows), top = group * rows * matrix.block_size;
+            for (int64_t skipped = 0; skipped < count;) {
+                const int64_t width = lying_width(count - skipped), next = skipped + width;
+                if (product.down == 1)  // the lines of the next tile: they take as long to come as this one to be computed
+                    for (int64_t each = next; each < smaller(next + lying_columns, count); ++each)
+                        claim(product.y + (first + left + each) * product.along + top, end * matrix.block_size - top);
+                for (int64_t row = group * rows; row < end; ++row)
+                    for (int64_t panel = 0; panel < panels.count(); ++panel) one(row, panel, skipped, width);
+                skipped = next;
+            }
         });
     }
 }

@@ -5,12 +5,14 @@
 // No C++ library is used: zig would build its own first, for more than a minute.
 #pragma once
 #include <stdint.h>
+#if defined(__AVX512VL__)
+#include <immintrin.h>
+#endif
 
 // How pairs are multiplied: by the instruction for it, or with EMULATE_BF16 (for tests) by ordinary ones that give the same.
 #if defined(EMULATE_BF16)
 #define PAIR_PRODUCTS "emulated bfloat16"
 #elif defined(__AVX512BF16__) && defined(__AVX512VL__)
-#include <immintrin.h>
 #define PAIR_INSTRUCTION
 #define PAIR_PRODUCTS "vdpbf16ps"
 #else

@@ -1,7 +1,7 @@
 // One LSTM layer over all time steps on a CPU, with block-sparse weights; gates in torch's order i, f, g, o.
 //
-// Outside, everything lies as torch has it: [steps, batch, features]. The columns that a step multiplies are kept turned,
-// [features, batch]. The inputs of several steps are weighted together, as many as make wide products. A work item is some
+// Outside, everything lies as torch has it: [steps, batch, features]. The columns that a step multiplies are kept as its tiles
+// want them (tiles.h): lying, [batch, features], or standing, [features, batch]. The inputs of several steps are weighted together, as many as make wide products. A work item is some
 // hidden units for a chunk of the batch, in all four gates: it multiplies into a scratch buffer, computes the gates there,
 // and turns what the next step needs.
 #include "gates.h"
@@ -18,10 +18,11 @@ struct Forward {  // mirrored in Python, field by field
     Scalar *y;                // [steps, batch, hidden]
     Scalar *last_cell;        // [batch, hidden]
     Scalar *saved;            // [slots, batch * hidden * kept]: step s in slot s % slots
-    Scalar *states;           // [2, hidden, batch]
-    Scalar *inputs;           // [into, together * batch]
+    Scalar *states;           // [2], columns of hidden elements for the batch
+    Scalar *inputs;           // columns of `into` elements for together * batch samples; null where x is multiplied where it is
     Scalar *scratch;          // [threads, 4, chunk, span]
     int64_t steps, batch, hidden, into, chunk, together, slots;
+    int64_t state_stride, state_size, input_stride;  // of columns, and the elements of each of the two states
     Matrix input;  // [4 hidden, into]; none where `projected` is given
     Pool pool;
 };
@@ -36,9 +37,10 @@ struct Backward {  // mirrored in Python, field by field
     Scalar *panels;                 // [4 hidden, padded by block row, / P, steps * batch, P]: what sdd reads; or null
     Scalar *grad_h0, *grad_c0;      // [batch, hidden]
     Scalar *grad_bias;              // [chunks, 4 hidden]
-    Scalar *columns;                // [2, 4 hidden, together * batch]
+    Scalar *columns;                // [2], columns of 4 hidden elements for together * batch samples
     Scalar *scratch;                // [threads, 4, chunk, span]
     int64_t steps, batch, hidden, into, chunk, together;
+    int64_t column_stride, column_size;  // of columns, and the elements of each of the two
     Matrix input;  // the transpose: [into, 4 hidden]; none where `grad_x` is not wanted
     Pool pool;
 };
@@ -49,34 +51,44 @@ template <class Layer> Scalar *scratch_of(const Layer &layer, int64_t thread) {
     return layer.scratch + thread * 4 * layer.chunk * span;
 }
 
-// The inputs of the steps from `first` on, turned.
-void turn_inputs(const Forward &layer, int64_t first, int64_t steps) {
+// The inputs of the steps from `first` on as columns.
+void place_inputs(const Forward &layer, int64_t first, int64_t steps) {
     constexpr int64_t strip = 64;
-    const int64_t samples = steps * layer.batch, stride = layer.together * layer.batch;
+    const Room room(layer.input, layer.inputs, layer.input_stride);
     share(layer.pool, divide_up(layer.into, strip), [&](int64_t item, int64_t) {
         const int64_t left = item * strip;
-        turn_for(layer.input.abreast, layer.x + first * layer.batch * layer.into + left, layer.into, samples,
-                 smaller(strip, layer.into - left), layer.inputs + left * stride, stride);
+        room.fill(layer.x + first * layer.batch * layer.into + left, layer.into, steps * layer.batch, smaller(strip, layer.into - left), left, 0);
     });
 }
 
 // The weighted inputs of the steps from `first` on, where the gates of those steps will be.
 void weight_inputs(const Forward &layer, const Part &part, int64_t grid, int64_t first, int64_t steps) {
     const int64_t batch = layer.batch;
+    Scalar *where_they_are = const_cast<Scalar *>(layer.x) + first * batch * layer.into;
+    const Room room(layer.input, layer.inputs ? layer.inputs : where_they_are, layer.input_stride);
     for (int64_t gate = 0; gate < 4; ++gate)
         for (int64_t step = 0; step < steps; ++step) {
             const Kept own(layer.saved, (first + step) % layer.slots, layer.hidden, batch, part);
-            const Columns columns{layer.inputs + (step * batch + part.column) * layer.input.abreast, layer.together * batch, part.columns};
+            const Columns columns = room.columns(step * batch + part.column, part.columns);
             multiply_part(layer.input, gate * grid, part, columns, own.at(0, gate), kept * part.rows);
         }
 }
 
+// The columns that `step` multiplies.
+Room state_of(const Forward &layer, int64_t step) {
+    return {layer.recurrent, layer.states + step % 2 * layer.state_size, layer.state_stride};
+}
+
 void forward_item(const Forward &layer, const Part &part, int64_t step, int64_t grid, Scalar *scratch) {
     const int64_t batch = layer.batch, hidden = layer.hidden, plane = layer.chunk * span;
-    const Scalar *state = layer.states + step % 2 * hidden * batch + part.column * layer.recurrent.abreast;
-    for (int64_t gate = 0; gate < 4; ++gate)
-        multiply_part(layer.recurrent, gate * grid, part, {state, batch, part.columns}, scratch + gate * plane, span);
+    const Columns state = state_of(layer, step).columns(part.column, part.columns);
     const Kept own(layer.saved, step % layer.slots, hidden, batch, part);
+    const bool keeps = layer.slots == layer.steps;  // gates, which nothing else needs
+    for (int64_t gate = 0; gate < 4; ++gate) {
+        if (keeps) claim(own.at(0, 0) + gate * part.columns * kept * part.rows / 4, divide_up(part.columns * kept * part.rows, 4));
+        multiply_part(layer.recurrent, gate * grid, part, state, scratch + gate * plane, span);
+    }
+    for (int64_t c = 0; c < part.columns; ++c) claim(layer.y + (step * batch + part.column + c) * hidden + part.row, part.rows);
     const Kept before(layer.saved, (step + layer.slots - 1) % layer.slots, hidden, batch, part);
     for (int64_t c = 0; c < part.columns; ++c) {
         const int64_t sample = part.column + c, at = step * batch + sample;
@@ -90,7 +102,7 @@ void forward_item(const Forward &layer, const Part &part, int64_t step, int64_t 
                 const Vector<lanes> sum = load<lanes>(sums + gate * plane) + load_some<lanes>(weighted, used) +
                                           load_some<lanes>(layer.bias + gate * hidden + unit, used);
                 gates[gate] = gate == 2 ? tangent(sum) : sigmoid(sum);
-                store_some<lanes>(own.at(c, gate) + r, gates[gate], used);
+                if (keeps) store_some<lanes>(own.at(c, gate) + r, gates[gate], used);
             }
             const Vector<lanes> next = gates[1] * load_some<lanes>(old_cell + r, used) + gates[0] * gates[2];
             const Vector<lanes> output = gates[3] * tangent(next);
@@ -100,8 +112,7 @@ void forward_item(const Forward &layer, const Part &part, int64_t step, int64_t 
             store<lanes>(sums, output);
         }
     }
-    Scalar *after = layer.states + (step + 1) % 2 * hidden * batch;
-    turn_for(layer.recurrent.abreast, scratch, span, part.columns, part.rows, after + part.row * batch + part.column * layer.recurrent.abreast, batch);
+    state_of(layer, step + 1).fill(scratch, span, part.columns, part.rows, part.row, part.column);
 }
 
 // Gradients of the gates of one time step for `lanes` units, one sample after the other; their sums go to `grad_bias`.
@@ -153,29 +164,30 @@ void fill_panels(const Backward &layer, const Split &split, const Part &part, in
     }
 }
 
+// The columns that `step` leaves for the one before it, and for the gradients of the inputs.
+Room columns_of(const Backward &layer, int64_t step) {
+    return {layer.recurrent, layer.columns + step / layer.together % 2 * layer.column_size, layer.column_stride};
+}
+
 void backward_item(const Backward &layer, const Split &split, const Part &part, int64_t step, Scalar *scratch) {
-    const int64_t batch = layer.batch, hidden = layer.hidden, plane = layer.chunk * span, stride = layer.together * batch;
-    const int64_t abreast = layer.recurrent.abreast;
-    const auto columns_of = [&](int64_t each) {
-        return layer.columns + each / layer.together % 2 * 4 * hidden * stride + (each % layer.together * batch + part.column) * abreast;
-    };
+    const int64_t hidden = layer.hidden, plane = layer.chunk * span;
+    const auto place = [&](int64_t each) { return each % layer.together * layer.batch + part.column; };
     if (step + 1 < layer.steps)
-        multiply_part(layer.recurrent, 0, part, {columns_of(step + 1), stride, part.columns}, scratch, span);
+        multiply_part(layer.recurrent, 0, part, columns_of(layer, step + 1).columns(place(step + 1), part.columns), scratch, span);
     Scalar *grad_bias = layer.grad_bias + part.column / layer.chunk * 4 * hidden;
     for (int64_t r = 0; r < part.rows; r += lanes) backward_units(layer, part, step, r, scratch, grad_bias);
     for (int64_t gate = 0; gate < 4; ++gate) {
         const Scalar *grads = scratch + gate * plane;
-        turn_for(abreast, grads, span, part.columns, part.rows, columns_of(step) + (gate * hidden + part.row) * stride, stride);
+        columns_of(layer, step).fill(grads, span, part.columns, part.rows, gate * hidden + part.row, place(step));
         if (layer.panels) fill_panels(layer, split, part, gate, step, grads);
     }
 }
 
 // Gradients of the inputs of the steps from `first` on.
 void weight_gradients(const Backward &layer, const Part &part, int64_t first, int64_t steps) {
-    const int64_t batch = layer.batch, stride = layer.together * batch;
-    const Scalar *columns = layer.columns + first / layer.together % 2 * 4 * layer.hidden * stride;
+    const int64_t batch = layer.batch;
     for (int64_t step = 0; step < steps; ++step)
-        multiply_part(layer.input, 0, part, {columns + (step * batch + part.column) * layer.input.abreast, stride, part.columns},
+        multiply_part(layer.input, 0, part, columns_of(layer, first).columns(step * batch + part.column, part.columns),
                       layer.grad_x + ((first + step) * batch + part.column) * layer.into + part.row, layer.into);
 }
 
@@ -187,11 +199,11 @@ EXPORT void lstm_forward(const Forward *given) {
     const Split split(layer.recurrent, grid, layer.batch, layer.chunk);
     Ranges steps = split.ranges(layer.pool, layer.recurrent.indptr, 4);
     Ranges inputs = split.ranges(layer.pool, layer.projected ? layer.recurrent.indptr : layer.input.indptr, 4);
-    turn_for(layer.recurrent.abreast, layer.h0, layer.hidden, layer.batch, layer.hidden, layer.states, layer.batch);
+    state_of(layer, 0).fill(layer.h0, layer.hidden, layer.batch, layer.hidden, 0, 0);
     for (int64_t step = 0; step < layer.steps; ++step) {
         if (!layer.projected && step % layer.together == 0) {
             const int64_t count = smaller(layer.together, layer.steps - step);
-            turn_inputs(layer, step, count);
+            if (layer.inputs) place_inputs(layer, step, count);
             share(layer.pool, inputs, [&](int64_t item, int64_t) { weight_inputs(layer, split.part(item), grid, step, count); });
         }
         share(layer.pool, steps, [&](int64_t item, int64_t thread) {
@@ -217,7 +229,6 @@ EXPORT void lstm_backward(const Backward *given) {
     share(layer.pool, steps, [&](int64_t item, int64_t) {
         const Part part = split.part(item);
         Scalar *to = layer.grad_h0 + part.column * layer.hidden + part.row;
-        const int64_t stride = layer.together * layer.batch;
-        multiply_part(layer.recurrent, 0, part, {layer.columns + part.column * layer.recurrent.abreast, stride, part.columns}, to, layer.hidden);
+        multiply_part(layer.recurrent, 0, part, columns_of(layer, 0).columns(part.column, part.columns), to, layer.hidden);
     });
 }

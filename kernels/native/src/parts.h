@@ -6,7 +6,7 @@
 namespace {
 
 constexpr int64_t span = 32;  // rows of an item, at most; Python allocates as many
-static_assert(span % lanes == 0 && span >= 2 * lanes, "a panel of tall tiles fits");
+static_assert(span % lanes == 0 && span >= 2 * lanes && span >= low_rows, "a panel fits");
 
 struct Part {  // what one item computes
     int64_t block_row, block_rows;  // several whole block rows, or
@@ -17,21 +17,21 @@ struct Part {  // what one item computes
 
 // Block rows of `matrix` (or of each of its gates) in items of at most `span` rows, times chunks of the batch.
 struct Split {
-    int64_t size, panel_rows, panels, grid, together, per_row, parts, chunk, batch, chunks;
+    Panels panels;
+    int64_t size, grid, together, panels_together, per_row, parts, chunk, batch, chunks;
 
     Split(const Matrix &matrix, int64_t grid_rows, int64_t samples, int64_t samples_together)
-        : size(matrix.block_size), panel_rows(matrix.panel_rows), panels(panels_of(matrix)), grid(grid_rows),
-          together(size < span ? smaller(span / size, grid_rows) : 1),
-          per_row(together > 1 ? 1 : divide_up(panels, span / panel_rows)), parts(divide_up(grid, together) * per_row),
+        : panels(matrix), size(matrix.block_size), grid(grid_rows), together(size < span ? smaller(span / size, grid_rows) : 1),
+          panels_together(size <= span ? panels.count() : span / (matrix.lying ? panels.tall : low_rows)),
+          per_row(divide_up(panels.count(), panels_together)), parts(divide_up(grid, together) * per_row),
           chunk(samples_together), batch(samples), chunks(divide_up(samples, samples_together)) {}
 
     Part part(int64_t item) const {
         const int64_t place = item % parts, column = item / parts * chunk;
-        const int64_t block_row = place / per_row * together, panel = place % per_row * (span / panel_rows);
-        const int64_t panels_here = per_row > 1 ? smaller(span / panel_rows, panels - panel) : panels;
-        const int64_t block_rows = smaller(together, grid - block_row), top = panel * panel_rows;
-        const int64_t rows = per_row > 1 ? smaller(panels_here * panel_rows, size - top) : block_rows * size;
-        return {block_row, block_rows, panel, panels_here, block_row * size + top, rows, column, smaller(chunk, batch - column)};
+        const int64_t block_row = place / per_row * together, block_rows = smaller(together, grid - block_row);
+        const int64_t panel = place % per_row * panels_together, here = smaller(panels_together, panels.count() - panel);
+        const int64_t top = panels.top(panel), rows = (block_rows - 1) * size + panels.top(panel + here) - top;
+        return {block_row, block_rows, panel, here, block_row * size + top, rows, column, smaller(chunk, batch - column)};
     }
 
     // Items of about equal cost for each thread; a part is as dear as its blocks in each of the `gates` of the matrix.
@@ -50,10 +50,12 @@ struct Split {
 
 // The rows of `part`, in block rows shifted by `shift`, times `columns`, into to[column * along + row].
 inline void multiply_part(const Matrix &matrix, int64_t shift, const Part &part, const Columns &columns, Scalar *to, int64_t along) {
+    const Panels panels(matrix);
+    const int64_t top = panels.top(part.panel);
     for (int64_t row = 0; row < part.block_rows; ++row)
-        for (int64_t panel = 0; panel < part.panels; ++panel)
-            multiply(matrix, shift + part.block_row + row, part.panel + panel, columns,
-                     {to + row * matrix.block_size + panel * matrix.panel_rows, 1, along});
+        for (int64_t panel = part.panel; panel < part.panel + part.panels; ++panel)
+            multiply(matrix, panels, shift + part.block_row + row, panel, columns,
+                     {to + row * matrix.block_size + panels.top(panel) - top, 1, along});
 }
 
 // For every step, sample and unit, the forward pass keeps the four gates after their nonlinearities and the cell. What an

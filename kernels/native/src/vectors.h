@@ -36,9 +36,56 @@ template <int N, class From> inline Vector<N> load(const From *from) {
 
 template <int N> inline void store(Scalar *to, const Vector<N> &vector) { __builtin_memcpy(to, &vector, sizeof vector); }
 
+template <class To, class From> inline To same_bits(const From &from) {
+    static_assert(sizeof(To) == sizeof(From), "no bit is lost");
+    To to;
+    __builtin_memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZED
+#endif
+#elif defined(__SANITIZE_ADDRESS__)
+#define SANITIZED
+#endif
+
+#if defined(__AVX512VL__) && !defined(SANITIZED)  // which does not look at what masks let through
+#define MASKED 1
+template <int N> inline Vector<N> load_masked(const float *from, unsigned mask) {
+    if constexpr (N == 16) return same_bits<Vector<N>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from));
+    if constexpr (N == 8) return same_bits<Vector<N>>(_mm256_maskz_loadu_ps(static_cast<__mmask8>(mask), from));
+    if constexpr (N == 4) return same_bits<Vector<N>>(_mm_maskz_loadu_ps(static_cast<__mmask8>(mask), from));
+}
+
+template <int N> inline Vector<N> load_masked(const double *from, unsigned mask) {
+    if constexpr (N == 8) return same_bits<Vector<N>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from));
+    if constexpr (N == 4) return same_bits<Vector<N>>(_mm256_maskz_loadu_pd(static_cast<__mmask8>(mask), from));
+}
+
+template <int N> inline void store_masked(float *to, const Vector<N> &vector, unsigned mask) {
+    if constexpr (N == 16) _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), same_bits<__m512>(vector));
+    if constexpr (N == 8) _mm256_mask_storeu_ps(to, static_cast<__mmask8>(mask), same_bits<__m256>(vector));
+    if constexpr (N == 4) _mm_mask_storeu_ps(to, static_cast<__mmask8>(mask), same_bits<__m128>(vector));
+}
+
+template <int N> inline void store_masked(double *to, const Vector<N> &vector, unsigned mask) {
+    if constexpr (N == 8) _mm512_mask_storeu_pd(to, static_cast<__mmask8>(mask), same_bits<__m512d>(vector));
+    if constexpr (N == 4) _mm256_mask_storeu_pd(to, static_cast<__mmask8>(mask), same_bits<__m256d>(vector));
+}
+#else
+#define MASKED 0
+template <int N> Vector<N> load_masked(const Scalar *from, unsigned mask);
+template <int N> void store_masked(Scalar *to, const Vector<N> &vector, unsigned mask);
+#endif
+
+template <int N> constexpr bool maskable = MASKED && N * sizeof(Scalar) >= 16 && N * sizeof(Scalar) <= 64 && N >= 4;
+
 // As load and store, of the first `count` <= N elements; the others are zero.
 template <int N> inline Vector<N> load_some(const Scalar *from, int64_t count) {
     if (count == N) return load<N>(from);
+    if constexpr (maskable<N>) return load_masked<N>(from, (1u << count) - 1);
     Vector<N> vector = {};
     for (int64_t i = 0; i < count; ++i) vector[i] = from[i];
     return vector;
@@ -46,6 +93,7 @@ template <int N> inline Vector<N> load_some(const Scalar *from, int64_t count) {
 
 template <int N> inline void store_some(Scalar *to, const Vector<N> &vector, int64_t count) {
     if (count == N) return store<N>(to, vector);
+    if constexpr (maskable<N>) return store_masked<N>(to, vector, (1u << count) - 1);
     for (int64_t i = 0; i < count; ++i) to[i] = vector[i];
 }
 
@@ -55,13 +103,6 @@ template <int N> struct IntegersOf {
 };
 template <int N> using Integers = typename IntegersOf<N>::type;
 template <int N> using Halves = typename IntegersOf<N>::half;
-
-template <class To, class From> inline To same_bits(const From &from) {
-    static_assert(sizeof(To) == sizeof(From), "no bit is lost");
-    To to;
-    __builtin_memcpy(&to, &from, sizeof to);
-    return to;
-}
 
 // sums + the products of both elements of each pair: the second one first, each rounded to nearest, as Intel's manual has it.
 // The instruction takes subnormal numbers for zero.
@@ -94,6 +135,7 @@ template <int N> inline void store_sums(bfloat16 *to, const Vector<N> &sums) {
 
 template <int N> inline void store_some_sums(Element *to, const Vector<N> &sums, int64_t count) {
     if (count == N) return store_sums<N>(to, sums);
+    if constexpr (!paired) return store_some<N>(to, sums, count);
     for (int64_t i = 0; i < count; ++i) to[i] = sums[i];
 }
 
@@ -151,15 +193,17 @@ template <class From, class To> inline void turn8(const From *from, int64_t from
     UNROLL for (int r = 0; r < 8; ++r) store_sums<8>(to + r * to_stride, rows[r]);
 }
 
-// to[c * stride + r] = rows[r][c].
-template <int P, int N> inline void store_exchanged(Vector<N> (&rows)[P], Element *to, int64_t stride) {
+// to[c * stride + r] = rows[r][c] of the first `used` of P rows and `columns` of N columns.
+template <int P, int N> inline void store_exchanged(Vector<N> (&rows)[P], Element *to, int64_t stride, int64_t used, int64_t columns) {
     exchange<P, N>(rows);
     UNROLL for (int c = 0; c < N; ++c) {
+        if (c >= columns) return;
         constexpr int piece = P < N ? P : N;
         UNROLL for (int r = 0; r < P; r += piece) {
             Vector<piece> part;
             __builtin_memcpy(&part, reinterpret_cast<const char *>(rows + (c * P + r) / N) + (c * P + r) % N * sizeof(Scalar), sizeof part);
-            store_sums<piece>(to + c * stride + r, part);
+            if (used >= r + piece) store_sums<piece>(to + c * stride + r, part);
+            else if (used > r) store_some_sums<piece>(to + c * stride + r, part, used - r);
         }
     }
 }
@@ -185,6 +229,20 @@ __attribute__((noinline)) void turn(const From *from, int64_t from_stride, int64
 
 using Two = long long;  // two floats that are moved together, by memcpy alone
 
+// Two floats, again and again.
+inline Vector<lanes> broadcast_two(const Scalar *from) {
+    typedef Two Twos __attribute__((vector_size(vector_bytes)));
+    Two two;
+    __builtin_memcpy(&two, from, sizeof two);
+    return same_bits<Vector<lanes>>(Twos{} + two);
+}
+
+inline Vector<lanes / 2> first_half(const Vector<lanes> &vector) {
+    Vector<lanes / 2> half;
+    __builtin_memcpy(&half, &vector, sizeof half);
+    return half;
+}
+
 // As turn, of rows x cols twos.
 __attribute__((noinline, unused)) void turn_twos(const Two *from, int64_t from_stride, int64_t rows, int64_t cols, Two *to, int64_t to_stride) {
     typedef Two Twos __attribute__((vector_size(8 * sizeof(Two))));
@@ -203,7 +261,7 @@ __attribute__((noinline, unused)) void turn_twos(const Two *from, int64_t from_s
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Steps of a sum over `count` elements.
 inline int64_t steps_in(int64_t count) { return divide_up(count, pair); }

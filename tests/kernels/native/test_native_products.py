@@ -134,17 +134,22 @@ def test_calls_from_several_threads_at_once() -> None:
 
 
 @needs_native
-def test_pack_pads_and_orders_panels() -> None:
-    weight = torch.arange(1.0, 73.0).view(6, 12)
-    bsr = BSRMatrix.from_dense(weight, BlockMask.full(6, 12, 6))
-    packed = pack(bsr.data, bsr.index, 8)
-    assert packed.matrix.panel_rows == 4
-    assert packed.values.shape == (4, 6, 4)  # two panels of two blocks, six columns, four rows
-    assert packed.values[0, 0].tolist() == weight[:4, 0].tolist()
-    assert packed.values[1, 0].tolist() == weight[:4, 6].tolist()
-    assert packed.values[2, 1].tolist() == [*weight[4:, 1].tolist(), 0.0, 0.0]
-    values = pack(bsr.data, bsr.index, 8, transposed=True).values  # block column after block column
-    assert values.shape == (4, 6, 4)
-    assert values[0, 0].tolist() == weight[0, :4].tolist()
-    assert values[2, 0].tolist() == weight[0, 6:10].tolist()
-    assert values[3, 5].tolist() == [*weight[5, 10:].tolist(), 0.0, 0.0]
+def test_pack_orders_the_values_of_a_panel_by_columns() -> None:
+    weight = torch.arange(1.0, 49.0).view(4, 12)
+    bsr = BSRMatrix.from_dense(weight, BlockMask.full(4, 12, 4))
+    packed = pack(bsr.data, bsr.index, 32)
+    assert (packed.matrix.lying, packed.matrix.abreast) == (0, 1)
+    assert torch.equal(packed.values.view(3, 4, 4), weight.view(4, 3, 4).permute(1, 2, 0))  # block, column, row
+    values = pack(bsr.data, bsr.index, 32, transposed=True).values  # block column after block column
+    assert torch.equal(values.view(3, 4, 4), weight.view(4, 3, 4).permute(1, 0, 2))
+
+
+@needs_native
+@pytest.mark.parametrize("lies", [False, True])
+@pytest.mark.parametrize("n", [1, 8, 20, 128])
+@pytest.mark.parametrize("size", [1, 3, 4, 8, 10, 13, 16, 20, 23, 25, 33, 50, 64, 127])
+def test_nothing_is_padded(size: int, n: int, lies: bool) -> None:
+    bsr, _, _ = operands(kept_blocks("random", 3, 4), size, 1, torch.float32)
+    for transposed in (False, True):
+        packed = pack(bsr.data, bsr.index, n, transposed, lies=lies)
+        assert torch.equal(packed.values.flatten().sort().values, bsr.data.flatten().sort().values)
