@@ -54,12 +54,14 @@ def assert_edges_pass(build: str, words: str) -> None:
     assert short.count(True) > 40 and short.count(False) > 40, done.stdout[-1000:]
 
 
-@pytest.mark.slow(30)
+@pytest.mark.slow(45)
+@pytest.mark.timeout(900)  # where other tests and an empty cache of kernels hold it up
 def test_the_sanitizers_find_nothing() -> None:
     assert_edges_pass("sanitized", "(float32 or bfloat16) and not such_a_cpu")
 
 
 @pytest.mark.slow(15)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("build", list(builds.ISAS))
 def test_narrower_vectors(build: str) -> None:
     assert_edges_pass(build, "not fuzz and not such_a_cpu")
