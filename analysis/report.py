@@ -73,9 +73,9 @@ def _write(path: Path, data: bytes) -> Path:
     return path
 
 
-def write_figures(folder: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Path]:
+def write_figures(found: Study | str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Path]:
     """Write the pictures of a README and table.md of a sweep into `out`; of an AWD-LSTM sweep awd.md too."""
-    out, found = Path(out), study.read(folder)
+    out, found = Path(out), found if isinstance(found, Study) else study.read(found)
     gemm, train, layer = found.main("gemm"), found.main("train"), found.main("lstm", over="baseline").main_layer()
     out.mkdir(parents=True, exist_ok=True)
     written = []

@@ -92,6 +92,16 @@ class Part:
         """A part of this part."""
         return replace(self, rows=rows)
 
+    def on_threads(self, threads: int) -> Part:
+        """The cells that were timed on so many threads, one part for all who ask."""
+        if threads not in self._on_threads:
+            self._on_threads[threads] = self.only(self.rows[self.rows["threads_used"] == threads])
+        return self._on_threads[threads]
+
+    @cached_property
+    def _on_threads(self) -> dict[int, Part]:
+        return {}
+
     def shapes(self) -> list[tuple[str, Part]]:
         """(name, part) of each product shape, in the order of its sides."""
         return [(compare.shape_name(key), self.only(rows)) for key, rows in self.rows.groupby(compare.SHAPE)]

@@ -23,12 +23,16 @@ def processors() -> int:
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported, and inherited by what the tests start
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a thread that waits leaves its processor to other tests
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker for each processor, as far as their memory goes: `-n logical` counts those of the whole machine."""
-    return min(processors(), 16)
+    """One worker more than processors, for one that waits for a process; not more than memory goes.
+
+    `-n logical` counts those of the whole machine.
+    """
+    return min(processors() + 1, 16)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -49,7 +49,10 @@ NOT_RUN = {
     "cp -r out/gemm_gpu out/lstm_gpu results/reference/": GPU,
 }
 LONGER = {"analysis report": 12}  # seconds
-TINY = 'kind = "gemm"\n[base]\nm = 64\nk = 64\nn = 4\nblock_size = 16\ntarget_sparsity = 0.5\nbackend = "torch_bsr"\n'
+TINY = (
+    'kind = "gemm"\n[base]\nm = 64\nk = 64\nn = 4\nblock_size = 16\ntarget_sparsity = 0.5\nthreads = 1\n'
+    'backend = "torch_bsr"\n'
+)
 SMALLER = "TrainCell(train_tokens=4000, eval_tokens=1000, epochs=1, "  # a second instead of half a minute
 
 
@@ -124,6 +127,7 @@ def test_the_clone_is_what_runs(clone: Path) -> None:
     assert found.count(str(clone)) == 2
 
 
+@pytest.mark.slow(12)
 def test_a_sweep_of_ones_own_is_run_and_reported(clone: Path) -> None:
     (clone / "own.toml").write_text(TINY)
     said = shell("nox -s sweep -- own.toml", clone)

@@ -64,7 +64,7 @@ def _measured(part: Part, goal: Goal) -> pd.DataFrame:
     if goal.kind == "host":
         return _host_times(part.rows, goal.backend)
     if goal.threads is not None:
-        part = part.only(part.rows[part.rows["threads_used"] == goal.threads])
+        part = part.on_threads(goal.threads)
     found = part.points.assign(math=next(iter(part.rows["math"].dropna()), "ieee"))
     found = found.assign(value=found["measured_speedup"])
     ours = found[found["backend"] == goal.backend]
@@ -119,9 +119,12 @@ def _inside(found: pd.DataFrame, grid: Grid) -> np.ndarray:
 
 def missing(found: pd.DataFrame, goal: Goal) -> tuple[int, int]:
     """(cells measured, cells wanted) of a goal."""
-    wanted = [dict(zip(grid, cell, strict=True)) for grid in goal.grids for cell in product(*grid.values())]
-    measured = [cell for cell in wanted if _inside(found, {name: (value,) for name, value in cell.items()}).any()]
-    return len(measured), len(wanted)
+    measured = wanted = 0
+    for grid in goal.grids:
+        there = set(zip(*(found[name] for name in grid), strict=True))
+        cells = list(product(*grid.values()))
+        measured, wanted = measured + sum(cell in there for cell in cells), wanted + len(cells)
+    return measured, wanted
 
 
 def verdict(found: pd.DataFrame, goal: Goal) -> str:

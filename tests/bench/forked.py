@@ -4,7 +4,8 @@ Forked from one that has torch and the bench imported, and so are the workers th
 
 Each is a process of its own, the leader of a session, with its own signals, streams, environment and memory. What it
 does not do is import torch for two seconds, and again in every worker: a kill at a random moment meets work, not
-imports. A test that uses them starts `python -m bench` as a user does at least once, too.
+imports. Nor does it time a cell for seconds, and again where other tests disturb it: no test reads times that it
+stores. A file of tests that uses them starts `python -m bench` as a user does, too.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -29,16 +34,20 @@ class Forked:
     """`python ARGUMENTS` as a forked process, with what a test asks of a `subprocess.Popen`.
 
     arguments: those behind `python`: a script's path, or -m and a module, and their own. folder: takes what it says.
+    cwd: where it runs, that of the test where None.
     """
 
-    def __init__(self, arguments: list[str], environment: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self, arguments: list[str], environment: dict[str, str], folder: Path, cwd: Path | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         number = len(list(folder.iterdir()))
         self.streams = [folder / f"{number}.out", folder / f"{number}.err"]
         for stream in self.streams:
             stream.touch()
         _serve()
-        self.process = get_context("forkserver").Process(target=_become, args=(arguments, environment, self.streams))
+        given = (arguments, environment, self.streams, cwd or Path.cwd())
+        self.process = get_context("forkserver").Process(target=_become, args=given)
         self.process.start()
 
     def __enter__(self) -> Forked:
@@ -91,6 +100,27 @@ def ready() -> None:
     assert first.exitcode == 0
 
 
+def gone(session: int, seconds: float) -> bool:
+    """Wait until no process of a session runs any more; whether that was so within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while alive(session):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def alive(session: int) -> list[psutil.Process]:
+    """Processes of a session that still run."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            dead = process.status() == psutil.STATUS_ZOMBIE or "resource_tracker" in " ".join(process.cmdline())
+            if not dead and os.getsid(process.pid) == session:
+                found.append(process)
+    return found
+
+
 class AtOnce:
     """Stands for multiprocessing's context 'spawn' in the process of a test: workers that need not import torch.
 
@@ -132,17 +162,22 @@ def _work(environment: dict[str, str], parent: int, target: Any, args: tuple[Any
     target(*args)
 
 
-def _become(arguments: list[str], environment: dict[str, str], streams: list[Path]) -> None:
+def _become(arguments: list[str], environment: dict[str, str], streams: list[Path], cwd: Path) -> None:
     assert set(IMPORTED) <= set(sys.modules), "nothing lay ready"
     os.setsid()
+    os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None  # it is asked for again
     for number, stream in enumerate(streams, start=1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_APPEND), number)
+    from bench import timing
     from bench.engines import starts
+    from bench.training import meter
 
     starts.get_context = lambda _: get_context("fork")
+    timing.MIN_SECONDS, timing.ATTEMPTS = 0.05, 1
+    meter.TRAINING_PAIRS, meter.INFERENCE_PAIRS = 2, 4
     first, *others = arguments
     if first == "-m":
         module, *others = others

@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from forked import Forked, gone
 from rows import timed
 
 from bench.campaign import checks_for, is_finished, verdict
@@ -39,6 +40,7 @@ m = 32
 k = 32
 n = 4
 block_size = 8
+threads = 1
 [grids.axes]
 seed = [3, 1, 2]
 [[grids]]
@@ -57,14 +59,20 @@ def sweep_file(tmp_path: Path) -> Path:
     return path
 
 
-def started(*arguments: str, script: tuple[str, ...] = ("-m", "bench", "campaign")) -> subprocess.Popen[str]:
+CAMPAIGN = ("-m", "bench", "campaign")
+
+
+def started(*arguments: str, said: Path | None, script: tuple[str, ...] = CAMPAIGN) -> subprocess.Popen[str] | Forked:
+    """said: the folder for what one says that is forked, None of one that a new interpreter runs, as a user's."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    if said is not None:
+        return Forked([*script, *arguments], environment, said)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, *script, *arguments], env=environment, text=True, **pipes)
 
 
-def finished(*arguments: str, script: tuple[str, ...] = ("-m", "bench", "campaign")) -> tuple[int, str, str]:
-    with started(*arguments, script=script) as process:
+def finished(*arguments: str, said: Path | None, script: tuple[str, ...] = CAMPAIGN) -> tuple[int | None, str, str]:
+    with started(*arguments, said=said, script=script) as process:
         out, err = process.communicate(timeout=250)
     return process.returncode, out, err
 
@@ -78,7 +86,7 @@ def table(path: Path) -> list[dict[str, Any]]:
 def test_checks_come_first_then_cells_in_file_order_and_nothing_runs_twice(sweep_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [str(sweep_file), "--out", str(out), "--budget", "240", "--device", "cpu"]
-    status, said, err = finished(*arguments)
+    status, said, err = finished(*arguments, said=tmp_path / "said")
     assert status == 0, said + err
     assert "note: 1 cell of these sweeps not on cpu: left out" in said
     lines = [line for line in said.splitlines() if line.startswith("[")]
@@ -88,25 +96,29 @@ def test_checks_come_first_then_cells_in_file_order_and_nothing_runs_twice(sweep
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     tables = ["check.parquet", "check.parquet.sha256", "small/gemm.parquet", "small/gemm.parquet.sha256"]
     assert files == [".lock", tables[0], tables[1], "small/.sweep", *tables[2:]]
-    status, said, _ = finished(*arguments)
+    status, said, _ = finished(*arguments, said=None)
     assert status == 0 and "0 to run" in said and "[1/" not in said
 
 
 def test_without_a_gpu_it_says_so_with_status_3(sweep_file: Path, tmp_path: Path) -> None:
-    status, out, err = finished(str(sweep_file), "--out", str(tmp_path / "out"), "--budget", "9")
+    given = (str(sweep_file), "--out", str(tmp_path / "out"), "--budget", "9")
+    status, out, err = finished(*given, said=tmp_path / "said")
     if status != 0:
         assert (status, out) == (3, "") and err.count("\n") == 1 and "no GPU here" in err
         assert not (tmp_path / "out").exists()
 
 
 def test_a_bad_sweep_is_refused_with_status_2(tmp_path: Path) -> None:
-    status, _, err = finished("nothing_like_it", "--out", str(tmp_path / "out"), "--budget", "9", "--device", "cpu")
+    given = ("nothing_like_it", "--out", str(tmp_path / "out"), "--budget", "9", "--device", "cpu")
+    status, _, err = finished(*given, said=tmp_path / "said")
     assert status == 2 and err.count("\n") == 1 and "no such sweep" in err
 
 
 def test_no_cell_begins_that_will_not_fit(tmp_path: Path, sweep_file: Path) -> None:
     """Stand-in work; the estimate of a check is a second, of a cell more."""
-    status, said, err = finished(str(sweep_file), str(tmp_path / "out"), "1", script=(str(START),))
+    status, said, err = finished(
+        str(sweep_file), str(tmp_path / "out"), "1", said=tmp_path / "said", script=(str(START),)
+    )
     assert status == 0, said + err
     assert (
         "[1/" not in said
@@ -120,13 +132,14 @@ def test_a_kill_costs_the_running_cell_alone(tmp_path: Path) -> None:
     sweep = tmp_path / "many.toml"
     sweep.write_text('kind = "gemm"\n[axes]\nseed = [' + ",".join(map(str, range(8))) + "]\n")
     out, kept, deaths = tmp_path / "out", 0, 0
-    for seconds in (2.5, 5.0, 4.0, None):
-        with started(str(sweep), str(out), "200", script=(str(START),)) as process:
+    for seconds in (1.0, 2.0, 1.5, None):
+        with started(str(sweep), str(out), "200", said=tmp_path / "said", script=(str(START),)) as process:
             try:
                 process.communicate(timeout=seconds or 250)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 deaths += 1
+        assert gone(process.pid, 5.0)
         tables = Tables(out / "many", load(sweep).cells)
         assert tables.load() == []
         assert len(tables.tables) >= kept, "a finished cell was lost"
@@ -140,7 +153,7 @@ def test_cells_that_train_run_side_by_side_and_timings_alone(tmp_path: Path) -> 
     sweep, out = tmp_path / "mixed.toml", tmp_path / "out"
     grids = [("gemm", [0, 1]), ("train", [0, 1, 2, 3]), ("lstm", [0, 1])]
     sweep.write_text("".join(f'[[grids]]\nkind = "{kind}"\n[grids.axes]\nseed = {seeds}\n' for kind, seeds in grids))
-    status, said, err = finished(str(sweep), str(out), "20000", "2", script=(str(START),))
+    status, said, err = finished(str(sweep), str(out), "20000", "2", said=tmp_path / "said", script=(str(START),))
     assert status == 0, said + err
     spans, workers = {}, {}
     for kind, _ in grids:
@@ -175,7 +188,7 @@ def test_sigterm_ends_it_with_everything_finished_stored(tmp_path: Path) -> None
     sweep.write_text('kind = "gemm"\n[axes]\nseed = [' + ",".join(map(str, range(200))) + "]\n")
     out = tmp_path / "out"
     path = out / "many" / "gemm.parquet"
-    with started(str(sweep), str(out), "200", script=(str(START),)) as process:
+    with started(str(sweep), str(out), "200", said=tmp_path / "said", script=(str(START),)) as process:
         deadline = time.monotonic() + 100
         while not path.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -230,7 +243,7 @@ def test_a_check_beyond_the_time_limit_leaves_its_products_for_the_next_call(tmp
     )
     sweep.write_text(grid)
     arguments = (str(sweep), str(out), "20000")
-    status, said, err = finished(*arguments, "1", "slow_checks", script=(str(START),))
+    status, said, err = finished(*arguments, "1", "slow_checks", said=tmp_path / "said", script=(str(START),))
     assert status == 1, said + err
     assert {row["status"] for row in table(out / "check.parquet")} == {"timeout"}
     assert not (out / "big" / "gemm.parquet").exists()
@@ -238,7 +251,7 @@ def test_a_check_beyond_the_time_limit_leaves_its_products_for_the_next_call(tmp
         "2 checks did not say whether the kernel is right (2 timeout) and will be made again; "
         "not timed until then: 4 cells" in said
     )
-    status, said, err = finished(*arguments, "1", "fake", script=(str(START),))
+    status, said, err = finished(*arguments, "1", "fake", said=tmp_path / "said", script=(str(START),))
     assert status == 0 and "6 to run" in said and "6 of 6 cells stored" in said, said + err
     assert {row["status"] for row in table(out / "big" / "gemm.parquet")} == {"ok"}
 
@@ -248,7 +261,8 @@ def test_rows_say_that_a_kernel_was_not_timed(tmp_path: Path, sweep_file: Path) 
     check = load(sweep_file).cells[0].kernel_check()
     assert check is not None
     Tables(out, []).put(check, [{"status": "wrong", "reason": "off", "pattern": "full", "n": 7}], PROVENANCE)
-    status, said, err = finished(str(sweep_file), "--out", str(out), "--budget", "60", "--device", "cpu")
+    given = (str(sweep_file), "--out", str(out), "--budget", "60", "--device", "cpu")
+    status, said, err = finished(*given, said=tmp_path / "said")
     assert status == 1, said + err
     rows = table(out / "small" / "gemm.parquet")
     assert {row["status"] for row in rows} == {"wrong"} and all("not timed" in row["reason"] for row in rows)

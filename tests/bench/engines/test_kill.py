@@ -8,13 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from forked import Forked, ready
+from forked import Forked, gone, ready
 
 from analysis.load import load as load_table
 from bench.cells import KINDS, Cell, GemmCell
@@ -34,8 +32,9 @@ kind = "gemm"
 m = 64
 k = 64
 n = 4
+threads = 1
 [grids.axes]
-backend = ["torch_bsr", "reference"]
+backend = ["torch_bsr", "dense"]
 [[grids]]
 kind = "train"
 [grids.base]
@@ -45,6 +44,7 @@ embedding_size = 16
 hidden_size = 32
 num_layers = 1
 epochs = 2
+threads = 1
 lasso = "proximal"
 schedule = "cubic"
 [grids.axes]
@@ -82,10 +82,7 @@ class Runs:
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
         assert process.returncode in (0, -signal.SIGKILL)
-        deadline = time.monotonic() + 5
-        while alive(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not alive(process.pid), "workers outlived their run"
+        assert gone(process.pid, 5.0), "workers outlived their run"
         return process.returncode != 0
 
     def finished(self, results: Path, anew: bool = False) -> float:
@@ -110,17 +107,6 @@ class Runs:
             names = [column.name for column in columns(kind) if column.role in ("identity", "result")]
             tables[kind] = store.read(kind).select([*names, *KINDS[kind].model_fields]).to_pylist()
         return tables
-
-
-def alive(session: int) -> list[psutil.Process]:
-    """Processes of a session that still run."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):
-            dead = process.status() == psutil.STATUS_ZOMBIE or "resource_tracker" in " ".join(process.cmdline())
-            if not dead and os.getsid(process.pid) == session:
-                found.append(process)
-    return found
 
 
 def kill_at_random_moments(runs: Runs, shares: list[float], longest: float, folder: Path) -> int:
@@ -161,6 +147,7 @@ def moments(count: int, seed: int, first: float, last: float) -> list[float]:
     return [rng.uniform(first, last) for _ in range(count)]
 
 
+@pytest.mark.slow(20)
 def test_kills_between_fast_cells(tmp_path: Path) -> None:
     sweep_file = tmp_path / "fast.toml"
     sweep_file.write_text(FAST)

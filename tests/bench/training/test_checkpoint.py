@@ -58,6 +58,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.training.paths.breakeven", lambda shape: 0.3 if shape.hidden == 32 else NEVER)
     monkeypatch.setattr(train, "PROBES_AN_EPOCH", 2)
     monkeypatch.setattr("bench.training.meter.INFERENCE_PAIRS", 2)
+    monkeypatch.setattr("bench.training.meter.TRAINING_PAIRS", 1)
 
 
 def interrupted(settings: TrainCell, steps: int, folder: Path, seconds: float = EVERY_STEP) -> Path:
