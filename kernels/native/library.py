@@ -189,13 +189,17 @@ class Matrix(ctypes.Structure):
     )
 
 
+def threads_worth(work: int) -> int:
+    """Threads that `work` multiplications are worth; one where torch's pool was not found."""
+    return 1 if torch_pool() is None else min(MOST_THREADS, 1 + work // WORK_OF_A_THREAD)
+
+
 def pool_for(work: int) -> Pool:
     """Torch's pool, with as many of its threads as `work` multiplications are worth; one where it was not found."""
     pool = torch_pool()
     if pool is None:
         return Pool(1, None, None)
-    threads = min(in_force(), MOST_THREADS, 1 + work // WORK_OF_A_THREAD)
-    return Pool(threads, pool.parallel, pool.thread_number)
+    return Pool(min(in_force(), threads_worth(work)), pool.parallel, pool.thread_number)
 
 
 def library(source: str, dtype: torch.dtype) -> Library:

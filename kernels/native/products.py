@@ -20,7 +20,8 @@ from torch import Tensor
 
 from kernels.bsr import BSRMatrix
 from kernels.native import library as native_library
-from kernels.native.library import Matrix, Pool, entry, launch, pool_for, structure
+from kernels.native.library import Matrix, Pool, entry, launch, library, pool_for, structure
+from kernels.system.threads import in_force
 from kernels.tensors.index import BSRIndex, checked
 from kernels.tensors.operands import address, contiguous, require, settled
 
@@ -208,11 +209,7 @@ def product(packed: Packed, x: Tensor, out: Tensor) -> tuple[Any, Tensor | None]
     n, values = x.shape[1], packed.values
     require("x", x, (packed.cols, n), values.dtype, values.device)
     require("out", out, (packed.rows, n), values.dtype, values.device)
-    return _filled(plan_of(packed, n, by_rows(x), by_rows(out)), x, out)
-
-
-def _filled(plan: ProductPlan, x: Tensor, out: Tensor) -> tuple[Any, Tensor | None]:
-    """The arguments of a planned product with their addresses, and the buffer that they need."""
+    plan = plan_of(packed, n, by_rows(x), by_rows(out))
     scratch = None if plan.scratch is None else native_library.empty(plan.scratch, dtype=x.dtype)
     arguments: Any = Product.from_buffer_copy(plan.arguments)
     arguments.x, arguments.y, arguments.packed = address(x), address(out), address(scratch)
@@ -235,20 +232,35 @@ def dsd(packed: Packed, x: Tensor) -> Tensor:
 class Repeated(NamedTuple):
     """What a frozen weight keeps of a product with an x of one shape, memory order and type: all but addresses."""
 
-    run: Callable[[object], object]
-    packed: Packed
-    plan: ProductPlan
+    run: Callable[..., object]  # of a plan, the addresses of x, the result and the buffer, and threads
+    plan: int  # the address of `arguments`
+    arguments: ctypes.Structure
+    shape: tuple[int, int]  # of the result as it lies in memory
+    turned: bool
+    scratch: tuple[int, ...] | None
+    most_threads: int
+
+
+def _repeated(matrix: Packed, x: Tensor) -> Repeated:
+    rows, n = by_rows(x), x.shape[1]
+    plan = plan_of(matrix, n, rows, rows)
+    arguments: Any = Product.from_buffer_copy(plan.arguments)
+    arguments.pool = pool_for(plan.work)
+    run = library("dsd", x.dtype).handle.dsd_again
+    run.restype, run.argtypes = None, (*(ctypes.c_void_p,) * 4, ctypes.c_int64)
+    shape = (matrix.rows, n) if rows else (n, matrix.rows)
+    threads = native_library.threads_worth(plan.work)
+    return Repeated(run, ctypes.addressof(arguments), arguments, shape, not rows, plan.scratch, threads)
 
 
 def frozen_dsd(weight: BSRMatrix, x: Tensor) -> Tensor:
     """`dsd` of the values of a frozen weight, which `repeated` will know again."""
-    matrix, n = packed(weight, x.shape[1], lies=not by_rows(x)), x.shape[1]
-    if n and x is plain(x):
+    matrix = packed(weight, x.shape[1], lies=not by_rows(x))
+    if x.shape[1] and x is plain(x):
         kept: dict[Any, Any] = weight.__dict__["_packed"]
         if len(kept) >= MOST_SHAPES:
             kept.clear()  # what is packed, too
-        plan = plan_of(matrix, n, by_rows(x), by_rows(x))
-        kept[x.shape, x.stride(), x.dtype] = Repeated(entry("dsd", x.dtype, "dsd"), matrix, plan)
+        kept[x.shape, x.stride(), x.dtype] = matrix, _repeated(matrix, x)
     return dsd(matrix, x)
 
 
@@ -257,15 +269,17 @@ def repeated(weight: BSRMatrix, x: Tensor) -> Tensor | None:
 
     A small product takes less time than looking at its operands: what they must be is known by shape, strides and type.
     """
-    kept: dict[Any, Any] = weight.__dict__["_packed"]
-    found: Repeated | None = kept.get((x.shape, x.stride(), x.dtype))
+    kept: dict[Any, tuple[Packed, Repeated]] = weight.__dict__["_packed"]
+    found = kept.get((x.shape, x.stride(), x.dtype))
     if found is None or not x.is_cpu:
         return None
-    x = settled(x)
-    out = empty_like_order(x, found.packed.rows)
-    arguments, _scratch = _filled(found.plan, x, out)
-    found.run(ctypes.byref(arguments))
-    return out
+    if x.is_neg() or x.is_conj():
+        x = settled(x)
+    run, plan, _, shape, turned, room, most = found[1]
+    out = native_library.empty(shape, dtype=x.dtype)
+    scratch = None if room is None else native_library.empty(room, dtype=x.dtype)
+    run(plan, address(x), out.data_ptr(), scratch if scratch is None else scratch.data_ptr(), min(in_force(), most))
+    return out.mT if turned else out
 
 
 class Panels(NamedTuple):

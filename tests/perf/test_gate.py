@@ -58,7 +58,7 @@ def test_what_a_step_packs_is_packed() -> None:
     if gate.BACKENDS["native"].unsupported(problem):
         pytest.skip("no C++ compiler here")
     packing, packed = gate.Packing(problem), []
-    gate.pack, real = lambda *given: packed.append(given[2:]), gate.pack
+    gate.pack, real = lambda *given, **_: packed.append(given[2:]), gate.pack
     try:
         packing()
     finally:

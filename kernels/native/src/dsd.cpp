@@ -201,3 +201,10 @@ EXPORT void dsd(const Product *given) {
         });
     }
 }
+
+// A product that differs from another one in its addresses, and in how many threads compute it.
+EXPORT void dsd_again(const Product *given, const Element *x, Element *y, Scalar *packed, int64_t threads) {
+    Product product = *given;
+    product.x = x, product.y = y, product.packed = packed, product.pool.threads = threads;
+    dsd(&product);
+}
