@@ -28,7 +28,8 @@ YARDSTICK = {**dict.fromkeys((*TEXT[1:], "order"), "int64"), **dict.fromkeys(("v
              **dict.fromkeys((TEXT[0], "token", "smoothing"), "str")}  # fmt: skip
 
 # Rows that differ in one of these are never averaged, divided or drawn together. A network trained on another processor
-# is another seed's equal, its seconds are not: of such tables the times are not read (`without_times`).
+# is another seed's equal, its seconds are not, nor are those of a run that shared its processor with more others: the
+# times of such tables are not read (`without_times`).
 UNLIKE = {
     "gemm": ("schema_version", "device_name", "device", "threads", "timer", "dtype", "math", "cache", "op", "baseline"),
     "lstm": (
@@ -250,8 +251,18 @@ def machines(train: pd.DataFrame) -> list[str]:
     return sorted(str(name) for name in train["device_name"].dropna().unique())
 
 
+def crowds(train: pd.DataFrame) -> list[int]:
+    """How many cells were trained side by side while those of a training table were: each number that there is."""
+    return sorted(int(count) for count in train["workers"].dropna().unique())
+
+
+def timed_alike(train: pd.DataFrame) -> bool:
+    """Whether times of a training table compare: of one processor, with equally many cells side by side."""
+    return len(machines(train)) < 2 and len(crowds(train)) < 2
+
+
 def without_times(train: pd.DataFrame) -> pd.DataFrame:
-    """A training table of several processors: its accuracies compare, its times do not, so they are null."""
+    """A training table whose cells were not timed alike: its accuracies compare, its times do not, so they are null."""
     times = [column.name for column in columns("train") if column.role == "measured" and column.unit in ("s", "ms")]
     null = {name: pd.Series(None, train.index, train[name].dtype) for name in times if name in train}
     return train.assign(**null)

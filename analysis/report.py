@@ -21,7 +21,7 @@ from analysis.figures import realised as realised_figures
 from analysis.figures import style
 from analysis.figures import training as training_figures
 from analysis.findings import findings
-from analysis.load import LEFT_OUT, TABLES, records
+from analysis.load import LEFT_OUT, TABLES, records, timed_alike
 from analysis.reporting.sections import DOTS_PER_INCH, sections
 from analysis.study import Study
 
@@ -107,7 +107,7 @@ def _pictures(found: Study) -> Iterator[tuple[str, Figure]]:
         yield "norm_maps", training_figures.norm_maps_figure(awd.four_lines(awd.sweep(found, "paper")))
     if "lstm" in found.tables:
         yield "layer", product_figures.layer_figure(found.main("lstm", over="baseline").main_layer())
-    if not train.gains.empty:
+    if not train.gains.empty and timed_alike(train.rows):
         yield "integral", realised_figures.integral_steps_figure(train)
         yield "end_to_end", realised_figures.end_to_end_figure(train)
 

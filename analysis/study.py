@@ -18,10 +18,10 @@ from analysis.load import (
     TABLES,
     load,
     load_yardsticks,
-    machines,
     reference_folder,
     split,
     tables_in,
+    timed_alike,
     without_times,
 )
 from analysis.loading.schema import BadInputError, columns
@@ -176,7 +176,7 @@ class Study:
 
 
 def _one_machine(train: pd.DataFrame) -> pd.DataFrame:
-    return train if len(machines(train)) < 2 else without_times(train)
+    return train if timed_alike(train) else without_times(train)
 
 
 def read(folder: str | os.PathLike[str]) -> Study:

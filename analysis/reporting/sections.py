@@ -20,7 +20,7 @@ from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
 from analysis.figures import training as training_figures
 from analysis.figures.panels import did_not_train
-from analysis.load import machines, records
+from analysis.load import crowds, machines, records
 from analysis.runs import failed_runs
 from analysis.stats import MARGIN
 from analysis.study import Part, Study
@@ -256,9 +256,12 @@ def _accuracy(train: Part, gemm: Part, beside_slides: bool) -> Section:
 
 
 def _machines(train: Part) -> list[str]:
-    found = machines(train.rows)
-    words = f"Trained on {len(found)} processors ({'; '.join(found)}): accuracies are compared, no time is read."
-    return [words] if len(found) > 1 else []
+    found, beside, said = machines(train.rows), crowds(train.rows), "accuracies are compared, no time is read."
+    if len(found) > 1:
+        return [f"Trained on {len(found)} processors ({'; '.join(found)}): {said}"]
+    if len(beside) > 1:
+        return [f"Trained {' or '.join(str(count) for count in beside)} at a time: {said}"]
+    return []
 
 
 def _tradeoff(train: Part, gemm: Part) -> Section:

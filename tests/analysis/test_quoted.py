@@ -345,6 +345,14 @@ def words_so_far() -> list[Quoted]:
     ]
 
 
+def words_pruned_so_far() -> list[Quoted]:
+    """Test perplexity by seed of the gradual ones, and what they cost."""
+    part = study.read(REFERENCE / "wikitext2_words").main("train")
+    pruned = part.runs[[name != "dense" for name in part.runs["variant"]]].sort_values("seed")
+    [ratio] = part.replicates.loc[part.replicates["variant"] != "dense", "ppl_ratio"]
+    return [*(Quoted(value) for value in pruned["test_ppl"]), *(Quoted(100.0 * (part - 1.0)) for part in ratio[:3])]
+
+
 SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each figure -> the figures
     "Products reach theory ({} to {} of it at these shapes": lambda: ends(
         cells("gemm", **STEPS), "efficiency"
@@ -382,8 +390,9 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
         part for size in (16, 32) for part in of(seeds_of(CHARS, "inference", **HIDDEN, block_size=size))
     ],
     "with 256 units {}×": lambda: of(seeds_of(CHARS, "inference", hidden_size=256))[:1],
-    "Of `wikitext2_words`, 3 of its 33 cells: the dense networks of three seeds end at {}, {} and {} in test ({}, {} "
+    "Of `wikitext2_words`, 5 of its 33 cells: the dense networks of three seeds end at {}, {} and {} in test ({}, {} "
     "and {} in validation), where a Kneser–Ney 6-gram of the same text has {}": words_so_far,
+    "Pruned gradually to 80 % in blocks of 16, two seeds end at {} and {}: +{} % [+{}, +{}]": words_pruned_so_far,
     "At n = 80 the same kernel reaches {}× to {}× at 80 %, and {}× to {}× at 90 %": lambda: [
         quoted for target in (0.8, 0.9) for quoted in ends(small_at(80, target))
     ],
