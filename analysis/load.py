@@ -264,7 +264,8 @@ def timed_alike(train: pd.DataFrame) -> bool:
 def without_times(train: pd.DataFrame) -> pd.DataFrame:
     """A training table whose cells were not timed alike: its accuracies compare, its times do not, so they are null."""
     times = [column.name for column in columns("train") if column.role == "measured" and column.unit in ("s", "ms")]
-    null = {name: pd.Series(None, train.index, train[name].dtype) for name in times if name in train}
+    nothing = [None] * len(train)  # of lists, too: None is no NaN
+    null = {name: pd.Series(nothing, train.index, train[name].dtype) for name in times if name in train}
     return train.assign(**null)
 
 

@@ -140,6 +140,8 @@ def test_runs_beside_fewer_and_more_others_have_no_times() -> None:
     assert two.replicates["measured_training"].map(lambda found: found.n).max() == 0
     assert two.rows[["train_seconds", "inference_ms", "probes"]].isna().all(axis=None)
     assert sections._machines(two) == ["Trained 1 or 2 at a time: accuracies are compared, no time is read."]
+    assert set(two.rows["probes"]) == {None}
+    assert study.widest([study.read(study.REFERENCE / "wikitext2_words")], "train").runs.shape[0]
     words = study.read(study.REFERENCE / "wikitext2_words").main("train")
     assert words.rows["train_seconds"].isna().all() and words.runs["ppl_ratio"].notna().any()
 
