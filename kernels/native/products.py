@@ -327,7 +327,7 @@ def _along(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, n: int,
     stretch = max(1, min(cols, CHUNK_BYTES // (size * chunk * x.element_size())))
     columns = native_library.empty((cols * size, stride), dtype=x.dtype) if turned else None
     if not isinstance(grad, Tensor):
-        return Sampling(chunk, stretch, None, columns, stride, grad.values, grad.stride)
+        return Sampling(chunk, stretch, None, columns, stride, _of_rows(grad, rows, size, size, x.dtype), grad.stride)
     panels = None if by_rows(grad) else native_library.empty((rows * size, stride), dtype=x.dtype)
     return Sampling(chunk, stretch, None, columns, stride, panels, stride)
 
@@ -344,10 +344,15 @@ def _across(grad: Tensor | Panels, x: Tensor, index: BSRIndex, size: int, n: int
     if isinstance(grad, Tensor):
         panels = empty_packed(x.dtype, rows * height, steps_in(x.dtype, chunk))
     else:
-        panels = grad.values
-        if panels.shape[0] != rows * height or panels.dtype != x.dtype:
-            raise ValueError(f"grad must have {rows} block rows of {x.dtype} in blocks of {size}")
+        panels = _of_rows(grad, rows, height, size, x.dtype)
     return Sampling(chunk, stretch, sums, columns, 0, panels, 0)
+
+
+def _of_rows(grad: Panels, rows: int, height: int, size: int, dtype: torch.dtype) -> Tensor:
+    """The values of panels, `height` rows of each block row. ValueError where they are of another gradient."""
+    if grad.values.shape[0] != rows * height or grad.values.dtype != dtype:
+        raise ValueError(f"grad must have {rows} block rows of {dtype} in blocks of {size}")
+    return grad.values
 
 
 def sampled(

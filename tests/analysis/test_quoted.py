@@ -487,6 +487,8 @@ def test_the_goals_are_counted_as_they_were_judged() -> None:
     reached, undecided, missed = (counts[verdicts.count(word)] for word in ("reached", "undecided", "missed"))
     said = f"of {counts[len(verdicts)]}, {reached} are reached, {undecided} undecided, and {missed} missed"
     assert said in " ".join(results().split()), said
+    left = verdicts.count("not run")
+    assert not left or f"{counts[left]} are not run yet" in " ".join(results().split())
 
 
 def test_the_check_sees_another_figure_and_a_silent_one() -> None:

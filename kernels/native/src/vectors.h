@@ -212,7 +212,7 @@ template <int P, int N> inline void store_exchanged(Vector<N> (&rows)[P], Elemen
     }
 }
 
-// The same of the first `rows` <= 8 rows and `cols` <= 8 columns.
+// to[c][r] = from[r][c] for the first `rows` <= 8 rows and `cols` <= 8 columns of scalars.
 template <class To> inline void turn_some(const Scalar *from, int64_t from_stride, int64_t rows, int64_t cols, To *to, int64_t to_stride) {
     Vector<8> all[8] = {};
     UNROLL for (int r = 0; r < 8; ++r)

@@ -18,7 +18,7 @@ from products import PATTERNS, PLACES, SIZES, WIDTHS, assert_right, kept_blocks,
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.native import library as native_library
-from kernels.native.products import by_rows, dsd, pack, sdd
+from kernels.native.products import by_rows, dsd, empty_panels, pack, sdd
 from kernels.system.resources import refusal
 
 Guards = Callable[[], AbstractContextManager[None]]
@@ -137,6 +137,15 @@ def test_blocks_that_fill_no_vector(guards: Guards, size: int) -> None:
                     turned = pack(bsr.data, bsr.index, n, transposed=True, lies=lies)
                     found = dsd(pack(bsr.data, bsr.index, n, lies=lies), there), dsd(turned, back)
                     assert_right((*found, sdd(grad, x, bsr.index, size)), bsr, x, grad)
+
+
+@needs_native
+@pytest.mark.parametrize("size", [10, 16])
+def test_panels_of_another_gradient_are_refused(size: int) -> None:
+    bsr, x, _ = operands(kept_blocks("full", 3, 2), size, 256, torch.float32)
+    for rows, dtype in ((2 * size, torch.float32), (3 * size, torch.float64)):
+        with pytest.raises(ValueError, match=r"grad must have 3 block rows of torch\.float32"):
+            sdd(empty_panels(rows, 256, size, dtype), x, bsr.index, size)
 
 
 @needs_native
