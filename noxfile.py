@@ -36,7 +36,9 @@ def run(session: nox.Session, *args: str, to_end: float = 0.3) -> None:
         session.run(sys.executable, "-m", "venv", str(ENV), external=True)
         session.run(PYTHON, "-m", "pip", "install", "-q", "-c", "constraints.txt", "-e", ".[dev]", external=True)
         stamp.write_text(wanted)
-    session.run(PYTHON, *args, external=True, interrupt_timeout=to_end)
+    # What a session starts over and over, tests above all, must not compile every module each time:
+    compiled = {"PYTHONDONTWRITEBYTECODE": ""}
+    session.run(PYTHON, *args, external=True, interrupt_timeout=to_end, env=compiled)
 
 
 def run_all(session: nox.Session, *commands: tuple[str, ...]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import IPython.display
-import nbformat
 import pytest
 from matplotlib.figure import Figure
 
@@ -16,6 +15,8 @@ from analysis.reporting.execution import NOTEBOOKS
 
 def run_here(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the code of every notebook on the results in a folder."""
+    import nbformat  # takes two seconds
+
     monkeypatch.setenv("BENCH_RESULTS", str(results))
     monkeypatch.setattr(IPython.display, "display", _show)
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):

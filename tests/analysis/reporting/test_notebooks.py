@@ -10,10 +10,10 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import made
 import made_awd
-import nbformat
 import psutil
 import pytest
 from cloned import clone_into, needed, shell
@@ -21,6 +21,9 @@ from notebooks import run_here
 
 from analysis.reporting import execution
 from analysis.reporting.execution import EXPECTED, NOTEBOOKS, NotebookError, execute_all
+
+if TYPE_CHECKING:  # the import takes two seconds, of every process that collects the tests
+    import nbformat
 
 COMMITTED = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
 LONGEST_CELL = 12  # lines
@@ -32,6 +35,8 @@ notebook = pytest.mark.parametrize("name", COMMITTED)
 
 
 def cells(path: Path) -> list[nbformat.NotebookNode]:
+    import nbformat
+
     read = nbformat.read(path, as_version=4)
     nbformat.validate(read)
     return list(read.cells)
@@ -157,6 +162,8 @@ def test_an_extra_notebook_fails_loudly(copies: Path, tmp_path: Path) -> None:
 
 
 def test_a_failing_cell_is_one_line_that_names_the_notebook(copies: Path, tmp_path: Path) -> None:
+    import nbformat
+
     first = copies / EXPECTED[0]
     read = nbformat.read(first, as_version=4)
     read.cells = [nbformat.v4.new_code_cell("raise ValueError('first line\\nsecond line')")]
