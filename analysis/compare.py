@@ -22,7 +22,8 @@ LAYER_SIDES = ["input_size", "hidden_size", "bptt"]
 LAYER = [*LAYER_SIDES, "batch_size"]
 FUSED = "torch_lstm"  # the baseline of a layer that a user of torch has
 GEMM_SETTINGS = (
-    "backend", "baseline", "op", *SHAPE, "block_size", "target_sparsity", "dtype", "device", "cache", "threads",
+    "backend", "baseline", "op", *SHAPE, "block_size", "target_sparsity", "dtype", "device", "cache", "layout", "call",
+    "threads",
 )  # fmt: skip
 LSTM_SETTINGS = (
     "backend", "baseline", "passes", *LAYER, "block_size", "target_sparsity", "scope", "dtype", "device", "threads",

@@ -31,7 +31,20 @@ YARDSTICK = {**dict.fromkeys((*TEXT[1:], "order"), "int64"), **dict.fromkeys(("v
 # is another seed's equal, its seconds are not, nor are those of a run that shared its processor with more others: the
 # times of such tables are not read (`without_times`).
 UNLIKE = {
-    "gemm": ("schema_version", "device_name", "device", "threads", "timer", "dtype", "math", "cache", "op", "baseline"),
+    "gemm": (
+        "schema_version",
+        "device_name",
+        "device",
+        "threads",
+        "timer",
+        "dtype",
+        "math",
+        "cache",
+        "layout",
+        "call",
+        "op",
+        "baseline",
+    ),
     "lstm": (
         "schema_version",
         "device_name",

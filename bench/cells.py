@@ -162,6 +162,9 @@ class ProductCell(Cell):
         return GemmProblem(sparsity=self.target_sparsity, **self.model_dump(exclude=apart))
 
 
+TIMED_ALONE = ("baseline", "cache", "layout", "call")  # settings of a timed product that its tuning has not
+
+
 class GemmCell(ProductCell):
     """One backend timed against one baseline on a product."""
 
@@ -172,6 +175,27 @@ class GemmCell(ProductCell):
 
     baseline: Backend = Field("dense", description="backend it is paired with; it multiplies the unpruned weight")
     cache: Literal["hot", "cold"] = Field("hot", description="operands left in cache, or evicted before each sample")
+    layout: Literal["row", "column"] = Field(
+        "row",
+        description="how X, G and the result lie on a CPU: row by row, or column by column as activations [n, features] "
+        "do; the baseline is the fastest of every order",
+    )
+    call: Literal["launch", "operator"] = Field(
+        "launch",
+        description="what is timed: a launch prepared beforehand, or the public operator with a frozen weight, its "
+        "output allocated in each call",
+    )
+
+    @model_validator(mode="after")
+    def _is_called(self) -> Self:
+        if self.call == "operator" and self.op != "dsd":
+            raise ValueError(f"call: operator is of op dsd, not of {self.op}, which autograd calls; accepted: launch")
+        return self
+
+    def idle(self) -> Iterator[str]:
+        yield from super().idle()
+        if self.device != "cpu":
+            yield "layout"
 
     def operand_bytes(self) -> int:
         item, reference = BYTES[self.dtype], 8 * self.m * self.k
@@ -184,7 +208,7 @@ class GemmCell(ProductCell):
         return _check_of(self, self.op)
 
     def kernel_tuning(self) -> TuneCell:
-        return TuneCell.model_validate(self.model_dump(exclude={"seed", "baseline", "cache"})).canonical()
+        return TuneCell.model_validate(self.model_dump(exclude={"seed", *TIMED_ALONE})).canonical()
 
 
 class TuneCell(ProductCell):

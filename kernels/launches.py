@@ -1,6 +1,6 @@
 """What the launches of several backends share.
 
-That is a launch with one output (`ProductLaunch`), a pass through an LSTM layer as a model makes it (`LstmLaunch`), the
+That is a launch with one output (`ProductLaunch`), a call of the public operator (`OperatorLaunch`), a pass through an LSTM layer as a model makes it (`LstmLaunch`), the
 arithmetic of torch's own products (`under`), the fastest of several ways (`fastest`), and replays of CUDA graphs
 (`Replayed`).
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.ops import block_sparse_lstm
+from kernels.ops import block_sparse_linear, block_sparse_lstm, block_sparse_matmul
 from kernels.problem import GemmProblem, Launch, LstmProblem, Problem
 
 T = TypeVar("T")
@@ -93,6 +94,32 @@ class ProductLaunch:
 
     def poison(self) -> None:
         self.result.fill_(float("nan"))
+
+
+class OperatorLaunch(ProductLaunch):
+    """The public operator as people call it: on a frozen weight, the output allocated in each launch.
+
+    Activations [n, k] are what `block_sparse_linear` takes, an X row by row what `block_sparse_matmul` does. chosen:
+    its kernel; kernel: that in words.
+    """
+
+    def __init__(self, problem: GemmProblem, chosen: str, kernel: str) -> None:
+        weight, activations = BSRMatrix.from_dense(problem.weight, problem.mask).freeze(), problem.x.mT
+        self.as_linear = problem.layout == "column"
+        if self.as_linear:
+            called = partial(block_sparse_linear, activations, weight, None, chosen)
+        else:
+            called = partial(block_sparse_matmul, weight, problem.x, chosen)
+        self.kernel = f"{kernel}, {called.func.__name__}"
+        self.run = under(problem, called)
+        self.weight_bytes, self.index_bytes = weight.values_nbytes, weight.index_nbytes
+        self()
+
+    def __call__(self) -> None:
+        self.result = self.run()
+
+    def outputs(self) -> dict[str, Tensor]:
+        return {"output": self.result.mT if self.as_linear else self.result}
 
 
 Outputs = tuple[Tensor, tuple[Tensor, Tensor]]  # y, (h, c)

@@ -18,6 +18,8 @@ from kernels.system.resources import UnsupportedError, refusal
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPS = ("dsd", "dsd_t", "sdd")
 MATHS = ("ieee", "tf32")
+LAYOUTS = ("row", "column")
+CALLS = ("launch", "operator")
 
 
 def require(noun: str, name: str, accepted: Sequence[str]) -> None:
@@ -85,7 +87,10 @@ class GemmProblem(_Problem):
 
     op 'dsd': Y[m, n] = W X[k, n]; 'dsd_t': Y[k, n] = W^T G[m, n] (the gradient of X); 'sdd': the kept blocks of
     G[m, n] X[k, n]^T (the gradient of W), [nnzb, b, b]. given_mask: a pattern instead of a random one (then `sparsity`
-    is only a label). math: of float32, 'ieee' or 'tf32'.
+    is only a label). math: of float32, 'ieee' or 'tf32'. layout: how X, G and the result lie on a CPU, 'row' by row or
+    'column' by column, as activations [n, k] do; on a GPU each backend takes them as it needs them. call: a 'launch' is
+    prepared beforehand, the 'operator' is what people call, which allocates Y; of dsd alone, since it is by autograd
+    that the others are called.
     """
 
     m: int
@@ -99,6 +104,8 @@ class GemmProblem(_Problem):
     given_mask: BlockMask | None = field(default=None, compare=False)
     op: str = "dsd"
     math: str = "ieee"
+    layout: str = "row"
+    call: str = "launch"
 
     def __post_init__(self) -> None:
         grid_shape(self.m, self.k, self.block_size)
@@ -106,6 +113,10 @@ class GemmProblem(_Problem):
             raise ValueError(f"n must be at least 1, got {self.n}")
         require("dtype", self.dtype, list(DTYPES))
         require("op", self.op, OPS)
+        require("layout", self.layout, LAYOUTS)
+        require("call", self.call, CALLS)
+        if self.call == "operator" and self.op != "dsd":
+            raise ValueError(f"call 'operator' is of dsd, not of {self.op}, which autograd calls")
         require_math(self.math, self.dtype)
         if self.given_mask is not None and self.given_mask.shape != (self.m, self.k):
             raise ValueError(f"the mask covers {self.given_mask.shape}, the weight is {(self.m, self.k)}")
@@ -130,13 +141,16 @@ class GemmProblem(_Problem):
 
     @cached_property
     def x(self) -> Tensor:
-        """[k, n]."""
-        return self._normal(2, self.k, self.n)
+        """[k, n], in the layout."""
+        return self._laid(self._normal(2, self.k, self.n))
 
     @cached_property
     def grad(self) -> Tensor:
-        """G, the gradient of Y = W X: [m, n]."""
-        return self._normal(3, self.m, self.n)
+        """G, the gradient of Y = W X: [m, n], in the layout."""
+        return self._laid(self._normal(3, self.m, self.n))
+
+    def _laid(self, matrix: Tensor) -> Tensor:
+        return matrix.mT.contiguous().mT if self.layout == "column" else matrix
 
     def draw(self) -> None:
         _ = self.factors(dense=True), self.factors(dense=False)
@@ -281,6 +295,8 @@ class Backend:
     no_sdd: str = ""  # of its products not that one
     devices: Sequence[str] = ("cpu", "cuda")
     elsewhere: str = ""  # on any other device
+    layouts: Sequence[str] = ("row",)  # of products on a CPU
+    calls: Sequence[str] = ("launch",)  # of products
     dtypes: Sequence[str] = tuple(DTYPES)
     no_dtype: str = ""  # for any other type, with {dtype}
     needs: Callable[[Any], object] = lambda _: None  # of a problem: UnsupportedError where that is not here
@@ -309,6 +325,10 @@ class Backend:
             raise UnsupportedError(f"{self.name} computes LSTM layers only")
         elif self.no_sdd and problem.op == "sdd":
             raise UnsupportedError(self.no_sdd)
+        elif problem.device == "cpu" and problem.layout not in self.layouts:
+            raise UnsupportedError(f"{self.name} takes X row by row only")
+        elif problem.call not in self.calls:
+            raise UnsupportedError(f"{self.name} is timed as a prepared launch only")
         if problem.device not in self.devices:
             raise UnsupportedError(self.elsewhere)
         if problem.dtype not in self.dtypes:

@@ -9,8 +9,9 @@ from analysis.goals.judge import Goal, Grid
 
 THREADS = 2
 FLOAT: Grid = {"dtype": ("float32",)}
-STEP: Grid = {"m": (4608,), "k": (1152,), "n": (20, 80)}
-SQUARE: Grid = {"m": (4096,), "k": (4096,), "n": (256, 2048)}
+PREPARED: Grid = {"layout": ("row",), "call": ("launch",)}
+STEP: Grid = {"m": (4608,), "k": (1152,), "n": (20, 80), **PREPARED}
+SQUARE: Grid = {"m": (4096,), "k": (4096,), "n": (256, 2048), **PREPARED}
 COARSE = (16, 32, 64, 128)
 EVERY: Grid = {**STEP, "op": ("dsd",), "block_size": (8, *COARSE)}
 LAYER: Grid = {
@@ -42,6 +43,29 @@ END_TO_END = (
     ),
 )  # fmt: skip
 DENSE_STEPS = ((0.5, 0.95), (0.8, 0.90), (0.9, 0.80), (0.95, 0.65))  # sparsity, share of theory to reach
+EVEN, UNEVEN = (8, 16, 32, 64), (10, 13, 26, 50)
+OPERATORS = (  # m, k, n of the public operator with a frozen weight, X's layouts, block sizes, reach at ρ 0.8 and 0.95
+    ((3072, 768, 128), ("column",), EVEN, 0.85, 0.60, ""),
+    ((3072, 768, 128), ("row",), EVEN, 0.90, 0.65, ""),
+    ((4608, 1152, 80), ("column",), EVEN, 0.90, 0.65, ""),
+    ((2048, 8192, 512), ("column", "row"), EVEN, 0.85, 0.65, ""),
+    ((2600, 650, 32), ("column", "row"), UNEVEN, 0.80, 0.50, ""),
+    ((6144, 1536, 1), ("row",), EVEN, 0.85, 0.70, ""),
+)
+LAYOUT = {"column": "as activations [n, k] lie", "row": "row by row"}
+LAYERS = (  # units, batch, steps, block, ρ, passes, speedup to reach
+    (650, 20, 35, (10,), 0.8, "forward", 3.5, ""),
+    (650, 20, 35, (10,), 0.8, "forward_backward", 3.5, ""),
+    (1500, 20, 35, (20,), 0.8, "forward", 4.0, ""),
+    (1500, 20, 35, (20,), 0.8, "forward_backward", 3.5, ""),
+    (256, 64, 100, (16,), 0.8, "forward", 3.5, ""),
+    (256, 64, 100, (16,), 0.8, "forward_backward", 3.5, ""),
+    (512, 32, 35, (16,), 0.9, "forward", 7.0, ""),
+    (512, 32, 35, (16,), 0.9, "forward_backward", 7.0, ""),
+    (1152, 20, 35, (16,), 0.8, "forward_backward", 4.3, ""),
+    (1152, 20, 35, (16,), 0.95, "forward_backward", 12.0, ""),
+    (1152, 20, 35, (16,), 0.0, "forward_backward", 1.0, ""),
+)
 GRADIENTS = (("dsd_t", PACKING), ("sdd", TRIED))
 MODELS = ((1152, "384 to 1152 units, batch 20", ""), (256, "64 to 256 units, batch 5 (wikitext2_small)", STARTING))
 
@@ -85,6 +109,34 @@ GOALS = (
             reach, ({**LAYER, "target_sparsity": (rho,)},), table="lstm", threads=THREADS, bound=GATES,
         )
         for rho, reach in ((0.8, 3.5), (0.0, 0.9))
+    ),
+    *(
+        Goal(
+            "dsd by the public operator, measured / theory",
+            f"W {m} × {k}, n {n}, X {' and '.join(LAYOUT[layout] for layout in layouts)}, "
+            f"block {sizes[0]} to {sizes[-1]}, ρ {rho:g}",
+            "efficiency", reach,
+            ({
+                "m": (m,), "k": (k,), "n": (n,), "layout": layouts, "call": ("operator",), "op": ("dsd",),
+                "block_size": sizes, "target_sparsity": (rho,), **FLOAT,
+            },), threads=THREADS, bound=bound,
+        )
+        for (m, k, n), layouts, sizes, *reaches, bound in OPERATORS
+        for rho, reach in zip((0.8, 0.95), reaches, strict=True)
+    ),
+    *(
+        Goal(
+            "LSTM layer, speedup over torch.nn.LSTM",
+            f"LSTM {units} → {units}, batch {batch}, {steps} steps, {passes.replace('_', ' + ')}, "
+            f"block {sizes[0]}, ρ {rho:g}",
+            "speedup", reach,
+            ({
+                "passes": (passes,), "baseline": ("torch_lstm",), "scope": ("all",), "input_size": (units,),
+                "hidden_size": (units,), "bptt": (steps,), "batch_size": (batch,), "block_size": sizes,
+                "target_sparsity": (rho,), **FLOAT,
+            },), table="lstm", threads=THREADS, bound=bound,
+        )
+        for units, batch, steps, sizes, rho, passes, reach, bound in LAYERS
     ),
     *(
         Goal(

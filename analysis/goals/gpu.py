@@ -8,7 +8,7 @@ from __future__ import annotations
 from analysis.goals.judge import HOST_MS, Goal, Grid
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9)
-HOT: Grid = {"device": ("cuda",), "cache": ("hot",)}
+HOT: Grid = {"device": ("cuda",), "cache": ("hot",), "call": ("launch",)}
 HALF: Grid = {"dtype": ("bfloat16", "float16"), "math": ("ieee",)}
 BFLOAT16: Grid = {"dtype": ("bfloat16",), "math": ("ieee",)}
 TF32: Grid = {"dtype": ("float32",), "math": ("tf32",)}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.launches import ProductLaunch, fastest, under
-from kernels.problem import Backend, GemmProblem
+from kernels.problem import CALLS, LAYOUTS, Backend, GemmProblem
 
 Way = Callable[[], Tensor]  # a launch that answers where its result is
 
@@ -27,15 +27,26 @@ def _multiply(left: Tensor, right: Tensor, result: Tensor) -> Tensor:
     return torch.mm(left, right, out=result)
 
 
+def _columns(left: Tensor, right: Tensor) -> Tensor:
+    """The product, allocated column by column."""
+    return torch.mm(right.mT, left.mT).mT
+
+
+ALLOCATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"rows": torch.mm, "columns": _columns}
+
+
 def ways(problem: GemmProblem) -> dict[str, Way]:
     """Every way to multiply, by name: the memory orders of the two factors and of the result."""
     left, right = problem.factors(dense=True)
     orders = ("rows", "columns")
     factors = {order: (_in_order(left, order), _in_order(right, order)) for order in orders}
-    result = left.new_empty(left.shape[0], right.shape[1])
-    results = {order: _in_order(result, order) for order in orders}
+    if problem.call == "operator":
+        into = ALLOCATED
+    else:
+        result = left.new_empty(left.shape[0], right.shape[1])
+        into = {order: partial(_multiply, result=_in_order(result, order)) for order in orders}
     return {
-        f"torch.mm, {a} x {b} -> {c}": under(problem, partial(_multiply, factors[a][0], factors[b][1], results[c]))
+        f"torch.mm, {a} x {b} -> {c}": under(problem, partial(into[c], factors[a][0], factors[b][1]))
         for a, b, c in product(orders, repeat=3)
     }
 
@@ -57,4 +68,10 @@ class DenseLaunch(ProductLaunch):
         return {"output": self.problem.wanted(self.result)}
 
 
-BACKEND = Backend(name="dense", product=DenseLaunch, instead="; the baselines of a layer are torch_lstm and loop_lstm")
+BACKEND = Backend(
+    name="dense",
+    product=DenseLaunch,
+    instead="; the baselines of a layer are torch_lstm and loop_lstm",
+    layouts=LAYOUTS,
+    calls=CALLS,
+)

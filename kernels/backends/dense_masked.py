@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kernels.backends.dense import DenseLaunch
-from kernels.problem import Backend, GemmProblem
+from kernels.problem import CALLS, LAYOUTS, Backend, GemmProblem
 
 
 class MaskedLaunch(DenseLaunch):
@@ -21,4 +21,6 @@ class MaskedLaunch(DenseLaunch):
         super().__init__(masked)
 
 
-BACKEND = Backend(name="dense_masked", product=MaskedLaunch, no_sdd="sdd has no weight to mask")
+BACKEND = Backend(
+    name="dense_masked", product=MaskedLaunch, no_sdd="sdd has no weight to mask", layouts=LAYOUTS, calls=CALLS
+)

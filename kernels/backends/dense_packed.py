@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.launches import ProductLaunch
-from kernels.problem import Backend, GemmProblem
+from kernels.problem import CALLS, LAYOUTS, Backend, GemmProblem
 from kernels.system.resources import UnsupportedError
 
 
@@ -43,6 +43,8 @@ BACKEND = Backend(
     product=PackedLaunch,
     no_sdd="sdd has no weight to pack",
     devices=("cpu",),
+    layouts=LAYOUTS,  # it takes and gives activations [n, k], and allocates in each launch
+    calls=CALLS,
     dtypes=("float32",),
     elsewhere="dense_packed is float32 on a CPU only",
     no_dtype="dense_packed is float32 on a CPU only",

@@ -9,10 +9,10 @@ from functools import partial
 import torch
 
 from kernels.bsr import BSRMatrix
-from kernels.launches import LstmLaunch, ProductLaunch, block_sparse_launch, block_sparse_weights
+from kernels.launches import LstmLaunch, OperatorLaunch, ProductLaunch, block_sparse_launch, block_sparse_weights
 from kernels.native.library import describe, entry, library, pool_for, require_kernel
-from kernels.native.products import by_rows, pack, plain, product, sampled
-from kernels.problem import Backend, GemmProblem, LstmProblem, Problem
+from kernels.native.products import by_rows, empty_like_order, pack, plain, product, sampled
+from kernels.problem import CALLS, LAYOUTS, Backend, GemmProblem, Launch, LstmProblem, Problem
 
 
 class NativeProduct(ProductLaunch):
@@ -31,7 +31,7 @@ class NativeProduct(ProductLaunch):
     def _packed(self, problem: GemmProblem, bsr: BSRMatrix) -> Callable[[], object]:
         transposed, x = problem.op == "dsd_t", plain(problem.factors(dense=False)[1])
         self.x, self.packed = x, pack(bsr.data, bsr.index, problem.n, transposed, lies=not by_rows(x))
-        self.result = x.new_empty(bsr.shape[1] if transposed else bsr.shape[0], problem.n)
+        self.result = empty_like_order(x, bsr.shape[1] if transposed else bsr.shape[0])
         arguments, self.buffer = product(self.packed, x, self.result)
         self.kernel = describe(library("dsd", x.dtype), arguments.pool.threads)
         self.weight_bytes = self.packed.values.numel() * self.packed.values.element_size()
@@ -48,6 +48,14 @@ class NativeProduct(ProductLaunch):
         self.run()
 
 
+def product_launch(problem: GemmProblem) -> Launch:
+    """The prepared product, or the operator that people call."""
+    if problem.call == "launch":
+        return NativeProduct(problem)
+    threads = pool_for(problem.mask.nnzb * problem.block_size**2 * problem.n).threads
+    return OperatorLaunch(problem, "native", describe(library("dsd", problem.torch_dtype), threads))
+
+
 def lstm_launch(problem: LstmProblem) -> LstmLaunch:
     """One layer; its values are packed in every launch, as training must."""
     bsr = block_sparse_weights(problem)
@@ -61,4 +69,6 @@ def _require(problem: Problem) -> None:
     require_kernel(problem.torch_dtype, torch.device(problem.device), isinstance(problem, LstmProblem))
 
 
-BACKEND = Backend(name="native", product=NativeProduct, layer=lstm_launch, needs=_require)
+BACKEND = Backend(
+    name="native", product=product_launch, layer=lstm_launch, layouts=LAYOUTS, calls=CALLS, needs=_require
+)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.bsr import BSRMatrix
 from kernels.launches import ProductLaunch
-from kernels.problem import Backend, GemmProblem
+from kernels.problem import CALLS, Backend, GemmProblem
 
 
 class ScipyBsrLaunch(ProductLaunch):
@@ -39,6 +39,7 @@ class ScipyBsrLaunch(ProductLaunch):
 BACKEND = Backend(
     name="scipy_bsr",
     product=ScipyBsrLaunch,
+    calls=CALLS,
     no_sdd="scipy has no product sampled at blocks",
     devices=("cpu",),
     elsewhere="scipy runs on the CPU only",

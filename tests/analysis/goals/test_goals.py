@@ -29,7 +29,7 @@ def goal(what: str, where: str = "") -> Goal:
     return found
 
 
-DSD, LAYER = goal("dsd, measured", "ρ 0.8"), goal("LSTM", "ρ 0.8")
+DSD, LAYER = goal("dsd, measured", "ρ 0.8"), goal("LSTM", "block 16 and 32, ρ 0.8")
 
 
 def step_cells(ratio: float, spread: float = 0.0, threads_used: int = 2, **settings: Any) -> pd.DataFrame:

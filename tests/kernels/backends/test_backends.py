@@ -1,6 +1,7 @@
 """The contract of every registered backend: solve each problem within the error bound, or say why not."""
 
 import time
+from itertools import product
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from kernels.backends.dense import ways
 from kernels.blockmask import BlockMask
 from kernels.check import check
 from kernels.launches import fastest
-from kernels.problem import DTYPES, GemmProblem, LstmProblem
+from kernels.problem import CALLS, DTYPES, LAYOUTS, GemmProblem, LstmProblem
 from kernels.registry import BACKENDS
 
 EXPECTED = [
@@ -101,6 +102,52 @@ def test_output_is_within_the_bound(name: str, op: str, shape: tuple[int, int, i
     m, k, n, block_size, sparsity = shape
     for dtype in DTYPES:
         assert_solves_or_declines(name, GemmProblem(m, k, n, block_size, sparsity, dtype=dtype, seed=3, op=op))
+
+
+@pytest.mark.parametrize("shape", [(64, 96, 20, 16, 0.8), (60, 36, 3, 12, 0.5), (64, 96, 1, 16, 0.5)], ids=str)
+@pytest.mark.parametrize("name", BACKENDS.names())
+def test_every_layout_and_call_is_within_the_bound(name: str, shape: tuple[int, int, int, int, float]) -> None:
+    for layout, call, op in product(LAYOUTS, CALLS, OPS):
+        if call == "launch" or op == "dsd":
+            for dtype in DTYPES:
+                asked = {"dtype": dtype, "op": op, "layout": layout, "call": call}
+                assert_solves_or_declines(name, GemmProblem(*shape, **asked))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_results_lie_as_asked_and_the_operator_is_called(layout: str, call: str) -> None:
+    problem = GemmProblem(64, 96, 20, 16, 0.8, layout=layout, call=call)
+    if BACKENDS["native"].unsupported(problem):
+        pytest.skip("no C++ compiler here")
+    assert problem.x.mT.is_contiguous() is problem.grad.mT.is_contiguous() is (layout == "column")
+    launch = BACKENDS["native"].prepare(problem)
+    launch()
+    first = launch.outputs()["output"]
+    launch()
+    second = launch.outputs()["output"]
+    assert second.mT.is_contiguous() is (layout == "column"), "Y lies as X does"
+    assert (first.data_ptr() == second.data_ptr()) is (call == "launch"), "people's output is a new one each time"
+    operator = {"row": "block_sparse_matmul", "column": "block_sparse_linear"}[layout]
+    assert launch.kernel.endswith(operator) is (call == "operator")
+
+
+def test_who_takes_other_layouts_and_has_an_operator() -> None:
+    here = {name: BACKENDS[name] for name in ("dense", "native", "torch_bsr", "scipy_bsr")}
+    column, operator = (GemmProblem(32, 32, 4, 8, 0.5, **asked) for asked in ({"layout": "column"}, {"call": "operator"}))
+    assert {name: backend.unsupported(column) for name, backend in here.items() if backend.unsupported(column)} == {
+        "scipy_bsr": "scipy_bsr takes X row by row only"
+    }
+    assert {name: backend.unsupported(operator) for name, backend in here.items() if backend.unsupported(operator)} == {
+        "torch_bsr": "torch_bsr is timed as a prepared launch only"
+    }
+
+
+def test_an_operator_of_a_gradient_is_refused() -> None:
+    with pytest.raises(ValueError, match="call 'operator' is of dsd, not of sdd"):
+        GemmProblem(32, 32, 4, 8, 0.5, op="sdd", call="operator")
+    with pytest.raises(ValueError, match="unknown layout 'rows'; accepted: row, column"):
+        GemmProblem(32, 32, 4, 8, 0.5, layout="rows")
 
 
 @pytest.mark.parametrize("passes", ["forward", "forward_backward"])
