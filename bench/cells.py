@@ -177,8 +177,8 @@ class GemmCell(ProductCell):
     cache: Literal["hot", "cold"] = Field("hot", description="operands left in cache, or evicted before each sample")
     layout: Literal["row", "column"] = Field(
         "row",
-        description="how X, G and the result lie on a CPU: row by row, or column by column as activations [n, features] "
-        "do; the baseline is the fastest of every order",
+        description="how X, G and the result lie on a CPU: row by row, or column by column, as activations [n, k] do; "
+        "the baseline is the fastest of every order",
     )
     call: Literal["launch", "operator"] = Field(
         "launch",

@@ -1,8 +1,8 @@
 """What the launches of several backends share.
 
-That is a launch with one output (`ProductLaunch`), a call of the public operator (`OperatorLaunch`), a pass through an LSTM layer as a model makes it (`LstmLaunch`), the
-arithmetic of torch's own products (`under`), the fastest of several ways (`fastest`), and replays of CUDA graphs
-(`Replayed`).
+That is a launch with one output (`ProductLaunch`), a call of the public operator (`OperatorLaunch`), a pass through an
+LSTM layer as a model makes it (`LstmLaunch`), the arithmetic of torch's own products (`under`), the fastest of several
+ways (`fastest`), and replays of CUDA graphs (`Replayed`).
 
 Torch's GPU products use the problem's arithmetic while a baseline runs, whatever the process has set. float32: exactly
 or by TF32, as `problem.math` says; cuDNN's layers are on TF32 unless told otherwise. 16-bit types: summed in float32 to

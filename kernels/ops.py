@@ -104,9 +104,21 @@ def is_inference(*tensors: Tensor) -> bool:
 
 def _repeated(weight: FrozenBSRMatrix, x: Tensor, kernel: str) -> Tensor | None:
     """`block_sparse_matmul` by the CPU's kernel where it has multiplied an x like this one before; else None."""
-    if kernel != "auto" or type(x) is not Tensor or is_any_autocast() or not is_inference(x):
+    if kernel not in ("auto", "native") or type(x) is not Tensor or is_any_autocast() or not is_inference(x):
         return None
     return native_products.repeated(weight._operand, x)
+
+
+def _repeated_rows(weight: FrozenBSRMatrix, x: Tensor, kernel: str) -> Tensor | None:
+    """The same for x: [..., in] that lies row by row, as `block_sparse_linear` takes and gives it."""
+    if type(x) is not Tensor or x.ndim < 2 or not x.is_contiguous() or x.shape[-1] != weight.shape[1]:
+        return None
+    rows = x if x.ndim == 2 and x.shape[0] > 1 else x.view(-1, x.shape[-1])  # of one row: with strides as any other's
+    found = _repeated(weight, rows.mT, kernel)
+    if found is None:
+        return None
+    y = found.mT.contiguous()  # of one column: it lies in either order
+    return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[1])
 
 
 def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> Tensor:
@@ -157,6 +169,8 @@ def block_sparse_linear(x: Tensor, weight: BSRMatrix, bias: Tensor | None = None
     multiplied as it lies, and Y lies as it does. Types, devices, derivatives, torch.autocast and kernel: as of
     `block_sparse_matmul`; the bias is of the type of x.
     """
+    if type(weight) is FrozenBSRMatrix and bias is None and (found := _repeated_rows(weight, x, kernel)) is not None:
+        return found
     require_memory("x", x)
     inside, outside = require_sparse("weight", weight).shape[::-1]
     if not x.ndim or x.shape[-1] != inside:

@@ -106,11 +106,13 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
 
 def test_layout_and_call_of_a_product() -> None:
     assert GemmCell(layout="row", call="launch").cell_id == GemmCell().cell_id, "what was stored before"
-    ids = {GemmCell(layout=layout, call=call).cell_id for layout in ("row", "column") for call in ("launch", "operator")}
+    ids = {
+        GemmCell(layout=layout, call=call).cell_id for layout in ("row", "column") for call in ("launch", "operator")
+    }
     assert len(ids) == 4
     on_gpu = {"device": "cuda", "backend": "cuda"}
     assert GemmCell(layout="column", **on_gpu).cell_id == GemmCell(**on_gpu).cell_id, "X lies as each backend needs it"
-    with pytest.raises(ValidationError, match="call: operator is of op dsd, not of dsd_t, .*; accepted: launch"):
+    with pytest.raises(ValidationError, match=r"call: operator is of op dsd, not of dsd_t, .*; accepted: launch"):
         GemmCell(op="dsd_t", call="operator")
     problem = GemmCell(layout="column", call="operator").problem()
     assert (problem.layout, problem.call) == ("column", "operator")

@@ -225,6 +225,30 @@ def test_a_frozen_matrix_is_packed_once_and_an_ordinary_one_at_each_call(monkeyp
     assert len(packs) == 6 and frozen.freeze() is frozen and frozen.frozen and not weight.frozen
 
 
+@needs_native
+@pytest.mark.parametrize("kernel", ["auto", "native"])
+@pytest.mark.parametrize("shape", [(5, 48), (1, 48), (2, 3, 48), (1, 1, 48)], ids=str)
+def test_a_product_that_is_asked_for_again_is_looked_up(
+    shape: tuple[int, ...], kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever names the kernel, and of activations in any number of dimensions: neither is looked at again."""
+    prepared: list[object] = []
+    frozen_dsd = native_products.frozen_dsd
+    monkeypatch.setattr(native_products, "frozen_dsd", lambda *given: prepared.append(given) or frozen_dsd(*given))
+    weight = BSRMatrix.from_dense(
+        torch.randn(32, 48), BlockMask.random(32, 48, 8, 0.5, torch.Generator().manual_seed(0))
+    )
+    frozen, first, second = weight.freeze(), torch.randn(shape), torch.randn(shape)
+    for _ in range(3):
+        for x in (first, second):
+            y = block_sparse_linear(x, frozen, kernel=kernel)
+            torch.testing.assert_close(y, F.linear(x, weight.to_dense()), rtol=1e-4, atol=1e-4)
+            assert y.is_contiguous()
+    assert len(prepared) == 1
+    block_sparse_linear(first.requires_grad_(), frozen, kernel=kernel).sum().backward()
+    assert first.grad is not None and len(prepared) == 1, "not where a gradient is wanted"
+
+
 def saved(matrix: BSRMatrix) -> BSRMatrix:
     """As torch.load brings it back."""
     file = io.BytesIO()

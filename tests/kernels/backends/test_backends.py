@@ -134,7 +134,9 @@ def test_results_lie_as_asked_and_the_operator_is_called(layout: str, call: str)
 
 def test_who_takes_other_layouts_and_has_an_operator() -> None:
     here = {name: BACKENDS[name] for name in ("dense", "native", "torch_bsr", "scipy_bsr")}
-    column, operator = (GemmProblem(32, 32, 4, 8, 0.5, **asked) for asked in ({"layout": "column"}, {"call": "operator"}))
+    column, operator = (
+        GemmProblem(32, 32, 4, 8, 0.5, **asked) for asked in ({"layout": "column"}, {"call": "operator"})
+    )
     assert {name: backend.unsupported(column) for name, backend in here.items() if backend.unsupported(column)} == {
         "scipy_bsr": "scipy_bsr takes X row by row only"
     }
