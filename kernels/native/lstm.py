@@ -91,7 +91,7 @@ class Room(NamedTuple):
 
 def packed_for(weight: Sequence[Tensor], chunk: int, transposed: bool = False) -> Packed:
     data, *index = weight
-    return native_products.pack(data, BSRIndex(*index), chunk, transposed, lies=True)
+    return native_products.pack(data, BSRIndex(*index), chunk, transposed, lies=True, in_layer=True)
 
 
 def forward(
@@ -164,8 +164,8 @@ def infer(
 ) -> tuple[Tensor, Tensor]:
     """(y, last cell state) without what a backward pass needs; of frozen weights the packed values are kept."""
     chunk = Sizes.of(inputs, h0.shape[1]).chunk
-    recurrent = native_products.packed(weight, chunk, lies=True)
-    across = native_products.packed(into, chunk, lies=True) if into else None
+    recurrent = native_products.packed(weight, chunk, lies=True, in_layer=True)
+    across = native_products.packed(into, chunk, lies=True, in_layer=True) if into else None
     y, cell, _ = forward(inputs, bias, h0, c0, recurrent, across, weight.data, keep=False)
     return y, cell
 

@@ -116,11 +116,28 @@ class Tiling(NamedTuple):
     abreast: int
 
 
+class Shape(NamedTuple):
+    """Rows and columns of a block-sparse matrix, and how many elements it keeps; zeros of a layer's, see `pack`."""
+
+    rows: int
+    columns: int
+    elements: int
+
+    @classmethod
+    def of(cls, nnzb: int, size: int, index: BSRIndex, transposed: bool) -> Shape:
+        """Of `nnzb` blocks of size x size elements."""
+        rows, columns = ((each.numel() - 1) * size for each in (index.indptr, index.column_indptr))
+        return cls(*((columns, rows) if transposed else (rows, columns)), nnzb * size**2)
+
+
+IN_LAYER = Shape(0, 0, 0)
+
+
 @functools.cache
-def tiling_for(dtype: torch.dtype, block_size: int, n: int, lies: bool) -> Tiling:
+def tiling_for(dtype: torch.dtype, block_size: int, n: int, lies: bool, shape: Shape = IN_LAYER) -> Tiling:
     """What is fastest for products with n columns that lie, each contiguous, or stand, as the result will."""
-    sizes = "block_size", "n", "lies"
-    return Tiling(*(entry("dsd", dtype, name, *sizes)(block_size, n, lies) for name in Tiling._fields))
+    sizes = "block_size", "n", "lies", *Shape._fields
+    return Tiling(*(entry("dsd", dtype, name, *sizes)(block_size, n, lies, *shape) for name in Tiling._fields))
 
 
 def lying_stride(k: int, dtype: torch.dtype) -> int:
@@ -135,12 +152,18 @@ def row_stride(n: int, dtype: torch.dtype) -> int:
     return lying_stride(-(-n // line) * line, dtype)
 
 
-def pack(data: Tensor, index: BSRIndex, n: int, transposed: bool = False, *, lies: bool = False) -> Packed:
-    """The matrix with blocks `data` [nnzb, b, b], or its transpose, ready for products with n columns, lying or not."""
+def pack(
+    data: Tensor, index: BSRIndex, n: int, transposed: bool = False, *, lies: bool = False, in_layer: bool = False
+) -> Packed:
+    """The matrix with blocks `data` [nnzb, b, b], or its transpose, ready for products with n columns, lying or not.
+
+    in_layer: the columns come as tiles want them, so that none are turned.
+    """
     index, size = checked(index), max([1, *data.shape[-1:]])
     require("data", data, (index.indices.numel(), size, size), data.dtype, index.indices.device)
     data = contiguous(data)
-    tiling = tiling_for(data.dtype, size, n, lies)
+    shape = IN_LAYER if in_layer else Shape.of(data.shape[0], size, index, transposed)
+    tiling = tiling_for(data.dtype, size, n, lies, shape)
     indptr, indices = (index.column_indptr, index.column_rows) if transposed else (index.indptr, index.indices)
     values = empty_packed(data.dtype, data.shape[0] * size + READ_BEYOND, steps_in(data.dtype, size))
     grid_rows = indptr.numel() - 1
@@ -152,7 +175,9 @@ def pack(data: Tensor, index: BSRIndex, n: int, transposed: bool = False, *, lie
     return Packed(matrix, values[: data.shape[0] * size], (indices, indptr), grid_rows * size, cols, {})
 
 
-def packed(weight: BSRMatrix, n: int, transposed: bool = False, *, lies: bool = False) -> Packed:
+def packed(
+    weight: BSRMatrix, n: int, transposed: bool = False, *, lies: bool = False, in_layer: bool = False
+) -> Packed:
     """As `pack`, but once for a frozen weight, and kept with it for the next product.
 
     Of no other: nothing tells that values have changed. Torch's count of changes in place misses what a fused optimizer
@@ -161,11 +186,13 @@ def packed(weight: BSRMatrix, n: int, transposed: bool = False, *, lies: bool = 
     weight = weight._operand
     kept: dict[tuple[Tiling, bool], Packed] | None = weight._packed
     if kept is None:
-        return pack(weight.data, weight.index, n, transposed, lies=lies)
-    tiling = tiling_for(weight.data.dtype, weight.block_size, n, lies)
+        return pack(weight.data, weight.index, n, transposed, lies=lies, in_layer=in_layer)
+    shape = IN_LAYER if in_layer else Shape.of(weight.nnzb, weight.block_size, weight.index, transposed)
+    tiling = tiling_for(weight.data.dtype, weight.block_size, n, lies, shape)
     found = kept.get((tiling, transposed))
     if found is None:
-        found = kept[tiling, transposed] = pack(weight.data, weight.index, n, transposed, lies=lies)
+        found = pack(weight.data, weight.index, n, transposed, lies=lies, in_layer=in_layer)
+        kept[tiling, transposed] = found
     return found
 
 

@@ -61,7 +61,7 @@ class Packing:
     def __call__(self) -> None:
         for weight, columns in zip(self.weights, self.columns, strict=True):
             for turned in (False, True):
-                pack(weight.data, weight.index, columns, turned, lies=True)
+                pack(weight.data, weight.index, columns, turned, lies=True, in_layer=True)
 
     def outputs(self) -> dict[str, Tensor]:
         return {}

@@ -99,22 +99,44 @@ void pack_lying(const Product &product, int64_t first, int64_t columns) {
     });
 }
 
-// Products of vectors, or time like theirs, for each element of a block and all n columns; two are done at once.
-double standing_work(int64_t block_size, int64_t n, int64_t abreast, bool lies) {
-    if (abreast == 1 && n < lanes) return static_cast<double>(n * divide_up(block_size, low_rows)) / static_cast<double>(block_size);
+constexpr int64_t near_bytes = 96 << 10;  // twice what the nearest cache holds
+
+// What is known of a matrix and its operands; of a layer, whose columns no product turns, neither rows, columns nor elements.
+struct Shape {
+    int64_t block_size, n, lies;     // lies: whether the operands do
+    int64_t rows, columns, elements;  // kept ones
+};
+
+// Products of vectors, or time like theirs, for each element of a block and all n columns; two are done at once. What is no
+// product was measured in times of one: to turn the right factor and the sums, to begin a block and a tile, and to wait for
+// columns that no cache holds.
+double standing_work(const Shape &shape, int64_t abreast) {
+    const int64_t n = shape.n;
+    if (abreast == 1 && n < lanes)
+        return static_cast<double>(n * divide_up(shape.block_size, low_rows)) / static_cast<double>(shape.block_size);
     const int64_t vectors = divide_up(n * abreast, lanes);
-    const double waits = lies ? 1.2 : 1.0;  // to turn the columns and the sums; measured
-    return waits * static_cast<double>(vectors < 2 ? 2 : vectors) / static_cast<double>(abreast);
+    double turned = shape.lies ? 1.2 : 1.0;
+    if (shape.lies && shape.rows)
+        turned = 1.0 + lanes * (0.7 * static_cast<double>(shape.columns) + 1.9 * static_cast<double>(shape.rows)) /
+                           static_cast<double>(shape.elements + 1);
+    return turned * static_cast<double>(vectors < 2 ? 2 : vectors) / static_cast<double>(abreast);
 }
 
-double lying_work(int64_t block_size, int64_t n, bool lies) {
-    const Panels panels(block_size, true, 1);
+double lying_work(const Shape &shape) {
+    const Panels panels(shape.block_size, true, 1);
+    const double size = static_cast<double>(shape.block_size), n = static_cast<double>(shape.n);
     double vectors = 0;
     for (int64_t panel = 0; panel < panels.count(); ++panel) {
         const int64_t rows = panels.rows(panel), abreast = panels.abreast(rows);
         vectors += static_cast<double>(divide_up(rows * abreast, lanes)) / static_cast<double>(abreast);
     }
-    return (lies || n < lanes ? 1.0 : 2.0) * vectors * static_cast<double>(n) / static_cast<double>(block_size);  // their sums are scattered
+    double work = vectors * n / size;
+    if (shape.lies && shape.rows) {
+        const double tiles = static_cast<double>(panels.count()) * n / lying_columns;
+        work += 24 * tiles / (size * size) + 200 * tiles * static_cast<double>(shape.rows) / size / static_cast<double>(shape.elements + 1);
+        if (shape.columns * lying_columns * static_cast<int64_t>(sizeof(Scalar)) > near_bytes) work *= 1.0 + 4.8 / size;
+    }
+    return (shape.lies || shape.n < lanes ? 1.0 : 2.0) * work;  // else their sums are scattered
 }
 
 constexpr int64_t rows_together = 64;
@@ -123,13 +145,13 @@ struct Tiling {
     int64_t lying, abreast;
 };
 
-// Whatever takes the least time for blocks times n columns of operands that lie, or stand.
-Tiling tiling(int64_t block_size, int64_t n, bool lies) {
-    const bool even = block_size % 2 == 0, two = twofold && even && n * 2 >= lanes;
-    const double one = standing_work(block_size, n, 1, lies), both = two ? standing_work(block_size, n, 2, lies) : one;
+// Whatever takes the least time.
+Tiling tiling(const Shape &shape) {
+    const bool even = shape.block_size % 2 == 0, two = twofold && even && shape.n * 2 >= lanes;
+    const double one = standing_work(shape, 1), both = two ? standing_work(shape, 2) : one;
     const int64_t abreast = both < one ? 2 : 1;
     if (paired && !even) return {0, abreast};  // a pair would reach into the next block
-    return {lying_work(block_size, n, lies) < (both < one ? both : one) || (n < lanes && block_size >= lanes), abreast};
+    return {lying_work(shape) < (both < one ? both : one) || (shape.n < lanes && shape.block_size >= lanes), abreast};
 }
 
 }  // namespace
@@ -139,10 +161,14 @@ EXPORT const char *isa() { return paired ? ISA " " PAIR_PRODUCTS : ISA; }
 // How bfloat16 would be multiplied, whatever the elements are here; empty: not at all.
 EXPORT const char *pair_products() { return PAIR_PRODUCTS; }
 
-// Whether columns are to lie; `lies`: whether the operands do.
-EXPORT int64_t lying(int64_t block_size, int64_t n, int64_t lies) { return tiling(block_size, n, lies).lying; }
+// Whether columns are to lie.
+EXPORT int64_t lying(int64_t block_size, int64_t n, int64_t lies, int64_t rows, int64_t columns, int64_t elements) {
+    return tiling({block_size, n, lies, rows, columns, elements}).lying;
+}
 
-EXPORT int64_t abreast(int64_t block_size, int64_t n, int64_t lies) { return tiling(block_size, n, lies).abreast; }
+EXPORT int64_t abreast(int64_t block_size, int64_t n, int64_t lies, int64_t rows, int64_t columns, int64_t elements) {
+    return tiling({block_size, n, lies, rows, columns, elements}).abreast;
+}
 
 EXPORT void pack(const Packing *given) {
     const Packing &packing = *given;

@@ -18,7 +18,8 @@ from products import PATTERNS, PLACES, SIZES, WIDTHS, assert_right, kept_blocks,
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.native import library as native_library
-from kernels.native.products import by_rows, dsd, empty_panels, pack, sdd
+from kernels.native.library import library, text_of
+from kernels.native.products import Shape, by_rows, dsd, empty_panels, pack, sdd, tiling_for
 from kernels.system.resources import refusal
 
 Guards = Callable[[], AbstractContextManager[None]]
@@ -133,10 +134,31 @@ def test_blocks_that_fill_no_vector(guards: Guards, size: int) -> None:
             for place in ("by rows", "surrounded by columns"):
                 there, back = PLACES[place](x), PLACES[place](grad)
                 assert_right(products(bsr, there, back), bsr, x, grad)
-                for lies in (False, True):
-                    turned = pack(bsr.data, bsr.index, n, transposed=True, lies=lies)
-                    found = dsd(pack(bsr.data, bsr.index, n, lies=lies), there), dsd(turned, back)
+                for lies, in_layer in ((False, False), (True, False), (True, True)):
+                    turned = pack(bsr.data, bsr.index, n, transposed=True, lies=lies, in_layer=in_layer)
+                    as_it_is = pack(bsr.data, bsr.index, n, lies=lies, in_layer=in_layer)
+                    found = dsd(as_it_is, there), dsd(turned, back)
                     assert_right((*found, sdd(grad, x, bsr.index, size)), bsr, x, grad)
+
+
+@needs_native
+def test_activations_are_turned_where_that_pays() -> None:
+    """Small blocks fill no vectors of rows; of few large ones the turning would take longer than the product."""
+    if "avx512" not in text_of(library("dsd", torch.float32), "isa"):
+        pytest.skip("the times were measured with vectors of 512 bits")
+    dense, sparse = (Shape(3072, 768, 3072 * 768 // share) for share in (5, 20))
+    assert not tiling_for(torch.float32, 8, 128, True, dense).lying
+    assert not tiling_for(torch.float32, 8, 128, True, sparse).lying
+    assert tiling_for(torch.float32, 64, 128, True, sparse).lying
+    assert not tiling_for(torch.float32, 16, 512, True, Shape(2048, 8192, 2048 * 8192 // 20)).lying
+    assert tiling_for(torch.float32, 8, 128, True).lying, "in a layer nothing is turned"
+
+
+@needs_native
+def test_the_shape_of_a_matrix_and_of_its_transpose() -> None:
+    bsr, _, _ = operands(kept_blocks("full", 3, 2), 16, 1, torch.float32)
+    assert Shape.of(bsr.nnzb, 16, bsr.index, False) == (48, 32, 48 * 32)
+    assert Shape.of(bsr.nnzb, 16, bsr.index, True) == (32, 48, 48 * 32)
 
 
 @needs_native
@@ -176,5 +198,5 @@ def test_pack_orders_the_values_of_a_panel_by_columns() -> None:
 def test_nothing_is_padded(size: int, n: int, lies: bool) -> None:
     bsr, _, _ = operands(kept_blocks("random", 3, 4), size, 1, torch.float32)
     for transposed in (False, True):
-        packed = pack(bsr.data, bsr.index, n, transposed, lies=lies)
+        packed = pack(bsr.data, bsr.index, n, transposed, lies=lies, in_layer=lies)
         assert torch.equal(packed.values.flatten().sort().values, bsr.data.flatten().sort().values)
