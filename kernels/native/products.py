@@ -31,10 +31,11 @@ TILE_COLUMNS = 48
 MOST_SHAPES = 256  # of x that a weight keeps something of
 READ_BEYOND = 16  # scalars after the end of packed operands that kernels may read, and then leave
 LONGEST_SUM = 1024  # columns that sdd sums along vectors before it adds those up
+OWN_BYTES = 2**20  # of columns that every thread turns for itself, together
 WIDEST_SUM = 256  # steps that sdd sums before it goes back to memory
 
 Product = structure(
-    "Product", "x y packed", "k n chunk chunks stride x_down x_along down along", matrix=Matrix, pool=Pool
+    "Product", "x y packed", "k n chunk chunks stride x_down x_along down along rooms room", matrix=Matrix, pool=Pool
 )
 Packing = structure("Packing", "data indptr positions values", "block_size grid_rows lying abreast", pool=Pool)
 Sampled = structure(
@@ -226,8 +227,11 @@ def _plan(packed: Packed, n: int, x_by_rows: bool, out_by_rows: bool) -> Product
     else:
         in_place, room = x_by_rows and chunk == n and pair(dtype) == matrix.abreast == 1, chunks * steps * chunk
         stride = n if in_place else chunk
-    made = Product(matrix, None, None, None, k, n, chunk, chunks, stride, *x_strides, *out_strides)
-    scratch = (room + READ_BEYOND,) + (2,) * (pair(dtype) > 1)  # as of `empty_packed`
+    rooms, threads = 1, in_force()  # where more are in force later, they share the first
+    if not matrix.lying and chunk * chunks >= n and not x_by_rows and threads * room * dtype.itemsize <= OWN_BYTES:
+        rooms = threads
+    made = Product(matrix, None, None, None, k, n, chunk, chunks, stride, *x_strides, *out_strides, rooms, room)
+    scratch = (rooms * room + READ_BEYOND,) + (2,) * (pair(dtype) > 1)  # as of `empty_packed`
     return ProductPlan(bytes(made), None if in_place else scratch, packed.values.numel() * n)
 
 

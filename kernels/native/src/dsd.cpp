@@ -9,6 +9,7 @@ struct Product {  // mirrored in Python, field by field
     Scalar *packed;  // several chunks of the columns of X, [chunks, steps of k, chunk] or [chunks, chunk, stride] where they lie;
                      // null: they are multiplied where they are
     int64_t k, n, chunk, chunks, stride, x_down, x_along, down, along;  // strides of x and y; one of each two is 1
+    int64_t rooms, room;  // in `packed`, for so many threads one each, so far apart; or one for all
     Pool pool;
 };
 
@@ -50,31 +51,38 @@ void pack_panel(const Element *block, bool turned, int64_t size, int64_t top, in
 // Steps of the whole sum: pairs do not reach from block to block.
 int64_t steps_of(const Product &product) { return product.k / product.matrix.block_size * steps_in(product.matrix.block_size); }
 
-// Copy the chunks of X that begin at `first` to product.packed: a strip of rows of all of them at a time, since a row of
-// one chunk alone is too short a piece for the hardware to run ahead of. No strip reaches over the end of a block of odd size.
-void pack_standing(const Product &product, int64_t first, int64_t columns) {
-    constexpr int64_t strip = 64;
+// Strips of the rows of X that become steps of standing columns. None reaches over the end of a block of odd size.
+struct Strips {
+    static constexpr int64_t strip = 64;
+    int64_t run, per_run, count;
+
+    explicit Strips(const Product &product)
+        : run(product.matrix.block_size % pair ? product.matrix.block_size : product.k), per_run(divide_up(run, strip)),
+          count(product.k / run * per_run) {}
+};
+
+// Copy a strip of the chunks of X that begin at `first` to where they stand: of all of them at a time, since a row of one chunk
+// alone is too short a piece for the hardware to run ahead of.
+void stand(const Product &product, const Strips &strips, int64_t item, int64_t first, int64_t columns, Scalar *packed) {
     const int64_t chunk = product.chunk, steps = steps_of(product), abreast = product.matrix.abreast;
-    const int64_t run = product.matrix.block_size % pair ? product.matrix.block_size : product.k, strips = divide_up(run, strip);
-    share(product.pool, product.k / run * strips, [&](int64_t item, int64_t) {
-        const int64_t inside = item % strips * strip, top = item / strips * run + inside, rows = smaller(strip, run - inside);
-        const Element *from = product.x + top * product.x_down + first * product.x_along;
-        Scalar *to = product.packed + (item / strips * steps_in(run) + inside / pair) * chunk;
-        if (product.x_down == 1) {
-            for (int64_t column = 0; column < columns; column += chunk)
-                turn_for(abreast, from + column * product.x_along, product.x_along, smaller(chunk, columns - column), rows, to + column * steps, chunk);
-            return;
+    const int64_t inside = item % strips.per_run * strips.strip, top = item / strips.per_run * strips.run + inside;
+    const int64_t rows = smaller(strips.strip, strips.run - inside);
+    const Element *from = product.x + top * product.x_down + first * product.x_along;
+    Scalar *to = packed + (item / strips.per_run * steps_in(strips.run) + inside / pair) * chunk;
+    if (product.x_down == 1) {
+        for (int64_t column = 0; column < columns; column += chunk)
+            turn_for(abreast, from + column * product.x_along, product.x_along, smaller(chunk, columns - column), rows, to + column * steps, chunk);
+        return;
+    }
+    for (int64_t row = 0; row < rows; row += pair * abreast)
+        for (int64_t column = 0; column < columns; column += chunk) {
+            const Element *piece = from + row * product.x_down + column;
+            const int64_t count = smaller(chunk, columns - column);
+            for (int64_t c = 0; c < count; c += 64 / sizeof(Scalar)) __builtin_prefetch(piece + 4 * product.x_down + c);
+            Scalar *step = to + column * steps + row / pair * chunk;
+            if (abreast == 2) interleave_rows(piece, piece + product.x_down, count, step);
+            else copy_long_step(piece, product.x_down, rows - row, count, step);
         }
-        for (int64_t row = 0; row < rows; row += pair * abreast)
-            for (int64_t column = 0; column < columns; column += chunk) {
-                const Element *piece = from + row * product.x_down + column;
-                const int64_t count = smaller(chunk, columns - column);
-                for (int64_t c = 0; c < count; c += 64 / sizeof(Scalar)) __builtin_prefetch(piece + 4 * product.x_down + c);
-                Scalar *step = to + column * steps + row / pair * chunk;
-                if (abreast == 2) interleave_rows(piece, piece + product.x_down, count, step);
-                else copy_long_step(piece, product.x_down, rows - row, count, step);
-            }
-    });
 }
 
 // Copy the columns of X that begin at `first` to product.packed, where they lie: some of their elements at a time.
@@ -194,34 +202,49 @@ EXPORT void dsd(const Product *given) {
     const Matrix &matrix = product.matrix;
     const Panels panels(matrix);
     const int64_t chunk = product.chunk, together = chunk * product.chunks, column = matrix.lying ? product.stride : steps_of(product);
-    // Items are panels, or where columns lie enough block rows that what is written of a column fills its lines.
-    const int64_t per_row = matrix.lying ? 1 : panels.count(), rows = matrix.lying ? divide_up(rows_together, matrix.block_size) : 1;
-    const int64_t groups = divide_up(matrix.grid_rows, rows);
+    // Items are so many block rows that what is written of a column fills its lines, and that few counters wait for stores;
+    // standing, not more than leave each thread a few of them.
+    const int64_t grid = matrix.grid_rows, full = divide_up(rows_together, matrix.block_size), few = grid / (8 * product.pool.threads);
+    const int64_t rows = matrix.lying || few >= full ? full : few > 1 ? few : 1, groups = divide_up(grid, rows);
     const auto cost = [&](int64_t group) {
-        return matrix.indptr[smaller((group + 1) * rows, matrix.grid_rows)] - matrix.indptr[group * rows] + 1;
+        return matrix.indptr[smaller((group + 1) * rows, grid)] - matrix.indptr[group * rows] + 1;
     };
     for (int64_t first = 0; first < product.n; first += together) {
         const int64_t columns = smaller(together, product.n - first);
-        if (product.packed) matrix.lying ? pack_lying(product, first, columns) : pack_standing(product, first, columns);
-        Ranges ranges(product.pool.threads, divide_up(columns, chunk), groups, per_row, cost);
-        share(product.pool, ranges, [&](int64_t item, int64_t) {
-            const int64_t group = item / per_row % groups, left = item / (per_row * groups) * chunk, count = smaller(chunk, columns - left);
-            const Scalar *x = product.packed ? product.packed + left * column
+        const Strips strips(product);
+        // What another core has written takes longer to come than it takes to be turned once more.
+        const bool own = product.packed && !matrix.lying && product.rooms >= product.pool.threads;
+        bool stands[most_threads] = {};
+        if (product.packed && matrix.lying) pack_lying(product, first, columns);
+        else if (product.packed && !own)
+            share(product.pool, strips.count, [&](int64_t item, int64_t) { stand(product, strips, item, first, columns, product.packed); });
+        Ranges ranges(product.pool.threads, divide_up(columns, chunk), groups, 1, cost);
+        share(product.pool, ranges, [&](int64_t item, int64_t thread) {
+            Scalar *packed = product.packed + (own ? thread * product.room : 0);
+            if (own && !stands[thread]) {
+                for (int64_t each = 0; each < strips.count; ++each) stand(product, strips, each, first, columns, packed);
+                stands[thread] = true;
+            }
+            const int64_t group = item % groups, left = item / groups * chunk, count = smaller(chunk, columns - left);
+            const Scalar *x = product.packed ? packed + left * column
                                              : reinterpret_cast<const Scalar *>(product.x) + (first + left) * product.x_along;  // no pairs
             const auto one = [&](int64_t row, int64_t panel, int64_t skipped, int64_t width) {
                 const int64_t top = row * matrix.block_size + panels.top(panel);
                 const Output to{product.y + top * product.down + (first + left + skipped) * product.along, product.down, product.along};
                 multiply(matrix, panels, row, panel, {x + skipped * product.stride, product.stride, width}, to);
             };
-            if (!matrix.lying) return one(group, item % per_row, 0, count);
-            const int64_t end = smaller((group + 1) * rows, matrix.grid_rows), top = group * rows * matrix.block_size;
+            const int64_t end = smaller((group + 1) * rows, grid), top = group * rows * matrix.block_size;
+            const auto all = [&](int64_t skipped, int64_t width) {
+                for (int64_t row = group * rows; row < end; ++row)
+                    for (int64_t panel = 0; panel < panels.count(); ++panel) one(row, panel, skipped, width);
+            };
+            if (!matrix.lying) return all(0, count);
             for (int64_t skipped = 0; skipped < count;) {
                 const int64_t width = lying_width(count - skipped), next = skipped + width;
                 if (product.down == 1)  // the lines of the next tile: they take as long to come as this one to be computed
                     for (int64_t each = next; each < smaller(next + lying_columns, count); ++each)
                         claim(product.y + (first + left + each) * product.along + top, end * matrix.block_size - top);
-                for (int64_t row = group * rows; row < end; ++row)
-                    for (int64_t panel = 0; panel < panels.count(); ++panel) one(row, panel, skipped, width);
+                all(skipped, width);
                 skipped = next;
             }
         });
