@@ -125,7 +125,7 @@ double standing_work(const Shape &shape, int64_t abreast) {
     const int64_t vectors = divide_up(n * abreast, lanes);
     double turned = shape.lies ? 1.2 : 1.0;
     if (shape.lies && shape.rows)
-        turned = 1.0 + lanes * (0.7 * static_cast<double>(shape.columns) + 1.9 * static_cast<double>(shape.rows)) /
+        turned = 1.0 + lanes * (0.8 * static_cast<double>(shape.columns) + 1.0 * static_cast<double>(shape.rows)) /
                            static_cast<double>(shape.elements + 1);
     return turned * static_cast<double>(vectors < 2 ? 2 : vectors) / static_cast<double>(abreast);
 }
@@ -142,7 +142,7 @@ double lying_work(const Shape &shape) {
     if (shape.lies && shape.rows) {
         const double tiles = static_cast<double>(panels.count()) * n / lying_columns;
         work += 24 * tiles / (size * size) + 200 * tiles * static_cast<double>(shape.rows) / size / static_cast<double>(shape.elements + 1);
-        if (shape.columns * lying_columns * static_cast<int64_t>(sizeof(Scalar)) > near_bytes) work *= 1.0 + 4.8 / size;
+        if (shape.columns * lying_columns * static_cast<int64_t>(sizeof(Scalar)) > near_bytes) work *= 1.1 + 4.8 / size;
     }
     return (shape.lies || shape.n < lanes ? 1.0 : 2.0) * work;  // else their sums are scattered
 }

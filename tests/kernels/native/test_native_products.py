@@ -19,7 +19,7 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.native import library as native_library
 from kernels.native.library import library, text_of
-from kernels.native.products import Shape, by_rows, dsd, empty_panels, pack, sdd, tiling_for
+from kernels.native.products import Product, Shape, by_rows, dsd, empty_panels, pack, sdd, tiling_for
 from kernels.system.resources import refusal
 
 Guards = Callable[[], AbstractContextManager[None]]
@@ -152,6 +152,23 @@ def test_activations_are_turned_where_that_pays() -> None:
     assert tiling_for(torch.float32, 64, 128, True, sparse).lying
     assert not tiling_for(torch.float32, 16, 512, True, Shape(2048, 8192, 2048 * 8192 // 20)).lying
     assert tiling_for(torch.float32, 8, 128, True).lying, "in a layer nothing is turned"
+
+
+@needs_native
+@pytest.mark.parametrize("before", [1, 2])
+def test_each_thread_turns_columns_for_itself_where_it_has_room(pinned_threads: Threads, before: int) -> None:
+    """Room is made for the threads of the first product; where there are more of them later, all use the first one."""
+    bsr, x, _ = operands(kept_blocks("random", 40, 8), 8, 48, torch.float32)
+    found = []
+    with pinned_threads(before):
+        packed = pack(bsr.data, bsr.index, 48)
+        found.append(dsd(packed, PLACES["surrounded by columns"](x)))
+    with pinned_threads(3 - before):
+        found.append(dsd(packed, PLACES["surrounded by columns"](x)))
+    (plan,) = packed.plans.values()
+    assert Product.from_buffer_copy(plan.arguments).rooms == before
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0], bsr.to_dense() @ x, rtol=1e-4, atol=1e-4)
 
 
 @needs_native
