@@ -164,10 +164,10 @@ def block_sparse_linear(x: Tensor, weight: BSRMatrix, bias: Tensor | None = None
     """torch.nn.functional.linear with a block-sparse weight: Y = X W^T + bias.
 
     x: [..., in], row by row as torch's users hold it; weight: [out, in]; bias: [out]; Y: [..., out]. Differentiable in
-    x, `weight.data` and bias. Neither X nor Y is copied to be transposed; an x that lies in no order of its own (a
-    slice, an expanded view) is copied row by row. Y is contiguous where x is. A matrix x that lies column by column is
-    multiplied as it lies, and Y lies as it does. Types, devices, derivatives, torch.autocast and kernel: as of
-    `block_sparse_matmul`; the bias is of the type of x.
+    x, `weight.data` and bias. Neither X nor Y is copied to be transposed; the CPU's kernel turns X inside where that is
+    faster. An x that lies in no order of its own (a slice, an expanded view) is copied row by row. Y is contiguous
+    where x is. A matrix x that lies column by column is multiplied as it lies, and Y lies as it does. Types, devices,
+    derivatives, torch.autocast and kernel: as of `block_sparse_matmul`; the bias is of the type of x.
     """
     if type(weight) is FrozenBSRMatrix and bias is None and (found := _repeated_rows(weight, x, kernel)) is not None:
         return found

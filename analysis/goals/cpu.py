@@ -44,27 +44,35 @@ END_TO_END = (
 )  # fmt: skip
 DENSE_STEPS = ((0.5, 0.95), (0.8, 0.90), (0.9, 0.80), (0.95, 0.65))  # sparsity, share of theory to reach
 EVEN, UNEVEN = (8, 16, 32, 64), (10, 13, 26, 50)
+COLD = "a call writes its Y to another place each time, beyond the second-level cache: up to twice the launch's time"
+TURNING = f"{COLD}; X and Y of small blocks are turned inside, which no sparsity makes faster"
+SPILLS = "X is larger than the caches and read for each block; the prepared launch is as fast"
+READING = "a call takes 8 to 15 us longer than its launch, which takes 20 to 170 us"
+ODD = f"{TURNING}; a call takes 8 to 15 us longer than its launch, which takes 30 to 130 us"
+UNITS = (
+    "gates, a barrier for each step and short rows of blocks take as long as the products; dense ones run at their best"
+)
 OPERATORS = (  # m, k, n of the public operator with a frozen weight, X's layouts, block sizes, reach at ρ 0.8 and 0.95
-    ((3072, 768, 128), ("column",), EVEN, 0.85, 0.60, ""),
-    ((3072, 768, 128), ("row",), EVEN, 0.90, 0.65, ""),
-    ((4608, 1152, 80), ("column",), EVEN, 0.90, 0.65, ""),
-    ((2048, 8192, 512), ("column", "row"), EVEN, 0.85, 0.65, ""),
-    ((2600, 650, 32), ("column", "row"), UNEVEN, 0.80, 0.50, ""),
-    ((6144, 1536, 1), ("row",), EVEN, 0.85, 0.70, ""),
+    ((3072, 768, 128), ("column",), EVEN, 0.85, 0.60, TURNING),
+    ((3072, 768, 128), ("row",), EVEN, 0.90, 0.65, COLD),
+    ((4608, 1152, 80), ("column",), EVEN, 0.90, 0.65, TURNING),
+    ((2048, 8192, 512), ("column", "row"), EVEN, 0.85, 0.65, SPILLS),
+    ((2600, 650, 32), ("column", "row"), UNEVEN, 0.80, 0.50, ODD),
+    ((6144, 1536, 1), ("row",), EVEN, 0.85, 0.70, READING),
 )
 LAYOUT = {"column": "as activations [n, k] lie", "row": "row by row"}
 LAYERS = (  # units, batch, steps, block, ρ, passes, speedup to reach
-    (650, 20, 35, (10,), 0.8, "forward", 3.5, ""),
-    (650, 20, 35, (10,), 0.8, "forward_backward", 3.5, ""),
-    (1500, 20, 35, (20,), 0.8, "forward", 4.0, ""),
-    (1500, 20, 35, (20,), 0.8, "forward_backward", 3.5, ""),
-    (256, 64, 100, (16,), 0.8, "forward", 3.5, ""),
-    (256, 64, 100, (16,), 0.8, "forward_backward", 3.5, ""),
-    (512, 32, 35, (16,), 0.9, "forward", 7.0, ""),
-    (512, 32, 35, (16,), 0.9, "forward_backward", 7.0, ""),
-    (1152, 20, 35, (16,), 0.8, "forward_backward", 4.3, ""),
-    (1152, 20, 35, (16,), 0.95, "forward_backward", 12.0, ""),
-    (1152, 20, 35, (16,), 0.0, "forward_backward", 1.0, ""),
+    (650, 20, 35, (10,), 0.8, "forward", 3.5, UNITS),
+    (650, 20, 35, (10,), 0.8, "forward_backward", 3.5, UNITS),
+    (1500, 20, 35, (20,), 0.8, "forward", 4.0, UNITS),
+    (1500, 20, 35, (20,), 0.8, "forward_backward", 3.5, UNITS),
+    (256, 64, 100, (16,), 0.8, "forward", 3.5, UNITS),
+    (256, 64, 100, (16,), 0.8, "forward_backward", 3.5, UNITS),
+    (512, 32, 35, (16,), 0.9, "forward", 7.0, UNITS),
+    (512, 32, 35, (16,), 0.9, "forward_backward", 7.0, UNITS),
+    (1152, 20, 35, (16,), 0.8, "forward_backward", 4.3, GATES),
+    (1152, 20, 35, (16,), 0.95, "forward_backward", 12.0, GATES),
+    (1152, 20, 35, (16,), 0.0, "forward_backward", 1.0, GATES),
 )
 GRADIENTS = (("dsd_t", PACKING), ("sdd", TRIED))
 MODELS = ((1152, "384 to 1152 units, batch 20", ""), (256, "64 to 256 units, batch 5 (wikitext2_small)", STARTING))

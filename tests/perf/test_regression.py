@@ -29,7 +29,10 @@ PAIRS = 40
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 THREADS = 2
 
-# The recurrent step of AWD-LSTM at batch 20 and 80, and a layer of it in training
+OPERATOR: dict[str, Any] = {"call": "operator"}
+ACTIVATIONS: dict[str, Any] = {"call": "operator", "layout": "column"}
+# The recurrent step of AWD-LSTM at batch 20 and 80, and a layer of it in training; what people hold and call (the sweep
+# `operators`): a linear layer, odd blocks, a wide weight, one column, layers of published sizes
 LAYER = LstmProblem(1152, 1152, 20, 35, 16, 0.8)
 PROBLEMS: dict[str, Problem] = {
     **{f"{op}-n{n}": GemmProblem(4608, 1152, n, 16, 0.8, op=op) for op in ("dsd", "dsd_t", "sdd") for n in (20, 80)},
@@ -37,6 +40,18 @@ PROBLEMS: dict[str, Problem] = {
     "lstm-b32": LstmProblem(1152, 1152, 20, 35, 32, 0.8),
     "lstm-dense": LstmProblem(1152, 1152, 20, 35, 16, 0.0),
     "packing": LAYER,
+    "linear": GemmProblem(3072, 768, 128, 32, 0.8, **ACTIVATIONS),
+    "linear-b8": GemmProblem(3072, 768, 128, 8, 0.8, **ACTIVATIONS),
+    "linear-row": GemmProblem(3072, 768, 128, 32, 0.8, **OPERATOR),
+    "step-activations": GemmProblem(4608, 1152, 80, 16, 0.8, **ACTIVATIONS),
+    "odd-b13": GemmProblem(2600, 650, 32, 13, 0.8, **ACTIVATIONS),
+    "wide": GemmProblem(2048, 8192, 512, 32, 0.8, **ACTIVATIONS),
+    "one-column": GemmProblem(6144, 1536, 1, 32, 0.8, **OPERATOR),
+    "lstm-650": LstmProblem(650, 650, 20, 35, 10, 0.8),
+    "lstm-1500": LstmProblem(1500, 1500, 20, 35, 20, 0.8),
+    "lstm-256": LstmProblem(256, 256, 64, 100, 16, 0.8),
+    "lstm-512": LstmProblem(512, 512, 32, 35, 16, 0.9),
+    "lstm-few": LstmProblem(1152, 1152, 20, 35, 16, 0.95),
 }
 
 
