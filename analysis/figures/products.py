@@ -39,9 +39,14 @@ BASELINES = {"torch_lstm": "torch.nn.LSTM, fused", "loop_lstm": "step loop, dens
 SPEEDUP = "speedup over dense (log₂)"
 
 
+HOW = {"layout": {"column": "X as activations lie"}, "call": {"operator": "public operator"}}
+
+
 def _shape_of(rows: pd.DataFrame) -> str:
     one_of(rows, compare.SHAPE)
-    return compare.shape_name(tuple(rows[compare.SHAPE].iloc[0]))
+    first = rows.iloc[0]
+    how = [words[first[name]] for name, words in HOW.items() if first[name] in words]
+    return ", ".join([compare.shape_name(tuple(first[compare.SHAPE])), *how])
 
 
 def speedup_figure(gemm: Part) -> Figure:

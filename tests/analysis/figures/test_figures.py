@@ -95,6 +95,18 @@ def test_product_figures_are_drawn(name: str, frame: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("figure", [product_figures.speedup_figure, product_figures.efficiency_figure])
+def test_a_title_tells_how_x_lies_and_what_was_called(figure: Callable[..., Figure]) -> None:
+    for asked, wanted in (
+        ({}, "n = 32"),
+        ({"layout": "column"}, "n = 32, X as activations lie"),
+        ({"call": "operator"}, "n = 32, public operator"),
+        ({"layout": "column", "call": "operator"}, "n = 32, X as activations lie, public operator"),
+    ):
+        drawn = figure(made.part(pd.DataFrame([made.ratio_row([3.0] * 3, 0.8, asked)])))
+        assert drawn.get_suptitle().endswith(wanted)
+
+
+@pytest.mark.parametrize("figure", [product_figures.speedup_figure, product_figures.efficiency_figure])
 def test_product_figures_list_what_was_not_measured(figure: Callable[[Part], Figure]) -> None:
     assert f"Not measured: scipy_bsr: unsupported (6 cells): {made.NO_SCIPY}" in texts(figure(made.part(GEMM)))
     missing = texts(figure(made.part(NO_COMPILER)))
