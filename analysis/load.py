@@ -27,36 +27,14 @@ TEXT = ("corpus_sha256", "train_tokens", "epochs", "eval_tokens")
 YARDSTICK = {**dict.fromkeys((*TEXT[1:], "order"), "int64"), **dict.fromkeys(("val_ppl", "test_ppl"), "float64"),
              **dict.fromkeys((TEXT[0], "token", "smoothing"), "str")}  # fmt: skip
 
+TIMED = ("schema_version", "device_name", "device", "threads", "timer", "dtype", "math")
+
 # Rows that differ in one of these are never averaged, divided or drawn together. A network trained on another processor
 # is another seed's equal, its seconds are not, nor are those of a run that shared its processor with more others: the
 # times of such tables are not read (`without_times`).
 UNLIKE = {
-    "gemm": (
-        "schema_version",
-        "device_name",
-        "device",
-        "threads",
-        "timer",
-        "dtype",
-        "math",
-        "cache",
-        "layout",
-        "call",
-        "op",
-        "baseline",
-    ),
-    "lstm": (
-        "schema_version",
-        "device_name",
-        "device",
-        "threads",
-        "timer",
-        "dtype",
-        "math",
-        "passes",
-        "scope",
-        "baseline",
-    ),
+    "gemm": (*TIMED, "cache", "layout", "call", "op", "baseline"),
+    "lstm": (*TIMED, "passes", "scope", "baseline"),
     "train": (
         "schema_version",
         "device",

@@ -35,6 +35,11 @@ def require_math(math: str, dtype: str) -> None:
         raise ValueError(f"tf32 is a way to multiply float32, not {dtype}")
 
 
+def laid(matrix: Tensor, layout: str) -> Tensor:
+    """`matrix` in one of LAYOUTS, copied only where it lies otherwise."""
+    return matrix.mT.contiguous().mT if layout == "column" else matrix.contiguous()
+
+
 class _Problem:
     """What all problems share: settings, and operands that are made at their first use, from a normal distribution."""
 
@@ -142,15 +147,12 @@ class GemmProblem(_Problem):
     @cached_property
     def x(self) -> Tensor:
         """[k, n], in the layout."""
-        return self._laid(self._normal(2, self.k, self.n))
+        return laid(self._normal(2, self.k, self.n), self.layout)
 
     @cached_property
     def grad(self) -> Tensor:
         """G, the gradient of Y = W X: [m, n], in the layout."""
-        return self._laid(self._normal(3, self.m, self.n))
-
-    def _laid(self, matrix: Tensor) -> Tensor:
-        return matrix.mT.contiguous().mT if self.layout == "column" else matrix
+        return laid(self._normal(3, self.m, self.n), self.layout)
 
     def draw(self) -> None:
         _ = self.factors(dense=True), self.factors(dense=False)

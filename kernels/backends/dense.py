@@ -14,13 +14,9 @@ import torch
 from torch import Tensor
 
 from kernels.launches import ProductLaunch, fastest, under
-from kernels.problem import CALLS, LAYOUTS, Backend, GemmProblem
+from kernels.problem import CALLS, LAYOUTS, Backend, GemmProblem, laid
 
 Way = Callable[[], Tensor]  # a launch that answers where its result is
-
-
-def _in_order(matrix: Tensor, order: str) -> Tensor:
-    return matrix.contiguous() if order == "rows" else matrix.T.contiguous().T
 
 
 def _multiply(left: Tensor, right: Tensor, result: Tensor) -> Tensor:
@@ -32,22 +28,21 @@ def _columns(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(right.mT, left.mT).mT
 
 
-ALLOCATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"rows": torch.mm, "columns": _columns}
+ALLOCATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"row": torch.mm, "column": _columns}
 
 
 def ways(problem: GemmProblem) -> dict[str, Way]:
     """Every way to multiply, by name: the memory orders of the two factors and of the result."""
     left, right = problem.factors(dense=True)
-    orders = ("rows", "columns")
-    factors = {order: (_in_order(left, order), _in_order(right, order)) for order in orders}
+    factors = {layout: (laid(left, layout), laid(right, layout)) for layout in LAYOUTS}
     if problem.call == "operator":
         into = ALLOCATED
     else:
         result = left.new_empty(left.shape[0], right.shape[1])
-        into = {order: partial(_multiply, result=_in_order(result, order)) for order in orders}
+        into = {layout: partial(_multiply, result=laid(result, layout)) for layout in LAYOUTS}
     return {
-        f"torch.mm, {a} x {b} -> {c}": under(problem, partial(into[c], factors[a][0], factors[b][1]))
-        for a, b, c in product(orders, repeat=3)
+        f"torch.mm, {a}s x {b}s -> {c}s": under(problem, partial(into[c], factors[a][0], factors[b][1]))
+        for a, b, c in product(LAYOUTS, repeat=3)
     }
 
 

@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from kernels.launches import ProductLaunch, left_factor
-from kernels.problem import LAYOUTS, Backend, GemmProblem
+from kernels.problem import LAYOUTS, Backend, GemmProblem, laid
 from kernels.system.resources import UnsupportedError
 
 
@@ -19,9 +19,7 @@ class TorchBsrLaunch(ProductLaunch):
             warnings.filterwarnings("ignore", message="Sparse .* tensor support is in beta")
             parts = (bsr.indptr, bsr.indices, bsr.data)
             self.sparse = torch.sparse_bsr_tensor(*parts, size=bsr.shape, device=bsr.data.device, check_invariants=True)
-        by_rows = self.x.is_contiguous()
-        shape = (bsr.shape[0], problem.n)
-        self.result = self.x.new_empty(shape) if by_rows else self.x.new_empty(shape[::-1]).mT
+        self.result = laid(self.x.new_empty(bsr.shape[0], problem.n), problem.layout)
         indices = (self.sparse.crow_indices(), self.sparse.col_indices())  # what it stores, not what it was given
         self.weight_bytes = self.sparse.values().numel() * self.sparse.values().element_size()
         self.index_bytes = sum(index.numel() * index.element_size() for index in indices)

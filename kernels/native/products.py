@@ -163,8 +163,8 @@ def pack(
     index, size = checked(index), max([1, *data.shape[-1:]])
     require("data", data, (index.indices.numel(), size, size), data.dtype, index.indices.device)
     data = contiguous(data)
-    shape = IN_LAYER if in_layer else Shape.of(data.shape[0], size, index, transposed)
-    tiling = tiling_for(data.dtype, size, n, lies, shape)
+    shape = Shape.of(data.shape[0], size, index, transposed)
+    tiling = tiling_for(data.dtype, size, n, lies, IN_LAYER if in_layer else shape)
     indptr, indices = (index.column_indptr, index.column_rows) if transposed else (index.indptr, index.indices)
     values = empty_packed(data.dtype, data.shape[0] * size + READ_BEYOND, steps_in(data.dtype, size))
     grid_rows = indptr.numel() - 1
@@ -172,8 +172,7 @@ def pack(
     pointers = (address(data), address(indptr), positions, address(values))
     launch("dsd", data.dtype, "pack", Packing(*pointers, size, grid_rows, *tiling, pool_for(data.numel())))
     matrix = Matrix(address(values), address(indices), address(indptr), size, grid_rows, *tiling)
-    cols = ((index.indptr if transposed else index.column_indptr).numel() - 1) * size
-    return Packed(matrix, values[: data.shape[0] * size], (indices, indptr), grid_rows * size, cols, {})
+    return Packed(matrix, values[: data.shape[0] * size], (indices, indptr), shape.rows, shape.columns, {})
 
 
 def packed(

@@ -394,7 +394,7 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
     "a call reaches, in the median over block sizes, {} of theory for a linear layer 3072 × 768 on 128 tokens, {} for "
     "4608 × 1152 on 80, {} for a wide 2048 × 8192 on 512, {} with odd blocks at 2600 × 650 and {} for one column "
     "(noisy)": lambda: [
-        *(called(f"W {shape}", how="median") for shape in (
+        *(called(f"W {shape}") for shape in (
             "3072 × 768, n 128, X as activations [n, k] lie, block 8 to 64, ρ 0.8",
             "4608 × 1152, n 80, X as activations [n, k] lie, block 8 to 64, ρ 0.8",
             "2048 × 8192, n 512, X as activations [n, k] lie and row by row, block 8 to 64, ρ 0.8",

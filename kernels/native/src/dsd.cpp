@@ -183,7 +183,7 @@ EXPORT void pack(const Packing *given) {
     const int64_t size = packing.block_size;
     const Panels panels(size, packing.lying, packing.abreast);
     const auto cost = [&](int64_t row) { return packing.indptr[row + 1] - packing.indptr[row] + 1; };
-    Ranges ranges(packing.pool.threads, 1, packing.grid_rows, 1, cost);
+    Ranges ranges(packing.pool.threads, 1, packing.grid_rows, cost);
     share(packing.pool, ranges, [&](int64_t row, int64_t) {
         const int64_t begin = packing.indptr[row], count = packing.indptr[row + 1] - begin;
         for (int64_t block = 0; block < count; ++block) {
@@ -218,7 +218,7 @@ EXPORT void dsd(const Product *given) {
         if (product.packed && matrix.lying) pack_lying(product, first, columns);
         else if (product.packed && !own)
             share(product.pool, strips.count, [&](int64_t item, int64_t) { stand(product, strips, item, first, columns, product.packed); });
-        Ranges ranges(product.pool.threads, divide_up(columns, chunk), groups, 1, cost);
+        Ranges ranges(product.pool.threads, divide_up(columns, chunk), groups, cost);
         share(product.pool, ranges, [&](int64_t item, int64_t thread) {
             Scalar *packed = product.packed + (own ? thread * product.room : 0);
             if (own && !stands[thread]) {

@@ -36,7 +36,7 @@ struct Split {
 
     // Items of about equal cost for each thread; a part is as dear as its blocks in each of the `gates` of the matrix.
     Ranges ranges(const Pool &pool, const int32_t *indptr, int64_t gates) const {
-        return Ranges(pool.threads, chunks, parts, 1, [&](int64_t item) {
+        return Ranges(pool.threads, chunks, parts, [&](int64_t item) {
             const Part here = part(item);
             int64_t blocks = 1;
             for (int64_t gate = 0; gate < gates; ++gate) {

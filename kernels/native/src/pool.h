@@ -23,16 +23,15 @@ struct Ranges {
         for (int64_t t = 0; t <= threads; ++t) starts[t] = items * t / threads;
     }
 
-    // Items in `rounds` rounds over the rows, `per_row` of each row in turn. cost(row): of one item of that row.
-    template <class Cost> Ranges(int64_t threads, int64_t rounds, int64_t rows, int64_t per_row, const Cost &cost) {
+    // An item for each row, in `rounds` rounds over the rows. cost(row): of its item.
+    template <class Cost> Ranges(int64_t threads, int64_t rounds, int64_t rows, const Cost &cost) {
         int64_t whole = 0, spent = 0, item = 0, t = 1;
-        for (int64_t row = 0; row < rows; ++row) whole += cost(row) * per_row;
-        starts[0] = 0, starts[threads] = rounds * rows * per_row;
+        for (int64_t row = 0; row < rows; ++row) whole += cost(row);
+        starts[0] = 0, starts[threads] = rounds * rows;
         for (int64_t round = 0; round < rounds && t < threads; ++round)
-            for (int64_t row = 0; row < rows && t < threads; ++row) {
-                const int64_t each = cost(row);
-                for (int64_t i = 0; i < per_row; ++i, ++item, spent += each)
-                    for (; t < threads && spent * threads >= whole * rounds * t; ++t) starts[t] = item;
+            for (int64_t row = 0; row < rows && t < threads; ++row, ++item) {
+                for (; t < threads && spent * threads >= whole * rounds * t; ++t) starts[t] = item;
+                spent += cost(row);
             }
         for (; t < threads; ++t) starts[t] = starts[threads];
     }

@@ -174,7 +174,7 @@ template <int N> void sample(const Sampled &job) {
     const int64_t stretches = divide_up(job.grid_cols, job.stretch), padded = padded_rows(job.block_size);
     const int64_t column_groups = divide_up(job.grid_cols, together);
     const auto end = [&](int64_t group) { return smaller((group + 1) * together, job.grid_rows); };
-    Ranges ranges(job.pool.threads, stretches, groups, 1,
+    Ranges ranges(job.pool.threads, stretches, groups,
                   [&](int64_t group) { return job.indptr[end(group)] - job.indptr[group * together] + 1; });
     for (int64_t begin = 0; begin < job.n; begin += job.chunk) {
         const int64_t count = smaller(job.chunk, job.n - begin);
@@ -277,7 +277,7 @@ void sample_along(const Sampled &job) {
     const int64_t column_groups = job.columns ? divide_up(job.grid_cols, together) : 0, stretches = divide_up(job.grid_cols, job.stretch);
     const bool turned = job.grad && job.panels;
     const auto end = [&](int64_t group) { return smaller((group + 1) * together, job.grid_rows); };
-    Ranges ranges(job.pool.threads, stretches, groups, 1,
+    Ranges ranges(job.pool.threads, stretches, groups,
                   [&](int64_t group) { return job.indptr[end(group)] - job.indptr[group * together] + 1; });
     for (int64_t begin = 0; begin < job.n; begin += job.chunk) {
         const int64_t count = smaller(job.chunk, job.n - begin);
