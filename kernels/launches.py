@@ -37,10 +37,16 @@ def settings(problem: Problem) -> list[Setting]:
 
 
 def settings_of(dtype: str, math: str) -> list[Setting]:
-    """What is to be set for products of `dtype`. allow_tf32 keeps torch's older and newer names of it consistent."""
+    """What is to be set for products of `dtype`.
+
+    allow_tf32 keeps torch's older and newer names of it consistent; the newer is named too, to be as it was afterwards.
+    """
     matmul, layers = torch.backends.cuda.matmul, torch.backends.cudnn.rnn
     wanted: dict[str, list[Setting]] = {
-        "float32": [(matmul, "allow_tf32", math == "tf32"), (layers, "fp32_precision", math)],
+        "float32": [
+            *((matmul, "allow_tf32", math == "tf32"), (matmul, "fp32_precision", math)),
+            (layers, "fp32_precision", math),
+        ],
         "bfloat16": [(matmul, "allow_bf16_reduced_precision_reduction", False)],
         "float16": [(matmul, "allow_fp16_reduced_precision_reduction", False)],
     }

@@ -205,6 +205,9 @@ def computed_in(dtype: torch.dtype, kernel: str, device: torch.device, **weight:
     return dtype
 
 
+computed_in._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a refusal inside would end the compiler
+
+
 def _matmul_as(dtype: torch.dtype, weight: BSRMatrix, x: Tensor, kernel: str) -> Tensor:
     """`block_sparse_matmul` under a torch.autocast that wants `dtype`."""
     data, x = lowered(weight.data, dtype), lowered(x, dtype)

@@ -6,6 +6,7 @@ Each worker, and what it starts, computes on its own part of them.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # what tests of several packages share: `read_back`
 A_FEW_SECONDS = 8.0
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a suite that a shell started with `&`, and inherited
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def processors() -> int:

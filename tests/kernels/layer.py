@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from balls import Ball, complement, join, total
 from torch import Tensor
@@ -11,6 +13,19 @@ from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm
 
 Step = tuple[tuple[Ball, Ball], tuple[Ball, ...], Ball]  # h and c before it, its gates, tanh(c) after it
+
+
+@functools.cache
+def has_bfloat16_layers() -> bool:
+    """Whether torch's own LSTM layer runs under torch.autocast: oneDNN has none for CPUs without the instructions."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.nn.LSTM(2, 2)(torch.zeros(1, 1, 2))
+    except RuntimeError as error:
+        if "primitive descriptor" not in str(error):
+            raise
+        return False
+    return True
 
 
 class Case:

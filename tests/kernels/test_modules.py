@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from layer import has_bfloat16_layers
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
@@ -356,7 +357,10 @@ def test_autocast_gives_torchs_types(kind: str) -> None:
     for given in (X, X.double()):
         dense, sparse = dense.to(given.dtype), sparse.to(given.dtype)
         with torch.autocast("cpu", torch.bfloat16):
-            found, wanted = list(tensors(sparse(given))), list(tensors(dense(given)))
+            found = list(tensors(sparse(given)))
+            torchs = has_bfloat16_layers() or kind != "lstm" or given.dtype == torch.float64
+            wanted = list(tensors(dense(given))) if torchs else []
+        wanted = wanted or [each.bfloat16() for each in tensors(dense(given))]
         assert [each.dtype for each in found] == [each.dtype for each in wanted]
         for one, other in zip(found, wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)

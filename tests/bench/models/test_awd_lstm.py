@@ -230,7 +230,8 @@ def test_a_layer_drops_the_same_elements_on_both_paths(drop: float, dtype: torch
     for (y, grad, generator), (other_y, other_grad, other_generator) in zip(*found, strict=True):
         torch.testing.assert_close(y, other_y, **tolerance)
         torch.testing.assert_close(grad, other_grad, **tolerance)
-        assert torch.equal(grad == 0, other_grad == 0) or dtype == torch.float16  # whose small gradients vanish
+        vanish = {torch.bfloat16: 0.01, torch.float16: 1.0}.get(dtype, 0.0)  # sums that are rounded to 0 on one path
+        assert ((grad == 0) != (other_grad == 0)).float().mean() <= vanish
         assert torch.equal(generator, other_generator)
     assert not torch.equal(found[0][0][1] == 0, found[0][1][1] == 0)
 

@@ -221,6 +221,7 @@ def test_the_kernels_of_a_cells_device_are_asked():
 def test_float32_is_multiplied_as_the_cell_says():
     matmul, layers = torch.backends.cuda.matmul, torch.backends.cudnn.rnn
     before = matmul.allow_tf32, layers.fp32_precision
+    newer = matmul.fp32_precision
     for precision, wanted in {"tf32": (True, "tf32"), "ieee": (False, "ieee"), "bfloat16": (False, "ieee")}.items():
         with multiplying("cuda", precision):
             assert (matmul.allow_tf32, layers.fp32_precision) == wanted
@@ -228,6 +229,7 @@ def test_float32_is_multiplied_as_the_cell_says():
     with multiplying("cpu", "bfloat16"):
         assert (matmul.allow_tf32, layers.fp32_precision) == before
     assert (matmul.allow_tf32, layers.fp32_precision) == before
+    assert matmul.fp32_precision == newer, "which the older name writes, too"
 
 
 @NO_GPU
