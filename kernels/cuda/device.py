@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import torch
 
 from kernels.cuda.compile import nvrtc
-from kernels.system.cache import DoubtError, cache_folder, publish, read, read_sealed, say, sealed
-from kernels.system.compiler import CompileError
+from kernels.system.cache import DoubtError, cache_folder, making, publish, read, read_sealed, say, sealed
+from kernels.system.compiler import COMPILE_SECONDS, CompileError
 from kernels.system.driver import driver as _driver
 from kernels.system.driver import error_name, missing_gpu
 from kernels.system.resources import shown
@@ -112,16 +112,18 @@ def compile_cubin(variant: Variant, arch: str) -> Cubin:
     parts = [*texts, variant.name, *(each for each in options(variant, arch) if not each.startswith("-I"))]
     digest = hashlib.sha256("\0".join([*parts, compiler.version]).encode()).hexdigest()[:24]
     path = cache_folder() / f"{Path(variant.source).stem}-{variant.name}-{arch}-{digest}.cubin"
-    found = _cached(path)
-    if found is not None:
+    if (found := _cached(path)) is not None:
         return found
-    begin = time.perf_counter()
-    try:
-        code, log = compiler.compile(texts[0], variant.source, options(variant, arch))
-    except CompileError as error:
-        raise CompileError(f"{variant} for {arch}: {error}".replace(str(FOLDER), "cuda")) from error
-    cubin = Cubin(path, **resources(log, variant.name), seconds=time.perf_counter() - begin, log=log)
-    _keep(cubin, code)
+    with making(path, COMPILE_SECONDS):
+        if (found := _cached(path)) is not None:  # by another process meanwhile
+            return found
+        begin = time.perf_counter()
+        try:
+            code, log = compiler.compile(texts[0], variant.source, options(variant, arch))
+        except CompileError as error:
+            raise CompileError(f"{variant} for {arch}: {error}".replace(str(FOLDER), "cuda")) from error
+        cubin = Cubin(path, **resources(log, variant.name), seconds=time.perf_counter() - begin, log=log)
+        _keep(cubin, code)
     return cubin
 
 

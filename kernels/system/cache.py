@@ -19,9 +19,12 @@ import shutil
 import stat
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from kernels.system.folders import NAME, OTHERS_WRITE, PRIVATE, doubt, make_private, user_cache
 from kernels.system.resources import in_words, shown
@@ -205,6 +208,27 @@ def is_kept(path: Path) -> bool:
         say(f"{doubt}; compiled anew")
         return False
     return True
+
+
+@contextmanager
+def making(path: Path, seconds: float) -> Iterator[None]:
+    """While another process makes `path`, wait up to so many seconds: it may be there afterwards.
+
+    Only work is saved: whoever waited in vain, or may not lock here, makes the file beside the other.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    held = filelock.FileLock(lock, timeout=seconds)
+    try:
+        held.acquire()
+    except (filelock.Timeout, OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # who has opened it by now goes on with the file that it has
+            lock.unlink()
+        held.release()
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:

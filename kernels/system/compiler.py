@@ -2,8 +2,8 @@
 
 A library's name is the hash of its source and headers, flags, compiler version and CPU model, so that a changed source,
 a new compiler or a home folder shared between machines never finds a wrong one. It is compiled under a name of its own
-and then renamed, so that two processes may compile at once. A kept one is loaded only if it is whole
-(`kernels.system.cache`), which takes 0.2 ms a library.
+and then renamed; of several processes that want it one compiles, and the others wait. A kept one is loaded only if it
+is whole (`kernels.system.cache`), which takes 0.2 ms a library.
 
 What the machine lacks today (space, memory, permission, time) is a ResourceError, and asked again at the next call; it
 is no property of its compilers, as a CompileError is.
@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernels.system.cache import cache_folder, is_kept, keep, set_aside
+from kernels.system.cache import cache_folder, is_kept, keep, making, set_aside
 from kernels.system.resources import ResourceError, in_words, is_lack, shown
 
 HOW_TO_GET_ONE = "install g++ or clang++, set CXX, or pip install ziglang"
@@ -182,13 +182,22 @@ def _build(command: list[str], source: Path, defines: tuple[str, ...], options: 
     parts = [source_text(source, folders), *command, *arguments, version, platform.platform(), cpu_model()]
     name = f"{source.stem}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}"
     path = folder / (name + (".dll" if sys.platform == "win32" else ".so"))
-    if is_kept(path):
-        with suppress(OSError):  # whole, and yet it does not load: compiled again below
-            return Library(ctypes.CDLL(str(path)), version, added_flags())
-    with tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as temporary:
-        fresh = Path(temporary) / path.name
-        _run([*command, *arguments, str(source), "-o", str(fresh)], folder)
-        keep(fresh, path)
+
+    def loaded() -> Library | None:
+        if is_kept(path):
+            with suppress(OSError):  # whole, and yet it does not load: compiled again below
+                return Library(ctypes.CDLL(str(path)), version, added_flags())
+        return None
+
+    if (library := loaded()) is not None:
+        return library
+    with making(path, COMPILE_SECONDS):
+        if (library := loaded()) is not None:  # by another process meanwhile
+            return library
+        with tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as temporary:
+            fresh = Path(temporary) / path.name
+            _run([*command, *arguments, str(source), "-o", str(fresh)], folder)
+            keep(fresh, path)
     try:
         return Library(ctypes.CDLL(str(path)), version, added_flags())
     except OSError as error:

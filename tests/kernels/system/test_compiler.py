@@ -1,12 +1,20 @@
 """Compiling at first use: the search, the cache, and what is said where there is no compiler."""
 
+import errno
 import importlib.util
 import multiprocessing
+import os
+import shlex
 import shutil
+import signal
 import stat
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import pytest
 import torch
 
@@ -76,6 +84,67 @@ def test_compiled_once_and_found_again(fresh: Path, tmp_path: Path, monkeypatch:
     assert compile_library(source, ("ANSWER=42",)).handle.answer() == 42
     assert before == {name: (fresh / name).stat().st_mtime_ns for name in libraries(fresh)}
     assert [path for path in fresh.iterdir() if path.name.startswith(".compiling")] == []
+
+
+ASKED = """
+import sys
+from pathlib import Path
+from kernels.system.compiler import compile_library
+print(compile_library(Path(sys.argv[1]), ("ANSWER=42",)).handle.answer())
+"""
+
+
+@pytest.fixture
+def asking(tmp_path: Path) -> Callable[[], subprocess.Popen[str]]:
+    """Starts a process that wants a library of a compiler that takes a second, and writes a line each time."""
+    (tmp_path / "tiny.cpp").write_text(TINY)
+    slow = tmp_path / "slow"
+    first = shlex.join(candidates()[0])
+    slow.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] || {{ echo >> {tmp_path / "count"}; sleep 1; }}\nexec {first} "$@"\n'
+    )
+    slow.chmod(0o700)
+    environment = {**os.environ, "CXX": str(slow), "XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", ASKED, str(tmp_path / "tiny.cpp")]
+    return lambda: subprocess.Popen(
+        command, env=environment, cwd=FOLDER.parents[2], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+@needs_compiler
+@pytest.mark.skipif(os.name != "posix", reason="a compiler that is a shell script")
+def test_of_several_processes_one_compiles(asking: Callable[[], subprocess.Popen[str]], tmp_path: Path) -> None:
+    processes = [asking() for _ in range(4)]
+    assert [process.communicate(timeout=60)[0] for process in processes] == ["42\n"] * 4
+    assert len((tmp_path / "count").read_text()) == 1
+    assert not list(tmp_path.glob("*/.tiny*"))
+
+
+@needs_compiler
+@pytest.mark.skipif(os.name != "posix", reason="a compiler that is a shell script")
+def test_nobody_waits_for_a_process_that_was_killed(
+    asking: Callable[[], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    first = asking()
+    while not (tmp_path / "count").exists():
+        time.sleep(0.01)
+    second = asking()
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert second.communicate(timeout=60)[0] == "42\n"
+    assert len((tmp_path / "count").read_text()) == 2
+
+
+@needs_compiler
+def test_where_a_folder_cannot_be_locked_nobody_waits(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refused)
+    (tmp_path / "tiny.cpp").write_text(TINY)
+    assert compile_library(tmp_path / "tiny.cpp", ("ANSWER=43",)).handle.answer() == 43
 
 
 @needs_compiler
