@@ -14,12 +14,15 @@ from pathlib import Path
 import nox
 from nox.command import CommandFailed
 
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "tests", "builds", "examples", "kills"]
 nox.options.default_venv_backend = "none"
 
 ROOT = Path(__file__).parent
 ENV = ROOT / ".nox" / "env"
 PYTHON = str(ENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+
+PYTEST = ("-m", "pytest")
+SIDE_BY_SIDE = (*PYTEST, "-n", "logical", "--dist", "worksteal", "-m")  # and the marks
 
 
 def run(session: nox.Session, *args: str, to_end: float = 0.3) -> None:
@@ -83,15 +86,37 @@ def notebooks(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests (about 12 minutes on 2 cores): nox -s tests [-- PYTEST ARGS].
+    """Run the tests but builds, examples and kills (about 7 minutes on 2 cores): nox -s tests [-- PYTEST ARGS].
 
     First side by side, then those that must be alone.
     """
     if session.posargs:
         run(session, "-m", "pytest", *session.posargs)
         return
-    pytest = ("-m", "pytest")
-    run_all(session, (*pytest, "-n", "logical", "--dist", "worksteal", "-m", "not alone"), (*pytest, "-m", "alone"))
+    run_all(
+        session, (*SIDE_BY_SIDE, "not alone and not builds and not examples and not kills"), (*PYTEST, "-m", "alone")
+    )
+
+
+@nox.session
+def builds(session: nox.Session) -> None:
+    """Test kernels built as for other machines (about 4 minutes): nox -s builds [-- PYTEST ARGS].
+
+    With sanitizers, for narrower vectors, by other compilers; CUDA ones on the emulator, a few cases of its grid.
+    """
+    run(session, *SIDE_BY_SIDE, "builds", "tests/kernels", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run what README shows, in fresh clones, and draw all that is committed (about 3 minutes): nox -s examples."""
+    run(session, *SIDE_BY_SIDE, "examples", "tests/analysis", "tests/test_readme_blocks.py", *session.posargs)
+
+
+@nox.session
+def kills(session: nox.Session) -> None:
+    """Kill runs and campaigns and go on with them (about 2 minutes): nox -s kills [-- PYTEST ARGS]."""
+    run(session, *SIDE_BY_SIDE, "kills", "tests/bench", *session.posargs)
 
 
 @nox.session

@@ -33,7 +33,7 @@ class Session:
 
 
 @pytest.mark.parametrize(
-    ("name", "parts"), [("tests", ("not alone", "alone")), ("lint", ("check", "--check"))], ids=["tests", "lint"]
+    ("name", "parts"), [("tests", ("-n", "alone")), ("lint", ("check", "--check"))], ids=["tests", "lint"]
 )
 @pytest.mark.parametrize("failing", [(), (0,), (1,), (0, 1)])
 def test_a_part_that_fails_does_not_keep_the_next_from_running(
@@ -52,6 +52,20 @@ def test_a_part_that_fails_does_not_keep_the_next_from_running(
     else:
         getattr(noxfile, name)(session)
     assert session.ran == list(parts)
+
+
+def test_every_test_is_run_by_one_session(noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that `nox` runs: what `tests` leaves out is run by the session of that name."""
+    ran: dict[str, str] = {}
+
+    def run(session: Session, *arguments: str) -> None:
+        ran.setdefault(name, arguments[arguments.index("-m", 1) + 1])
+
+    monkeypatch.setattr(noxfile, "run", run)
+    for name in sorted({*noxfile.nox.options.sessions} - {"lint", "types"}):
+        getattr(noxfile, name)(Session())
+    left_out = ran.pop("tests").removeprefix("not alone and not ").split(" and not ")
+    assert sorted(left_out) == sorted(ran) == sorted(ran.values())
 
 
 @pytest.mark.parametrize("ended", [0, 1, 2, 3, 130, "Ctrl-C"])

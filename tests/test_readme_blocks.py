@@ -20,6 +20,8 @@ from cloned import ROOT, clone_into, environment, needed, shell
 
 from bench.sweep import load
 
+pytestmark = pytest.mark.examples
+
 LONG, TRAINS = "takes minutes, on a machine that does nothing else", "trains for hours"
 GPU = "needs a GPU, or what the commands above it wrote on one"
 RUNS_THIS = "is what runs this test"
@@ -27,12 +29,15 @@ NOT_RUN = {
     "python -m pip install nox && nox -s sweep": (
         "installs, and times and trains for 5 minutes; a tiny sweep is run below"
     ),
-    "python -m pip install nox && nox -s lint types tests": "installs, and is what runs this test",
+    "python -m pip install nox && nox": "installs, and is what runs this test",
     "nox -s sweep -- wikitext2_small": TRAINS,
     "nox": RUNS_THIS,
     "nox -s types": "nox does it beside these tests, and it takes long where mypy has nothing kept",
-    "nox -s tests": RUNS_THIS,
-    'nox -s tests -- -m "not slow"': RUNS_THIS,
+    "nox -s tests": LONG,
+    "nox -s builds": LONG,
+    "nox -s examples": RUNS_THIS,
+    "nox -s kills": LONG,
+    'nox -s tests -- -m "not slow"': LONG,
     "nox -s notebooks": "runs in tests/analysis/reporting/test_notebooks.py, which looks at what it makes",
     "nox -s bench": LONG,
     "nox -s campaign": TRAINS,

@@ -22,6 +22,8 @@ from bench.schema import arrow_schema
 from bench.store import Store
 from bench.storing.tables import Tables
 
+pytestmark = pytest.mark.examples
+
 EARLIER = Path(__file__).parent / "earlier"
 SWEEPS = sorted(path.name for path in EARLIER.iterdir() if path.is_dir())
 IN_NOTEBOOKS = ("1_first", "3_attempts", "4_path", "5_layers")  # what came later is of training alone

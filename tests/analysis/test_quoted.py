@@ -495,6 +495,7 @@ def test_every_speedup_of_the_results_is_looked_up() -> None:
     assert SPEEDUP.findall(words) == [], "say in SAID where these come from"
 
 
+@pytest.mark.examples
 def test_the_goals_are_counted_as_they_were_judged() -> None:
     verdicts = judge.goals_table(study.read_reference(), cpu.GOALS)["verdict"].tolist()
     reached, undecided, missed = (verdicts.count(word) for word in ("reached", "undecided", "missed"))

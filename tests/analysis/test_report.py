@@ -299,6 +299,7 @@ def test_figures_of_one_backend_are_of_one_that_was_timed(sweep: Sweep, monkeypa
 INTERVALS = (("compare", "median_interval"), ("realised", "median_interval"), ("realised", "integral_ratio"))
 
 
+@pytest.mark.examples
 @pytest.mark.usefixtures("blank_pictures")
 @pytest.mark.parametrize("name", ["lstm", "wikitext2_best_small", "wikitext2_small", "all tables"])
 def test_a_report_bootstraps_each_cell_once(

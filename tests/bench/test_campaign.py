@@ -127,6 +127,7 @@ def test_no_cell_begins_that_will_not_fit(tmp_path: Path, sweep_file: Path) -> N
     )
 
 
+@pytest.mark.kills
 def test_a_kill_costs_the_running_cell_alone(tmp_path: Path) -> None:
     """SIGKILL at several moments, on and on with the same folder; stand-in work of 0.7 s a cell."""
     sweep = tmp_path / "many.toml"

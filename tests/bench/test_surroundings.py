@@ -240,6 +240,7 @@ def test_paths_may_be_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.kills
 @pytest.mark.slow(15)
 def test_a_full_disk_is_status_3_where_the_text_is_all_and_a_closed_pipe_is_silent(tmp_path: Path) -> None:
     """`run` makes tables: what it prints is the reader's loss alone."""

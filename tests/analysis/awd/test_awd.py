@@ -288,6 +288,7 @@ path = ["dense", "auto"]
 """
 
 
+@pytest.mark.examples
 @pytest.mark.slow(30)
 @pytest.mark.timeout(900)
 def test_a_real_run_fills_the_table(tmp_path: Path, blank_pictures: None) -> None:

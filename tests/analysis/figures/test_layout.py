@@ -225,6 +225,7 @@ def test_the_check_sees_a_line_through_words_and_one_that_leaves() -> None:
 SWEEPS = sorted(folder.name for folder in REFERENCE.iterdir() if tables_in(folder))
 
 
+@pytest.mark.examples
 @pytest.mark.parametrize("name", SWEEPS)
 def test_the_figures_of_the_committed_results_can_be_read_and_are_those_beside_the_tables(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

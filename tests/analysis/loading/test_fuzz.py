@@ -38,6 +38,8 @@ from analysis.tables import (
     training_time_table,
 )
 
+pytestmark = pytest.mark.examples
+
 NONSENSE = re.compile(r"∞|\binf\b|\bnan\b|\bnan%|inf×|nan×", re.IGNORECASE)
 NAN, INF = math.nan, math.inf
 NUMBERS = (None, NAN, -1.0, 0.0, INF, 1e308, 5e-324, SHORTEST, 0.5, 1.0, LONGEST, 1e100)

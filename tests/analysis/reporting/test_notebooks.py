@@ -25,6 +25,8 @@ from analysis.reporting.execution import EXPECTED, NOTEBOOKS, NotebookError, exe
 if TYPE_CHECKING:  # the import takes two seconds, of every process that collects the tests
     import nbformat
 
+pytestmark = pytest.mark.examples
+
 COMMITTED = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
 LONGEST_CELL = 12  # lines
 SHOWN = {"image/png", "text/html", "text/markdown"}

@@ -21,6 +21,8 @@ from bench.store import Store
 from bench.storing.tables import Tables
 from bench.sweep import load
 
+pytestmark = pytest.mark.kills
+
 ROOT = Path(__file__).parents[3]
 START = Path(__file__).parents[1] / "start.py"
 COMPACTION = Path(__file__).parent / "start_compaction.py"

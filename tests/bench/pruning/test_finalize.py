@@ -160,6 +160,7 @@ def test_a_damaged_file_is_one_clear_line(saved: Path, damage: str):
     assert "\n" not in str(caught.value) and "export" in str(caught.value)
 
 
+@pytest.mark.kills
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing can be forked here")
 @pytest.mark.timeout(300)
 def test_whatever_a_kill_leaves_is_the_old_export_or_the_new_one(tmp_path: Path):

@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[3]
 CUT = Path(__file__).parent / "start_cut_campaign.py"
 NO_KERNEL = missing_kernel()
 pytestmark = [
+    pytest.mark.kills,
     pytest.mark.slow(8),
     pytest.mark.timeout(900),
     pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}"),

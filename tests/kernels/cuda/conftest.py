@@ -33,14 +33,17 @@ def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_lstm, "tiles_for", too_large_together)
 
 
+@pytest.hookimpl(tryfirst=True)  # marks, before -m looks at them
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what needs the emulator where there is none; leave out the long grids unless -m names them."""
+    """What the emulator runs is of `builds`, and skipped where there is none; long grids only where -m names them."""
     reason = emulator.unsupported()
     wanted = config.getoption("markexpr")
     left_out = [item for item in items if any(item.get_closest_marker(grid) and grid not in wanted for grid in GRIDS)]
     for item in items:
-        if reason is not None and HERE in item.path.parents and item.path.name not in NO_EMULATOR:
-            item.add_marker(pytest.mark.skip(reason=reason))
+        if HERE in item.path.parents and item.path.name not in NO_EMULATOR:
+            item.add_marker(pytest.mark.builds)
+            if reason is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
         if item.get_closest_marker("emulate"):
             item.add_marker(pytest.mark.timeout(PATIENCE))
     config.hook.pytest_deselected(items=left_out)

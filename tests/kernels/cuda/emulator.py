@@ -134,7 +134,7 @@ def load(
 def _compiled(name: str, defines: tuple[tuple[str, str | int], ...]) -> ctypes.CDLL:
     source = next((folder / name for folder in (CUDA, HERE) if (folder / name).exists()), Path(name))
     macros = ("EMULATED=1", *(f"{key}={value}" for key, value in defines))
-    options = ("-O1", "-fno-threadsafe-statics", "-fno-exceptions", f"-I{CUDA}", f"-I{HERE}")
+    options = ("-O0", "-fno-threadsafe-statics", "-fno-exceptions", f"-I{CUDA}", f"-I{HERE}")
     if watches():
         macros, options = (*macros, "WATCHED=1"), (*options, *WATCHED)
     return compiler.compile_library(source, macros, (*options, "-x", "c++")).handle

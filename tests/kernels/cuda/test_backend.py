@@ -19,6 +19,7 @@ from kernels.check import check
 from kernels.cuda import choose
 from kernels.cuda import products as cuda_products
 from kernels.cuda.choose import Task
+from kernels.launches import applied, settings_of
 from kernels.ops import block_sparse_matmul, dsd
 from kernels.problem import GemmProblem, LstmProblem, Problem
 from kernels.system.resources import UnsupportedError
@@ -114,15 +115,11 @@ def test_a_layer_too_large_for_one_launch_goes_step_by_step(scope: str) -> None:
 def test_a_layer_multiplies_as_its_problem_says(dtype: str, math: str, element: str) -> None:
     """Whatever the process has set."""
     problem, outputs = LstmProblem(32, 64, 5, 3, 16, 0.6, dtype=dtype, math=math), []
-    before = torch.backends.cuda.matmul.allow_tf32
-    try:
-        for torch.backends.cuda.matmul.allow_tf32 in (False, True):
-            with emulated_gpu():
-                launch = BACKEND.prepare(problem)
+    for process in ("ieee", "tf32"):
+        with applied(settings_of("float32", process)), emulated_gpu():
+            launch = BACKEND.prepare(problem)
             assert f" {element}, " in launch.kernel and f" {element} " in launch.kernel.split("; ")[1]
             outputs.append(launch.outputs())
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
     assert all(torch.equal(outputs[0][name], outputs[1][name]) for name in outputs[0])
 
 

@@ -22,6 +22,7 @@ from kernels.cuda import choose
 from kernels.cuda import lstm as cuda_lstm
 from kernels.cuda.lstm_plan import Device
 from kernels.cuda.products import Pattern
+from kernels.launches import applied, settings_of
 from kernels.native import lstm as native_lstm
 from kernels.ops import block_sparse_lstm, lstm_kernel, lstm_refusal
 
@@ -37,10 +38,9 @@ def _gpu() -> Iterator[None]:
 
 @pytest.fixture
 def tf32() -> Iterator[None]:
-    """Allowed, and afterwards as before; monkeypatch cannot put this attribute back."""
-    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
+    """Allowed, and afterwards as before."""
+    with applied(settings_of("float32", "tf32")):
+        yield
 
 
 @pytest.mark.parametrize("inputs", INPUTS)

@@ -12,6 +12,8 @@ import pytest
 
 from kernels.native.library import FOLDER
 
+pytestmark = pytest.mark.builds
+
 HERE = Path(__file__).parent
 EDGES = [str(HERE / name) for name in ("test_native_products.py", "test_lstm_rounding.py", "test_bfloat16.py")]
 

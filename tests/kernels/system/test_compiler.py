@@ -254,6 +254,7 @@ def test_unwritable_home_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert compiler.cache_folder().is_dir()
 
 
+@pytest.mark.builds
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="the ziglang wheel is not installed")
 def test_the_ziglang_wheel_is_enough(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
