@@ -55,8 +55,8 @@ def train_cell(
     """Train `cell` and return its rows: epoch 0 (before training), then one per epoch.
 
     checkpoints: where the run is put aside, and gone on from; it ends with the same `result` columns.
-    export: where the finalised model of a cell that prunes with path "sparse" or "auto" is kept; `FinalModel.load`
-    reads it.
+    export: where the finalised model is kept, its weights dense where the cell does not prune; `FinalModel.load` reads
+    it.
 
     If the loss becomes NaN or infinite, the finished epochs come back as 'diverged' (one row without epoch if there is
     none); where anything else ends the run after an epoch, SystemExit too but not Ctrl-C, they come back as 'failed' or
@@ -69,9 +69,8 @@ def train_cell(
     export = None if export is None else Path(export)
     if cell.device == "cuda" and (missing := missing_gpu()):
         return [{"status": "unsupported", "reason": missing}]
-    if export is not None and (cell.canonical().path == "dense" or not export.parent.is_dir()):
-        accepted = "a path in a folder that exists, of a cell that prunes on another path than dense"
-        raise ValueError(f"export: {export}: accepted: {accepted}")
+    if export is not None and not export.parent.is_dir():
+        raise ValueError(f"export: {export}: accepted: a path in a folder that exists")
     if export is not None:
         require_writable(export)
     if cell.canonical().path == "sparse" and (missing := missing_kernel_of(cell)):

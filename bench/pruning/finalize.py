@@ -1,6 +1,7 @@
-"""Finalize: a pruned language model exported, its LSTM weights as BSR, for inference only.
+"""Finalize: a language model exported for inference, its pruned LSTM weights as BSR.
 
-W <- W * M, then the masks are dropped: a kept block is stored whole, an empty one not at all.
+W <- W * M, then the masks are dropped: a kept block is stored whole, an empty one not at all. What comes out is a
+torch.nn.Module of `kernels.modules`: with a state_dict, for torch.compile and torch.export.
 A file of it is a dictionary of plain tensors as torch saves it, with its sha256 beside it (`sha256sum -c` reads that),
 because torch loads a file with a flipped bit without a word. Whatever a kill leaves is the export before, or the new
 one.
@@ -9,9 +10,8 @@ one.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +23,9 @@ from torch.nn import functional as F
 from bench.models.decoders import AdaptiveSoftmax, Decoder, adaptive_of
 from bench.storing.parquet import DamagedError, publish_pair, read_table, require_pair
 from kernels.blockmask import BlockMask
-from kernels.bsr import BSRMatrix, require_sparse
-from kernels.ops import block_sparse_lstm
+from kernels.bsr import BSRMatrix
+from kernels.layers.weight import BlockSparseWeight
+from kernels.modules import BlockSparseLSTM, freeze
 from kernels.system.resources import in_words
 from kernels.tensors.operands import require_memory
 
@@ -33,44 +34,44 @@ WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 PARTS = ("data", "indices", "indptr", "shape")  # of a block-sparse weight
 
 State = tuple[Tensor, Tensor]
+Weights = dict[str, Tensor | BSRMatrix]  # of one LSTM layer, by `WEIGHTS`
 
 
-@dataclass(frozen=True)
-class FinalLayer:
-    """One LSTM layer: weight_ih [4 size, in], block-sparse or dense; weight_hh [4 size, size]; biases [4 size]."""
-
-    weight_ih: Tensor | BSRMatrix
-    weight_hh: BSRMatrix
-    bias_ih: Tensor
-    bias_hh: Tensor
-
-
-@dataclass(frozen=True)
-class FinalModel:
-    """The model of `bench.models.lstm` in evaluation, its pruned weights as BSR; calls give what that gives.
+class FinalModel(nn.Module):
+    """A model of `bench.models` in evaluation, its pruned weights block-sparse; calls give what that gives.
 
     embedding: [vocabulary, size], the decoder's weight too where decoder_bias, [vocabulary], is given; else head is
-    the decoder.
-    The block-sparse weights are frozen: a copy of each is kept, and on a CPU a packed one beside it from the first
-    call on.
+    the decoder. layers: of each `weight_ih` [4 units, in] and `weight_hh` [4 units, units], block-sparse or dense,
+    `bias_ih` and `bias_hh` [4 units]. They become `BlockSparseLSTM`s of one layer.
+    No parameter asks for a gradient, and the block-sparse weights are frozen: a copy of each is kept, and on a CPU a
+    packed one beside it from the first call on. `requires_grad_()` makes it one to be trained further, without dropout.
+    ValueError naming the field where the tensors are not those of one model.
     """
 
-    embedding: Tensor
-    decoder_bias: Tensor | None
-    layers: tuple[FinalLayer, ...]
-    head: AdaptiveSoftmax | None = None
+    layers: nn.ModuleList
 
-    def __post_init__(self) -> None:
-        _check(self)
-        object.__setattr__(self, "layers", tuple(map(_frozen, self.layers)))
+    def __init__(
+        self,
+        embedding: Tensor,
+        decoder_bias: Tensor | None,
+        layers: Sequence[Mapping[str, Tensor | BSRMatrix]],
+        head: AdaptiveSoftmax | None = None,
+    ) -> None:
+        super().__init__()
+        _check(embedding, decoder_bias, layers, head)
+        self.embedding = nn.Parameter(embedding, requires_grad=False)
+        self.decoder_bias = None
+        if decoder_bias is not None and head is None:
+            self.decoder_bias = nn.Parameter(decoder_bias, requires_grad=False)
+        self.layers = nn.ModuleList(map(_layer, layers))
+        self.head = head
+        freeze(self.eval().requires_grad_(False))
 
-    @torch.no_grad()
-    def __call__(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
+    def forward(self, inputs: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
         """Logits of the next word and the states to go on from. inputs: [time, batch] -> [time * batch, vocabulary]."""
         x, after = self.run_layers(F.embedding(inputs, self.embedding), states)
         return self.decoder.logits(x), after
 
-    @torch.no_grad()
     def loss(
         self,
         inputs: Tensor,
@@ -87,36 +88,24 @@ class FinalModel:
         """From the outputs of the last layer to the words."""
         return Decoder(self.embedding, self.decoder_bias, self.head)
 
-    @torch.no_grad()
     def run_layers(self, x: Tensor, states: list[State] | None = None) -> tuple[Tensor, list[State]]:
         """The LSTM layers alone. x: [time, batch, size] -> the same, and the states."""
         after = []
         for number, layer in enumerate(self.layers):
-            state = states[number] if states else None
-            x, state = block_sparse_lstm(x, state, layer.weight_ih, layer.weight_hh, layer.bias_ih, layer.bias_hh)
+            x, state = layer(x, states[number] if states else None)
             after.append(state)
         return x, after
-
-    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> FinalModel:
-        """The same model there, its values as `dtype`."""
-
-        def moved(weight: Tensor | BSRMatrix) -> Any:
-            if isinstance(weight, Tensor):
-                return weight.to(device, dtype)
-            data = weight.data.to(device, dtype)
-            indices, indptr = (each.to(device) for each in weight.pattern)
-            return BSRMatrix(data, indices, indptr, weight.shape)
-
-        layers = tuple(FinalLayer(**{name: moved(getattr(layer, name)) for name in WEIGHTS}) for layer in self.layers)
-        bias = None if self.decoder_bias is None else moved(self.decoder_bias)
-        head = self.head and adaptive_of({name: moved(each) for name, each in self.head.state_dict().items()})
-        return FinalModel(moved(self.embedding), bias, layers, head)
 
     @property
     def sparse_weights(self) -> list[BSRMatrix]:
         """The weights that were pruned."""
-        both = (weight for layer in self.layers for weight in (layer.weight_ih, layer.weight_hh))
-        return [weight for weight in both if isinstance(weight, BSRMatrix)]
+        return [each.matrix for each in self.layers.modules() if isinstance(each, BlockSparseWeight)]
+
+    @property
+    def recurrent_weights(self) -> list[BSRMatrix]:
+        """Those of them that multiply states, a layer each."""
+        weights = (layer.weight_hh_l0 for layer in self.layers)
+        return [each.matrix for each in weights if isinstance(each, BlockSparseWeight)]
 
     @property
     def nbytes(self) -> int:
@@ -135,13 +124,12 @@ class FinalModel:
         """
         path = Path(path)
         require_pair(path)
-        here = self.to("cpu", self.embedding.dtype)
-        layers = [{name: _pack(getattr(layer, name)) for name in WEIGHTS} for layer in here.layers]
-        content: dict[str, Any] = {"format": FORMAT, "embedding": here.embedding, "layers": layers}
-        if here.head is None:
-            content["decoder_bias"] = here.decoder_bias
+        layers = [{name: _pack(getattr(layer, f"{name}_l0")) for name in WEIGHTS} for layer in self.layers]
+        content: dict[str, Any] = {"format": FORMAT, "embedding": _here(self.embedding), "layers": layers}
+        if self.head is None:
+            content["decoder_bias"] = self.decoder_bias if self.decoder_bias is None else _here(self.decoder_bias)
         else:
-            content["head"] = dict(here.head.state_dict())
+            content["head"] = {name: _here(each) for name, each in self.head.state_dict().items()}
         buffer = io.BytesIO()
         torch.save(content, buffer)
         before = None
@@ -179,17 +167,13 @@ class FinalModel:
 def finalize(model: nn.Module, masks: Mapping[str, BlockMask]) -> FinalModel:
     """The model as it computes in evaluation, without its masks. masks: by the names of `model.prunable()`.
 
-    Every weight_hh needs a mask; a weight_ih without one stays dense. Nothing of the model is shared.
-    ValueError otherwise, and for a mask of another name or size.
+    A weight without a mask stays dense. Nothing of the model is shared. ValueError for a mask of another name or size.
     """
     shapes = {
         f"{kind}_l{number}": tuple(getattr(layer, f"{kind}_l0").shape)
         for number, layer in enumerate(model.layers)  # type: ignore[arg-type]
         for kind in ("weight_ih", "weight_hh")
     }
-    for name in shapes:
-        if name.startswith("weight_hh") and name not in masks:
-            raise ValueError(f"masks: {name} has none; accepted: a mask of every weight_hh")
     for name, mask in masks.items():
         if name not in shapes:
             raise ValueError(f"masks: {name!r} is no weight of the model; accepted: {', '.join(shapes)}")
@@ -201,31 +185,40 @@ def finalize(model: nn.Module, masks: Mapping[str, BlockMask]) -> FinalModel:
         return weight.clone() if mask is None else BSRMatrix.from_dense(weight, mask)
 
     layers = [
-        FinalLayer(**{name: final(number, layer, name) for name in WEIGHTS})  # type: ignore[arg-type]
+        {name: final(number, layer, name) for name in WEIGHTS}
         for number, layer in enumerate(model.layers)  # type: ignore[arg-type]
     ]
     embedding: Tensor = model.embedding.weight.detach().clone()  # type: ignore[operator, union-attr]
     if isinstance(model.head, AdaptiveSoftmax):
         head = adaptive_of({name: each.detach().clone() for name, each in model.head.state_dict().items()})
-        return FinalModel(embedding, None, tuple(layers), head)
-    return FinalModel(embedding, model.decoder_bias.detach().clone(), tuple(layers))  # type: ignore[operator]
+        return FinalModel(embedding, None, layers, head)
+    return FinalModel(embedding, model.decoder_bias.detach().clone(), layers)  # type: ignore[operator]
 
 
-def _frozen(layer: FinalLayer) -> FinalLayer:
-    """The same layer, its block-sparse weights frozen, where they have values."""
-    weights: dict[str, Any] = {name: getattr(layer, name) for name in WEIGHTS}
-    sparse = {name: each for name, each in weights.items() if isinstance(each, BSRMatrix)}
-    weights |= {name: each.freeze() for name, each in sparse.items() if not each.indices.is_meta}
-    return FinalLayer(**weights)
+def _layer(weights: Mapping[str, Tensor | BSRMatrix]) -> BlockSparseLSTM:
+    """An LSTM layer that has these weights, not copies of them."""
+    rows, into = weights["weight_ih"].shape
+    masks = {f"{name}_l0": each.mask for name, each in weights.items() if isinstance(each, BSRMatrix)}
+    layer = BlockSparseLSTM(into, rows // 4, masks, device="meta", dtype=weights["bias_ih"].dtype)
+    for name, each in weights.items():
+        part = BlockSparseWeight(each, each.shape, 4) if isinstance(each, BSRMatrix) else nn.Parameter(each)
+        setattr(layer, f"{name}_l0", part)
+    return layer
 
 
-def _pack(weight: Tensor | BSRMatrix) -> Tensor | dict[str, Any]:
+def _here(weight: Tensor) -> Tensor:
+    """On the CPU, as plain data."""
+    return weight.detach().cpu()
+
+
+def _pack(weight: Tensor | BlockSparseWeight) -> Tensor | dict[str, Any]:
     if isinstance(weight, Tensor):
-        return weight
-    return dict(zip(PARTS, (weight.data, *weight.pattern, weight.shape), strict=True))
+        return _here(weight)
+    matrix = weight.matrix
+    return dict(zip(PARTS, (*map(_here, (matrix.data, *matrix.pattern)), matrix.shape), strict=True))
 
 
-def _unpacked(content: dict[str, Any]) -> tuple[Tensor, Tensor | None, tuple[FinalLayer, ...], AdaptiveSoftmax | None]:
+def _unpacked(content: dict[str, Any]) -> tuple[Tensor, Tensor | None, list[Weights], AdaptiveSoftmax | None]:
     """The fields of the model that a file holds; ValueError naming the one that is none."""
     layers = _field(content, "layers", "layers")
     if not isinstance(layers, list):
@@ -233,15 +226,13 @@ def _unpacked(content: dict[str, Any]) -> tuple[Tensor, Tensor | None, tuple[Fin
     unpacked = []
     for number, layer in enumerate(layers):
         weights = {name: _field(layer, name, f"layers[{number}].{name}") for name in WEIGHTS}
-        unpacked.append(
-            FinalLayer(**{name: _unpack(f"layers[{number}].{name}", each) for name, each in weights.items()})
-        )
+        unpacked.append({name: _unpack(f"layers[{number}].{name}", each) for name, each in weights.items()})
     embedding = _field(content, "embedding", "embedding")
     if "head" not in content:
-        return embedding, _field(content, "decoder_bias", "decoder_bias"), tuple(unpacked), None
+        return embedding, _field(content, "decoder_bias", "decoder_bias"), unpacked, None
     if not isinstance(content["head"], dict):
         raise ValueError(f"head must be a dictionary of tensors, got {type(content['head']).__name__}")
-    return embedding, None, tuple(unpacked), adaptive_of(content["head"])
+    return embedding, None, unpacked, adaptive_of(content["head"])
 
 
 def _field(stored: Any, name: str, place: str) -> Any:
@@ -263,30 +254,36 @@ def _unpack(place: str, stored: Any) -> Any:
     return matrix
 
 
-def _check(model: FinalModel) -> None:
+def _check(
+    embedding: Tensor,
+    decoder_bias: Tensor | None,
+    layers: Sequence[Mapping[str, Tensor | BSRMatrix]],
+    head: AdaptiveSoftmax | None,
+) -> None:
     """ValueError naming the field where the tensors are not those of one model."""
-    embedding = model.embedding
     require_memory("embedding", embedding)
     if embedding.ndim != 2 or 0 in embedding.shape or not embedding.is_floating_point():
         raise ValueError(
             f"embedding must be real numbers, [vocabulary, size], got {embedding.dtype} {list(embedding.shape)}"
         )
     vocabulary, size = embedding.shape
-    if model.head is None:
-        if model.decoder_bias is None:
+    if head is None:
+        if decoder_bias is None:
             raise ValueError("decoder_bias: neither it nor a head is given; accepted: one of both")
-        _require("decoder_bias", model.decoder_bias, (vocabulary,), embedding)
-    if not model.layers:
+        _require("decoder_bias", decoder_bias, (vocabulary,), embedding)
+    if not layers:
         raise ValueError("layers must be one or more, got none")
-    for number, layer in enumerate(model.layers):
-        place, recurrent = f"layers[{number}]", require_sparse(f"layers[{number}].weight_hh", layer.weight_hh)
-        into, size = size, recurrent.shape[1]
+    for number, layer in enumerate(layers):
+        place, recurrent = f"layers[{number}]", layer["weight_hh"]
+        if not isinstance(recurrent, BSRMatrix):
+            require_memory(f"{place}.weight_hh", recurrent)
+        into, size = size, recurrent.shape[-1] if recurrent.shape else 0
         _require(f"{place}.weight_hh", recurrent, (4 * size, size), embedding)
-        _require(f"{place}.weight_ih", layer.weight_ih, (4 * size, into), embedding)
+        _require(f"{place}.weight_ih", layer["weight_ih"], (4 * size, into), embedding)
         for name in ("bias_ih", "bias_hh"):
-            _require(f"{place}.{name}", getattr(layer, name), (4 * size,), embedding)
-    if model.head is not None:
-        _check_head(model.head, vocabulary, size, embedding)
+            _require(f"{place}.{name}", layer[name], (4 * size,), embedding)
+    if head is not None:
+        _check_head(head, vocabulary, size, embedding)
     elif size != embedding.shape[1]:
         wanted = f"the last layer must have the embedding's {embedding.shape[1]} units"
         raise ValueError(f"layers[{number}].weight_hh: {wanted}, got {size}")

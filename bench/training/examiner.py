@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from bench.cells import TrainCell
 from bench.data.corpus import EVAL_BATCH, Corpus, batchify, windows
 from bench.models.layers import State
-from bench.pruning.finalize import FinalModel
+from bench.pruning.finalize import FinalModel, finalize
 from bench.pruning.pruner import Pruner
 from bench.schema import LARGEST_PPL
 from bench.training.meter import measure_final
@@ -202,6 +202,9 @@ class Examiner:
             if selection.epoch != cell.epochs or cell.test_batch_size != EVAL_BATCH:
                 test_ppl, _ = self.evaluate(self.model, self.corpus.test, cell.test_batch_size)
             final = self.finalise(export) if cell.path != "dense" else {}
+            if cell.path == "dense" and export is not None:
+                pruned = {name: mask for name, mask in self.pruner.masks.items() if mask.num_empty}
+                finalize(self.model, pruned).save(export)
         reported = {"epoch": selection.epoch, "val_ppl": selection.val_ppl, "test_ppl": test_ppl}
         return {**{f"reported_{name}": value for name, value in reported.items()}, **final}
 

@@ -174,7 +174,7 @@ def measure_final(
         finalize(model, pruner.masks).save(path)
         exported = FinalModel.load(path)
     dtype = type_of_products(paths.precision)
-    final = exported.to(window.device, dtype)
+    final = copy.deepcopy(exported).to(window.device, dtype)
     model.eval()
     with all_dense(paths):
         dense = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
@@ -190,7 +190,7 @@ def measure_final(
         "dense_bytes": exported.dense_nbytes,
         "final_bytes": exported.nbytes,
         "final_ppl": evaluate(final),
-        "inference_kernel": kernel_of([layer.weight_hh for layer in final.layers], window.shape[1]),
+        "inference_kernel": kernel_of(final.recurrent_weights, window.shape[1]),
         "inference_dense_ms": whole[0],
         "inference_ms": whole[1],
         "inference_lstm_dense_ms": layers[0],

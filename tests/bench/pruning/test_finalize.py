@@ -78,7 +78,7 @@ def test_the_bytes_by_hand():
     final = finalize(model, pruner.masks)  # one weight, 64 x 16: 8 x 2 blocks of 8 x 8, 4 of them kept
     assert final.dense_nbytes == 64 * 16 * 4
     assert final.nbytes == 4 * 64 * 4 + 4 * (4 + 8 + 1)
-    assert isinstance(final.layers[0].weight_ih, torch.Tensor)
+    assert isinstance(final.layers[0].weight_ih_l0, torch.Tensor)
 
 
 def test_nothing_of_the_model_is_shared(tmp_path: Path):
@@ -86,7 +86,7 @@ def test_nothing_of_the_model_is_shared(tmp_path: Path):
     final = finalize(model, pruner.masks)
     final.save(tmp_path / "model.pt")
     copies = copy.deepcopy(final), pickle.loads(pickle.dumps(final))
-    for each in (final, final.to("cpu"), FinalModel.load(tmp_path / "model.pt"), *copies):
+    for each in (final, copy.deepcopy(final).to("cpu"), FinalModel.load(tmp_path / "model.pt"), *copies):
         assert each.sparse_weights and all(weight.frozen for weight in each.sparse_weights)
     words = torch.randint(VOCABULARY, (3, 2))
     before = final(words)[0].clone()
@@ -96,11 +96,52 @@ def test_nothing_of_the_model_is_shared(tmp_path: Path):
     assert torch.equal(final(words)[0], before)
 
 
-def test_a_recurrent_weight_without_a_mask_is_refused():
+@pytest.mark.parametrize("dense", ["weight_hh_l1", "weight_ih_l2", "all"])
+def test_a_weight_without_a_mask_stays_dense(dense: str, tmp_path: Path):
     model, pruner = masked()
-    del pruner.masks["weight_hh_l1"]
-    with pytest.raises(ValueError, match="weight_hh_l1"):
-        finalize(model, pruner.masks)
+    masks = {name: mask for name, mask in pruner.masks.items() if dense not in (name, "all")}
+    finalize(model, masks).save(tmp_path / "model.pt")
+    final = FinalModel.load(tmp_path / "model.pt")
+    assert len(final.sparse_weights) == len(masks)
+    words = torch.randint(VOCABULARY, (7, 4))
+    with torch.no_grad():
+        torch.testing.assert_close(final(words)[0], model(words)[0], rtol=0.0, atol=1e-6)
+
+
+def test_it_is_a_module(saved: Path):
+    """With a state_dict, which another takes, whatever blocks it keeps itself; and trained further, in its blocks."""
+    model, words = FinalModel.load(saved), torch.randint(VOCABULARY, (5, 3))
+    wanted = model(words)[0]
+    assert not wanted.requires_grad and not any(each.requires_grad for each in model.parameters())
+    torch.manual_seed(9)
+    built = MODELS["lstm"](CELL, VOCABULARY)
+    other = finalize(built, Pruner(built.prunable(), CELL, steps=10).masks)
+    assert not torch.allclose(other(words)[0], wanted)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(words)[0], wanted)
+    other.requires_grad_().train()
+    other.loss(words, words)[0].backward()
+    assert all(each.grad is not None for each in other.parameters())
+    torch.optim.SGD(other.parameters(), lr=1.0).step()
+    assert not torch.allclose(other(words)[0], wanted) and other.nbytes == model.nbytes
+
+
+@pytest.mark.parametrize("pruned", [True, False])
+@pytest.mark.parametrize("decoder", ["tied", "adaptive"])
+def test_compiled_and_exported_it_gives_the_same(decoder: str, pruned: bool):
+    more = {"decoder": "adaptive", "cutoff": 10, "second_cutoff": 30} if decoder == "adaptive" else {}
+    model, pruner = masked(CELL.model_copy(update={"num_layers": 2, **more}))
+    final = finalize(model, pruner.masks if pruned else {})
+    words, targets = torch.randint(VOCABULARY, (2, 4, 3))
+    wanted, states = final(words)
+    again = final(words, states)[0]
+    exported = torch.export.export(final, (words, states), strict=False).module()
+    torch.testing.assert_close(exported(words, states)[0], again)
+    torch._dynamo.reset()
+    compiled = torch.compile(final, backend="aot_eager")
+    torch.testing.assert_close(compiled(words)[0], wanted)
+    torch.testing.assert_close(compiled(words, states)[0], again)
+    assert final.loss(words, targets)[0].isfinite()
 
 
 @pytest.mark.parametrize("name", ["weight_ih_10", "weight_hh_l3", "bias_ih_l0", "embedding"])
@@ -206,7 +247,8 @@ def other_field(content: dict[str, Any], place: str, change: Callable[[Any], Any
 
 
 MISFITS: list[Any] = [
-    ("layers[1].weight_hh", lambda each: BSRMatrix(**each).to_dense()),
+    ("layers[1].weight_hh", lambda each: BSRMatrix(**each).to_dense()[:-1]),
+    ("layers[1].weight_hh", lambda each: BSRMatrix(**each).to_dense()[0, 0]),
     ("layers[1].weight_hh", lambda each: each | {"data": each["data"].double()}),
     ("layers[1].weight_ih", lambda each: each | {"data": each["data"].int()}),
     ("layers[0].weight_ih", lambda each: BSRMatrix(**each).to_dense()[:, :-8]),
@@ -251,7 +293,7 @@ def test_a_saved_model_has_the_pattern_that_products_have(saved: Path):
     for weight in model.sparse_weights:
         weight.indices.fill_(0)
     model.save(saved)
-    for each in (model, model.to("cpu"), FinalModel.load(saved)):
+    for each in (model, copy.deepcopy(model).to("cpu"), FinalModel.load(saved)):
         assert torch.equal(each(words)[0], wanted)
 
 

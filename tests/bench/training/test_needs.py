@@ -424,12 +424,11 @@ def test_a_cell_whose_target_empties_its_weights_trains_and_is_exported(
     path: str, schedule: str, target: float, tmp_path: Path
 ) -> None:
     cell = cell_of(epochs=1, path=path, schedule=schedule, target_sparsity=target, prune_every=2)
-    export = tmp_path / "model.pt" if path == "sparse" else None
+    export = tmp_path / "model.pt"
     last = train_cell(cell, lambda _: None, export=export)[-1]
     assert (last["status"], last["sparsity"], last["zero_block_share"]) == ("ok", 1.0, 1.0)
-    if export:
-        logits, _ = FinalModel.load(export)(torch.zeros(3, 2, dtype=torch.int64), None)
-        assert logits.isfinite().all()
+    logits, _ = FinalModel.load(export)(torch.zeros(3, 2, dtype=torch.int64), None)
+    assert logits.isfinite().all()
 
 
 def test_a_plan_warns_of_targets_that_leave_nothing_of_a_weight(tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ from rows import results, silent
 
 from bench import train
 from bench.cells import TrainCell
+from bench.data.corpus import data_dir, load_corpus
 from bench.models.layers import LSTMLayer
 from bench.pruning.finalize import FinalModel
 from bench.pruning.pruner import Pruner
 from bench.schema import TRAIN
 from bench.train import train_cell
 from bench.training import meter
+from bench.training.examiner import score
 from bench.training.paths import NEVER, missing_kernel
 
 NO_KERNEL = missing_kernel()
@@ -209,10 +211,23 @@ def test_the_last_row_has_the_finalised_model(scope: str, optimizer: str, tmp_pa
     assert FinalModel.load(path).nbytes == last["final_bytes"]
 
 
-@pytest.mark.parametrize(("settings", "name"), [({}, "model.pt"), ({"path": "sparse"}, "absent/model.pt")])
-def test_an_export_that_cannot_be_is_refused_before_training(settings: dict[str, Any], name: str, tmp_path: Path):
+@pytest.mark.parametrize("path", ["dense", "sparse"])
+def test_an_export_that_cannot_be_is_refused_before_training(path: str, tmp_path: Path):
     with pytest.raises(ValueError, match=r"export: .*model\.pt"):
-        train_cell(cell(**settings, train_tokens=0, epochs=1000), silent, export=tmp_path / name)
+        train_cell(cell(path=path, train_tokens=0, epochs=1000), silent, export=tmp_path / "absent" / "model.pt")
+
+
+@pytest.mark.parametrize("settings", [{"schedule": "none", "target_sparsity": 0.0}, {}], ids=["unpruned", "masked"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_dense_run_is_exported_as_it_was_reported(optimizer: str, settings: dict[str, Any], tmp_path: Path):
+    path = tmp_path / "model.pt"
+    trained = cell(**{**OPTIMIZERS[optimizer], **settings, "path": "dense"})
+    last = train_cell(trained, silent, export=path)[-1]
+    final = FinalModel.load(path)
+    assert bool(final.sparse_weights) is (not settings) and last["final_bytes"] is None
+    test = load_corpus(trained.dataset, data_dir()).test
+    scores = score(final, test[: trained.eval_tokens], trained.test_batch_size, trained.bptt)
+    assert scores.perplexity == pytest.approx(last["reported_test_ppl"], rel=1e-4)
 
 
 def test_a_dense_cell_has_neither_probes_nor_a_finalised_model():

@@ -43,7 +43,9 @@ def forget() -> None:
     native_library.entry.cache_clear()
 
 
-@pytest.fixture(scope="module", params=["instruction", "emulated"], autouse=True)
+@pytest.fixture(
+    scope="module", params=["instruction", pytest.param("emulated", marks=pytest.mark.builds)], autouse=True
+)
 def arithmetic(request: pytest.FixtureRequest) -> Iterator[str]:
     """The tests of this file run with each way to multiply."""
     with pytest.MonkeyPatch.context() as patch:
