@@ -42,6 +42,9 @@ def prunes(row: dict[str, Any]) -> bool:
     return bool(row["schedule"] != "none" and row["target_sparsity"] > 0.0)
 
 
+ALLOCATED = {"erk": "ERK", "gate": "gate by gate", "global": "all matrices in one order"}
+
+
 def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
     """'block lasso + gradual (linear)' and the like, from a run's settings; `name_form` adds the form of the lasso."""
     parts = []
@@ -58,8 +61,9 @@ def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
 
 
 def _allocated(row: dict[str, Any]) -> str:
-    """', ERK' where the sparsity of all is spread by the Erdős–Rényi rule."""
-    return ", ERK" if row.get("allocation") == "erk" else ""
+    """', ERK' where the sparsity of all is spread by the Erdős–Rényi rule, and other ways to rank blocks."""
+    words = ALLOCATED.get(row.get("allocation") or "uniform", "")
+    return f", {words}" if words else ""
 
 
 def without_path(variant: str) -> str:

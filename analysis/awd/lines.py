@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from analysis.runs import EQUAL, prunes, variant_name
+from analysis.runs import ALLOCATED, EQUAL, prunes, variant_name
 
 TARGET = 0.8  # the slides'
 NOTHING, NOT_RUN = "–", "not run"
@@ -91,4 +91,5 @@ def place(row: Row, full: bool) -> str:
     words = [variant_name(row | {"path": "dense"})] if full else []
     words += [f"{row['hidden_size']} units"] if full and row["width"] != 1.0 else []
     words += [f"block {row['block_size']}"]
-    return ", ".join([*words, "ERK"] if row["allocation"] == "erk" and not full else words)
+    allocated = "" if full else ALLOCATED.get(row["allocation"], "")
+    return ", ".join([*words, *([allocated] if allocated else [])])

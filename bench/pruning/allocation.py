@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+GATES = 4  # of an LSTM matrix, each a quarter of its rows
+
 
 def allocate(shapes: Mapping[str, tuple[int, int]], sparsity: float, allocation: str) -> dict[str, float]:
-    """The sparsity of each weight; weighted by size, their mean is `sparsity`. None falls where `sparsity` rises."""
-    if allocation == "uniform":
+    """The sparsity of each weight; weighted by size, their mean is `sparsity`. None falls where `sparsity` rises.
+
+    Of allocation = gate it is that of each gate; of global nobody knows it before scores are: that of all here.
+    """
+    if allocation != "erk":
         return dict.fromkeys(shapes, sparsity)
     sizes = {name: rows * cols for name, (rows, cols) in shapes.items()}
     wanted = (1.0 - sparsity) * sum(sizes.values())  # elements kept

@@ -1,15 +1,14 @@
 """Criteria: a score for every block of a weight; the lowest are pruned first.
 
-A criterion is `(weight, block_size, generator) -> scores`, weight [rows, cols] -> scores [grid_rows, grid_cols]. Only
-`random` draws from the generator. Blocks of one matrix have one size, so l2 and rms rank alike within a matrix:
-they are one cell, that of l2.
+A criterion is `(evidence) -> scores`, [grid_rows, grid_cols]. Most look at the weight alone. One that looks at
+gradients names in `@looks_at` what it wants summed while the network trains; only that is kept. Only `random` draws
+from the generator. The blocks of a cell have one size, so l2 and rms rank alike: they are one cell, that of l2.
 """
-
-# ruff: noqa: ARG001  (all members have one signature)
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernels.registry import Registry
@@ -17,9 +16,31 @@ from kernels.registry import Registry
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    Criterion = Callable[[Tensor, int, Generator], Tensor]
+    Criterion = Callable[["Evidence"], Tensor]
 
 CRITERIA: Registry[Criterion] = Registry("criterion")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may look at: a weight [rows, cols], and of the same shape what it named in `@looks_at`.
+
+    gradient: mean of the loss's gradient over the steps since the masks changed last. square: mean of its square over
+    the same steps, the diagonal of the empirical Fisher matrix up to the size of a batch. movement: -Σ w ∂L/∂w over all
+    steps so far. The gradients are those of what is minimised, a penalty in the loss among them, before clipping; in
+    the empty blocks of the sparse path they are zero.
+    """
+
+    weight: Tensor
+    block_size: int
+    generator: Generator
+    gradient: Tensor | None = None
+    square: Tensor | None = None
+    movement: Tensor | None = None
+
+    def blocks(self, x: Tensor) -> Tensor:
+        """A view with the blocks' elements on dimensions 1 and 3. [rows, cols] -> [grid_rows, b, grid_cols, b]."""
+        return as_blocks(x, self.block_size)
 
 
 def as_blocks(weight: Tensor, block_size: int) -> Tensor:
@@ -28,35 +49,86 @@ def as_blocks(weight: Tensor, block_size: int) -> Tensor:
     return weight.view(rows // block_size, block_size, cols // block_size, block_size)
 
 
+SEEN = "gradient", "square", "movement"
+
+
+def looks_at(*names: str) -> Callable[[Criterion], Criterion]:
+    """Decorator: of `SEEN`, what a criterion needs beside the weight."""
+
+    def marked(criterion: Criterion) -> Criterion:
+        criterion.looks_at = names  # type: ignore[attr-defined]
+        return criterion
+
+    return marked
+
+
+def looked_at(name: str) -> tuple[str, ...]:
+    """What the criterion of that name needs beside the weight."""
+    found: tuple[str, ...] = getattr(CRITERIA[name], "looks_at", ())
+    return found
+
+
 @CRITERIA.register
-def l2(weight: Tensor, block_size: int, generator: Generator) -> Tensor:
+def l2(evidence: Evidence) -> Tensor:
     """Euclidean norm (the slides' choice)."""
-    return as_blocks(weight, block_size).square().sum(dim=(1, 3)).sqrt()
+    return evidence.blocks(evidence.weight).square().sum(dim=(1, 3)).sqrt()
 
 
 @CRITERIA.register
-def l1(weight: Tensor, block_size: int, generator: Generator) -> Tensor:
+def l1(evidence: Evidence) -> Tensor:
     """Sum of magnitudes."""
-    return as_blocks(weight, block_size).abs().sum(dim=(1, 3))
+    return evidence.blocks(evidence.weight).abs().sum(dim=(1, 3))
 
 
 @CRITERIA.register
-def max(weight: Tensor, block_size: int, generator: Generator) -> Tensor:
+def max(evidence: Evidence) -> Tensor:
     """Largest magnitude (Narang et al., 1711.02782)."""
-    return as_blocks(weight, block_size).abs().amax(dim=(1, 3))
+    return evidence.blocks(evidence.weight).abs().amax(dim=(1, 3))
 
 
 @CRITERIA.register
-def rms(weight: Tensor, block_size: int, generator: Generator) -> Tensor:
+def rms(evidence: Evidence) -> Tensor:
     """Root of the mean square: l2 per element, comparable between block sizes."""
-    return as_blocks(weight, block_size).square().mean(dim=(1, 3)).sqrt()
+    return evidence.blocks(evidence.weight).square().mean(dim=(1, 3)).sqrt()
 
 
 @CRITERIA.register
-def random(weight: Tensor, block_size: int, generator: Generator) -> Tensor:
+def random(evidence: Evidence) -> Tensor:
     """Uniform noise, drawn on the CPU: the control."""
     import torch  # here, for naming the criteria must not load it
 
-    rows, cols = weight.shape
-    drawn = torch.empty(rows // block_size, cols // block_size, dtype=weight.dtype).uniform_(generator=generator)
-    return drawn.to(weight.device)
+    (rows, cols), size = evidence.weight.shape, evidence.block_size
+    drawn = torch.empty(rows // size, cols // size, dtype=evidence.weight.dtype).uniform_(generator=evidence.generator)
+    return drawn.to(evidence.weight.device)
+
+
+@CRITERIA.register
+@looks_at("gradient")
+def taylor(evidence: Evidence) -> Tensor:
+    """|Σ w ∂L/∂w|: by how much the loss changes to first order without the block (Molchanov et al., 1906.10771)."""
+    assert evidence.gradient is not None
+    return evidence.blocks(evidence.weight * evidence.gradient).sum(dim=(1, 3)).abs()
+
+
+@CRITERIA.register
+@looks_at("gradient")
+def gradient(evidence: Evidence) -> Tensor:
+    """Euclidean norm of the gradient."""
+    assert evidence.gradient is not None
+    return evidence.blocks(evidence.gradient).square().sum(dim=(1, 3)).sqrt()
+
+
+@CRITERIA.register
+@looks_at("square")
+def obd(evidence: Evidence) -> Tensor:
+    """½ Σ w² E[g²]: the loss's rise to second order, its Hessian by the empirical Fisher (LeCun et al., 1989)."""
+    assert evidence.square is not None
+    return 0.5 * evidence.blocks(evidence.weight.square() * evidence.square).sum(dim=(1, 3))
+
+
+@CRITERIA.register
+@looks_at("movement")
+def movement(evidence: Evidence) -> Tensor:
+    """-Σ_t Σ w ∂L/∂w: low where training moves the weights towards zero (Sanh et al., 2005.07683)."""
+    assert evidence.movement is not None
+    return evidence.blocks(evidence.movement).sum(dim=(1, 3))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 from bench.cells import Cell, TimedCell, TrainCell
-from bench.pruning.allocation import allocate
+from bench.pruning.allocation import GATES, allocate
 from kernels.tensors.rounding import blocks_to_empty
 
 
@@ -22,10 +22,16 @@ def emptied(cell: TimedCell | TrainCell) -> list[str]:
     if target == 1.0 or not found:
         return []
     sizes = {name: (rows * cell.block_size, columns * cell.block_size) for name, (rows, columns) in found.items()}
-    shares = allocate(sizes, target, getattr(cell, "allocation", "uniform"))
+    allocation = getattr(cell, "allocation", "uniform")
+    if allocation == "global":  # then the scores decide
+        return []
+    shares = allocate(sizes, target, allocation)
+    parts = GATES if allocation == "gate" else 1
     counts = {name: rows * columns for name, (rows, columns) in found.items()}
     return [
-        f"{name} ({count} blocks)" for name, count in counts.items() if blocks_to_empty(shares[name], count) == count
+        f"{name} ({count} blocks)"
+        for name, count in counts.items()
+        if parts * blocks_to_empty(shares[name], count // parts) == count
     ]
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from bench.pruning.allocation import allocate
-from bench.pruning.criteria import CRITERIA, as_blocks
+from bench.pruning.criteria import CRITERIA, Evidence, as_blocks, looked_at
+from bench.pruning.ranking import ranked
 from bench.pruning.schedules import SCHEDULES
 from bench.pruning.settings import PruningSettings
 from kernels.blockmask import BlockMask
@@ -43,7 +43,10 @@ class Pruner:
         self.cell, self.steps = cell, steps
         self.schedule = SCHEDULES[cell.schedule]
         # 'pre' cuts before anything was learned: its pattern is random whatever the criterion (slides).
-        self.criterion = CRITERIA["random" if cell.schedule == "pre" else cell.criterion]
+        name = "random" if cell.schedule == "pre" else cell.criterion
+        self.criterion, self.looks_at = CRITERIA[name], looked_at(name)
+        self._sums: dict[str, dict[str, Tensor]] = {}  # of each weight, what the criterion looks at beside it
+        self._steps_seen = 0  # in the sums but that of `movement`, which goes on
         self.generator = torch.Generator().manual_seed(cell.seed)
         self.masks = {
             name: BlockMask.full(weight.shape[0], weight.shape[1], cell.block_size)
@@ -67,9 +70,10 @@ class Pruner:
                 weight.mul_(density**-0.5)
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, what the schedule asked for last, and the generator of the random patterns."""
+        """Masks, what the schedule asked for last, the generator of the random patterns, and what was summed."""
         kept = {name: mask.kept for name, mask in self.masks.items()}
-        return {"kept": kept, "asked": self._asked, "generator": self.generator.get_state()}
+        seen = {"sums": self._sums, "steps_seen": self._steps_seen}
+        return {"kept": kept, "asked": self._asked, "generator": self.generator.get_state(), **seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with these masks; the weights must be zero in their empty blocks."""
@@ -77,6 +81,10 @@ class Pruner:
             self._take(name, BlockMask(kept, self.cell.block_size))
         self._asked = state["asked"]
         self.generator.set_state(state["generator"])
+        self._sums = {
+            name: {each: total.clone() for each, total in sums.items()} for name, sums in state["sums"].items()
+        }
+        self._steps_seen = state["steps_seen"]
 
     def _take(self, name: str, mask: BlockMask) -> None:
         self.masks[name], self._sparsity = mask, None
@@ -97,6 +105,36 @@ class Pruner:
         if self._sparsity is None:
             self._sparsity = share_empty(self.masks.values())
         return self._sparsity
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Add up what the criterion looks at: to be done after each backward pass, before gradients are changed."""
+        if not self.looks_at or self.is_done:
+            return
+        self._steps_seen += 1
+        for name, weight in self.weights.items():
+            if weight.grad is None:
+                continue
+            sums = self._sums.setdefault(name, {each: torch.zeros_like(weight) for each in self.looks_at})
+            for each, total in sums.items():
+                if each == "gradient":
+                    total.add_(weight.grad)
+                elif each == "square":
+                    total.addcmul_(weight.grad, weight.grad)
+                else:
+                    total.addcmul_(weight, weight.grad, value=-1.0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing will be pruned any more."""
+        return self._asked == self.cell.target_sparsity
+
+    def _evidence(self, name: str) -> Evidence:
+        """What the criterion gets of a weight; zeros of what was never summed."""
+        weight, steps = self.weights[name].detach(), self._steps_seen or 1
+        found = self._sums.get(name) or {each: torch.zeros_like(weight) for each in self.looks_at}
+        means = {each: total if each == "movement" else total / steps for each, total in found.items()}
+        return Evidence(weight, self.cell.block_size, self.generator, **means)
 
     def mask_gradients(self) -> None:
         """Zero the gradients of pruned blocks: to be done before clipping, so that they do not count in the norm."""
@@ -123,16 +161,21 @@ class Pruner:
 
     @torch.no_grad()
     def _tighten(self, sparsity: float) -> None:
-        shares = allocate({name: mask.shape for name, mask in self.masks.items()}, sparsity, self.cell.allocation)
-        for name, weight in self.weights.items():
-            before = self.masks[name]
-            scores = self.criterion(weight.detach(), before.block_size, self.generator)
+        scores = {}
+        for name, mask in self.masks.items():
+            found = self.criterion(self._evidence(name))
             # Blocks that are empty already rank below all others: the mask only ever shrinks.
-            scores = scores.masked_fill(~before.kept.to(scores.device), -torch.inf)
-            after = BlockMask.from_scores(scores, shares[name], before.block_size)
-            assert not (after.kept & ~before.kept).any(), "a pruned block came back"
+            scores[name] = found.masked_fill(~mask.kept.to(found.device), -torch.inf)
+        for name, after in ranked(scores, self.cell.block_size, sparsity, self.cell.allocation).items():
+            assert not (after.kept & ~self.masks[name].kept).any(), "a pruned block came back"
             self._take(name, after)
-        self._asked = sparsity
+        self._asked, self._steps_seen = sparsity, 0
+        for sums in self._sums.values():
+            for each, total in sums.items():
+                if each != "movement":
+                    total.zero_()
+        if self.is_done:
+            self._sums = {}
 
     def _tensors(self, name: str, optimizer: Optimizer | None) -> Iterator[Tensor]:
         """The weight, its gradient and every optimizer state of the weight's shape."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bench.pruning.criteria import CRITERIA
+from bench.pruning.criteria import CRITERIA, looked_at
 from bench.pruning.schedules import SCHEDULES
 from bench.settings import BlockSize, Count, Fraction, NonNegative, Settings, require_division
 
@@ -79,9 +79,10 @@ class PruningSettings(BlockSettings):
 
     schedule: Annotated[str, SCHEDULES] = Field("none", description="pruning schedule")
     criterion: Annotated[str, CRITERIA] = Field("l2", description="score by which blocks go")
-    allocation: Literal["uniform", "erk"] = Field(
+    allocation: Literal["uniform", "erk", "gate", "global"] = Field(
         "uniform",
-        description="sparsity of each matrix: that of all, or density in proportion to (rows + cols) / (rows cols)",
+        description="sparsity of each matrix: that of all, density in proportion to (rows + cols) / (rows cols), that "
+        "of all in each of its gates, or what one ranking of the blocks of all matrices leaves it",
     )
     target_sparsity: Fraction = Field(0.0, description="share of blocks wanted empty at the end, fraction")
     prune_begin: Fraction = Field(0.0, description="where the ramp begins (or one_shot cuts), fraction of all steps")
@@ -100,6 +101,15 @@ class PruningSettings(BlockSettings):
             raise ValueError(f"prune_end: {end} lies before prune_begin {begin}; accepted: fractions from {begin} to 1")
         return self
 
+    @model_validator(mode="after")
+    def _gradients_were_seen(self) -> Self:
+        first = "prune_begin" if self.schedule == "one_shot" else "prune_end"
+        if self.prunes and self.schedule != "pre" and looked_at(self.criterion) and not getattr(self, first):
+            raise ValueError(
+                f"{first}: 0 cuts before any gradient was seen, which {self.criterion} goes by; accepted: more than 0"
+            )
+        return self
+
     @property
     def prunes(self) -> bool:
         return (self.schedule != "none" and self.target_sparsity > 0.0) or super().prunes
@@ -110,7 +120,7 @@ class PruningSettings(BlockSettings):
             yield from ("schedule", "allocation", "target_sparsity")
         if not self.prunes or self.schedule == "pre":
             yield from ("criterion", "prune_begin")
-        elif self.criterion == "rms":  # ranks the blocks of one size of a matrix as l2 does
+        elif self.criterion == "rms":  # ranks blocks of one size as l2 does
             yield "criterion"
         if not self.prunes or self.schedule in ("pre", "one_shot"):
             yield from ("prune_end", "prune_every")

@@ -29,6 +29,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd", "learning_rate": 1.0, "momentum": 0.9, "weight_decay": 1e-4, "lasso": "proximal"},
     "adam": {"learning_rate": 0.01, "weight_decay": 1e-2, "lr_schedule": "one_cycle"},
     "asgd": {"optimizer": "asgd", "learning_rate": 5.0, "weight_decay": 1e-4, "criterion": "random", "prune_end": 0.4},
+    "gradients": {"learning_rate": 0.01, "criterion": "movement", "allocation": "global"},
     "rows": {
         "decoder": "adaptive", "cutoff": 50, "second_cutoff": 200, "embedding_gradient": "sparse",
         "learning_rate": 0.01, "lr_schedule": "one_cycle",
@@ -210,6 +211,7 @@ LATE = [
     "trigger.history",
     "examiner.late",
 ]  # parts that matter at final sparsity
+SUMMED = ["pruner.sums", "pruner.steps_seen"]  # parts of a cell whose criterion looks at gradients
 
 
 def fingerprint(rows: list[dict[str, Any]]) -> list[Any]:
@@ -313,7 +315,25 @@ def test_every_part_is_among_those_that_cannot_be_left_out(half: Any):
     _, found, _ = half
     state = found["state"]
     members = {f"{name}.{member}" for name, part in state.items() if name not in WHOLE for member in part}
-    assert members | set(WHOLE) == set(LEFT_OUT + LATE)
+    assert members | set(WHOLE) == set(LEFT_OUT + LATE + SUMMED)
+
+
+@pytest.mark.slow(2)
+@pytest.mark.parametrize("part", SUMMED)
+def test_no_sum_of_gradients_can_be_left_out(part: str, tmp_path: Path):
+    """Of steps, an order of scores is the same however many there were; they are there for scores that are compared."""
+    settings = cell(**{**OPTIMIZERS["gradients"], "criterion": "taylor", "prune_every": 8})
+    found = content(interrupted(settings, 13, tmp_path))
+    state, made_for, member = dict(found["state"]), found["made_for"], part.removeprefix("pruner.")
+    assert state["pruner"]["steps_seen"] == 5
+    whole = gone_on(settings, made_for, state, tmp_path)
+    _, fresh = taken_up(settings, None)
+    state["pruner"] = {**state["pruner"], member: fresh["pruner"][member]}
+    if member == "sums":
+        assert gone_on(settings, made_for, state, tmp_path) != whole
+    else:
+        write(Checkpoints(tmp_path).path(settings.cell_id), made_for, state)
+        assert taken_up(settings, tmp_path)[0]["run.pruner._steps_seen"] == 0
 
 
 @pytest.fixture(scope="module")
