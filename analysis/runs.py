@@ -29,7 +29,7 @@ MODEL_SETTINGS = (
 PRUNING_SETTINGS = (
     "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled",
     "schedule", "criterion", "allocation", "target_sparsity", "prune_begin", "prune_end", "prune_every",
-    "scaled_start", "path",
+    "scaled_start", "initial_sparsity", "path",
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
 SETTING = ("variant", "block_size", "target_sparsity")
@@ -55,7 +55,9 @@ def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
         suffix = "" if criterion == "l2" else f", {criterion}"
         start = ", scaled start" if row.get("scaled_start") in (True,) else ""
         names = {"pre": f"random pre-pruning{start}", "one_shot": f"one-shot{suffix}"}
-        parts.append(names.get(schedule, f"gradual ({schedule}{suffix})") + _allocated(row))
+        initial = row.get("initial_sparsity") or 0.0
+        onwards = f" from {initial:g}" if initial > 0.0 else ""
+        parts.append(names.get(schedule, f"gradual ({schedule}{onwards}{suffix})") + _allocated(row))
     path = row.get("path") or "dense"  # tables from before there was a choice have no such column
     return (" + ".join(parts) or "dense") + ("" if path == "dense" else f", {path} path")
 

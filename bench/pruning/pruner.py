@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from bench.pruning.criteria import CRITERIA, Evidence, as_blocks, looked_at
 from bench.pruning.ranking import ranked
-from bench.pruning.schedules import SCHEDULES
+from bench.pruning.schedules import sparsity_at
 from bench.pruning.settings import PruningSettings
 from kernels.blockmask import BlockMask
 
@@ -41,7 +41,6 @@ class Pruner:
     def __init__(self, weights: dict[str, Parameter], cell: PruningSettings, steps: int) -> None:
         self.weights = weights if cell.prunes else {}
         self.cell, self.steps = cell, steps
-        self.schedule = SCHEDULES[cell.schedule]
         # 'pre' cuts before anything was learned: its pattern is random whatever the criterion (slides).
         name = "random" if cell.schedule == "pre" else cell.criterion
         self.criterion, self.looks_at = CRITERIA[name], looked_at(name)
@@ -93,7 +92,8 @@ class Pruner:
     def scheduled(self, step: int) -> float:
         """The sparsity the schedule asks for after `step` optimizer steps."""
         cell = self.cell
-        return self.schedule(step, self.steps, cell.target_sparsity, cell.prune_begin, cell.prune_end)
+        ends = cell.prune_begin, cell.prune_end, cell.initial_sparsity
+        return sparsity_at(cell.schedule, step, self.steps, cell.target_sparsity, *ends)
 
     def is_final(self, step: int) -> bool:
         """Whether the schedule asks for no more after `step` steps: its ramp has ended."""

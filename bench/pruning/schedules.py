@@ -1,7 +1,8 @@
 """Schedules: the share of blocks wanted empty after `step` of `steps` optimizer steps.
 
 A schedule is `(step, steps, target, begin, end) -> sparsity`: non-decreasing in `step` (0 is before training) and
-exactly `target` from `end` on. `begin` and `end` are fractions of all steps.
+exactly `target` from `end` on. `begin` and `end` are fractions of all steps. A `RAMP` may begin at a sparsity above 0
+(`sparsity_at`).
 """
 
 # ruff: noqa: ARG001  (all members have one signature)
@@ -51,7 +52,29 @@ def linear(step: int, steps: int, target: float, begin: float, end: float) -> fl
 
 
 @SCHEDULES.register
+def narang(step: int, steps: int, target: float, begin: float, end: float) -> float:
+    """Two slopes, the second half one and a half times as steep (Narang et al., 1704.05119, of their threshold)."""
+    position = ramp_position(step, steps, begin, end)
+    return target * (0.8 * position if position < 0.5 else 1.2 * position - 0.2) if position < 1.0 else target
+
+
+@SCHEDULES.register
 def cubic(step: int, steps: int, target: float, begin: float, end: float) -> float:
     """Fast at first, slow near the target (Zhu & Gupta, 1710.01878, equation 1, from sparsity 0)."""
     left = 1.0 - ramp_position(step, steps, begin, end)
     return target * (1.0 - left * left * left)
+
+
+RAMPS = ("linear", "narang", "cubic")
+
+
+def sparsity_at(
+    schedule: str, step: int, steps: int, target: float, begin: float, end: float, initial: float = 0.0
+) -> float:
+    """What a schedule asks for; a ramp begins at sparsity `initial` (Zhu & Gupta's s_i, the slides' b), at `begin`."""
+    if not initial or schedule not in RAMPS:
+        return SCHEDULES[schedule](step, steps, target, begin, end)
+    if step < begin * steps:
+        return 0.0
+    position = SCHEDULES[schedule](step, steps, 1.0, begin, end)
+    return target if position == 1.0 else initial + (target - initial) * position

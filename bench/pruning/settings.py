@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bench.pruning.criteria import CRITERIA, looked_at
-from bench.pruning.schedules import SCHEDULES
+from bench.pruning.schedules import RAMPS, SCHEDULES
 from bench.settings import BlockSize, Count, Fraction, NonNegative, Settings, require_division
 
 
@@ -85,6 +85,9 @@ class PruningSettings(BlockSettings):
         "of all in each of its gates, or what one ranking of the blocks of all matrices leaves it",
     )
     target_sparsity: Fraction = Field(0.0, description="share of blocks wanted empty at the end, fraction")
+    initial_sparsity: Fraction = Field(
+        0.0, description="share of blocks emptied at once where a ramp begins, fraction (the slides' b)"
+    )
     prune_begin: Fraction = Field(0.0, description="where the ramp begins (or one_shot cuts), fraction of all steps")
     prune_end: Fraction = Field(0.8, description="where the ramp ends, fraction of all steps")
     scaled_start: bool = Field(
@@ -99,11 +102,15 @@ class PruningSettings(BlockSettings):
         begin, end = self.prune_begin, self.prune_end
         if self.prunes and self.schedule not in ("pre", "one_shot") and end < begin:
             raise ValueError(f"prune_end: {end} lies before prune_begin {begin}; accepted: fractions from {begin} to 1")
+        if self.prunes and self.schedule in RAMPS and self.initial_sparsity > self.target_sparsity:
+            most = self.target_sparsity
+            raise ValueError(f"initial_sparsity: {self.initial_sparsity}; accepted: up to target_sparsity, {most}")
         return self
 
     @model_validator(mode="after")
     def _gradients_were_seen(self) -> Self:
-        first = "prune_begin" if self.schedule == "one_shot" else "prune_end"
+        at_once = self.schedule == "one_shot" or self.initial_sparsity
+        first = "prune_begin" if at_once else "prune_end"
         if self.prunes and self.schedule != "pre" and looked_at(self.criterion) and not getattr(self, first):
             raise ValueError(
                 f"{first}: 0 cuts before any gradient was seen, which {self.criterion} goes by; accepted: more than 0"
@@ -124,5 +131,7 @@ class PruningSettings(BlockSettings):
             yield "criterion"
         if not self.prunes or self.schedule in ("pre", "one_shot"):
             yield from ("prune_end", "prune_every")
+        if not self.prunes or self.schedule not in RAMPS:
+            yield "initial_sparsity"
         if not self.prunes or self.schedule != "pre":
             yield "scaled_start"

@@ -37,6 +37,8 @@ def run(
         (LINEAR, "block lasso + gradual (linear)"),
         (LINEAR | {"schedule": "cubic", "lasso": "none"}, "gradual (cubic)"),
         (LINEAR | {"criterion": "random"}, "block lasso + gradual (linear, random)"),
+        (LINEAR | {"initial_sparsity": 0.25}, "block lasso + gradual (linear from 0.25)"),
+        (LINEAR | {"allocation": "global"}, "block lasso + gradual (linear), all matrices in one order"),
         (LINEAR | {"schedule": "one_shot"}, "block lasso + one-shot"),
         (LINEAR | {"allocation": "erk"}, "block lasso + gradual (linear), ERK"),
         (LINEAR | {"allocation": "erk", "path": "auto"}, "block lasso + gradual (linear), ERK, auto path"),

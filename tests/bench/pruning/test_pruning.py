@@ -17,7 +17,7 @@ from bench.pruning.criteria import CRITERIA, Evidence
 from bench.pruning.lasso import Lasso, block_norms
 from bench.pruning.pruner import Pruner
 from bench.pruning.ranking import ranked
-from bench.pruning.schedules import SCHEDULES
+from bench.pruning.schedules import RAMPS, SCHEDULES, sparsity_at
 
 CELL = TrainCell(block_size=4, schedule="linear", target_sparsity=0.75, prune_end=0.8, prune_every=1, threads=1)
 
@@ -55,6 +55,40 @@ def test_schedules_by_hand():
     assert SCHEDULES["linear"](4, 10, 0.8, 0.2, 0.6) == pytest.approx(0.4)
     assert SCHEDULES["cubic"](4, 10, 0.8, 0.2, 0.6) == pytest.approx(0.7)  # 0.8 (1 - 0.5^3)
     assert SCHEDULES["linear"](2, 10, 0.8, 0.2, 0.6) == 0.0
+    assert [SCHEDULES["narang"](step, 10, 0.5, 0.0, 1.0) for step in (0, 4, 5, 6, 10)] == pytest.approx(
+        [0.0, 0.16, 0.2, 0.26, 0.5]
+    )
+
+
+@given(
+    name=st.sampled_from(RAMPS),
+    steps=st.integers(1, 300),
+    shares=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    ends=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_a_ramp_from_a_sparsity_above_zero(name: str, steps: int, shares: tuple, ends: tuple):
+    (initial, target), (begin, end) = sorted(shares), sorted(ends)
+    values = [sparsity_at(name, step, steps, target, begin, end, initial) for step in range(steps + 1)]
+    assert all(early <= late + 1e-12 for early, late in pairwise(values))
+    assert all(value == 0.0 for step, value in enumerate(values) if step < begin * steps)
+    assert all(value >= initial - 1e-12 for step, value in enumerate(values) if step >= begin * steps)
+    assert all(value == target for step, value in enumerate(values) if step >= end * steps)
+
+
+def test_the_slides_ramp_begins_at_b():
+    """rho_t = a (t - 1) + b: here b = 0.2, and 0.8 after 10 steps."""
+    values = [sparsity_at("linear", step, 10, 0.8, 0.0, 1.0, 0.2) for step in range(11)]
+    assert values == pytest.approx([0.2 + 0.06 * step for step in range(11)])
+    cell = CELL.model_copy(update={"initial_sparsity": 0.25, "prune_begin": 0.5})
+    pruner, found = Pruner(weights(), cell, steps=20), []
+    for step in range(1, 21):
+        pruner.after_step(step)
+        found.append(pruner.sparsity)
+    assert found[8:10] == [0.0, 0.25] and found[-1] == 0.75
+    with pytest.raises(ValueError, match=r"initial_sparsity: 0.9; accepted: up to target_sparsity, 0.5"):
+        TrainCell(schedule="cubic", target_sparsity=0.5, initial_sparsity=0.9)
+    plain = TrainCell(schedule="one_shot", target_sparsity=0.5)
+    assert plain.model_copy(update={"initial_sparsity": 0.9}).cell_id == plain.cell_id
 
 
 @pytest.mark.parametrize("name", list(CRITERIA))
