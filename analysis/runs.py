@@ -27,7 +27,7 @@ MODEL_SETTINGS = (
     "rate_by_length", "bptt_jitter", "bptt_halved", "selection", "test_batch_size",
 )  # fmt: skip
 PRUNING_SETTINGS = (
-    "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled",
+    "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled", "lasso_rate",
     "schedule", "criterion", "allocation", "target_sparsity", "prune_begin", "prune_end", "prune_every",
     "scaled_start", "initial_sparsity", "path",
 )  # fmt: skip

@@ -134,6 +134,8 @@ TRAIN = (
     Column("zero_block_share", pa.float64(), "result", "fraction",
            "blocks that are exactly zero, pruned or driven there by the proximal step"),
     Column("lasso_penalty", pa.float64(), "result", "nats", "block-lasso penalty after this epoch, lambda included"),
+    Column("lasso_multiplier", pa.float64(), "result", "",
+           "lambda after this epoch, of lasso = dual; null of other forms and in older tables"),
     Column("train_tokens_seen", pa.int64(), "result", "tokens", "targets trained on in this epoch"),
     Column("eval_tokens_seen", pa.int64(), "result", "tokens", "validation targets evaluated"),
     Column("vocabulary", pa.int64(), "result", "types", "size of the vocabulary"),

@@ -194,7 +194,8 @@ class Run:
             "meter": self.meter,
             "run": Attributes(self, "step", "states", "rows"),
         }
-        return parts | ({"rates": self.rates} if self.rates else {})
+        dual: dict[str, Part] = {"lasso": Attributes(self.lasso, "multiplier")} if self.cell.lasso == "dual" else {}
+        return parts | dual | ({"rates": self.rates} if self.rates else {})
 
     def choose_paths(self) -> None:
         """Put every layer on the path that its masks ask for; the pruner then knows which gradients need no mask."""
@@ -303,6 +304,7 @@ class Run:
             "sparsity": self.pruner.sparsity,
             "zero_block_share": blocks.count(0.0) / len(blocks) if blocks else None,
             "lasso_penalty": self.lasso.penalty(weights.values()).item(),
+            "lasso_multiplier": float(self.lasso.multiplier) if cell.lasso == "dual" else None,
             "train_tokens_seen": 0,
             "eval_tokens_seen": 0,
             "vocabulary": len(self.corpus.vocabulary),

@@ -1,16 +1,20 @@
 """Block lasso: lambda times the sum of block norms, ||W_g||_2, each times sqrt(p_g) if scaled (p_g elements a block).
 
-Three forms (slides, "Primal Relaxation" and "Empirical Risk Minimization"; Yuan & Lin 2006 for sqrt(p_g)):
+Five forms (slides, "Primal Relaxation", "Dual Problem" and "Empirical Risk Minimization"; Yuan & Lin 2006 for
+sqrt(p_g)):
 subgradient adds the penalty to the loss: block norms shrink, none becomes exactly zero;
 hinge adds lambda max(sum - k, 0): silent while the sum is below the budget k;
+dual adds lambda sum, and after each step ascends in lambda: lambda <- max(0, lambda + rate (sum - k));
 proximal leaves the loss alone and shrinks every block's norm by eta lambda sqrt(p_g) after the optimizer's step, to
-exactly zero where less is left (group soft threshold).
+exactly zero where less is left (group soft threshold);
+projection leaves it alone, too, and moves the weights to the nearest ones whose sum is at most k, all blocks of all
+matrices together: their norms are projected onto an l1 ball (Duchi et al., 2008), the least ones to exactly zero.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,19 +29,28 @@ def block_norms(weight: Tensor, block_size: int) -> Tensor:
     return norms
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lasso:
-    """One block lasso: `strength` is lambda, `budget` the hinge's k, on blocks of block_size x block_size elements."""
+    """One block lasso: `strength` is lambda, `budget` is k, on blocks of block_size x block_size elements.
+
+    multiplier: lambda as it is now, which begins as `strength`; only the dual form changes it, by `rate` a step.
+    """
 
     form: str
     strength: float
     block_size: int
     scaled: bool = True
     budget: float = 0.0
+    rate: float = 0.0
+    multiplier: float | Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.multiplier = self.strength
 
     @classmethod
     def of(cls, cell: LassoSettings) -> Lasso:
-        return cls(cell.lasso, cell.lasso_strength, cell.block_size, cell.lasso_scaled, cell.lasso_budget)
+        given = cell.lasso_strength, cell.block_size, cell.lasso_scaled, cell.lasso_budget, cell.lasso_rate
+        return cls(cell.lasso, *given)
 
     @property
     def scale(self) -> float:
@@ -46,30 +59,54 @@ class Lasso:
 
     def penalty(self, weights: Iterable[Tensor]) -> Tensor:
         """The penalty in nats, lambda included; 0 where there is no lasso."""
-        if self.form == "none":
+        if self.form in ("none", "projection"):
             return torch.zeros(())
-        total = self.scale * torch.stack([block_norms(weight, self.block_size).sum() for weight in weights]).sum()
+        total = self.total(weights)
         if self.form == "hinge":
             total = torch.clamp(total - self.budget, min=0.0)
-        return self.strength * total
+        return self.multiplier * total
+
+    def total(self, weights: Iterable[Tensor]) -> Tensor:
+        """The sum of the block norms of all weights, scaled."""
+        return self.scale * torch.stack([block_norms(weight, self.block_size).sum() for weight in weights]).sum()
 
     @property
     def in_loss(self) -> bool:
         """Whether the penalty is added to the loss."""
-        return self.form in ("subgradient", "hinge")
+        return self.form in ("subgradient", "hinge", "dual")
 
     @torch.no_grad()
     def shrink_(self, weights: Iterable[Tensor], learning_rate: float) -> None:
-        """The proximal step: W_g <- W_g max(0, 1 - eta lambda sqrt(p_g) / ||W_g||), in place; nothing in other forms.
+        """What a form does after the optimizer's step, in place.
+
+        The proximal step: W_g <- W_g max(0, 1 - eta lambda sqrt(p_g) / ||W_g||). The projection: the same, with the
+        threshold at which the sum is k, if it was more. The dual form's step of lambda, which leaves the weights alone.
 
         It runs after the optimizer's step, so gradient clipping does not touch it. It is the prox in the Euclidean
         metric with eta = the learning rate: exact proximal gradient for plain SGD. Adam moves in the metric of its
         second moments, so with Adam this is a decoupled shrinkage (as AdamW's decay is), not the prox of its step.
         """
-        if self.form != "proximal":
+        held = list(weights)
+        if self.form == "dual" and held:
+            risen = self.multiplier + self.rate * (self.total(held) - self.budget)
+            self.multiplier = torch.clamp(risen, min=0.0)
+        if self.form not in ("proximal", "projection") or not held:
             return
-        threshold = learning_rate * self.strength * self.scale
-        for weight in weights:
-            norms = block_norms(weight, self.block_size)
-            keep = (1.0 - threshold / norms.clamp(min=torch.finfo(norms.dtype).tiny)).clamp(min=0.0)
+        threshold: float | Tensor = learning_rate * self.strength * self.scale
+        norms = [block_norms(weight, self.block_size) for weight in held]
+        if self.form == "projection":
+            threshold = ball_threshold(torch.cat([each.flatten() for each in norms]), self.budget / self.scale)
+        for weight, each in zip(held, norms, strict=True):
+            keep = (1.0 - threshold / each.clamp(min=torch.finfo(each.dtype).tiny)).clamp(min=0.0)
             as_blocks(weight, self.block_size).mul_(keep[:, None, :, None])
+
+
+def ball_threshold(norms: Tensor, most: float) -> Tensor:
+    """What is to be taken off norms >= 0, none below zero, for their sum to be `most`; 0 where it is no more.
+
+    norms: [n]. Duchi et al., "Efficient projections onto the l1-ball", 2008, figure 1, in double precision.
+    """
+    falling = norms.double().sort(descending=True).values
+    thresholds = (falling.cumsum(0) - most) / torch.arange(1, len(falling) + 1, device=norms.device)
+    last = (falling > thresholds).sum().clamp(min=1) - 1
+    return thresholds[last].clamp(min=0.0).to(norms.dtype)

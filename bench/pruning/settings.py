@@ -55,11 +55,14 @@ class BlockSettings(Sparsifying):
 class LassoSettings(BlockSettings):
     """The block lasso."""
 
-    lasso: Literal["none", "subgradient", "hinge", "proximal"] = Field(
+    lasso: Literal["none", "subgradient", "hinge", "dual", "proximal", "projection"] = Field(
         "none", description="form of the block-lasso penalty"
     )
-    lasso_strength: NonNegative = Field(1e-4, description="lambda of the block lasso")
-    lasso_budget: NonNegative = Field(0.0, description="k of the hinge: sum of block norms below which it is silent")
+    lasso_strength: NonNegative = Field(1e-4, description="lambda of the block lasso; where the dual form begins")
+    lasso_budget: NonNegative = Field(
+        0.0, description="k, the sum of block norms that hinge, dual and projection allow, scaled as they are"
+    )
+    lasso_rate: NonNegative = Field(1e-7, description="what the dual form adds to lambda at a step for 1 above k")
     lasso_scaled: bool = Field(True, description="multiply each block's norm by sqrt(elements in the block)")
 
     @property
@@ -69,9 +72,19 @@ class LassoSettings(BlockSettings):
     def idle(self) -> Iterator[str]:
         yield from super().idle()
         if self.lasso == "none":
-            yield from ("lasso_strength", "lasso_scaled")
-        if self.lasso != "hinge":
+            yield "lasso_scaled"
+        if self.lasso in ("none", "projection"):
+            yield "lasso_strength"
+        if self.lasso not in ("hinge", "dual", "projection"):
             yield "lasso_budget"
+        if self.lasso != "dual":
+            yield "lasso_rate"
+
+    @model_validator(mode="after")
+    def _something_is_allowed(self) -> Self:
+        if self.lasso in ("dual", "projection") and not self.lasso_budget:
+            raise ValueError(f"lasso_budget: 0 allows {self.lasso} no block; accepted: more than 0")
+        return self
 
 
 class PruningSettings(BlockSettings):

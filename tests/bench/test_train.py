@@ -62,6 +62,20 @@ def test_a_few_steps_lower_the_loss(model: str, schedule: str, lasso: str, monke
     assert rows[2]["lasso_penalty"] > 0 or lasso == "none"
 
 
+@pytest.mark.parametrize("path", ["dense", "sparse"])
+def test_a_budget_of_norms_is_kept(path: str):
+    """By projection after each step; by the dual form's lambda in the end, which rows tell of each epoch."""
+    settings = {**PRUNED, "path": path, "lasso_budget": 20.0, "lasso_scaled": False, "epochs": 4}
+    free, projected = (
+        train_cell(cell(**settings, lasso=lasso), silent)[-1]["block_norms"] for lasso in ("none", "projection")
+    )
+    sums = [sum(sum(each["norms"]) for each in norms) for norms in (free, projected)]
+    assert sums[0] > 30.0 and 10.0 < sums[1] < 20.001  # pruning takes more
+    rows = train_cell(cell(**settings, lasso="dual", lasso_strength=0.0, lasso_rate=1e-5), silent)
+    multipliers = [row["lasso_multiplier"] for row in rows]
+    assert multipliers[0] == 0.0 and multipliers[1] > 0.0 and rows[-1]["lasso_penalty"] > 0.0
+
+
 def test_a_row_has_every_column_and_says_what_was_done():
     rows = train_cell(cell(**PRUNED, epochs=4), silent)
     columns = {"status", "reason", *(column.name for column in TRAIN)}

@@ -14,7 +14,7 @@ from torch import nn
 from bench.cells import TrainCell
 from bench.pruning.allocation import allocate
 from bench.pruning.criteria import CRITERIA, Evidence
-from bench.pruning.lasso import Lasso, block_norms
+from bench.pruning.lasso import Lasso, ball_threshold, block_norms
 from bench.pruning.pruner import Pruner
 from bench.pruning.ranking import ranked
 from bench.pruning.schedules import RAMPS, SCHEDULES, sparsity_at
@@ -282,6 +282,69 @@ def test_the_proximal_step_by_hand(scaled: bool, left: float):
     Lasso("proximal", 10.0, 2, scaled=scaled).shrink_([weight], learning_rate=0.1)  # takes 1 (2 if scaled) off each
     assert block_norms(weight, 2)[0, 0].item() == pytest.approx(left)
     assert (weight[:, 2:] == 0).all()
+
+
+def test_the_dual_variable_by_hand():
+    """It rises while the sum of norms is above k and falls below it, never under zero."""
+    weight = torch.tensor([[3.0, 0.0], [0.0, 4.0]], requires_grad=True)  # norm 5
+    lasso = Lasso("dual", 0.1, 2, scaled=False, budget=4.0, rate=0.5)
+    penalty = lasso.penalty([weight])
+    penalty.backward()
+    assert penalty.item() == pytest.approx(0.5) and torch.allclose(weight.grad, 0.1 * weight.detach() / 5)
+    lasso.shrink_([weight], learning_rate=9.0)
+    assert float(lasso.multiplier) == pytest.approx(0.1 + 0.5 * 1.0) and weight[0, 0].item() == 3.0
+    lasso.budget = 6.5
+    lasso.shrink_([weight], learning_rate=9.0)
+    assert float(lasso.multiplier) == 0.0
+
+
+def test_dual_ascent_meets_the_budget():
+    """min |w - 2|^2 / 2 with ||w|| <= 1, for each of four blocks of one element: all at 0.25 with lambda 1.75."""
+    weight = nn.Parameter(torch.full((4, 1), 2.0).view(2, 2))
+    lasso, optimizer = Lasso("dual", 0.0, 1, budget=1.0, rate=0.02), torch.optim.SGD([weight], 0.2)
+    for _ in range(2000):
+        optimizer.zero_grad()
+        (0.5 * (weight - 2.0).square().sum() + lasso.penalty([weight])).backward()
+        optimizer.step()
+        lasso.shrink_([weight], 0.2)
+    assert weight.detach().flatten().tolist() == pytest.approx([0.25] * 4, abs=1e-3)
+    assert float(lasso.multiplier) == pytest.approx(1.75, abs=1e-2)
+
+
+@given(
+    norms=st.lists(st.floats(0, 1e3, width=32), min_size=1, max_size=12),
+    most=st.floats(1e-3, 1e4),
+)
+def test_the_threshold_of_an_l1_ball_is_the_one_at_which_the_sum_fits(norms: list[float], most: float):
+    given_ = torch.tensor(norms, dtype=torch.float64)
+    threshold = ball_threshold(given_, most)
+    left = (given_ - threshold).clamp(min=0.0).sum().item()
+    if sum(norms) <= most:
+        assert threshold == 0.0
+    else:
+        assert left == pytest.approx(most, rel=1e-9)
+
+
+@pytest.mark.parametrize(("scaled", "budget"), [(False, 4.0), (True, 8.0)])
+def test_the_projection_by_hand(scaled: bool, budget: float):
+    """Norms 5 and 1 over two matrices, to a sum of 4: 1 goes to nothing, 5 to 4."""
+    first, second = torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([[0.6, 0.0], [0.8, 0.0]])
+    lasso = Lasso("projection", 0.0, 2, scaled=scaled, budget=budget)
+    assert not lasso.in_loss and lasso.penalty([first]).item() == 0.0
+    lasso.shrink_([first, second], learning_rate=1.0)
+    assert torch.allclose(first, torch.tensor([[2.4, 0.0], [0.0, 3.2]])) and not second.any()
+    before = first.clone()
+    lasso.shrink_([first, second], learning_rate=1.0)
+    assert torch.allclose(first, before, atol=1e-6)
+
+
+def test_a_budget_of_nothing_is_refused():
+    for form in ("dual", "projection"):
+        with pytest.raises(ValueError, match=f"lasso_budget: 0 allows {form} no block; accepted: more than 0"):
+            TrainCell(lasso=form)
+    assert TrainCell(lasso="projection", lasso_budget=5.0, lasso_strength=3.0).cell_id == (
+        TrainCell(lasso="projection", lasso_budget=5.0).cell_id
+    )
 
 
 def test_only_the_proximal_step_gives_exact_zeros():

@@ -30,6 +30,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam": {"learning_rate": 0.01, "weight_decay": 1e-2, "lr_schedule": "one_cycle"},
     "asgd": {"optimizer": "asgd", "learning_rate": 5.0, "weight_decay": 1e-4, "criterion": "random", "prune_end": 0.4},
     "gradients": {"learning_rate": 0.01, "criterion": "movement", "allocation": "global"},
+    "dual": {"learning_rate": 0.01, "lasso": "dual", "lasso_budget": 30.0, "lasso_rate": 1e-6},
     "rows": {
         "decoder": "adaptive", "cutoff": 50, "second_cutoff": 200, "embedding_gradient": "sparse",
         "learning_rate": 0.01, "lr_schedule": "one_cycle",
@@ -177,10 +178,15 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 def taken_up(settings: TrainCell, folder: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """All that a run holds as it begins or goes on, and what it would put aside."""
+    threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        run = Run.of(settings.canonical(), silent, Checkpoints(folder) if folder else None)
-        return everything(run), run.state()
+        torch.set_num_threads(settings.threads)  # as train_cell does, for a checkpoint is of a number of threads
+        try:
+            run = Run.of(settings.canonical(), silent, Checkpoints(folder) if folder else None)
+            return everything(run), run.state()
+        finally:
+            torch.set_num_threads(threads)
 
 
 @needs_kernel
