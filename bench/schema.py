@@ -178,6 +178,9 @@ TRAIN = (
            "prunable weights as dense matrices; this and what follows: last epoch of a pruned run, path other than "
            "dense"),
     Column("final_bytes", pa.int64(), "result", "bytes", "prunable weights as exported: kept blocks and their indices"),
+    Column("live_units", pa.list_(pa.int64()), "result", "",
+           "units of each LSTM layer that are read and do not stay zero; the others can be removed without a change; "
+           "null in older tables"),
     Column("final_ppl", pa.float64(), "result", "",
            "test perplexity of the finalised model, exported and loaded again"),
     Column("inference_kernel", pa.string(), "result", "", "what multiplied the exported weights"),
@@ -328,6 +331,10 @@ layers.
 The last row of a cell that pruned says what pruning left for inference: the masks merged into the weights, the \
 weights stored as BSR,
 written, loaded again, evaluated and timed against the dense model.
+
+Units that nothing reads, or that stay zero, are dead: `live_units` counts the others. \
+`bench.pruning.removal.without_dead_units`
+makes of a loaded model the narrower one that computes the same.
 
 Its weights are frozen: `BSRMatrix.freeze()` copies the values where nobody can change them, so that the CPU's
 kernels pack them once and keep that. It costs the copy and one or two packed ones as large; `unfreeze()` gives an \

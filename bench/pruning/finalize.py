@@ -97,6 +97,11 @@ class FinalModel(nn.Module):
         return x, after
 
     @property
+    def lstms(self) -> list[BlockSparseLSTM]:
+        """The layers, by their type."""
+        return [layer for layer in self.layers if isinstance(layer, BlockSparseLSTM)]
+
+    @property
     def sparse_weights(self) -> list[BSRMatrix]:
         """The weights that were pruned."""
         return [each.matrix for each in self.layers.modules() if isinstance(each, BlockSparseWeight)]

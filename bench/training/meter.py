@@ -21,6 +21,7 @@ from bench.models.layers import State
 from bench.pruning.finalize import FinalModel, finalize
 from bench.pruning.lasso import block_norms
 from bench.pruning.pruner import Pruner
+from bench.pruning.removal import counts, live_units
 from bench.training.paths import Paths, autocast, kernel_of, type_of_products
 
 COUNTED = ("nats", "targets", "sparsities", "sparse_layers", "probes")
@@ -189,6 +190,7 @@ def measure_final(
     return {
         "dense_bytes": exported.dense_nbytes,
         "final_bytes": exported.nbytes,
+        "live_units": counts(live_units(exported)),
         "final_ppl": evaluate(final),
         "inference_kernel": kernel_of(final.recurrent_weights, window.shape[1]),
         "inference_dense_ms": whole[0],

@@ -205,6 +205,7 @@ def test_the_last_row_has_the_finalised_model(scope: str, optimizer: str, tmp_pa
     assert last["final_ppl"] == pytest.approx(last["test_ppl"], rel=1e-5)  # ASGD's average, too
     assert last["dense_bytes"] == 4 * last["prunable_parameters"]
     assert last["final_bytes"] < 0.3 * last["dense_bytes"]
+    assert len(last["live_units"]) == 2 and all(0 < count <= 32 for count in last["live_units"])
     assert last["inference_kernel"] == last["lstm_kernel"] and last["lstm_kernel"].startswith("native")
     for name in (name for name in FINAL if name.endswith("_ms")):
         assert len(last[name]) == 3 and all(math.isfinite(ms) and ms > 0 for ms in last[name])
