@@ -29,7 +29,7 @@ MODEL_SETTINGS = (
 PRUNING_SETTINGS = (
     "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled", "lasso_rate",
     "schedule", "criterion", "allocation", "target_sparsity", "prune_begin", "prune_end", "prune_every",
-    "scaled_start", "initial_sparsity", "path",
+    "scaled_start", "initial_sparsity", "regrow", "regrow_share", "path",
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
 SETTING = ("variant", "block_size", "target_sparsity")
@@ -42,6 +42,7 @@ def prunes(row: dict[str, Any]) -> bool:
     return bool(row["schedule"] != "none" and row["target_sparsity"] > 0.0)
 
 
+REGROWN = {"set": ", SET", "rigl": ", RigL"}
 ALLOCATED = {"erk": "ERK", "gate": "gate by gate", "global": "all matrices in one order"}
 
 
@@ -54,6 +55,7 @@ def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
         schedule, criterion = row["schedule"], row["criterion"]
         suffix = "" if criterion == "l2" else f", {criterion}"
         start = ", scaled start" if row.get("scaled_start") in (True,) else ""
+        start += REGROWN.get(row.get("regrow") or "none", "")
         names = {"pre": f"random pre-pruning{start}", "one_shot": f"one-shot{suffix}"}
         initial = row.get("initial_sparsity") or 0.0
         onwards = f" from {initial:g}" if initial > 0.0 else ""

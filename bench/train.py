@@ -231,7 +231,7 @@ class Run:
                 loss = loss + model.penalty
 
             loss.backward()
-            self.pruner.look()
+            self.pruner.look(self.step + 1)
             self.pruner.mask_gradients()
             if cell.clip:
                 clip_gradients(model.parameters(), cell.clip)

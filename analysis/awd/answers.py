@@ -27,7 +27,7 @@ SMALL = "_small"
 SETTING = (
     "hidden_size", "lasso", "lasso_strength", "schedule", "criterion", "allocation", "scope", "block_size",
     "target_sparsity", "prune_begin", "prune_end", "prune_every", "scaled_start",
-    "initial_sparsity",
+    "initial_sparsity", "regrow", "regrow_share",
 )  # fmt: skip
 UNTRAINED = "did not train"
 GAINS = ("measured", "allowed", "whole", "ceiling", "inference_lstm", "inference")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from bench.pruning.criteria import CRITERIA, Evidence, as_blocks, looked_at
+from bench.pruning.lasso import block_norms
 from bench.pruning.ranking import ranked
 from bench.pruning.schedules import sparsity_at
 from bench.pruning.settings import PruningSettings
@@ -24,7 +26,7 @@ def share_empty(masks: Collection[BlockMask]) -> float:
 
 
 class Pruner:
-    """One BlockMask per prunable weight, each ranked within its own matrix; a block once empty stays empty.
+    """One BlockMask per prunable weight; a block once empty stays empty, unless the cell regrows blocks.
 
     Momentum, Adam's moments and ASGD's average would revive a pruned weight, so all of them are masked with it. The
     random patterns come from a generator of the pruner's own, seeded by the cell. A cell that does not prune has no
@@ -45,6 +47,7 @@ class Pruner:
         name = "random" if cell.schedule == "pre" else cell.criterion
         self.criterion, self.looks_at = CRITERIA[name], looked_at(name)
         self._sums: dict[str, dict[str, Tensor]] = {}  # of each weight, what the criterion looks at beside it
+        self._growing: dict[str, Tensor] = {}  # norms of the blocks' gradients, between a step's look and its end
         self._steps_seen = 0  # in the sums but that of `movement`, which goes on
         self.generator = torch.Generator().manual_seed(cell.seed)
         self.masks = {
@@ -107,8 +110,17 @@ class Pruner:
         return self._sparsity
 
     @torch.no_grad()
-    def look(self) -> None:
-        """Add up what the criterion looks at: to be done after each backward pass, before gradients are changed."""
+    def look(self, step: int) -> None:
+        """See the gradients of step `step`: to be done after its backward pass, before they are changed.
+
+        What the criterion looks at is added up; where empty blocks will grow by their gradients, those are kept.
+        """
+        if self.cell.reads_empty_gradients and self._regrows(step):
+            size = self.cell.block_size
+            weights = self.weights.items()
+            self._growing = {
+                name: block_norms(weight.grad, size) for name, weight in weights if weight.grad is not None
+            }
         if not self.looks_at or self.is_done:
             return
         self._steps_seen += 1
@@ -148,11 +160,40 @@ class Pruner:
         wanted = self.scheduled(step)
         due = step % self.cell.prune_every == 0 or wanted == self.cell.target_sparsity
         tightened = due and wanted > self._asked
+        regrown = self._regrows(step)
         if tightened:
             self._tighten(wanted)
-        self._zero(optimizer, () if tightened else self._left_zero)
+        elif regrown:
+            self._regrow(step)
+        self._zero(optimizer, () if tightened or regrown else self._left_zero)
         if not self.lazy:
             self.check(optimizer, step)
+
+    def _regrows(self, step: int) -> bool:
+        """Whether blocks are exchanged after `step` steps."""
+        cell = self.cell
+        due = 0 < step < cell.prune_end * self.steps and step % cell.prune_every == 0
+        return due and cell.regrow != "none" and cell.prunes
+
+    @torch.no_grad()
+    def _regrow(self, step: int) -> None:
+        """Exchange the kept blocks of least norm for blocks that were empty; those begin at zero.
+
+        As many as ζ/2 (1 + cos(π t / T)) of those kept, in each matrix: at random (SET: Mocanu et al., 1707.04780), or
+        with the largest gradient (RigL: Evci et al., 1911.11134).
+        """
+        share = 0.5 * self.cell.regrow_share * (1.0 + math.cos(math.pi * step / (self.cell.prune_end * self.steps)))
+        for name, mask in self.masks.items():
+            norms = block_norms(self.weights[name].detach(), mask.block_size).cpu()
+            count = min(int(share * int(mask.kept.sum())), mask.num_empty)
+            grown = torch.rand(mask.kept.shape, generator=self.generator) if self.cell.regrow == "set" else None
+            scores = self._growing[name].cpu() if grown is None else grown
+            kept = mask.kept.clone().flatten()
+            going = norms.masked_fill(~mask.kept, torch.inf).flatten().argsort(stable=True)[:count]
+            coming = scores.masked_fill(mask.kept, -torch.inf).flatten().argsort(descending=True, stable=True)[:count]
+            kept[going], kept[coming] = False, True
+            self._take(name, BlockMask(kept.view(mask.kept.shape), mask.block_size))
+        self._growing = {}
 
     @property
     def _left_zero(self) -> Collection[str]:

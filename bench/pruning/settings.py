@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from bench.pruning.criteria import CRITERIA, looked_at
 from bench.pruning.schedules import RAMPS, SCHEDULES
-from bench.settings import BlockSize, Count, Fraction, NonNegative, Settings, require_division
+from bench.settings import BlockSize, Count, Fraction, NonNegative, ProperFraction, Settings, require_division
 
 
 class Sparsifying(Settings):
@@ -24,6 +24,11 @@ class Sparsifying(Settings):
     def uses_blocks(self) -> bool:
         """Whether anything goes by blocks: else their size cannot matter."""
         return self.prunes
+
+    @property
+    def reads_empty_gradients(self) -> bool:
+        """Whether the gradients of empty blocks are looked at."""
+        return False
 
     @property
     def divided(self) -> dict[str, int]:
@@ -108,7 +113,16 @@ class PruningSettings(BlockSettings):
         description="with schedule = pre: the weights that are kept begin larger by 1/sqrt(density), so that sums over "
         "what is left have the variance that they have in the dense model",
     )
-    prune_every: Count = Field(10, description="steps between two mask updates of a ramp")
+    prune_every: Count = Field(10, description="steps between two mask updates")
+    regrow: Literal["none", "set", "rigl"] = Field(
+        "none",
+        description="with schedule = pre: the smallest kept blocks are exchanged for empty ones every prune_every "
+        "steps up to prune_end; for random ones (SET), or for those with the largest gradient (RigL)",
+    )
+    regrow_share: ProperFraction = Field(
+        0.3,
+        description="share of the kept blocks that is exchanged at first; it falls along a cosine to 0 at prune_end",
+    )
 
     @model_validator(mode="after")
     def _ramp_goes_forward(self) -> Self:
@@ -119,6 +133,16 @@ class PruningSettings(BlockSettings):
             most = self.target_sparsity
             raise ValueError(f"initial_sparsity: {self.initial_sparsity}; accepted: up to target_sparsity, {most}")
         return self
+
+    @model_validator(mode="after")
+    def _only_fixed_shares_regrow(self) -> Self:
+        if self.prunes and self.regrow != "none" and self.schedule != "pre":
+            raise ValueError(f"regrow: {self.regrow} with schedule {self.schedule}; accepted: none, or schedule = pre")
+        return self
+
+    @property
+    def reads_empty_gradients(self) -> bool:
+        return (self.prunes and self.regrow == "rigl") or super().reads_empty_gradients
 
     @model_validator(mode="after")
     def _gradients_were_seen(self) -> Self:
@@ -142,8 +166,12 @@ class PruningSettings(BlockSettings):
             yield from ("criterion", "prune_begin")
         elif self.criterion == "rms":  # ranks blocks of one size as l2 does
             yield "criterion"
-        if not self.prunes or self.schedule in ("pre", "one_shot"):
+        if not self.prunes or (self.schedule in ("pre", "one_shot") and self.regrow == "none"):
             yield from ("prune_end", "prune_every")
+        if not self.prunes:
+            yield "regrow"
+        if not self.prunes or self.regrow == "none":
+            yield "regrow_share"
         if not self.prunes or self.schedule not in RAMPS:
             yield "initial_sparsity"
         if not self.prunes or self.schedule != "pre":

@@ -99,6 +99,14 @@ class PathSettings(Sparsifying):
         "whichever is faster here at the sparsity reached",
     )
 
+    @model_validator(mode="after")
+    def _gradients_are_computed(self) -> Self:
+        if self.reads_empty_gradients and self.path != "dense":
+            raise ValueError(
+                f"path: {self.path} computes no gradients of empty blocks, which rigl reads; accepted: dense"
+            )
+        return self
+
     def idle(self) -> Iterator[str]:
         yield from super().idle()
         if not self.prunes:

@@ -45,6 +45,7 @@ def run(
         (PRE, "block lasso + random pre-pruning"),
         (PRE | {"criterion": "random"}, "block lasso + random pre-pruning"),
         (PRE | {"criterion": "l1"}, "block lasso + random pre-pruning"),
+        (PRE | {"regrow": "rigl"}, "block lasso + random pre-pruning, RigL"),
         (PRE | {"scaled_start": True}, "block lasso + random pre-pruning, scaled start"),
     ],
 )

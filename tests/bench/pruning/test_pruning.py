@@ -18,6 +18,7 @@ from bench.pruning.lasso import Lasso, ball_threshold, block_norms
 from bench.pruning.pruner import Pruner
 from bench.pruning.ranking import ranked
 from bench.pruning.schedules import RAMPS, SCHEDULES, sparsity_at
+from kernels.blockmask import BlockMask
 
 CELL = TrainCell(block_size=4, schedule="linear", target_sparsity=0.75, prune_end=0.8, prune_every=1, threads=1)
 
@@ -151,7 +152,7 @@ def test_what_criteria_look_at_is_summed_over_steps():
         pruner = Pruner(parameters, CELL.model_copy(update={**settings, "criterion": criterion}), steps=4)
         for gradient in gradients:
             parameters["weight"].grad = gradient.clone()
-            pruner.look()
+            pruner.look(1)
         assert torch.equal(pruner.criterion(pruner._evidence("weight")), torch.tensor(first)), criterion
         held = pruner.state_dict()
         pruner._asked, pruner.masks = 0.25, dict(pruner.masks)  # as if a block were pruned, and none is
@@ -161,12 +162,12 @@ def test_what_criteria_look_at_is_summed_over_steps():
         other._tighten(0.0)
         for one in (pruner, other):
             parameters["weight"].grad = torch.tensor([[0.5, 0.5], [0.5, 0.5]])
-            one.look()
-            one.look() if criterion != "movement" else None
+            one.look(3)
+            one.look(4) if criterion != "movement" else None
             assert torch.equal(one.criterion(one._evidence("weight")), torch.tensor(second)), criterion
             one._tighten(0.5)
             assert one.is_done and not one.state_dict()["sums"]
-            one.look()
+            one.look(5)
             assert not one.state_dict()["sums"]
         parameters["weight"].data.copy_(torch.tensor([[2.0, 2.0], [1.0, 4.0]]))
 
@@ -225,7 +226,7 @@ def test_scores_tell_what_the_loss_rises_by_when_a_block_goes():
         nn.functional.mse_loss(model(x[batch]), y[batch]).backward()
         for pruner in pruners.values():
             if step >= 200 or pruner.looks_at == ("movement",):
-                pruner.look()
+                pruner.look(step)
         optimizer.step()
 
     @torch.no_grad()
@@ -381,7 +382,7 @@ def test_masks_only_shrink_and_end_on_target(schedule: str, criterion: str):
         for parameter in parameters.values():
             parameter.data += torch.randn(16, 8, generator=torch.Generator().manual_seed(step))
             parameter.grad = torch.randn(16, 8, generator=torch.Generator().manual_seed(99 + step))
-        pruner.look()
+        pruner.look(step)
         pruner.after_step(step)
         for name, mask in pruner.masks.items():
             assert not (mask.kept & ~kept[name]).any()
@@ -465,3 +466,55 @@ def test_a_scaled_start_keeps_the_variance_of_what_is_left():
     begun = weights()
     Pruner(begun, CELL.model_copy(update={"scaled_start": True}), 10)  # a ramp begins dense
     assert all(torch.equal(begun[name], weights()[name]) for name in begun)
+
+
+REGROWN = {"schedule": "pre", "target_sparsity": 0.5, "prune_every": 2, "prune_end": 1.0, "regrow_share": 0.5}
+
+
+@pytest.mark.parametrize("regrow", ["set", "rigl"])
+def test_blocks_are_exchanged_at_equal_sparsity(regrow: str):
+    """The least ones for empty ones that begin at zero: half of those kept at first, none in the end."""
+    parameters = weights()
+    pruner = Pruner(parameters, CELL.model_copy(update={**REGROWN, "regrow": regrow}), steps=20)
+    optimizer = torch.optim.Adam(parameters.values(), 1e-3)
+    counts = []
+    for step in range(1, 21):
+        before = {name: (mask.kept, parameters[name].detach().clone()) for name, mask in pruner.masks.items()}
+        gradients = {
+            name: torch.randn(16, 8, generator=torch.Generator().manual_seed(step + 50 * number))
+            for number, name in enumerate(parameters)
+        }
+        for name, parameter in parameters.items():
+            parameter.grad = gradients[name].clone()
+        pruner.look(step)
+        pruner.mask_gradients()
+        optimizer.step()
+        updated = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        pruner.after_step(step, optimizer)
+        for name, mask in pruner.masks.items():
+            kept, _ = before[name]
+            gone, come = kept & ~mask.kept, ~kept & mask.kept
+            assert gone.sum() == come.sum() and mask.sparsity == 0.5
+            norms = block_norms(updated[name], 4)
+            if gone.any():
+                assert norms[gone].max() <= norms[kept & mask.kept].min()
+            new = BlockMask(come, 4).expand() if come.any() else torch.zeros(16, 8, dtype=torch.bool)
+            assert not parameters[name][new].any() and not optimizer.state[parameters[name]]["exp_avg"][new].any()
+            if regrow == "rigl" and come.any():
+                seen = block_norms(gradients[name], 4)
+                assert seen[come].min() >= seen[~kept & ~come].max()
+            counts.append(int(come.sum()))
+    assert counts[2] == 1 or counts[2] == 2, counts  # after step 2: of four blocks nearly half
+    assert sum(counts[0::4]) + sum(counts[1::4]) == 0 and counts[-2:] == [0, 0]
+    assert not pruner._growing
+
+
+def test_what_cannot_regrow_is_refused():
+    with pytest.raises(ValueError, match="regrow: set with schedule one_shot; accepted: none, or schedule = pre"):
+        TrainCell(schedule="one_shot", target_sparsity=0.5, regrow="set")
+    with pytest.raises(ValueError, match="path: sparse computes no gradients of empty blocks, which rigl reads; accep"):
+        TrainCell(schedule="pre", target_sparsity=0.5, regrow="rigl", path="sparse")
+    TrainCell(schedule="pre", target_sparsity=0.5, regrow="set", path="sparse")
+    plain = TrainCell(schedule="pre", target_sparsity=0.5)
+    assert plain.model_copy(update={"regrow_share": 0.5, "prune_end": 0.3}).cell_id == plain.cell_id
+    assert TrainCell(regrow="rigl").cell_id == TrainCell().cell_id

@@ -31,6 +31,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "asgd": {"optimizer": "asgd", "learning_rate": 5.0, "weight_decay": 1e-4, "criterion": "random", "prune_end": 0.4},
     "gradients": {"learning_rate": 0.01, "criterion": "movement", "allocation": "global"},
     "dual": {"learning_rate": 0.01, "lasso": "dual", "lasso_budget": 30.0, "lasso_rate": 1e-6},
+    "regrown": {"learning_rate": 0.01, "schedule": "pre", "regrow": "set"},
     "rows": {
         "decoder": "adaptive", "cutoff": 50, "second_cutoff": 200, "embedding_gradient": "sparse",
         "learning_rate": 0.01, "lr_schedule": "one_cycle",
