@@ -201,7 +201,7 @@ def test_a_run_is_taken_up_with_everything_it_held(optimizer: str, tmp_path: Pat
     found, _ = taken_up(settings, tmp_path)
     assert len(held) >= 26 and len(found) > 100
     assert differing(found, held[-1]) == []
-    assert "run.pruner._asked" in differing(found, held[0])
+    assert "run.pruner._asked" in differing(found, held[0]) or settings.schedule == "pre"  # which asks once
 
 
 WHOLE = ("model", "rates")  # parts that are one thing
