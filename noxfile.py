@@ -6,9 +6,11 @@ All sessions share one environment in .nox/env.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import nox
@@ -25,13 +27,20 @@ PYTEST = ("-m", "pytest")
 SIDE_BY_SIDE = (*PYTEST, "-n", "logical", "--dist", "worksteal", "-m")  # and the marks
 
 
+def digest_of_installed(root: Path) -> str:
+    """sha256 of what decides what is installed: the package, its dependencies, their versions, and this Python."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    tables = project["build-system"], project["project"], project["tool"]["setuptools"]
+    constraints = (root / "constraints.txt").read_text(encoding="utf-8")
+    return hashlib.sha256(json.dumps([*tables, constraints, sys.version], sort_keys=True).encode()).hexdigest()
+
+
 def run(session: nox.Session, *args: str, to_end: float = 0.3) -> None:
     """Run `python ARGS` in the shared environment, made anew when what it installs has changed.
 
     to_end: seconds that it has to end after Ctrl-C; nox gives a third of one.
     """
-    inputs = [ROOT / "pyproject.toml", ROOT / "constraints.txt"]
-    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in inputs) + sys.version.encode()).hexdigest()
+    wanted = digest_of_installed(ROOT)
     stamp = ENV / "installed"
     if not stamp.exists() or stamp.read_text() != wanted:
         session.log(f"setting up {ENV.relative_to(ROOT)}: a few minutes, once")

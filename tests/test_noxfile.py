@@ -54,6 +54,21 @@ def test_a_part_that_fails_does_not_keep_the_next_from_running(
     assert session.ran == list(parts)
 
 
+def test_the_environment_is_made_anew_for_what_it_installs_alone(noxfile: ModuleType, tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text((FILE.parent / name).read_text(encoding="utf-8"), encoding="utf-8")
+    project, constraints = tmp_path / "pyproject.toml", tmp_path / "constraints.txt"
+    before, text = noxfile.digest_of_installed(tmp_path), project.read_text(encoding="utf-8")
+    assert before == noxfile.digest_of_installed(FILE.parent)
+    project.write_text(text.replace("timeout = 300", "timeout = 301"), encoding="utf-8")
+    assert noxfile.digest_of_installed(tmp_path) == before
+    project.write_text(text.replace('"filelock>=', '"filelock>=3.0,>='), encoding="utf-8")
+    assert noxfile.digest_of_installed(tmp_path) != before
+    project.write_text(text, encoding="utf-8")
+    constraints.write_text(f"{constraints.read_text(encoding='utf-8')}six==1.0\n", encoding="utf-8")
+    assert noxfile.digest_of_installed(tmp_path) != before
+
+
 def test_every_test_is_run_by_one_session(noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of those that `nox` runs: what `tests` leaves out is run by the session of that name."""
     ran: dict[str, str] = {}
