@@ -186,8 +186,10 @@ class Pruner:
         for name, mask in self.masks.items():
             norms = block_norms(self.weights[name].detach(), mask.block_size).cpu()
             count = min(int(share * int(mask.kept.sum())), mask.num_empty)
-            grown = torch.rand(mask.kept.shape, generator=self.generator) if self.cell.regrow == "set" else None
-            scores = self._growing[name].cpu() if grown is None else grown
+            if self.cell.regrow == "set":
+                scores = torch.rand(mask.kept.shape, generator=self.generator, dtype=torch.float64, device="cpu")
+            else:
+                scores = self._growing[name].cpu()
             kept = mask.kept.clone().flatten()
             going = norms.masked_fill(~mask.kept, torch.inf).flatten().argsort(stable=True)[:count]
             coming = scores.masked_fill(mask.kept, -torch.inf).flatten().argsort(descending=True, stable=True)[:count]
