@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,14 +83,10 @@ def results() -> str:
 
 def rows_of(first: str) -> list[list[str]]:
     """The rows of the table whose head begins with `first`, the head first."""
-    lines = [line for line in results().splitlines() if line.startswith("|")]
+    lines = results().splitlines()
     start = next(at for at, line in enumerate(lines) if line.startswith(f"| {first}"))
-    rows = []
-    for line in lines[start:]:
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if rows and len(cells) != len(rows[0]):
-            break
-        rows.append(cells)
+    table = takewhile(lambda line: line.startswith("|"), lines[start:])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     return [row for row in rows if not set("".join(row)) <= set("-: ")]
 
 
@@ -200,6 +197,50 @@ def test_the_table_of_perplexities() -> None:
         wrong += faults(f"{label}, cost", cost, per_cent)
         wrong += faults(f"{label}, product", product, speeds)
     assert wrong == [], "\n".join(wrong)
+
+
+WORDS = {  # a row of the table of wikitext2_words -> units and sparsity
+    "dense": (256, 0.0),
+    "gradual (cubic) to 80 %, block 16, on the sparse path": (256, 0.8),
+    "dense with as many stored LSTM weights (104 units)": (104, 0.0),
+}
+
+
+@cache
+def words() -> study.Part:
+    return study.read(REFERENCE / "wikitext2_words").main("train")
+
+
+def words_of(units: int, target: float) -> pd.DataFrame:
+    """The runs of one setting by seed, in blocks of 16 where it is pruned."""
+    runs = words().runs
+    runs = runs[(runs["hidden_size"] == units) & (runs["target_sparsity"] == target) & runs["trained"]]
+    runs = runs[runs["block_size"].isna() | (runs["block_size"] == 16) | (target == 0.0)]
+    return runs[(runs["lasso"] == "none") & runs["schedule"].isin(("none", "cubic"))].sort_values("seed")
+
+
+def words_cost(units: int, target: float) -> list[Quoted]:
+    """Per cent above the dense networks of the same seeds; with its interval where it has one."""
+    one, dense = (words_of(*setting).set_index("seed")["test_ppl"] for setting in ((units, target), (256, 0.0)))
+    if len(one) == 1:
+        return [Quoted(100.0 * float((one / dense).dropna().iloc[0] - 1.0))]
+    found = words().replicates
+    [ratio] = found.loc[(found["hidden_size"] == units) & (found["target_sparsity"] == target), "ppl_ratio"]
+    return [Quoted(100.0 * (part - 1.0)) for part in ratio[:3]]
+
+
+def test_the_table_of_networks_that_have_learned() -> None:
+    _, *rows = rows_of("LSTM of 256 units, words of WikiText-2")
+    found = words().replicates
+    wrong = []
+    for label, ppl, seeds, cost in rows:
+        units, target = WORDS[label]
+        [held] = found.loc[(found["hidden_size"] == units) & (found["target_sparsity"] == target), "test_ppl"]
+        wrong += faults(f"{label}, perplexity", ppl, [Quoted(held.value), Quoted((held.high - held.low) / 2.0)])
+        wrong += faults(f"{label}, seeds", seeds, [Quoted(len(words_of(units, target)))])
+        wrong += faults(f"{label}, cost", cost, words_cost(units, target) if (units, target) != (256, 0.0) else [])
+    assert wrong == [], "\n".join(wrong)
+    assert [row[0] for row in rows] == list(WORDS)
 
 
 AWD: dict[str, tuple[tuple[str, dict[str, Any]] | None, tuple[str, dict[str, Any]] | None]] = {
@@ -347,21 +388,18 @@ def layers_called(*where: str) -> list[Quoted]:
 
 
 def words_so_far() -> list[Quoted]:
-    """Test and validation perplexity by seed, and of the best n-gram in test."""
-    part = study.read(REFERENCE / "wikitext2_words").main("train")
-    dense = part.runs[[name == "dense" for name in part.runs["variant"]]].sort_values("seed")
+    """Cells that are finished; test and validation perplexity of the dense ones by seed, of the best n-gram in test."""
+    dense = words_of(256, 0.0)
     return [
+        Quoted(len(words().runs)),
         *(Quoted(value) for name in ("test_ppl", "val_ppl") for value in dense[name]),
-        Quoted(part.ladder[-1].test_ppl),
+        Quoted(words().ladder[-1].test_ppl),
     ]
 
 
 def words_pruned_so_far() -> list[Quoted]:
     """Test perplexity by seed of the gradual ones, and what they cost."""
-    part = study.read(REFERENCE / "wikitext2_words").main("train")
-    pruned = part.runs[[name != "dense" for name in part.runs["variant"]]].sort_values("seed")
-    [ratio] = part.replicates.loc[part.replicates["variant"] != "dense", "ppl_ratio"]
-    return [*(Quoted(value) for value in pruned["test_ppl"]), *(Quoted(100.0 * (part - 1.0)) for part in ratio[:3])]
+    return [*(Quoted(value) for value in words_of(256, 0.8)["test_ppl"]), *words_cost(256, 0.8)]
 
 
 SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each figure -> the figures
@@ -421,9 +459,15 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
         part for size in (16, 32) for part in of(seeds_of(CHARS, "inference", **HIDDEN, block_size=size))
     ],
     "with 256 units {}×": lambda: of(seeds_of(CHARS, "inference", hidden_size=256))[:1],
-    "Of `wikitext2_words`, 5 of its 33 cells: the dense networks of three seeds end at {}, {} and {} in test ({}, {} "
+    "Of `wikitext2_words`, {} of its 33 cells: the dense networks of three seeds end at {}, {} and {} in test ({}, {} "
     "and {} in validation), where a Kneser–Ney 6-gram of the same text has {}": words_so_far,
-    "Pruned gradually to 80 % in blocks of 16, two seeds end at {} and {}: +{} % [+{}, +{}]": words_pruned_so_far,
+    "Pruned gradually to 80 % in blocks of 16, three seeds end at {}, {} and {}: +{} % [+{}, +{}]": words_pruned_so_far,
+    "end at {} and {}, one seed each: the pruned network of that seed has {} % less perplexity": lambda: [
+        *(Quoted(words_of(units, 0.0)["test_ppl"].item()) for units in (104, 69)),
+        Quoted(100.0 - 100.0 * words_of(256, 0.8)["test_ppl"].iloc[0] / words_of(104, 0.0)["test_ppl"].item()),
+    ],
+    "a Kneser–Ney 6-gram of it stands at {}": lambda: [Quoted(words().ladder[-1].test_ppl)],
+    "These are {} of the 33 cells of the sweep `wikitext2_words`": lambda: [Quoted(len(words().runs))],
     "At n = 80 the same kernel reaches {}× to {}× at 80 %, and {}× to {}× at 90 %": lambda: [
         quoted for target in (0.8, 0.9) for quoted in ends(small_at(80, target))
     ],
