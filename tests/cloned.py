@@ -6,7 +6,6 @@ around the tests it gets none that would lead git, Python, nox or the suite else
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -60,8 +59,9 @@ def clone_into(folder: Path) -> Path:
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    inputs = (folder / "pyproject.toml").read_bytes() + (folder / "constraints.txt").read_bytes()
-    (python.parents[1] / "installed").write_text(hashlib.sha256(inputs + sys.version.encode()).hexdigest())
+    asked = [sys.executable, "-c", "import noxfile; print(noxfile.digest_of_installed(noxfile.ROOT), end='')"]
+    digest = subprocess.run(asked, cwd=folder, env=surroundings(), capture_output=True, text=True, check=True).stdout
+    (python.parents[1] / "installed").write_text(digest)
     return folder
 
 
