@@ -95,12 +95,12 @@ def notebooks(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests but builds, examples and kills (about 9 minutes on 2 cores): nox -s tests [-- PYTEST ARGS].
+    """Run the tests but builds, examples and kills (about 10 minutes on 2 cores): nox -s tests [-- PYTEST ARGS].
 
     First side by side, then those that must be alone.
     """
     if session.posargs:
-        run(session, "-m", "pytest", *session.posargs)
+        run(session, *PYTEST, *session.posargs)
         return
     run_all(
         session, (*SIDE_BY_SIDE, "not alone and not builds and not examples and not kills"), (*PYTEST, "-m", "alone")

@@ -69,9 +69,9 @@ def train_cell(
     export = None if export is None else Path(export)
     if cell.device == "cuda" and (missing := missing_gpu()):
         return [{"status": "unsupported", "reason": missing}]
-    if export is not None and not export.parent.is_dir():
-        raise ValueError(f"export: {export}: accepted: a path in a folder that exists")
     if export is not None:
+        if not export.parent.is_dir():
+            raise ValueError(f"export: {export}: accepted: a path in a folder that exists")
         require_writable(export)
     if cell.canonical().path == "sparse" and (missing := missing_kernel_of(cell)):
         return [{"status": "unsupported", "reason": f"path = sparse: {missing}"}]

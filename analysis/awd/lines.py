@@ -91,5 +91,5 @@ def place(row: Row, full: bool) -> str:
     words = [variant_name(row | {"path": "dense"})] if full else []
     words += [f"{row['hidden_size']} units"] if full and row["width"] != 1.0 else []
     words += [f"block {row['block_size']}"]
-    allocated = "" if full else ALLOCATED.get(row["allocation"], "")
-    return ", ".join([*words, *([allocated] if allocated else [])])
+    words += [ALLOCATED[row["allocation"]]] if row["allocation"] in ALLOCATED and not full else []
+    return ", ".join(words)

@@ -49,11 +49,8 @@ def as_blocks(weight: Tensor, block_size: int) -> Tensor:
     return weight.view(rows // block_size, block_size, cols // block_size, block_size)
 
 
-SEEN = "gradient", "square", "movement"
-
-
 def looks_at(*names: str) -> Callable[[Criterion], Criterion]:
-    """Decorator: of `SEEN`, what a criterion needs beside the weight."""
+    """Decorator: the fields of `Evidence` that a criterion needs beside the weight."""
 
     def marked(criterion: Criterion) -> Criterion:
         criterion.looks_at = names  # type: ignore[attr-defined]

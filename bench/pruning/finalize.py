@@ -204,9 +204,10 @@ def _layer(weights: Mapping[str, Tensor | BSRMatrix]) -> BlockSparseLSTM:
     """An LSTM layer that has these weights, not copies of them."""
     rows, into = weights["weight_ih"].shape
     masks = {f"{name}_l0": each.mask for name, each in weights.items() if isinstance(each, BSRMatrix)}
-    layer = BlockSparseLSTM(into, rows // 4, masks, device="meta", dtype=weights["bias_ih"].dtype)
+    gates = BlockSparseLSTM.GATES
+    layer = BlockSparseLSTM(into, rows // gates, masks, device="meta", dtype=weights["bias_ih"].dtype)
     for name, each in weights.items():
-        part = BlockSparseWeight(each, each.shape, 4) if isinstance(each, BSRMatrix) else nn.Parameter(each)
+        part = BlockSparseWeight(each, each.shape, gates) if isinstance(each, BSRMatrix) else nn.Parameter(each)
         setattr(layer, f"{name}_l0", part)
     return layer
 

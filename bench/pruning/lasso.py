@@ -87,15 +87,17 @@ class Lasso:
         second moments, so with Adam this is a decoupled shrinkage (as AdamW's decay is), not the prox of its step.
         """
         held = list(weights)
-        if self.form == "dual" and held:
+        if self.form == "dual":
             risen = self.multiplier + self.rate * (self.total(held) - self.budget)
             self.multiplier = torch.clamp(risen, min=0.0)
-        if self.form not in ("proximal", "projection") or not held:
+        if self.form not in ("proximal", "projection"):
             return
-        threshold: float | Tensor = learning_rate * self.strength * self.scale
         norms = [block_norms(weight, self.block_size) for weight in held]
+        threshold: float | Tensor
         if self.form == "projection":
             threshold = ball_threshold(torch.cat([each.flatten() for each in norms]), self.budget / self.scale)
+        else:
+            threshold = learning_rate * self.strength * self.scale
         for weight, each in zip(held, norms, strict=True):
             keep = (1.0 - threshold / each.clamp(min=torch.finfo(each.dtype).tiny)).clamp(min=0.0)
             as_blocks(weight, self.block_size).mul_(keep[:, None, :, None])

@@ -8,18 +8,20 @@ zero there at the beginning, as those of a model's own are.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from bench.pruning.finalize import FinalModel, Weights
+from bench.pruning.allocation import GATES
+from bench.pruning.finalize import WEIGHTS, FinalModel, Weights
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.layers.weight import BlockSparseWeight
 from kernels.modules import BlockSparseLSTM
 
-GATES, CANDIDATE = 4, 2  # i, f, g, o
+CANDIDATE = 2  # of the gates i, f, g, o
 
 
 @torch.no_grad()
@@ -64,13 +66,16 @@ def without_dead_units(model: FinalModel) -> FinalModel:
     ]
     bias = model.decoder_bias
     return FinalModel(
-        model.embedding.detach().clone(), bias if bias is None else bias.detach().clone(), layers, model.head
+        model.embedding.detach().clone(),
+        bias if bias is None else bias.detach().clone(),
+        layers,
+        copy.deepcopy(model.head),
     )
 
 
 def _dense(layer: BlockSparseLSTM) -> dict[str, Tensor]:
     found = {}
-    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+    for name in WEIGHTS:
         part = getattr(layer, f"{name}_l0")
         found[name] = part.to_dense() if isinstance(part, BlockSparseWeight) else part
     return found
@@ -94,17 +99,17 @@ def _stays_zero(layer: dict[str, Tensor], below: Tensor) -> Tensor:
 def _narrowed(layer: BlockSparseLSTM, below: Tensor | None, own: Tensor | None, size: int) -> Weights:
     """The weights of a layer with those blocks of inputs and of units that are kept; None keeps all."""
     found: Weights = {}
-    for name, inputs in (("weight_ih", below), ("weight_hh", own)):
-        part = getattr(layer, f"{name}_l0")
-        dense = part.to_dense() if isinstance(part, BlockSparseWeight) else part.detach().clone()
-        narrow = _take(dense, own, inputs, size)
+    for name, dense in _dense(layer).items():
+        if name.startswith("bias"):
+            found[name] = _take(dense[:, None], own, None, size)[:, 0].clone()
+            continue
+        part, inputs = getattr(layer, f"{name}_l0"), below if name == "weight_ih" else own
+        narrow = _take(dense, own, inputs, size).clone(memory_format=torch.contiguous_format)
         if isinstance(part, BlockSparseWeight):
             mask = BlockMask(_take(part.matrix.mask.kept, own, inputs, 1), part.block_size)
-            found[name] = BSRMatrix.from_dense(narrow.contiguous(), mask)
+            found[name] = BSRMatrix.from_dense(narrow, mask)
         else:
-            found[name] = narrow.contiguous()
-    for name in ("bias_ih", "bias_hh"):
-        found[name] = _take(getattr(layer, f"{name}_l0").detach()[:, None].clone(), own, None, size)[:, 0].contiguous()
+            found[name] = narrow
     return found
 
 

@@ -1,7 +1,7 @@
 """Schedules: the share of blocks wanted empty after `step` of `steps` optimizer steps.
 
 A schedule is `(step, steps, target, begin, end) -> sparsity`: non-decreasing in `step` (0 is before training) and
-exactly `target` from `end` on. `begin` and `end` are fractions of all steps. A `RAMP` may begin at a sparsity above 0
+exactly `target` from `end` on. `begin` and `end` are fractions of all steps. A ramp may begin at a sparsity above 0
 (`sparsity_at`).
 """
 
@@ -65,14 +65,16 @@ def cubic(step: int, steps: int, target: float, begin: float, end: float) -> flo
     return target * (1.0 - left * left * left)
 
 
-RAMPS = ("linear", "narang", "cubic")
+def is_ramp(schedule: str) -> bool:
+    """Whether it goes on from `begin` to `end`, and does not cut at once or never."""
+    return schedule not in ("none", "pre", "one_shot")
 
 
 def sparsity_at(
     schedule: str, step: int, steps: int, target: float, begin: float, end: float, initial: float = 0.0
 ) -> float:
     """What a schedule asks for; a ramp begins at sparsity `initial` (Zhu & Gupta's s_i, the slides' b), at `begin`."""
-    if not initial or schedule not in RAMPS:
+    if not initial or not is_ramp(schedule):
         return SCHEDULES[schedule](step, steps, target, begin, end)
     if step < begin * steps:
         return 0.0

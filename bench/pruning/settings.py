@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bench.pruning.criteria import CRITERIA, looked_at
-from bench.pruning.schedules import RAMPS, SCHEDULES
+from bench.pruning.schedules import SCHEDULES, is_ramp
 from bench.settings import BlockSize, Count, Fraction, NonNegative, ProperFraction, Settings, require_division
 
 
@@ -127,9 +127,11 @@ class PruningSettings(BlockSettings):
     @model_validator(mode="after")
     def _ramp_goes_forward(self) -> Self:
         begin, end = self.prune_begin, self.prune_end
-        if self.prunes and self.schedule not in ("pre", "one_shot") and end < begin:
+        if not self.prunes or not is_ramp(self.schedule):
+            return self
+        if end < begin:
             raise ValueError(f"prune_end: {end} lies before prune_begin {begin}; accepted: fractions from {begin} to 1")
-        if self.prunes and self.schedule in RAMPS and self.initial_sparsity > self.target_sparsity:
+        if self.initial_sparsity > self.target_sparsity:
             most = self.target_sparsity
             raise ValueError(f"initial_sparsity: {self.initial_sparsity}; accepted: up to target_sparsity, {most}")
         return self
@@ -166,13 +168,13 @@ class PruningSettings(BlockSettings):
             yield from ("criterion", "prune_begin")
         elif self.criterion == "rms":  # ranks blocks of one size as l2 does
             yield "criterion"
-        if not self.prunes or (self.schedule in ("pre", "one_shot") and self.regrow == "none"):
+        if not self.prunes or (not is_ramp(self.schedule) and self.regrow == "none"):
             yield from ("prune_end", "prune_every")
         if not self.prunes:
             yield "regrow"
         if not self.prunes or self.regrow == "none":
             yield "regrow_share"
-        if not self.prunes or self.schedule not in RAMPS:
+        if not self.prunes or not is_ramp(self.schedule):
             yield "initial_sparsity"
         if not self.prunes or self.schedule != "pre":
             yield "scaled_start"

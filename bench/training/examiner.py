@@ -201,8 +201,10 @@ class Examiner:
         with averaged_weights(self.optimizer), selection.restored(self.model):
             if selection.epoch != cell.epochs or cell.test_batch_size != EVAL_BATCH:
                 test_ppl, _ = self.evaluate(self.model, self.corpus.test, cell.test_batch_size)
-            final = self.finalise(export) if cell.path != "dense" else {}
-            if cell.path == "dense" and export is not None:
+            final: Columns = {}
+            if cell.path != "dense":
+                final = self.finalise(export)
+            elif export is not None:
                 pruned = {name: mask for name, mask in self.pruner.masks.items() if mask.num_empty}
                 finalize(self.model, pruned).save(export)
         reported = {"epoch": selection.epoch, "val_ppl": selection.val_ppl, "test_ppl": test_ppl}

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from kernels.cuda.compile import nvrtc
-from kernels.system.cache import DoubtError, cache_folder, making, publish, read, read_sealed, say, sealed
+from kernels.system.cache import DoubtError, cache_folder, found_or_made, publish, read, read_sealed, say, sealed
 from kernels.system.compiler import COMPILE_SECONDS, CompileError
 from kernels.system.driver import driver as _driver
 from kernels.system.driver import error_name, missing_gpu
@@ -112,11 +112,8 @@ def compile_cubin(variant: Variant, arch: str) -> Cubin:
     parts = [*texts, variant.name, *(each for each in options(variant, arch) if not each.startswith("-I"))]
     digest = hashlib.sha256("\0".join([*parts, compiler.version]).encode()).hexdigest()[:24]
     path = cache_folder() / f"{Path(variant.source).stem}-{variant.name}-{arch}-{digest}.cubin"
-    if (found := _cached(path)) is not None:
-        return found
-    with making(path, COMPILE_SECONDS):
-        if (found := _cached(path)) is not None:  # by another process meanwhile
-            return found
+
+    def compiled() -> Cubin:
         begin = time.perf_counter()
         try:
             code, log = compiler.compile(texts[0], variant.source, options(variant, arch))
@@ -124,7 +121,9 @@ def compile_cubin(variant: Variant, arch: str) -> Cubin:
             raise CompileError(f"{variant} for {arch}: {error}".replace(str(FOLDER), "cuda")) from error
         cubin = Cubin(path, **resources(log, variant.name), seconds=time.perf_counter() - begin, log=log)
         _keep(cubin, code)
-    return cubin
+        return cubin
+
+    return found_or_made(path, COMPILE_SECONDS, lambda: _cached(path), compiled)
 
 
 def _cached(path: Path) -> Cubin | None:

@@ -19,15 +19,17 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 
 from kernels.system.folders import NAME, OTHERS_WRITE, PRIVATE, doubt, make_private, user_cache
 from kernels.system.resources import in_words, shown
+
+T = TypeVar("T")
 
 SEAL = "sha256"
 DEEPEST = 20  # levels of JSON: of what is kept here nothing has half as many
@@ -210,21 +212,22 @@ def is_kept(path: Path) -> bool:
     return True
 
 
-@contextmanager
-def making(path: Path, seconds: float) -> Iterator[None]:
-    """While another process makes `path`, wait up to so many seconds: it may be there afterwards.
+def found_or_made(path: Path, seconds: float, find: Callable[[], T | None], make: Callable[[], T]) -> T:
+    """What `find` finds of `path`, else what `make` makes of it, after what another process makes of it meanwhile.
 
-    Only work is saved: whoever waited in vain, or may not lock here, makes the file beside the other.
+    The other is waited for up to so many seconds. Only work is saved: whoever waited in vain, or may not lock here,
+    makes the file beside the other.
     """
+    if (found := find()) is not None:
+        return found
     lock = path.with_name(f".{path.name}.lock")
     held = filelock.FileLock(lock, timeout=seconds)
     try:
         held.acquire()
     except (filelock.Timeout, OSError, NotImplementedError):
-        yield
-        return
+        return make() if (found := find()) is None else found
     try:
-        yield
+        return make() if (found := find()) is None else found
     finally:
         with suppress(OSError):  # who has opened it by now goes on with the file that it has
             lock.unlink()

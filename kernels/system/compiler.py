@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernels.system.cache import cache_folder, is_kept, keep, making, set_aside
+from kernels.system.cache import cache_folder, found_or_made, is_kept, keep, set_aside
 from kernels.system.resources import ResourceError, in_words, is_lack, shown
 
 HOW_TO_GET_ONE = "install g++ or clang++, set CXX, or pip install ziglang"
@@ -189,22 +189,20 @@ def _build(command: list[str], source: Path, defines: tuple[str, ...], options: 
                 return Library(ctypes.CDLL(str(path)), version, added_flags())
         return None
 
-    if (library := loaded()) is not None:
-        return library
-    with making(path, COMPILE_SECONDS):
-        if (library := loaded()) is not None:  # by another process meanwhile
-            return library
+    def compiled() -> Library:
         with tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as temporary:
             fresh = Path(temporary) / path.name
             _run([*command, *arguments, str(source), "-o", str(fresh)], folder)
             keep(fresh, path)
-    try:
-        return Library(ctypes.CDLL(str(path)), version, added_flags())
-    except OSError as error:
-        lack = str(error) if is_lack(error) else full(folder)
-        raise (ResourceError if lack else CompileError)(
-            f"the compiled library does not load: {lack or error}"
-        ) from error
+        try:
+            return Library(ctypes.CDLL(str(path)), version, added_flags())
+        except OSError as error:
+            lack = str(error) if is_lack(error) else full(folder)
+            raise (ResourceError if lack else CompileError)(
+                f"the compiled library does not load: {lack or error}"
+            ) from error
+
+    return found_or_made(path, COMPILE_SECONDS, loaded, compiled)
 
 
 def compile_library(source: Path, defines: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> Library:
