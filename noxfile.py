@@ -109,7 +109,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def builds(session: nox.Session) -> None:
-    """Test kernels built as for other machines (about 4 minutes): nox -s builds [-- PYTEST ARGS].
+    """Test kernels built as for other machines (about 6 minutes): nox -s builds [-- PYTEST ARGS].
 
     With sanitizers, for narrower vectors, by other compilers; CUDA ones on the emulator, a few cases of its grid.
     """
