@@ -17,7 +17,7 @@ import pandas as pd
 from analysis.loading.schema import BadInputError, columns
 from analysis.loading.validation import parsed, validated
 
-TABLES = ("gemm", "lstm", "train")
+TABLES = ("gemm", "lstm", "train", "storage")
 READINGS = 100  # of a table that changes while it is read
 LEFT_OUT = "left out"  # the attribute of a loaded frame that lists what was
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +35,7 @@ TIMED = ("schema_version", "device_name", "device", "threads", "timer", "dtype",
 UNLIKE = {
     "gemm": (*TIMED, "cache", "layout", "call", "op", "baseline"),
     "lstm": (*TIMED, "passes", "scope", "baseline"),
+    "storage": (*TIMED, "what"),
     "train": (
         "schema_version",
         "device",

@@ -222,6 +222,87 @@ class TuneCell(ProductCell):
         return VARIANTS * (CHECK_SECONDS + (4 + LAUNCHES) * self.dense_flops() / rate)
 
 
+class StorageCell(Cell):
+    """A matrix S[m, k] with zeros stored in one form: its bytes in memory and in a file, and the time of S X[k, n].
+
+    Of a weight the zeros are whole blocks, drawn at random; activations, [tokens, neurons], are what a ReLU leaves of
+    normal values that were lowered by their own quantile `target_sparsity`.
+    """
+
+    kind: ClassVar[str] = "storage"
+    work: ClassVar[str] = "bench.storage:store_cell"
+    figures: ClassVar[str] = (
+        "{value_bytes} bytes of values, {index_bytes} of indices, {file_bytes} in a file; {time_ms} ms{faster}{noisy}"
+    )
+    sides: ClassVar[str] = GemmCell.sides
+    baseline: ClassVar[str] = "dense"
+    cache: ClassVar[str] = "hot"
+
+    form: Literal["dense", "coo", "csr", "bsr"] = Field(
+        "bsr",
+        description="how it is stored: every element; coordinates (torch.sparse_coo); compressed rows "
+        "(torch.sparse_csr); or compressed rows of blocks (BSRMatrix)",
+    )
+    indices: Literal["int32", "int64"] = Field(
+        "int32",
+        description="type of the indices of csr; torch makes int64 unless told otherwise. Those of coo are int64, of "
+        "bsr int32",
+    )
+    what: Literal["weight", "activation"] = Field(
+        "weight",
+        description="weight: a share target_sparsity of its blocks is zero; activation: after a ReLU, before which it "
+        "is lowered so that this share of its elements is zero",
+    )
+    m: Count = Field(1024, description="rows: of a weight its outputs, of activations tokens")
+    k: Count = Field(1024, description="columns: of a weight its inputs, of activations neurons")
+    n: Count = Field(32, description="columns of X in the product: tokens; of activations outputs of the next layer")
+    block_size: BlockSize = Field(
+        16, description="side of a square block of the form bsr and of a weight's pattern, elements; 1: single elements"
+    )
+    target_sparsity: Fraction = Field(0.8, description="share wanted zero: of a weight's blocks, of activations")
+    dtype: Dtype = Field("float32", description="type of values and operands")
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether the size of blocks matters."""
+        return self.form == "bsr" or (self.what == "weight" and self.target_sparsity > 0.0)
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.has_blocks:
+            require_division("m", self.m, self.block_size)
+            require_division("k", self.k, self.block_size)
+        return self
+
+    def idle(self) -> Iterator[str]:
+        yield from super().idle()
+        if self.form != "csr":
+            yield "indices"
+        if not self.has_blocks:
+            yield "block_size"
+
+    def dense_flops(self) -> float:
+        return 2.0 * self.m * self.k * self.n
+
+    def operand_bytes(self) -> int:
+        return (2 * BYTES[self.dtype] + 8) * self.m * self.k
+
+    def grids(self) -> Grids:
+        size = self.block_size
+        return {"the weight": (self.m // size, self.k // size)} if self.what == "weight" and self.has_blocks else {}
+
+    def kernel_check(self) -> CheckCell | None:
+        if self.form != "bsr":
+            return None
+        shared = {name: getattr(self, name) for name in ("block_size", "dtype", "device", "threads")}
+        return CheckCell.model_validate({"backend": self.kernel, **shared}).canonical()
+
+    @property
+    def kernel(self) -> str:
+        """Ours, which multiplies what is stored in blocks."""
+        return "cuda" if self.device == "cuda" else "native"
+
+
 class LstmCell(Cell):
     """One backend timed against one baseline on an LSTM layer over all time steps, with block-sparse weights."""
 
@@ -374,7 +455,9 @@ def is_training(cell: Cell) -> TypeGuard[TrainCell]:
     return cell.trains
 
 
-KINDS: dict[str, type[Cell]] = {cell.kind: cell for cell in (GemmCell, LstmCell, TrainCell, CheckCell, TuneCell)}
+KINDS: dict[str, type[Cell]] = {
+    cell.kind: cell for cell in (GemmCell, LstmCell, TrainCell, CheckCell, TuneCell, StorageCell)
+}
 
 
 def identity(kind: str, settings: Mapping[str, Any]) -> str:

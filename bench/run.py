@@ -230,7 +230,7 @@ def key_figures(cell: Cell, stored: Stored) -> str:
     words = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items()}
     words |= {name: "-" for name, value in row.items() if value is None}
     timed = row.get("baseline_ms") and row.get("time_ms")
-    words["faster"] = f", {row['baseline_ms'] / row['time_ms']:.3g}x {row['baseline']}" if timed else ""
+    words["faster"] = f", {row['baseline_ms'] / row['time_ms']:.3g}x {row.get('baseline', 'dense')}" if timed else ""
     words["noisy"] = ", noisy" if row.get("noisy") else ""
     words["kernel"] = row.get("kernel") or "watched"
     return cell.figures.format_map(words)

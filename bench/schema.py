@@ -68,6 +68,30 @@ PROBE = pa.struct(
 
 
 # fmt: off
+def _paired(what: str, error: str, backend: str = "the backend") -> tuple[Column, ...]:
+    """Columns of paired timings; what: the thing that one launch computes; backend: what is beside the baseline."""
+    return (
+        Column("error_ratio", pa.float64(), "measured", "",
+               f"largest |error| / {error} bound against float64; at most 1"),
+        Column("prepare_ms", pa.float64(), "measured", "ms", "compile, convert and allocate, once"),
+        Column("time_ms", pa.float64(), "measured", "ms", f"median time of one {what} by {backend}"),
+        Column("baseline_ms", pa.float64(), "measured", "ms", f"median time of one {what} by the baseline"),
+        Column("samples_ms", pa.list_(pa.float64()), "measured", "ms", f"every sample of {backend}, time per {what}"),
+        Column("baseline_samples_ms", pa.list_(pa.float64()), "measured", "ms",
+               "every sample of the baseline, paired by position"),
+        Column("launches_per_sample", pa.int64(), "measured", "", f"{what}s timed together in one sample"),
+        Column("noisy", pa.bool_(), "measured", "",
+               "middle half of the pairwise ratios spread over more than 10 % of their median, or a median time was "
+               "twice its minimum"),
+        Column("attempts", pa.int64(), "measured", "",
+               "times the pairs were sampled: a noisy attempt is thrown away, at most 3 are made"),
+        Column("timer", pa.string(), "measured", "",
+               "clock that took the samples; launches under 20 us on a GPU are replayed from a CUDA graph"),
+        Column("host_ms", pa.float64(), "measured", "ms",
+               f"processor time to launch one {what} of {backend} on a GPU; null on a CPU"),
+    )
+
+
 def _timed(what: str, error: str) -> tuple[Column, ...]:
     """Columns of a table of paired timings; what: the thing that one launch computes."""
     return (
@@ -80,24 +104,7 @@ def _timed(what: str, error: str) -> tuple[Column, ...]:
                "values of the sparse weights as the backend stores them"),
         Column("index_bytes", pa.int64(), "result", "bytes",
                "indices of the sparse weights as the backend stores them"),
-        Column("error_ratio", pa.float64(), "measured", "",
-               f"largest |error| / {error} bound against float64; at most 1"),
-        Column("prepare_ms", pa.float64(), "measured", "ms", "compile, convert and allocate, once"),
-        Column("time_ms", pa.float64(), "measured", "ms", f"median time of one {what} by the backend"),
-        Column("baseline_ms", pa.float64(), "measured", "ms", f"median time of one {what} by the baseline"),
-        Column("samples_ms", pa.list_(pa.float64()), "measured", "ms", f"every sample of the backend, time per {what}"),
-        Column("baseline_samples_ms", pa.list_(pa.float64()), "measured", "ms",
-               "every sample of the baseline, paired by position"),
-        Column("launches_per_sample", pa.int64(), "measured", "", f"{what}s timed together in one sample"),
-        Column("noisy", pa.bool_(), "measured", "",
-               "middle half of the pairwise ratios spread over more than 10 % of their median, or a median time was "
-               "twice its minimum"),
-        Column("attempts", pa.int64(), "measured", "",
-               "times the pairs were sampled: a noisy attempt is thrown away, at most 3 are made"),
-        Column("timer", pa.string(), "measured", "",
-               "clock that took the samples; launches under 20 us on a GPU are replayed from a CUDA graph"),
-        Column("host_ms", pa.float64(), "measured", "ms",
-               f"processor time to launch one {what} of the backend on a GPU; null on a CPU"),
+        *_paired(what, error),
     )
 
 
@@ -212,6 +219,27 @@ TUNE = (
     Column("timer", pa.string(), "measured", "", "clock that took the samples"),
 )
 
+STORAGE = (
+    Column("kernel", pa.string(), "measured", "", "what multiplied the stored matrix"),
+    Column("baseline_kernel", pa.string(), "measured", "",
+           "what ran for the baseline: the dense product of the weight with no block emptied, or of the activations"),
+    Column("sparsity", pa.float64(), "result", "fraction",
+           "achieved share of blocks of block_size that are empty; of single elements where there are no blocks"),
+    Column("zero_share", pa.float64(), "result", "fraction", "achieved share of elements that are exactly zero"),
+    Column("nnz", pa.int64(), "result", "elements", "elements that are not zero: what coo and csr store"),
+    Column("nnzb", pa.int64(), "result", "blocks", "blocks that are not empty: what bsr stores"),
+    Column("index_width", pa.int64(), "result", "bytes", "one index as the form holds it; 0 where it has none"),
+    Column("value_bytes", pa.int64(), "result", "bytes", "values in memory, of the tensors that are multiplied"),
+    Column("index_bytes", pa.int64(), "result", "bytes", "indices in memory, likewise"),
+    Column("packed_bytes", pa.int64(), "measured", "bytes",
+           "what the kernel keeps beside them, in another order, for products like the last one; 0 where it reads what "
+           "is stored"),
+    Column("file_bytes", pa.int64(), "result", "bytes",
+           "an uncompressed .npz file of the same tensors and the two sides; it was read again, compared bit by bit, "
+           "and is what was multiplied"),
+    *_paired("product", "componentwise", "the form"),
+)
+
 PROVENANCE = (
     Column("schema_version", pa.int64(), "provenance", "", "version of these columns"),
     Column("commit", pa.string(), "provenance", "", "git commit of the suite, empty outside a checkout"),
@@ -240,7 +268,14 @@ PROVENANCE = (
 )
 # fmt: on
 
-COLUMNS: dict[str, tuple[Column, ...]] = {"gemm": GEMM, "lstm": LSTM, "train": TRAIN, "check": CHECK, "tune": TUNE}
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "gemm": GEMM,
+    "lstm": LSTM,
+    "train": TRAIN,
+    "check": CHECK,
+    "tune": TUNE,
+    "storage": STORAGE,
+}
 
 
 def columns(kind: str) -> tuple[Column, ...]:
@@ -268,8 +303,8 @@ def documented(columns: Iterable[Column]) -> pa.Schema:
 
 INTRODUCTION = """# Results
 
-One folder a sweep. `gemm.parquet`, `lstm.parquet`, `train.parquet`, `check.parquet` and `tune.parquet` hold the \
-finished cells in the order of the sweep file, each with its
+One folder a sweep. `gemm.parquet`, `lstm.parquet`, `train.parquet`, `check.parquet`, `tune.parquet` and \
+`storage.parquet` hold the finished cells in the order of the sweep file, each with its
 checksum in a `.sha256` file beside it (`sha256sum -c` reads it). `cells/` holds one file per finished cell and is \
 what a
 resumed run goes by; `reference/` is committed, the rest is not.

@@ -14,7 +14,7 @@ from statistics import median, quantiles
 
 import torch
 
-from bench.cells import Row, Tell, TimedCell
+from bench.cells import Row, StorageCell, Tell, TimedCell
 from bench.measuring.clocks import Evictor, Timer, count_launches, host_ms, timer_for
 from bench.measuring.machine import gpu_state, physical_cores
 from bench.measuring.memory import require_operands
@@ -144,7 +144,17 @@ def _measure(cell: TimedCell, problem: Problem, tell: Tell) -> Row:
         "weight_bytes": backend.weight_bytes,
         "index_bytes": backend.index_bytes,
     }
-    row["error_ratio"], wrong = check(backend, problem)
+    row |= compared(cell, problem, backend, baseline, tell)
+    return row if row["status"] == "wrong" else {"prepare_ms": prepare_ms, **row}
+
+
+def compared(cell: TimedCell | StorageCell, problem: Problem, backend: Launch, baseline: Launch, tell: Tell) -> Row:
+    """Status, reason and error_ratio of two launches of a problem; their times, where the outputs of both are right.
+
+    The columns are those of every table of paired timings.
+    """
+    ratio, wrong = check(backend, problem)
+    row: Row = {"error_ratio": ratio}
     if wrong is None:
         _, wrong_baseline = check(baseline, problem)
         wrong = wrong_baseline and f"{cell.baseline}: {wrong_baseline}"
@@ -165,7 +175,6 @@ def _measure(cell: TimedCell, problem: Problem, tell: Tell) -> Row:
         "status": "ok",
         "reason": "",
         **row,
-        "prepare_ms": prepare_ms,
         "time_ms": median(samples.backend),
         "baseline_ms": median(samples.baseline),
         "samples_ms": samples.backend,

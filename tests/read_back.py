@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bench.cells import Cell, GemmCell, LstmCell, TrainCell
+from bench.cells import Cell, GemmCell, LstmCell, StorageCell, TrainCell
 from bench.storing.parquet import to_table
 
 Rows = list[dict[str, Any]]
@@ -42,17 +42,25 @@ END = {
 }  # fmt: skip
 
 
+STORED = {
+    "zero_share": 0.75, "nnz": 16, "nnzb": 16, "index_width": 4, "value_bytes": 64, "index_bytes": 100,
+    "file_bytes": 964, "packed_bytes": 0,
+}  # fmt: skip
+
+
 def cell_of(kind: str, seed: int) -> Cell:
     """A cell of each kind of table that the analysis reads."""
     if kind == "train":
         return TrainCell(epochs=2, schedule="cubic", target_sparsity=0.8, path="auto", seed=seed)
+    if kind == "storage":
+        return StorageCell(form="csr", m=8, k=8, block_size=1, target_sparsity=0.75, seed=seed)
     return GemmCell(seed=seed) if kind == "gemm" else LstmCell(seed=seed)
 
 
 def good(kind: str) -> Rows:
     """The rows of such a cell that ended ok; of a run epoch 0, 1 and 2."""
     if kind != "train":
-        return [dict(TIMED)]
+        return [TIMED | (STORED if kind == "storage" else {})]
     before = {"status": "ok", "epoch": 0, "step": 0, "sparsity": 0.0, "vocabulary": 100, "block_norms": [NORMS]}
     first = EPOCH | {"epoch": 1, "step": 10, "probes": [PROBE]}
     return [before, first, EPOCH | END | {"epoch": 2, "step": 20, "probes": [PROBE | {"step": 15}]}]
@@ -105,6 +113,12 @@ FAULTS: dict[str, tuple[str, str, Edit]] = {
     **_numbers("train", ("vocabulary", "epoch", "step"), (None, -1)),
     **_numbers("train", ("inference_ms",), (None, [], [1.0], [1.0, NAN], [1.0, 0.0])),
     **_numbers("train", ("inference_lstm_ms",), (None, [1.0, 1.0, 1.0])),
+    **_numbers("storage", ("time_ms", "baseline_ms"), (0.0, NAN, None)),
+    **_numbers("storage", ("zero_share", "sparsity"), (-0.1, 1.1, NAN, None)),
+    **_numbers("storage", ("value_bytes", "index_bytes", "file_bytes", "nnz", "nnzb", "index_width"), (-1, None)),
+    **_numbers("storage", ("samples_ms",), (None, [1.0])),
+    "a file that lacks a byte": ("storage", "file_bytes", last(file_bytes=163)),
+    "more elements than are not zero": ("storage", "nnz", last(nnz=17)),
     "only epoch 0": ("train", "epoch", lambda rows: rows[:1]),
     "the final epoch is missing": ("train", "epoch", lambda rows: rows[:-1]),
     "an epoch between is missing": ("train", "epoch", lambda rows: [rows[0], rows[2]]),
@@ -135,6 +149,12 @@ FINE: dict[str, tuple[str, Edit]] = {
         "gemm",
         last(time_ms=1e-9, baseline_ms=1e9, samples_ms=[1e-9] * 3, baseline_samples_ms=[1e9] * 3),
     ),
+    "a file of the bytes in memory alone": ("storage", last(file_bytes=164)),
+    "nothing is stored": (
+        "storage",
+        last(sparsity=1.0, zero_share=1.0, nnz=0, nnzb=0, value_bytes=0, index_bytes=0, file_bytes=0),
+    ),
+    "nothing is zero": ("storage", last(sparsity=0.0, zero_share=0.0, nnz=64, nnzb=64)),
     "the longest times": (
         "lstm",
         last(time_ms=1e9, baseline_ms=1e-9, samples_ms=[1e9] * 3, baseline_samples_ms=[1e-9] * 3),

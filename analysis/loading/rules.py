@@ -21,11 +21,17 @@ from analysis.loading.schema import Column, columns, schema
 # Without these columns a table says nothing; a row that is ok has a value in each.
 TIMED = ("sparsity", "time_ms", "baseline_ms", "samples_ms", "baseline_samples_ms", "timer")
 AFTER_TRAINING = ("mean_sparsity", "train_seconds", "train_ppl", "val_ppl", "test_ppl")  # null in epoch 0, before it
-NEEDED = {"gemm": TIMED, "lstm": TIMED, "train": ("epoch", "sparsity", "vocabulary", *AFTER_TRAINING)}
+STORED = ("zero_share", "nnz", "nnzb", "index_width", "value_bytes", "index_bytes", "file_bytes")
+NEEDED = {
+    "gemm": TIMED,
+    "lstm": TIMED,
+    "train": ("epoch", "sparsity", "vocabulary", *AFTER_TRAINING),
+    "storage": (*TIMED, *STORED),
+}
 ALWAYS = ("cell_id", "kind", "status", "schema_version", "device_name")  # a value in every row
 SAMPLES = (("samples_ms", "baseline_samples_ms"),)
 INFERENCE = (("inference_ms", "inference_dense_ms"), ("inference_lstm_ms", "inference_lstm_dense_ms"))
-PAIRS = {"gemm": SAMPLES, "lstm": SAMPLES, "train": INFERENCE}  # lists of samples side by side
+PAIRS = {"gemm": SAMPLES, "lstm": SAMPLES, "train": INFERENCE, "storage": SAMPLES}  # lists of samples side by side
 EVERYWHERE = ("cell_seconds",)  # a number that counts in rows that are not ok too
 
 # What is beyond was not measured, and a ratio of two, or the square of one, would be no number any more.
@@ -64,6 +70,8 @@ def faults(table: pa.Table, kind: str) -> Iterator[Fault]:
         yield from _uneven_norms(table, ok)
         yield from _uneven_probes(table, ok)
         yield from _epochs(table)
+    if kind == "storage":
+        yield from _unheld(table, ok)
 
 
 def _missing(table: pa.Table, kind: str, ok: np.ndarray) -> Iterator[Fault]:
@@ -198,6 +206,21 @@ def _inside(table: pa.Table, name: str, ok: np.ndarray) -> Iterator[tuple[int, d
     for place, row in enumerate(pc.list_parent_indices(array).to_pylist()):
         if ok[row]:
             yield row, {name: column[place] for name, column in values.items()}
+
+
+def _unheld(table: pa.Table, ok: np.ndarray) -> Iterator[Fault]:
+    """A file holds what memory does, and the elements that are zero are those that the others leave."""
+    names = ("m", "k", "nnz", "zero_share", "value_bytes", "index_bytes", "file_bytes")
+    for place, row in enumerate(table.select(names).to_pylist()):
+        if not ok[place] or any(row[name] is None for name in names):
+            continue
+        if row["file_bytes"] < row["value_bytes"] + row["index_bytes"]:
+            held = f"{row['value_bytes']} bytes of values and {row['index_bytes']} of indices"
+            yield Fault("file_bytes", f"{row['file_bytes']} are fewer than {held}", [place])
+        elements = row["m"] * row["k"]
+        if abs((1.0 - row["zero_share"]) * elements - row["nnz"]) > 0.5:
+            wrong = f"{row['nnz']} elements that are not zero, of {elements} at zero_share {row['zero_share']:g}"
+            yield Fault("nnz", wrong, [place])
 
 
 def _uneven_norms(table: pa.Table, ok: np.ndarray) -> Iterator[Fault]:

@@ -22,8 +22,8 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPUTES = (  # what a cell's rows depend on: not the commands, nor where cells run and rows are kept
-    "kernels", "bench/cells.py", "bench/timing.py", "bench/train.py", "bench/data", "bench/measuring", "bench/models",
-    "bench/pruning", "bench/training",
+    "kernels", "bench/cells.py", "bench/storage.py", "bench/timing.py", "bench/train.py", "bench/data",
+    "bench/measuring", "bench/models", "bench/pruning", "bench/training",
 )  # fmt: skip
 SOURCES = (".py", ".c", ".cpp", ".h", ".hpp", ".cu", ".cuh")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.cells import Cell, TimedCell, TrainCell, is_training
+from bench.cells import Cell, StorageCell, TimedCell, TrainCell, is_training
 from bench.data.corpus import EVAL_BATCH, Sizes, known_sizes, window_lengths
 
 GIB = 2**30
@@ -82,7 +82,7 @@ def require_memory(cell: TrainCell, sizes: Sizes) -> None:
         )
 
 
-def require_operands(cell: TimedCell) -> None:
+def require_operands(cell: TimedCell | StorageCell) -> None:
     """MemoryError, one line, where the weights of a cell certainly take more memory than there is."""
     needed, there = cell.operand_bytes(), memory_bytes(cell.device)
     if needed > there:

@@ -196,6 +196,13 @@ def packed(
     return found
 
 
+def packed_nbytes(weight: BSRMatrix) -> int:
+    """Bytes that a frozen weight keeps packed for the products that it was in; 0 of any other."""
+    kept: dict[Any, Any] = weight._operand._packed or {}
+    found = {id(each): each for each in kept.values() if isinstance(each, Packed)}
+    return sum(each.values.untyped_storage().nbytes() for each in found.values())
+
+
 def chunk_of(k: int, n: int, itemsize: int) -> int:
     """Columns that are multiplied at a time: about half a core's second-level cache, in whole register tiles."""
     widest = max(1, CHUNK_BYTES // (k * itemsize * TILE_COLUMNS)) * TILE_COLUMNS

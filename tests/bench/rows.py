@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.cells import Cell, TrainCell
+from bench.cells import Cell, StorageCell, TrainCell
 from bench.schema import TRAIN
 
 MEASURED = [column.name for column in TRAIN if column.role == "measured"]
@@ -27,10 +27,20 @@ def trained(epochs: int = 4, **more: Any) -> list[dict[str, Any]]:
     return [{**EPOCH, "epoch": epoch, **more} for epoch in range(1, epochs + 1)]
 
 
+def stored(cell: StorageCell) -> dict[str, Any]:
+    """Bytes of a matrix, a quarter of whose elements is kept, in compressed rows with indices of 4 bytes."""
+    nnz = cell.m * cell.k // 4
+    held = {"value_bytes": 4 * nnz, "index_bytes": 4 * (nnz + cell.m + 1)}
+    size = {"file_bytes": held["value_bytes"] + held["index_bytes"] + 800, "index_width": 4, "packed_bytes": 0}
+    return {"sparsity": 0.75, "zero_share": 1.0 - nnz / (cell.m * cell.k), "nnz": nnz, "nnzb": nnz, **held, **size}
+
+
 def ended_ok(cell: Cell, **more: Any) -> list[dict[str, Any]]:
     """The rows of any cell that ended ok, with nothing but what each of its kind has."""
     if isinstance(cell, TrainCell):
         return trained(cell.epochs, **more)
+    if isinstance(cell, StorageCell):
+        return timed(**stored(cell) | more)
     return timed(**more) if cell.kind in ("gemm", "lstm") else [{"status": "ok", **more}]
 
 

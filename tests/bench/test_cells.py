@@ -7,7 +7,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from bench.cells import KINDS, GemmCell, LstmCell, TrainCell
+from bench.cells import KINDS, GemmCell, LstmCell, StorageCell, TrainCell
 from bench.pruning.settings import Sparsifying
 from bench.schema import columns
 
@@ -26,6 +26,8 @@ PINNED = {
         "39a0de8c93f8dbaa",
     ),
     "train lasso": (TrainCell(lasso="proximal", block_size=8), "a0e1a601eabdf14e"),
+    "storage default": (StorageCell(), "9e45514a4160a58f"),
+    "storage": (StorageCell(form="csr", indices="int64", what="activation", target_sparsity=0.9), "0f776f72921d26e1"),
 }
 
 
@@ -117,6 +119,32 @@ def test_layout_and_call_of_a_product() -> None:
     problem = GemmCell(layout="column", call="operator").problem()
     assert (problem.layout, problem.call) == ("column", "operator")
     assert GemmCell(layout="column", call="operator").kernel_tuning() == GemmCell().kernel_tuning()
+
+
+def test_settings_of_a_form_that_cannot_matter_make_no_new_cell() -> None:
+    csr = {"form": "csr", "indices": "int64"}
+    assert StorageCell(**csr).cell_id != StorageCell(form="csr").cell_id
+    for form in ("dense", "coo", "bsr"):
+        assert StorageCell(form=form, indices="int64").cell_id == StorageCell(form=form).cell_id
+    blocks = {"what": "activation", "block_size": 8}
+    assert StorageCell(form="coo", **blocks).cell_id == StorageCell(form="coo", what="activation").cell_id
+    assert StorageCell(form="bsr", **blocks).cell_id != StorageCell(form="bsr", what="activation").cell_id
+    assert StorageCell(form="csr", block_size=8).cell_id != StorageCell(form="csr").cell_id, "where its zeros are"
+    none = {"form": "csr", "target_sparsity": 0.0}
+    assert StorageCell(block_size=8, **none).cell_id == StorageCell(**none).cell_id, "it has none"
+    with pytest.raises(ValidationError, match="m: 1000 is not divisible by block_size 16; accepted: 992 or 1008"):
+        StorageCell(m=1000)
+    assert StorageCell(m=1000, form="coo", what="activation").grids() == {}
+    assert StorageCell(m=32, k=64).grids() == {"the weight": (2, 4)}
+
+
+def test_what_a_form_multiplies_with_is_checked_in_a_campaign() -> None:
+    check = StorageCell(block_size=8, dtype="float64").kernel_check()
+    assert check is not None and (check.backend, check.op, check.block_size, check.dtype) == (
+        "native", "dsd", 8, "float64",
+    )  # fmt: skip
+    assert StorageCell(device="cuda").kernel_check().backend == "cuda"
+    assert all(StorageCell(form=form).kernel_check() is None for form in ("dense", "coo", "csr"))
 
 
 def test_one_shot_late_in_the_run_is_a_cell() -> None:

@@ -22,7 +22,7 @@ from kernels.registry import BACKENDS
 ROOT = Path(__file__).parents[2]
 
 TINY = """
-description = "five cells"
+description = "six cells"
 [[grids]]
 kind = "gemm"
 [grids.base]
@@ -46,6 +46,13 @@ block_size = 64
 kind = "tune"
 [grids.base]
 backend = "scipy_bsr"
+m = 64
+k = 64
+n = 4
+[[grids]]
+kind = "storage"
+[grids.base]
+form = "coo"
 m = 64
 k = 64
 n = 4
@@ -95,15 +102,16 @@ def test_list_names_what_sweep_files_can_use(tmp_path: Path) -> None:
 def test_a_real_sweep_from_plan_to_show(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     done = bench("plan", "tiny.toml", cwd=tmp_path)
-    assert done.returncode == 0 and "tiny: 5 cells (1 gemm, 1 lstm, 1 check, 1 tune, 1 train)" in done.stdout
+    assert done.returncode == 0 and "tiny: 6 cells (1 gemm, 1 lstm, 1 check, 1 tune, 1 storage, 1 train)" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
     done = bench("run", "tiny.toml", cwd=tmp_path, said=tmp_path / "said")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "[1/5] ok" in done.stdout and "5 of 5 cells ok; results in results/tiny" in done.stdout
+    assert "[1/6] ok" in done.stdout and "6 of 6 cells ok; results in results/tiny" in done.stdout
     done = bench("show", "tiny.toml", cwd=tmp_path)
     assert (
         "x dense" in done.stdout
         and "x torch_lstm" in done.stdout
+        and " of indices, " in done.stdout
         and "val_ppl" in done.stdout
         and "to run: 0" in done.stdout
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 from rows import silent
 
-from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell, TuneCell
+from bench.cells import Cell, CheckCell, GemmCell, LstmCell, StorageCell, TrainCell, TuneCell
 from bench.data import wikitext2
 from bench.data.corpus import data_dir, load_corpus
 from bench.doctor import findings
@@ -43,6 +43,7 @@ CELLS = [
     TrainCell(path="auto", **TRAIN),
     CheckCell(backend="native", block_size=8),
     TuneCell(backend="native", **GEMM),
+    StorageCell(**GEMM),
 ]
 
 
