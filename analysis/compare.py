@@ -28,7 +28,10 @@ GEMM_SETTINGS = (
 LSTM_SETTINGS = (
     "backend", "baseline", "passes", *LAYER, "block_size", "target_sparsity", "scope", "dtype", "device", "threads",
 )  # fmt: skip
-SETTINGS = {"gemm": GEMM_SETTINGS, "lstm": LSTM_SETTINGS}
+STORAGE_SETTINGS = (
+    "form", "indices", "what", *SHAPE, "block_size", "target_sparsity", "dtype", "device", "threads",
+)  # fmt: skip
+SETTINGS = {"gemm": GEMM_SETTINGS, "lstm": LSTM_SETTINGS, "storage": STORAGE_SETTINGS}
 SPEEDUP = ("measured_speedup", "low", "high", "predicted_speedup", "efficiency")
 RESULTS = ("sparsity", *SPEEDUP, "time_ms", "baseline_ms", "seeds", "noisy")
 BREAKEVEN = (
@@ -49,9 +52,14 @@ def layer_name(layer: Sequence[Any]) -> str:
 
 
 def predicted_speedup(row: Mapping[str, Any], table: str, sparsity: float) -> float:
-    """What theory promises at a sparsity achieved: of a product, or of an LSTM layer with the weights of its scope."""
+    """What theory promises at a sparsity achieved: of a product, or of an LSTM layer with the weights of its scope.
+
+    Of a stored matrix its form decides what is skipped: nothing, zero elements, or empty blocks.
+    """
     if table == "gemm":
         return theory.speedup(sparsity)
+    if table == "storage":
+        return {"dense": 1.0, "bsr": theory.speedup(sparsity)}.get(row["form"], theory.speedup(row["zero_share"]))
     return theory.layer_speedup(row["input_size"], row["hidden_size"], sparsity, row["scope"])
 
 

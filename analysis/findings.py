@@ -15,24 +15,27 @@ from analysis.load import records
 from analysis.runs import best_replicated, common_sparsity, is_dense, without_path
 from analysis.stats import Estimate, change, factor, judged, median_interval, times
 from analysis.study import Part
+from analysis.theory import Breakeven
 
 OURS = "native"
 SETTINGS_SAID = 2  # of those whose LSTM layers were timed in training
-NOUNS = {"gemm": "product cell", "lstm": "layer cell", "train": "training run"}
+NOUNS = {"gemm": "product cell", "lstm": "layer cell", "train": "training run", "storage": "storage cell"}
 
 
 def findings(*parts: Part) -> list[str]:
     """Three sentences: the fastest product, the cost in perplexity, and what was not measured or bought nothing.
 
-    Where LSTM layers were timed, a fourth about the fastest of them; without products it comes first instead.
+    Where LSTM layers were timed, a fourth about the fastest of them, and where matrices were stored, another about when
+    a form is smaller and faster than dense; without products the first of these comes first instead.
     parts: one of each table, in any order; a table that is not among them, or has no rows, was not run.
     """
     known = {part.table: part for part in parts if len(part.rows)}
-    gemm, lstm, train = (known.get(table) for table in NOUNS)
+    gemm, lstm, train, stored = (known.get(table) for table in NOUNS)
     others = [_cost(train), _limits({table: known[table] for table in NOUNS if table in known})]
-    if lstm is None:
-        return [(_trained_layers(train) if train and not gemm else "") or _speed(gemm), *others]
-    return [_layer(lstm), *others] if gemm is None else [_speed(gemm), *others, _layer(lstm)]
+    more = [*([_layer(lstm)] if lstm else []), *([_storage(stored)] if stored else [])]
+    if gemm is None and more:
+        return [more[0], *others, *more[1:]]
+    return [(_trained_layers(train) if train and not gemm else "") or _speed(gemm), *others, *more]
 
 
 def _count(number: int, noun: str) -> str:
@@ -122,6 +125,32 @@ def _layer(lstm: Part) -> str:
     )
 
 
+def _storage(stored: Part) -> str:
+    """From which share of zeros on each form of the largest matrix is smaller than dense, and from which faster."""
+    about = _about("Storage", stored)
+    found = stored.crossovers
+    if found.empty:
+        failed = (stored.rows["status"] != "ok").any()
+        why = _most_common_reason(stored.rows) if failed else "only the dense form was stored"
+        return f"{about}: no sparse form was measured; most often: {why}."
+    largest = max(found[compare.SHAPE].itertuples(index=False), key=lambda sides: sides.m * sides.k)
+    here = found[(found[compare.SHAPE] == list(largest)).all(axis=1)]
+    smaller = ", ".join(f"{row['name']} {_from(row['smaller_from'])}" for row in records(here))
+    faster = ", ".join(
+        f"{row['name']} {_from(row['faster_from'])}{' (noisy)' if row['faster_noisy'] else ''}" for row in records(here)
+    )
+    what = f"{here['dtype'].iloc[0]}, {int(largest.m)} × {int(largest.k)}"
+    return (
+        f"{about}: by the share of zeros from which on it holds, {what} takes fewer bytes than dense as {smaller}; "
+        f"and its product with {_count(int(largest.n), 'column')} is faster than dense as {faster}."
+    )
+
+
+def _from(crossing: Breakeven) -> str:
+    """'from 0.67', 'always', 'never'."""
+    return f"from {crossing}" if crossing.sparsity is not None else str(crossing)
+
+
 def _quietly(points: pd.DataFrame) -> str:
     """What to call points where only the quiet ones are spoken of; empty where none is left out."""
     return "" if len(compare.quiet(points)) == len(points) else "quietly timed "
@@ -208,6 +237,8 @@ def _emptied(parts: Mapping[str, Part]) -> list[str]:
     """How many cells keep no block, whose speed no theory bounds."""
     words = []
     for table, part in parts.items():
+        if table == "storage":  # their bytes are there, and the sentence on them leaves such points out
+            continue
         ok = part.rows[part.rows["status"] == "ok"]
         bounded = ok["scope"].eq("weight_hh") if table == "lstm" else pd.Series(False, index=ok.index)  # Amdahl
         cells = ok.loc[(ok["sparsity"] == 1.0) & ~bounded, "cell_id"].nunique()

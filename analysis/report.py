@@ -18,6 +18,7 @@ from analysis.awd import tables as awd_tables
 from analysis.figures import accuracy as accuracy_figures
 from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
+from analysis.figures import storage as storage_figures
 from analysis.figures import style
 from analysis.figures import training as training_figures
 from analysis.findings import findings
@@ -26,7 +27,7 @@ from analysis.reporting.sections import DOTS_PER_INCH, sections
 from analysis.study import Study
 
 PROVENANCE = ("device_name", "cores", "threads_used", "workers", "os", "driver", "python", "torch", "blas", "commit")
-NOUNS = {"gemm": "product timings", "lstm": "layer timings", "train": "training runs"}
+NOUNS = {"gemm": "product timings", "lstm": "layer timings", "train": "training runs", "storage": "storage cells"}
 
 
 def write_report(found: Study | str | os.PathLike[str]) -> Path:
@@ -85,6 +86,7 @@ def write_figures(found: Study | str | os.PathLike[str], out: str | os.PathLike[
         written.append(_write(out / f"{name}.png", picture.getvalue()))
     table = tables.breakeven_table(gemm) if "gemm" in found.tables else tables.layer_table(layer)
     table = tables.main_table(train, gemm) if "train" in found.tables else table
+    table = tables.storage_table(found.main("storage")) if [*found.tables] == ["storage"] else table
     written.append(_write(out / "table.md", (tables.to_markdown(table).rstrip() + "\n").encode()))
     role = awd.sweep_role(found.name)
     if role is not None:
@@ -107,6 +109,8 @@ def _pictures(found: Study) -> Iterator[tuple[str, Figure]]:
         yield "norm_maps", training_figures.norm_maps_figure(awd.four_lines(awd.sweep(found, "paper")))
     if "lstm" in found.tables:
         yield "layer", product_figures.layer_figure(found.main("lstm", over="baseline").main_layer())
+    if "storage" in found.tables:
+        yield "storage", storage_figures.forms_figure(found.main("storage").main_matrix())
     if not train.gains.empty and timed_alike(train.rows):
         yield "integral", realised_figures.integral_steps_figure(train)
         yield "end_to_end", realised_figures.end_to_end_figure(train)
@@ -132,6 +136,8 @@ def missing(found: Study) -> list[str]:
     """One sentence for each table the sweep does not have, and for each that cannot be compared as one."""
     spoken = "lstm" in found.tables or any(not part.gains.empty for part in found.parts("train"))
     speed = "what is said about speed is of LSTM layers" if spoken else "nothing is said about speed"
+    if "storage" in found.tables:
+        speed = f"what is said about speed is of {'LSTM layers and ' if spoken else ''}stored matrices"
     nouns = {
         "gemm": f"product timings: {speed}",
         "train": "training runs: nothing is said about cost",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import compare, realised, runs
+from analysis import compare, realised, runs, storage
 from analysis.accuracy.units import Unit, unit_of
 from analysis.accuracy.yardsticks import Yardstick, of_part
 from analysis.load import (
@@ -50,8 +50,15 @@ class Part:
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """`compare.timed_points`, of gemm and lstm."""
+        """`compare.timed_points`, of gemm and lstm; `storage.points`, of storage."""
+        if self.table == "storage":
+            return storage.points(self.rows)
         return compare.timed_points(self.rows, self.table, self.over)
+
+    @cached_property
+    def crossovers(self) -> pd.DataFrame:
+        """`storage.crossovers`, of storage."""
+        return storage.crossovers(self.points)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -103,7 +110,7 @@ class Part:
         return {}
 
     def shapes(self) -> list[tuple[str, Part]]:
-        """(name, part) of each product shape, in the order of its sides."""
+        """(name, part) of each product shape, in the order of its sides; of gemm and storage."""
         return [(compare.shape_name(key), self.only(rows)) for key, rows in self.rows.groupby(compare.SHAPE)]
 
     def main_shape(self) -> Part:
@@ -114,6 +121,12 @@ class Part:
         return max(
             (part for _, part in self.shapes()), key=lambda part: part.rows["m"].iloc[0] * part.rows["k"].iloc[0]
         )
+
+    def main_matrix(self) -> Part:
+        """The largest of the stored matrices, with the most columns of X."""
+        sides = self.rows[compare.SHAPE].drop_duplicates().itertuples(index=False, name=None)
+        largest = max(sides, key=lambda shape: (shape[0] * shape[1], shape[2]), default=None)
+        return self if largest is None else self.only(self.rows[(self.rows[compare.SHAPE] == largest).all(axis=1)])
 
     def layers(self) -> list[tuple[str, Part]]:
         """(name, part) of each LSTM layer (input, hidden, steps), in the order of its sides."""
@@ -185,7 +198,8 @@ def read(folder: str | os.PathLike[str]) -> Study:
     found = {name: load(folder, name) for name in tables_in(folder)}
     if not found:
         raise BadInputError(
-            f"{folder}: holds neither gemm.parquet nor train.parquet nor lstm.parquet; run the sweep first"
+            f"{folder}: holds neither gemm.parquet nor train.parquet nor lstm.parquet nor storage.parquet; "
+            "run the sweep first"
         )
     tables = {name: found[name] for name in TABLES if name in found and not found[name].empty}
     beside = load_yardsticks(folder.resolve().parent, REFERENCE) if "train" in tables else load_yardsticks()
@@ -226,7 +240,7 @@ def _weight(part: Part) -> tuple[int, bool, bool, int, bool]:
     rows, timed = part.rows, part.table != "train"
     ok = rows["status"] == "ok"
     trains = part.table == "lstm" and bool((rows["passes"] == "forward_backward").all())
-    fused = timed and bool((rows["baseline"] == compare.FUSED).all())
+    fused = part.table == "lstm" and bool((rows["baseline"] == compare.FUSED).all())
     quiet = int((~rows.loc[ok, "noisy"].fillna(False).astype(bool)).sum()) if timed else 0
     number = rows["dtype" if timed else "precision"]
     return int(ok.sum()), trains, fused, quiet, bool((number == "float32").all())

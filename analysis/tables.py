@@ -15,7 +15,7 @@ from analysis.load import records
 from analysis.runs import PPL
 from analysis.stats import NOTHING_KEPT, factor, judged, plus_minus, signed, times
 from analysis.study import Part, joined
-from analysis.theory import layer_speedup, speedup
+from analysis.theory import Breakeven, layer_speedup, speedup
 
 NOTHING = "–"
 UNTRAINED = "did not train"
@@ -35,6 +35,7 @@ MODEL = (
     "Amdahl ceiling", "bytes dense", "bytes finished", "test ppl masked", "test ppl sparse", "difference",
     "sparse against masked", "seed noise", "test ppl finished",
 )  # fmt: skip
+STORAGE = ("matrix", "form", "smaller from", "by formula", "file smaller from", "faster from", "fastest", "at zeros")
 BREAKEVEN = ("backend", "block size", "break-even sparsity", "fastest", "at sparsity")
 
 
@@ -127,6 +128,28 @@ def layer_table(lstm: Part) -> pd.DataFrame:
         }
         rows.append({**layer, **cells, "theory there": factor(promise), **efficiency})
     return pd.DataFrame(rows, columns=["layer", "batch", "over", *BREAKEVEN, "theory there", "median efficiency"])
+
+
+def storage_table(stored: Part) -> pd.DataFrame:
+    """The share of zeros from which on each sparse form is smaller than dense, by formula too, and faster: STORAGE."""
+    rows = [
+        [
+            f"{row['dtype']}, {compare.shape_name([row[side] for side in compare.SHAPE])}",
+            row["name"],
+            _share(row["smaller_from"]),
+            f"{row['formula_from']:.3f}",
+            _share(row["file_from"]),
+            _doubted(_share(row["faster_from"]), row["faster_noisy"]),
+            _doubted(f"{row['fastest']:.2f}×", row["noisy"]),
+            f"{row['at_sparsity']:.2f}",
+        ]
+        for row in records(stored.crossovers)
+    ]
+    return pd.DataFrame(rows, columns=list(STORAGE))
+
+
+def _share(crossing: Breakeven) -> str:
+    return f"{crossing.sparsity:.3f}" if crossing.sparsity is not None else crossing.kind
 
 
 def training_time_table(train: Part) -> pd.DataFrame:

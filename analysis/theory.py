@@ -82,9 +82,12 @@ def dense_bytes(rows: int, cols: int, value_bytes: int = 4) -> int:
     return rows * cols * value_bytes
 
 
-def coo_bytes(nnz: int, value_bytes: int = 4, index_bytes: int = 4) -> int:
-    """Bytes of a coordinate list: two sides, then row, column, value of each non-zero (blog, "Sparse Tensor ...")."""
-    return 2 * index_bytes + nnz * (2 * index_bytes + value_bytes)
+def coo_bytes(nnz: int, value_bytes: int = 4, index_bytes: int = 4, sides: int = 2) -> int:
+    """Bytes of a coordinate list: the sides, then row, column, value of each non-zero (blog, "Sparse Tensor ...").
+
+    sides: how many of them the list has; torch's tensors keep them elsewhere.
+    """
+    return sides * index_bytes + nnz * (2 * index_bytes + value_bytes)
 
 
 def csr_bytes(rows: int, nnz: int, value_bytes: int = 4, index_bytes: int = 4) -> int:
@@ -97,25 +100,65 @@ def bsr_bytes(grid_rows: int, nnzb: int, block_size: int, value_bytes: int = 4, 
     return nnzb * (block_size**2 * value_bytes + index_bytes) + (grid_rows + 1) * index_bytes
 
 
+def stored_bytes(
+    form: str,
+    rows: int,
+    cols: int,
+    items: int,
+    block_size: int = 1,
+    value_bytes: int = 4,
+    index_bytes: int = 4,
+    sides: int = 0,
+) -> int:
+    """Bytes of the arrays of a form ('dense', 'coo', 'csr' or 'bsr'): all that tensors hold, unless they have sides.
+
+    items: what is stored one by one, non-zero elements, of bsr kept blocks; of a dense matrix it does not matter.
+    """
+    return {
+        "dense": dense_bytes(rows, cols, value_bytes),
+        "coo": coo_bytes(items, value_bytes, index_bytes, sides),
+        "csr": csr_bytes(rows, items, value_bytes, index_bytes),
+        "bsr": bsr_bytes(rows // block_size, items, block_size, value_bytes, index_bytes),
+    }[form]
+
+
 def storage_crossover(
-    layout: str, rows: int, cols: int, block_size: int = 1, value_bytes: int = 4, index_bytes: int = 4
+    layout: str,
+    rows: int,
+    cols: int,
+    block_size: int = 1,
+    value_bytes: int = 4,
+    index_bytes: int = 4,
+    sides: int = 2,
 ) -> float:
     """Sparsity above which `layout` ('coo', 'csr' or 'bsr') takes fewer bytes than dense; 0 where it always does.
 
     Bytes are linear in the number of stored items, so the crossing is exact: fixed + items (1 - rho) each = dense.
     """
-    items, blocks = rows * cols, (rows // block_size) * (cols // block_size)
-    v, i = value_bytes, index_bytes
-    fixed, full = {
-        "coo": (coo_bytes(0, v, i), coo_bytes(items, v, i)),
-        "csr": (csr_bytes(rows, 0, v, i), csr_bytes(rows, items, v, i)),
-        "bsr": (
-            bsr_bytes(rows // block_size, 0, block_size, v, i),
-            bsr_bytes(rows // block_size, blocks, block_size, v, i),
-        ),
-    }[layout]
-    density = (dense_bytes(rows, cols, v) - fixed) / (full - fixed)
+    size = block_size if layout == "bsr" else 1
+    items = (rows // size) * (cols // size)
+    fixed, full = (
+        stored_bytes(layout, rows, cols, count, size, value_bytes, index_bytes, sides) for count in (0, items)
+    )
+    density = (dense_bytes(rows, cols, value_bytes) - fixed) / (full - fixed)
     return min(max(1.0 - density, 0.0), 1.0)
+
+
+def empty_block_share(zero_share: float, block_size: int) -> float:
+    """Share of blocks without a non-zero element where elements are zero each by itself: zero_share^(block_size^2)."""
+    return float(_fraction(zero_share) ** block_size**2)
+
+
+NPZ_BYTES = 22 + 16  # of a file: the end of its directory, and two sides of 8 bytes
+NPZ_ARRAY_BYTES = 30 + 20 + 46 + 128 + 2 * 16  # of an array: its entries in both directories, header, name in both
+
+
+def npz_overhead(arrays: int) -> int:
+    """Bytes that an uncompressed .npz file adds at most to `arrays` arrays, its two sides and their array among them.
+
+    A zip archive of .npy files, whose header is padded to 128 bytes (numpy.lib.format; PKWARE, APPNOTE 4.3).
+    """
+    return NPZ_BYTES + (arrays + 1) * NPZ_ARRAY_BYTES
 
 
 def roofline(peak_flops: float, bandwidth: float, intensity: float) -> float:

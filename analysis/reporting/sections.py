@@ -18,6 +18,7 @@ from analysis.awd import tables as awd_tables
 from analysis.figures import accuracy as accuracy_figures
 from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
+from analysis.figures import storage as storage_figures
 from analysis.figures import training as training_figures
 from analysis.figures.panels import did_not_train
 from analysis.load import crowds, machines, records
@@ -59,6 +60,8 @@ def sections(found: Study) -> Iterator[Section]:
             yield _ops(gemm)
     for lstm in found.parts("lstm", over="baseline"):
         yield _layers(lstm)
+    for stored in found.parts("storage"):
+        yield _storage(stored)
     main, role = found.main("gemm"), awd.sweep_role(found.name)
     for train in found.parts("train"):
         yield _accuracy(train, main, beside_slides=role is None)
@@ -168,6 +171,52 @@ def _layers(lstm: Part) -> Section:
         [_shown("Where the block-sparse layer starts to be faster.", tables.layer_table(lstm))],
         [f"{name}: {_why_nothing(layer, noun)}" for name, layer in lstm.layers() if not layer.is_measured],
     )
+
+
+def _storage(stored: Part) -> Section:
+    title, noun = _titled("Sparse storage", stored), "storage cells"
+    if not stored.is_measured:
+        return Section(title, _why_nothing(stored, noun))
+    pictures, absent = [], []
+    for name, matrix in stored.shapes():
+        if not matrix.is_measured:
+            absent.append(f"{name}: {_why_nothing(matrix, noun)}")
+            continue
+        pictures.append(
+            _picture(
+                storage_figures.forms_figure(matrix),
+                f"How many times smaller than dense {name} is, and how many times faster its product, against the "
+                "share of its zeros: a line for each form. Where the lines cross 1× is in the table below.",
+                f"{name}. Left: dense bytes over those of values and indices in memory, markers measured, dashed by "
+                "formula. Right: time of the dense product over that of the form's; bars are 95 % intervals, hollow "
+                "markers noisy. Above the 1× line a form is smaller, or faster.",
+            )
+        )
+    caption = (
+        "Share of zeros from which on a form takes fewer bytes than dense, in memory, by formula and in a file, and "
+        "multiplies faster."
+    )
+    return Section(
+        title,
+        "Bytes of a matrix by the form it is stored in, and the time of its product with a dense one, paired with that "
+        "of the dense form with no element emptied (of activations: the same ones).",
+        pictures,
+        [_shown(caption, tables.storage_table(stored))],
+        [*absent, *_kept_beside(stored)],
+    )
+
+
+def _kept_beside(stored: Part) -> list[str]:
+    """What kernels keep of a stored matrix beside its form, where they do: as a share of its bytes."""
+    found = stored.points
+    shares = (found["packed_bytes"] / found["memory_bytes"])[(found["packed_bytes"] > 0) & (found["nnz"] > 0)]
+    if shares.empty:
+        return []
+    names = ", ".join(dict.fromkeys(found.loc[shares.index, "name"]))
+    return [
+        f"Not in these bytes: a copy of the values in the order of the kernel, kept for the next product, "
+        f"{shares.min():.2f} to {shares.max():.2f} times as large as the form ({names})."
+    ]
 
 
 def _sparse_training(train: Part) -> Section:

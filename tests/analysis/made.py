@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from analysis import compare
 from analysis.study import Part, Study
 from bench import schema
-from bench.cells import KINDS, Cell, GemmCell, LstmCell, TrainCell
+from bench.cells import KINDS, Cell, GemmCell, LstmCell, StorageCell, TrainCell
 
 NO_COMPILER = "no C++ compiler found; install g++ or clang++, or the package ziglang"
+NO_CSR = "torch multiplies no csr of bfloat16 on a CPU"
 NO_SCIPY = "scipy multiplies in one thread only; asked for 2"
 DIVERGED = "loss became NaN in epoch 1, step 12"
 PROVENANCE = {
@@ -131,6 +132,48 @@ def lstm_frame(
         rows.append(layer_row(spread, sparsity, choice | settings, noisy=batch == 1 and block_size == 16))
     failed = LstmCell(**({"input_size": sizes[0], "hidden_size": sizes[0], "dtype": "float32"} | settings))
     rows.append(row(failed.model_copy(update={"seed": 7}), "unsupported", NO_COMPILER))
+    return pd.DataFrame(rows)
+
+
+COSTS = {"dense": 1.02, "coo": 20.0, "csr": 4.0, "bsr": 0.7}  # times the dense product of what is not zero
+WIDTHS = {"dense": 0, "coo": 8, "csr": 4, "bsr": 4}
+
+
+def storage_row(cell: StorageCell, **values: Any) -> dict[str, Any]:
+    """A stored matrix, its zeros exactly as asked for, its bytes by the definition of its form; CSR is noisy."""
+    elements, size = cell.m * cell.k, cell.block_size if cell.has_blocks else 1
+    zero_share = cell.target_sparsity
+    empty = zero_share**size**2 if cell.what == "activation" else zero_share
+    nnz, nnzb = round((1.0 - zero_share) * elements), round((1.0 - empty) * elements / size**2)
+    width = 8 if cell.form == "csr" and cell.indices == "int64" else WIDTHS[cell.form]
+    stored, indices = {
+        "dense": (elements, 0),
+        "coo": (nnz, 2 * nnz),
+        "csr": (nnz, nnz + cell.m + 1),
+        "bsr": (nnzb * size**2, nnzb + cell.m // size + 1),
+    }[cell.form]
+    kept = 1.0 if cell.form == "dense" else (1.0 - (empty if cell.form == "bsr" else zero_share))
+    time = 0.01 + COSTS[cell.form] * kept
+    measured = {
+        "kernel": cell.form, "baseline_kernel": "torch.mm", "sparsity": empty, "zero_share": 1.0 - nnz / elements,
+        "nnz": nnz, "nnzb": nnzb, "index_width": width, "value_bytes": 4 * stored, "index_bytes": width * indices,
+        "packed_bytes": 4 * stored + 64 if cell.form == "bsr" else 0, "error_ratio": 0.1, "prepare_ms": 1.0,
+        "file_bytes": 4 * stored + width * indices + 700, "time_ms": time, "baseline_ms": 1.0,
+        "samples_ms": [time, 1.02 * time, 0.98 * time], "baseline_samples_ms": [1.0] * 3, "launches_per_sample": 1,
+        "noisy": cell.form == "csr", "attempts": 1, "timer": "perf_counter_ns",
+    }  # fmt: skip
+    return row(cell, **(measured | values))
+
+
+def storage_frame(shares: Sequence[float] = (0.0, 0.5, 0.9, 0.99), **settings: Any) -> pd.DataFrame:
+    """Every form of one matrix at some shares of zeros, compressed rows with both types of indices; a cell failed."""
+    forms = ({"form": "dense"}, {"form": "coo"}, {"form": "csr"}, {"form": "csr", "indices": "int64"}, {"form": "bsr"})
+    rows = []
+    for form, share in product(forms, shares):
+        shape = {"m": 128, "k": 256, "n": 16, "block_size": 4 if form["form"] == "bsr" else 1}
+        rows.append(storage_row(StorageCell(**shape | form | {"target_sparsity": share} | settings)))
+    failed = StorageCell(**{"form": "csr", "m": 128, "k": 256, "n": 16, "seed": 7} | settings)
+    rows.append(row(failed, "unsupported", NO_CSR))
     return pd.DataFrame(rows)
 
 

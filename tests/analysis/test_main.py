@@ -66,7 +66,13 @@ def test_report_prints_three_lines(run: Run, folder: Path) -> None:
 def test_an_unknown_sweep_is_one_line_and_status_2(run: Run, folder: Path, arguments: tuple[str, ...]) -> None:
     command, *options = arguments
     ended = run(command, "nothing", *options, "--results", folder.parent)
-    assert_refused(ended, BAD_INPUT, "'nothing'", "gemm.parquet or lstm.parquet or train.parquet", "known: smoke")
+    assert_refused(
+        ended,
+        BAD_INPUT,
+        "'nothing'",
+        "gemm.parquet or lstm.parquet or train.parquet or storage.parquet",
+        "known: smoke",
+    )
     assert not Path("drawn").exists()
 
 

@@ -194,9 +194,26 @@ def test_all_cells_of_both_kinds_failed(sweep: Sweep) -> None:
         assert page.words.count(f"\n{reason}\n") == times
 
 
+@pytest.mark.usefixtures("blank_pictures")
+def test_stored_matrices_have_a_section_for_weights_and_one_for_activations(sweep: Sweep) -> None:
+    frame = pd.concat([made.storage_frame(), made.storage_frame(what="activation")], ignore_index=True)
+    page = Page(write_report(sweep(storage=frame)))
+    assert_self_contained(page)
+    titles = ["Sparse storage (what activation)", "Sparse storage (what weight)"]
+    assert [line for line in page.words.splitlines() if line.startswith("Sparse storage")] == 2 * titles
+    words = page.words.replace("\n", " ")
+    assert "This sweep has no product timings: what is said about speed is of stored matrices." in words
+    assert "32 of 34 storage cells ended ok" in words and "Storage (what " in words
+    assert words.count(made.NO_CSR) >= 2
+    for column in ("smaller from", "by formula", "file smaller from", "faster from"):
+        assert f"\n{column}\n" in page.words, column
+    assert len(page.all("img")) == 2 and not re.search(r"\bnan\b", page.words)
+
+
 def test_without_a_table_one_line_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"holds neither gemm\.parquet nor train\.parquet nor lstm\.parquet; run the sweep first$"
+        ValueError,
+        match=r"neither gemm\.parquet nor train\.parquet nor lstm\.parquet nor storage\.parquet; run the sweep first$",
     ):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []

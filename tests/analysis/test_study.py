@@ -43,8 +43,12 @@ def test_what_was_not_run_is_a_part_without_rows(table: str) -> None:
     assert nothing.table == table and nothing.rows.empty and not nothing.is_measured
     if table == "train":
         assert nothing.runs.empty and nothing.replicates.empty and nothing.realised.empty and nothing.gains.empty
+    elif table == "lstm":
+        assert nothing.points.empty and nothing.main_layer().rows.empty
     else:
-        assert nothing.points.empty and nothing.shapes() == [] if table == "gemm" else nothing.main_layer().rows.empty
+        assert nothing.points.empty and nothing.shapes() == []
+    if table == "storage":
+        assert nothing.crossovers.empty and nothing.main_matrix().rows.empty
 
 
 def test_the_widest_part_over_several_sweeps() -> None:
@@ -90,6 +94,13 @@ def test_the_main_layer_is_the_one_with_the_most_cells_then_the_largest() -> Non
     fewer = made.part(frame.drop(frame.index[frame["hidden_size"] == 512][:3]))
     assert set(fewer.main_layer().rows["hidden_size"]) == {256}
     assert [name for name, _ in made.part(frame).layers()] == ["LSTM 256 → 256, 35 steps", "LSTM 512 → 512, 35 steps"]
+
+
+def test_the_main_matrix_is_the_largest_with_the_most_columns() -> None:
+    shapes = ({"m": 64}, {"m": 128, "n": 4}, {"m": 128, "n": 8})
+    frame = pd.concat([made.storage_frame(**shape) for shape in shapes], ignore_index=True)
+    main = made.part(frame).main_matrix().rows
+    assert len(main) < len(frame) and set(main["m"]) == {128} and set(main["n"]) == {8}
 
 
 def test_only_failed_layers_are_still_drawn_with_their_reason() -> None:

@@ -78,6 +78,34 @@ def test_storage_crossover(layout: str, block_size: int, expected: float) -> Non
     assert theory.storage_crossover(layout, 8, 8, block_size) == pytest.approx(expected)
 
 
+def test_bytes_that_tensors_of_a_form_hold() -> None:
+    # 8 x 8 float32, 16 non-zeros in four 2 x 2 blocks; torch's coordinates of 8 bytes, and no sides among them
+    assert theory.stored_bytes("dense", 8, 8, 16) == 256
+    assert theory.stored_bytes("coo", 8, 8, 16, index_bytes=8) == 16 * (4 + 2 * 8)
+    assert theory.stored_bytes("coo", 8, 8, 16, sides=2) == theory.coo_bytes(16)
+    assert theory.stored_bytes("csr", 8, 8, 16) == 16 * 8 + 9 * 4
+    assert theory.stored_bytes("csr", 8, 8, 16, index_bytes=8) == 16 * 12 + 9 * 8
+    assert theory.stored_bytes("bsr", 8, 8, 4, 2) == 4 * (16 + 4) + 5 * 4
+    assert theory.stored_bytes("bsr", 8, 8, 16, 1) == theory.csr_bytes(8, 16), "a block of one element"
+    assert theory.stored_bytes("csr", 8, 8, 0) == 36 and theory.stored_bytes("coo", 8, 8, 0) == 0
+
+
+def test_crossovers_of_what_torch_stores() -> None:
+    # without sides coordinates of s + 2i bytes cross dense at 1 - s / (s + 2i), whatever the matrix
+    assert theory.storage_crossover("coo", 100, 70, sides=0) == pytest.approx(2 / 3)
+    assert theory.storage_crossover("coo", 100, 70, index_bytes=8, sides=0) == pytest.approx(0.8)
+    assert theory.storage_crossover("coo", 100, 70, value_bytes=2, index_bytes=8, sides=0) == pytest.approx(8 / 9)
+    # compressed rows: 1000 x 1000, (4e6 - 1001 i) / (1e6 (4 + i)) is kept
+    assert theory.storage_crossover("csr", 1000, 1000) == pytest.approx(1 - (4e6 - 4004) / 8e6)
+    assert theory.storage_crossover("csr", 1000, 1000, index_bytes=8) == pytest.approx(1 - (4e6 - 8008) / 12e6)
+
+
+def test_blocks_of_zeros_that_know_nothing_of_them() -> None:
+    assert theory.empty_block_share(0.9, 2) == pytest.approx(0.6561)
+    assert (theory.empty_block_share(0.0, 4), theory.empty_block_share(1.0, 4)) == (0.0, 1.0)
+    assert theory.empty_block_share(0.3, 1) == pytest.approx(0.3)
+
+
 def test_storage_crossover_is_where_the_bytes_agree() -> None:
     rho = theory.storage_crossover("bsr", 1024, 1024, 16, value_bytes=2, index_bytes=4)
     nnzb = (1 - rho) * 64 * 64

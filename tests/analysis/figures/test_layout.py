@@ -30,11 +30,13 @@ from analysis.awd import answers as awd
 from analysis.figures import accuracy as accuracy_figures
 from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
+from analysis.figures import storage as storage_figures
 from analysis.figures import theory as theory_figures
 from analysis.figures import training as training_figures
 from analysis.load import REFERENCE, tables_in
 from analysis.reporting import sections
 from analysis.study import Part
+from bench.cells import StorageCell
 
 SLACK = 2.0  # pixels
 
@@ -152,6 +154,14 @@ def emptied() -> pd.DataFrame:
     return frame
 
 
+def every_form() -> pd.DataFrame:
+    """All that the sweep of stored weights has: blocks of three sizes, and compressed rows of zeros in blocks."""
+    more = [StorageCell(m=128, k=256, n=16, block_size=size, target_sparsity=rho)
+            for size, rho in product((16, 32), (0.0, 0.5, 0.9, 0.99))]  # fmt: skip
+    more += [StorageCell(form="csr", m=128, k=256, n=16, target_sparsity=rho) for rho in (0.5, 0.9)]
+    return pd.concat([made.storage_frame(), pd.DataFrame(map(made.storage_row, more))], ignore_index=True)
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "speedup": lambda: product_figures.speedup_figure(one_shape()),
     "efficiency": lambda: product_figures.efficiency_figure(one_shape()),
@@ -180,12 +190,18 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "end to end": lambda: realised_figures.end_to_end_figure(made.part(sparse_frame())),
     "end to end, one seed": lambda: realised_figures.end_to_end_figure(made.part(sparse_frame(1, lasso="proximal"))),
     "end to end, no block kept": lambda: realised_figures.end_to_end_figure(made.part(emptied())),
+    "stored weights": lambda: storage_figures.forms_figure(made.part(every_form())),
+    "stored activations": lambda: storage_figures.forms_figure(made.part(made.storage_frame(what="activation"))),
+    "stored, all zero": lambda: storage_figures.forms_figure(made.part(made.storage_frame((0.5, 1.0)))),
+    "nothing stored": lambda: storage_figures.forms_figure(study.not_run("storage")),
     "nothing run": lambda: product_figures.layer_figure(study.not_run("lstm")),
 }
 
 
 def test_every_figure_is_one_of_these() -> None:
-    modules = (accuracy_figures, product_figures, realised_figures, theory_figures, training_figures)
+    modules = (
+        accuracy_figures, product_figures, realised_figures, storage_figures, theory_figures, training_figures,
+    )  # fmt: skip
     figures = {name for module in modules for name in vars(module) if name.endswith("_figure")}
     assert figures == {name for draw in FIGURES.values() for name in draw.__code__.co_names if name.endswith("_figure")}
 
