@@ -139,10 +139,10 @@ def _storage(stored: Part) -> str:
     faster = ", ".join(
         f"{row['name']} {_from(row['faster_from'])}{' (noisy)' if row['faster_noisy'] else ''}" for row in records(here)
     )
-    what = f"{here['dtype'].iloc[0]}, {int(largest.m)} × {int(largest.k)}"
+    what = f"a {here['dtype'].iloc[0]} matrix of {int(largest.m)} × {int(largest.k)}"
     return (
-        f"{about}: by the share of zeros from which on it holds, {what} takes fewer bytes than dense as {smaller}; "
-        f"and its product with {_count(int(largest.n), 'column')} is faster than dense as {faster}."
+        f"{about}: by its share of zeros {what} takes fewer bytes than dense as {smaller}; its product with "
+        f"{_count(int(largest.n), 'column')} is faster than dense as {faster}."
     )
 
 

@@ -23,8 +23,10 @@ CROSSOVERS = (*LINE, "smaller_from", "formula_from", "file_from", "faster_from",
 
 
 def blocks_of(row: Mapping[str, Any]) -> int:
-    """Side of the blocks that a form stores, or of those that are zero; 1 where single elements are."""
-    in_blocks = row["form"] == "bsr" or (row["what"] == "weight" and row["target_sparsity"] > 0.0)
+    """Side of the blocks that a form stores, or of those that are zero; 1 where single elements are, or no matter."""
+    in_blocks = row["form"] == "bsr" or (
+        row["form"] != "dense" and row["what"] == "weight" and row["target_sparsity"] > 0.0
+    )
     return int(row["block_size"]) if in_blocks else 1
 
 
@@ -36,6 +38,11 @@ def form_name(form: str, blocks: int, index_width: int) -> str:
     if blocks > 1:
         words.append(f"block {blocks}" if form == "bsr" else f"zeros in blocks of {blocks}")
     return ", ".join(words)
+
+
+def place_of(row: Mapping[str, Any]) -> tuple[int, ...]:
+    """By which lines are sorted: by form, usual indices first, then by blocks."""
+    return list(NAMES).index(row["form"]), int(row["index_width"] != USUAL_INDEX[row["form"]]), int(row["blocks"])
 
 
 def formula_bytes(row: Mapping[str, Any]) -> int:
@@ -121,4 +128,5 @@ def crossovers(found: pd.DataFrame) -> pd.DataFrame:
             "faster_from": speed["breakeven_sparsity"], "faster_noisy": speed["breakeven_noisy"],
             **{name: speed[name] for name in ("fastest", "at_sparsity", "noisy")},
         })  # fmt: skip
+    rows.sort(key=lambda row: (*(row[side] for side in compare.SHAPE), *place_of(row)))
     return pd.DataFrame(rows, columns=[*compare.SHAPE, *CROSSOVERS])

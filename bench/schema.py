@@ -361,6 +361,25 @@ its test
 perplexity. The three are meant for a GPU; `wikitext2_paper_small` and its like are for a CPU, whole vocabulary, small \
 layers.
 
+## Sparse storage: `form`
+
+A cell of kind `storage` keeps one matrix in a `form` and says what that takes: `value_bytes` and `index_bytes` of the \
+tensors that are
+multiplied, `file_bytes` of a file. The file is an uncompressed `.npz`: numpy alone reads it, nothing in it is \
+pickled, and what it adds
+depends on the number of arrays only (about 250 bytes each), where torch.save aligns and numbers its records. bfloat16 \
+is in it as int16. It is read
+again, compared bit by bit, and what was read is multiplied: torch.mm of torch's sparse tensors, `block_sparse_matmul` \
+of blocks, on a frozen
+weight, for which the CPU's kernel keeps a copy in its own order (`packed_bytes`).
+
+The zeros of a `what = "weight"` are random blocks; its baseline has none. Those of an `activation` are what a ReLU \
+makes: normal values lowered by
+their own quantile `target_sparsity` before it, so that exactly this share of them, to the nearest element, is zero; \
+the baseline multiplies the same values as they
+are. 16 bits: torch adds up coordinates in 16 bits, which misses the float64 reference (`wrong`), and has no \
+compressed rows of them on a CPU.
+
 ## The finished model: `export`
 
 The last row of a cell that pruned says what pruning left for inference: the masks merged into the weights, the \

@@ -18,9 +18,9 @@ from analysis.study import Part
 SHARES = np.linspace(0.0, 0.999, 400)
 MARGIN = 1.25  # of an axis, beyond what is drawn
 COLOURS = {"dense": style.GREY, "coo": style.SKY, "csr": "#8c564b"}
-MARKERS = {"dense": "*", "coo": "x", "csr": "h"}
+MARKERS = {"dense": "*", "coo": "X", "csr": "h"}
 OTHERS = {"int64 indices": style.YELLOW, "blocks": "#7570b3"}  # of compressed rows
-ZEROS = {"weight": "share of zeros, in whole blocks where there are any", "activation": "share of zeros after the ReLU"}
+ZEROS = {"weight": "share of zeros", "activation": "share of zeros after the ReLU"}
 
 
 def forms_figure(stored: Part) -> Figure:
@@ -39,9 +39,8 @@ def forms_figure(stored: Part) -> Figure:
         nothing_measured(sizes, "cell of this shape", found)
         speeds.remove()
     else:
-        lines = [line for _, line in finite.groupby(storage.LINE, sort=False)]
-        lines.sort(key=lambda line: (list(storage.NAMES).index(line["form"].iloc[0]), line["name"].iloc[0] != "CSR",
-                                     line["blocks"].iloc[0]))  # fmt: skip
+        lines = [line for _, line in finite.groupby(storage.LINE)]
+        lines.sort(key=lambda line: storage.place_of(records(line)[0]))
         _sizes_panel(sizes, lines)
         _speeds_panel(speeds, lines)
         for ax in (sizes, speeds):
@@ -61,7 +60,7 @@ def _looks(row: dict[str, Any]) -> tuple[str, str]:
     marker = MARKERS[row["form"]]
     if row["index_width"] != storage.USUAL_INDEX[row["form"]]:
         return OTHERS["int64 indices"], marker
-    return (OTHERS["blocks"], "<") if row["blocks"] > 1 and row["form"] != "dense" else (COLOURS[row["form"]], marker)
+    return (OTHERS["blocks"], "<") if row["blocks"] > 1 else (COLOURS[row["form"]], marker)
 
 
 def _sizes_panel(ax: Axes, lines: list[pd.DataFrame]) -> None:

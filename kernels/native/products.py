@@ -200,7 +200,7 @@ def packed_nbytes(weight: BSRMatrix) -> int:
     """Bytes that a frozen weight keeps packed for the products that it was in; 0 of any other."""
     kept: dict[Any, Any] = weight._operand._packed or {}
     found = {id(each): each for each in kept.values() if isinstance(each, Packed)}
-    return sum(each.values.untyped_storage().nbytes() for each in found.values())
+    return sum(each.values.numel() * each.values.element_size() for each in found.values())
 
 
 def chunk_of(k: int, n: int, itemsize: int) -> int:
