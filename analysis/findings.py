@@ -128,21 +128,20 @@ def _layer(lstm: Part) -> str:
 def _storage(stored: Part) -> str:
     """From which share of zeros on each form of the largest matrix is smaller than dense, and from which faster."""
     about = _about("Storage", stored)
-    found = stored.crossovers
-    if found.empty:
+    main = stored.main_matrix()
+    found = records(main.crossovers)
+    if not found:
         failed = (stored.rows["status"] != "ok").any()
         why = _most_common_reason(stored.rows) if failed else "only the dense form was stored"
         return f"{about}: no sparse form was measured; most often: {why}."
-    largest = max(found[compare.SHAPE].itertuples(index=False), key=lambda sides: sides.m * sides.k)
-    here = found[(found[compare.SHAPE] == list(largest)).all(axis=1)]
-    smaller = ", ".join(f"{row['name']} {_from(row['smaller_from'])}" for row in records(here))
+    smaller = ", ".join(f"{row['name']} {_from(row['smaller_from'])}" for row in found)
     faster = ", ".join(
-        f"{row['name']} {_from(row['faster_from'])}{' (noisy)' if row['faster_noisy'] else ''}" for row in records(here)
+        f"{row['name']} {_from(row['faster_from'])}{' (noisy)' if row['faster_noisy'] else ''}" for row in found
     )
-    what = f"a {here['dtype'].iloc[0]} matrix of {int(largest.m)} × {int(largest.k)}"
+    rows, columns, batch = (int(found[0][side]) for side in compare.SHAPE)
     return (
-        f"{about}: by its share of zeros {what} takes fewer bytes than dense as {smaller}; its product with "
-        f"{_count(int(largest.n), 'column')} is faster than dense as {faster}."
+        f"{about}: by its share of zeros a {found[0]['dtype']} matrix of {rows} × {columns} takes fewer bytes than "
+        f"dense as {smaller}; its product with {_count(batch, 'column')} is faster than dense as {faster}."
     )
 
 

@@ -64,9 +64,10 @@ def points(cells: pd.DataFrame) -> pd.DataFrame:
     """
     one_of(cells, UNLIKE["storage"])
     rows = []
-    for key, part in cells[cells["status"] == "ok"].groupby(list(compare.STORAGE_SETTINGS), sort=True):
-        settings = dict(zip(compare.STORAGE_SETTINGS, key, strict=True))
-        blocks, width = blocks_of(settings), int(part["index_width"].iloc[0])
+    for _, part in cells[cells["status"] == "ok"].groupby(list(compare.STORAGE_SETTINGS), sort=True):
+        first = records(part)[0]
+        settings = {name: first[name] for name in compare.STORAGE_SETTINGS}
+        blocks, width = blocks_of(first), int(first["index_width"])
         dense = theory.dense_bytes(settings["m"], settings["k"], VALUE_BYTES[settings["dtype"]])
         memory, in_file = (part["value_bytes"] + part["index_bytes"]).mean(), part["file_bytes"].mean()
         formula = sum(map(formula_bytes, records(part))) / len(part)
@@ -128,5 +129,5 @@ def crossovers(found: pd.DataFrame) -> pd.DataFrame:
             "faster_from": speed["breakeven_sparsity"], "faster_noisy": speed["breakeven_noisy"],
             **{name: speed[name] for name in ("fastest", "at_sparsity", "noisy")},
         })  # fmt: skip
-    rows.sort(key=lambda row: (*(row[side] for side in compare.SHAPE), *place_of(row)))
+    rows.sort(key=lambda row: (*(int(row[side]) for side in compare.SHAPE), *place_of(row)))
     return pd.DataFrame(rows, columns=[*compare.SHAPE, *CROSSOVERS])

@@ -123,10 +123,14 @@ class Part:
         )
 
     def main_matrix(self) -> Part:
-        """The largest of the stored matrices, with the most columns of X."""
-        sides = self.rows[compare.SHAPE].drop_duplicates().itertuples(index=False, name=None)
-        largest = max(sides, key=lambda shape: (shape[0] * shape[1], shape[2]), default=None)
-        return self if largest is None else self.only(self.rows[(self.rows[compare.SHAPE] == largest).all(axis=1)])
+        """The largest of the stored matrices that were measured, or of all, with the most columns of X."""
+        measured = self.rows[self.rows["status"] == "ok"]
+        rows = self.rows if measured.empty else measured
+        shapes = [(int(m), int(k), int(n)) for m, k, n in rows[compare.SHAPE].drop_duplicates().to_numpy()]
+        largest = max(shapes, key=lambda shape: (shape[0] * shape[1], shape[2]), default=None)
+        return (
+            self if largest is None else self.only(self.rows[(self.rows[compare.SHAPE] == list(largest)).all(axis=1)])
+        )
 
     def layers(self) -> list[tuple[str, Part]]:
         """(name, part) of each LSTM layer (input, hidden, steps), in the order of its sides."""
