@@ -28,8 +28,8 @@ MODEL_SETTINGS = (
 )  # fmt: skip
 PRUNING_SETTINGS = (
     "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled", "lasso_rate",
-    "schedule", "criterion", "allocation", "target_sparsity", "prune_begin", "prune_end", "prune_every",
-    "scaled_start", "initial_sparsity", "regrow", "regrow_share", "path",
+    "schedule", "criterion", "curvature_probes", "allocation", "target_sparsity", "prune_begin", "prune_end",
+    "prune_every", "scaled_start", "initial_sparsity", "regrow", "regrow_share", "path",
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
 SETTING = ("variant", "block_size", "target_sparsity")

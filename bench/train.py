@@ -33,7 +33,7 @@ from bench.pruning.pruner import Pruner
 from bench.schema import TRAIN
 from bench.training.checkpoint import Attributes, Checkpoints, GlobalRandom, Keeper, Part
 from bench.training.examiner import DivergedError, Examiner, finite, perplexity
-from bench.training.meter import Meter, norm_maps, probe_layers
+from bench.training.meter import Meter, norm_maps, probe_layers, smooth
 from bench.training.needs import require_text, require_writable
 from bench.training.optimizer import clip_gradients, make_optimizer, make_rates, scaled_rate
 from bench.training.paths import Paths, autocast, missing_kernel_of, multiplying
@@ -217,7 +217,7 @@ class Run:
         model.train()
         batches = cut(text, self.lengths[epoch - 1])
         for inputs, targets in self.keeper.left(batches, self.state, meter.stopped):  # [time, batch] each
-            self.states = detach(self.states)
+            self.states = before = detach(self.states)
             self.optimizer.zero_grad()
             if self.probe_is_due(epoch):
                 with meter.stopped():
@@ -232,6 +232,9 @@ class Run:
 
             loss.backward()
             self.pruner.look(self.step + 1)
+            if self.pruner.wants_curvature(self.step + 1):
+                with smooth(model, self.paths):
+                    self.pruner.see_curvature(model.loss(inputs, targets, before)[0])  # type: ignore[operator]
             self.pruner.mask_gradients()
             if cell.clip:
                 clip_gradients(model.parameters(), cell.clip)

@@ -25,7 +25,8 @@ from analysis.study import Part, Study, not_run, read
 SWEEPS = ("paper", "best", "wide")
 SMALL = "_small"
 SETTING = (
-    "hidden_size", "lasso", "lasso_strength", "schedule", "criterion", "allocation", "scope", "block_size",
+    "hidden_size", "lasso", "lasso_strength", "schedule", "criterion", "curvature_probes",
+    "allocation", "scope", "block_size",
     "target_sparsity", "prune_begin", "prune_end", "prune_every", "scaled_start",
     "initial_sparsity", "regrow", "regrow_share",
 )  # fmt: skip

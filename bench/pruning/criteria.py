@@ -1,8 +1,9 @@
 """Criteria: a score for every block of a weight; the lowest are pruned first.
 
 A criterion is `(evidence) -> scores`, [grid_rows, grid_cols]. Most look at the weight alone. One that looks at
-gradients names in `@looks_at` what it wants summed while the network trains; only that is kept. Only `random` draws
-from the generator. The blocks of a cell have one size, so l2 and rms rank alike: they are one cell, that of l2.
+gradients names in `@looks_at` what it wants summed while the network trains, one that looks at the curvature that; only
+it is kept. Of criteria only `random` draws from the generator, as the estimate of the curvature does. The blocks of a
+cell have one size, so l2 and rms rank alike: they are one cell, that of l2.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Evidence:
     gradient: mean of the loss's gradient over the steps since the masks changed last. square: mean of its square over
     the same steps, the diagonal of the empirical Fisher matrix up to the size of a batch. movement: -Σ w ∂L/∂w over all
     steps so far. The gradients are those of what is minimised, a penalty in the loss among them, before clipping; in
-    the empty blocks of the sparse path they are zero.
+    the empty blocks of the sparse path they are zero. curvature: w² times the Hessian's diagonal, as `curvature`
+    estimates it on the batch of the step at whose end masks change, of the loss alone, without penalties and dropout.
     """
 
     weight: Tensor
@@ -37,6 +39,7 @@ class Evidence:
     gradient: Tensor | None = None
     square: Tensor | None = None
     movement: Tensor | None = None
+    curvature: Tensor | None = None
 
     def blocks(self, x: Tensor) -> Tensor:
         """A view with the blocks' elements on dimensions 1 and 3. [rows, cols] -> [grid_rows, b, grid_cols, b]."""
@@ -121,6 +124,17 @@ def obd(evidence: Evidence) -> Tensor:
     """½ Σ w² E[g²]: the loss's rise to second order, its Hessian by the empirical Fisher (LeCun et al., 1989)."""
     assert evidence.square is not None
     return 0.5 * evidence.blocks(evidence.weight.square() * evidence.square).sum(dim=(1, 3))
+
+
+@CRITERIA.register
+@looks_at("curvature")
+def hessian(evidence: Evidence) -> Tensor:
+    """½ Σ h w²: the loss's rise to second order by the Hessian's own diagonal h, where the gradient is zero.
+
+    LeCun et al., 1989; h by Hutchinson's estimator, as Yu et al., 2101.08940. Negative where the loss would fall.
+    """
+    assert evidence.curvature is not None
+    return 0.5 * evidence.blocks(evidence.curvature).sum(dim=(1, 3))
 
 
 @CRITERIA.register

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from bench.pruning.criteria import CRITERIA, Evidence, as_blocks, looked_at
+from bench.pruning.curvature import curvature
 from bench.pruning.lasso import block_norms
 from bench.pruning.ranking import ranked
 from bench.pruning.schedules import sparsity_at
@@ -48,6 +49,7 @@ class Pruner:
         self.criterion, self.looks_at = CRITERIA[name], looked_at(name)
         self._sums: dict[str, dict[str, Tensor]] = {}  # of each weight, what the criterion looks at beside it
         self._growing: dict[str, Tensor] = {}  # norms of the blocks' gradients, between a step's look and its end
+        self._curvature: dict[str, Tensor] = {}  # of the weights, likewise
         self._steps_seen = 0  # in the sums but that of `movement`, which goes on
         self.generator = torch.Generator().manual_seed(cell.seed)
         self.masks = {
@@ -121,13 +123,14 @@ class Pruner:
             self._growing = {
                 name: block_norms(weight.grad, size) for name, weight in weights if weight.grad is not None
             }
-        if not self.looks_at or self.is_done:
+        summed = [each for each in self.looks_at if each != "curvature"]
+        if not summed or self.is_done:
             return
         self._steps_seen += 1
         for name, weight in self.weights.items():
             if weight.grad is None:
                 continue
-            sums = self._sums.setdefault(name, {each: torch.zeros_like(weight) for each in self.looks_at})
+            sums = self._sums.setdefault(name, {each: torch.zeros_like(weight) for each in summed})
             for each, total in sums.items():
                 if each == "gradient":
                     total.add_(weight.grad)
@@ -135,6 +138,15 @@ class Pruner:
                     total.addcmul_(weight.grad, weight.grad)
                 else:
                     total.addcmul_(weight, weight.grad, value=-1.0)
+
+    def wants_curvature(self, step: int) -> bool:
+        """Whether `see_curvature` is to be called in step `step`, before the optimizer's."""
+        return "curvature" in self.looks_at and self._tightens(step)
+
+    def see_curvature(self, loss: Tensor) -> None:
+        """See how the loss is curved in the kept blocks. loss: of the step's batch, twice differentiable."""
+        kept = {name: mask.expand(self.weights[name].device) for name, mask in self.masks.items()}
+        self._curvature = curvature(loss, self.weights, self.generator, self.cell.curvature_probes, kept)
 
     @property
     def is_done(self) -> bool:
@@ -146,6 +158,8 @@ class Pruner:
         weight, steps = self.weights[name].detach(), self._steps_seen or 1
         found = self._sums.get(name) or {each: torch.zeros_like(weight) for each in self.looks_at}
         means = {each: total if each == "movement" else total / steps for each, total in found.items()}
+        if "curvature" in self.looks_at:
+            means["curvature"] = self._curvature.get(name, torch.zeros_like(weight))
         return Evidence(weight, self.cell.block_size, self.generator, **means)
 
     def mask_gradients(self) -> None:
@@ -157,17 +171,20 @@ class Pruner:
 
     def after_step(self, step: int, optimizer: Optimizer | None = None) -> None:
         """After `step` optimizer steps: empty more blocks where the schedule wants it, then zero what is pruned."""
-        wanted = self.scheduled(step)
-        due = step % self.cell.prune_every == 0 or wanted == self.cell.target_sparsity
-        tightened = due and wanted > self._asked
-        regrown = self._regrows(step)
+        tightened, regrown = self._tightens(step), self._regrows(step)
         if tightened:
-            self._tighten(wanted)
+            self._tighten(self.scheduled(step))
         elif regrown:
             self._regrow(step)
         self._zero(optimizer, () if tightened or regrown else self._left_zero)
         if not self.lazy:
             self.check(optimizer, step)
+
+    def _tightens(self, step: int) -> bool:
+        """Whether more blocks are emptied after `step` steps."""
+        wanted = self.scheduled(step)
+        due = step % self.cell.prune_every == 0 or wanted == self.cell.target_sparsity
+        return due and wanted > self._asked
 
     def _regrows(self, step: int) -> bool:
         """Whether blocks are exchanged after `step` steps."""
@@ -212,7 +229,7 @@ class Pruner:
         for name, after in ranked(scores, self.cell.block_size, sparsity, self.cell.allocation).items():
             assert not (after.kept & ~self.masks[name].kept).any(), "a pruned block came back"
             self._take(name, after)
-        self._asked, self._steps_seen = sparsity, 0
+        self._asked, self._steps_seen, self._curvature = sparsity, 0, {}
         for sums in self._sums.values():
             for each, total in sums.items():
                 if each != "movement":

@@ -97,6 +97,9 @@ class PruningSettings(BlockSettings):
 
     schedule: Annotated[str, SCHEDULES] = Field("none", description="pruning schedule")
     criterion: Annotated[str, CRITERIA] = Field("l2", description="score by which blocks go")
+    curvature_probes: Count = Field(
+        8, description="with criterion = hessian: products with random signs that its diagonal is estimated from"
+    )
     allocation: Literal["uniform", "erk", "gate", "global"] = Field(
         "uniform",
         description="sparsity of each matrix: that of all, density in proportion to (rows + cols) / (rows cols), that "
@@ -168,6 +171,8 @@ class PruningSettings(BlockSettings):
             yield from ("criterion", "prune_begin")
         elif self.criterion == "rms":  # ranks blocks of one size as l2 does
             yield "criterion"
+        if not self.prunes or self.schedule == "pre" or self.criterion != "hessian":
+            yield "curvature_probes"
         if not self.prunes or (not is_ramp(self.schedule) and self.regrow == "none"):
             yield from ("prune_end", "prune_every")
         if not self.prunes:

@@ -133,6 +133,25 @@ def all_dense(paths: Paths) -> Iterator[None]:
             layer.patterns = patterns
 
 
+@contextmanager
+def smooth(model: nn.Module, paths: Paths) -> Iterator[None]:
+    """Inside, a loss can be differentiated twice: dense path, no dropout or penalty, none of cuDNN's LSTM layers.
+
+    It multiplies float32, whatever the run does. The layers do not count its time as theirs; the epoch does.
+    """
+    seconds, cudnn = [layer.seconds for layer in paths.layers], torch.backends.cudnn.enabled
+    model.eval()
+    torch.backends.cudnn.enabled = False
+    try:
+        with all_dense(paths):
+            yield
+    finally:
+        torch.backends.cudnn.enabled = cudnn
+        model.train()
+        for layer, before in zip(paths.layers, seconds, strict=True):
+            layer.seconds = before
+
+
 def probe_layers(model: nn.Module, paths: Paths, inputs: Tensor, states: list[State] | None) -> dict[str, Any]:
     """Forward + backward of the LSTM layers on one batch: all on the dense path against the paths in use.
 

@@ -30,6 +30,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam": {"learning_rate": 0.01, "weight_decay": 1e-2, "lr_schedule": "one_cycle"},
     "asgd": {"optimizer": "asgd", "learning_rate": 5.0, "weight_decay": 1e-4, "criterion": "random", "prune_end": 0.4},
     "gradients": {"learning_rate": 0.01, "criterion": "movement", "allocation": "global"},
+    "curvature": {"learning_rate": 0.01, "criterion": "hessian", "curvature_probes": 2, "weight_decay": 1e-2},
     "dual": {"learning_rate": 0.01, "lasso": "dual", "lasso_budget": 30.0, "lasso_rate": 1e-6},
     "regrown": {"learning_rate": 0.01, "schedule": "pre", "regrow": "set"},
     "rows": {
