@@ -12,7 +12,7 @@ from analysis import compare
 from analysis.accuracy.units import Unit
 from analysis.accuracy.yardsticks import standing
 from analysis.load import records
-from analysis.runs import best_replicated, common_sparsity, is_dense, without_path
+from analysis.runs import best_replicated, common_sparsity, is_dense, is_pruned, without_path
 from analysis.stats import Estimate, change, factor, judged, median_interval, times
 from analysis.study import Part
 from analysis.theory import Breakeven
@@ -176,17 +176,20 @@ def _cost(train: Part | None) -> str:
         return f"{about}: none of {runs} finished; most often: {_most_common_reason(train.rows)}."
     target = common_sparsity(found)
     dense = found["variant"].map(is_dense).astype(bool)
-    if target is None:
+    at_target = found[is_pruned(found)] if target is None else found[found["target_sparsity"] == target]
+    if at_target.empty:
         return f"{about}: no pruned run has finished, so the cost of sparsity is not known."
-    at_target = found[found["target_sparsity"] == target]
     if not at_target["trained"].any():
-        return f"{about}: no variant pruned to {100 * target:g} % trained, so the cost of sparsity is not known."
+        how = "by a threshold" if target is None else f"to {100 * target:g} %"
+        return f"{about}: no variant pruned {how} trained, so the cost of sparsity is not known."
     at_target = at_target[at_target["trained"].astype(bool)]
     best = best_replicated(records(at_target))
     emptied = " (which empties every one of its blocks)" if best["stored_sparsity"] == 1.0 else ""
     rule = _chosen_by(at_target, unit)
+    reached = f"the {100 * best['stored_sparsity']:.0f}" if target is None else f"{100 * target:g}"
+    ending = " that its threshold gives," if target is None else ""
     sentence = (
-        f"{about}: at {100 * target:g} % sparsity the best pruned variant, {best['variant']} at block "
+        f"{about}: at {reached} % sparsity{ending} the best pruned variant, {best['variant']} at block "
         f"{best['block_size']}{emptied} ({rule}), has test {unit.name} {best['test_ppl'].value:.{unit.digits}f}"
     )
     ratio = best["ppl_ratio"]
@@ -264,7 +267,7 @@ def _gaps(parts: Mapping[str, Part]) -> list[str]:
 def _masks(train: Part | None) -> str:
     """What masks alone bought in training time, and what the sparse path did where it was used."""
     final = pd.DataFrame() if train is None else train.runs
-    pruned = final if train is None else final[(final["target_sparsity"] > 0.0) & final["measured_training"].notna()]
+    pruned = final if train is None else final[is_pruned(final) & final["measured_training"].notna()]
     if pruned.empty:
         return "what masks alone buy in training time was not measured"
     masked = pruned[pruned["variant"].map(without_path) == pruned["variant"]]

@@ -29,7 +29,7 @@ MODEL_SETTINGS = (
 PRUNING_SETTINGS = (
     "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled", "lasso_rate",
     "schedule", "criterion", "curvature_probes", "allocation", "target_sparsity", "prune_begin", "prune_end",
-    "prune_every", "scaled_start", "initial_sparsity", "regrow", "regrow_share", "path",
+    "prune_every", "threshold", "scaled_start", "initial_sparsity", "regrow", "regrow_share", "path",
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
 SETTING = ("variant", "block_size", "target_sparsity")
@@ -39,7 +39,31 @@ EQUAL = 0.05  # stored weights that differ by less, as a share, are called equal
 
 def prunes(row: dict[str, Any]) -> bool:
     """Whether the settings of a run prune at all."""
-    return bool(row["schedule"] != "none" and row["target_sparsity"] > 0.0)
+    return bool(row["schedule"] != "none" and (row["target_sparsity"] > 0.0 or threshold(row) > 0.0))
+
+
+def threshold(row: dict[str, Any]) -> float:
+    """The score below which a run empties blocks, in place of a target; 0 where it has a target, or prunes nothing."""
+    value = row.get("threshold")
+    return 0.0 if value is None or math.isnan(value) else float(value)
+
+
+BY_THRESHOLD = "threshold "  # in the names of variants whose sparsity no target tells
+
+
+def by_threshold(variant: str) -> bool:
+    """Whether a threshold decides how many blocks a variant empties: its target sparsity, 0, says nothing."""
+    return BY_THRESHOLD in variant
+
+
+def is_pruned(found: pd.DataFrame) -> pd.Series:
+    """Which rows of `runs` or `replicates` are of pruned networks."""
+    return (found["target_sparsity"] > 0.0) | found["variant"].map(by_threshold).astype(bool)
+
+
+def wanted(row: dict[str, Any]) -> str:
+    """The target sparsity of a row of `runs` or `replicates`: '0.8', or that there is none."""
+    return "by threshold" if by_threshold(row["variant"]) else f"{row['target_sparsity']:g}"
 
 
 REGROWN = {"set": ", SET", "rigl": ", RigL"}
@@ -54,6 +78,7 @@ def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
     if prunes(row):
         schedule, criterion = row["schedule"], row["criterion"]
         suffix = "" if criterion == "l2" else f", {criterion}"
+        suffix += f", {BY_THRESHOLD}{threshold(row):g}" if threshold(row) else ""
         start = ", scaled start" if row.get("scaled_start") in (True,) else ""
         start += REGROWN.get(row.get("regrow") or "none", "")
         names = {"pre": f"random pre-pruning{start}", "one_shot": f"one-shot{suffix}"}
@@ -92,7 +117,11 @@ def variant_names(runs: pd.DataFrame) -> list[str]:
     runs = runs.assign(criterion=runs["criterion"].where(runs["schedule"] != "pre", "random"))
     for _, part in runs.groupby(plain):
         for column in (*MODEL_SETTINGS, *PRUNING_SETTINGS):
-            if column not in ("block_size", "target_sparsity") and column in part and part[column].nunique() > 1:
+            if (
+                column not in ("block_size", "target_sparsity", "threshold")
+                and column in part
+                and part[column].nunique() > 1
+            ):
                 names[part.index] += part[column].map(lambda value, column=column: f", {column} {value}")
     return names.tolist()
 

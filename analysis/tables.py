@@ -12,7 +12,7 @@ import pandas as pd
 from analysis import compare
 from analysis.accuracy.units import Unit
 from analysis.load import records
-from analysis.runs import PPL
+from analysis.runs import PPL, by_threshold, wanted
 from analysis.stats import NOTHING_KEPT, factor, judged, plus_minus, signed, times
 from analysis.study import Part, joined
 from analysis.theory import Breakeven, layer_speedup, speedup
@@ -47,11 +47,11 @@ def main_table(train: Part, gemm: Part) -> pd.DataFrame:
     """
     rows = []
     for row in records(joined(train, gemm)):
-        prunes = row["target_sparsity"] > 0.0
+        prunes = row["target_sparsity"] > 0.0 or by_threshold(row["variant"])
         texts = [
             row["variant"],
             NOTHING if pd.isna(row["block_size"]) else str(row["block_size"]),
-            f"{row['target_sparsity']:g}" if prunes else NOTHING,
+            wanted(row) if prunes else NOTHING,
             f"{row['stored_sparsity']:.3f}",
             *(plus_minus(row[name], train.unit.digits) for name in PPL),
             judged(row["ppl_ratio"]) if row["trained"] else UNTRAINED,
@@ -198,7 +198,7 @@ def finished_model_table(train: Part) -> pd.DataFrame:
 
 def _named(row: dict[str, Any]) -> list[str]:
     """The cells that name a setting of `gains`."""
-    return [row["variant"], f"{row['block_size']:g}", f"{row['target_sparsity']:g}"]
+    return [row["variant"], f"{row['block_size']:g}", wanted(row)]
 
 
 def statements(train: Part) -> list[str]:
@@ -209,7 +209,7 @@ def statements(train: Part) -> list[str]:
 def _statement(row: dict[str, Any], unit: Unit) -> str:
     dense, masked, sparse = (_amount(row[f"{name}_seconds"], "{:.1f} s") for name in ("dense", "masked", "sparse"))
     return (
-        f"{row['variant']}, block {row['block_size']:g}, ρ {row['target_sparsity']:g}: dense training {dense}, masked "
+        f"{row['variant']}, block {row['block_size']:g}, ρ {wanted(row)}: dense training {dense}, masked "
         f"{masked}, sparse {sparse}; integral of the LSTM layers predicted {factor(row['predicted'])}, measured "
         f"{times(row['measured'])}; inference after finalize {times(row['inference'])} of dense at "
         f"{_megabytes(row['final_bytes'])} of {_megabytes(row['dense_bytes'])}; {_perplexity(row, unit)}."

@@ -133,7 +133,7 @@ TRAIN = (
            "standard error of val_change, over the windows of the validation text"),
     Column("averaging", pa.bool_(), "result", "", "this epoch was evaluated with the averages of nt_asgd"),
     Column("scheduled_sparsity", pa.float64(), "result", "fraction",
-           "what the schedule asks for at the end of this epoch"),
+           "what the schedule asks for at the end of this epoch; null where a threshold decides"),
     Column("sparsity", pa.float64(), "result", "fraction",
            "achieved share of empty blocks of the prunable weights after this epoch"),
     Column("mean_sparsity", pa.float64(), "result", "fraction",

@@ -18,7 +18,7 @@ from analysis.awd.lines import DENSE, FOUR, GRADUAL, PRE, Line, Row
 from analysis.load import REFERENCE, records, reference_folder
 from analysis.loading.schema import BadInputError
 from analysis.realised import over_seeds
-from analysis.runs import lstm_weights, trained
+from analysis.runs import lstm_weights, threshold, trained
 from analysis.stats import Comparison, Estimate
 from analysis.study import Part, Study, not_run, read
 
@@ -27,7 +27,7 @@ SMALL = "_small"
 SETTING = (
     "hidden_size", "lasso", "lasso_strength", "schedule", "criterion", "curvature_probes",
     "allocation", "scope", "block_size",
-    "target_sparsity", "prune_begin", "prune_end", "prune_every", "scaled_start",
+    "target_sparsity", "threshold", "prune_begin", "prune_end", "prune_every", "scaled_start",
     "initial_sparsity", "regrow", "regrow_share",
 )  # fmt: skip
 UNTRAINED = "did not train"
@@ -96,18 +96,23 @@ def sweep(found: Study, role: str) -> Sweep:
 def cells(part: Part, role: str) -> pd.DataFrame:
     """One row per training cell: `runs` of those that finished, the last row of the others.
 
-    Adds finished, kept (LSTM weights at the target sparsity, over those of the dense model that the sweep is about) and
-    width (hidden size over that model's). That model is the widest one of the sweep, of 'wide' the narrowest.
+    Adds finished, kept (LSTM weights at the target sparsity, or at what a threshold gave, over those of the dense model
+    that the sweep is about) and width (hidden size over that model's). That model is the widest one of the sweep, of
+    'wide' the narrowest.
     """
     final, train = part.runs, part.rows
     others = train[~train["cell_id"].isin(final["cell_id"])].drop_duplicates("cell_id", keep="last")
     found = pd.DataFrame([*records(final.assign(finished=True)), *records(others.assign(finished=False))])
     base = found["hidden_size"].min() if role == "wide" else found["hidden_size"].max()
     weights = [
-        lstm_weights(row, row["target_sparsity"]) / lstm_weights(row | {"hidden_size": base}, 0.0)
-        for row in records(found)
+        lstm_weights(row, _sparsity(row)) / lstm_weights(row | {"hidden_size": base}, 0.0) for row in records(found)
     ]
     return found.assign(kept=weights, width=found["hidden_size"] / base)
+
+
+def _sparsity(row: Row) -> float:
+    """What a run is to reach; of a threshold what it reached, NaN where it did not finish."""
+    return float(row["stored_sparsity"]) if threshold(row) else float(row["target_sparsity"])
 
 
 class Answer(NamedTuple):

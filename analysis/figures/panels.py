@@ -15,7 +15,7 @@ from analysis import compare, theory
 from analysis.accuracy.yardsticks import SMOOTHINGS
 from analysis.figures import style
 from analysis.load import records
-from analysis.runs import failed_runs, without_path
+from analysis.runs import failed_runs, wanted, without_path
 from analysis.study import Part
 
 MAX_COLS = 3
@@ -65,7 +65,7 @@ def noisy_points(points: pd.DataFrame) -> list[str]:
 def no_bound(what: str, found: pd.DataFrame) -> list[str]:
     """One line for the margin that says `what` of settings of training runs which keep no block; none without one."""
     named = dict.fromkeys(
-        f"{row['variant']}, block {row['block_size']}, target {row['target_sparsity']:g}" for row in records(found)
+        f"{row['variant']}, block {row['block_size']}, target {wanted(row)}" for row in records(found)
     )
     return [f"{what}: {'; '.join(named)}."] if named else []
 

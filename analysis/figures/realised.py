@@ -16,7 +16,7 @@ from analysis.figures import style
 from analysis.figures.panels import panels
 from analysis.load import records
 from analysis.realised import layers_speedup, probes
-from analysis.runs import SETTING
+from analysis.runs import SETTING, wanted
 from analysis.stats import Estimate, factor, times
 from analysis.study import Part
 
@@ -95,7 +95,7 @@ def _reached(row: dict[str, Any]) -> str:
 def _setting(row: dict[str, Any]) -> str:
     """'block lasso + gradual (cubic),\nsparse path, ρ 0.8, block 16'."""
     variant, *path = re.split(r", (?![^(]*\))", row["variant"], maxsplit=1)  # not at a comma inside brackets
-    place = [*path, f"ρ {row['target_sparsity']:g}", f"block {int(row['block_size'])}"]
+    place = [*path, f"ρ {wanted(row)}", f"block {int(row['block_size'])}"]
     return f"{variant},\n{', '.join(place)}"
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from analysis.figures import style
 from analysis.figures.panels import no_bound, nothing_finished, yardstick_lines
 from analysis.load import records
-from analysis.runs import common_block_size, common_sparsity, is_dense
+from analysis.runs import common_block_size, common_sparsity, is_dense, is_pruned, wanted
 from analysis.study import Part
 
 GATES = ("i input", "f forget", "g cell", "o output")
@@ -148,7 +148,7 @@ UNPAIRED = (
 def integral_figure(train: Part) -> Figure:
     """The training-time integral: what skipping empty blocks would gain at the sparsity achieved, and was measured."""
     title = "Training time: what the integral promises and what whole runs gained"
-    final, found = (each[each["target_sparsity"] > 0.0] for each in (train.runs, train.replicates))
+    final, found = (each[is_pruned(each)] for each in (train.runs, train.replicates))
     if final.empty:
         return style.empty_figure(title, "no pruned run has finished")
     chosen, size, target = chosen_runs(final, found)
@@ -187,7 +187,7 @@ def _training_speedups(ax: Axes, found: pd.DataFrame, colours: dict[str, str]) -
             ax.plot(row["predicted_training"], height, "D", color=colour, markerfacecolor="white")
         if one.n:
             ax.errorbar(one.value, height, xerr=style.spread([one]), fmt="o", color=colour, capsize=2)
-    labels = [f"{row['variant']}\nρ {row['target_sparsity']:g}, block {row['block_size']}" for row in records(found)]
+    labels = [f"{row['variant']}\nρ {wanted(row)}, block {row['block_size']}" for row in records(found)]
     ax.set_yticks(range(len(found)), labels, fontsize=8)
     ax.set_ylim(-0.7, len(found) - 0.3)
     ax.set(xlabel="training speedup over dense (log₂)", title="every pruned setting")

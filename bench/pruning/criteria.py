@@ -3,7 +3,7 @@
 A criterion is `(evidence) -> scores`, [grid_rows, grid_cols]. Most look at the weight alone. One that looks at
 gradients names in `@looks_at` what it wants summed while the network trains, one that looks at the curvature that; only
 it is kept. Of criteria only `random` draws from the generator, as the estimate of the curvature does. The blocks of a
-cell have one size, so l2 and rms rank alike: they are one cell, that of l2.
+cell have one size, so l2 and rms rank alike: they are one cell, that of l2, unless scores are held to a threshold.
 """
 
 from __future__ import annotations

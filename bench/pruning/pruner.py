@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from bench.pruning.criteria import CRITERIA, Evidence, as_blocks, looked_at
 from bench.pruning.curvature import curvature
 from bench.pruning.lasso import block_norms
-from bench.pruning.ranking import ranked
+from bench.pruning.ranking import above, ranked
 from bench.pruning.schedules import sparsity_at
 from bench.pruning.settings import PruningSettings
 from kernels.blockmask import BlockMask
@@ -94,15 +94,24 @@ class Pruner:
         self.masks[name], self._sparsity = mask, None
         self._emptied[name] = ~mask.expand(self.weights[name].device)
 
-    def scheduled(self, step: int) -> float:
-        """The sparsity the schedule asks for after `step` optimizer steps."""
+    def scheduled(self, step: int) -> float | None:
+        """The sparsity the schedule asks for after `step` optimizer steps; None where a threshold decides."""
+        return None if self.cell.threshold and self.cell.prunes else self._wanted(step)
+
+    @property
+    def _goal(self) -> float:
+        """What a schedule asks for in the end: a sparsity, or the whole of a threshold."""
+        return 1.0 if self.cell.threshold else self.cell.target_sparsity
+
+    def _wanted(self, step: int) -> float:
+        """What the schedule asks for after `step` steps: a sparsity, or the share of a threshold."""
         cell = self.cell
         ends = cell.prune_begin, cell.prune_end, cell.initial_sparsity
-        return sparsity_at(cell.schedule, step, self.steps, cell.target_sparsity, *ends)
+        return sparsity_at(cell.schedule, step, self.steps, self._goal, *ends)
 
     def is_final(self, step: int) -> bool:
         """Whether the schedule asks for no more after `step` steps: its ramp has ended."""
-        return self.scheduled(step) == self.cell.target_sparsity or not self.cell.prunes
+        return self._wanted(step) == self._goal or not self.cell.prunes
 
     @property
     def sparsity(self) -> float:
@@ -151,7 +160,7 @@ class Pruner:
     @property
     def is_done(self) -> bool:
         """Whether nothing will be pruned any more."""
-        return self._asked == self.cell.target_sparsity
+        return self._asked == self._goal
 
     def _evidence(self, name: str) -> Evidence:
         """What the criterion gets of a weight; zeros of what was never summed."""
@@ -173,7 +182,7 @@ class Pruner:
         """After `step` optimizer steps: empty more blocks where the schedule wants it, then zero what is pruned."""
         tightened, regrown = self._tightens(step), self._regrows(step)
         if tightened:
-            self._tighten(self.scheduled(step))
+            self._tighten(self._wanted(step))
         elif regrown:
             self._regrow(step)
         self._zero(optimizer, () if tightened or regrown else self._left_zero)
@@ -182,8 +191,8 @@ class Pruner:
 
     def _tightens(self, step: int) -> bool:
         """Whether more blocks are emptied after `step` steps."""
-        wanted = self.scheduled(step)
-        due = step % self.cell.prune_every == 0 or wanted == self.cell.target_sparsity
+        wanted = self._wanted(step)
+        due = step % self.cell.prune_every == 0 or wanted == self._goal
         return due and wanted > self._asked
 
     def _regrows(self, step: int) -> bool:
@@ -220,16 +229,21 @@ class Pruner:
         return self.masks if self.lazy else self.sparse
 
     @torch.no_grad()
-    def _tighten(self, sparsity: float) -> None:
-        scores = {}
+    def _tighten(self, wanted: float) -> None:
+        """Empty blocks. wanted: the sparsity asked for, or the share of a threshold."""
+        cell, scores = self.cell, {}
         for name, mask in self.masks.items():
             found = self.criterion(self._evidence(name))
             # Blocks that are empty already rank below all others: the mask only ever shrinks.
             scores[name] = found.masked_fill(~mask.kept.to(found.device), -torch.inf)
-        for name, after in ranked(scores, self.cell.block_size, sparsity, self.cell.allocation).items():
+        if cell.threshold:
+            masks = above(scores, cell.block_size, wanted * cell.threshold)
+        else:
+            masks = ranked(scores, cell.block_size, wanted, cell.allocation)
+        for name, after in masks.items():
             assert not (after.kept & ~self.masks[name].kept).any(), "a pruned block came back"
             self._take(name, after)
-        self._asked, self._steps_seen, self._curvature = sparsity, 0, {}
+        self._asked, self._steps_seen, self._curvature = wanted, 0, {}
         for sums in self._sums.values():
             for each, total in sums.items():
                 if each != "movement":

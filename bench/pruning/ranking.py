@@ -16,6 +16,11 @@ from bench.pruning.allocation import GATES, allocate
 from kernels.blockmask import BlockMask
 
 
+def above(scores: Mapping[str, Tensor], block_size: int, threshold: float) -> dict[str, BlockMask]:
+    """The mask of each matrix: every score below the threshold is emptied. scores: [grid_rows, grid_cols] by name."""
+    return {name: BlockMask(each >= threshold, block_size) for name, each in scores.items()}
+
+
 def ranked(scores: Mapping[str, Tensor], block_size: int, sparsity: float, allocation: str) -> dict[str, BlockMask]:
     """The mask of each matrix: the lowest scores are emptied. scores: [grid_rows, grid_cols] by name."""
     if allocation == "global":

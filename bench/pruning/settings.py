@@ -106,6 +106,10 @@ class PruningSettings(BlockSettings):
         "of all in each of its gates, or what one ranking of the blocks of all matrices leaves it",
     )
     target_sparsity: Fraction = Field(0.0, description="share of blocks wanted empty at the end, fraction")
+    threshold: NonNegative = Field(
+        0.0,
+        description="in place of target_sparsity: blocks whose score is lower go; a ramp raises it from 0; 0 is none",
+    )
     initial_sparsity: Fraction = Field(
         0.0, description="share of blocks emptied at once where a ramp begins, fraction (the slides' b)"
     )
@@ -134,9 +138,29 @@ class PruningSettings(BlockSettings):
             return self
         if end < begin:
             raise ValueError(f"prune_end: {end} lies before prune_begin {begin}; accepted: fractions from {begin} to 1")
-        if self.initial_sparsity > self.target_sparsity:
+        if self.initial_sparsity > self.target_sparsity and not self.threshold:
             most = self.target_sparsity
             raise ValueError(f"initial_sparsity: {self.initial_sparsity}; accepted: up to target_sparsity, {most}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_threshold_stands_alone(self) -> Self:
+        if not self.threshold or self.schedule == "none":
+            return self
+        for name, accepted in (
+            ("target_sparsity", (0.0,)),
+            ("initial_sparsity", (0.0,)),
+            ("allocation", ("uniform",)),
+            ("regrow", ("none",)),
+        ):
+            value = getattr(self, name)
+            if value not in accepted:
+                raise ValueError(f"{name}: {value} with a threshold; accepted: {accepted[0]}, or threshold = 0")
+        for name, value in (("schedule", "pre"), ("criterion", "random")):
+            if getattr(self, name) == value:
+                raise ValueError(
+                    f"threshold: {self.threshold} with {name} {value}, whose scores are noise; accepted: 0"
+                )
         return self
 
     @model_validator(mode="after")
@@ -161,15 +185,15 @@ class PruningSettings(BlockSettings):
 
     @property
     def prunes(self) -> bool:
-        return (self.schedule != "none" and self.target_sparsity > 0.0) or super().prunes
+        return (self.schedule != "none" and max(self.target_sparsity, self.threshold) > 0.0) or super().prunes
 
     def idle(self) -> Iterator[str]:
         yield from super().idle()
         if not self.prunes:
-            yield from ("schedule", "allocation", "target_sparsity")
+            yield from ("schedule", "allocation", "target_sparsity", "threshold")
         if not self.prunes or self.schedule == "pre":
             yield from ("criterion", "prune_begin")
-        elif self.criterion == "rms":  # ranks blocks of one size as l2 does
+        elif self.criterion == "rms" and not self.threshold:  # ranks blocks of one size as l2 does
             yield "criterion"
         if not self.prunes or self.schedule == "pre" or self.criterion != "hessian":
             yield "curvature_probes"

@@ -9,9 +9,12 @@ import made
 import pandas as pd
 import pytest
 
+from analysis import findings
 from analysis import runs as variants
 from analysis.awd import published
+from analysis.figures.training import curves_figure, integral_figure
 from analysis.runs import runs, without_path
+from analysis.tables import main_table
 from bench.cells import TrainCell
 
 LINEAR = {"lasso": "subgradient", "schedule": "linear", "target_sparsity": 0.8}
@@ -42,6 +45,8 @@ def run(
         (LINEAR | {"schedule": "one_shot"}, "block lasso + one-shot"),
         (LINEAR | {"allocation": "erk"}, "block lasso + gradual (linear), ERK"),
         (LINEAR | {"allocation": "erk", "path": "auto"}, "block lasso + gradual (linear), ERK, auto path"),
+        ({"schedule": "linear", "threshold": 0.5, "criterion": "max"}, "gradual (linear, max, threshold 0.5)"),
+        ({"schedule": "one_shot", "threshold": 2.0}, "one-shot, threshold 2"),
         (PRE, "block lasso + random pre-pruning"),
         (PRE | {"criterion": "random"}, "block lasso + random pre-pruning"),
         (PRE | {"criterion": "l1"}, "block lasso + random pre-pruning"),
@@ -245,3 +250,40 @@ def test_the_path_is_part_of_the_name_and_its_masked_run_shares_the_rest() -> No
     assert {without_path(name) for name in names} == {"dense", "gradual (cubic)"}
     # both are compared with the dense run: 40 s over 42 s, and over 32 s
     assert sorted(found["measured_training"].dropna().round(3).unique()) == [0.952, 1.25]
+
+
+def test_a_network_pruned_by_a_threshold_is_neither_dense_nor_gone() -> None:
+    """It has no target sparsity; dense runs have none either."""
+    held = {"schedule": "linear", "criterion": "max", "epochs": 2}
+    every = [
+        each
+        for seed in range(2)
+        for each in (
+            run(100.0 + seed, seed),
+            run(110.0 + seed, seed, (0.2, 0.4), threshold=0.5, **held),
+            run(130.0 + seed, seed, (0.4, 0.7), threshold=0.8, **held),
+        )
+    ]
+    part = made.part(frame(*every))
+    low, high = "gradual (linear, max, threshold 0.5)", "gradual (linear, max, threshold 0.8)"
+    found = part.replicates.set_index("variant")
+    assert found.index.tolist() == ["dense", low, high] and found["seeds"].tolist() == [2, 2, 2]
+    assert found["stored_sparsity"].tolist() == pytest.approx([0.0, 0.4, 0.7])
+    assert found.loc[low, "ppl_ratio"].value == pytest.approx(1.1, abs=0.01) and pd.notna(found.loc[low, "block_size"])
+    assert variants.is_pruned(part.replicates).tolist() == [False, True, True]
+    gemm = made.part(made.gemm_frame())
+    table = main_table(part, gemm).set_index("variant")
+    assert table.loc[[low, high], "target sparsity"].tolist() == ["by threshold"] * 2
+    assert table.loc[low, "predicted product speedup"] == "1.67×" and table.loc["dense", "target sparsity"] == "–"
+    told = findings.findings(part)
+    assert "at the 40 % sparsity that its threshold gives, the best pruned variant, gradual (linear, max" in str(told)
+    words = [text.get_text() for ax in integral_figure(part).axes for text in ax.get_yticklabels()]
+    assert any(low in each and "ρ by threshold" in each for each in words)
+    assert len(curves_figure(part).axes[0].lines) >= 3
+
+
+def test_without_a_threshold_nothing_is_named() -> None:
+    row = TrainCell(**LINEAR).model_dump()
+    del row["threshold"]
+    assert variants.variant_name(row) == "block lasso + gradual (linear)" and variants.prunes(row)
+    assert variants.threshold(row | {"threshold": math.nan}) == 0.0

@@ -296,3 +296,16 @@ def test_the_decoder_is_the_embedding_and_dropout_rests_in_evaluation():
     rest, _ = built(words[3:], carried)
     assert torch.allclose(torch.cat([halves, rest]), built(words)[0], atol=1e-6)
     assert block_norms(built.prunable()["weight_hh_l2"].detach(), 8).shape == (8, 2)
+
+
+def test_a_threshold_empties_what_scores_below_it():
+    """One-shot at the end of the first epoch, at the median of the norms there: half of the blocks, to the block."""
+    later = cell(schedule="one_shot", target_sparsity=0.5, prune_begin=1.0)  # a dense run has no blocks of that size
+    epoch = train_cell(later, silent)[1]
+    norms = sorted(norm for each in epoch["block_norms"] for norm in each["norms"])
+    settings = {"schedule": "one_shot", "prune_begin": 0.5, "threshold": norms[len(norms) // 2]}
+    rows = train_cell(cell(**settings), silent)
+    assert [row["sparsity"] for row in rows] == [0.0, 0.5, 0.5] and rows[-1]["zero_block_share"] == 0.5
+    assert [row["scheduled_sparsity"] for row in rows] == [None] * 3
+    ramp = train_cell(cell(**{**settings, "schedule": "cubic", "prune_begin": 0.0}), silent)
+    assert ramp[-1]["sparsity"] == ramp[-1]["zero_block_share"] > 0.2

@@ -524,3 +524,75 @@ def test_what_cannot_regrow_is_refused():
     plain = TrainCell(schedule="pre", target_sparsity=0.5)
     assert plain.model_copy(update={"regrow_share": 0.5, "prune_end": 0.3}).cell_id == plain.cell_id
     assert TrainCell(regrow="rigl").cell_id == TrainCell().cell_id
+
+
+HELD = {"block_size": 1, "prune_every": 1, "target_sparsity": 0.0, "criterion": "max", "threshold": 2.0}
+
+
+def held(schedule: str, steps: int, **settings: object) -> list[list[float]]:
+    """The weights 0.5, 1, 2, 3 after each step."""
+    weight = nn.Parameter(torch.tensor([[0.5, 1.0], [2.0, 3.0]]))
+    pruner = Pruner({"weight": weight}, CELL.model_copy(update={**HELD, "schedule": schedule, **settings}), steps)
+    found = []
+    for step in range(1, steps + 1):
+        pruner.after_step(step)
+        found.append(weight.detach().flatten().tolist())
+        assert pruner.scheduled(step) is None
+        assert pruner.is_final(step) == (pruner._asked == 1.0)
+    assert pruner.is_done and pruner.sparsity == sum(each == 0.0 for each in found[-1]) / 4
+    return found
+
+
+def test_blocks_whose_score_is_below_a_threshold_go():
+    """M = 0 where |W| < λ, and a weight of just λ stays; a ramp raises λ from 0."""
+    whole, cut = [0.5, 1.0, 2.0, 3.0], [0.0, 0.0, 2.0, 3.0]
+    assert held("one_shot", 4, prune_begin=0.5) == [whole, cut, cut, cut]
+    half = [0.0, 1.0, 2.0, 3.0]  # λ = 0.5, 1, 1.5, 2
+    assert held("linear", 5, prune_end=0.8) == [whole, half, cut, cut, cut]
+    assert held("linear", 5, prune_end=0.8, prune_every=3) == [whole, whole, cut, cut, cut]
+    assert held("cubic", 4, prune_end=1.0, threshold=9.0)[-1] == [0.0] * 4
+
+
+def test_a_threshold_holds_for_every_criterion_that_scores_and_goes_on_from_its_state():
+    for criterion in CRITERIA:
+        if criterion == "random":
+            continue
+        update = {"schedule": "linear", "threshold": 1.0, "target_sparsity": 0.0, "criterion": criterion}
+        cell, parameters = CELL.model_copy(update=update), weights()
+        pruner = Pruner(parameters, cell, steps=10)
+        kept = {name: mask.kept for name, mask in pruner.masks.items()}
+        for step in range(1, 11):
+            for parameter in parameters.values():
+                parameter.grad = torch.randn(16, 8, generator=torch.Generator().manual_seed(step))
+            pruner.look(step)
+            if pruner.wants_curvature(step):
+                pruner.see_curvature(sum(parameter.pow(4).sum() for parameter in parameters.values()))
+            pruner.after_step(step)
+            assert not any((mask.kept & ~kept[name]).any() for name, mask in pruner.masks.items())
+            kept = {name: mask.kept for name, mask in pruner.masks.items()}
+        other = Pruner(parameters, cell, steps=10)
+        other.load_state_dict(pruner.state_dict())
+        assert other.is_done and other.sparsity == pruner.sparsity
+
+
+def test_what_a_threshold_does_not_go_with_is_refused():
+    for settings, said in (
+        (
+            {"schedule": "linear", "target_sparsity": 0.5},
+            "target_sparsity: 0.5 with a threshold; accepted: 0.0, or thr",
+        ),
+        ({"schedule": "linear", "allocation": "erk"}, "allocation: erk with a threshold; accepted: uniform, or thresh"),
+        ({"schedule": "linear", "initial_sparsity": 0.1}, "initial_sparsity: 0.1 with a threshold; accepted: 0.0, or"),
+        ({"schedule": "one_shot", "regrow": "set"}, "regrow: set with a threshold; accepted: none, or threshold = 0"),
+        ({"schedule": "pre"}, "threshold: 0.3 with schedule pre, whose scores are noise; accepted: 0"),
+        ({"schedule": "linear", "criterion": "random"}, "threshold: 0.3 with criterion random, whose scores are noise"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            TrainCell(threshold=0.3, **settings)
+    assert TrainCell(threshold=0.3).cell_id == TrainCell().cell_id  # schedule none
+    cell = TrainCell(schedule="linear", threshold=0.3)
+    assert cell.prunes and cell.canonical().schedule == "linear"
+    assert cell.cell_id != TrainCell(schedule="linear", threshold=0.4).cell_id
+    assert cell.cell_id != TrainCell(schedule="linear", threshold=0.3, criterion="rms").cell_id  # of another scale
+    both = (TrainCell(schedule="linear", target_sparsity=0.5, criterion=name).cell_id for name in ("l2", "rms"))
+    assert len(set(both)) == 1

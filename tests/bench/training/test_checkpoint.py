@@ -31,6 +31,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "asgd": {"optimizer": "asgd", "learning_rate": 5.0, "weight_decay": 1e-4, "criterion": "random", "prune_end": 0.4},
     "gradients": {"learning_rate": 0.01, "criterion": "movement", "allocation": "global"},
     "curvature": {"learning_rate": 0.01, "criterion": "hessian", "curvature_probes": 2, "weight_decay": 1e-2},
+    "threshold": {"learning_rate": 0.01, "target_sparsity": 0.0, "threshold": 0.125, "criterion": "rms"},
     "dual": {"learning_rate": 0.01, "lasso": "dual", "lasso_budget": 30.0, "lasso_rate": 1e-6},
     "regrown": {"learning_rate": 0.01, "schedule": "pre", "regrow": "set"},
     "rows": {
