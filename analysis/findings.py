@@ -185,6 +185,8 @@ def _cost(train: Part | None) -> str:
     at_target = at_target[at_target["trained"].astype(bool)]
     best = best_replicated(records(at_target))
     emptied = " (which empties every one of its blocks)" if best["stored_sparsity"] == 1.0 else ""
+    if target is not None and best["stored_sparsity"] < target - 0.05:
+        emptied = f" (which stopped at {100 * best['stored_sparsity']:.0f} %)"
     rule = _chosen_by(at_target, unit)
     reached = f"the {100 * best['stored_sparsity']:.0f}" if target is None else f"{100 * target:g}"
     ending = " that its threshold gives," if target is None else ""

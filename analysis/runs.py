@@ -30,6 +30,7 @@ PRUNING_SETTINGS = (
     "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled", "lasso_rate",
     "schedule", "criterion", "curvature_probes", "allocation", "target_sparsity", "prune_begin", "prune_end",
     "prune_every", "threshold", "scaled_start", "initial_sparsity", "regrow", "regrow_share", "path",
+    "prune_rounds", "rewind", "rewind_to", "stop_rise",
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
 SETTING = ("variant", "block_size", "target_sparsity")
@@ -81,12 +82,23 @@ def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
         suffix += f", {BY_THRESHOLD}{threshold(row):g}" if threshold(row) else ""
         start = ", scaled start" if row.get("scaled_start") in (True,) else ""
         start += REGROWN.get(row.get("regrow") or "none", "")
-        names = {"pre": f"random pre-pruning{start}", "one_shot": f"one-shot{suffix}"}
+        names = {
+            "pre": f"random pre-pruning{start}",
+            "one_shot": f"one-shot{suffix}",
+            "iterative": f"iterative{suffix}{_in_rounds(row)}",
+        }
         initial = row.get("initial_sparsity") or 0.0
         onwards = f" from {initial:g}" if initial > 0.0 else ""
         parts.append(names.get(schedule, f"gradual ({schedule}{onwards}{suffix})") + _allocated(row))
     path = row.get("path") or "dense"  # tables from before there was a choice have no such column
     return (" + ".join(parts) or "dense") + ("" if path == "dense" else f", {path} path")
+
+
+def _in_rounds(row: dict[str, Any]) -> str:
+    """How a pruning in rounds goes on: ', rewound', and when it stops."""
+    rise = row.get("stop_rise") or 0.0
+    rewound = ", rewound" if row.get("rewind") == "weights" else ""
+    return rewound + (f", stopping at +{100 * rise:g} %" if rise > 0.0 else "")
 
 
 def _allocated(row: dict[str, Any]) -> str:

@@ -139,7 +139,7 @@ class Run:
         lengths = epoch_windows(cell, len(streams))
         steps = sum(map(len, lengths))
         optimizer = make_optimizer(cell, model, steps)
-        pruner = Pruner(model.prunable(), cell, steps)
+        pruner = Pruner(model.prunable(), cell, steps, dict(model.named_parameters()))
         longest = time_steps(len(corpus.train), cell.train_tokens, cell.batch_size)  # no window has more
         as_trained = cell.model_copy(update={"bptt": min(cell.bptt, longest)})
         paths = Paths(model, as_trained, saved["paths"]["thresholds"] if saved else None)

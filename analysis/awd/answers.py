@@ -29,6 +29,7 @@ SETTING = (
     "allocation", "scope", "block_size",
     "target_sparsity", "threshold", "prune_begin", "prune_end", "prune_every", "scaled_start",
     "initial_sparsity", "regrow", "regrow_share",
+    "prune_rounds", "rewind", "rewind_to", "stop_rise",
 )  # fmt: skip
 UNTRAINED = "did not train"
 GAINS = ("measured", "allowed", "whole", "ceiling", "inference_lstm", "inference")

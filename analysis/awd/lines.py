@@ -23,7 +23,7 @@ def is_plain(row: Row) -> bool:
 
 def _chosen(row: Row) -> bool:
     """Pruned by the size of blocks along a ramp."""
-    return prunes(row) and row["schedule"] not in ("pre", "one_shot") and row["criterion"] != "random"
+    return prunes(row) and row["schedule"] not in ("pre", "one_shot", "iterative") and row["criterion"] != "random"
 
 
 def _at(row: Row, target: float) -> bool:

@@ -96,7 +96,7 @@ def require_operands(cell: TimedCell | StorageCell) -> None:
 def rough_bytes(cell: TrainCell, sizes: Sizes) -> int:
     """What a run may take in all: the least, and on top torch, what the backward pass keeps, copies of the weights."""
     parameters, outputs = parameters_of(cell, sizes.vocabulary), sum(cell.layer_widths[1:])
-    copies = parameters * (2 if cell.selection == "best" else 1)
+    copies = parameters * (1 + (cell.selection == "best") + (cell.prunes and cell.rewind != "none"))
     window = largest_window(cell, sizes)
     more = FLOAT_BYTES * (copies + window * (cell.least_logits(sizes.vocabulary) + KEPT_AN_OUTPUT * outputs))
     return PROCESS_BYTES + least_bytes(cell, sizes) + more

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from bench.pruning.criteria import CRITERIA, Evidence, as_blocks, looked_at
 from bench.pruning.curvature import curvature
 from bench.pruning.lasso import block_norms
 from bench.pruning.ranking import above, ranked
-from bench.pruning.schedules import sparsity_at
+from bench.pruning.rewinding import Rewinding
+from bench.pruning.schedules import cuts_done, sparsity_at
 from bench.pruning.settings import PruningSettings
 from kernels.blockmask import BlockMask
 
@@ -41,7 +42,14 @@ class Pruner:
     epoch's end, for looking waits for the GPU.
     """
 
-    def __init__(self, weights: dict[str, Parameter], cell: PruningSettings, steps: int) -> None:
+    def __init__(
+        self,
+        weights: dict[str, Parameter],
+        cell: PruningSettings,
+        steps: int,
+        parameters: Mapping[str, Parameter] | None = None,
+    ) -> None:
+        """parameters: all of the model, by name, which are rewound where the cell rewinds; None: the weights."""
         self.weights = weights if cell.prunes else {}
         self.cell, self.steps = cell, steps
         # 'pre' cuts before anything was learned: its pattern is random whatever the criterion (slides).
@@ -61,6 +69,9 @@ class Pruner:
         self.lazy = cell.device != "cpu"
         self._asked = 0.0
         self.sparse: Collection[str] = ()
+        rewinds = cell.prunes and cell.rewind != "none"
+        self.rewinding = Rewinding(parameters or weights, int(cell.rewind_to * steps)) if rewinds else None
+        self.lowest, self.stopped = math.inf, False  # validation perplexity so far; whether it rose too far
         self.after_step(0)
         if cell.scaled_start and cell.schedule == "pre":
             self._scale()
@@ -77,7 +88,9 @@ class Pruner:
         """Masks, what the schedule asked for last, the generator of the random patterns, and what was summed."""
         kept = {name: mask.kept for name, mask in self.masks.items()}
         seen = {"sums": self._sums, "steps_seen": self._steps_seen}
-        return {"kept": kept, "asked": self._asked, "generator": self.generator.get_state(), **seen}
+        early = {"early": self.rewinding.early} if self.rewinding else {}
+        heard = {"lowest": self.lowest, "stopped": self.stopped} if self.cell.stop_rise else {}
+        return {"kept": kept, "asked": self._asked, "generator": self.generator.get_state(), **seen, **early, **heard}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with these masks; the weights must be zero in their empty blocks."""
@@ -89,6 +102,10 @@ class Pruner:
             name: {each: total.clone() for each, total in sums.items()} for name, sums in state["sums"].items()
         }
         self._steps_seen = state["steps_seen"]
+        if self.rewinding:
+            self.rewinding.early = {name: value.clone() for name, value in state["early"].items()}
+        if self.cell.stop_rise:
+            self.lowest, self.stopped = state["lowest"], state["stopped"]
 
     def _take(self, name: str, mask: BlockMask) -> None:
         self.masks[name], self._sparsity = mask, None
@@ -104,14 +121,23 @@ class Pruner:
         return 1.0 if self.cell.threshold else self.cell.target_sparsity
 
     def _wanted(self, step: int) -> float:
-        """What the schedule asks for after `step` steps: a sparsity, or the share of a threshold."""
+        """What the schedule asks for after `step` steps: a sparsity, or the share of a threshold, in rounds of cuts."""
         cell = self.cell
+        place = step, self.steps
+        if cell.threshold and cell.schedule == "iterative":
+            return cuts_done(*place, cell.prune_begin, cell.prune_end, cell.prune_rounds) / cell.prune_rounds
         ends = cell.prune_begin, cell.prune_end, cell.initial_sparsity
-        return sparsity_at(cell.schedule, step, self.steps, self._goal, *ends)
+        return sparsity_at(cell.schedule, *place, self._goal, *ends, rounds=cell.prune_rounds)
 
     def is_final(self, step: int) -> bool:
-        """Whether the schedule asks for no more after `step` steps: its ramp has ended."""
-        return self._wanted(step) == self._goal or not self.cell.prunes
+        """Whether nothing more is emptied after `step` steps: the ramp has ended, or no more cuts are made."""
+        return self.stopped or self._wanted(step) == self._goal or not self.cell.prunes
+
+    def hear(self, val_ppl: float) -> None:
+        """Hear the validation perplexity of an epoch, which may end a pruning in rounds (setting `stop_rise`)."""
+        if self.cell.stop_rise and self.cell.prunes and not self.is_done:
+            self.stopped = val_ppl > (1.0 + self.cell.stop_rise) * self.lowest
+            self.lowest = min(self.lowest, val_ppl)
 
     @property
     def sparsity(self) -> float:
@@ -160,7 +186,7 @@ class Pruner:
     @property
     def is_done(self) -> bool:
         """Whether nothing will be pruned any more."""
-        return self._asked == self._goal
+        return self.stopped or self._asked == self._goal
 
     def _evidence(self, name: str) -> Evidence:
         """What the criterion gets of a weight; zeros of what was never summed."""
@@ -181,8 +207,12 @@ class Pruner:
     def after_step(self, step: int, optimizer: Optimizer | None = None) -> None:
         """After `step` optimizer steps: empty more blocks where the schedule wants it, then zero what is pruned."""
         tightened, regrown = self._tightens(step), self._regrows(step)
+        if self.rewinding:
+            self.rewinding.keep(step)
         if tightened:
             self._tighten(self._wanted(step))
+            if self.rewinding:
+                self.rewinding.back(optimizer)
         elif regrown:
             self._regrow(step)
         self._zero(optimizer, () if tightened or regrown else self._left_zero)
@@ -191,9 +221,9 @@ class Pruner:
 
     def _tightens(self, step: int) -> bool:
         """Whether more blocks are emptied after `step` steps."""
-        wanted = self._wanted(step)
-        due = step % self.cell.prune_every == 0 or wanted == self._goal
-        return due and wanted > self._asked
+        cell, wanted = self.cell, self._wanted(step)
+        due = cell.schedule == "iterative" or step % cell.prune_every == 0 or wanted == self._goal
+        return due and wanted > self._asked and not self.stopped
 
     def _regrows(self, step: int) -> bool:
         """Whether blocks are exchanged after `step` steps."""
@@ -237,7 +267,8 @@ class Pruner:
             # Blocks that are empty already rank below all others: the mask only ever shrinks.
             scores[name] = found.masked_fill(~mask.kept.to(found.device), -torch.inf)
         if cell.threshold:
-            masks = above(scores, cell.block_size, wanted * cell.threshold)
+            risen = 1.0 if cell.schedule == "iterative" else wanted
+            masks = above(scores, cell.block_size, risen * cell.threshold)
         else:
             masks = ranked(scores, cell.block_size, wanted, cell.allocation)
         for name, after in masks.items():

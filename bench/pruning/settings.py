@@ -121,6 +121,24 @@ class PruningSettings(BlockSettings):
         "what is left have the variance that they have in the dense model",
     )
     prune_every: Count = Field(10, description="steps between two mask updates")
+    prune_rounds: Count = Field(
+        5,
+        description="with schedule = iterative: cuts from prune_begin to prune_end, evenly spread, the last one there; "
+        "each takes the same share of the blocks that are left, and what follows it is fine-tuning",
+    )
+    rewind: Literal["none", "weights"] = Field(
+        "none",
+        description="with schedule = iterative: after each cut every parameter goes back to its value after rewind_to "
+        "of all steps, empty blocks aside, and the optimizer forgets its averages; lr_schedule goes on",
+    )
+    rewind_to: Fraction = Field(
+        0.0, description="what rewind goes back to, fraction of all steps; 0 is before training"
+    )
+    stop_rise: NonNegative = Field(
+        0.0,
+        description="with schedule = iterative: no more cuts once an epoch's validation perplexity exceeds the lowest "
+        "of all epochs before by more than this share, fine-tuned or not; 0 never stops",
+    )
     regrow: Literal["none", "set", "rigl"] = Field(
         "none",
         description="with schedule = pre: the smallest kept blocks are exchanged for empty ones every prune_every "
@@ -164,6 +182,26 @@ class PruningSettings(BlockSettings):
         return self
 
     @model_validator(mode="after")
+    def _rounds_have_a_way_back(self) -> Self:
+        if not self.prunes:
+            return self
+        for name, none in (("rewind", "none"), ("stop_rise", 0.0)):
+            value = getattr(self, name)
+            if value != none and self.schedule != "iterative":
+                said = f"{name}: {value} with schedule {self.schedule}"
+                raise ValueError(f"{said}; accepted: {none}, or schedule = iterative")
+        first = self.prune_begin + (self.prune_end - self.prune_begin) / self.prune_rounds
+        first = self.prune_begin if self.initial_sparsity else first
+        if self.rewind != "none" and self.rewind_to > first:
+            behind = f"{self.rewind_to} lies behind the first cut"
+            raise ValueError(f"rewind_to: {behind}; accepted: fractions up to {first:g}")
+        if self.rewind != "none" and self.stop_rise:
+            raise ValueError(
+                f"stop_rise: {self.stop_rise} would stop at what rewind sets back; accepted: 0 with rewind"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _only_fixed_shares_regrow(self) -> Self:
         if self.prunes and self.regrow != "none" and self.schedule != "pre":
             raise ValueError(f"regrow: {self.regrow} with schedule {self.schedule}; accepted: none, or schedule = pre")
@@ -197,8 +235,15 @@ class PruningSettings(BlockSettings):
             yield "criterion"
         if not self.prunes or self.schedule == "pre" or self.criterion != "hessian":
             yield "curvature_probes"
+        in_rounds = self.prunes and self.schedule == "iterative"
         if not self.prunes or (not is_ramp(self.schedule) and self.regrow == "none"):
             yield from ("prune_end", "prune_every")
+        elif in_rounds:
+            yield "prune_every"
+        if not in_rounds:
+            yield from ("prune_rounds", "rewind", "stop_rise")
+        if not in_rounds or self.rewind == "none":
+            yield "rewind_to"
         if not self.prunes:
             yield "regrow"
         if not self.prunes or self.regrow == "none":

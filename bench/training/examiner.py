@@ -169,11 +169,13 @@ class Examiner:
 
         An epoch at final sparsity may be the one that is reported, and may start the averages of NT-ASGD.
         """
-        began, is_final = time.perf_counter(), self.pruner.is_final(step)
+        began = time.perf_counter()
         averaging = isinstance(self.optimizer, NTASGD) and self.optimizer.averaging
         with averaged_weights(self.optimizer):
             valid = self.score(self.model, self.corpus.valid)
             val_ppl, evaluated = valid.perplexity, valid.count
+            self.pruner.hear(val_ppl)
+            is_final = self.pruner.is_final(step)
             test_ppl, _ = self.evaluate(self.model, self.corpus.test)
             if is_final:
                 self.selection.consider(epoch, val_ppl, self.model)

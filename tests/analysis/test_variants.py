@@ -47,6 +47,9 @@ def run(
         (LINEAR | {"allocation": "erk", "path": "auto"}, "block lasso + gradual (linear), ERK, auto path"),
         ({"schedule": "linear", "threshold": 0.5, "criterion": "max"}, "gradual (linear, max, threshold 0.5)"),
         ({"schedule": "one_shot", "threshold": 2.0}, "one-shot, threshold 2"),
+        ({"schedule": "iterative", "target_sparsity": 0.8, "stop_rise": 0.05}, "iterative, stopping at +5 %"),
+        ({"schedule": "iterative", "target_sparsity": 0.8, "rewind": "weights"}, "iterative, rewound"),
+        ({"schedule": "iterative", "threshold": 0.5, "criterion": "max"}, "iterative, max, threshold 0.5"),
         (PRE, "block lasso + random pre-pruning"),
         (PRE | {"criterion": "random"}, "block lasso + random pre-pruning"),
         (PRE | {"criterion": "l1"}, "block lasso + random pre-pruning"),
@@ -287,3 +290,9 @@ def test_without_a_threshold_nothing_is_named() -> None:
     del row["threshold"]
     assert variants.variant_name(row) == "block lasso + gradual (linear)" and variants.prunes(row)
     assert variants.threshold(row | {"threshold": math.nan}) == 0.0
+
+
+def test_a_pruning_that_stopped_early_is_not_said_to_have_reached_its_target() -> None:
+    rounds = {"schedule": "iterative", "target_sparsity": 0.8, "stop_rise": 0.05}
+    part = made.part(frame(run(100.0), run(110.0, rhos=(0.2, 0.5), **rounds)))
+    assert "iterative, stopping at +5 % at block 16 (which stopped at 50 %)" in str(findings.findings(part))

@@ -32,6 +32,10 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "gradients": {"learning_rate": 0.01, "criterion": "movement", "allocation": "global"},
     "curvature": {"learning_rate": 0.01, "criterion": "hessian", "curvature_probes": 2, "weight_decay": 1e-2},
     "threshold": {"learning_rate": 0.01, "target_sparsity": 0.0, "threshold": 0.125, "criterion": "rms"},
+    "rewound": {
+        "learning_rate": 0.01, "schedule": "iterative", "prune_rounds": 4, "rewind": "weights", "rewind_to": 0.1,
+    },
+    "stopping": {"learning_rate": 0.1, "schedule": "iterative", "prune_rounds": 8, "stop_rise": 0.01},
     "dual": {"learning_rate": 0.01, "lasso": "dual", "lasso_budget": 30.0, "lasso_rate": 1e-6},
     "regrown": {"learning_rate": 0.01, "schedule": "pre", "regrow": "set"},
     "rows": {
@@ -343,6 +347,23 @@ def test_no_sum_of_gradients_can_be_left_out(part: str, tmp_path: Path):
     else:
         write(Checkpoints(tmp_path).path(settings.cell_id), made_for, state)
         assert taken_up(settings, tmp_path)[0]["run.pruner._steps_seen"] == 0
+
+
+@pytest.mark.slow(2)
+@pytest.mark.parametrize(("part", "optimizer"), [("early", "rewound"), ("lowest", "stopping"), ("stopped", "stopping")])
+def test_nothing_of_a_pruning_in_rounds_can_be_left_out(part: str, optimizer: str, tmp_path: Path):
+    """The early weights go into the cuts to come; the lowest perplexity so far, and that it rose, end them."""
+    settings = cell(**OPTIMIZERS[optimizer], epochs=5)
+    found = content(interrupted(settings, 23, tmp_path))  # two epochs are over
+    state, made_for = dict(found["state"]), found["made_for"]
+    (_, fresh), pruner = taken_up(settings, None), dict(state["pruner"])
+    if part == "lowest":
+        pruner |= {"lowest": 1.0, "stopped": False}
+    elif part == "stopped":
+        pruner |= {"stopped": True}
+    whole = gone_on(settings, made_for, state | {"pruner": pruner}, tmp_path)
+    without = {**pruner, part: fresh["pruner"][part]}
+    assert gone_on(settings, made_for, state | {"pruner": without}, tmp_path) != whole
 
 
 @pytest.fixture(scope="module")
