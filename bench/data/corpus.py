@@ -1,4 +1,4 @@
-"""Corpora: token streams over one vocabulary, how they are cut into batches, and where their files lie.
+"""Corpora: token streams over one vocabulary, how they are cut into batches; data sets by name, and where they lie.
 
 torch is imported inside the functions: naming the datasets must not load it.
 """
@@ -18,13 +18,15 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernels.registry import Catalogue
+from bench.data.images import Images, ImageSizes
+from kernels.registry import Catalogue, unknown
 from kernels.system.folders import NAME, make_private, user_cache
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DATASETS = Catalogue("dataset", "bench.data", "load", helpers=("corpus", "settings"))
+DATASETS = Catalogue("dataset", "bench.data", "load", helpers=("corpus", "images", "settings"))
+LANGUAGE, CLASSIFICATION = "language", "classification"  # tasks
 
 DATA_DIR_VARIABLE = "BENCH_DATA_DIR"
 EOS, UNK = "<eos>", "<unk>"
@@ -121,18 +123,39 @@ def make_folder(folder: Path) -> None:
         make_private(folder)
 
 
-def load_corpus(name: str, folder: str | PathLike[str]) -> Corpus:
-    """One dataset, read and numbered once in a process.
+def load_data(name: str, folder: str | PathLike[str]) -> Corpus | Images:
+    """One data set, read and numbered once in a process.
 
     ValueError for an unknown name, DataError for unusable files.
     """
-    return _load_corpus(name, Path(folder))
+    return _load_data(name, Path(folder))
 
 
 @functools.cache
-def _load_corpus(name: str, folder: Path) -> Corpus:
-    corpus: Corpus = DATASETS[name](folder)
-    return corpus
+def _load_data(name: str, folder: Path) -> Corpus | Images:
+    data: Corpus | Images = DATASETS[name](folder)
+    return data
+
+
+def load_corpus(name: str, folder: str | PathLike[str]) -> Corpus:
+    """`load_data` of a text; ValueError for a data set that is none."""
+    if task_of(name) != LANGUAGE:
+        raise ValueError(f"dataset: {name} is no text; accepted: {', '.join(names_of(LANGUAGE))}")
+    data = load_data(name, folder)
+    assert isinstance(data, Corpus)
+    return data
+
+
+def task_of(name: str) -> str:
+    """What is learned from a data set: LANGUAGE, or what its module says (`TASK`)."""
+    if name not in DATASETS.names():
+        raise unknown(DATASETS.noun, name, DATASETS.names())
+    return str(getattr(importlib.import_module(f"{DATASETS.package}.{name}"), "TASK", LANGUAGE))
+
+
+def names_of(task: str) -> list[str]:
+    """The data sets of a task."""
+    return [name for name in DATASETS if task_of(name) == task]
 
 
 def missing_files(name: str, folder: str | PathLike[str]) -> str | None:
@@ -146,10 +169,10 @@ def missing_files(name: str, folder: str | PathLike[str]) -> str | None:
 
 
 @functools.cache
-def known_sizes(name: str) -> Sizes | None:
+def known_sizes(name: str) -> Sizes | ImageSizes | None:
     """The sizes of a data set, where its module can tell them (`sizes()`) without torch or a file; else None."""
     module = importlib.import_module(f"{DATASETS.package}.{name}")
-    sizes: Sizes | None = module.sizes() if hasattr(module, "sizes") else None
+    sizes: Sizes | ImageSizes | None = module.sizes() if hasattr(module, "sizes") else None
     return sizes
 
 

@@ -13,7 +13,7 @@ from bench.settings import Count, Fraction, Natural, NonNegative, Settings
 class TextSettings(Settings):
     """The text that is trained and evaluated on."""
 
-    dataset: Annotated[str, DATASETS] = Field("pydoc", description="corpus")
+    dataset: Annotated[str, DATASETS] = Field("pydoc", description="text, or labelled examples for a classifier")
     train_tokens: Natural = Field(
         0, description="tokens of the training text read in an epoch, each going on where the last stopped; 0 means all"
     )

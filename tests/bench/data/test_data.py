@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from bench.data import pydoc, wikitext2
 from bench.data.corpus import (
-    DATASETS,
     Corpus,
     batchify,
     build_vocabulary,
     data_dir,
     epoch_slice,
     load_corpus,
+    names_of,
     windows,
 )
 
@@ -157,11 +157,11 @@ def test_names_are_known_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert {"pydoc", "wikitext2", "lstm", "l2", "cubic"} <= set(done.stdout.split())
+    assert {"pydoc", "wikitext2", "digits", "lstm", "mlp", "l2", "cubic"} <= set(done.stdout.split())
 
 
-def test_every_dataset_is_a_corpus(real_folder: Path):
-    for name in DATASETS:
+def test_every_text_is_a_corpus(real_folder: Path):
+    for name in names_of("language"):
         corpus = load_corpus(name, real_folder)
         assert len(corpus.sha256) == 64
         for part in (corpus.train, corpus.valid, corpus.test):
