@@ -2,42 +2,33 @@
 
 W <- W * M, then the masks are dropped: a kept block is stored whole, an empty one not at all. What comes out is a
 torch.nn.Module of `kernels.modules`: with a state_dict, for torch.compile and torch.export.
-A file of it is a dictionary of plain tensors as torch saves it, with its sha256 beside it (`sha256sum -c` reads that),
-because torch loads a file with a flipped bit without a word. Whatever a kill leaves is the export before, or the new
-one.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from os import PathLike
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.models.decoders import AdaptiveSoftmax, Decoder, adaptive_of
-from bench.storing.parquet import DamagedError, publish_pair, read_table, require_pair
+from bench.pruning.stored import Exported, field, here, pack, unpack
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.layers.weight import BlockSparseWeight
 from kernels.modules import BlockSparseLSTM, freeze
-from kernels.system.resources import in_words
 from kernels.tensors.operands import require_memory
 
 FORMAT = "block-sparse LSTM language model 1"
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-PARTS = ("data", "indices", "indptr", "shape")  # of a block-sparse weight
 
 State = tuple[Tensor, Tensor]
 Weights = dict[str, Tensor | BSRMatrix]  # of one LSTM layer, by `WEIGHTS`
 
 
-class FinalModel(nn.Module):
+class FinalModel(Exported):
     """A model of `bench.models` in evaluation, its pruned weights block-sparse; calls give what that gives.
 
     embedding: [vocabulary, size], the decoder's weight too where decoder_bias, [vocabulary], is given; else head is
@@ -48,7 +39,7 @@ class FinalModel(nn.Module):
     ValueError naming the field where the tensors are not those of one model.
     """
 
-    layers: nn.ModuleList
+    FORMAT = FORMAT
 
     def __init__(
         self,
@@ -102,70 +93,28 @@ class FinalModel(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, BlockSparseLSTM)]
 
     @property
-    def sparse_weights(self) -> list[BSRMatrix]:
-        """The weights that were pruned."""
-        return [each.matrix for each in self.layers.modules() if isinstance(each, BlockSparseWeight)]
-
-    @property
-    def recurrent_weights(self) -> list[BSRMatrix]:
-        """Those of them that multiply states, a layer each."""
+    def stepped_weights(self) -> list[BSRMatrix]:
+        """The pruned weights that multiply states, a layer each."""
         weights = (layer.weight_hh_l0 for layer in self.layers)
         return [each.matrix for each in weights if isinstance(each, BlockSparseWeight)]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the pruned weights as they are stored: values and indices."""
-        return sum(weight.values_nbytes + weight.index_nbytes for weight in self.sparse_weights)
+    def widths(self) -> list[int]:
+        """Units of each layer."""
+        return [layer.hidden_size for layer in self.lstms]
 
-    @property
-    def dense_nbytes(self) -> int:
-        """Bytes of the same weights as dense matrices."""
-        return sum(weight.shape[0] * weight.shape[1] * weight.dtype.itemsize for weight in self.sparse_weights)
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the model to `path`, as tensors of the CPU, and its checksum to `path`.sha256.
-
-        OSError where no file can be written there, or what lies there is none.
-        """
-        path = Path(path)
-        require_pair(path)
-        layers = [{name: _pack(getattr(layer, f"{name}_l0")) for name in WEIGHTS} for layer in self.layers]
-        content: dict[str, Any] = {"format": FORMAT, "embedding": _here(self.embedding), "layers": layers}
+    def content(self) -> dict[str, Any]:
+        layers = [{name: pack(getattr(layer, f"{name}_l0")) for name in WEIGHTS} for layer in self.layers]
+        content: dict[str, Any] = {"embedding": here(self.embedding), "layers": layers}
         if self.head is None:
-            content["decoder_bias"] = self.decoder_bias if self.decoder_bias is None else _here(self.decoder_bias)
+            content["decoder_bias"] = self.decoder_bias if self.decoder_bias is None else here(self.decoder_bias)
         else:
-            content["head"] = {name: _here(each) for name, each in self.head.state_dict().items()}
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        before = None
-        with suppress(DamagedError):
-            before = read_table(path)
-        publish_pair(path, buffer.getvalue(), before)
+            content["head"] = {name: here(each) for name, each in self.head.state_dict().items()}
+        return content
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> FinalModel:
-        """The model that was saved to `path`; ValueError, one line, where that is not what lies there.
-
-        The file may have been renamed with its checksum since: the sum counts, not the name beside it.
-        """
-        path = Path(path)
-        try:
-            data = read_table(path)
-        except DamagedError as error:
-            raise ValueError(f"{error}; export the model again") from None
-        except OSError as error:
-            raise ValueError(f"an exported model cannot be read: {in_words(error)}") from None
-        try:
-            content: Any = torch.load(io.BytesIO(data), weights_only=True)
-            ours = content["format"] == FORMAT
-        except Exception:  # torch and pickle have many ways to say that bytes are not theirs
-            ours = False
-        if not ours:
-            raise ValueError(f"{path} is no exported model; accepted: files of the format {FORMAT!r}")
-        try:
-            return cls(*_unpacked(content))
-        except ValueError as error:
-            raise ValueError(f"{path} is no exported model: {error}") from None
+    def of_content(cls, content: Mapping[str, Any]) -> Self:
+        return cls(*_unpacked(content))
 
 
 @torch.no_grad()
@@ -212,52 +161,21 @@ def _layer(weights: Mapping[str, Tensor | BSRMatrix]) -> BlockSparseLSTM:
     return layer
 
 
-def _here(weight: Tensor) -> Tensor:
-    """On the CPU, as plain data."""
-    return weight.detach().cpu()
-
-
-def _pack(weight: Tensor | BlockSparseWeight) -> Tensor | dict[str, Any]:
-    if isinstance(weight, Tensor):
-        return _here(weight)
-    matrix = weight.matrix
-    return dict(zip(PARTS, (*map(_here, (matrix.data, *matrix.pattern)), matrix.shape), strict=True))
-
-
-def _unpacked(content: dict[str, Any]) -> tuple[Tensor, Tensor | None, list[Weights], AdaptiveSoftmax | None]:
+def _unpacked(content: Mapping[str, Any]) -> tuple[Tensor, Tensor | None, list[Weights], AdaptiveSoftmax | None]:
     """The fields of the model that a file holds; ValueError naming the one that is none."""
-    layers = _field(content, "layers", "layers")
+    layers = field(content, "layers", "layers")
     if not isinstance(layers, list):
         raise ValueError(f"layers must be a list, got {type(layers).__name__}")
     unpacked = []
     for number, layer in enumerate(layers):
-        weights = {name: _field(layer, name, f"layers[{number}].{name}") for name in WEIGHTS}
-        unpacked.append({name: _unpack(f"layers[{number}].{name}", each) for name, each in weights.items()})
-    embedding = _field(content, "embedding", "embedding")
+        weights = {name: field(layer, name, f"layers[{number}].{name}") for name in WEIGHTS}
+        unpacked.append({name: unpack(f"layers[{number}].{name}", each) for name, each in weights.items()})
+    embedding = field(content, "embedding", "embedding")
     if "head" not in content:
-        return embedding, _field(content, "decoder_bias", "decoder_bias"), unpacked, None
+        return embedding, field(content, "decoder_bias", "decoder_bias"), unpacked, None
     if not isinstance(content["head"], dict):
         raise ValueError(f"head must be a dictionary of tensors, got {type(content['head']).__name__}")
     return embedding, None, unpacked, adaptive_of(content["head"])
-
-
-def _field(stored: Any, name: str, place: str) -> Any:
-    if not isinstance(stored, dict) or name not in stored:
-        raise ValueError(f"{place} is missing")
-    return stored[name]
-
-
-def _unpack(place: str, stored: Any) -> Any:
-    if not isinstance(stored, dict):
-        return stored
-    if set(stored) != set(PARTS):
-        raise ValueError(f"{place} must have {', '.join(PARTS)}, got {', '.join(map(str, stored)) or 'nothing'}")
-    try:
-        matrix = BSRMatrix(**stored)
-        _ = matrix.index  # looked at, so that a pattern that points outside is refused here
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
-    return matrix
 
 
 def _check(
