@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeG
 
 from pydantic import Field, model_validator
 
+from bench.data.corpus import known_sizes, names_of, task_of
+from bench.data.images import ImageSizes
 from bench.data.settings import TextSettings, WindowSettings
 from bench.models.settings import ModelSettings
-from bench.pruning.settings import LassoSettings, PruningSettings
+from bench.pruning.settings import LassoSettings, PruningSettings, ScaleSettings
 from bench.settings import BlockSize, Count, Fraction, Settings, require_division
 from bench.training.settings import ArithmeticSettings, OptimizerSettings, PathSettings, ReportSettings
 from kernels.registry import BACKENDS
@@ -399,6 +401,7 @@ class CheckCell(Cell):
 
 
 class TrainCell(
+    ScaleSettings,
     PruningSettings,
     LassoSettings,
     PathSettings,
@@ -410,7 +413,7 @@ class TrainCell(
     TextSettings,
     Cell,
 ):  # pydantic takes the fields of the last base first: columns stand in the order from below
-    """One language model trained, pruned and evaluated."""
+    """One network trained, pruned and evaluated: a language model, or a classifier."""
 
     kind: ClassVar[str] = "train"
     work: ClassVar[str] = "bench.train:train_cell"
@@ -433,15 +436,75 @@ class TrainCell(
             )
         return self
 
+    @model_validator(mode="after")
+    def _model_learns_the_data(self) -> Self:
+        if task_of(self.dataset) != self.task:
+            accepted = ", ".join(names_of(self.task))
+            raise ValueError(f"dataset: {self.dataset} is no data of a {self.model}; accepted: {accepted}")
+        return self
+
+    @model_validator(mode="after")
+    def _scales_are_there(self) -> Self:
+        if (self.scale_penalty or self.scale_threshold) and not (self.batch_norm and not self.is_recurrent):
+            name = "scale_threshold" if self.scale_threshold else "scale_penalty"
+            raise ValueError(
+                f"{name}: there are no scales without batch_norm; accepted: 0, or batch_norm = true of an mlp"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_are_linear(self) -> Self:
+        """What is of LSTM layers alone, and what blocks of linear ones need."""
+        if self.is_recurrent:
+            return self
+        if self.batch_norm and self.optimizer in ("asgd", "nt_asgd"):
+            raise ValueError(
+                f"optimizer: {self.optimizer} averages weights, not what batch_norm measures; accepted: sgd, adam"
+            )
+        if self.path == "auto":
+            raise ValueError(f"path: no break-even is measured of a {self.model}; accepted: dense, sparse")
+        if self.prunes and self.allocation == "gate":
+            raise ValueError(f"allocation: a {self.model} has no gates; accepted: uniform, erk, global")
+        if self.uses_blocks and self.scope == "weight_hh" and self.num_layers == 1:
+            raise ValueError("num_layers: 1 hidden layer has no weights between hidden layers; accepted: 2 or more")
+        if self.uses_blocks and self.scope == "all" and self.input_width % self.block_size:
+            sizes = [str(size) for size in range(1, self.input_width + 1) if self.input_width % size == 0]
+            raise ValueError(
+                f"block_size: {self.block_size} does not divide the {self.input_width} numbers of an example of "
+                f"{self.dataset}; accepted: {', '.join(sizes)}, or scope = weight_hh"
+            )
+        return self
+
+    def idle(self) -> Iterator[str]:
+        yield from super().idle()
+        if not self.is_recurrent:
+            yield from (*WindowSettings.__annotations__, "train_tokens", "eval_tokens", "rate_by_length")
+            yield "test_batch_size"
+
+    @property
+    def input_width(self) -> int:
+        """What goes into the first layer."""
+        sizes = None if self.is_recurrent else known_sizes(self.dataset)
+        return sizes.features if isinstance(sizes, ImageSizes) else super().input_width
+
     def grids(self) -> Grids:
-        return _layer_grids(self.layer_widths, self.block_size, self.scope) if self.prunes else {}
+        if not self.prunes:
+            return {}
+        if self.is_recurrent:
+            return _layer_grids(self.layer_widths, self.block_size, self.scope)
+        size, found = self.block_size, list(enumerate(pairwise(self.layer_widths)))
+        return {
+            f"layers.{number}.weight": (out // size, into // size)
+            for number, (into, out) in (found if self.scope == "all" else found[1:])
+        }
 
     def kernel_check(self) -> CheckCell | None:
         if self.device == "cpu" or self.path == "dense":
             return None
         arithmetic = {"dtype": "bfloat16"} if self.precision == "bfloat16" else {"math": self.precision}
         alike: dict[str, Any] = {name: getattr(self, name) for name in ("block_size", "device", "threads")}
-        return CheckCell(backend="cuda", op="forward_backward", **arithmetic, **alike)
+        op: Any = "forward_backward" if self.is_recurrent else "dsd"
+        return CheckCell(backend="cuda", op=op, **arithmetic, **alike)
 
 
 TimedCell = GemmCell | LstmCell

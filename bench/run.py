@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.cells import KINDS, Cell, is_training, number
-from bench.data.corpus import DataError, data_dir, load_corpus
+from bench.data.corpus import DataError, data_dir, load_data
 from bench.engines.driver import Job, Terms, run_jobs, say
 from bench.engines.estimate import Pace, spoken
 from bench.engines.origin import claim, require_own
@@ -158,7 +158,7 @@ def check_datasets(cells: Sequence[Cell]) -> None:
     """Load every data set once, before any worker starts, downloaded where it must be. UnusableError, one line."""
     for name in sorted({cell.dataset for cell in cells if is_training(cell)}):
         try:
-            load_corpus(name, data_dir())
+            load_data(name, data_dir())
         except (OSError, DataError) as error:
             raise UnusableError(f"dataset {name}: {error}") from None
 

@@ -123,7 +123,9 @@ TRAIN = (
     Column("epoch", pa.int64(), "result", "",
            "1 for the first; 0 is before training (block norms only); null where none was finished"),
     Column("step", pa.int64(), "result", "", "optimizer steps done"),
-    Column("train_ppl", pa.float64(), "result", "", "perplexity while training this epoch, exp(mean nats per token)"),
+    Column("train_ppl", pa.float64(), "result", "",
+           "perplexity while training this epoch, exp(mean nats per token); of a classifier exp(loss), the mean "
+           "cross-entropy of an example in nats"),
     Column("val_ppl", pa.float64(), "result", "", "validation perplexity after this epoch"),
     Column("test_ppl", pa.float64(), "result", "", "test perplexity after this epoch"),
     Column("val_change", pa.float64(), "result", "nats",
@@ -131,6 +133,10 @@ TRAIN = (
            "of a run of 10 steps or more"),
     Column("val_change_error", pa.float64(), "result", "nats",
            "standard error of val_change, over the windows of the validation text"),
+    Column("val_accuracy", pa.float64(), "result", "fraction",
+           "validation examples that a classifier gets right after this epoch; this and the like of the test and of "
+           "the epoch reported: null of language models and in older tables"),
+    Column("test_accuracy", pa.float64(), "result", "fraction", "test examples that it gets right after this epoch"),
     Column("averaging", pa.bool_(), "result", "", "this epoch was evaluated with the averages of nt_asgd"),
     Column("scheduled_sparsity", pa.float64(), "result", "fraction",
            "what the schedule asks for at the end of this epoch; null where a threshold decides"),
@@ -141,20 +147,27 @@ TRAIN = (
     Column("zero_block_share", pa.float64(), "result", "fraction",
            "blocks that are exactly zero, pruned or driven there by the proximal step"),
     Column("lasso_penalty", pa.float64(), "result", "nats", "block-lasso penalty after this epoch, lambda included"),
+    Column("bias_sparsity", pa.float64(), "result", "fraction",
+           "share of the biases that are masked (prune_biases); null where none is"),
+    Column("kept_neurons", pa.list_(pa.int64()), "result", "",
+           "neurons of each layer that did not go by their scale (scale_threshold); null where none does"),
     Column("lasso_multiplier", pa.float64(), "result", "",
            "lambda after this epoch, of lasso = dual; null of other forms and in older tables"),
-    Column("train_tokens_seen", pa.int64(), "result", "tokens", "targets trained on in this epoch"),
+    Column("train_tokens_seen", pa.int64(), "result", "tokens", "targets trained on in this epoch, tokens or examples"),
     Column("eval_tokens_seen", pa.int64(), "result", "tokens", "validation targets evaluated"),
-    Column("vocabulary", pa.int64(), "result", "types", "size of the vocabulary"),
+    Column("vocabulary", pa.int64(), "result", "types", "size of the vocabulary, or classes"),
     Column("token", pa.string(), "result", "",
-           "what a token of the text is: word or character; null in older tables: word"),
-    Column("corpus_sha256", pa.string(), "result", "", "sha256 of the token streams, 16 hex digits"),
+           "what a target is: word or character of a text, example of a classifier; null in older tables: word"),
+    Column("features", pa.int64(), "result", "", "numbers of an example, of a classifier; null of a language model"),
+    Column("corpus_sha256", pa.string(), "result", "", "sha256 of the token streams, or examples, 16 hex digits"),
     Column("parameters", pa.int64(), "result", "", "parameters, the tied embedding counted once"),
     Column("prunable_parameters", pa.int64(), "result", "", "parameters in prunable weights"),
     Column("decoder_multiply_adds", pa.float64(), "result", "",
-           "multiply-adds of the decoder for a token; of an adaptive softmax averaged over the training text"),
+           "multiply-adds of the decoder for a token (of an adaptive softmax averaged over the training text), or of "
+           "the output layer for an example"),
     Column("block_norms", pa.list_(NORM_MAP), "result", "",
-           "L2 norm of every block of every prunable weight, at the first (0), middle and last epoch"),
+           "L2 norm of every block of every prunable weight, at the first (0), middle and last epoch; none at "
+           "block_size 1"),
     Column("train_seconds", pa.float64(), "measured", "s",
            "training part of this epoch; a GPU is waited for at its ends, and cells that train beside it (workers) "
            "slow it down"),
@@ -165,17 +178,19 @@ TRAIN = (
            "(layer, step) pairs of this epoch that ran on the sparse path; measured, because path = auto goes by "
            "timings"),
     Column("lstm_seconds", pa.float64(), "measured", "s",
-           "time inside the LSTM layers, forward and backward, while training this epoch; on a GPU its own, between "
-           "CUDA events"),
+           "time inside the LSTM layers, or an mlp's hidden ones, forward and backward, while training this epoch; on "
+           "a GPU its own, between CUDA events"),
     Column("probes", pa.list_(PROBE), "measured", "ms",
            "LSTM layers forward + backward on the batch of a step, interleaved pairs: all on the dense path "
            "(dense_ms) against the path in use (lstm_ms); on a GPU between CUDA events; outside train_seconds; path "
            "other than dense only"),
     Column("reported_epoch", pa.int64(), "result", "",
-           "the epoch that setting selection reports, at final sparsity; this and the next two: last epoch only"),
+           "the epoch that setting selection reports, at final sparsity; this and what follows of it: last epoch only"),
     Column("reported_val_ppl", pa.float64(), "result", "", "validation perplexity of that epoch"),
     Column("reported_test_ppl", pa.float64(), "result", "",
            "test perplexity of that epoch's weights, the text cut into test_batch_size streams"),
+    Column("reported_val_accuracy", pa.float64(), "result", "fraction", "validation examples that it gets right"),
+    Column("reported_test_accuracy", pa.float64(), "result", "fraction", "test examples that it gets right"),
     Column("resumed", pa.int64(), "measured", "",
            "times the run had been taken up from a checkpoint by the end of this epoch; its seconds are sums over "
            "the pieces, without what a kill lost"),
@@ -183,13 +198,22 @@ TRAIN = (
            "wall time of the pieces before the last taking up, each up to its last checkpoint; in cell_seconds too"),
     Column("dense_bytes", pa.int64(), "result", "bytes",
            "prunable weights as dense matrices; this and what follows: last epoch of a pruned run, path other than "
-           "dense"),
+           "dense, or of one that lets neurons go"),
     Column("final_bytes", pa.int64(), "result", "bytes", "prunable weights as exported: kept blocks and their indices"),
     Column("live_units", pa.list_(pa.int64()), "result", "",
-           "units of each LSTM layer that are read and do not stay zero; the others can be removed without a change; "
+           "units of each layer that are read and do not stay as they are; the others can be removed without a change; "
            "null in older tables"),
+    Column("narrowed_units", pa.list_(pa.int64()), "result", "",
+           "units of each layer once the dead ones are removed, in whole blocks: of the narrowed model; this and what "
+           "follows of it: null in older tables"),
+    Column("narrowed_sparsity", pa.float64(), "result", "fraction",
+           "share of empty blocks of the pruned weights of the narrowed model; null where it has none left"),
+    Column("narrowed_bytes", pa.int64(), "result", "bytes", "its pruned weights as exported"),
+    Column("narrowed_ppl", pa.float64(), "result", "",
+           "its test perplexity: as final_ppl, up to rounding"),
     Column("final_ppl", pa.float64(), "result", "",
            "test perplexity of the finalised model, exported and loaded again"),
+    Column("final_accuracy", pa.float64(), "result", "fraction", "test examples that it gets right, of a classifier"),
     Column("inference_kernel", pa.string(), "result", "", "what multiplied the exported weights"),
     Column("inference_dense_ms", pa.list_(pa.float64()), "measured", "ms",
            "dense model on one window of evaluation, every sample"),
@@ -199,6 +223,10 @@ TRAIN = (
            "LSTM layers alone of the dense model, every sample"),
     Column("inference_lstm_ms", pa.list_(pa.float64()), "measured", "ms",
            "LSTM layers alone of the exported model, paired by position"),
+    Column("inference_narrowed_dense_ms", pa.list_(pa.float64()), "measured", "ms",
+           "dense model on the same window, every sample, paired with the narrowed model's"),
+    Column("inference_narrowed_ms", pa.list_(pa.float64()), "measured", "ms",
+           "narrowed model on the same window, paired by position"),
 )
 
 CHECK = (

@@ -1,9 +1,9 @@
-"""Train one cell: a language model trained, penalised, pruned and evaluated; one row per epoch.
+"""Train one cell: a network trained, penalised, pruned and evaluated; one row per epoch.
 
 The same cell gives bit-equal `result` columns on the same machine, torch and thread count: every random number comes
 from the cell's seed. With path = "auto" their last digits depend on the measured break-even too, which is kept.
 An epoch reads the next `train_tokens` of the training text (starting over at its end), so a short run sees as much
-different text as it has time for.
+different text as it has time for; of labelled examples it reads all, in an order of its own.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from bench.cells import TrainCell
-from bench.data.corpus import Corpus, batchify, cut, data_dir, epoch_slice, load_corpus, window_lengths
 from bench.measuring.causes import ends_the_caller, status_of
 from bench.measuring.machine import physical_cores
-from bench.measuring.memory import require_memory, time_steps
+from bench.measuring.memory import require_memory
 from bench.measuring.modes import initial_modes
 from bench.models.layers import State
 from bench.models.registry import MODELS
 from bench.pruning.lasso import Lasso
 from bench.pruning.pruner import Pruner
+from bench.pruning.scales import Scales
 from bench.schema import TRAIN
 from bench.training.checkpoint import Attributes, Checkpoints, GlobalRandom, Keeper, Part
-from bench.training.examiner import DivergedError, Examiner, finite, perplexity
-from bench.training.meter import Meter, norm_maps, probe_layers, smooth
-from bench.training.needs import require_text, require_writable
+from bench.training.examiner import Examiner
+from bench.training.meter import Meter, norm_maps, norms_of, probe_layers, smooth, zero_share
+from bench.training.needs import require_data, require_writable
 from bench.training.optimizer import clip_gradients, make_optimizer, make_rates, scaled_rate
 from bench.training.paths import Paths, autocast, missing_kernel_of, multiplying
 from bench.training.paths import kernel as sparse_kernel
+from bench.training.scores import DivergedError, finite, perplexity
+from bench.training.tasks import Task, load_for, task_on
 from kernels.system.driver import missing_gpu
 
 Row = dict[str, Any]
@@ -55,8 +57,8 @@ def train_cell(
     """Train `cell` and return its rows: epoch 0 (before training), then one per epoch.
 
     checkpoints: where the run is put aside, and gone on from; it ends with the same `result` columns.
-    export: where the finalised model is kept, its weights dense where the cell does not prune; `FinalModel.load` reads
-    it.
+    export: where the finalised model is kept, its weights dense where the cell does not prune;
+    `bench.pruning.exported.load` reads it.
 
     If the loss becomes NaN or infinite, the finished epochs come back as 'diverged' (one row without epoch if there is
     none); where anything else ends the run after an epoch, SystemExit too but not Ctrl-C, they come back as 'failed' or
@@ -86,7 +88,7 @@ def train_cell(
                 measured = {**trained, **run.examiner.after(epoch, run.step)}
                 rows.append(run.row(epoch=epoch, **measured))
                 if epoch == cell.epochs:
-                    rows[-1] |= run.examiner.at_the_end(measured["test_ppl"], export)
+                    rows[-1] |= run.examiner.at_the_end(measured, export)
                 run.tell(epoch, train_ppl=trained["train_ppl"], val_ppl=measured["val_ppl"])
         except DivergedError as problem:
             return diverged(rows, run.step, str(problem))
@@ -102,14 +104,14 @@ class Run:
     """Everything one training run works on, and how many optimizer steps it has done."""
 
     cell: TrainCell
-    corpus: Corpus
+    task: Task
     model: nn.Module
     optimizer: Optimizer
     rates: LRScheduler | None
     lasso: Lasso
     pruner: Pruner
+    scales: Scales
     paths: Paths
-    lengths: list[list[int]]  # of the windows, an epoch each
     examiner: Examiner
     listener: Tell
     keeper: Keeper
@@ -125,35 +127,32 @@ class Run:
 
         The first weights are drawn on the CPU, whatever the device.
         """
-        corpus = load_corpus(cell.dataset, data_dir())
-        require_text(cell, corpus.sizes)
-        require_memory(cell, corpus.sizes)
+        data = load_for(cell)
+        require_data(cell, data.sizes)
+        require_memory(cell, data.sizes)
         kernel = "" if cell.path == "dense" else missing_kernel_of(cell) or sparse_kernel(cell.device)
-        keeper = Keeper(checkpoints, cell, text=corpus.sha256, kernel=kernel)
+        keeper = Keeper(checkpoints, cell, text=data.sha256, kernel=kernel)
         saved = keeper.find()
-        model = MODELS[cell.model](cell, len(corpus.vocabulary))
-        if cell.decoder_bias == "frequencies":
-            model.start_from_frequencies(corpus.counts)
+        task = task_on(cell, data)
+        model = MODELS[cell.model](cell, task.classes)
+        task.prepare(model)
         model.to(cell.device)
-        streams = batchify(epoch_slice(corpus.train, cell.train_tokens, 1), cell.batch_size)
-        lengths = epoch_windows(cell, len(streams))
-        steps = sum(map(len, lengths))
+        steps = sum(map(len, task.lengths))
         optimizer = make_optimizer(cell, model, steps)
-        pruner = Pruner(model.prunable(), cell, steps, dict(model.named_parameters()))
-        longest = time_steps(len(corpus.train), cell.train_tokens, cell.batch_size)  # no window has more
-        as_trained = cell.model_copy(update={"bptt": min(cell.bptt, longest)})
+        pruner = Pruner(model.prunable(), cell, steps, dict(model.named_parameters()), model.biases())
+        as_trained = cell.model_copy(update={"bptt": min(cell.bptt, task.longest)})
         paths = Paths(model, as_trained, saved["paths"]["thresholds"] if saved else None)
         run = cls(
             cell=cell,
-            corpus=corpus,
+            task=task,
             model=model,
             optimizer=optimizer,
             rates=make_rates(cell, optimizer, steps),
             lasso=Lasso.of(cell),
             pruner=pruner,
+            scales=Scales(model, cell, steps),
             paths=paths,
-            lengths=lengths,
-            examiner=Examiner(cell, corpus, model, optimizer, pruner, paths),
+            examiner=Examiner(cell, task, model, optimizer, pruner, paths),
             listener=tell,
             keeper=keeper,
             meter=Meter(paths),
@@ -186,7 +185,7 @@ class Run:
             "optimizer": self.optimizer,
             "pruner": self.pruner,
             "paths": Attributes(self.paths, "thresholds"),
-            "selection": Attributes(self.examiner.selection, "epoch", "val_ppl", "weights"),
+            "selection": Attributes(self.examiner.selection, "epoch", "val_ppl", "val_accuracy", "weights"),
             "trigger": Attributes(self.examiner.trigger, "history"),
             "examiner": Attributes(self.examiner, "late"),
             "random": GlobalRandom(self.cell.device),
@@ -194,8 +193,10 @@ class Run:
             "meter": self.meter,
             "run": Attributes(self, "step", "states", "rows"),
         }
-        dual: dict[str, Part] = {"lasso": Attributes(self.lasso, "multiplier")} if self.cell.lasso == "dual" else {}
-        return parts | dual | ({"rates": self.rates} if self.rates else {})
+        cell = self.cell
+        dual: dict[str, Part] = {"lasso": Attributes(self.lasso, "multiplier")} if cell.lasso == "dual" else {}
+        scales: dict[str, Part] = {"scales": self.scales} if cell.prunes_neurons else {}
+        return parts | dual | scales | ({"rates": self.rates} if self.rates else {})
 
     def choose_paths(self) -> None:
         """Put every layer on the path that its masks ask for; the pruner then knows which gradients need no mask."""
@@ -212,11 +213,8 @@ class Run:
         if not self.keeper.windows:
             self.meter, self.states = Meter(self.paths), None
         cell, model, weights, meter = self.cell, self.model, self.weights, self.meter
-        text = batchify(epoch_slice(self.corpus.train, cell.train_tokens, epoch), cell.batch_size)  # [time, batch]
-        text = text.to(cell.device)
         model.train()
-        batches = cut(text, self.lengths[epoch - 1])
-        for inputs, targets in self.keeper.left(batches, self.state, meter.stopped):  # [time, batch] each
+        for inputs, targets in self.keeper.left(self.task.epoch(epoch), self.state, meter.stopped):
             self.states = before = detach(self.states)
             self.optimizer.zero_grad()
             if self.probe_is_due(epoch):
@@ -227,6 +225,8 @@ class Run:
             meter.step(self.pruner.sparsity, self.nats(loss, epoch), targets.numel())
             if self.lasso.in_loss:
                 loss = loss + self.lasso.penalty(weights.values())
+            if self.scales.in_loss:
+                loss = loss + self.scales.penalty()
             if isinstance(model.penalty, Tensor):
                 loss = loss + model.penalty
 
@@ -243,6 +243,7 @@ class Run:
             self.step += 1
             self.lasso.shrink_(weights.values(), rate)
             self.pruner.after_step(self.step, self.optimizer)
+            self.scales.after_step(self.step, self.optimizer)
             self.choose_paths()
             if self.rates is not None:
                 self.rates.step()
@@ -280,7 +281,8 @@ class Run:
 
     def probe_is_due(self, epoch: int) -> bool:
         """Whether this step is one of the PROBES_AN_EPOCH, the first of the epoch among them."""
-        before, an_epoch = sum(map(len, self.lengths[: epoch - 1])), len(self.lengths[epoch - 1])
+        lengths = self.task.lengths
+        before, an_epoch = sum(map(len, lengths[: epoch - 1])), len(lengths[epoch - 1])
         due = {before + number * an_epoch // PROBES_AN_EPOCH for number in range(PROBES_AN_EPOCH)}
         return self.cell.path != "dense" and self.step in due
 
@@ -294,8 +296,7 @@ class Run:
         """The row of a finished epoch (0: before training), with the block norms where they are stored."""
         cell, weights = self.cell, self.weights
         self.pruner.check(self.optimizer)
-        norms = norm_maps(weights, cell.block_size)
-        blocks = [norm for entry in norms for norm in entry["norms"]]
+        norms = norms_of(weights, cell.block_size)
         keep_norms = epoch in (0, max(1, cell.epochs // 2), cell.epochs)
         return {
             **blank_row(),
@@ -305,18 +306,17 @@ class Run:
             "step": self.step,
             "scheduled_sparsity": self.pruner.scheduled(self.step),
             "sparsity": self.pruner.sparsity,
-            "zero_block_share": blocks.count(0.0) / len(blocks) if blocks else None,
+            "zero_block_share": zero_share(norms),
             "lasso_penalty": self.lasso.penalty(weights.values()).item(),
+            "kept_neurons": self.scales.kept,
+            "bias_sparsity": self.pruner.bias_sparsity,
             "lasso_multiplier": float(self.lasso.multiplier) if cell.lasso == "dual" else None,
             "train_tokens_seen": 0,
             "eval_tokens_seen": 0,
-            "vocabulary": len(self.corpus.vocabulary),
-            "token": self.corpus.token,
-            "corpus_sha256": self.corpus.sha256[:16],
+            **self.task.columns(self.model),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "prunable_parameters": sum(weight.numel() for weight in weights.values()),
-            "decoder_multiply_adds": self.model.decoder_multiply_adds(self.corpus.counts),  # type: ignore[operator]
-            "block_norms": norms if keep_norms else None,
+            "block_norms": norm_maps(norms, cell.block_size) if keep_norms else None,
             **self.keeper.columns(),
             **measured,
         }
@@ -338,16 +338,6 @@ def diverged(rows: list[Row], step: int, reason: str) -> list[Row]:
 def stopped(rows: list[Row], status: str, reason: str) -> list[Row]:
     """The rows of finished epochs of a run that did not end ok, and why."""
     return [{**row, "status": status, "reason": reason} for row in rows]
-
-
-def epoch_windows(cell: TrainCell, length: int) -> list[list[int]]:
-    """Lengths of the windows of every epoch, for streams of `length` tokens.
-
-    Known beforehand, so that ramps and rates are.
-    """
-    jitter, halved = cell.bptt_jitter, cell.bptt_halved
-    epochs = range(1, cell.epochs + 1)
-    return [window_lengths(length, cell.bptt, jitter, halved, f"{cell.seed} {epoch}") for epoch in epochs]
 
 
 def blank_row() -> Row:

@@ -7,12 +7,14 @@ from itertools import pairwise
 
 from bench.cells import CHECK_SECONDS, Cell, TrainCell, is_training
 from bench.data.corpus import Sizes, known_sizes
+from bench.data.images import ImageSizes
 from bench.measuring.machine import physical_cores
 
 FLOPS_PER_SECOND = 20e9  # of one thread; only a start, corrected by the first cells that end
 GPU_FLOPS_PER_SECOND = 20e12  # of a GPU, float64 for the reference included
 GPU_TRAINING = {"ieee": 30e12, "tf32": 150e12, "bfloat16": 300e12}  # operations a second, by precision
 GPU_TIME_STEP = 15e-6  # seconds that a time step of one layer takes at least; the backward pass has two of them
+STEP_SECONDS = 1e-3  # that a step of a small classifier takes at least
 UNTOLD = Sizes(train=90_000, valid=11_000, test=11_000, vocabulary=5_000)  # where a data set does not tell its own
 
 
@@ -60,6 +62,11 @@ def rough_seconds(cell: Cell) -> float:
 
 def _training_seconds(cell: TrainCell, rate: float) -> float:
     sizes = known_sizes(cell.dataset) or UNTOLD
+    if isinstance(sizes, ImageSizes):
+        weights = sum(out * into for into, out in pairwise([*cell.layer_widths, sizes.classes]))
+        seen = 3 * sizes.train + sizes.valid + sizes.test
+        steps = cell.epochs * sizes.train / cell.batch_size
+        return CHECK_SECONDS + steps * STEP_SECONDS + cell.epochs * 2 * weights * seen / rate
     train = cell.train_tokens or sizes.train
     evaluated = 2 * cell.eval_tokens or sizes.valid + sizes.test
     lstm = sum(4 * out * (into + out) for into, out in pairwise(cell.layer_widths))

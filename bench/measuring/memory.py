@@ -10,6 +10,7 @@ import psutil
 
 from bench.cells import Cell, StorageCell, TimedCell, TrainCell, is_training
 from bench.data.corpus import EVAL_BATCH, Sizes, known_sizes, window_lengths
+from bench.data.images import EVAL_EXAMPLES, ImageSizes
 
 GIB = 2**30
 FLOAT_BYTES = 4
@@ -39,8 +40,10 @@ def time_steps(tokens: int, limit: int, streams: int) -> int:
     return min(tokens, limit or tokens) // streams - 1
 
 
-def largest_window(cell: TrainCell, sizes: Sizes) -> int:
+def largest_window(cell: TrainCell, sizes: Sizes | ImageSizes) -> int:
     """Targets of the largest window that is computed at once: of the first epoch's training, or of an evaluation."""
+    if isinstance(sizes, ImageSizes):
+        return max(min(cell.batch_size, sizes.train), min(EVAL_EXAMPLES, max(sizes.valid, sizes.test)))
     steps = time_steps(sizes.train, cell.train_tokens, cell.batch_size)
     if cell.bptt_jitter or cell.bptt_halved:
         longest = max(window_lengths(steps + 1, cell.bptt, cell.bptt_jitter, cell.bptt_halved, f"{cell.seed} 1"))
@@ -53,32 +56,41 @@ def largest_window(cell: TrainCell, sizes: Sizes) -> int:
     return max(longest * cell.batch_size, *evaluated)
 
 
-def parameters_of(cell: TrainCell, vocabulary: int) -> int:
+def parameters_of(cell: TrainCell, sizes: Sizes | ImageSizes) -> int:
     """Parameters of a model, from the settings alone: embedding, decoder, layers."""
+    if isinstance(sizes, ImageSizes):
+        normed = 2 if cell.batch_norm else 0
+        layers = sum(out * (into + 1 + normed) for into, out in pairwise(cell.layer_widths))
+        return layers + sizes.classes * (cell.layer_widths[-1] + 1)
+    vocabulary = sizes.vocabulary
     layers = sum(4 * out * (into + out + 2) for into, out in pairwise(cell.layer_widths))
     return vocabulary * cell.embedding_size + cell.decoder_parameters(vocabulary) + layers
 
 
-def least_bytes(cell: TrainCell, sizes: Sizes) -> int:
+def logits_of(cell: TrainCell, sizes: Sizes | ImageSizes) -> int:
+    """Logits that every target has at least."""
+    return sizes.classes if isinstance(sizes, ImageSizes) else cell.least_logits(sizes.vocabulary)
+
+
+def least_bytes(cell: TrainCell, sizes: Sizes | ImageSizes) -> int:
     """Bytes below which no run is possible: weights, gradients, the optimizer's states, logits and their logarithms.
 
     Logits are of the largest window. Activations, buffers and torch itself come on top.
     """
-    parameters, states = parameters_of(cell, sizes.vocabulary), STATES.get(cell.optimizer, 1 if cell.momentum else 0)
-    return FLOAT_BYTES * (
-        parameters * (2 + states) + 2 * largest_window(cell, sizes) * cell.least_logits(sizes.vocabulary)
-    )
+    parameters, states = parameters_of(cell, sizes), STATES.get(cell.optimizer, 1 if cell.momentum else 0)
+    return FLOAT_BYTES * (parameters * (2 + states) + 2 * largest_window(cell, sizes) * logits_of(cell, sizes))
 
 
-def require_memory(cell: TrainCell, sizes: Sizes) -> None:
+def require_memory(cell: TrainCell, sizes: Sizes | ImageSizes) -> None:
     """MemoryError, one line, where a cell certainly takes more memory than there is."""
     needed, there = least_bytes(cell, sizes), memory_bytes(cell.device)
     if needed > there:
-        parameters = parameters_of(cell, sizes.vocabulary)
+        logits = f"{logits_of(cell, sizes):,} logits"
+        text = f" x bptt {cell.bptt} x {logits}, in the test test_batch_size {cell.test_batch_size} x as many"
         raise MemoryError(
-            f"a step needs more than {needed / GIB:.1f} GiB ({parameters:,} parameters, batch_size {cell.batch_size} x "
-            f"bptt {cell.bptt} x {cell.least_logits(sizes.vocabulary):,} logits, in the test "
-            f"test_batch_size {cell.test_batch_size} x as many), and {cell.device} has {there / GIB:.1f} GiB"
+            f"a step needs more than {needed / GIB:.1f} GiB ({parameters_of(cell, sizes):,} parameters, batch_size "
+            f"{cell.batch_size}{text if isinstance(sizes, Sizes) else f' x {logits}'}), and {cell.device} has "
+            f"{there / GIB:.1f} GiB"
         )
 
 
@@ -93,12 +105,12 @@ def require_operands(cell: TimedCell | StorageCell) -> None:
         )
 
 
-def rough_bytes(cell: TrainCell, sizes: Sizes) -> int:
+def rough_bytes(cell: TrainCell, sizes: Sizes | ImageSizes) -> int:
     """What a run may take in all: the least, and on top torch, what the backward pass keeps, copies of the weights."""
-    parameters, outputs = parameters_of(cell, sizes.vocabulary), sum(cell.layer_widths[1:])
+    parameters, outputs = parameters_of(cell, sizes), sum(cell.layer_widths[1:])
     copies = parameters * (1 + (cell.selection == "best") + (cell.prunes and cell.rewind != "none"))
     window = largest_window(cell, sizes)
-    more = FLOAT_BYTES * (copies + window * (cell.least_logits(sizes.vocabulary) + KEPT_AN_OUTPUT * outputs))
+    more = FLOAT_BYTES * (copies + window * (logits_of(cell, sizes) + KEPT_AN_OUTPUT * outputs))
     return PROCESS_BYTES + least_bytes(cell, sizes) + more
 
 
@@ -133,8 +145,10 @@ def lines(cells: Sequence[Cell], workers: int) -> list[str]:
     return said
 
 
-def is_cuttable(cell: TrainCell, sizes: Sizes) -> bool:
+def is_cuttable(cell: TrainCell, sizes: Sizes | ImageSizes) -> bool:
     """Whether every text is long enough for the streams it is cut into."""
+    if isinstance(sizes, ImageSizes):
+        return True
     limit, streams = cell.eval_tokens, max(EVAL_BATCH, cell.test_batch_size)
     cuts = (
         (sizes.train, cell.train_tokens, cell.batch_size),

@@ -83,6 +83,11 @@ class LSTM(nn.Module):
         x, after = self.run_layers(x, states, between=self.dropout)
         return self.dropout(x), after
 
+    def enter(self, inputs: Tensor) -> Tensor:
+        """What goes into the first layer, nothing dropped. inputs: [time, batch] -> [time, batch, embedding]."""
+        embedded: Tensor = self.embedding(inputs)
+        return embedded
+
     def run_layers(
         self, x: Tensor, states: list[State] | None = None, between: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, list[State]]:
@@ -102,12 +107,26 @@ class LSTM(nn.Module):
 
         A block row lies inside one gate where the block size divides the layer's size, as the cell has checked.
         """
-        kinds = ("weight_hh",) if self.scope == "weight_hh" else ("weight_ih", "weight_hh")
         return {
-            f"{kind}_l{number}": getattr(layer, f"{kind}_l0")
-            for number, layer in enumerate(self.layers)
-            for kind in kinds
+            name: getattr(layer, f"{kind}_l0")
+            for layer, names in zip(self.layers, self.names(), strict=True)
+            for kind, name in names.items()
         }
+
+    def biases(self) -> dict[str, tuple[nn.Parameter, tuple[str, ...]]]:
+        """The biases of rows that only prunable weights have, by torch's names, with the names of these weights."""
+        if self.scope == "weight_hh":
+            return {}
+        return {
+            f"{kind}_l{number}": (getattr(layer, f"{kind}_l0"), tuple(names.values()))
+            for number, (layer, names) in enumerate(zip(self.layers, self.names(), strict=True))
+            for kind in ("bias_ih", "bias_hh")
+        }
+
+    def names(self) -> list[dict[str, str]]:
+        """The names of each layer's prunable weights, by their kind."""
+        kinds = ("weight_hh",) if self.scope == "weight_hh" else ("weight_ih", "weight_hh")
+        return [{kind: f"{kind}_l{number}" for kind in kinds} for number in range(len(self.layers))]
 
 
 def model(cell: TrainCell, vocabulary: int) -> LSTM:

@@ -13,8 +13,19 @@ from bench.pruning.settings import Sparsifying
 from bench.settings import Count, Natural, NonNegative, ProperFraction
 
 NARROWER = 4.0  # torch's default: the clusters' widths are those of the head divided by 4, by 16, ...
+TASKS = {"mlp": "classification"}  # of the models; one that is not named here is a language model
+LANGUAGE = "language"
+OF_LANGUAGE = (  # settings of language models only
+    "embedding_size",
+    "decoder_bias",
+    "decoder",
+    "cutoff",
+    "second_cutoff",
+    "embedding_gradient",
+)
 OWN = {  # settings that not every model has; a model that is not named here may use them all
     "lstm": ("dropout",),
+    "mlp": ("dropout", "batch_norm"),
     "awd_lstm": (
         "input_dropout",
         "hidden_dropout",
@@ -27,16 +38,24 @@ OWN = {  # settings that not every model has; a model that is not named here may
 }
 
 
+def models_of(task: str) -> list[str]:
+    """The models that learn a task."""
+    return [name for name in MODELS if TASKS.get(name, LANGUAGE) == task]
+
+
 class ModelSettings(Sparsifying):
-    """A language model of LSTM layers between an embedding and a decoder."""
+    """A language model of LSTM layers between an embedding and a decoder, or a classifier of linear ones (mlp)."""
 
     model: Annotated[str, MODELS] = Field("lstm", description="architecture")
     embedding_size: Count = Field(64, description="width of the embedding and of the tied decoder")
     hidden_size: Count = Field(
-        128, description="width of every LSTM layer; under a tied decoder the last has the embedding's"
+        128,
+        description="width of every LSTM layer (under a tied decoder the last has the embedding's), or of every hidden "
+        "layer of an mlp",
     )
-    num_layers: Count = Field(2, description="LSTM layers")
-    dropout: ProperFraction = Field(0.0, description="dropout between layers, fraction (lstm)")
+    num_layers: Count = Field(2, description="LSTM layers, or hidden layers of an mlp")
+    dropout: ProperFraction = Field(0.0, description="dropout between layers, fraction (lstm, mlp)")
+    batch_norm: bool = Field(False, description="batch normalisation before each ReLU (mlp)")
     input_dropout: ProperFraction = Field(
         0.0, description="locked dropout of the embedded words, fraction (awd_lstm, as all dropouts that follow)"
     )
@@ -85,16 +104,33 @@ class ModelSettings(Sparsifying):
 
     def idle(self) -> Iterator[str]:
         yield from super().idle()
+        if self.task != LANGUAGE:
+            yield from OF_LANGUAGE
         if self.decoder == "tied":
             yield from ("cutoff", "second_cutoff")
         if self.model in OWN:
             yield from {name for names in OWN.values() for name in names} - set(OWN[self.model])
 
     @property
+    def task(self) -> str:
+        """What the model learns: a language, or a classification."""
+        return TASKS.get(self.model, LANGUAGE)
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether its layers go through time, with states."""
+        return self.task == LANGUAGE
+
+    @property
+    def input_width(self) -> int:
+        """What goes into the first layer."""
+        return self.embedding_size
+
+    @property
     def layer_widths(self) -> list[int]:
         """What goes into the first layer and comes out of each: the last has the width that a tied decoder needs."""
-        last = self.embedding_size if self.decoder == "tied" else self.hidden_size
-        return [self.embedding_size, *[self.hidden_size] * (self.num_layers - 1), last]
+        last = self.embedding_size if self.is_recurrent and self.decoder == "tied" else self.hidden_size
+        return [self.input_width, *[self.hidden_size] * (self.num_layers - 1), last]
 
     @property
     def cutoffs(self) -> list[int]:
@@ -117,4 +153,6 @@ class ModelSettings(Sparsifying):
 
     @property
     def divided(self) -> dict[str, int]:
+        if not self.is_recurrent:
+            return super().divided | {"hidden_size": self.hidden_size}
         return super().divided | {"hidden_size": self.hidden_size, "embedding_size": self.embedding_size}

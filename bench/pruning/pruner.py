@@ -20,6 +20,8 @@ from bench.pruning.schedules import cuts_done, sparsity_at
 from bench.pruning.settings import PruningSettings
 from kernels.blockmask import BlockMask
 
+Bias = tuple[Parameter, tuple[str, ...]]
+
 
 def share_empty(masks: Collection[BlockMask]) -> float:
     """Share of empty blocks over all masks, which have one block size; 0 where there are none."""
@@ -48,8 +50,12 @@ class Pruner:
         cell: PruningSettings,
         steps: int,
         parameters: Mapping[str, Parameter] | None = None,
+        biases: Mapping[str, Bias] | None = None,
     ) -> None:
-        """parameters: all of the model, by name, which are rewound where the cell rewinds; None: the weights."""
+        """parameters: all of the model, by name, which are rewound where the cell rewinds; None: the weights.
+
+        biases: those of the weights' rows, each with the names of the weights that have these rows.
+        """
         self.weights = weights if cell.prunes else {}
         self.cell, self.steps = cell, steps
         # 'pre' cuts before anything was learned: its pattern is random whatever the criterion (slides).
@@ -65,6 +71,8 @@ class Pruner:
             for name, weight in self.weights.items()
         }
         self._emptied: dict[str, Tensor] = {}  # bool[rows, cols], True = pruned
+        self.biases = dict(biases or {}) if cell.prunes and cell.prune_biases else {}
+        self._bare: dict[str, Tensor] = {}  # of each bias, bool[rows]: no block is kept of the row, in any weight
         self._sparsity: float | None = None  # of the masks as they are
         self.lazy = cell.device != "cpu"
         self._asked = 0.0
@@ -110,6 +118,10 @@ class Pruner:
     def _take(self, name: str, mask: BlockMask) -> None:
         self.masks[name], self._sparsity = mask, None
         self._emptied[name] = ~mask.expand(self.weights[name].device)
+        for of, (bias, rows) in self.biases.items():
+            if name in rows:
+                held = torch.stack([self.masks[each].kept.any(dim=1) for each in rows]).any(dim=0)
+                self._bare[of] = ~held.repeat_interleave(mask.block_size).to(bias.device)
 
     def scheduled(self, step: int) -> float | None:
         """The sparsity the schedule asks for after `step` optimizer steps; None where a threshold decides."""
@@ -203,6 +215,16 @@ class Pruner:
             gradient = self.weights[name].grad
             if gradient is not None and name not in self.sparse:
                 gradient.masked_fill_(emptied, 0.0)
+        for name, bare in self._bare.items():
+            gradient = self.biases[name][0].grad
+            if gradient is not None:
+                gradient.masked_fill_(bare, 0.0)
+
+    @property
+    def bias_sparsity(self) -> float | None:
+        """Share of the biases that are masked; None where the cell masks none."""
+        count = sum(bias.numel() for bias, _ in self.biases.values())
+        return sum(int(bare.sum()) for bare in self._bare.values()) / count if count else None
 
     def after_step(self, step: int, optimizer: Optimizer | None = None) -> None:
         """After `step` optimizer steps: empty more blocks where the schedule wants it, then zero what is pruned."""
@@ -282,9 +304,8 @@ class Pruner:
         if self.is_done:
             self._sums = {}
 
-    def _tensors(self, name: str, optimizer: Optimizer | None) -> Iterator[Tensor]:
+    def _tensors(self, weight: Parameter, optimizer: Optimizer | None) -> Iterator[Tensor]:
         """The weight, its gradient and every optimizer state of the weight's shape."""
-        weight = self.weights[name]
         state = optimizer.state[weight].values() if optimizer is not None else ()
         for tensor in (weight, weight.grad, *state):
             if isinstance(tensor, Tensor) and tensor.shape == weight.shape:
@@ -295,8 +316,11 @@ class Pruner:
         """Zero the pruned blocks of everything that belongs to a weight."""
         for name, emptied in self._emptied.items():
             if name not in zero_already:
-                for tensor in self._tensors(name, optimizer):
+                for tensor in self._tensors(self.weights[name], optimizer):
                     tensor.masked_fill_(emptied, 0.0)
+        for name, bare in self._bare.items():
+            for tensor in self._tensors(self.biases[name][0], optimizer):
+                tensor.masked_fill_(bare, 0.0)
 
     @torch.no_grad()
     def check(self, optimizer: Optimizer | None, step: int | None = None) -> None:
@@ -308,7 +332,7 @@ class Pruner:
             if name not in self._emptied:
                 continue  # nothing of it is pruned yet
             mask, emptied = self.masks[name], self._emptied[name]
-            for tensor in self._tensors(name, optimizer):
+            for tensor in self._tensors(self.weights[name], optimizer):
                 if step is None:
                     leaks = (tensor.ne(0.0) & emptied).any()
                 else:

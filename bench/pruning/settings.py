@@ -41,7 +41,9 @@ class BlockSettings(Sparsifying):
 
     block_size: BlockSize = Field(16, description="side of a square weight block, elements")
     scope: Literal["weight_hh", "all"] = Field(
-        "all", description="weights pruned and penalised: recurrent ones, or every LSTM matrix"
+        "all",
+        description="weights pruned and penalised: hidden to hidden (recurrent ones; of an mlp those between hidden "
+        "layers), or every LSTM matrix (of an mlp every one but the output layer's)",
     )
 
     @model_validator(mode="after")
@@ -92,6 +94,28 @@ class LassoSettings(BlockSettings):
         return self
 
 
+class ScaleSettings(Sparsifying):
+    """Pruning whole neurons by the scales of batch normalisation."""
+
+    scale_penalty: NonNegative = Field(
+        0.0, description="this times the sum of the scales' magnitudes is added to the loss (batch_norm)"
+    )
+    scale_threshold: NonNegative = Field(
+        0.0, description="neurons whose scale is smaller go at scale_at, for good; 0 lets none go (batch_norm)"
+    )
+    scale_at: ProperFraction = Field(0.5, description="when they go, fraction of all steps")
+
+    @property
+    def prunes_neurons(self) -> bool:
+        """Whether whole neurons go."""
+        return self.scale_threshold > 0.0
+
+    def idle(self) -> Iterator[str]:
+        yield from super().idle()
+        if not self.prunes_neurons:
+            yield "scale_at"
+
+
 class PruningSettings(BlockSettings):
     """Pruning by a schedule and a criterion."""
 
@@ -119,6 +143,11 @@ class PruningSettings(BlockSettings):
         False,
         description="with schedule = pre: the weights that are kept begin larger by 1/sqrt(density), so that sums over "
         "what is left have the variance that they have in the dense model",
+    )
+    prune_biases: bool = Field(
+        False,
+        description="mask the biases of rows of which no block is kept, in whichever weight, too: such a unit or gate "
+        "is constant then",
     )
     prune_every: Count = Field(10, description="steps between two mask updates")
     prune_rounds: Count = Field(
@@ -228,7 +257,7 @@ class PruningSettings(BlockSettings):
     def idle(self) -> Iterator[str]:
         yield from super().idle()
         if not self.prunes:
-            yield from ("schedule", "allocation", "target_sparsity", "threshold")
+            yield from ("schedule", "allocation", "target_sparsity", "threshold", "prune_biases")
         if not self.prunes or self.schedule == "pre":
             yield from ("criterion", "prune_begin")
         elif self.criterion == "rms" and not self.threshold:  # ranks blocks of one size as l2 does

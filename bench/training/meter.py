@@ -1,7 +1,8 @@
 """What is counted and timed of a run: a meter for one epoch, the norms of blocks, and probes.
 
 Probes are timings within the run, always as interleaved pairs: LSTM layers while it trains, inference when it is done.
-None of them touches the run: no random number is drawn, no gradient is left, every layer is back on its path.
+None of them touches the run: no random number is drawn, no gradient is left, every layer is back on its path, and what
+batch normalisation has measured is as it was.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 from bench.measuring.clocks import interleaved, wall_clock
 from bench.models.layers import State
-from bench.pruning.finalize import FinalModel, finalize
+from bench.pruning.exported import exported, live, load, narrowed
 from bench.pruning.lasso import block_norms
 from bench.pruning.pruner import Pruner
-from bench.pruning.removal import counts, live_units
+from bench.pruning.removal import counts
+from bench.pruning.stored import Exported
 from bench.training.paths import Paths, autocast, kernel_of, type_of_products
+from bench.training.scores import Scores
 
 COUNTED = ("nats", "targets", "sparsities", "sparse_layers", "probes")
 
@@ -100,24 +103,38 @@ class Meter:
         }
 
 
-def norm_maps(weights: dict[str, nn.Parameter], block_size: int) -> list[dict[str, Any]]:
-    """The L2 norm of every block, row by row, for each weight that the block size divides.
+def norms_of(weights: dict[str, nn.Parameter], block_size: int) -> dict[str, Tensor]:
+    """The L2 norm of every block, [grid_rows, grid_cols], for each weight that the block size divides.
 
     A dense run's need not be divided.
     """
-    maps = []
-    for name, weight in weights.items():
-        if weight.shape[0] % block_size == weight.shape[1] % block_size == 0:
-            norms = block_norms(weight.detach(), block_size)
-            rows, cols = norms.shape
-            maps.append({"weight": name, "grid_rows": rows, "grid_cols": cols, "norms": norms.flatten().tolist()})
-    return maps
+    return {
+        name: block_norms(weight.detach(), block_size)
+        for name, weight in weights.items()
+        if weight.shape[0] % block_size == weight.shape[1] % block_size == 0
+    }
+
+
+def norm_maps(norms: dict[str, Tensor], block_size: int) -> list[dict[str, Any]] | None:
+    """The norms of `norms_of` as a row holds them, row by row; none of blocks of one element, which are the weights."""
+    if block_size == 1:
+        return None
+    return [
+        {"weight": name, "grid_rows": len(each), "grid_cols": each.shape[1], "norms": each.flatten().tolist()}
+        for name, each in norms.items()
+    ]
+
+
+def zero_share(norms: dict[str, Tensor]) -> float | None:
+    """Share of the blocks that are exactly zero; None where no weight has blocks."""
+    blocks = sum(each.numel() for each in norms.values())
+    return sum(int((each == 0.0).sum()) for each in norms.values()) / blocks if blocks else None
 
 
 TRAINING_PAIRS = 5
 INFERENCE_PAIRS = 15
 
-Evaluate = Callable[[FinalModel], float]  # its test perplexity
+Evaluate = Callable[[Exported], Scores]  # of the test
 
 
 @contextmanager
@@ -153,13 +170,14 @@ def smooth(model: nn.Module, paths: Paths) -> Iterator[None]:
 
 
 def probe_layers(model: nn.Module, paths: Paths, inputs: Tensor, states: list[State] | None) -> dict[str, Any]:
-    """Forward + backward of the LSTM layers on one batch: all on the dense path against the paths in use.
+    """Forward + backward of the layers on one batch: all on the dense path against the paths in use.
 
-    inputs: [time, batch]. To be called where no gradient is wanted: gradients are cleared.
+    inputs: of a step, whose gradient is computed where training computes it. To be called where no gradient is
+    wanted: gradients are cleared.
     """
-    x = model.embedding(inputs).detach().requires_grad_()  # type: ignore[operator]
-    out = paths.layers[-1].hidden_size
-    grad = torch.randn(*inputs.shape, out, generator=torch.Generator().manual_seed(0)).to(x.device)
+    entered = model.enter(inputs)  # type: ignore[operator]
+    x = entered.detach().requires_grad_(entered.requires_grad)
+    grad = torch.randn(*x.shape[:-1], paths.width, generator=torch.Generator().manual_seed(0)).to(x.device)
     seconds = [layer.seconds for layer in paths.layers]
 
     def train() -> None:
@@ -172,9 +190,12 @@ def probe_layers(model: nn.Module, paths: Paths, inputs: Tensor, states: list[St
         with all_dense(paths):
             train()
 
+    measured = {name: buffer.clone() for name, buffer in model.named_buffers()}  # by batch normalisation
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):  # of the recurrent weights' dropout
         dense_ms, lstm_ms = interleaved(train_dense, train, TRAINING_PAIRS, paths.device)
     model.zero_grad()
+    for name, buffer in model.named_buffers():
+        buffer.copy_(measured[name])
     for layer, before in zip(paths.layers, seconds, strict=True):
         layer.seconds = before
     return {"sparse_layers": paths.sparse_layers, "dense_ms": dense_ms, "lstm_ms": lstm_ms}
@@ -186,34 +207,46 @@ def measure_final(
 ) -> dict[str, Any]:
     """The columns of a finalised model: exported, loaded again, evaluated, and timed against the dense path.
 
-    window: [time, batch], what inference is timed on. export: where the model is kept; None keeps it nowhere.
+    window: the inputs that inference is timed on. export: where the model is kept; None keeps it nowhere.
     Both models have their weights in the type that the run multiplied in.
     """
     with tempfile.TemporaryDirectory(prefix="bench-export-") as folder:
         path = export or Path(folder) / "model.pt"
-        finalize(model, pruner.masks).save(path)
-        exported = FinalModel.load(path)
-    dtype = type_of_products(paths.precision)
-    final = copy.deepcopy(exported).to(window.device, dtype)
+        exported(model, pruner.masks).save(path)
+        stored = load(path)
+    dtype, smaller = type_of_products(paths.precision), narrowed(stored)
+    window = window.to(dtype) if window.is_floating_point() else window  # examples, not words
+    final, narrow = (copy.deepcopy(each).to(window.device, dtype) for each in (stored, smaller))
     model.eval()
     with all_dense(paths):
         dense = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
-        x = dense.embedding(window)  # type: ignore[operator]
+        x = dense.enter(window)  # type: ignore[operator]
         whole = interleaved(lambda: dense(window), lambda: final(window), INFERENCE_PAIRS, paths.device)
         layers = interleaved(
             lambda: dense.run_layers(x),  # type: ignore[operator]
-            lambda: final.run_layers(x),
+            lambda: final.run_layers(x),  # type: ignore[operator]
             INFERENCE_PAIRS,
             paths.device,
         )
+        narrower = interleaved(lambda: dense(window), lambda: narrow(window), INFERENCE_PAIRS, paths.device)
+    scores = evaluate(final)
     return {
-        "dense_bytes": exported.dense_nbytes,
-        "final_bytes": exported.nbytes,
-        "live_units": counts(live_units(exported)),
-        "final_ppl": evaluate(final),
-        "inference_kernel": kernel_of(final.recurrent_weights, window.shape[1]),
+        "dense_bytes": stored.dense_nbytes,
+        "final_bytes": stored.nbytes,
+        "live_units": counts(live(stored)),
+        "final_ppl": scores.perplexity,
+        "final_accuracy": scores.accuracy,
+        "inference_kernel": kernel_of(final.stepped_weights, window.shape[1], paths.is_recurrent)
+        if final.stepped_weights
+        else "",
         "inference_dense_ms": whole[0],
         "inference_ms": whole[1],
         "inference_lstm_dense_ms": layers[0],
         "inference_lstm_ms": layers[1],
+        "narrowed_units": smaller.widths,
+        "narrowed_sparsity": smaller.sparsity,
+        "narrowed_bytes": smaller.nbytes,
+        "narrowed_ppl": evaluate(narrow).perplexity,
+        "inference_narrowed_dense_ms": narrower[0],
+        "inference_narrowed_ms": narrower[1],
     }

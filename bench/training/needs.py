@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.cells import Cell, TrainCell, is_training, number
 from bench.data.corpus import EVAL_BATCH, DataError, Sizes, data_dir, known_sizes, missing_files
+from bench.data.images import ImageSizes
 from bench.measuring.machine import physical_cores, processors
 from bench.measuring.memory import time_steps
 from bench.storing.parquet import require_pair
@@ -55,14 +56,41 @@ def decoder_fault(cell: TrainCell, sizes: Sizes) -> str | None:
     return f"{field}: {words}; accepted: fewer than these"
 
 
-def require_text(cell: TrainCell, sizes: Sizes) -> None:
-    """ValueError where a part of the text is too short, or has too few words."""
-    if fault := text_fault(cell, sizes) or decoder_fault(cell, sizes):
+def batch_fault(cell: TrainCell, sizes: ImageSizes) -> str | None:
+    """One line naming the field where batch normalisation would see a batch of one example, or None."""
+    if not cell.batch_norm or sizes.train % cell.batch_size != 1 % cell.batch_size:
+        return None
+    alone = f"{cell.batch_size} leaves a batch of one of the {sizes.train} examples of {cell.dataset}"
+    return f"batch_size: {alone}, which batch_norm cannot normalise; accepted: another, or batch_norm = false"
+
+
+def example_fault(cell: TrainCell, sizes: ImageSizes) -> str | None:
+    """One line naming the data set where a part of it has no example, or None."""
+    parts = {"training": sizes.train, "validation": sizes.valid, "test": sizes.test}
+    empty = [part for part, examples in parts.items() if not examples]
+    said = f"{cell.dataset} has no {empty[0]} example" if empty else ""
+    return f"dataset: {said}; accepted: one with examples in each part" if empty else None
+
+
+def data_fault(cell: TrainCell, sizes: Sizes | ImageSizes) -> str | None:
+    """One line naming the field where the data are not enough for a cell, or None."""
+    if isinstance(sizes, ImageSizes):
+        return example_fault(cell, sizes) or batch_fault(cell, sizes)
+    return text_fault(cell, sizes) or decoder_fault(cell, sizes)
+
+
+def require_data(cell: TrainCell, sizes: Sizes | ImageSizes) -> None:
+    """ValueError where a part of the text is too short, or has too few words, or a batch has too few examples."""
+    if fault := data_fault(cell, sizes):
         raise ValueError(fault)
 
 
-def text_notes(cell: TrainCell, sizes: Sizes) -> Iterator[str]:
-    """Settings that ask for more than the text has: such a cell runs, on what there is."""
+def data_notes(cell: TrainCell, sizes: Sizes | ImageSizes) -> Iterator[str]:
+    """Settings that ask for more than there is: such a cell runs, on what there is."""
+    if isinstance(sizes, ImageSizes):
+        if cell.batch_size > sizes.train:
+            yield f"batch_size: {cell.dataset} has {sizes.train} examples, not {cell.batch_size}: one step an epoch"
+        return
     if cell.train_tokens > sizes.train:
         asked, said = cell.train_tokens, "all are read in each epoch"
         yield f"train_tokens: the training text has {sizes.train} tokens, not {asked}: {said}"
@@ -118,9 +146,9 @@ def lines(cells: Sequence[Cell]) -> list[str]:
     found: Counter[str] = Counter()
     for cell in cells:
         if is_training(cell) and (sizes := known_sizes(cell.dataset)):
-            fault = text_fault(cell, sizes) or decoder_fault(cell, sizes)
+            fault = data_fault(cell, sizes)
             found.update(
-                [f"warning: will fail: {fault}"] if fault else [f"note: {each}" for each in text_notes(cell, sizes)]
+                [f"warning: will fail: {fault}"] if fault else [f"note: {each}" for each in data_notes(cell, sizes)]
             )
     return place_lines(cells) + thread_lines(cells) + [f"{line} ({number(count)})" for line, count in found.items()]
 

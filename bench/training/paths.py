@@ -1,4 +1,4 @@
-"""Which LSTM layers of a model run on the sparse path (the setting `path`), and how they multiply (its `precision`).
+"""Which layers of a model run on the sparse path (the setting `path`), and how they multiply (its `precision`).
 
 dense: none. sparse: all, from the first step on. auto: each from its break-even sparsity on, where that was measured to
 be on this machine. The two paths add up in different orders, so under auto the last digits of a result depend on the
@@ -28,7 +28,8 @@ from torch import nn
 from bench.cells import TrainCell
 from bench.measuring.clocks import interleaved, speedup
 from bench.measuring.machine import physical_cores, processor, source_hash
-from bench.models.layers import OURS, LSTMLayer
+from bench.models.layers import LSTMLayer
+from bench.models.patterns import OURS, Followed
 from bench.pruning.pruner import share_empty
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
@@ -69,7 +70,12 @@ PATIENCE = 300.0  # seconds that another process may measure
 PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR}
 PAIRS = 5
 SPARSITIES = (0.0, 0.25, 0.5, 0.75, 0.9)
-TIMES = ("kernels", "bench/models/layers.py", "bench/measuring/clocks.py", "bench/training/paths.py")
+TIMES = (
+    "kernels",
+    *(f"bench/models/{name}.py" for name in ("layers", "patterns", "spans")),
+    "bench/measuring/clocks.py",
+    "bench/training/paths.py",
+)
 NEVER = math.inf
 
 Curve = list[list[float]]  # [sparsity, speedup of the sparse path] in order
@@ -277,11 +283,16 @@ def _seal(*entry: str) -> str:
     return hashlib.sha256("\n".join(map(str, entry)).encode()).hexdigest()
 
 
-def missing_kernel(device: str = "cpu", precision: str = "ieee", block_size: int = 16) -> str | None:
-    """Why nothing can run on the sparse path of `device` here, or None. ResourceError where that is so today only."""
+def missing_kernel(
+    device: str = "cpu", precision: str = "ieee", block_size: int = 16, layer: bool = True
+) -> str | None:
+    """Why nothing can run on the sparse path of `device` here, or None. ResourceError where that is so today only.
+
+    layer: through the steps of LSTM layers; else products alone.
+    """
     dtype = type_of_products(precision)
     try:
-        kernel_for(OURS[device], dtype, torch.device(device), layer=True, block_size=block_size)
+        kernel_for(OURS[device], dtype, torch.device(device), layer=layer, block_size=block_size)
     except ValueError as error:
         return str(error)
     return None
@@ -289,7 +300,7 @@ def missing_kernel(device: str = "cpu", precision: str = "ieee", block_size: int
 
 def missing_kernel_of(cell: TrainCell) -> str | None:
     """Why nothing can run on the sparse path of a cell here, or None."""
-    return missing_kernel(cell.device, cell.precision, cell.block_size)
+    return missing_kernel(cell.device, cell.precision, cell.block_size, cell.is_recurrent)
 
 
 def kernel(device: str = "cpu") -> str:
@@ -299,17 +310,22 @@ def kernel(device: str = "cpu") -> str:
     return describe(library("dsd", torch.float32), in_force())
 
 
-def kernel_of(recurrent: Iterable[BSRMatrix], batch: int) -> str:
-    """What goes through the steps of layers with these recurrent weights, `batch` sequences side by side."""
-    first, *others = recurrent
+def kernel_of(weights: Iterable[BSRMatrix], batch: int, is_recurrent: bool = True) -> str:
+    """What goes through the steps of layers with these recurrent weights, `batch` sequences side by side.
+
+    Else what multiplies the weights of layers without steps.
+    """
+    first, *others = weights
     if not first.data.is_cuda:
-        native = kernel_for("auto", first.data.dtype, first.data.device, layer=True) == "native"
+        native = kernel_for("auto", first.data.dtype, first.data.device, layer=is_recurrent) == "native"
         return kernel() if native else "torch"
+    if not is_recurrent:
+        return kernel("cuda")
     return "; ".join(dict.fromkeys(lstm_kernel(weight, batch) for weight in (first, *others)))
 
 
 class Paths:
-    """The choice for every LSTM layer of `model`, made anew whenever a mask changes.
+    """The choice for every layer of `model`, made anew whenever a mask changes.
 
     kernel: what computes the sparse path, empty as long as nothing ran on it. reason: why auto never leaves the dense
     path, empty where it can. ValueError where path is sparse and there are no kernels. May measure for a minute at
@@ -318,8 +334,10 @@ class Paths:
 
     def __init__(self, model: nn.Module, cell: TrainCell, thresholds: list[float] | None = None) -> None:
         """thresholds: break-even sparsities of the layers that a run began with; None asks for them now."""
-        layers: list[LSTMLayer] = list(model.layers)  # type: ignore[arg-type]
+        layers: list[Followed] = list(model.layers)  # type: ignore[arg-type]
         self.layers, self.path, self.batch_size = layers, cell.path, cell.batch_size
+        self.names: list[dict[str, str]] = model.names()  # type: ignore[operator]
+        self.is_recurrent, self.width = cell.is_recurrent, cell.layer_widths[-1]
         self.device, self.precision = cell.device, cell.precision
         self.kernel, self.reason = "", ""
         self._masks: dict[str, BlockMask] = {}
@@ -330,11 +348,12 @@ class Paths:
             self.reason = f"dense path: {missing}"
         self.thresholds = thresholds or [self._threshold(layer, cell) for layer in layers]
 
-    def _threshold(self, layer: LSTMLayer, cell: TrainCell) -> float:
+    def _threshold(self, layer: Followed, cell: TrainCell) -> float:
         if cell.path == "dense" or self.reason:
             return NEVER
         if cell.path == "sparse":
             return 0.0
+        assert isinstance(layer, LSTMLayer)  # no others have a measured break-even, as the cell has checked
         sizes = (layer.input_size, layer.hidden_size, cell.batch_size, cell.bptt)
         threads, drop = torch.get_num_threads(), layer.weight_drop
         where = cell.device, cell.precision
@@ -348,21 +367,23 @@ class Paths:
     @property
     def sparse_weights(self) -> frozenset[str]:
         """Names of the weights whose gradients come without empty blocks."""
-        return frozenset(f"{kind}_l{number}" for number, layer in enumerate(self.layers) for kind in layer.patterns)
+        return frozenset(
+            names[kind] for layer, names in zip(self.layers, self.names, strict=True) for kind in layer.patterns
+        )
 
     def update(self, masks: dict[str, BlockMask]) -> None:
         """Put every layer on its path. masks: as `Pruner.masks`, whose members are replaced when they change."""
         if masks.keys() == self._masks.keys() and all(masks[name] is self._masks[name] for name in masks):
             return
         self._masks = dict(masks)
-        for number, (layer, threshold) in enumerate(zip(self.layers, self.thresholds, strict=True)):
-            own = {kind: masks[name] for kind in ("weight_ih", "weight_hh") if (name := f"{kind}_l{number}") in masks}
+        for layer, names, threshold in zip(self.layers, self.names, self.thresholds, strict=True):
+            own = {kind: masks[name] for kind, name in names.items() if name in masks}
             layer.follow(own if own and share_empty(own.values()) >= threshold else {})
         if self.sparse_layers and (self.device == "cuda" or not self.kernel):
-            self.kernel = kernel_of(self._recurrent_weights(), self.batch_size)
+            self.kernel = kernel_of(self._weights(), self.batch_size, self.is_recurrent)
 
-    def _recurrent_weights(self) -> list[BSRMatrix]:
-        """Those of the layers on the sparse path, as they are multiplied."""
+    def _weights(self) -> list[BSRMatrix]:
+        """One of each layer on the sparse path, as it is multiplied: the recurrent one where there is one."""
         dtype = type_of_products(self.precision)
-        found = [layer.patterns["weight_hh"].matrix for layer in self.layers if layer.sparse]
+        found = [list(layer.patterns.values())[-1].matrix for layer in self.layers if layer.sparse]
         return [weight.with_data(weight.data.to(dtype)) for weight in found]

@@ -37,8 +37,8 @@ class OptimizerSettings(Settings):
     momentum: ProperFraction = Field(0.0, description="momentum of sgd")
     weight_decay: NonNegative = Field(0.0, description="L2 penalty inside the optimizer")
     clip: NonNegative = Field(0.25, description="gradient norm is clipped to this; 0 means never")
-    epochs: Count = Field(4, description="epochs, each of train_tokens tokens")
-    batch_size: Count = Field(20, description="parallel token streams")
+    epochs: Count = Field(4, description="epochs, each of train_tokens tokens, or of all examples")
+    batch_size: Count = Field(20, description="parallel token streams, or examples of a step")
 
     @model_validator(mode="after")
     def _optimizer_is_whole(self) -> Self:
@@ -95,7 +95,7 @@ class PathSettings(Sparsifying):
 
     path: Literal["dense", "sparse", "auto"] = Field(
         "dense",
-        description="what multiplies pruned LSTM weights: dense kernels, kernels that skip empty blocks, or by layer "
+        description="what multiplies pruned weights: dense kernels, kernels that skip empty blocks, or by layer "
         "whichever is faster here at the sparsity reached",
     )
 

@@ -7,6 +7,10 @@ from typing import Any
 from bench.cells import Cell, StorageCell, TrainCell
 from bench.schema import TRAIN
 
+DIGITS: dict[str, Any] = {  # of a cell that trains a small classifier, 12 steps an epoch
+    "model": "mlp", "dataset": "digits", "hidden_size": 32, "block_size": 8, "batch_size": 100, "threads": 1,
+}  # fmt: skip
+
 MEASURED = [column.name for column in TRAIN if column.role == "measured"]
 
 

@@ -14,7 +14,7 @@ from forked import Forked
 from rows import ended_ok
 
 from bench.measuring.machine import QUERIES
-from bench.schema import COLUMNS, columns, documentation, machine_readable
+from bench.schema import COLUMNS, TRAIN, columns, documentation, machine_readable
 from bench.store import Store
 from bench.sweep import load
 from kernels.registry import BACKENDS
@@ -68,8 +68,24 @@ bptt = 9
 epochs = 1
 schedule = "linear"
 target_sparsity = 0.5
+prune_biases = true
 path = "auto"
+[[grids]]
+kind = "train"
+[grids.base]
+model = "mlp"
+dataset = "digits"
+hidden_size = 16
+batch_size = 100
+epochs = 1
+schedule = "linear"
+target_sparsity = 0.5
+prune_biases = true
+batch_norm = true
+scale_threshold = 0.001
+path = "sparse"
 """
+OF_CLASSIFIERS = {"features", "kept_neurons", *(column.name for column in TRAIN if column.name.endswith("_accuracy"))}
 
 
 def bench(*arguments: str, cwd: Path, said: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -94,7 +110,7 @@ def test_without_a_command_the_help_is_shown(tmp_path: Path) -> None:
 def test_list_names_what_sweep_files_can_use(tmp_path: Path) -> None:
     done = bench("list", cwd=tmp_path)
     assert done.returncode == 0
-    for name in ("torch_bsr", "pydoc", "lstm", "cubic", "l2"):
+    for name in ("torch_bsr", "pydoc", "digits", "lstm", "mlp", "cubic", "l2"):
         assert name in done.stdout
 
 
@@ -102,11 +118,11 @@ def test_list_names_what_sweep_files_can_use(tmp_path: Path) -> None:
 def test_a_real_sweep_from_plan_to_show(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     done = bench("plan", "tiny.toml", cwd=tmp_path)
-    assert done.returncode == 0 and "tiny: 6 cells (1 gemm, 1 lstm, 1 check, 1 tune, 1 storage, 1 train)" in done.stdout
+    assert done.returncode == 0 and "tiny: 7 cells (1 gemm, 1 lstm, 1 check, 1 tune, 1 storage, 2 train)" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
     done = bench("run", "tiny.toml", cwd=tmp_path, said=tmp_path / "said")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "[1/6] ok" in done.stdout and "6 of 6 cells ok; results in results/tiny" in done.stdout
+    assert "[1/7] ok" in done.stdout and "7 of 7 cells ok; results in results/tiny" in done.stdout
     done = bench("show", "tiny.toml", cwd=tmp_path)
     assert (
         "x dense" in done.stdout
@@ -117,12 +133,17 @@ def test_a_real_sweep_from_plan_to_show(tmp_path: Path) -> None:
     )
     store = Store(tmp_path / "results" / "tiny")
     for kind in COLUMNS:
-        row = store.read(kind).to_pylist()[-1]
-        # times on the host and queries are of a GPU only, the multiplier of the dual lasso
-        absent = {"reason", "block_norms", "lasso_multiplier", "host_ms", *QUERIES}
-        missing = [c.name for c in columns(kind) if row[c.name] is None and c.name not in absent]
-        assert missing == [], "every column is produced"
-        assert row["threads_used"] == 1
+        rows = store.read(kind).to_pylist()
+        ends = [row for row, after in zip(rows, [*rows[1:], {}], strict=True) if row["cell_id"] != after.get("cell_id")]
+        assert len(ends) == (2 if kind == "train" else 1)
+        for row in ends:
+            # times on the host and queries are of a GPU only, the multiplier of the dual lasso
+            absent = {"reason", "block_norms", "lasso_multiplier", "host_ms", *QUERIES}
+            absent |= OF_CLASSIFIERS if row.get("model") == "lstm" else set()
+            missing = [c.name for c in columns(kind) if row[c.name] is None and c.name not in absent]
+            assert missing == [], "every column is produced"
+            assert row["threads_used"] == 1
+            assert row.get("model") != "lstm" or not any(row[name] for name in OF_CLASSIFIERS)
     done = bench("run", "tiny.toml", cwd=tmp_path)
     assert done.returncode == 0 and "to run: 0" in done.stdout
 

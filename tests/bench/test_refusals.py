@@ -16,7 +16,7 @@ import pytest
 from bench.cells import KINDS, TrainCell
 from bench.data.corpus import Sizes
 from bench.sweep import SweepError, load, shown
-from bench.training.needs import text_fault, text_notes
+from bench.training.needs import data_notes, text_fault
 from kernels.cuda.choose import choices, nearest
 from kernels.system.cache import sealed
 
@@ -171,7 +171,7 @@ def test_what_a_text_is_too_short_for_names_a_setting() -> None:
     for sizes, batch, test_batch, train, evaluated in product(texts, counts, counts, (0, 1, 3, 500), (0, 1, 3, 300)):
         settings = {"batch_size": batch, "test_batch_size": test_batch, "train_tokens": train, "eval_tokens": evaluated}
         cell = TrainCell(**settings)
-        for note in text_notes(cell, sizes):
+        for note in data_notes(cell, sizes):
             assert note.partition(":")[0] in TrainCell.model_fields, note
         fault = text_fault(cell, sizes)
         if fault is None:

@@ -138,16 +138,16 @@ def test_timings_run_alone_and_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_missing_data_set_is_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_corpus(name: str, folder: Path) -> Any:
+    def load_data(name: str, folder: Path) -> Any:
         raise DataError("it could not be downloaded; put it there")
 
     def broken(name: str, folder: Path) -> Any:
         raise ValueError("a fault of ours")
 
-    monkeypatch.setattr(bench.run, "load_corpus", load_corpus)
+    monkeypatch.setattr(bench.run, "load_data", load_data)
     with pytest.raises(UnusableError, match="dataset pydoc: it could not be downloaded; put it there"):
         run_sweep(sweep_of(GemmCell(), TrainCell()), tmp_path, terms=Terms(work.succeed))
-    monkeypatch.setattr(bench.run, "load_corpus", broken)
+    monkeypatch.setattr(bench.run, "load_data", broken)
     with pytest.raises(ValueError, match="a fault of ours"):
         run_sweep(sweep_of(GemmCell(), TrainCell()), tmp_path, terms=Terms(work.succeed))
     assert not shards(tmp_path)

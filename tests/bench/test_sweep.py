@@ -73,7 +73,9 @@ BAD = {
     "bool for an integer": Bad(GEMM + "[axes]\nblock_size = [8, true]\n", "axes.block_size[1]", ("true", "an integer")),
     "bool for a number": Bad(TRAIN + "[base]\ndropout = false\n", "base.dropout", ("false", "a number >= 0 and < 1")),
     "number for a bool": Bad(TRAIN + "[base]\nlasso_scaled = 1\n", "base.lasso_scaled", ("1 is not true or false",)),
-    "number for a string": Bad(TRAIN + "[base]\ndataset = 2\n", "base.dataset", ("accepted: pydoc, wikitext2",)),
+    "number for a string": Bad(
+        TRAIN + "[base]\ndataset = 2\n", "base.dataset", ("accepted: digits, mnist, mnist1d, pydoc",)
+    ),
     "date": Bad(TRAIN + "[base]\nepochs = 2026-01-01\n", "base.epochs", ("accepted: an integer >= 1",)),
     "NaN": Bad(
         GEMM + "[base]\ntarget_sparsity = nan\n", "base.target_sparsity", ("nan is not a finite", ">= 0 and <= 1")

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bench import train
 from bench.cells import TrainCell
 from bench.models.awd_lstm import AWDLSTM, locked_dropout
-from bench.models.layers import drop_bits, dropped
+from bench.models.patterns import drop_bits, dropped
 from bench.models.registry import MODELS
 from bench.pruning.finalize import finalize
 from bench.pruning.pruner import Pruner
 from bench.train import train_cell
+from bench.training import tasks
 from bench.training.optimizer import NonMonotone
 from bench.training.paths import Paths, autocast, missing_kernel
 
@@ -335,7 +335,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_few_steps_lower_the_loss_and_masks_survive(recipe: str, path: str, lasso: str, monkeypatch):
-    monkeypatch.setattr(train, "epoch_slice", lambda tokens, size, _epoch: tokens[:size])  # the same text again
+    monkeypatch.setattr(tasks, "epoch_slice", lambda tokens, size, _epoch: tokens[:size])  # the same text again
     monkeypatch.setattr(NonMonotone, "sees", lambda _self, _val_ppl: True)  # averages as soon as they may
     after_step, averages = Pruner.after_step, []
 

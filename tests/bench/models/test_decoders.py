@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.cells import TrainCell
-from bench.data.corpus import data_dir, load_corpus
+from bench.data.corpus import Sizes, data_dir, load_corpus
 from bench.measuring import memory
 from bench.models.decoders import AdaptiveSoftmax, Decoder, adaptive_of
 from bench.models.registry import MODELS
+from bench.models.settings import models_of
 from bench.pruning.finalize import FinalModel, finalize
 from bench.pruning.pruner import Pruner
 from bench.train import train_cell
@@ -45,7 +46,7 @@ def built(name: str = "lstm", **settings: Any) -> Any:
     return MODELS[name](TrainCell(**{**ADAPTIVE, **settings}), VOCABULARY).eval()
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+@pytest.mark.parametrize("name", models_of("language"))
 @pytest.mark.parametrize("second", [0, 20])
 def test_its_probabilities_are_exact_and_its_loss_is_theirs(name: str, second: int) -> None:
     model = built(name, second_cutoff=second)
@@ -67,7 +68,7 @@ def test_the_tied_loss_is_the_cross_entropy_of_its_logits() -> None:
     )
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+@pytest.mark.parametrize("name", models_of("language"))
 def test_it_starts_from_the_frequencies(name: str) -> None:
     model, counts = built(name), torch.arange(VOCABULARY, 0, -1)
     model.start_from_frequencies(counts)
@@ -92,7 +93,9 @@ def test_every_layer_has_the_hidden_size() -> None:
 @pytest.mark.parametrize("second", [0, 20])
 def test_parameters_and_multiply_adds_by_hand(second: int) -> None:
     model, cell = built(second_cutoff=second), TrainCell(**{**ADAPTIVE, "second_cutoff": second})
-    assert memory.parameters_of(cell, VOCABULARY) == sum(each.numel() for each in model.parameters())
+    assert memory.parameters_of(cell, Sizes(1000, 100, 100, VOCABULARY)) == sum(
+        each.numel() for each in model.parameters()
+    )
     counts = torch.zeros(VOCABULARY)
     counts[0], counts[10], counts[30] = (
         70,
@@ -114,7 +117,7 @@ def test_it_multiplies_in_float32_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("gradient", ["dense", "sparse"])
-@pytest.mark.parametrize("model", MODELS.names())
+@pytest.mark.parametrize("model", models_of("language"))
 @pytest.mark.parametrize(
     "path",
     [
@@ -311,7 +314,8 @@ def test_a_run_says_how_far_it_still_falls(epochs: int, monkeypatch: pytest.Monk
 
     9 steps an epoch, so after 9 of 10 and 25 of 27.
     """
-    from bench.training.examiner import Examiner, Scores
+    from bench.training.examiner import Examiner
+    from bench.training.scores import Scores
 
     seen: list[tuple[int, Scores]] = []
     look, score = Examiner.look_late, Examiner.score
@@ -320,9 +324,9 @@ def test_a_run_says_how_far_it_still_falls(epochs: int, monkeypatch: pytest.Monk
         look(self)
         seen.append((1, Scores(self.late, [])))
 
-    def scored(self: Examiner, model: Any, tokens: Any, *rest: Any) -> Scores:
-        found = score(self, model, tokens, *rest)
-        if tokens is self.corpus.valid:
+    def scored(self: Examiner, model: Any, part: str, *rest: Any) -> Scores:
+        found = score(self, model, part, *rest)
+        if part == "valid":
             last[:] = [found]
         return found
 
@@ -342,7 +346,7 @@ def test_a_run_of_few_steps_does_not_say_it() -> None:
 
 
 def test_the_error_of_a_change_by_hand() -> None:
-    from bench.training.examiner import Scores
+    from bench.training.scores import Scores
 
     now = Scores([10.0, 24.0, 30.0], [10, 10, 10])
     mean, error = now.change_since([12.0, 25.0, 36.0])  # by -2, -1 and -6 nats, 10 targets each

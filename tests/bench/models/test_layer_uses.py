@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from twins import BLOCK, INPUTS, SCOPES, SIZE, close, masks, train, twins
 
 from bench.measuring.clocks import Stopwatch
-from bench.models.layers import OURS, LSTMLayer
+from bench.models.layers import LSTMLayer
+from bench.models.patterns import OURS
 from bench.training.paths import missing_kernel
 from kernels.blockmask import BlockMask
 from kernels.native.library import GRAIN, SMALLEST

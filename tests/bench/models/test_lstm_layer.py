@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from twins import BLOCK, INPUTS, SCOPES, SIZE, close, masks, train, twins
 
-from bench.models.layers import LSTMLayer, Pattern
+from bench.models.layers import LSTMLayer
+from bench.models.patterns import Pattern
 from bench.pruning.lasso import Lasso
 from bench.training.paths import missing_kernel
 from kernels.blockmask import BlockMask

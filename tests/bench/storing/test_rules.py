@@ -14,7 +14,7 @@ from bench.storing.parquet import DamagedError, checksum_line, checksum_of, to_p
 from bench.storing.rules import LONGEST, SHORTEST
 from bench.storing.tables import Tables
 from bench.storing.validation import shard_table, whole_table
-from bench.training.examiner import DivergedError, perplexity
+from bench.training.scores import DivergedError, perplexity
 
 
 @pytest.mark.parametrize("case", read_back.FAULTS)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from rows import results, silent
+from rows import DIGITS, results, silent
 
 from bench import train
 from bench.cells import TrainCell
@@ -48,8 +48,25 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
         "embedding_dropout": 0.1, "activation_penalty": 2.0, "temporal_penalty": 1.0, "rate_by_length": True,
         "lr_schedule": "four_phases",
     },
+    "mlp": {**DIGITS, "batch_size": 120, "learning_rate": 0.01, "weight_decay": 1e-2, "lr_schedule": "one_cycle"},
+    "mlp batch_norm": {
+        **DIGITS, "batch_size": 120, "learning_rate": 0.02, "batch_norm": True, "selection": "best", "prune_end": 0.3,
+        "criterion": "random", "num_layers": 3, "scope": "weight_hh",
+    },
+    "scales": {
+        "model": "mlp", "dataset": "digits", "batch_size": 120, "learning_rate": 0.01, "batch_norm": True,
+        "scale_penalty": 0.02, "scale_threshold": 0.97, "scale_at": 0.3, "prune_biases": True,
+    },
 }  # fmt: skip
-PATHS = ["dense", pytest.param("sparse", marks=needs_kernel), pytest.param("auto", marks=needs_kernel)]
+PATHS = {
+    name: ["dense", "sparse", *(() if settings.get("model") == "mlp" else ("auto",))]
+    for name, settings in OPTIMIZERS.items()
+}
+RUNS = [
+    pytest.param(name, path, marks=() if path == "dense" else needs_kernel)
+    for name, paths in PATHS.items()
+    for path in paths
+]
 EVERY_STEP = 0.0
 
 
@@ -92,10 +109,9 @@ def content(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow(2)
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("optimizer", "path"), RUNS)
 def test_an_interrupted_run_goes_on_bit_equal(optimizer: str, path: str, tmp_path: Path):
-    settings = cell(**OPTIMIZERS[optimizer], path=path)
+    settings = cell(**{**OPTIMIZERS[optimizer], "path": path})
     wanted = train_cell(settings, silent)
     pieces = (3, 6, 1, 1, 15)  # one ends within an epoch, one before its last step, one at its end, one after it
     for steps in pieces:
@@ -200,7 +216,7 @@ def taken_up(settings: TrainCell, folder: Path | None) -> tuple[dict[str, Any], 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_is_taken_up_with_everything_it_held(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Whatever is added to a run and forgotten in its checkpoint is found here."""
-    settings, held = cell(**OPTIMIZERS[optimizer], path="auto"), []
+    settings, held = cell(**{**OPTIMIZERS[optimizer], "path": PATHS[optimizer][-1]}), []
     state_of = Run.state
     monkeypatch.setattr(Run, "state", lambda self: held.append(everything(self)) or state_of(self))
     interrupted(settings, 26, tmp_path)
@@ -225,6 +241,7 @@ LATE = [
     "examiner.late",
 ]  # parts that matter at final sparsity
 SUMMED = ["pruner.sums", "pruner.steps_seen"]  # parts of a cell whose criterion looks at gradients
+OF_CLASSIFIERS = ["selection.val_accuracy"]
 
 
 def fingerprint(rows: list[dict[str, Any]]) -> list[Any]:
@@ -328,7 +345,7 @@ def test_every_part_is_among_those_that_cannot_be_left_out(half: Any):
     _, found, _ = half
     state = found["state"]
     members = {f"{name}.{member}" for name, part in state.items() if name not in WHOLE for member in part}
-    assert members | set(WHOLE) == set(LEFT_OUT + LATE + SUMMED)
+    assert members | set(WHOLE) == set(LEFT_OUT + LATE + SUMMED + OF_CLASSIFIERS)
 
 
 @pytest.mark.slow(2)
@@ -364,6 +381,20 @@ def test_nothing_of_a_pruning_in_rounds_can_be_left_out(part: str, optimizer: st
     whole = gone_on(settings, made_for, state | {"pruner": pruner}, tmp_path)
     without = {**pruner, part: fresh["pruner"][part]}
     assert gone_on(settings, made_for, state | {"pruner": without}, tmp_path) != whole
+
+
+@pytest.mark.parametrize("part", [*OF_CLASSIFIERS, "selection.weights", "model.norms.0.running_mean"])
+def test_nothing_that_a_classifier_reports_can_be_left_out(part: str, tmp_path: Path):
+    """No later epoch is better: what is reported was evaluated before the checkpoint, running statistics and all."""
+    settings = cell(**OPTIMIZERS["mlp batch_norm"])
+    found = content(interrupted(settings, 26, tmp_path))
+    state, made_for = dict(found["state"]), found["made_for"]
+    state["selection"] = {**state["selection"], "val_ppl": 0.0}
+    assert state["selection"]["epoch"] == 2 and "norms.0.running_mean" in state["selection"]["weights"]
+    whole = gone_on(settings, made_for, state, tmp_path)
+    (_, fresh), (name, _, member) = taken_up(settings, None), part.partition(".")
+    state[name] = {**state[name], member: fresh[name][member]}
+    assert isinstance(whole, list) and gone_on(settings, made_for, state, tmp_path) != whole
 
 
 @pytest.fixture(scope="module")

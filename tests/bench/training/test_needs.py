@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from rows import DIGITS
 
+from bench import train
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell
-from bench.data.corpus import Sizes, data_dir, known_sizes, load_corpus
+from bench.data.corpus import Sizes, data_dir, known_sizes, load_corpus, load_data
+from bench.data.images import ImageSizes
 from bench.engines.driver import Terms
 from bench.engines.local import measure
 from bench.measuring import memory
 from bench.measuring.causes import LONGEST_REASON
 from bench.models.registry import MODELS
+from bench.models.settings import models_of
 from bench.pruning.emptied import emptied, warnings
 from bench.pruning.finalize import FinalModel
 from bench.pruning.pruner import Pruner
@@ -104,7 +108,7 @@ def parameters_built(cell: TrainCell, vocabulary: int) -> int:
 
 
 def test_parameters_are_counted_without_a_model() -> None:
-    assert memory.parameters_of(cell_of(), 50) == 50 * 16 + 50 + 4 * 16 * (16 + 16 + 2)
+    assert memory.parameters_of(cell_of(), Sizes(1000, 100, 100, 50)) == 50 * 16 + 50 + 4 * 16 * (16 + 16 + 2)
 
 
 def deterministic(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
@@ -278,7 +282,7 @@ def test_memory_is_that_of_the_largest_window_there_is() -> None:
 
     def logits(**settings: Any) -> int:
         cell = TrainCell(**{"batch_size": 20, "bptt": 10, **settings})
-        return (memory.least_bytes(cell, sizes) - 4 * memory.parameters_of(cell, 100) * 4) // (2 * 4 * 100)
+        return (memory.least_bytes(cell, sizes) - 4 * memory.parameters_of(cell, sizes) * 4) // (2 * 4 * 100)
 
     assert logits() == 20 * 10
     assert logits(bptt=2**31 - 1) == 4990  # ten streams of the whole test text, whatever was asked for
@@ -325,6 +329,8 @@ def test_a_plan_says_what_cells_lack_without_loading_torch(tmp_path: Path) -> No
         "[[grids]]\n[grids.base]\ntrain_tokens = 3000000\neval_tokens = 300000\n[grids.axes]\nseed = [1, 2]\n"
         '[[grids]]\n[grids.base]\ndataset = "pydoc"\ntrain_tokens = 800\n[grids.axes]\nbptt = [39, 40]\n'
         f"[[grids]]\n[grids.base]\nembedding_size = {2**30}\n"
+        "[[grids]]\n[grids.base]\nmodel = 'mlp'\ndataset = 'digits'\nbatch_norm = true\n"
+        "[grids.axes]\nbatch_size = [1, 2, 1196, 1197, 5000]\n"
         f"[[grids]]\nkind = 'gemm'\n[grids.base]\nm = {2**30}\nk = {2**30}\n"
     )
     done = subprocess.run(
@@ -338,9 +344,13 @@ def test_a_plan_says_what_cells_lack_without_loading_torch(tmp_path: Path) -> No
         "note: train_tokens: the training text has 2088628 tokens, not 3000000: all are read in each epoch (2 cells)",
         "note: eval_tokens: no text to evaluate has more than 245569 tokens, asked for are 300000: "
         "all are used (2 cells)",
+        "warning: will fail: batch_size: 2 leaves a batch of one of the 1197 examples of digits, which batch_norm "
+        "cannot normalise; accepted: another, or batch_norm = false (1 cell)",
+        "note: batch_size: digits has 1197 examples, not 5000: one step an epoch (1 cell)",
         "note: bptt: 20 training streams have 39 time steps, fewer than 40: one window an epoch (1 cell)",
     ):
         assert line in said
+    assert sum("which batch_norm cannot normalise" in line for line in said) == 3  # of 1, of 2 and of 1196
     assert any(line.startswith("warning: memory: about ") and "GiB are available" in line for line in said)
     assert any(line.startswith("warning: memory: 2 cells need more than ") and "out_of_memory" in line for line in said)
 
@@ -388,12 +398,24 @@ def test_more_threads_than_can_run_at_once_are_said_by_plan_and_run_and_rows_hav
 
 def test_what_is_known_of_texts_and_models_beforehand_is_what_they_are() -> None:
     assert known_sizes("pydoc") == load_corpus("pydoc", data_dir()).sizes
-    for name in MODELS.names():
+    for name in models_of("language"):
         for layers in (1, 3):
             for settings in ({}, {"awd_lstm": {"weight_drop": 0.5}}.get(name, {"dropout": 0.5})):
                 cell = cell_of(model=name, num_layers=layers, hidden_size=32, **settings)
-                assert memory.parameters_of(cell, 50) == parameters_built(cell, 50)
+                assert memory.parameters_of(cell, SIZES) == parameters_built(cell, 50)
                 assert memory.rough_bytes(cell, SIZES) > memory.least_bytes(cell, SIZES)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_what_is_known_of_examples_and_classifiers_beforehand_is_what_they_are(layers: int, batch_norm: bool) -> None:
+    sizes = known_sizes("digits")
+    assert isinstance(sizes, ImageSizes) and sizes == load_data("digits", data_dir()).sizes
+    cell = TrainCell(**DIGITS, num_layers=layers, batch_norm=batch_norm)
+    assert memory.parameters_of(cell, sizes) == parameters_built(cell, sizes.classes)
+    assert memory.rough_bytes(cell, sizes) > memory.least_bytes(cell, sizes)
+    weights, logits = memory.parameters_of(cell, sizes), 300 * sizes.classes  # all of the test are evaluated at once
+    assert memory.least_bytes(cell, sizes) == 4 * (4 * weights + 2 * logits)
 
 
 VARIANTS: list[dict[str, Any]] = [
@@ -402,6 +424,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"optimizer": "nt_asgd", "learning_rate": 1.0, "selection": "best", "nonmonotone": 1, "epochs": 3},
     {"allocation": "erk", "num_layers": 2}, {"lasso": "proximal"}, {"lasso": "hinge"}, {"scope": "weight_hh"},
     {"block_size": 64, "embedding_size": 64, "hidden_size": 64, "scope": "weight_hh"},
+    {**DIGITS, "path": "sparse"}, {**DIGITS, "path": "sparse", "num_layers": 3, "batch_norm": True, "dropout": 0.3},
 ]  # fmt: skip
 
 
@@ -412,7 +435,14 @@ def test_every_kind_of_cell_trains_with_nothing_kept(
     monkeypatch.setattr("bench.training.paths.breakeven", lambda _: 0.5)
     monkeypatch.setattr("bench.training.meter.INFERENCE_PAIRS", 2)
     monkeypatch.setattr("bench.training.meter.TRAINING_PAIRS", 1)
-    pruned = {"schedule": "pre", "target_sparsity": 0.9, "scaled_start": True, "path": "auto", "epochs": 1}
+    monkeypatch.setattr(train, "PROBES_AN_EPOCH", 2)
+    pruned = {
+        "schedule": "pre",
+        "target_sparsity": 1.0 if "model" in settings else 0.9,
+        "scaled_start": True,
+        "path": "auto",
+        "epochs": 1,
+    }
     last = train_cell(cell_of(**{**pruned, **settings}), lambda _: None, export=tmp_path / "model.pt")[-1]
     assert (last["status"], last["sparsity"], last["final_bytes"] < last["dense_bytes"]) == ("ok", 1.0, True)
 
@@ -450,9 +480,10 @@ def test_a_plan_warns_of_targets_that_leave_nothing_of_a_weight(tmp_path: Path) 
 
 
 def test_the_grids_are_those_of_the_models() -> None:
-    for name in MODELS.names():
+    for name in MODELS:
+        data = {} if name in models_of("language") else {"dataset": "digits"}
         for scope in ("all", "weight_hh"):
-            settings = {"model": name, "scope": scope, "num_layers": 3, "hidden_size": 32}
+            settings = {"model": name, "scope": scope, "num_layers": 3, "hidden_size": 32, **data}
             cell = cell_of(**settings, schedule="pre", target_sparsity=0.5)
             shapes = {key: tuple(each.shape) for key, each in MODELS[name](cell, 11).prunable().items()}
             assert {key: (rows * 16, columns * 16) for key, (rows, columns) in cell.grids().items()} == shapes

@@ -13,10 +13,10 @@ import torch
 from rows import silent
 from torch import nn
 
-from bench import train
 from bench.cells import TrainCell
 from bench.data.corpus import SHORTEST_WINDOW, batchify, cut, window_lengths
 from bench.train import train_cell
+from bench.training import tasks
 from bench.training.examiner import Selection
 from bench.training.optimizer import (
     NTASGD,
@@ -109,7 +109,7 @@ def test_the_best_epoch_is_reported_with_its_own_weights(monkeypatch: pytest.Mon
     The best epoch is not the last.
     """
     monkeypatch.setattr(
-        train, "epoch_slice", lambda tokens, size, epoch: tokens[:size] if epoch == 1 else tokens[:1].repeat(size)
+        tasks, "epoch_slice", lambda tokens, size, epoch: tokens[:size] if epoch == 1 else tokens[:1].repeat(size)
     )
     settings = {**TINY, "schedule": "none", "optimizer": "sgd", "epochs": 3, "train_tokens": 3000, "learning_rate": 1.0}
     rows = train_cell(TrainCell(**settings, selection="best"), silent)

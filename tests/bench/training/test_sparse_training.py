@@ -22,12 +22,16 @@ from bench.pruning.pruner import Pruner
 from bench.schema import TRAIN
 from bench.train import train_cell
 from bench.training import meter
-from bench.training.examiner import score
 from bench.training.paths import NEVER, missing_kernel
+from bench.training.tasks import score
 
 NO_KERNEL = missing_kernel()
 pytestmark = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
-FINAL = [column.name for column in TRAIN if column.name.startswith(("dense_", "final_", "inference_"))]
+FINAL = [
+    column.name
+    for column in TRAIN
+    if column.name.startswith(("dense_", "final_", "inference_", "narrowed_")) and column.name != "final_accuracy"
+]  # of a language model
 TINY = {
     "train_tokens": 2000, "eval_tokens": 500, "embedding_size": 16, "hidden_size": 32, "block_size": 8,
     "batch_size": 10, "bptt": 20, "epochs": 2, "prune_every": 2, "optimizer": "sgd", "learning_rate": 1.0,
@@ -203,6 +207,9 @@ def test_the_last_row_has_the_finalised_model(scope: str, optimizer: str, tmp_pa
     last = rows[-1]
     assert all(last[name] is not None for name in FINAL)
     assert last["final_ppl"] == pytest.approx(last["test_ppl"], rel=1e-5)  # ASGD's average, too
+    assert last["narrowed_ppl"] == pytest.approx(last["final_ppl"], rel=1e-6)
+    assert last["narrowed_bytes"] <= last["final_bytes"]
+    assert all(live <= size <= 32 for live, size in zip(last["live_units"], last["narrowed_units"], strict=True))
     assert last["dense_bytes"] == 4 * last["prunable_parameters"]
     assert last["final_bytes"] < 0.3 * last["dense_bytes"]
     assert len(last["live_units"]) == 2 and all(0 < count <= 32 for count in last["live_units"])
@@ -210,6 +217,17 @@ def test_the_last_row_has_the_finalised_model(scope: str, optimizer: str, tmp_pa
     for name in (name for name in FINAL if name.endswith("_ms")):
         assert len(last[name]) == 3 and all(math.isfinite(ms) and ms > 0 for ms in last[name])
     assert FinalModel.load(path).nbytes == last["final_bytes"]
+
+
+@pytest.mark.parametrize("decoder", ["tied", "adaptive"])
+def test_units_that_died_are_removed_from_what_is_measured(decoder: str) -> None:
+    settings = {"decoder": decoder, "cutoff": 50, "second_cutoff": 200, "num_layers": 3, "target_sparsity": 0.95}
+    last = train_cell(cell(**settings, learning_rate=3.0, path="sparse"), silent)[-1]
+    died = [live < size for live, size in zip(last["live_units"], [32, 32, 32], strict=True)]
+    assert any(died[:2]) and min(last["narrowed_units"][:2]) < 32, "or this tests nothing"
+    assert last["narrowed_ppl"] == pytest.approx(last["final_ppl"], rel=1e-6) and last["narrowed_ppl"] < 1e4
+    assert last["narrowed_bytes"] < last["final_bytes"] and last["narrowed_sparsity"] < 0.95
+    assert len(last["inference_narrowed_ms"]) == len(last["inference_narrowed_dense_ms"]) == 3
 
 
 @pytest.mark.parametrize("path", ["dense", "sparse"])

@@ -126,7 +126,7 @@ def test_training_and_evaluation_mix_no_devices_and_wait_for_nothing(optimizer: 
         for epoch, masks_change in ((1, True), (2, False)):
             device.waits.clear()
             run.train_epoch(epoch)
-            steps = len(run.lengths[epoch - 1])
+            steps = len(run.task.lengths[epoch - 1])
             assert steps == 3 and (
                 masks_change or optimizer == "asgd" or len(device.waits) == 3
             )  # looks, one at the end
