@@ -170,6 +170,8 @@ def _cost(train: Part | None) -> str:
     """What sparsity cost in perplexity, by the pruned variant best in validation among those with most seeds."""
     if train is None:
         return "Accuracy: this sweep trained no network."
+    if not train.methods.empty:
+        return _classified(train)
     about, found, unit = _about("Accuracy", train), train.replicates, train.unit
     if found.empty:
         runs = _count(train.rows["cell_id"].nunique(), NOUNS["train"])
@@ -205,6 +207,32 @@ def _cost(train: Part | None) -> str:
     cost = alone if math.isnan(ratio.low) else pooled
     partner = best["test_ppl"].value - best["ppl_difference"].value  # dense of its size, where there are several
     return sentence + f" against {partner:.{unit.digits}f} dense, a cost of {cost}.{_stand(train, best)}"
+
+
+def _classified(train: Part) -> str:
+    """Which way to prune a classifier makes the fewest errors, where most ways were tried, and where others stand."""
+    about, found = _about("Accuracy", train), train.methods
+    pruned = found[found["target_sparsity"] > 0.0]
+    if pruned.empty:
+        return f"{about}: no pruned run has finished, so the cost of sparsity is not known."
+    tried = pruned.groupby(["target_sparsity", "block_size"])["variant"].nunique()
+    target, size = tried.index[int(tried.to_numpy().argmax())]
+    here = pruned[(pruned["target_sparsity"] == target) & (pruned["block_size"] == size)]
+    best, *others = records(here)
+    open_ = [row["variant"] for row in others if row["against_best"].side == 0]
+    decided = f"of {_count(len(others), 'other way')} " if others else ""
+    worse = f"{decided}{len(others) - len(open_)} are decided to make more" if others else "no other way was tried"
+    unknown = f", not so {' and '.join(open_[:SETTINGS_SAID])}" if 0 < len(open_) <= SETTINGS_SAID else ""
+    dense = [row for row in records(found) if is_dense(row["variant"])]
+    against = f", against {dense[0]['accuracy']:.1%} dense ({judged(best['against_dense'])} errors)" if dense else ""
+    words = (
+        f"{about}: at {100 * target:g} % sparsity and block {size} the fewest test errors are those of "
+        f"{best['variant']}, {best['accuracy']:.1%} right{against}; {worse}{unknown}"
+    )
+    free = pruned[(pruned["target_sparsity"] == target) & (pruned["block_size"] == 1)]
+    if size != 1 and len(free):
+        words += f"; unstructured, {records(free)[0]['variant']} has {records(free)[0]['accuracy']:.1%} right"
+    return words.replace("%", " %").replace("  %", " %") + "."
 
 
 def _stand(train: Part, best: dict[str, Any]) -> str:

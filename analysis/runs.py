@@ -20,7 +20,7 @@ from analysis.stats import UNKNOWN, Comparison, Estimate, Scatter, compared, dif
 
 MODEL_SETTINGS = (
     "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers",
-    "dropout", "decoder_bias", "decoder", "cutoff", "second_cutoff", "embedding_gradient", "precision",
+    "dropout", "batch_norm", "decoder_bias", "decoder", "cutoff", "second_cutoff", "embedding_gradient", "precision",
     "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip",
     "epochs", "batch_size", "bptt", "input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout",
     "weight_drop", "activation_penalty", "temporal_penalty", "nonmonotone", "beta1", "beta1_dip", "beta2",
@@ -31,6 +31,7 @@ PRUNING_SETTINGS = (
     "schedule", "criterion", "curvature_probes", "allocation", "target_sparsity", "prune_begin", "prune_end",
     "prune_every", "threshold", "scaled_start", "initial_sparsity", "regrow", "regrow_share", "path",
     "prune_rounds", "rewind", "rewind_to", "stop_rise",
+    "prune_biases", "scale_penalty", "scale_threshold", "scale_at",
 )  # fmt: skip
 PPL = ("train_ppl", "val_ppl", "test_ppl")
 SETTING = ("variant", "block_size", "target_sparsity")
@@ -141,13 +142,14 @@ def variant_names(runs: pd.DataFrame) -> list[str]:
 def final_epochs(frame: pd.DataFrame) -> pd.DataFrame:
     """The last-epoch row of every run that finished: all its rows are ok, the last is of the epoch its settings name.
 
-    Where another epoch is the one to report (setting `selection`), val_ppl and test_ppl are that epoch's.
+    Where another epoch is the one to report (setting `selection`), perplexities and accuracies are that epoch's.
     """
     if frame.empty:
         return frame
     ok = frame.groupby("cell_id")["status"].transform(lambda status: (status == "ok").all())
     final = frame[ok & (frame["epoch"] == frame["epochs"])].drop_duplicates("cell_id", keep="last")
-    reported = [name for name in ("val_ppl", "test_ppl") if f"reported_{name}" in final]
+    names = ("val_ppl", "test_ppl", "val_accuracy", "test_accuracy")
+    reported = [name for name in names if f"reported_{name}" in final]
     return final.assign(**{name: final[f"reported_{name}"].astype(float).fillna(final[name]) for name in reported})
 
 
@@ -158,15 +160,19 @@ def failed_runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def multiply_adds(row: dict[str, Any]) -> tuple[float, float]:
-    """(of the prunable LSTM weights, of the other ones) of a run's model, per token."""
-    weight_ih, weight_hh = theory.lstm_multiply_adds(
-        row["embedding_size"], row["hidden_size"], row["num_layers"], row["decoder"]
-    )
+    """(of the prunable weights, of the other ones) of a run's layers, per token or example."""
+    features = row.get("features")
+    if features is None or pd.isna(features):
+        weight_ih, weight_hh = theory.lstm_multiply_adds(
+            row["embedding_size"], row["hidden_size"], row["num_layers"], row["decoder"]
+        )
+    else:
+        weight_ih, weight_hh = theory.mlp_multiply_adds(int(features), row["hidden_size"], row["num_layers"])
     return (weight_hh, weight_ih) if row["scope"] == "weight_hh" else (weight_hh + weight_ih, 0)
 
 
 def lstm_weights(row: dict[str, Any], sparsity: float) -> float:
-    """LSTM weights of a run's model that are stored at one sparsity of its prunable ones, biases aside.
+    """Weights of a run's layers that are stored at one sparsity of its prunable ones, biases aside.
 
     One weight a multiply-add and token, so theory counts them. Sizes of networks are compared by it.
     """

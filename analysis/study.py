@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import compare, realised, runs, storage
+from analysis import compare, methods, realised, runs, storage
 from analysis.accuracy.units import Unit, unit_of
 from analysis.accuracy.yardsticks import Yardstick, of_part
 from analysis.load import (
@@ -84,6 +84,16 @@ class Part:
     def replicates(self) -> pd.DataFrame:
         """`runs.replicates`, of train."""
         return runs.replicates(self.runs)
+
+    @cached_property
+    def methods(self) -> pd.DataFrame:
+        """`methods.methods`, of train."""
+        return methods.methods(self.runs)
+
+    @cached_property
+    def narrowings(self) -> pd.DataFrame:
+        """`methods.narrowings`, of train."""
+        return methods.narrowings(self.runs)
 
     @cached_property
     def realised(self) -> pd.DataFrame:

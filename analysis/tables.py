@@ -13,7 +13,7 @@ from analysis import compare
 from analysis.accuracy.units import Unit
 from analysis.load import records
 from analysis.runs import PPL, by_threshold, wanted
-from analysis.stats import NOTHING_KEPT, factor, judged, plus_minus, signed, times
+from analysis.stats import NOTHING_KEPT, Estimate, factor, judged, plus_minus, signed, times
 from analysis.study import Part, joined
 from analysis.theory import Breakeven, layer_speedup, speedup
 
@@ -194,6 +194,53 @@ def finished_model_table(train: Part) -> pd.DataFrame:
         for row in records(train.gains)
     ]
     return pd.DataFrame(rows, columns=[name.replace("ppl", train.unit.short) for name in MODEL])
+
+
+METHODS = (
+    "variant", "block size", "target sparsity", "seeds", "test accuracy", "test errors", "against dense",
+    "against the best",
+)  # fmt: skip
+NARROWED = (
+    "variant", "block size", "target sparsity", "live units", "units without the dead", "sparsity", "sparsity then",
+    "bytes dense", "bytes", "bytes then", "inference", "inference then",
+)  # fmt: skip
+
+
+def methods_table(train: Part) -> pd.DataFrame:
+    """Classifiers, the best first within a block size and sparsity: accuracy, and errors against dense and the best."""
+    rows = [
+        [
+            *_named(row),
+            str(row["seeds"]),
+            f"{row['accuracy']:.1%}".replace("%", " %"),
+            _per_cent(row["error"]),
+            judged(row["against_dense"]),
+            NOTHING if math.isnan(row["against_best"].low) else judged(row["against_best"]),
+        ]
+        for row in records(train.methods)
+    ]
+    return pd.DataFrame(rows, columns=list(METHODS))
+
+
+def narrowed_table(train: Part) -> pd.DataFrame:
+    """What is left of finished models once their dead units are removed: units, sparsity, bytes, inference."""
+    rows = [
+        [
+            *_named(row),
+            *(", ".join(map(str, row[name])) for name in ("units", "narrowed_units")),
+            *(_amount(row[name], "{:.3f}") for name in ("stored_sparsity", "narrowed_sparsity")),
+            *(_amount(row[name] / 1e3, "{:.1f} kB") for name in ("dense_bytes", "final_bytes", "narrowed_bytes")),
+            *(times(row[name]) for name in ("inference", "narrowed")),
+        ]
+        for row in records(train.narrowings)
+    ]
+    return pd.DataFrame(rows, columns=list(NARROWED))
+
+
+def _per_cent(rate: Estimate) -> str:
+    """'7.2 % [5.9, 8.8]'."""
+    interval = "" if math.isnan(rate.low) else f" [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    return f"{100 * rate.value:.1f} %{interval}"
 
 
 def _named(row: dict[str, Any]) -> list[str]:

@@ -66,6 +66,14 @@ def lstm_multiply_adds(
     return weight_ih, sum(4 * out * out for out in sizes[1:])
 
 
+def mlp_multiply_adds(features: int, hidden_size: int, num_layers: int) -> tuple[int, int]:
+    """(of the first layer, of those between hidden layers) multiply-adds of an example in an mlp's hidden layers.
+
+    x <- W x + b, one multiply-add a weight; the output layer is not among them.
+    """
+    return hidden_size * features, (num_layers - 1) * hidden_size**2
+
+
 def layer_speedup(input_size: int, hidden_size: int, rho: float, scope: str = "all") -> float:
     """What one LSTM layer gains: 1 / (1 - rho) with both weights sparse, Amdahl's ceiling with weight_hh alone.
 

@@ -17,8 +17,9 @@ NEVER = "never"
 def falling(runs: pd.DataFrame, unit: Unit) -> str:
     """'1.2 ± 0.3 %': by how much the validation metric of some finished runs fell over their last tenth, on average.
 
-    Of perplexity in per cent, of characters in bits. 'not said' where no run has stored it (tables from before the
-    column, runs of fewer than 10 steps). The error is that of the stored ones, over the windows of the validation text.
+    Of perplexity in per cent, of characters in bits, of examples in nats. 'not said' where no run has stored it (tables
+    from before the column, runs of fewer than 10 steps). The error is that of the stored ones, over the windows of the
+    validation data.
     """
     said = runs[runs["val_change"].notna()]
     if said.empty:
@@ -26,9 +27,9 @@ def falling(runs: pd.DataFrame, unit: Unit) -> str:
     change = float(said["val_change"].astype(float).mean())
     errors = said["val_change_error"].astype(float).to_numpy()
     error = float(np.sqrt(np.sum(errors**2))) / len(errors)
-    if unit.bits:
-        shown, spread = f"{-change / math.log(2):.4f}", f"{error / math.log(2):.4f}"
-        return f"{shown} ± {spread} bits" if math.isfinite(error) else f"{shown} bits"
+    if unit.base is not None:
+        shown, spread = f"{-change / math.log(unit.base):.4f}", f"{error / math.log(unit.base):.4f}"
+        return f"{shown} ± {spread} {unit.short}" if math.isfinite(error) else f"{shown} {unit.short}"
     shown, spread = f"{-100 * math.expm1(change):.2f}", f"{100 * error * math.exp(change):.2f}"
     return f"{shown} ± {spread} %" if math.isfinite(error) else f"{shown} %"
 
@@ -36,7 +37,7 @@ def falling(runs: pd.DataFrame, unit: Unit) -> str:
 def falling_line(final: pd.DataFrame, unit: Unit) -> str:
     """How far the runs of each variant were still falling, in one line. final: `runs.runs`."""
     told = {str(variant): falling(part, unit) for variant, part in final.groupby("variant", sort=False)}
-    start = f"Fall of the validation {'bits' if unit.bits else 'perplexity'} over the last tenth of a run"
+    start = f"Fall of the validation {'perplexity' if unit.base is None else unit.short} over the last tenth of a run"
     if set(told.values()) == {NOT_SAID}:
         return f"{start}: {NOT_SAID}, for these runs are from before it was stored or shorter than 10 steps."
     return f"{start}: {'; '.join(f'{variant} {words}' for variant, words in told.items())}."

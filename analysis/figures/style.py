@@ -24,8 +24,8 @@ WIDTH = 10.0  # inches; the report shows an inch as 100 pixels
 BLUE, ORANGE, GREEN, RED, PURPLE, _, _, _, YELLOW, SKY = seaborn.color_palette("colorblind").as_hex()
 BLACK, GREY, SHADE = "#000000", "#666666", "#f3eeee"
 
-BLOCK_COLOURS: dict[int, str] = {4: BLACK, 8: ORANGE, 16: BLUE, 32: GREEN, 64: RED, 128: PURPLE}
-BLOCK_MARKERS = {4: "v", 8: "o", 16: "s", 32: "D", 64: "^", 128: "P"}
+BLOCK_COLOURS: dict[int, str] = {1: SKY, 4: BLACK, 8: ORANGE, 16: BLUE, 32: GREEN, 64: RED, 128: PURPLE}
+BLOCK_MARKERS = {1: "*", 4: "v", 8: "o", 16: "s", 32: "D", 64: "^", 128: "P"}
 VARIANT_COLOURS: dict[str, str] = {
     "dense": BLACK,
     "block lasso": SKY,

@@ -53,8 +53,8 @@ def curves_figure(train: Part) -> Figure:
     told = epochs[epochs["epoch"] >= 1].assign(val_ppl=lambda rows: train.unit.of(rows["val_ppl"].astype(float)))
     _curves(left, told, "val_ppl", colours)
     _curves(right, epochs, "sparsity", colours)
-    left.set(ylabel=f"validation {train.unit.name}" + ("" if train.unit.bits else " (log)"), xlabel="epoch")
-    if not train.unit.bits:
+    left.set(ylabel=f"validation {train.unit.name}" + (" (log)" if train.unit.base is None else ""), xlabel="epoch")
+    if train.unit.base is None:
         left.set(yscale="log")
         left.yaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
         left.yaxis.set_minor_formatter(mpl.ticker.ScalarFormatter())

@@ -16,6 +16,7 @@ from analysis.awd import answers as awd
 from analysis.awd import goals as awd_goals
 from analysis.awd import tables as awd_tables
 from analysis.figures import accuracy as accuracy_figures
+from analysis.figures import methods as methods_figures
 from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
 from analysis.figures import storage as storage_figures
@@ -65,6 +66,10 @@ def sections(found: Study) -> Iterator[Section]:
     main, role = found.main("gemm"), awd.sweep_role(found.name)
     for train in found.parts("train"):
         yield _accuracy(train, main, beside_slides=role is None)
+        if methods_figures.shown(train):
+            yield _methods(train)
+        if not train.narrowings.empty:
+            yield _removal(train)
     if role is not None:
         yield _beside_the_slides(found, small=role[1])
     if "train" in found.tables and "gemm" in found.tables:
@@ -281,26 +286,66 @@ def _accuracy(train: Part, gemm: Part, beside_slides: bool) -> Section:
     title, unit = _titled("What sparsity costs", train), train.unit.name
     if train.runs.empty:
         return Section(title, _why_nothing(train, "training runs"))
-    picture = _picture(
-        accuracy_figures.cost_figure(train),
-        f"Test {unit} against sparsity, a line for each variant and block size. The values are in the table below.",
-        f"{unit.capitalize()} after the last epoch: lower is better. Bars are 95 % t-intervals of the mean over seeds, "
-        "their scatter pooled over all settings; a sweep of one seed has none. Compare settings by the costs below.",
-    )
+    pictures = [] if methods_figures.shown(train) else [_cost_picture(train)]
     every, each = tables.main_table(train, gemm), "Every variant, block size and sparsity"
     shown = [
         _shown(f"{each}: {unit}. {COSTS}", every[[*tables.SETTING, *tables.cost_columns(train)]]),
         _shown(f"{each}: speedup.", every[[*tables.SETTING, *tables.SPEED]]),
     ]
-    if beside_slides and not train.unit.bits:  # the slides' are of words
+    if beside_slides and train.unit.base is None:  # the slides' are of words
         shown.append(_shown(BESIDE_SLIDES, awd_tables.slides_table(train, gemm)))
     return Section(
         title,
-        f"{unit.capitalize()} of the same language model without pruning, with block lasso, and with block lasso and "
-        "pruning.",
-        [picture],
+        f"{unit.capitalize()} of the same network without pruning, with block lasso, and with block lasso and pruning.",
+        pictures,
         shown,
         sentences=_machines(train),
+    )
+
+
+def _cost_picture(train: Part) -> Picture:
+    unit = train.unit.name
+    return _picture(
+        accuracy_figures.cost_figure(train),
+        f"Test {unit} against sparsity, a line for each variant and block size. The values are in the table below.",
+        f"{unit.capitalize()} after the last epoch: lower is better. Bars are 95 % t-intervals of the mean over seeds, "
+        "their scatter pooled over all settings; a sweep of one seed has none. Compare settings by the costs below.",
+    )
+
+
+def _methods(train: Part) -> Section:
+    pictures = [
+        _picture(
+            methods_figures.methods_figure(train),
+            "Heat map of test accuracy: a row for each method, a column for each sparsity and block size. The values "
+            "are in the table below.",
+            "Which way to prune is the best at a block size and sparsity, and where that is not decided.",
+        ),
+        _picture(
+            methods_figures.stored_figure(train),
+            "Test accuracy against stored weights: a line for each block size, and dense networks by width.",
+            "Structured against unstructured pruning, and both beside smaller dense networks of as many weights.",
+        ),
+    ]
+    return Section(
+        _titled("Ways to prune a classifier", train),
+        "Test accuracy of every method; errors are compared as ratios, paired by seed.",
+        pictures,
+        [_shown(f"Every method. {COSTS}", tables.methods_table(train))],
+    )
+
+
+def _removal(train: Part) -> Section:
+    picture = _picture(
+        methods_figures.removal_figure(train),
+        "Bars of the units that are live, and inference over dense with and without the others.",
+        "Units that nothing reads, or that stay as they are, are removed; the network computes the same.",
+    )
+    return Section(
+        _titled("Dead units", train),
+        "A block-sparse layer is often a narrower one: what finishing a model removes beside its empty blocks.",
+        [picture],
+        [_shown("Before and after the dead units are removed.", tables.narrowed_table(train))],
     )
 
 

@@ -1,0 +1,154 @@
+"""Figures of classifiers: methods ranked within a block size and sparsity, and accuracy beside what is stored."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.figures import style
+from analysis.load import records
+from analysis.methods import has_classes
+from analysis.runs import is_dense
+from analysis.study import Part
+
+UNSTRUCTURED = "block 1: unstructured"
+
+
+def methods_figure(train: Part) -> Figure:
+    """Test accuracy of every method, a row each, by target sparsity and block size; the best of each column framed.
+
+    The colour is the share of test examples that a method gets wrong beside the best of its column. A dot stands where
+    the two are not decided to differ.
+    """
+    title = "Ways to prune, ranked: test accuracy in per cent"
+    found = train.methods
+    pruned = found[found["target_sparsity"] > 0.0]  # a threshold decides by itself how many go: see the table
+    if pruned.empty:
+        return style.empty_figure(title, "no pruned classifier has finished")
+    columns = list(dict.fromkeys(pruned[["target_sparsity", "block_size"]].itertuples(index=False, name=None)))
+    order = _by_rank(pruned)
+    worse, words = np.full((len(order), len(columns)), np.nan), np.full((len(order), len(columns)), "", dtype=object)
+    for row in records(pruned):
+        at = order.index(row["variant"]), columns.index((row["target_sparsity"], row["block_size"]))
+        ratio = row["against_best"]
+        worse[at] = math.log2(max(ratio.value, 1.0))
+        open_ = ratio.value > 1.0 and ratio.side == 0
+        words[at] = f"{100 * row['accuracy']:.1f}" + ("·" if open_ else "")
+    drawn, [[ax]] = style.figure(1.3 + 0.33 * len(order))
+    style.heat_map(ax, worse, annot=words, fmt="", cmap="Blues_r", vmin=0.0, vmax=3.0, annot_kws={"fontsize": 8.5},
+                   mask=np.isnan(worse), linewidths=1.0)  # fmt: skip
+    for across in range(len(columns)):
+        best = int(np.nanargmin(worse[:, across]))
+        ax.add_patch(_frame(across, best))
+    ax.set_xticks(
+        np.arange(len(columns)) + 0.5, [f"ρ {target:g}\nblock {size}" for target, size in columns], fontsize=8.5
+    )
+    ax.set_yticks(np.arange(len(order)) + 0.5, order, fontsize=9)
+    bar = drawn.colorbar(ax.collections[0], ax=ax, fraction=0.03, pad=0.01)
+    bar.set_ticks([0, 1, 2, 3], labels=["1×", "2×", "4×", "≥ 8×"])
+    bar.set_label("errors beside the best of the column")
+    drawn.suptitle(title, fontsize=12)
+    dense = [row for row in records(found) if is_dense(str(row["variant"]))]
+    said = [f"Dense: {100 * row['accuracy']:.1f} ({row['variant']}, {row['seeds']} seeds)" for row in dense[:1]]
+    seeds = " or ".join(map(str, sorted(set(pruned["seeds"]))))
+    style.margin(drawn, [
+        f"Means over seeds ({seeds} a cell). Framed: the best of a column. A dot: not decided to be worse than that, "
+        "at 5 % over the column (paired by seed, the scatter pooled over all settings, Holm).", *said,
+        *([UNSTRUCTURED[0].upper() + UNSTRUCTURED[1:] + " pruning."] if 1 in set(pruned["block_size"]) else []),
+    ])  # fmt: skip
+    return drawn
+
+
+def _frame(across: int, down: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((across, down), 1, 1, fill=False, edgecolor=style.BLACK, linewidth=1.6, zorder=5)
+
+
+def _by_rank(pruned: pd.DataFrame) -> list[str]:
+    """Variants, those first that have the fewest errors beside the best of their columns on average."""
+    logs = pruned.assign(worse=[math.log(max(one.value, 1.0)) for one in pruned["against_best"]])
+    return [str(name) for name in logs.groupby("variant", sort=False)["worse"].mean().sort_values(kind="stable").index]
+
+
+def stored_figure(train: Part) -> Figure:
+    """Test accuracy beside stored weights: a colour per block size, dense networks of several widths as a line.
+
+    For each block size and target the best method in validation is not chosen: all of one schedule and criterion, the
+    most frequent, are drawn, so that the block sizes are compared by the same method.
+    """
+    title = "What a block costs: test accuracy beside stored weights"
+    found = train.methods
+    pruned = found[found["target_sparsity"] > 0.0]  # a threshold decides by itself how many go: see the table
+    if pruned.empty:
+        return style.empty_figure(title, "no pruned classifier has finished")
+    variant = str(pruned.groupby("variant", sort=False).size().idxmax())
+    same = pruned[pruned["variant"] == variant]
+    dense = found[found["variant"].map(is_dense).astype(bool)].sort_values("stored_weights")
+    drawn, [[ax]] = style.figure(4.6)
+    for size, line in same.groupby("block_size"):
+        line = line.sort_values("stored_weights")
+        ax.errorbar(line["stored_weights"], [100 * (1 - one.value) for one in line["error"]], yerr=_bars(line),
+                    marker=style.block_marker(size), color=style.block_colour(size), capsize=2.5)  # fmt: skip
+    if not dense.empty:
+        ax.errorbar(dense["stored_weights"], [100 * (1 - one.value) for one in dense["error"]], yerr=_bars(dense),
+                    marker="*", markersize=10, color=style.GREY, linestyle=":", capsize=2.5)  # fmt: skip
+    ax.set(xscale="log", xlabel="weights stored in the hidden layers (log)", ylabel="test accuracy, per cent")
+    sizes = sorted(same["block_size"].unique())
+    drawn.legend(handles=[
+        style.entry("dense networks by width", style.GREY, "*", markersize=10, linestyle=":"),
+        *(style.entry(UNSTRUCTURED if size == 1 else f"block {size}", style.block_colour(size),
+                      style.block_marker(size), linestyle="-") for size in sizes),
+    ], loc="outside right upper")  # fmt: skip
+    drawn.suptitle(title, fontsize=12)
+    style.margin(
+        drawn, [f"Pruned: {variant}. Bars: 95 % t-intervals over seeds, their scatter pooled over all settings."]
+    )
+    return drawn
+
+
+def _bars(line: pd.DataFrame) -> list[list[float]]:
+    """Of the accuracies, in per cent, from the intervals of the error rates."""
+    low, high = style.spread(list(line["error"]))
+    return [[100 * each for each in high], [100 * each for each in low]]
+
+
+def removal_figure(train: Part) -> Figure:
+    """What finishing a pruned classifier leaves: units that are live, and inference before and after the others go."""
+    title = "Dead neurons: units that are left, and inference without the others"
+    found = train.narrowings
+    if found.empty:
+        return style.empty_figure(title, "no finished model was measured")
+    drawn, [[left, right]] = style.figure(1.6 + 0.36 * len(found), cols=2, sharey=True)
+    heights = np.arange(len(found))
+    left.barh(heights, found["live_share"] * 100, color=style.BLUE, height=0.6)
+    left.set(xlabel="units of the hidden layers that are live, per cent", xlim=(0, 100))
+    left.set_yticks(heights, [_named(row) for row in records(found)], fontsize=8.5)
+    left.invert_yaxis()
+    values = [one.value for name in ("inference", "narrowed") for one in found[name]]
+    style.speedup_axis(right.xaxis, min([0.5, *values]) / 1.1, max([2.0, *values]) * 1.15)
+    for name, shift, looks in (("inference", -0.12, {"marker": "o", "color": style.GREY}),
+                               ("narrowed", 0.12, {"marker": "D", "color": style.BLUE})):  # fmt: skip
+        ones = list(found[name])
+        right.errorbar([one.value for one in ones], heights + shift, xerr=style.spread(ones), linestyle="",
+                       capsize=2, **looks)  # fmt: skip
+    right.set(xlabel="inference over the dense network (log₂)")
+    drawn.legend(handles=[
+        style.entry("as pruned", style.GREY, "o"), style.entry("dead units removed", style.BLUE, "D"),
+    ], loc="outside lower center", ncols=2)  # fmt: skip
+    drawn.suptitle(title, fontsize=12)
+    style.margin(drawn, ["Medians of interleaved pairs on one batch, means over seeds; bars 95 %."])
+    return drawn
+
+
+def _named(row: dict[str, Any]) -> str:
+    return f"{row['variant']}\nρ {row['target_sparsity']:g}, block {row['block_size']}"
+
+
+def shown(train: Part) -> bool:
+    """Whether a part has classifiers to draw."""
+    return has_classes(train.runs)

@@ -1,0 +1,146 @@
+"""Classifiers side by side: accuracy of each setting, what it costs against dense, and which method is the best.
+
+The scale is that of logarithms of error rates, as perplexities are compared: errors of a method are so many per cent
+more or fewer. An error rate of nothing counts as half an example, so that it has a logarithm.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import stats
+from analysis.runs import MODEL_SETTINGS, is_dense
+from analysis.stats import Comparison, Estimate, compared, level
+
+SETTING = ("variant", "block_size", "target_sparsity")
+MEANS = ("stored_sparsity", "stored_weights", "test_accuracy")
+COLUMNS = (*SETTING, "seeds", "stored_sparsity", "stored_weights", "accuracy", "error", "against_dense", "against_best")
+
+
+def has_classes(final: pd.DataFrame) -> bool:
+    """Whether finished runs are of classifiers."""
+    return "test_accuracy" in final and bool(final["test_accuracy"].notna().any())
+
+
+def with_errors(final: pd.DataFrame) -> pd.DataFrame:
+    """Finished runs of classifiers with the share of the test examples that each gets wrong.
+
+    test_error: that share; error_ratio: it beside that of the dense run of the same model, data and seed. A run that
+    was made again on the sparse path is no other method, and counts once.
+    """
+    mine = final[final["test_accuracy"].notna()].sort_values("path", key=lambda path: path != "dense", kind="stable")
+    plain = mine["variant"].str.removesuffix(", sparse path")
+    mine = mine.assign(variant=plain).drop_duplicates([*SETTING, "hidden_size", "num_layers", "seed"])
+    examples = mine["eval_tokens_seen"].astype(float)
+    error = (1.0 - mine["test_accuracy"].astype(float)).clip(lower=0.5 / examples)
+    mine = mine.assign(test_error=error)
+    same = [name for name in (*MODEL_SETTINGS, "seed", "corpus_sha256") if name in mine]
+    dense = mine.loc[mine["variant"].map(is_dense).astype(bool), [*same, "test_error"]].drop_duplicates(same)
+    partner = mine[same].merge(dense, on=same, how="left")["test_error"].to_numpy()
+    return mine.assign(error_ratio=mine["test_error"] / partner)
+
+
+def methods(final: pd.DataFrame) -> pd.DataFrame:
+    """One row per variant, block size and target sparsity of `runs.runs`, the best first within its place.
+
+    accuracy: mean test accuracy over seeds; error: mean error rate with its interval, the scatter pooled over settings.
+    against_dense: the ratio of error rates to the dense run of the same seed, all settings one question. against_best:
+    to the setting of the fewest errors of the same block size and target, paired by seed; those are one question each.
+    """
+    if not has_classes(final):
+        return pd.DataFrame(columns=list(COLUMNS))
+    mine = with_errors(final)
+    labels = list(mine[[*SETTING]].itertuples(index=False, name=None)), mine["seed"].tolist()
+    residual = stats.residual(*labels, mine["test_error"].tolist())
+    scatter = stats.scatter(*labels, mine["test_error"].tolist())
+    grouped = mine.groupby([*SETTING], sort=False)
+    groups = {key: part.set_index("seed")["test_error"] for key, part in grouped}
+    pruned = [not is_dense(str(key[0])) for key in groups]
+    ratios = [
+        part["error_ratio"].dropna().tolist() if sparse else []
+        for (_, part), sparse in zip(grouped, pruned, strict=True)
+    ]
+    costs = compared(ratios, residual)
+    beaten = _against_best(groups, residual)
+    rows = [
+        {
+            **dict(zip(SETTING, key, strict=True)),
+            "seeds": len(errors),
+            **{name: float(mine.loc[at, name].astype(float).mean()) for name in MEANS},
+            "error": level(errors.tolist(), scatter),
+            "against_dense": cost,
+            "against_best": beaten[key],
+        }
+        for (key, errors), cost, at in zip(groups.items(), costs, grouped.groups.values(), strict=True)
+    ]
+    found = pd.DataFrame(rows).rename(columns={"test_accuracy": "accuracy"})[list(COLUMNS)]
+    order = found.assign(value=[one.value for one in found["error"]])
+    return found.loc[order.sort_values(["target_sparsity", "block_size", "value"], kind="stable").index].reset_index(
+        drop=True
+    )
+
+
+def _ratios(errors: pd.Series, others: pd.Series) -> list[float]:
+    """Of the seeds that both have."""
+    both = errors.index.intersection(others.index)
+    return (errors[both] / others[both]).tolist()
+
+
+def _against_best(groups: dict[Any, pd.Series], residual: stats.Scatter) -> dict[Any, Comparison]:
+    """Of each setting, by its key: its errors over those of the best of its block size and target; 1 of that itself."""
+    found: dict[Any, Comparison] = {}
+    for place in dict.fromkeys(key[1:] for key in groups):
+        keys = [key for key in groups if key[1:] == place]
+        best = min(keys, key=lambda key: float(groups[key].mean()))
+        others = [key for key in keys if key != best]
+        answers = compared([_ratios(groups[key], groups[best]) for key in others], residual)
+        found |= dict(zip(others, answers, strict=True))
+        found[best] = Comparison(*Estimate(1.0, float("nan"), float("nan"), len(groups[best])))
+    return found
+
+
+def narrowings(final: pd.DataFrame) -> pd.DataFrame:
+    """One row per setting of `runs.runs` whose finished models were measured, with and without their dead units.
+
+    live_share: units that are live, of all in the layers; units: as live_units, of the first seed. inference, narrowed:
+    speedup over the dense model as pruned and with the dead units removed, medians of pairs, over seeds. Bytes are
+    means. Of language models and classifiers alike.
+    """
+    names = ("live_units", "inference_ms", "inference_narrowed_ms")
+    if any(name not in final for name in names):
+        return pd.DataFrame(columns=["variant"])
+    mine = final[final["live_units"].notna() & final["inference_narrowed_ms"].notna()]
+    rows = []
+    for key, part in mine.groupby([*SETTING], sort=False):
+        units = sum(sum(each) for each in part["live_units"])
+        speedups = {
+            name: [_speedup(dense, own) for dense, own in zip(part[above], part[below], strict=True)]
+            for name, above, below in (
+                ("inference", "inference_dense_ms", "inference_ms"),
+                ("narrowed", "inference_narrowed_dense_ms", "inference_narrowed_ms"),
+            )
+        }
+        rows.append(
+            {
+                **dict(zip(SETTING, key, strict=True)),
+                "seeds": len(part),
+                "units": list(part["live_units"].iloc[0]),
+                "narrowed_units": list(part["narrowed_units"].iloc[0]),
+                "live_share": units / float((part["num_layers"] * part["hidden_size"]).sum()),
+                **{name: stats.ratio_interval(found) for name, found in speedups.items()},
+                **{name: float(part[name].mean()) for name in ("dense_bytes", "final_bytes", "narrowed_bytes")},
+                "stored_sparsity": float(part["stored_sparsity"].mean()),
+                "narrowed_sparsity": float(part["narrowed_sparsity"].astype(float).mean()),
+            }
+        )
+    found = pd.DataFrame(rows)
+    return (
+        found.sort_values([*SETTING[1:], "variant"], ignore_index=True) if rows else pd.DataFrame(columns=["variant"])
+    )
+
+
+def _speedup(dense: Any, own: Any) -> float:
+    return float(np.median(np.asarray(dense, dtype=float) / np.asarray(own, dtype=float)))
