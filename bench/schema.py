@@ -352,7 +352,7 @@ This page is made by `python -m bench columns`.
 NOTES = """
 ## Training on the kept blocks: `path`
 
-A cell's `path` says what multiplies its pruned LSTM weights. `dense` (the default) masks them and
+A cell's `path` says what multiplies its pruned weights. `dense` (the default) masks them and
 multiplies everything. `sparse` runs our kernels that skip empty blocks, from the first step on; where there are none, \
 as on a CPU
 without a C++ compiler, the cell is `unsupported`. `auto` lets each layer change over at its break-even sparsity, \
@@ -389,6 +389,27 @@ its test
 perplexity. The three are meant for a GPU; `wikitext2_paper_small` and its like are for a CPU, whole vocabulary, small \
 layers.
 
+## Classifiers: `model = "mlp"`
+
+An mlp has `num_layers` hidden layers of `hidden_size` units, x <- relu(W x + b), perhaps with `batch_norm` and
+`dropout`, and an output layer that is not pruned. It learns a data set of labelled examples: `digits` (carried by
+scikit-learn), `mnist1d` (made from its seed by the package of that name) or `mnist` (downloaded at first use, checked
+by sha256; without a network put its four `.gz` files into `$BENCH_DATA_DIR/mnist`). Its loss, the mean cross-entropy
+of an example in nats, is the logarithm of `train_ppl`, `val_ppl` and `test_ppl`; `val_accuracy`, `test_accuracy` and
+their like are shares of examples. Schedules, criteria, lasso, masks, paths, checkpoints and export are those of
+language models; a setting that only these have is idle. `scope = "weight_hh"` prunes the weights between hidden layers
+alone, for blocks that do not divide an example.
+
+## Ways to prune
+
+`block_size = 1` is unstructured pruning. `threshold` empties blocks whose score is lower, in place of a share;
+`schedule = "iterative"` cuts in `prune_rounds` rounds of fine-tuning, with `rewind` back to early weights or until the
+validation perplexity has risen (`stop_rise`). `criterion = "hessian"` goes by the loss's second-order rise.
+`prune_biases` masks the biases of rows of which no block is kept (`bias_sparsity`), so that such a neuron is constant.
+`scale_penalty` draws the scales of batch normalisation to zero, and neurons below `scale_threshold` go whole at
+`scale_at` (`kept_neurons`). A threshold and a target, regrowth with anything but a fixed share, gates of an mlp: such
+pairs are refused in one line.
+
 ## Sparse storage: `form`
 
 A cell of kind `storage` keeps one matrix in a `form` and says what that takes: `value_bytes` and `index_bytes` of the \
@@ -410,20 +431,18 @@ compressed rows of them on a CPU.
 
 ## The finished model: `export`
 
-The last row of a cell that pruned says what pruning left for inference: the masks merged into the weights, the \
-weights stored as BSR,
-written, loaded again, evaluated and timed against the dense model.
+The last row of a cell that pruned says what pruning left for inference: the masks merged into the weights, the weights
+stored as BSR, written, loaded again, evaluated and timed against the dense model.
 
-Units that nothing reads, or that stay zero, are dead: `live_units` counts the others. \
-`bench.pruning.removal.without_dead_units`
-makes of a loaded model the narrower one that computes the same.
+Units that nothing reads, or that stay as they are, are dead: `live_units` counts the others. Without them, in whole
+blocks of units, the model computes the same, up to the order of sums (`bench.pruning.exported.narrowed`): columns
+`narrowed_*` and `inference_narrowed_ms`. A neuron that is constant hands its value to the biases above.
 
-Its weights are frozen: `BSRMatrix.freeze()` copies the values where nobody can change them, so that the CPU's
-kernels pack them once and keep that. It costs the copy and one or two packed ones as large; `unfreeze()` gives an \
-ordinary matrix. Of an ordinary one the
-values are packed at each product, about 0.3 ms for W 4608 × 1152 at ρ 0.8, which is what the product takes at n = 20: \
-torch does
-not tell of every change.
+Its weights are frozen: `BSRMatrix.freeze()` copies the values where nobody can change them, so that the CPU's kernels
+pack them once and keep that. It costs the copy and one or two packed ones as large; `unfreeze()` gives an ordinary
+matrix. Of an ordinary one the values are packed at each product, about 0.3 ms for W 4608 × 1152 at ρ 0.8, which is
+what the product takes at n = 20: torch does not tell of every change.
+
 """
 
 
