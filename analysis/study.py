@@ -236,6 +236,12 @@ def widest(studies: Sequence[Study], table: str, over: str | None = None) -> Par
     return max(parts, key=lambda part: (_probed(part), _weight(part)), default=not_run(table))
 
 
+def classifiers(studies: Sequence[Study]) -> Part:
+    """The part with the most finished classifiers over several sweeps; one without rows where none has any."""
+    parts = [part for study in studies for part in study.parts("train") if methods.has_classes(part.runs)]
+    return max(parts, key=lambda part: len(part.runs), default=not_run("train"))
+
+
 def joined(train: Part, gemm: Part) -> pd.DataFrame:
     """`replicates` with the measured speedup of the product that stands for their network beside them."""
     product = compare.chosen_product(gemm.points, compare.recurrent_shape(train.runs))
