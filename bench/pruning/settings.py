@@ -212,7 +212,7 @@ class PruningSettings(BlockSettings):
 
     @model_validator(mode="after")
     def _rounds_have_a_way_back(self) -> Self:
-        if not self.prunes:
+        if (self.rewind == "none" and not self.stop_rise) or not self.prunes:
             return self
         for name, none in (("rewind", "none"), ("stop_rise", 0.0)):
             value = getattr(self, name)

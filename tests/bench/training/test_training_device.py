@@ -60,8 +60,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The loss stays where it is, and masks are looked at when an epoch ends: on the CPU, where no GPU is."""
     init = Pruner.__init__
 
-    def lazy(self: Pruner, weights: Any, given: TrainCell, steps: int) -> None:
-        init(self, weights, given.model_copy(update={"device": "cuda"}), steps)
+    def lazy(self: Pruner, weights: Any, given: TrainCell, *more: Any) -> None:
+        init(self, weights, given.model_copy(update={"device": "cuda"}), *more)
 
     monkeypatch.setattr(Pruner, "__init__", lazy)
     monkeypatch.setattr(Run, "deferred", property(lambda _: True))
