@@ -149,13 +149,13 @@ class Classification:
     @torch.no_grad()
     def score(self, model: Any, part: str, streams: int = EVAL_BATCH) -> Scores:  # noqa: ARG002
         """On every example of a part; each is a window of its own."""
-        nats, right = [], 0
+        nats, right = [], torch.zeros((), dtype=torch.int64, device=self.cell.device)
         for inputs, labels in self.parts[part].batches(EVAL_EXAMPLES):
             logits = model(inputs)[0].float()
             nats.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none").double())
-            right += int((logits.argmax(dim=1) == labels).sum())
-        each = torch.cat(nats).tolist()
-        return Scores(each, [1] * len(each), right)
+            right += (logits.argmax(dim=1) == labels).sum()
+        each = torch.cat(nats).tolist()  # read at the end: a GPU need not be waited for
+        return Scores(each, [1] * len(each), int(right))
 
     def window(self) -> Tensor:
         """One batch of the test: [batch, features]."""
