@@ -146,8 +146,9 @@ def load_corpus(name: str, folder: str | PathLike[str]) -> Corpus:
     return data
 
 
+@functools.cache
 def task_of(name: str) -> str:
-    """What is learned from a data set: LANGUAGE, or what its module says (`TASK`)."""
+    """What is learned from a data set: LANGUAGE, or what its module says (`TASK`). Every training cell asks."""
     if name not in DATASETS.names():
         raise unknown(DATASETS.noun, name, DATASETS.names())
     return str(getattr(importlib.import_module(f"{DATASETS.package}.{name}"), "TASK", LANGUAGE))

@@ -190,6 +190,14 @@ def test_settings_that_matter_make_a_new_cell(settings: dict[str, Any]) -> None:
     assert TrainCell(**{**DIGITS, **settings}).cell_id != TrainCell(**DIGITS).cell_id
 
 
+def test_a_training_cell_reads_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep may have ten thousand of them."""
+    cells = TrainCell(**DIGITS), TrainCell()
+    monkeypatch.setattr("pkgutil.iter_modules", lambda *_: pytest.fail("a folder was read"))
+    again = [TrainCell.model_validate(cell.model_dump() | {"seed": 1}) for cell in cells]
+    assert [cell.task for cell in again] == ["classification", "language"]
+
+
 def test_its_ids_are_pinned() -> None:
     assert TrainCell(**DIGITS).cell_id == "3082acd636bd824a"
     assert TrainCell(**DIGITS, **PRUNED, batch_norm=True, path="sparse").cell_id == "e98c5537617724dc"
