@@ -93,7 +93,10 @@ def _trained_layers(train: Part) -> str:
         for row in fastest
     )
     which = "in training" if len(gains) <= SETTINGS_SAID else f"in the {SETTINGS_SAID} fastest of {len(gains)} settings"
-    return f"Speed: this sweep timed no products alone; {which} the LSTM layers were, against the dense path, {said}."
+    return (
+        f"Speed: this sweep timed no products alone; {which} the {train.layer_noun} were, against "
+        f"the dense path, {said}."
+    )
 
 
 def _nothing_timed(part: Part, what: str, where: str = "") -> str:

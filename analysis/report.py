@@ -134,10 +134,10 @@ def counts(found: Study) -> str:
 
 def missing(found: Study) -> list[str]:
     """One sentence for each table the sweep does not have, and for each that cannot be compared as one."""
-    spoken = "lstm" in found.tables or any(not part.gains.empty for part in found.parts("train"))
-    speed = "what is said about speed is of LSTM layers" if spoken else "nothing is said about speed"
-    if "storage" in found.tables:
-        speed = f"what is said about speed is of {'LSTM layers and ' if spoken else ''}stored matrices"
+    trained = {part.layer_noun for part in found.parts("train") if not part.gains.empty}
+    spoken = sorted(trained | ({"LSTM layers"} if "lstm" in found.tables else set()))
+    spoken += ["stored matrices"] if "storage" in found.tables else []
+    speed = f"what is said about speed is of {' and '.join(spoken)}" if spoken else "nothing is said about speed"
     nouns = {
         "gemm": f"product timings: {speed}",
         "train": "training runs: nothing is said about cost",

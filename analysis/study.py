@@ -70,6 +70,11 @@ class Part:
         """In what the accuracy of its networks is told, of train."""
         return unit_of(self.rows)
 
+    @property
+    def layer_noun(self) -> str:
+        """What its networks are pruned in, of train."""
+        return "hidden layers" if "model" in self.rows and self.rows["model"].eq("mlp").any() else "LSTM layers"
+
     @cached_property
     def ladder(self) -> list[Yardstick]:
         """The yardsticks of its text, of train; none where none is known."""

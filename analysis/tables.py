@@ -12,7 +12,7 @@ import pandas as pd
 from analysis import compare
 from analysis.accuracy.units import Unit
 from analysis.load import records
-from analysis.runs import PPL, by_threshold, wanted
+from analysis.runs import PPL, by_threshold, is_dense, wanted
 from analysis.stats import NOTHING_KEPT, Estimate, factor, judged, plus_minus, signed, times
 from analysis.study import Part, joined
 from analysis.theory import Breakeven, layer_speedup, speedup
@@ -173,7 +173,8 @@ def training_time_table(train: Part) -> pd.DataFrame:
         ]
         for row in records(train.gains)
     ]
-    return pd.DataFrame(rows, columns=list(TIME))
+    columns = [name.replace("LSTM", train.layer_noun.split()[0]) for name in TIME]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def finished_model_table(train: Part) -> pd.DataFrame:
@@ -193,7 +194,9 @@ def finished_model_table(train: Part) -> pd.DataFrame:
         ]
         for row in records(train.gains)
     ]
-    return pd.DataFrame(rows, columns=[name.replace("ppl", train.unit.short) for name in MODEL])
+    return pd.DataFrame(
+        rows, columns=[name.replace("ppl", train.unit.short).replace("LSTM layers", train.layer_noun) for name in MODEL]
+    )
 
 
 METHODS = (
@@ -244,20 +247,22 @@ def _per_cent(rate: Estimate) -> str:
 
 
 def _named(row: dict[str, Any]) -> list[str]:
-    """The cells that name a setting of `gains`."""
+    """The cells that name a setting of `gains`, `methods` or `narrowings`."""
+    if is_dense(row["variant"]):
+        return [row["variant"], NOTHING, NOTHING]
     return [row["variant"], f"{row['block_size']:g}", wanted(row)]
 
 
 def statements(train: Part) -> list[str]:
     """One sentence for each setting on the sparse path: training time, integral, inference, bytes and perplexity."""
-    return [_statement(row, train.unit) for row in records(train.gains)]
+    return [_statement(row, train.unit, train.layer_noun) for row in records(train.gains)]
 
 
-def _statement(row: dict[str, Any], unit: Unit) -> str:
+def _statement(row: dict[str, Any], unit: Unit, noun: str) -> str:
     dense, masked, sparse = (_amount(row[f"{name}_seconds"], "{:.1f} s") for name in ("dense", "masked", "sparse"))
     return (
         f"{row['variant']}, block {row['block_size']:g}, ρ {wanted(row)}: dense training {dense}, masked "
-        f"{masked}, sparse {sparse}; integral of the LSTM layers predicted {factor(row['predicted'])}, measured "
+        f"{masked}, sparse {sparse}; integral of the {noun} predicted {factor(row['predicted'])}, measured "
         f"{times(row['measured'])}; inference after finalize {times(row['inference'])} of dense at "
         f"{_megabytes(row['final_bytes'])} of {_megabytes(row['dense_bytes'])}; {_perplexity(row, unit)}."
     )

@@ -35,7 +35,7 @@ def integral_steps_figure(train: Part) -> Figure:
 
     One panel per setting, at most MAX_RUNS: the first seed of those nearest to 80 % sparsity.
     """
-    title = "The training-time integral of the LSTM layers"
+    title = f"The training-time integral of the {train.layer_noun}"
     found = train.realised[[one.n > 0 for one in train.realised["measured"]]]
     if found.empty:
         return style.empty_figure(title, NOT_RUN)
@@ -48,7 +48,7 @@ def integral_steps_figure(train: Part) -> Figure:
         for ax, row in zip(axes, records(chosen), strict=True)
     ]
     axes[0].set_ylim(0.0, 1.05 * max(highest))
-    axes[0].set_ylabel("LSTM layers, forward + backward (ms a step)")
+    axes[0].set_ylabel(f"{train.layer_noun}, forward + backward (ms a step)")
     drawn.legend(handles=[
         style.entry("dense path, measured", style.BLACK, "o", linestyle="-"),
         style.entry("path in use, measured", style.BLUE, "s", linestyle="-"),
@@ -104,7 +104,8 @@ def end_to_end_figure(train: Part) -> Figure:
 
     One group of bars per setting: geometric means over its seeds.
     """
-    title = "End to end: what the speed of the LSTM layers is worth"
+    short = train.layer_noun.removesuffix(" layers").replace("hidden", "layers")
+    title = f"End to end: what the speed of the {train.layer_noun} is worth"
     groups = records(train.gains)
     if not groups:
         return style.empty_figure(title, NOT_RUN)
@@ -117,11 +118,11 @@ def end_to_end_figure(train: Part) -> Figure:
     left.set_yticks(range(len(groups)), [_setting(row) for row in groups], fontsize=8.5)
     left.set_ylim(len(groups) - 0.4, -0.6)
     drawn.legend(handles=[
-        Patch(facecolor="white", edgecolor=style.GREEN, hatch="//", label="LSTM layers, theory"),
-        Patch(color=style.BLUE, label="LSTM layers, measured"),
+        Patch(facecolor="white", edgecolor=style.GREEN, hatch="//", label=f"{train.layer_noun}, theory"),
+        Patch(color=style.BLUE, label=f"{train.layer_noun}, measured"),
         Patch(color=style.ORANGE, label="whole, measured"),
-        style.entry("whole, expected (Amdahl, LSTM as measured)", style.BLUE, "|", **TICK),
-        style.entry("whole, ceiling (Amdahl, LSTM as in theory)", style.RED, "|", **TICK),
+        style.entry(f"whole, expected (Amdahl, {short} as measured)", style.BLUE, "|", **TICK),
+        style.entry(f"whole, ceiling (Amdahl, {short} as in theory)", style.RED, "|", **TICK),
     ], loc="outside lower center", ncols=3)  # fmt: skip
     drawn.suptitle(title, fontsize=12)
     style.margin(drawn, [UNPAIRED])

@@ -225,19 +225,20 @@ def _kept_beside(stored: Part) -> list[str]:
 
 
 def _sparse_training(train: Part) -> Section:
+    noun = train.layer_noun
     pictures = [
         _picture(
             realised_figures.integral_steps_figure(train),
-            "Time of the LSTM layers in a training step over the run: on the dense path, in theory, and on the path in "
+            f"Time of the {noun} in a training step over the run: on the dense path, in theory, and on the path in "
             "use.",
             "Medians of interleaved pairs on batches along the run. The shaded area is the time saved; its red part "
             "was promised by theory and not reached.",
         ),
         _picture(
             realised_figures.end_to_end_figure(train),
-            "Bars of the speedup of the LSTM layers in theory and measured and of the whole, with Amdahl's ceiling, "
+            f"Bars of the speedup of the {noun} in theory and measured and of the whole, with Amdahl's ceiling, "
             "for training and for inference.",
-            "What the LSTM layers gain is worth less end to end: the rest takes the time it took (Amdahl).",
+            f"What the {noun} gain is worth less end to end: the rest takes the time it took (Amdahl).",
         ),
     ]
     models = (
@@ -251,7 +252,7 @@ def _sparse_training(train: Part) -> Section:
         "and inference are interleaved pairs.",
         pictures,
         [
-            _shown("Training time, and the integral of the LSTM layers.", tables.training_time_table(train)),
+            _shown(f"Training time, and the integral of the {noun}.", tables.training_time_table(train)),
             _shown(models, tables.finished_model_table(train)),
         ],
         tables.statements(train),
