@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeGuard
 
@@ -62,8 +63,8 @@ class Cell(Settings):
 
     def canonical(self) -> Self:
         """The same measurement with every setting that cannot matter put back to its default."""
-        fields = type(self).model_fields
-        return self.model_copy(update={name: fields[name].get_default() for name in self.idle()})
+        defaults = _defaults(type(self))
+        return self.model_copy(update={name: defaults[name] for name in self.idle()})
 
     def settings(self) -> dict[str, Any]:
         """The settings that differ from their defaults, by name."""
@@ -101,8 +102,15 @@ class Cell(Settings):
         return None
 
 
+@cache
+def _defaults(kind: type[Cell]) -> dict[str, Any]:
+    """The default of every setting, by name; none of them can be changed."""
+    return {name: field.get_default() for name, field in kind.model_fields.items()}
+
+
 def _differing(kind: type[Cell], settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value != kind.model_fields[name].get_default()}
+    defaults = _defaults(kind)
+    return {name: value for name, value in settings.items() if value != defaults[name]}
 
 
 def _layer_grids(widths: Sequence[int], block_size: int, scope: str) -> Grids:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import pyarrow as pa
@@ -311,6 +312,7 @@ def columns(kind: str) -> tuple[Column, ...]:
     return (*IDENTITY, *COLUMNS[kind], *PROVENANCE)
 
 
+@cache
 def arrow_schema(kind: str) -> pa.Schema:
     """One table: identity, settings, results and measurements, provenance; documented in the metadata."""
     first, last = columns(kind)[:2], columns(kind)[2:]

@@ -5,6 +5,7 @@ Each worker, and what it starts, computes on its own part of them.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -27,6 +28,12 @@ def processors() -> int:
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported, and inherited by what the tests start
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a thread that waits leaves its processor to other tests
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected by now stays to the end: no collection of garbage goes through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -129,10 +129,9 @@ def _out_of_bounds(stored: pa.ChunkedArray, column: Column, ok: np.ndarray) -> I
     flat = _whole(stored)
     counted = np.ones_like(ok) if column.name in EVERYWHERE else ok
     for name, leaf, rows in _leaves(flat, column.name, np.arange(len(flat))):
-        gaps = leaf.is_null().to_numpy(zero_copy_only=False) & counted[rows]
-        if leaf is not flat and gaps.any():
+        if leaf is not flat and (gaps := leaf.is_null().to_numpy(zero_copy_only=False) & counted[rows]).any():
             yield Fault(column.name, "a value in it is missing", sorted(set(rows[gaps].tolist())))
-        if not (pa.types.is_integer(leaf.type) or pa.types.is_floating(leaf.type)):
+        if leaf.null_count == len(leaf) or not (pa.types.is_integer(leaf.type) or pa.types.is_floating(leaf.type)):
             continue
         values = pc.cast(leaf, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         there = leaf.is_valid().to_numpy(zero_copy_only=False) & counted[rows]

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.cells import Cell
+from bench.cells import Cell, identity
 from bench.schema import SCHEMA_VERSION, STATUSES, arrow_schema
 from kernels.system.cache import checksum_line as checksum_line
 from kernels.system.cache import checksum_of as checksum_of
@@ -39,8 +39,9 @@ def to_table(cell: Cell, rows: Sequence[Row], provenance: Row) -> pa.Table:
     if not rows:
         raise ValueError("a cell needs at least one row")
     schema = arrow_schema(cell.kind)
-    identity = {"cell_id": cell.cell_id, "kind": cell.kind, "schema_version": SCHEMA_VERSION}
-    shared = {**identity, **cell.canonical().model_dump(), **provenance}
+    settings = cell.canonical().model_dump()
+    stable = {"cell_id": identity(cell.kind, settings), "kind": cell.kind, "schema_version": SCHEMA_VERSION}
+    shared = {**stable, **settings, **provenance}
     full: list[Row] = [{**shared, **row} for row in sorted(rows, key=_epoch_order)]
     known = frozenset(schema.names)
     for row in full:

@@ -88,10 +88,9 @@ def _out_of_bounds(stored: pa.Array, column: Column, ok: np.ndarray) -> Iterator
     """Numbers that nothing measured: of rows that are ok, since what failed may have measured anything."""
     counted = np.ones_like(ok) if column.name in EVERYWHERE else ok
     for name, leaf, rows in _leaves(stored, column.name, np.arange(len(stored))):
-        gaps = _flags(leaf.is_null()) & counted[rows]
-        if leaf is not stored and gaps.any():
+        if leaf is not stored and (gaps := _flags(leaf.is_null()) & counted[rows]).any():
             yield Fault(column.name, "a value in it is missing", sorted(set(rows[gaps].tolist())))
-        if not (pa.types.is_integer(leaf.type) or pa.types.is_floating(leaf.type)):
+        if leaf.null_count == len(leaf) or not (pa.types.is_integer(leaf.type) or pa.types.is_floating(leaf.type)):
             continue
         values = _values(pc.cast(leaf, pa.float64(), safe=False), np.float64)
         there = _flags(leaf.is_valid()) & counted[rows]

@@ -33,6 +33,12 @@ def by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_lstm, "tiles_for", too_large_together)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files whose every test the emulator runs are not imported where -m leaves `builds` out."""
+    named = collection_path.match("test_*.py") and collection_path.name not in NO_EMULATOR
+    return True if named and "not builds" in config.getoption("markexpr") else None
+
+
 @pytest.hookimpl(tryfirst=True)  # marks, before -m looks at them
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What the emulator runs is of `builds`, and skipped where there is none; long grids only where -m names them."""
@@ -47,4 +53,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("emulate"):
             item.add_marker(pytest.mark.timeout(PATIENCE))
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    left = set(left_out)
+    items[:] = [item for item in items if item not in left]
