@@ -114,6 +114,7 @@ def test_the_figures_and_tables_of_the_readme(folder: Path, words: list[str], tm
     assert nonsense([*words, *(line for text in texts for line in text.splitlines())]) == []
 
 
+@pytest.mark.examples
 @pytest.mark.parametrize("name", [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb"))])
 def test_every_cell_of_the_notebooks(
     folder: Path, words: list[str], name: str, monkeypatch: pytest.MonkeyPatch

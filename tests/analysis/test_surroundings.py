@@ -97,6 +97,7 @@ def test_paths_may_be_strings_and_names_no_text(sweep: Sweep, tmp_path: Path, bl
     assert write_figures(str(odd), str(tmp_path / "out"))[-1] == tmp_path / "out" / "table.md"
 
 
+@pytest.mark.examples
 def test_a_notebook_runs_without_a_home_and_away_from_the_users_start_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

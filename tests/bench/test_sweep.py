@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -152,18 +154,53 @@ def check_line(name: str, line: str, path: Path) -> None:
     assert "accepted: " in line
 
 
-def bench(*arguments: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run `python -m bench ARGUMENTS` from `cwd`.
+# Says when it is ready; then of each line, [folder, out, err, arguments], the status of `python -m bench ARGUMENTS` and
+# its processor seconds.
+COMMANDS = """
+import contextlib, io, json, os, runpy, sys
+import bench.__main__
+with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+    bench.__main__.app(["run", "none.toml"])  # imports what refuses a file
+del sys.modules["bench.__main__"]
+begun = sum(os.times()[:2])
+print("ready", flush=True)
+for line in sys.stdin:
+    folder, *streams, arguments = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        for number, stream in enumerate(streams, start=1):
+            os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv = ["bench", *arguments]
+        runpy.run_module("bench", run_name="__main__", alter_sys=True)
+        sys.exit(0)
+    _, status, used = os.wait4(child, 0)
+    print(json.dumps([os.waitstatus_to_exitcode(status), begun + used.ru_utime + used.ru_stime]), flush=True)
+"""
+Bench = Callable[..., tuple[subprocess.CompletedProcess[str], float]]
 
-    Beside it its processor seconds, for the machine may be busy with other things.
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """bench(*arguments, cwd=folder) runs `python -m bench ARGUMENTS` from there, in a process of its own.
+
+    Beside it its processor seconds with those of its imports, for the machine may be busy with other things; it is
+    forked from one that has done these.
     """
-    before = os.times()
+    streams = [tmp_path_factory.mktemp("said") / name for name in ("out", "err")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "bench", *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
-    after = os.times()
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
-    return done, spent
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", COMMANDS], env=environment, text=True, **pipes) as server:
+        assert server.stdin and server.stdout and server.stdout.readline() == "ready\n"
+
+        def run(*arguments: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], float]:
+            print(json.dumps([str(cwd), *map(str, streams), arguments]), file=server.stdin, flush=True)
+            status, seconds = json.loads(server.stdout.readline())
+            out, err = (stream.read_text(encoding="utf-8") for stream in streams)
+            return subprocess.CompletedProcess(arguments, status, out, err), seconds
+
+        yield run
+        server.stdin.close()
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -176,7 +213,7 @@ def test_a_bad_file_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list(BAD)[::2])
-def test_a_bad_file_ends_in_one_line_with_nothing_created(name: str, tmp_path: Path) -> None:
+def test_a_bad_file_ends_in_one_line_with_nothing_created(name: str, bench: Bench, tmp_path: Path) -> None:
     path = write_bad(tmp_path, name)
     before = sorted(tmp_path.rglob("*"))
     done, seconds = bench("run", str(path), cwd=tmp_path)
@@ -188,7 +225,7 @@ def test_a_bad_file_ends_in_one_line_with_nothing_created(name: str, tmp_path: P
     assert seconds < 1.0
 
 
-def test_an_unknown_sweep_name_names_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_sweep_name_names_the_known_ones(bench: Bench, tmp_path: Path) -> None:
     done, _ = bench("run", "smoky", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("smoky: sweep: no such sweep") and done.stderr.count("\n") == 1

@@ -361,7 +361,8 @@ def test_more_threads_than_can_run_at_once_are_said_by_plan_and_run_and_rows_hav
 ) -> None:
     """Fewer processors, by their number or as the system or OpenMP gives them."""
     script = (
-        "import os, sys; from bench.__main__ import app; {}\n"
+        "import multiprocessing, os, sys; from bench.__main__ import app; from bench.engines import starts; {}\n"
+        "starts.get_context = lambda _: multiprocessing.get_context('fork')  # torch is imported once, not in each\n"
         "for folder in sys.argv[1:]:\n"
         "    for command in ('plan', 'run'):\n"
         "        try:\n"
