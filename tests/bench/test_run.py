@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import work
+from forked import Forked
 
 import bench.run
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell, number
@@ -38,12 +39,19 @@ def shards(results: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
 
 
-def start(name: str, results: Path, sweep_file: Path, workers: int = 1) -> subprocess.Popen[str]:
-    """The leader of a process group of its own, as a shell makes one for what Ctrl-C is to reach."""
-    command = [sys.executable, str(HERE / "start.py"), str(sweep_file), str(results), name, str(workers)]
+def start(
+    name: str, results: Path, sweep_file: Path, workers: int = 1, said: Path | None = None
+) -> subprocess.Popen[str] | Forked:
+    """The leader of a process group of its own, as a shell makes one for what Ctrl-C is to reach.
+
+    said: the folder for what one says that is forked, as are its workers; None of one that an interpreter runs.
+    """
+    script = [str(HERE / "start.py"), str(sweep_file), str(results), name, str(workers)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if said is not None:
+        return Forked(script, environment, said)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
+    return subprocess.Popen([sys.executable, *script], env=environment, text=True, start_new_session=True, **pipes)
 
 
 def wait_for_shards(results: Path, count: int) -> None:
@@ -184,7 +192,7 @@ def test_a_locked_folder_is_refused(tmp_path: Path) -> None:
 def test_a_keyboard_interrupt_that_a_cell_raises_is_no_ctrl_c(workers: int, tmp_path: Path) -> None:
     path, seeds = tmp_path / "sweep.toml", [*range(len(work.RAISED) + 2)]
     path.write_text(f'kind = "train"\n[axes]\nseed = {seeds}\n')
-    run = start("raise_anything", tmp_path / "results", path, workers)
+    run = start("raise_anything", tmp_path / "results", path, workers, tmp_path / "said" if workers > 1 else None)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 1, out + err
     assert "1 of 10 cells ok; 1 unsupported here; 8 failed: 8 failed" in out
@@ -194,14 +202,15 @@ def test_a_keyboard_interrupt_that_a_cell_raises_is_no_ctrl_c(workers: int, tmp_
     assert list(by_cell.values()) == ["ok", *["failed"] * 8, "unsupported"]
 
 
-@pytest.mark.parametrize(  # products have one worker, training two
+@pytest.mark.parametrize(  # products have one worker, training two, which are spawned by an interpreter's
     ("number", "kind"), [(signal.SIGINT, "gemm"), (signal.SIGINT, "train"), (signal.SIGTERM, "gemm")]
 )
 def test_an_interrupted_run_keeps_what_is_finished(
     number: signal.Signals, kind: str, tmp_path: Path, sweep_file: Path
 ) -> None:
     sweep_file.write_text(sweep_file.read_text().replace("gemm", kind))
-    run = start("linger", tmp_path / "results", sweep_file, workers=2)
+    said = None if kind == "train" else tmp_path / "said"
+    run = start("linger", tmp_path / "results", sweep_file, workers=2, said=said)
     wait_for_shards(tmp_path / "results", 2)
     before = shards(tmp_path / "results")
     if number == signal.SIGINT:
@@ -214,7 +223,7 @@ def test_an_interrupted_run_keeps_what_is_finished(
     stored = len(shards(tmp_path / "results"))
     assert len(before) <= stored < 6
     assert len(set(Store(tmp_path / "results" / "sweep").read(kind)["cell_id"].to_pylist())) == stored
-    again = start("succeed", tmp_path / "results", sweep_file)
+    again = start("succeed", tmp_path / "results", sweep_file, said=tmp_path / "said again")
     assert again.communicate(timeout=30) and again.returncode == 0
     assert before.items() <= shards(tmp_path / "results").items()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from rows import DIGITS, results, silent
 
 from bench import train
@@ -211,19 +212,27 @@ def test_equal_cells_give_bit_equal_results(optimizer: str, lr_schedule: str):
     assert results(train_cell(cell(**settings, seed=1), silent)) != first
 
 
-def test_results_are_bit_equal_in_another_process():
+def test_results_are_bit_equal_in_another_process(tmp_path: Path):
+    """In one forked that computes in one thread; and in one of its own, which would in two."""
     settings = {**TINY, **PRUNED, "lasso": "proximal", "dropout": 0.3}
     script = (
         "import json, sys; from bench.cells import TrainCell; from bench.train import train_cell;"
         "print(json.dumps(train_cell(TrainCell(**json.loads(sys.argv[1])), lambda news: None)))"
     )
+    (tmp_path / "script.py").write_text(script)
     here = results(train_cell(TrainCell(**settings), silent))
-    command = [sys.executable, "-c", script, json.dumps(settings)]
-    for threads_of_the_process in ("1", "2"):
-        environment = {**os.environ, "OMP_NUM_THREADS": threads_of_the_process}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert results(json.loads(done.stdout)) == json.loads(json.dumps(here))
+    command = [str(tmp_path / "script.py"), json.dumps(settings)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with (
+        Forked(command, environment, tmp_path / "said") as one,
+        subprocess.Popen(
+            [sys.executable, *command], env=environment | {"OMP_NUM_THREADS": "2"}, stdout=subprocess.PIPE, text=True
+        ) as other,
+    ):
+        for process in (one, other):
+            out, _ = process.communicate(timeout=240)
+            assert process.returncode == 0
+            assert results(json.loads(out)) == json.loads(json.dumps(here))
 
 
 def test_the_thread_count_is_pinned_and_restored():
