@@ -17,6 +17,7 @@ from kernels.launches import LstmLaunch
 from kernels.problem import GemmProblem, LstmProblem
 from kernels.registry import BACKENDS
 
+ATTEMPTS = timing.ATTEMPTS
 LOOP_PREPARE = LOOP.prepare
 MEASURED = {"time_ms", "baseline_ms", "samples_ms", "baseline_samples_ms", "launches_per_sample", "noisy", "attempts"}
 TINY = {"m": 32, "k": 32, "n": 4, "block_size": 8}
@@ -29,6 +30,7 @@ def silent(_: dict[str, float | int | str]) -> None: ...
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "MIN_SECONDS", 0.02)
+    monkeypatch.setattr(timing, "ATTEMPTS", 1)  # but where a test asks for more
     monkeypatch.setattr(clocks, "WARM_UP_SECONDS", 0.002)
 
 
@@ -44,7 +46,8 @@ def test_an_ok_row_has_every_column() -> None:
 
 
 @pytest.mark.parametrize("op", ["dsd", "dsd_t", "sdd"])
-def test_every_product_is_timed(op: str) -> None:
+def test_every_product_is_timed(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clocks, "SAMPLE_MS", 0.02)  # of torch's product: the reference takes hundreds of times as long
     (row,) = time_cell(GemmCell(backend="reference", op=op, **TINY), silent)
     assert row["status"] == "ok" and row["time_ms"] > 0
     assert row["baseline_kernel"].startswith(("torch.mm, ", "torch's mkl_linear"))
@@ -203,6 +206,7 @@ def test_pairs_that_take_too_long_are_fewer(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_noisy_cells_that_take_long_are_not_sampled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "sample_pairs", lambda *_: Samples(1, [1.0, 3.0] * 15, [1.0] * 30))
+    monkeypatch.setattr(timing, "ATTEMPTS", ATTEMPTS)
     monkeypatch.setattr(timing, "RESAMPLE_SECONDS", 0.0)
     [row] = time_cell(GemmCell(backend="torch_bsr", m=32, k=32, n=4), silent)
     assert (row["attempts"], row["noisy"]) == (1, True)
@@ -233,6 +237,7 @@ def test_progress_is_told_a_few_times_a_second(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_noisy_cell_is_sampled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "ATTEMPTS", ATTEMPTS)
     noisy, quiet = Samples(1, [1.0, 3.0] * 15, [1.0] * 30), Samples(1, [1.0] * 30, [2.0] * 30)
     cell = GemmCell(backend="torch_bsr", m=32, k=32, n=4)
     for given, attempts in (([noisy, quiet], 2), ([noisy, noisy, noisy], 3), ([quiet], 1)):

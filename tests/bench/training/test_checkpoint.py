@@ -87,21 +87,28 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.training.meter.TRAINING_PAIRS", 1)
 
 
-def interrupted(settings: TrainCell, steps: int, folder: Path, seconds: float = EVERY_STEP) -> Path:
-    """The checkpoint of a run that begins or goes on, and ends in the middle of a step, `steps` steps later."""
-    finite, losses = train.finite, []
+def interrupted(
+    settings: TrainCell, steps: int, folder: Path, seconds: float = EVERY_STEP, last: float | None = None
+) -> Path:
+    """The checkpoint of a run that begins or goes on, and ends in the middle of a step, `steps` steps later.
+
+    last: seconds between two checkpoints from the last whole step on.
+    """
+    finite, losses, checkpoints = train.finite, [], Checkpoints(folder, seconds)
 
     def stop(nats: float, epoch: int) -> float:
         losses.append(nats)
         if len(losses) > steps:
             raise Stop
+        if len(losses) == steps and last is not None:
+            object.__setattr__(checkpoints, "seconds", last)
         return finite(nats, epoch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "finite", stop)
         with pytest.raises(Stop):
-            train_cell(settings, silent, checkpoints=Checkpoints(folder, seconds))
-    return Checkpoints(folder).path(settings.cell_id)
+            train_cell(settings, silent, checkpoints=checkpoints)
+    return checkpoints.path(settings.cell_id)
 
 
 def content(path: Path) -> dict[str, Any]:
@@ -114,8 +121,8 @@ def test_an_interrupted_run_goes_on_bit_equal(optimizer: str, path: str, tmp_pat
     settings = cell(**{**OPTIMIZERS[optimizer], "path": path})
     wanted = train_cell(settings, silent)
     pieces = (3, 6, 1, 1, 15)  # one ends within an epoch, one before its last step, one at its end, one after it
-    for steps in pieces:
-        interrupted(settings, steps, tmp_path)
+    for steps in pieces:  # the long ones are put aside at ends alone
+        interrupted(settings, steps, tmp_path, EVERY_STEP if steps < 4 else 1e9, last=EVERY_STEP)
     rows = train_cell(settings, silent, checkpoints=Checkpoints(tmp_path, EVERY_STEP))
     assert results(rows) == results(wanted)
     assert [row["resumed"] for row in rows] == [0, 3, 4, 5]
