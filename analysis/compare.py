@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ STORAGE_SETTINGS = (
 )  # fmt: skip
 SETTINGS = {"gemm": GEMM_SETTINGS, "lstm": LSTM_SETTINGS, "storage": STORAGE_SETTINGS}
 SPEEDUP = ("measured_speedup", "low", "high", "predicted_speedup", "efficiency")
+AVERAGED = ("measured_speedup", "sparsity", "low", "high", "time_ms", "baseline_ms")  # over seeds
 RESULTS = ("sparsity", *SPEEDUP, "time_ms", "baseline_ms", "seeds", "noisy")
 BREAKEVEN = (
     "breakeven_sparsity", "breakeven_noisy", "fastest", "at_sparsity", "noisy", "passed_over", "efficiency",
@@ -89,25 +91,33 @@ def timed_points(cells: pd.DataFrame, table: str, over: str | None = None) -> pd
     """
     one_of(cells, UNLIKE[table], over)
     keys = [*SETTINGS[table], *([over] if over and over not in SETTINGS[table] else [])]
+    ok = cells[cells["status"] == "ok"]
+    number = ok.groupby(keys, sort=True).ngroup().to_numpy()  # of its setting, -1 where a key is null
+    order = np.argsort(number, kind="stable")
+    order = order[number[order] >= 0]
+    begins = np.flatnonzero(np.diff(number[order], prepend=-1))
+    settings = records(ok[keys].iloc[order[begins]])
+    values = {name: ok[name].to_numpy(dtype=float)[order] for name in AVERAGED}
+    noisy = ok["noisy"].eq(True).to_numpy(dtype=bool)[order]
     rows = []
-    for key, part in cells[cells["status"] == "ok"].groupby(keys, sort=True):
-        settings = dict(zip(keys, key, strict=True))
-        measured = math.exp(part["measured_speedup"].map(math.log).mean())
-        sparsity = part["sparsity"].mean()
-        predicted = predicted_speedup(settings, table, sparsity)
+    for setting, (begin, end) in zip(settings, pairwise([*begins, len(order)]), strict=True):
+        part = {name: column[begin:end] for name, column in values.items()}
+        measured = math.exp(float(np.mean([math.log(speedup) for speedup in part["measured_speedup"]])))
+        sparsity = float(np.mean(part["sparsity"]))
+        predicted = predicted_speedup(setting, table, sparsity)
         rows.append(
             {
-                **settings,
+                **setting,
                 "sparsity": sparsity,
                 "measured_speedup": measured,
-                "low": part["low"].min(),
-                "high": part["high"].max(),
+                "low": float(np.fmin.reduce(part["low"])),
+                "high": float(np.fmax.reduce(part["high"])),
                 "predicted_speedup": predicted,
                 "efficiency": theory.efficiency(measured, predicted),
-                "time_ms": part["time_ms"].median(),
-                "baseline_ms": part["baseline_ms"].median(),
-                "seeds": len(part),
-                "noisy": bool(part["noisy"].eq(True).any()),
+                "time_ms": float(np.median(part["time_ms"])),
+                "baseline_ms": float(np.median(part["baseline_ms"])),
+                "seeds": int(end - begin),
+                "noisy": bool(noisy[begin:end].any()),
             }
         )
     return pd.DataFrame(rows, columns=[*keys, *RESULTS])

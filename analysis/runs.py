@@ -128,13 +128,12 @@ def variant_names(runs: pd.DataFrame) -> list[str]:
     plain = pd.Series([variant_name(row, several) for row in records(runs)], index=runs.index, dtype=object)
     names = plain.copy()
     runs = runs.assign(criterion=runs["criterion"].where(runs["schedule"] != "pre", "random"))
+    said = ("block_size", "target_sparsity", "threshold")
+    told = [name for name in (*MODEL_SETTINGS, *PRUNING_SETTINGS) if name not in said]
+    differing = [name for name in told if name in runs and runs[name].nunique() > 1]
     for _, part in runs.groupby(plain):
-        for column in (*MODEL_SETTINGS, *PRUNING_SETTINGS):
-            if (
-                column not in ("block_size", "target_sparsity", "threshold")
-                and column in part
-                and part[column].nunique() > 1
-            ):
+        for column in differing:
+            if part[column].nunique() > 1:
                 names[part.index] += part[column].map(lambda value, column=column: f", {column} {value}")
     return names.tolist()
 

@@ -25,6 +25,7 @@ from analysis.awd.lines import FOUR
 from analysis.goals import cpu, judge
 from analysis.load import REFERENCE
 from analysis.stats import Estimate
+from analysis.study import Study
 
 TEXTS = (Path(__file__).parents[2] / "README.md", REFERENCE / "README.md")
 NUMBER = re.compile(r"[+−-]?\d+(?:,\d{3})*(?:\.\d+)?")
@@ -70,6 +71,17 @@ TRAINED: dict[str, tuple[str, int | None]] = {  # a row of the table of wikitext
     "block lasso + gradual (cubic), block 32": (LASSO, 32),
     "random pre-pruning, block 16": ("random pre-pruning", 16),
 }
+
+
+@cache
+def sweep_of(name: str) -> Study:
+    """A committed sweep; what is computed of it once is there for every sentence."""
+    return study.read(REFERENCE / name)
+
+
+@cache
+def committed() -> list[Study]:
+    return study.read_reference()
 
 
 def results() -> str:
@@ -129,7 +141,7 @@ def faults(label: str, words: str, expected: Sequence[Quoted]) -> list[str]:
 @cache
 def timed(sweep: str) -> pd.DataFrame:
     """Every point of a timed sweep, each comparable part by itself."""
-    return pd.concat([part.points for part in study.read(REFERENCE / sweep).parts(sweep)], ignore_index=True)
+    return pd.concat([part.points for part in sweep_of(sweep).parts(sweep)], ignore_index=True)
 
 
 def cells(sweep: str, **settings: Any) -> pd.DataFrame:
@@ -174,7 +186,7 @@ def test_the_table_of_speedups() -> None:
 
 @cache
 def trained() -> pd.DataFrame:
-    found = study.read(REFERENCE / "wikitext2_small")
+    found = sweep_of("wikitext2_small")
     joined = study.joined(found.main("train"), found.main("gemm"))
     return joined[joined["target_sparsity"].isin((0.0, 0.8))]
 
@@ -208,7 +220,7 @@ WORDS = {  # a row of the table of wikitext2_words -> units and sparsity
 
 @cache
 def words() -> study.Part:
-    return study.read(REFERENCE / "wikitext2_words").main("train")
+    return sweep_of("wikitext2_words").main("train")
 
 
 def words_of(units: int, target: float) -> pd.DataFrame:
@@ -329,7 +341,7 @@ def of(estimate: Estimate) -> list[Quoted]:
 
 @cache
 def training(sweep: str) -> pd.DataFrame:
-    return study.read(REFERENCE / sweep).main("train").realised
+    return sweep_of(sweep).main("train").realised
 
 
 def setting(sweep: str, **settings: Any) -> pd.DataFrame:
@@ -342,7 +354,7 @@ def setting(sweep: str, **settings: Any) -> pd.DataFrame:
 
 def gains_of(sweep: str, **settings: Any) -> dict[str, Any]:
     """The one row of `realised.gains` with some settings."""
-    found = study.read(REFERENCE / sweep).main("train").gains
+    found = sweep_of(sweep).main("train").gains
     for name, wanted in settings.items():
         found = found[found[name] == wanted]
     [row] = found.to_dict("records")
@@ -363,7 +375,7 @@ def layer_at_zero() -> list[Quoted]:
 
 def rivals() -> list[Quoted]:
     """The least and the greatest factor by which torch's and scipy's products are slower than ours."""
-    sweeps = study.read_reference()
+    sweeps = committed()
     found = [judge.points(sweeps, goal) for goal in cpu.GOALS if goal.kind == "rival"]
     every = pd.concat([part.rename(columns={"value": "factor"}) for part in found], ignore_index=True)
     return ends(every, "factor")
@@ -379,7 +391,7 @@ SQUARE = {"op": "dsd", "m": 4096, "k": 4096, "n": 2048, "backend": "native", "ba
 def called(where: str, what: str = "dsd by the public operator", how: str = "median") -> Quoted:
     """Of the one goal with these words, the median or the worst of what was measured, noisy if anything of it is."""
     [goal] = [one for one in cpu.GOALS if one.what.startswith(what) and one.where.startswith(where)]
-    values = judge.points([study.read(REFERENCE / "operators")], goal)
+    values = judge.points([sweep_of("operators")], goal)
     return Quoted(float(getattr(values["value"], {"median": "median", "worst": "min"}[how])()), values["noisy"].any())
 
 
@@ -500,7 +512,7 @@ NARROW = {"target_sparsity": 0.9}
 
 def cost_of(sweep: str, target: float) -> list[Quoted]:
     """What the lasso with gradual pruning costs against dense, in per cent, at block 16."""
-    found = study.read(REFERENCE / sweep).main("train").replicates
+    found = sweep_of(sweep).main("train").replicates
     found = found[(found["variant"] == LASSO) & (found["target_sparsity"] == target) & (found["block_size"] == 16)]
     [ratio] = found["ppl_ratio"]
     return [Quoted(100.0 * (part - 1.0)) for part in ratio[:3]]
@@ -508,7 +520,7 @@ def cost_of(sweep: str, target: float) -> list[Quoted]:
 
 def small_at(n: int, target: float) -> pd.DataFrame:
     """Our products of the small study's recurrent weight, at the block sizes its README table has."""
-    points = study.read(REFERENCE / SMALL).main("gemm").points
+    points = sweep_of(SMALL).main("gemm").points
     return points[(points["backend"] == "native") & (points["n"] == n) & (points["target_sparsity"] == target)]
 
 
@@ -541,7 +553,7 @@ def test_every_speedup_of_the_results_is_looked_up() -> None:
 
 @pytest.mark.examples
 def test_the_goals_are_counted_as_they_were_judged() -> None:
-    verdicts = judge.goals_table(study.read_reference(), cpu.GOALS)["verdict"].tolist()
+    verdicts = judge.goals_table(committed(), cpu.GOALS)["verdict"].tolist()
     reached, undecided, missed = (verdicts.count(word) for word in ("reached", "undecided", "missed"))
     said = f"of {len(verdicts)}, {reached} are reached, {undecided} undecided, and {missed} missed"
     assert said in " ".join(results().split()), said

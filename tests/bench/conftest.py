@@ -24,3 +24,15 @@ def workers_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     """
     if request.node.get_closest_marker("spawned") is None and sys.platform == "linux":
         monkeypatch.setattr(starts, "get_context", lambda _: forked.AtOnce())
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that a test trains in its own process are probed once an epoch and timed once or twice.
+
+    Probing five times takes longer than such a run; a test that looks at probes or at times asks for more.
+    """
+    if "bench.train" in sys.modules:
+        monkeypatch.setattr("bench.train.PROBES_AN_EPOCH", 1)
+        monkeypatch.setattr("bench.training.meter.TRAINING_PAIRS", 1)
+        monkeypatch.setattr("bench.training.meter.INFERENCE_PAIRS", 2)

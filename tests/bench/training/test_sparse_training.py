@@ -37,6 +37,7 @@ TINY = {
     "batch_size": 10, "bptt": 20, "epochs": 2, "prune_every": 2, "optimizer": "sgd", "learning_rate": 1.0,
     "threads": 1, "dropout": 0.3, "schedule": "cubic", "target_sparsity": 0.8, "prune_end": 0.8,
 }  # fmt: skip
+TRAINING_PAIRS = meter.TRAINING_PAIRS
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9, "weight_decay": 1e-4},
     "adam": {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 1e-2},
@@ -178,6 +179,7 @@ def test_probes_change_nothing(path: str, optimizer: str, losses: list[float], m
 
 
 def test_a_probe_says_when_and_what_it_timed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bench.training.meter.TRAINING_PAIRS", TRAINING_PAIRS)
     monkeypatch.setattr("bench.training.paths.breakeven", lambda shape: 0.5 if shape.hidden == 32 else NEVER)
     monkeypatch.setattr(train, "PROBES_AN_EPOCH", 5)
     rows = train_cell(cell(path="auto"), silent)
