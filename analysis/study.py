@@ -204,7 +204,8 @@ class Study:
         Of equal ones that with backward passes, then that over the fused layer, then that with the most quiet rows,
         then float32, then the first.
         """
-        return max(self.parts(table, over), key=_weight, default=not_run(table))
+        parts = self.parts(table, over)
+        return max(parts, key=_weight) if parts else not_run(table)
 
 
 def _one_machine(train: pd.DataFrame) -> pd.DataFrame:
@@ -238,7 +239,7 @@ def widest(studies: Sequence[Study], table: str, over: str | None = None) -> Par
     Of training tables, those with probes come before any without, and of them that of the widest model.
     """
     parts = [study.main(table, over) for study in studies if table in study.tables]
-    return max(parts, key=lambda part: (_probed(part), _weight(part)), default=not_run(table))
+    return max(parts, key=lambda part: (_probed(part), _weight(part))) if parts else not_run(table)
 
 
 def classifiers(studies: Sequence[Study]) -> Part:

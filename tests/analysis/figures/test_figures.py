@@ -46,6 +46,14 @@ GEMM = made.gemm_frame(backends=("native",))
 NO_COMPILER = made.gemm_frame(unsupported={"native": made.NO_COMPILER})
 NOTHING_TIMED = made.gemm_frame(unsupported={"native": made.NO_COMPILER, "torch_bsr": "needs CUDA"})
 ALL_DIVERGED = pd.DataFrame([made.diverged_row()])
+PARTS: dict[int, Part] = {}
+
+
+def of(frame: pd.DataFrame) -> Part:
+    """The part of one of the tables above: what follows from it is computed once for all figures."""
+    if id(frame) not in PARTS:
+        PARTS[id(frame)] = made.part(frame)
+    return PARTS[id(frame)]
 
 
 def draw(figure: Figure) -> None:
@@ -91,7 +99,7 @@ def assert_speedup_axis(ax: Axes, which: str) -> None:
     "frame", [GEMM, NO_COMPILER, NOTHING_TIMED], ids=["one unsupported", "no compiler", "nothing timed"]
 )
 def test_product_figures_are_drawn(name: str, frame: pd.DataFrame) -> None:
-    draw(PRODUCTS[name](made.part(frame)))
+    draw(PRODUCTS[name](of(frame)))
 
 
 @pytest.mark.parametrize("figure", [product_figures.speedup_figure, product_figures.efficiency_figure])
@@ -108,11 +116,11 @@ def test_a_title_tells_how_x_lies_and_what_was_called(figure: Callable[..., Figu
 
 @pytest.mark.parametrize("figure", [product_figures.speedup_figure, product_figures.efficiency_figure])
 def test_product_figures_list_what_was_not_measured(figure: Callable[[Part], Figure]) -> None:
-    assert f"Not measured: scipy_bsr: unsupported (6 cells): {made.NO_SCIPY}" in texts(figure(made.part(GEMM)))
-    missing = texts(figure(made.part(NO_COMPILER)))
+    assert f"Not measured: scipy_bsr: unsupported (6 cells): {made.NO_SCIPY}" in texts(figure(of(GEMM)))
+    missing = texts(figure(of(NO_COMPILER)))
     assert f"native: unsupported (6 cells): {made.NO_COMPILER}" in missing
-    assert "native" not in panels(figure(made.part(NO_COMPILER)))
-    words = texts(figure(made.part(NOTHING_TIMED)))
+    assert "native" not in panels(figure(of(NO_COMPILER)))
+    words = texts(figure(of(NOTHING_TIMED)))
     assert "no cell of this shape was measured" in words and "torch_bsr: unsupported (6 cells): needs CUDA" in words
     assert "Not measured" not in texts(figure(made.part(made.gemm_frame(unsupported={}))))
 
@@ -123,10 +131,10 @@ def test_speedup_axes_have_a_tick_and_a_line_at_1x_however_fast_or_slow_all_are(
     for frame in (GEMM, slow, fast):
         for ax in product_figures.speedup_figure(made.part(frame)).axes:
             assert_speedup_axis(ax, "y")
-    [ax] = product_figures.tradeoff_figure(made.part(ONE_SEED), made.part(GEMM)).axes
+    [ax] = product_figures.tradeoff_figure(of(ONE_SEED), of(GEMM)).axes
     assert_speedup_axis(ax, "x")
-    assert_speedup_axis(training_figures.integral_figure(made.part(ONE_SEED)).axes[1], "x")
-    [ax] = theory_figures.amdahl_figure(made.part(ONE_SEED)).axes
+    assert_speedup_axis(training_figures.integral_figure(of(ONE_SEED)).axes[1], "x")
+    [ax] = theory_figures.amdahl_figure(of(ONE_SEED)).axes
     assert_speedup_axis(ax, "y")
 
 
@@ -179,7 +187,7 @@ def test_product_figures_refuse_unlike_rows_in_one_line(figure: Callable[[Part],
 @pytest.mark.parametrize("name", TRAINING)
 @pytest.mark.parametrize("frame", [ONE_SEED, ALL_DIVERGED], ids=["one seed", "all diverged"])
 def test_training_figures_are_drawn(name: str, frame: pd.DataFrame) -> None:
-    draw(TRAINING[name](made.part(frame)))
+    draw(TRAINING[name](of(frame)))
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -189,13 +197,13 @@ def test_training_figures_of_what_was_not_run_say_so(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["perplexity", "curves", "norms"])
 def test_training_figures_without_a_finished_run_say_why(name: str) -> None:
-    words = texts(TRAINING[name](made.part(ALL_DIVERGED)))
+    words = texts(TRAINING[name](of(ALL_DIVERGED)))
     assert "no training run has finished" in words
     assert f"Not finished: 1 × diverged: {made.DIVERGED}" in words
 
 
 def test_the_perplexity_figure_lists_failed_runs_variants_and_seeds() -> None:
-    words = texts(accuracy_figures.perplexity_figure(made.part(TWO_SEEDS)))
+    words = texts(accuracy_figures.perplexity_figure(of(TWO_SEEDS)))
     assert f"Not finished: 1 × diverged: {made.DIVERGED}" in words
     assert "block lasso + random pre-pruning" in words and "95 % t-intervals over seeds (2 per point" in words
 
@@ -203,7 +211,7 @@ def test_the_perplexity_figure_lists_failed_runs_variants_and_seeds() -> None:
 def test_a_long_reason_is_wrapped_and_gets_room() -> None:
     frame = pd.DataFrame([*ONE_SEED.to_dict("records"), made.diverged_row() | {"cell_id": "x", "reason": "long " * 80}])
     short, tall = (
-        accuracy_figures.perplexity_figure(made.part(ONE_SEED)),
+        accuracy_figures.perplexity_figure(of(ONE_SEED)),
         accuracy_figures.perplexity_figure(made.part(frame)),
     )
     assert tall.get_figheight() > short.get_figheight()
@@ -218,15 +226,13 @@ def test_training_figures_are_made_of_few_variants(variants: tuple[str, ...]) ->
 
 
 def test_norm_maps_show_three_epochs_and_leave_empty_blocks_white() -> None:
-    figure = training_figures.norm_maps_figure(made.part(ONE_SEED))
+    figure = training_figures.norm_maps_figure(of(ONE_SEED))
     shown = [ax for ax in figure.axes if heat_maps(ax) and ax.get_title()]
     assert [ax.get_title() for ax in shown] == ["epoch 0", "epoch 2", "epoch 4"] * 4
     assert [label.get_text() for label in shown[0].get_xticklabels()] == list(training_figures.GATES)
     last = heat_maps(shown[-1])[0].get_array()
     assert np.ma.getmaskarray(last).mean() == pytest.approx(0.8, abs=0.01)
-    assert "no norms of nothing_l9 were stored" in texts(
-        training_figures.norm_maps_figure(made.part(ONE_SEED), "nothing_l9")
-    )
+    assert "no norms of nothing_l9 were stored" in texts(training_figures.norm_maps_figure(of(ONE_SEED), "nothing_l9"))
 
 
 def test_a_map_without_a_kept_block_is_white_in_a_frame_and_drawn_without_a_warning() -> None:
@@ -279,14 +285,14 @@ def test_tradeoff_figure_is_drawn(train: pd.DataFrame, gemm: pd.DataFrame) -> No
 
 def test_tradeoff_figure_without_a_table_says_what_it_needs() -> None:
     for parts in (
-        (study.not_run("train"), made.part(GEMM)),
-        (made.part(ONE_SEED), study.not_run("gemm")),
+        (study.not_run("train"), of(GEMM)),
+        (of(ONE_SEED), study.not_run("gemm")),
     ):
         assert "needs finished runs and timed products" in texts(product_figures.tradeoff_figure(*parts))
 
 
 def test_tradeoff_axis_names_the_product_it_is_about() -> None:
-    [ax] = product_figures.tradeoff_figure(made.part(ONE_SEED), made.part(NO_COMPILER)).axes
+    [ax] = product_figures.tradeoff_figure(of(ONE_SEED), of(NO_COMPILER)).axes
     assert "torch_bsr, W 512 × 128, n = 20" in ax.get_xlabel()
 
 
@@ -501,7 +507,7 @@ def test_what_lies_beyond_the_scale_has_an_arrow_and_no_line_to_it() -> None:
 
 
 def test_a_notebook_shows_the_margin_though_it_cuts_pictures_to_what_is_in_the_layout() -> None:
-    figure = accuracy_figures.perplexity_figure(made.part(TWO_SEEDS))
+    figure = accuracy_figures.perplexity_figure(of(TWO_SEEDS))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     [note] = figure.texts[-1:]

@@ -109,7 +109,7 @@ def leaving(ax: Axes) -> list[str]:
 
 
 def one_shape() -> Part:
-    return made.part(gemm_frame()).shapes()[0][1]
+    return timed().shapes()[0][1]
 
 
 SIZES = (8, 16, 32, 64, 128)
@@ -136,6 +136,21 @@ def five_block_sizes() -> pd.DataFrame:
 
 def large_layer() -> Part:
     return made.part(lstm_frame((1152,), batches=(1, 20, 80), blocks=SIZES)).main_layer()
+
+
+@cache
+def trained() -> Part:
+    return made.part(train_frame())
+
+
+@cache
+def on_sparse_path() -> Part:
+    return made.part(sparse_frame())
+
+
+@cache
+def timed() -> Part:
+    return made.part(gemm_frame())
 
 
 @cache
@@ -167,16 +182,16 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "efficiency": lambda: product_figures.efficiency_figure(one_shape()),
     "roofline": lambda: theory_figures.roofline_figure(one_shape()),
     "storage": lambda: theory_figures.storage_figure(1024, 256),
-    "perplexity": lambda: accuracy_figures.perplexity_figure(made.part(train_frame())),
+    "perplexity": lambda: accuracy_figures.perplexity_figure(trained()),
     "perplexity, dense controls": lambda: accuracy_figures.cost_figure(made.part(awd_table(made_awd.BEST))),
     "perplexity, many block sizes": lambda: accuracy_figures.cost_figure(made.part(awd_table(made_awd.PAPER))),
     "wider for sparser": lambda: accuracy_figures.wide_figure(made.part(awd_table(made_awd.WIDE))),
     "norm maps of the slides' rows": lambda: training_figures.norm_maps_figure(four_rows()),
-    "curves": lambda: training_figures.curves_figure(made.part(train_frame())),
-    "norm maps": lambda: training_figures.norm_maps_figure(made.part(train_frame())),
-    "integral": lambda: training_figures.integral_figure(made.part(train_frame())),
-    "amdahl": lambda: theory_figures.amdahl_figure(made.part(train_frame())),
-    "tradeoff": lambda: product_figures.tradeoff_figure(made.part(train_frame()), made.part(gemm_frame())),
+    "curves": lambda: training_figures.curves_figure(trained()),
+    "norm maps": lambda: training_figures.norm_maps_figure(trained()),
+    "integral": lambda: training_figures.integral_figure(trained()),
+    "amdahl": lambda: theory_figures.amdahl_figure(trained()),
+    "tradeoff": lambda: product_figures.tradeoff_figure(trained(), timed()),
     "five block sizes": lambda: product_figures.speedup_figure(made.part(five_block_sizes())),
     "ops": lambda: product_figures.op_figure(made.part(every_op(), over="op")),
     "shapes of one op": lambda: product_figures.op_figure(
@@ -186,8 +201,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "layer, three batches, five block sizes": lambda: product_figures.layer_figure(large_layer()),
     "layer, weight_hh": lambda: product_figures.layer_figure(made.part(lstm_frame(scope="weight_hh")).main_layer()),
     "layer efficiency": lambda: product_figures.layer_efficiency_figure(made.part(lstm_frame((256, 512, 1152, 2048)))),
-    "integral by step": lambda: realised_figures.integral_steps_figure(made.part(sparse_frame())),
-    "end to end": lambda: realised_figures.end_to_end_figure(made.part(sparse_frame())),
+    "integral by step": lambda: realised_figures.integral_steps_figure(on_sparse_path()),
+    "end to end": lambda: realised_figures.end_to_end_figure(on_sparse_path()),
     "end to end, one seed": lambda: realised_figures.end_to_end_figure(made.part(sparse_frame(1, lasso="proximal"))),
     "end to end, no block kept": lambda: realised_figures.end_to_end_figure(made.part(emptied())),
     "stored weights": lambda: storage_figures.forms_figure(made.part(every_form())),
