@@ -149,7 +149,9 @@ def final_epochs(frame: pd.DataFrame) -> pd.DataFrame:
     final = frame[ok & (frame["epoch"] == frame["epochs"])].drop_duplicates("cell_id", keep="last")
     names = ("val_ppl", "test_ppl", "val_accuracy", "test_accuracy")
     reported = [name for name in names if f"reported_{name}" in final]
-    return final.assign(**{name: final[f"reported_{name}"].astype(float).fillna(final[name].astype(float)) for name in reported})
+    return final.assign(
+        **{name: final[f"reported_{name}"].astype(float).fillna(final[name].astype(float)) for name in reported}
+    )
 
 
 def failed_runs(frame: pd.DataFrame) -> pd.DataFrame:
