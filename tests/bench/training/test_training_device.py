@@ -118,7 +118,7 @@ def test_training_and_evaluation_mix_no_devices_and_wait_for_nothing(optimizer: 
     torch's ASGD reads its rates at each step unless it is `capturable`, which is for GPUs only.
     """
     monkeypatch.setattr(train, "STEPS_BETWEEN_LOOKS", 2)
-    short = {"train_tokens": 150, "eval_tokens": 60, "bptt": 5, "bptt_jitter": 0.0, "test_batch_size": 5}
+    short = {"train_tokens": 70, "eval_tokens": 50, "bptt": 2, "bptt_jitter": 0.0, "test_batch_size": 5}
     if optimizer == "mlp":
         monkeypatch.setattr("bench.training.tasks.EVAL_EXAMPLES", 100)
         settings = cell(**{**DIGITS, "batch_size": 500, "batch_norm": True, "selection": "best"})
