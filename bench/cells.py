@@ -426,7 +426,7 @@ class TrainCell(
     kind: ClassVar[str] = "train"
     work: ClassVar[str] = "bench.train:train_cell"
     trains: ClassVar[bool] = True
-    figures: ClassVar[str] = "val_ppl {val_ppl}, test_ppl {test_ppl}, sparsity {sparsity}, epoch {epoch}"
+    figures: ClassVar[str] = "val_ppl {val_ppl}, test_ppl {test_ppl}{right}, sparsity {sparsity}, epoch {epoch}"
 
     device: Literal["cpu", "cuda"] = Field(
         "cpu",

@@ -230,6 +230,8 @@ def key_figures(cell: Cell, stored: Stored) -> str:
     words = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items()}
     words |= {name: "-" for name, value in row.items() if value is None}
     timed = row.get("baseline_ms") and row.get("time_ms")
+    right = row.get("test_accuracy")
+    words["right"] = "" if right is None else f", {right:.1%} of the test right".replace("%", " %")
     words["faster"] = f", {row['baseline_ms'] / row['time_ms']:.3g}x {row.get('baseline', 'dense')}" if timed else ""
     words["noisy"] = ", noisy" if row.get("noisy") else ""
     words["kernel"] = row.get("kernel") or "watched"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import work
 from forked import Forked
+from rows import trained
 
 import bench.run
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell, number
@@ -21,8 +22,8 @@ from bench.data.corpus import DataError, Sizes, known_sizes
 from bench.engines.driver import Terms
 from bench.engines.estimate import Pace, rough_seconds, spoken
 from bench.engines.progress import _current
-from bench.run import UnusableError, make_plan, run_sweep, training_workers
-from bench.store import LockedError, Store
+from bench.run import UnusableError, key_figures, make_plan, run_sweep, training_workers
+from bench.store import LockedError, Store, Stored
 from bench.sweep import Sweep, load
 
 ROOT = Path(__file__).parents[2]
@@ -344,3 +345,13 @@ def test_estimates_scale_with_work() -> None:
     assert pace.seconds([GemmCell(), GemmCell()]) == pytest.approx(14 * rough_seconds(GemmCell()))
     assert pace.seconds([TrainCell()], workers=2) == pytest.approx(rough_seconds(TrainCell()) / 2)
     assert [spoken(seconds) for seconds in (5, 300, 7800)] == ["5 s", "5 min", "2 h 10 min"]
+
+
+def test_what_is_shown_of_a_classifier_is_how_many_it_gets_right() -> None:
+    settings = TrainCell(model="mlp", dataset="digits")
+    for accuracy, words in (
+        (0.9733, "test_ppl 100, 97.3 % of the test right, sparsity"),
+        (None, "test_ppl 100, sparsity"),
+    ):
+        row = {**trained(4, test_accuracy=accuracy)[-1]}
+        assert words in key_figures(settings, Stored("", Path(), "ok", "", 1.0, "", "", row))
