@@ -16,6 +16,7 @@ from analysis import compare, runs, study, tables
 from analysis.awd import answers as awd
 from analysis.awd import tables as awd_tables
 from analysis.figures import accuracy as accuracy_figures
+from analysis.figures import methods as methods_figures
 from analysis.figures import products as product_figures
 from analysis.figures import realised as realised_figures
 from analysis.figures import storage as storage_figures
@@ -86,6 +87,7 @@ def write_figures(found: Study | str | os.PathLike[str], out: str | os.PathLike[
         written.append(_write(out / f"{name}.png", picture.getvalue()))
     table = tables.breakeven_table(gemm) if "gemm" in found.tables else tables.layer_table(layer)
     table = tables.main_table(train, gemm) if "train" in found.tables else table
+    table = tables.methods_table(train) if methods_figures.shown(train) else table
     table = tables.storage_table(found.main("storage")) if [*found.tables] == ["storage"] else table
     written.append(_write(out / "table.md", (tables.to_markdown(table).rstrip() + "\n").encode()))
     role = awd.sweep_role(found.name)
@@ -101,7 +103,12 @@ def _pictures(found: Study) -> Iterator[tuple[str, Figure]]:
     train, gemm, role = found.main("train"), found.main("gemm"), awd.sweep_role(found.name)
     if "gemm" in found.tables:
         yield "speedup", product_figures.speedup_figure(gemm.main_shape())
-    if "train" in found.tables:
+    if methods_figures.shown(train):
+        yield "methods", methods_figures.methods_figure(train)
+        yield "stored", methods_figures.stored_figure(train)
+        if not train.narrowings.empty:
+            yield "removal", methods_figures.removal_figure(train)
+    elif "train" in found.tables:
         yield "perplexity", accuracy_figures.cost_figure(train)
     if "train" in found.tables and "gemm" in found.tables:
         yield "tradeoff", product_figures.tradeoff_figure(train, gemm)
