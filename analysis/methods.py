@@ -17,6 +17,7 @@ from analysis.stats import Comparison, Estimate, compared, level
 
 SETTING = ("variant", "block_size", "target_sparsity")
 MEANS = ("stored_sparsity", "stored_weights", "test_accuracy")
+Setting = tuple[str, int, float]
 COLUMNS = (*SETTING, "seeds", "stored_sparsity", "stored_weights", "accuracy", "error", "against_dense", "against_best")
 
 
@@ -81,6 +82,18 @@ def methods(final: pd.DataFrame) -> pd.DataFrame:
     return found.loc[order.sort_values(["target_sparsity", "block_size", "value"], kind="stable").index].reset_index(
         drop=True
     )
+
+
+def between(final: pd.DataFrame, one: Setting, other: Setting) -> Comparison:
+    """Errors of one setting (variant, block size, target sparsity) over those of another, paired by seed: one question.
+
+    The residual is pooled over all settings of `runs.runs`.
+    """
+    mine = with_errors(final)
+    labels = list(mine[[*SETTING]].itertuples(index=False, name=None)), mine["seed"].tolist()
+    residual = stats.residual(*labels, mine["test_error"].tolist())
+    errors = {key: part.set_index("seed")["test_error"] for key, part in mine.groupby([*SETTING], sort=False)}
+    return compared([_ratios(errors[one], errors[other])], residual)[0]
 
 
 def _ratios(errors: pd.Series, others: pd.Series) -> list[float]:

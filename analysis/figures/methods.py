@@ -38,18 +38,19 @@ def methods_figure(train: Part) -> Figure:
         worse[at] = math.log2(max(ratio.value, 1.0))
         open_ = ratio.value > 1.0 and ratio.side == 0
         words[at] = f"{100 * row['accuracy']:.1f}" + ("·" if open_ else "")
-    drawn, [[ax]] = style.figure(1.3 + 0.33 * len(order))
-    style.heat_map(ax, worse, annot=words, fmt="", cmap="Blues_r", vmin=0.0, vmax=3.0, annot_kws={"fontsize": 8.5},
+    largest = min(max(0.5, float(np.nanmax(worse))), 3.0)
+    drawn, [[ax]] = style.figure(1.5 + 0.33 * len(order))
+    style.heat_map(ax, worse, annot=words, fmt="", cmap="Blues_r", vmin=0.0, vmax=largest, annot_kws={"fontsize": 8.5},
                    mask=np.isnan(worse), linewidths=1.0)  # fmt: skip
     for across in range(len(columns)):
         best = int(np.nanargmin(worse[:, across]))
         ax.add_patch(_frame(across, best))
-    ax.set_xticks(
-        np.arange(len(columns)) + 0.5, [f"ρ {target:g}\nblock {size}" for target, size in columns], fontsize=8.5
-    )
+    ax.set_xticks(np.arange(len(columns)) + 0.5, [f"ρ {target:g}\n{size}" for target, size in columns], fontsize=8.5)
+    ax.set(xlabel="target sparsity, and block size in elements")
     ax.set_yticks(np.arange(len(order)) + 0.5, order, fontsize=9)
     bar = drawn.colorbar(ax.collections[0], ax=ax, fraction=0.03, pad=0.01)
-    bar.set_ticks([0, 1, 2, 3], labels=["1×", "2×", "4×", "≥ 8×"])
+    ticks = [each for each in (0.0, math.log2(1.25), math.log2(1.5), 1.0, 2.0, 3.0) if each <= largest]
+    bar.set_ticks(ticks, labels=[f"{2.0**each:.3g}×" for each in ticks])
     bar.set_label("errors beside the best of the column")
     drawn.suptitle(title, fontsize=12)
     dense = [row for row in records(found) if is_dense(str(row["variant"]))]

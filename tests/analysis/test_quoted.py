@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 
-from analysis import realised, study, theory
+from analysis import methods, realised, study, theory
 from analysis.awd import answers, equal
 from analysis.awd.lines import FOUR
 from analysis.goals import cpu, judge
-from analysis.load import REFERENCE
-from analysis.stats import Estimate
-from analysis.study import Study
+from analysis.load import REFERENCE, records
+from analysis.stats import Estimate, change
+from analysis.study import Part, Study
 
 TEXTS = (Path(__file__).parents[2] / "README.md", REFERENCE / "README.md")
 NUMBER = re.compile(r"[+−-]?\d+(?:,\d{3})*(?:\.\d+)?")
@@ -567,3 +567,42 @@ def test_the_check_sees_another_figure_and_a_silent_one() -> None:
     assert differing("−2.0 [−5.1, +1.1]", [Quoted(-2.0), Quoted(-5.1), Quoted(1.1)]) == ""
     assert silent("2.6×", [Quoted(2.6, noisy=True)]) and not silent("2.6× (noisy)", [Quoted(2.6, noisy=True)])
     assert math.isclose(figures_of("33,278 types")[0][0], 33278.0)
+
+
+CLASSIFIED = {  # a setting of mnist1d_methods -> the share it gets right, as both READMEs say it
+    ("dense, hidden_size 256", 16, 0.0): "Dense it gets {} of the test right",
+    ("gradual (cubic)", 1, 0.95): "it gets {} unstructured",
+    ("gradual (cubic)", 4, 0.95): "and {}, 66.3 % and",
+    ("gradual (cubic)", 8, 0.95): "67.0 %, {} and 65.8 %",
+    ("gradual (cubic)", 16, 0.95): "and {} in blocks of 4, 8 and 16",
+    ("dense, hidden_size 96", 16, 0.0): "(96 units) gets {}",
+}
+
+
+def classifiers() -> Part:
+    return study.read(REFERENCE / "mnist1d_methods").main("train")
+
+
+def test_what_classifiers_get_right_is_quoted() -> None:
+    found, said = classifiers(), " ".join(results().split())
+    shares = {
+        (row["variant"], row["block_size"], row["target_sparsity"]): f"{100 * row['accuracy']:.1f} %"
+        for row in records(found.methods)
+    }
+    for setting, words in CLASSIFIED.items():
+        assert words.format(shares[setting]) in said, setting
+    settings = list(CLASSIFIED)
+    blocks, single, small = (shares[settings[at]] for at in (4, 1, 5))
+    assert f"gets {blocks} right, unstructured {single}, a dense one of as many weights {small}" in said
+    pruned = ("gradual (cubic)", 16, 0.95)
+    for other, words in ((("gradual (cubic)", 1, 0.95), "{} more errors"), (settings[-1], "{} of its errors")):
+        one = methods.between(found.runs, pruned, other)
+        assert one.side and words.format(change(one).removesuffix(" (3 seeds)")) in said
+    here = found.methods[(found.methods["target_sparsity"] == 0.8) & (found.methods["block_size"] == 8)]
+    gradual = here[here["variant"].str.startswith("gradual (cubic")]
+    assert len(gradual) > 4 and all(one.side == 0 for one in gradual["against_best"])
+    late = found.methods[(found.methods["target_sparsity"] == 0.95) & (found.methods["block_size"] == 8)]
+    at_once = late["variant"].isin(["one-shot", "random pre-pruning"])
+    assert at_once.sum() == 2 and all(one.side == 1 for one in late.loc[at_once, "against_best"])
+    cells = found.rows["cell_id"].nunique()
+    assert f"{cells} of its 1,090 cells" in said
