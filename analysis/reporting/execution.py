@@ -17,6 +17,7 @@ EXPECTED = (
     "03_tradeoff.ipynb",
     "04_measured_against_theoretical.ipynb",
     "05_awd_lstm.ipynb",
+    "06_mathematics_of_pruning.ipynb",
 )
 TIMEOUT = 300  # seconds a cell may take
 

@@ -342,7 +342,7 @@ def test_a_few_steps_lower_the_loss_and_masks_survive(recipe: str, path: str, la
     def checked(self: Pruner, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         after_step(self, step, optimizer)
         for name, mask in self.masks.items():
-            for tensor in self._tensors(name, optimizer):
+            for tensor in self._tensors(self.weights[name], optimizer):
                 assert (tensor[~mask.expand()] == 0).all(), f"{name} leaks at step {step}"
             averages.append("ax" in optimizer.state[self.weights[name]] if optimizer else False)
 

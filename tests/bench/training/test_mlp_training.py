@@ -75,7 +75,7 @@ def test_pruned_blocks_are_exactly_zero_after_every_step(
     def checked(self: Pruner, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         after_step(self, step, optimizer)
         for name, mask in self.masks.items():
-            for tensor in self._tensors(name, optimizer):
+            for tensor in self._tensors(self.weights[name], optimizer):
                 assert (tensor[~mask.expand()] == 0).all(), f"{name} leaks at step {step}"
                 looked_at.append(name)
 
