@@ -95,7 +95,7 @@ def notebooks(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests but builds, examples and kills (about 10 minutes on 2 cores): nox -s tests [-- PYTEST ARGS].
+    """Run the tests but builds, examples and kills (about 12 minutes on 2 cores): nox -s tests [-- PYTEST ARGS].
 
     First side by side, then those that must be alone.
     """
@@ -118,7 +118,7 @@ def builds(session: nox.Session) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Run what README shows, in fresh clones, and draw all that is committed (about 3 minutes): nox -s examples."""
+    """Run what README shows, in fresh clones, and draw all that is committed (about 5 minutes): nox -s examples."""
     run(session, *SIDE_BY_SIDE, "examples", "tests/analysis", "tests/test_readme_blocks.py", *session.posargs)
 
 

@@ -80,6 +80,11 @@ def figure(height: float, rows: int = 1, cols: int = 1, **options: Any) -> tuple
     return drawn, drawn.subplots(rows, cols, squeeze=False, **options).tolist()
 
 
+def rows_below(entries: int, cols: int = 2, few: int = 3) -> float:
+    """Inches that a legend of more than `few` rows below the panels needs beyond those that a figure has for it."""
+    return 0.23 * max(0, math.ceil(entries / cols) - few)
+
+
 def empty_figure(title: str, words: str) -> Figure:
     """A small figure that says why there is nothing to draw."""
     drawn, [[ax]] = figure(1.2)

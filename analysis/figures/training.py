@@ -46,7 +46,7 @@ def curves_figure(train: Part) -> Figure:
     if train.runs.empty:
         return nothing_finished(title, train.rows)
     chosen, size, target = chosen_runs(train.runs, train.replicates)
-    drawn, [[left, right]] = style.figure(4.4, 1, 2)
+    drawn, [[left, right]] = style.figure(4.4 + style.rows_below(chosen["variant"].nunique()), 1, 2)
     every = style.variant_colours(train.runs["variant"])  # as in the other figures of the sweep
     colours = {variant: every[variant] for variant in dict.fromkeys(chosen["variant"])}
     epochs = train.rows.merge(chosen[["cell_id", "variant"]], on="cell_id")

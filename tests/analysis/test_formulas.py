@@ -16,7 +16,7 @@ NOTEBOOK = ROOT / "analysis" / "notebooks" / "06_mathematics_of_pruning.ipynb"
 
 def rows() -> list[list[str]]:
     """The cells of the table, a row each."""
-    last = "".join(json.loads(NOTEBOOK.read_text())["cells"][-1]["source"])
+    *_, last, _ = ("".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"])
     lines = [line for line in last.splitlines() if line.startswith("| ")]
     return [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines[1:]]
 

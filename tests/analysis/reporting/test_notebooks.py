@@ -71,8 +71,8 @@ def test_the_awd_notebook_shows_the_sweep_that_is_named_and_says_what_was_not_ru
     assert "not run" in tables[1] and "(2\N{NO-BREAK SPACE}seeds)" in tables[1]  # best and wide were not run
 
 
-def test_five_are_collected() -> None:
-    assert len(COMMITTED) == 5
+def test_six_are_collected() -> None:
+    assert len(COMMITTED) == 6
     assert tuple(COMMITTED) == EXPECTED
 
 
@@ -129,7 +129,7 @@ def test_a_text_comes_before_every_code_cell_and_says_what_to_conclude(name: str
 def test_ids_are_unique_and_chosen() -> None:
     ids = [cell.id for name in COMMITTED for cell in cells(NOTEBOOKS / name)]
     assert len(set(ids)) == len(ids)
-    assert all(re.fullmatch(r"(gemm|perplexity|tradeoff|theory|awd)(-[a-z]+)+", one) for one in ids)
+    assert all(re.fullmatch(r"(gemm|perplexity|tradeoff|theory|awd|pruning)(-[a-z]+)+", one) for one in ids)
 
 
 @pytest.mark.usefixtures("blank_pictures")
@@ -151,15 +151,15 @@ def test_a_missing_notebook_fails_loudly(copies: Path, tmp_path: Path) -> None:
     (copies / EXPECTED[1]).unlink()
     with pytest.raises(
         NotebookError,
-        match=r"expected 01_.*, 02_.*, 03_.*, 04_.*, 05_.*; "
-        r"found 01_\w+\.ipynb, 03_\w+\.ipynb, 04_\w+\.ipynb, 05_\w+\.ipynb$",
+        match=r"expected 01_.*, 02_.*, 03_.*, 04_.*, 05_.*, 06_.*; "
+        r"found 01_\w+\.ipynb, 03_\w+\.ipynb, 04_\w+\.ipynb, 05_\w+\.ipynb, 06_\w+\.ipynb$",
     ):
         execute_all(tmp_path / "out", tmp_path, copies)
 
 
 def test_an_extra_notebook_fails_loudly(copies: Path, tmp_path: Path) -> None:
-    shutil.copy(copies / EXPECTED[1], copies / "06_more.ipynb")
-    with pytest.raises(NotebookError, match=r"found .*06_more\.ipynb$"):
+    shutil.copy(copies / EXPECTED[1], copies / "07_more.ipynb")
+    with pytest.raises(NotebookError, match=r"found .*07_more\.ipynb$"):
         execute_all(tmp_path / "out", tmp_path, copies)
 
 
