@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.models.mlp import MLP, States
-from bench.pruning.stored import Exported, field, here, pack, unpack
+from bench.pruning.stored import Exported, field, here, pack, require_masks, unpack
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.layers.weight import BlockSparseWeight
@@ -89,11 +89,7 @@ def final_classifier(model: MLP, masks: Mapping[str, BlockMask]) -> FinalClassif
     folded into weight and bias. Nothing of the model is shared. ValueError for a mask of another name or size.
     """
     shapes = {f"layers.{number}.weight": tuple(layer.weight.shape) for number, layer in enumerate(model.layers)}  # type: ignore[arg-type]
-    for name, mask in masks.items():
-        if name not in shapes:
-            raise ValueError(f"masks: {name!r} is no weight of the model; accepted: {', '.join(shapes)}")
-        if mask.shape != shapes[name]:
-            raise ValueError(f"masks: that of {name} covers {mask.shape}, and the weight is {shapes[name]}")
+    require_masks(masks, shapes)
     layers = []
     for number, layer in enumerate(model.layers):
         weight, bias = _folded(layer, None if model.norms is None else model.norms[number])

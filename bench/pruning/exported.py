@@ -27,11 +27,12 @@ def exported(model: nn.Module, masks: Mapping[str, BlockMask]) -> Exported:
 def load(path: str | PathLike[str]) -> Exported:
     """The exported model that was saved to `path`, of whichever kind; ValueError, one line, where it is none."""
     known = {each.FORMAT: each for each in FINAL}
-    found = known.get(read(path).get("format", ""))
+    content = read(path)
+    found = known.get(content.get("format", ""))
     if found is None:
         accepted = " or ".join(map(repr, known))
         raise ValueError(f"{Path(path)} is no exported model; accepted: files of the format {accepted}")
-    return found.load(path)
+    return found.of_file(path, content)
 
 
 def live(model: Exported) -> list[Tensor]:

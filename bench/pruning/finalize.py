@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.models.decoders import AdaptiveSoftmax, Decoder, adaptive_of
-from bench.pruning.stored import Exported, field, here, pack, unpack
+from bench.pruning.stored import Exported, field, here, pack, require_masks, unpack
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.layers.weight import BlockSparseWeight
@@ -128,11 +128,7 @@ def finalize(model: nn.Module, masks: Mapping[str, BlockMask]) -> FinalModel:
         for number, layer in enumerate(model.layers)  # type: ignore[arg-type]
         for kind in ("weight_ih", "weight_hh")
     }
-    for name, mask in masks.items():
-        if name not in shapes:
-            raise ValueError(f"masks: {name!r} is no weight of the model; accepted: {', '.join(shapes)}")
-        if mask.shape != shapes[name]:
-            raise ValueError(f"masks: that of {name} covers {mask.shape}, and the weight is {shapes[name]}")
+    require_masks(masks, shapes)
 
     def final(number: int, layer: nn.Module, name: str) -> Tensor | BSRMatrix:
         weight, mask = getattr(layer, f"{name}_l0").detach(), masks.get(f"{name}_l{number}")

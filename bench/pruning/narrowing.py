@@ -13,20 +13,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.pruning.classifier import PAIR, FinalClassifier, Pair
-from kernels.blockmask import BlockMask
-from kernels.bsr import BSRMatrix
-from kernels.layers.weight import BlockSparseWeight
+from bench.pruning.removal import live_blocks, narrowed_bias, narrowed_weight
+from bench.pruning.stored import as_dense
 
 
 @torch.no_grad()
 def live_neurons(model: FinalClassifier) -> list[Tensor]:
     """Of each hidden layer, bool[units]: which change and are read, by a unit that is read or by the output."""
-    layers = [dense(layer) for layer in (*model.layers, model.output)]
+    layers = _dense(model)
+    return _live(layers, _constants(layers))
+
+
+def _dense(model: FinalClassifier) -> list[Pair]:
+    """The layers, the output's among them, as dense tensors."""
+    return [{name: as_dense(getattr(layer, name)) for name in PAIR} for layer in (*model.layers, model.output)]
+
+
+def _live(layers: list[Pair], constants: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     live: list[Tensor] = []
     read = torch.ones_like(layers[-1]["bias"], dtype=torch.bool)
-    changing = [~constant for constant, _ in _constants(layers)]
     for number in reversed(range(len(layers) - 1)):
-        read = (layers[number + 1]["weight"] != 0)[read].any(dim=0) & changing[number]
+        read = (layers[number + 1]["weight"] != 0)[read].any(dim=0) & ~constants[number][0]
         live.insert(0, read)
     return live
 
@@ -50,47 +57,17 @@ def without_dead_neurons(model: FinalClassifier) -> FinalClassifier:
 
     What it computes is the same, up to the order of sums. Of every layer a unit or a block of them remains.
     """
-    parts = [*model.layers, model.output]
-    layers, live = [dense(part) for part in parts], live_neurons(model)
-    constants = [values for _, values in _constants(layers)]  # of the whole model: below, biases take them in
-    sizes = [part.weight.block_size for part in parts if isinstance(part.weight, BlockSparseWeight)]
-    size = max(sizes, default=1)
-    kept = [_in_blocks(each, size) for each in live]
-    found, below = [], None
-    for number, (part, layer) in enumerate(zip(parts, layers, strict=True)):
-        own = kept[number] if number < len(kept) else None
+    layers, size = _dense(model), model.block_size
+    constants = _constants(layers)  # of the whole model: below, biases take them in
+    kept = [*(live_blocks(live, size) for live in _live(layers, constants)), None]  # all of the output
+    found: list[Pair] = []
+    below = None
+    for number, (part, layer, own) in enumerate(zip((*model.layers, model.output), layers, kept, strict=True)):
+        bias = layer["bias"]
         if below is not None:
-            gone = torch.where(below, 0.0, constants[number - 1])
-            layer["bias"] = layer["bias"] + layer["weight"] @ gone
-        found.append(_narrowed(part, layer, below, own, size))
+            gone = torch.where(below.repeat_interleave(size), 0.0, constants[number - 1][1])
+            bias = bias + layer["weight"] @ gone
+        weight = narrowed_weight(part.weight, own, below, size)
+        found.append({"weight": weight, "bias": narrowed_bias(bias, own, size)})
         below = own
     return FinalClassifier(found[:-1], found[-1])
-
-
-def dense(layer: torch.nn.Module) -> Pair:
-    """Weight and bias of a layer as dense tensors."""
-    weight, bias = (getattr(layer, name) for name in PAIR)
-    return {"weight": weight.to_dense() if isinstance(weight, BlockSparseWeight) else weight, "bias": bias}
-
-
-def _in_blocks(live: Tensor, size: int) -> Tensor:
-    """bool[units]: all of a block of units stay where one of them is live; one block always does."""
-    blocks = live.view(-1, size).any(dim=1)
-    blocks[0] |= ~blocks.any()
-    return blocks.repeat_interleave(size)
-
-
-def _narrowed(part: torch.nn.Module, layer: Pair, below: Tensor | None, own: Tensor | None, size: int) -> Pair:
-    """A layer with those inputs and units that are kept; None keeps all."""
-    weight, bias = layer["weight"], layer["bias"]
-    if own is not None:
-        weight, bias = weight[own], bias[own]
-    if below is not None:
-        weight = weight[:, below]
-    weight, bias = weight.clone(memory_format=torch.contiguous_format), bias.clone()
-    if not isinstance(part.weight, BlockSparseWeight):
-        return {"weight": weight, "bias": bias}
-    kept = part.weight.matrix.mask.kept
-    kept = kept if own is None else kept[own.view(-1, size)[:, 0].cpu()]
-    kept = kept if below is None else kept[:, below.view(-1, size)[:, 0].cpu()]
-    return {"weight": BSRMatrix.from_dense(weight, BlockMask(kept, size)), "bias": bias}

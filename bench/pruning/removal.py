@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bench.pruning.allocation import GATES
 from bench.pruning.finalize import WEIGHTS, FinalModel, Weights
+from bench.pruning.stored import as_dense
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.layers.weight import BlockSparseWeight
@@ -52,15 +53,9 @@ def without_dead_units(model: FinalModel) -> FinalModel:
     What it computes is the same, up to the order of sums. The last layer stays as wide as the decoder is, and of every
     layer a unit or a block of them remains. States are of the narrower layers.
     """
-    sizes = [each.block_size for each in model.layers.modules() if isinstance(each, BlockSparseWeight)]
-    size = max(sizes, default=1)
+    size = model.block_size
     *inner, _ = live_units(model)
-    kept: list[Tensor | None] = []
-    for live in inner:
-        blocks = live.view(-1, size).any(dim=1)
-        blocks[0] |= not blocks.any()
-        kept.append(blocks)
-    kept.append(None)  # all of the last layer
+    kept = [*(live_blocks(live, size) for live in inner), None]  # all of the last layer
     layers = [
         _narrowed(layer, below, own, size) for layer, below, own in zip(model.lstms, [None, *kept], kept, strict=False)
     ]
@@ -74,11 +69,7 @@ def without_dead_units(model: FinalModel) -> FinalModel:
 
 
 def _dense(layer: BlockSparseLSTM) -> dict[str, Tensor]:
-    found = {}
-    for name in WEIGHTS:
-        part = getattr(layer, f"{name}_l0")
-        found[name] = part.to_dense() if isinstance(part, BlockSparseWeight) else part
-    return found
+    return {name: as_dense(getattr(layer, f"{name}_l0")) for name in WEIGHTS}
 
 
 def _reads(weight: Tensor) -> Tensor:
@@ -99,25 +90,44 @@ def _stays_zero(layer: dict[str, Tensor], below: Tensor) -> Tensor:
 def _narrowed(layer: BlockSparseLSTM, below: Tensor | None, own: Tensor | None, size: int) -> Weights:
     """The weights of a layer with those blocks of inputs and of units that are kept; None keeps all."""
     found: Weights = {}
-    for name, dense in _dense(layer).items():
+    for name in WEIGHTS:
+        part = getattr(layer, f"{name}_l0")
         if name.startswith("bias"):
-            found[name] = _take(dense[:, None], own, None, size)[:, 0].clone()
-            continue
-        part, inputs = getattr(layer, f"{name}_l0"), below if name == "weight_ih" else own
-        narrow = _take(dense, own, inputs, size).clone(memory_format=torch.contiguous_format)
-        if isinstance(part, BlockSparseWeight):
-            mask = BlockMask(_take(part.matrix.mask.kept, own, inputs, 1), part.block_size)
-            found[name] = BSRMatrix.from_dense(narrow, mask)
+            found[name] = narrowed_bias(part, own, size, GATES)
         else:
-            found[name] = narrow
+            found[name] = narrowed_weight(part, own, below if name == "weight_ih" else own, size, GATES)
     return found
 
 
-def _take(matrix: Tensor, units: Tensor | None, inputs: Tensor | None, size: int) -> Tensor:
-    """The rows of some blocks of units in every gate, and the columns of some blocks of inputs. [4 units, in]."""
+def live_blocks(live: Tensor, size: int) -> Tensor:
+    """Which blocks of `size` units have a live one; the first, where none has. bool[units] -> bool[units / size]."""
+    blocks = live.view(-1, size).any(dim=1)
+    blocks[0] |= ~blocks.any()
+    return blocks
+
+
+def narrowed_weight(
+    part: Tensor | BlockSparseWeight, units: Tensor | None, inputs: Tensor | None, size: int, gates: int = 1
+) -> Tensor | BSRMatrix:
+    """A weight with those blocks of units, in every gate, and of inputs that are kept; None keeps all."""
+    narrow = _take(as_dense(part), units, inputs, size, gates).clone(memory_format=torch.contiguous_format)
+    if not isinstance(part, BlockSparseWeight):
+        return narrow
+    return BSRMatrix.from_dense(
+        narrow, BlockMask(_take(part.matrix.mask.kept, units, inputs, 1, gates), part.block_size)
+    )
+
+
+def narrowed_bias(bias: Tensor, units: Tensor | None, size: int, gates: int = 1) -> Tensor:
+    """The same of a bias."""
+    return _take(bias[:, None], units, None, size, gates)[:, 0].clone()
+
+
+def _take(matrix: Tensor, units: Tensor | None, inputs: Tensor | None, size: int, gates: int) -> Tensor:
+    """The rows of some blocks of units in every gate, and the columns of some blocks of inputs. [gates units, in]."""
     if units is not None:
         rows = units.repeat_interleave(size).to(matrix.device)
-        matrix = matrix.view(GATES, -1, matrix.shape[1])[:, rows].flatten(0, 1)
+        matrix = matrix.view(gates, -1, matrix.shape[1])[:, rows].flatten(0, 1)
     return matrix if inputs is None else matrix[:, inputs.repeat_interleave(size).to(matrix.device)]
 
 

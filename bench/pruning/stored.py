@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.storing.parquet import DamagedError, publish_pair, read_table, require_pair
+from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.layers.weight import BlockSparseWeight
 from kernels.system.resources import in_words
@@ -58,6 +59,11 @@ class Exported(nn.Module):
     def widths(self) -> list[int]:
         """Units of each layer."""
         raise NotImplementedError
+
+    @property
+    def block_size(self) -> int:
+        """Of the pruned weights; 1 where there are none."""
+        return max((weight.block_size for weight in self.sparse_weights), default=1)
 
     @property
     def sparsity(self) -> float | None:
@@ -104,6 +110,11 @@ class Exported(nn.Module):
         content = read(path)
         if not content or content["format"] != cls.FORMAT:
             raise ValueError(f"{Path(path)} is no exported model; accepted: files of the format {cls.FORMAT!r}")
+        return cls.of_file(path, content)
+
+    @classmethod
+    def of_file(cls, path: str | PathLike[str], content: Mapping[str, Any]) -> Self:
+        """The model whose `content` was read from `path`; ValueError, one line with the file, where it is none."""
         try:
             return cls.of_content(content)
         except ValueError as error:
@@ -125,9 +136,23 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
         return {}
 
 
+def require_masks(masks: Mapping[str, BlockMask], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """ValueError for a mask of another name than the weights of a model have, or of another size."""
+    for name, mask in masks.items():
+        if name not in shapes:
+            raise ValueError(f"masks: {name!r} is no weight of the model; accepted: {', '.join(shapes)}")
+        if mask.shape != shapes[name]:
+            raise ValueError(f"masks: that of {name} covers {mask.shape}, and the weight is {shapes[name]}")
+
+
 def here(weight: Tensor) -> Tensor:
     """On the CPU, as plain data."""
     return weight.detach().cpu()
+
+
+def as_dense(weight: Tensor | BlockSparseWeight) -> Tensor:
+    """A weight as a dense matrix."""
+    return weight.to_dense() if isinstance(weight, BlockSparseWeight) else weight
 
 
 def pack(weight: Tensor | BlockSparseWeight) -> Tensor | dict[str, Any]:
