@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 
 from analysis import stats
-from analysis.runs import MODEL_SETTINGS, is_dense
+from analysis.runs import SETTING, counted_once, dense_partners, is_dense, without_path
 from analysis.stats import Comparison, Estimate, compared, level
 
-SETTING = ("variant", "block_size", "target_sparsity")
 MEANS = ("stored_sparsity", "stored_weights", "test_accuracy")
 Setting = tuple[str, int, float]
 COLUMNS = (*SETTING, "seeds", "stored_sparsity", "stored_weights", "accuracy", "error", "against_dense", "against_best")
@@ -32,16 +31,23 @@ def with_errors(final: pd.DataFrame) -> pd.DataFrame:
     test_error: that share; error_ratio: it beside that of the dense run of the same model, data and seed. A run that
     was made again on the sparse path is no other method, and counts once.
     """
-    mine = final[final["test_accuracy"].notna()].sort_values("path", key=lambda path: path != "dense", kind="stable")
-    plain = mine["variant"].str.removesuffix(", sparse path")
-    mine = mine.assign(variant=plain).drop_duplicates([*SETTING, "hidden_size", "num_layers", "seed"])
+    mine = counted_once(final[final["test_accuracy"].notna()])
+    mine = mine.assign(variant=mine["variant"].map(without_path))
     examples = mine["eval_tokens_seen"].astype(float)
     error = (1.0 - mine["test_accuracy"].astype(float)).clip(lower=0.5 / examples)
     mine = mine.assign(test_error=error)
-    same = [name for name in (*MODEL_SETTINGS, "seed", "corpus_sha256") if name in mine]
-    dense = mine.loc[mine["variant"].map(is_dense).astype(bool), [*same, "test_error"]].drop_duplicates(same)
-    partner = mine[same].merge(dense, on=same, how="left")["test_error"].to_numpy()
-    return mine.assign(error_ratio=mine["test_error"] / partner)
+    return mine.assign(error_ratio=mine["test_error"] / dense_partners(mine, ["test_error"])["test_error"])
+
+
+def _labelled(mine: pd.DataFrame) -> tuple[list[Any], list[Any], list[float]]:
+    """Setting, seed and error rate of each run of `with_errors`: what `stats.residual` and `stats.scatter` take."""
+    settings = list(mine[[*SETTING]].itertuples(index=False, name=None))
+    return settings, mine["seed"].tolist(), mine["test_error"].tolist()
+
+
+def _by_setting(mine: pd.DataFrame) -> dict[Any, pd.Series]:
+    """Error rates by seed, of each setting."""
+    return {key: part.set_index("seed")["test_error"] for key, part in mine.groupby([*SETTING], sort=False)}
 
 
 def methods(final: pd.DataFrame) -> pd.DataFrame:
@@ -54,11 +60,8 @@ def methods(final: pd.DataFrame) -> pd.DataFrame:
     if not has_classes(final):
         return pd.DataFrame(columns=list(COLUMNS))
     mine = with_errors(final)
-    labels = list(mine[[*SETTING]].itertuples(index=False, name=None)), mine["seed"].tolist()
-    residual = stats.residual(*labels, mine["test_error"].tolist())
-    scatter = stats.scatter(*labels, mine["test_error"].tolist())
-    grouped = mine.groupby([*SETTING], sort=False)
-    groups = {key: part.set_index("seed")["test_error"] for key, part in grouped}
+    residual, scatter = stats.residual(*_labelled(mine)), stats.scatter(*_labelled(mine))
+    grouped, groups = mine.groupby([*SETTING], sort=False), _by_setting(mine)
     pruned = [not is_dense(str(key[0])) for key in groups]
     ratios = [
         part["error_ratio"].dropna().tolist() if sparse else []
@@ -90,10 +93,8 @@ def between(final: pd.DataFrame, one: Setting, other: Setting) -> Comparison:
     The residual is pooled over all settings of `runs.runs`.
     """
     mine = with_errors(final)
-    labels = list(mine[[*SETTING]].itertuples(index=False, name=None)), mine["seed"].tolist()
-    residual = stats.residual(*labels, mine["test_error"].tolist())
-    errors = {key: part.set_index("seed")["test_error"] for key, part in mine.groupby([*SETTING], sort=False)}
-    return compared([_ratios(errors[one], errors[other])], residual)[0]
+    errors = _by_setting(mine)
+    return compared([_ratios(errors[one], errors[other])], stats.residual(*_labelled(mine)))[0]
 
 
 def _ratios(errors: pd.Series, others: pd.Series) -> list[float]:

@@ -219,14 +219,25 @@ def runs(frame: pd.DataFrame, over: str | None = None, yardsticks: pd.DataFrame 
     return _against_dense(final)
 
 
+def dense_partners(final: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
+    """Of each run, `values` of the dense run of the same model, data and seed; null where there is none."""
+    same = [name for name in (*MODEL_SETTINGS, "seed", "corpus_sha256") if name in final]
+    dense = final.loc[final["variant"].map(is_dense).astype(bool), [*same, *values]].drop_duplicates(same)
+    return final[same].merge(dense, on=same, how="left").set_index(final.index)
+
+
+def counted_once(final: pd.DataFrame) -> pd.DataFrame:
+    """The runs, without those that were made again on another path: these are replicates of nothing."""
+    same = [name for name in (*MODEL_SETTINGS, *PRUNING_SETTINGS, "seed") if name != "path" and name in final]
+    ordered = final.sort_values("path", key=lambda path: path != "dense", kind="stable")
+    return ordered[~ordered.duplicated(same)]
+
+
 def _against_dense(final: pd.DataFrame) -> pd.DataFrame:
     """`final` with the columns that compare each run with the dense run of the same model, data and seed."""
-    same = [name for name in (*MODEL_SETTINGS, "seed", "corpus_sha256") if name in final]
-    dense_rows = [is_dense(name) for name in final["variant"]]
     values = ["test_ppl", "train_seconds_total", "source_hash", "device_name"]
-    dense = final.loc[dense_rows, [*same, *values, "trained"]].drop_duplicates(same)
-    paired = final[same].merge(dense, on=same, how="left").set_index(final.index)
-    paired.loc[dense_rows, values] = math.nan
+    paired = dense_partners(final, [*values, "trained"])
+    paired.loc[final["variant"].map(is_dense).astype(bool), values] = math.nan
     # Seconds of other sources or of another machine say nothing about these.
     comparable = (paired[["source_hash", "device_name"]] == final[["source_hash", "device_name"]]).all(axis=1)
     ours, theirs = (unit_of(final).of(each["test_ppl"].astype(float)) for each in (final, paired))
@@ -277,9 +288,7 @@ def pooled(final: pd.DataFrame) -> Pool:
     A run that was made again on another path is no replicate of anything, and counts once; one that did not train does
     not scatter like the others, and does not count.
     """
-    same = [name for name in (*MODEL_SETTINGS, *PRUNING_SETTINGS) if name != "path" and name in final]
-    ordered = final.sort_values("path", key=lambda path: path != "dense", kind="stable")
-    counted = ordered[~ordered.duplicated([*same, "seed"])]
+    counted = counted_once(final)
     counted = counted[counted["trained"].astype(bool)]
     labels = list(counted[[*SETTING]].itertuples(index=False, name=None)), counted["seed"].tolist()
     unit = unit_of(final)

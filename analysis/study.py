@@ -244,7 +244,8 @@ def widest(studies: Sequence[Study], table: str, over: str | None = None) -> Par
 
 def classifiers(studies: Sequence[Study]) -> Part:
     """The part with the most finished classifiers over several sweeps; one without rows where none has any."""
-    parts = [part for study in studies for part in study.parts("train") if methods.has_classes(part.runs)]
+    told = [part for study in studies for part in study.parts("train") if methods.has_classes(part.rows)]
+    parts = [part for part in told if methods.has_classes(part.runs)]
     return max(parts, key=lambda part: len(part.runs), default=not_run("train"))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from analysis.figures import style
 from analysis.load import records
@@ -26,7 +27,7 @@ def methods_figure(train: Part) -> Figure:
     """
     title = "Ways to prune, ranked: test accuracy in per cent"
     found = train.methods
-    pruned = found[found["target_sparsity"] > 0.0]  # a threshold decides by itself how many go: see the table
+    pruned = _at_a_target(found)
     if pruned.empty:
         return style.empty_figure(title, "no pruned classifier has finished")
     columns = list(dict.fromkeys(pruned[["target_sparsity", "block_size"]].itertuples(index=False, name=None)))
@@ -44,7 +45,8 @@ def methods_figure(train: Part) -> Figure:
                    mask=np.isnan(worse), linewidths=1.0)  # fmt: skip
     for across in range(len(columns)):
         best = int(np.nanargmin(worse[:, across]))
-        ax.add_patch(_frame(across, best))
+        frame = Rectangle((across, best), 1, 1, fill=False, edgecolor=style.BLACK, linewidth=1.6, zorder=5)
+        ax.add_patch(frame)
     ax.set_xticks(np.arange(len(columns)) + 0.5, [f"ρ {target:g}\n{size}" for target, size in columns], fontsize=8.5)
     ax.set(xlabel="target sparsity, and block size in elements")
     ax.set_yticks(np.arange(len(order)) + 0.5, order, fontsize=9)
@@ -64,10 +66,9 @@ def methods_figure(train: Part) -> Figure:
     return drawn
 
 
-def _frame(across: int, down: int) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((across, down), 1, 1, fill=False, edgecolor=style.BLACK, linewidth=1.6, zorder=5)
+def _at_a_target(found: pd.DataFrame) -> pd.DataFrame:
+    """The pruned settings but those by a threshold, which decides by itself how many blocks go: see the table."""
+    return found[found["target_sparsity"] > 0.0]
 
 
 def _by_rank(pruned: pd.DataFrame) -> list[str]:
@@ -79,12 +80,11 @@ def _by_rank(pruned: pd.DataFrame) -> list[str]:
 def stored_figure(train: Part) -> Figure:
     """Test accuracy beside stored weights: a colour per block size, dense networks of several widths as a line.
 
-    For each block size and target the best method in validation is not chosen: all of one schedule and criterion, the
-    most frequent, are drawn, so that the block sizes are compared by the same method.
+    Drawn is the one way to prune that most settings have, so that block sizes are compared by the same method.
     """
     title = "What a block costs: test accuracy beside stored weights"
     found = train.methods
-    pruned = found[found["target_sparsity"] > 0.0]  # a threshold decides by itself how many go: see the table
+    pruned = _at_a_target(found)
     if pruned.empty:
         return style.empty_figure(title, "no pruned classifier has finished")
     variant = str(pruned.groupby("variant", sort=False).size().idxmax())
