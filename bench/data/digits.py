@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bench.data.corpus import CLASSIFICATION
 from bench.data.images import Images, ImageSizes
 
-TASK = "classification"
+TASK = CLASSIFICATION
 SIZES = ImageSizes(train=1197, valid=300, test=300, features=64, classes=10)
 LARGEST = 16.0  # grey value
 

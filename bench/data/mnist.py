@@ -12,11 +12,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.data.corpus import DATA_DIR_VARIABLE, DataError, make_folder
+from bench.data.corpus import CLASSIFICATION, DATA_DIR_VARIABLE, DataError, make_folder
 from bench.data.images import Images, ImageSizes
 from kernels.system.resources import is_of_disk
 
-TASK = "classification"
+TASK = CLASSIFICATION
 SIZES = ImageSizes(train=50_000, valid=10_000, test=10_000, features=784, classes=10)
 LARGEST = 255.0  # grey value
 FILES = {

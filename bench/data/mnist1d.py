@@ -10,9 +10,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+from bench.data.corpus import CLASSIFICATION
 from bench.data.images import Images, ImageSizes
 
-TASK = "classification"
+TASK = CLASSIFICATION
 SIZES = ImageSizes(train=4000, valid=1000, test=1000, features=40, classes=10)
 SEED, VALIDATION_SEED = 42, 43
 

@@ -15,7 +15,22 @@ from bench.models.linear import LinearLayer
 States = list[tuple[Tensor, Tensor]]  # none, of layers that do not go through time
 
 
-class MLP(nn.Module):
+class Classifier(nn.Module):
+    """What gives logits of classes, and no states."""
+
+    def loss(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        states: States | None = None,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+    ) -> tuple[Tensor, States]:
+        """Nats of the classes `targets`, in float32, and no states. inputs: [batch, features]; targets: [batch]."""
+        logits, after = self(inputs, states)
+        return F.cross_entropy(logits.float(), targets, reduction=reduction), after
+
+
+class MLP(Classifier):
     """A multilayer perceptron: `num_layers` hidden layers of `hidden_size` units, each perhaps batch-normalised.
 
     Dropout acts on what comes out of each hidden layer. penalty: as of `bench.models.lstm.LSTM`.
@@ -36,17 +51,6 @@ class MLP(nn.Module):
         """Logits of the classes, and no states. inputs: [batch, features] -> [batch, classes]."""
         x, after = self.run_layers(inputs, states, between=self.dropout)
         return self.output(self.dropout(x)), after
-
-    def loss(
-        self,
-        inputs: Tensor,
-        targets: Tensor,
-        states: States | None = None,
-        reduction: Literal["mean", "sum", "none"] = "mean",
-    ) -> tuple[Tensor, States]:
-        """Nats of the classes `targets`, in float32, and no states. inputs: [batch, features]; targets: [batch]."""
-        logits, after = self.forward(inputs, states)
-        return F.cross_entropy(logits.float(), targets, reduction=reduction), after
 
     def enter(self, inputs: Tensor) -> Tensor:
         """What goes into the first layer: the inputs."""

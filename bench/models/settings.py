@@ -8,13 +8,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from bench.data.corpus import CLASSIFICATION, LANGUAGE
 from bench.models.registry import MODELS
 from bench.pruning.settings import Sparsifying
 from bench.settings import Count, Natural, NonNegative, ProperFraction
 
 NARROWER = 4.0  # torch's default: the clusters' widths are those of the head divided by 4, by 16, ...
-TASKS = {"mlp": "classification"}  # of the models; one that is not named here is a language model
-LANGUAGE = "language"
+TASKS = {"mlp": CLASSIFICATION}  # of the models; one that is not named here is a language model
 OF_LANGUAGE = (  # settings of language models only
     "embedding_size",
     "decoder_bias",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.models.mlp import MLP, States
+from bench.models.mlp import MLP, Classifier, States
 from bench.pruning.stored import Exported, field, here, pack, require_masks, unpack
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
@@ -22,7 +22,7 @@ PAIR = ("weight", "bias")
 Pair = dict[str, Any]  # of one layer: weight [out, in], block-sparse or dense, and bias [out]
 
 
-class FinalClassifier(Exported):
+class FinalClassifier(Classifier, Exported):
     """An mlp in evaluation, its pruned weights block-sparse: calls give the logits that it gives.
 
     layers: weight [units, in], block-sparse or dense, and bias [units] of each hidden layer, which become
@@ -44,17 +44,6 @@ class FinalClassifier(Exported):
         """Logits of the classes, and no states. inputs: [batch, features] -> [batch, classes]."""
         x, after = self.run_layers(inputs, states)
         return self.output(x), after
-
-    def loss(
-        self,
-        inputs: Tensor,
-        targets: Tensor,
-        states: States | None = None,
-        reduction: Literal["mean", "sum", "none"] = "mean",
-    ) -> tuple[Tensor, States]:
-        """Nats of the classes `targets`, in float32, and no states."""
-        logits, after = self.forward(inputs, states)
-        return F.cross_entropy(logits.float(), targets, reduction=reduction), after
 
     def run_layers(self, x: Tensor, states: States | None = None) -> tuple[Tensor, States]:
         """The hidden layers alone. x: [batch, features] -> [batch, units]."""
