@@ -12,7 +12,7 @@ import os
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from bench.data.images import Images, ImageSizes
 from kernels.registry import Catalogue, unknown
 from kernels.system.folders import NAME, make_private, user_cache
+from kernels.system.resources import is_of_disk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,6 +122,35 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     else:
         make_private(folder)
+
+
+def fetch(url: str, folder: Path, name: str, known_hash: str | None = None) -> Path:
+    """A file from `url` in `folder` by that name; in many ways an exception where it cannot be had, or is another."""
+    import pooch
+
+    pooch.get_logger().setLevel("ERROR")
+    downloader = pooch.HTTPDownloader(timeout=30)
+    return Path(pooch.retrieve(url, known_hash=known_hash, fname=name, path=folder, downloader=downloader))
+
+
+def download_into(home: Path, sources: Iterable[Callable[[Path], dict[str, Path]]]) -> bool:
+    """Put the files of the first source that has them all into `home`; whether one had. OSError without room for them.
+
+    A source gives, for a folder to write to, the right files by name, or an exception.
+    """
+    make_folder(home)
+    for source in sources:
+        with tempfile.TemporaryDirectory(dir=home, prefix=".download-") as scratch:
+            try:
+                found = source(Path(scratch))
+            except Exception as error:  # in many ways (network, HTTP status, not a zip): the next one is tried
+                if is_of_disk(error):
+                    raise
+                continue
+            for name, path in found.items():
+                path.replace(home / name)
+            return True
+    return False
 
 
 def load_data(name: str, folder: str | PathLike[str]) -> Corpus | Images:

@@ -6,15 +6,14 @@ Read from the four files in `<folder>/mnist`, or downloaded there; each is known
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench.data.corpus import CLASSIFICATION, DATA_DIR_VARIABLE, DataError, make_folder
+from bench.data.corpus import CLASSIFICATION, DATA_DIR_VARIABLE, DataError, download_into, fetch
 from bench.data.images import Images, ImageSizes
-from kernels.system.resources import is_of_disk
 
 TASK = CLASSIFICATION
 SIZES = ImageSizes(train=50_000, valid=10_000, test=10_000, features=784, classes=10)
@@ -59,31 +58,18 @@ def load(folder: Path) -> Images:
     return Images.from_arrays({**parts, "test": test}, SIZES.classes)
 
 
+def from_mirror(mirror: str, scratch: Path) -> dict[str, Path]:
+    """The four files from one mirror, known by their checksums."""
+    return {name: fetch(mirror + name, scratch, name, f"sha256:{known}") for name, known in FILES.items()}
+
+
 def download(home: Path) -> None:
     """Put verified files into `home` from the first mirror that has them; DataError with what to do where none does."""
-    import pooch
-
-    pooch.get_logger().setLevel("ERROR")
-    make_folder(home)
-    downloader = pooch.HTTPDownloader(timeout=30)
-    for mirror in MIRRORS:
-        with tempfile.TemporaryDirectory(dir=home, prefix=".download-") as scratch:
-            try:
-                found = {
-                    name: Path(pooch.retrieve(mirror + name, f"sha256:{known}", name, scratch, downloader=downloader))
-                    for name, known in FILES.items()
-                }
-            except Exception as error:  # in many ways (network, HTTP status, another checksum): the next mirror
-                if is_of_disk(error):
-                    raise
-                continue
-            for name, path in found.items():
-                path.replace(home / name)
-            return
-    raise DataError(
-        f"its images could not be downloaded; put {', '.join(FILES)} into {home}, "
-        f"or set {DATA_DIR_VARIABLE} to a folder that holds them in mnist"
-    )
+    if not download_into(home, [functools.partial(from_mirror, mirror) for mirror in MIRRORS]):
+        raise DataError(
+            f"its images could not be downloaded; put {', '.join(FILES)} into {home}, "
+            f"or set {DATA_DIR_VARIABLE} to a folder that holds them in mnist"
+        )
 
 
 def _read(path: Path) -> Any:

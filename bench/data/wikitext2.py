@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.data.corpus import DATA_DIR_VARIABLE, EOS, Corpus, DataError, Sizes, build_vocabulary, make_folder
-from kernels.system.resources import is_of_disk
+from bench.data.corpus import (
+    DATA_DIR_VARIABLE,
+    EOS,
+    Corpus,
+    DataError,
+    Sizes,
+    build_vocabulary,
+    download_into,
+    fetch,
+)
 
 PARTS = ("train", "valid", "test")
 TOKENS = {"train": 2_088_628, "valid": 217_646, "test": 245_569}
@@ -55,23 +62,24 @@ def fault(part: str, content: bytes) -> str | None:
 
 def from_files(scratch: Path) -> dict[str, Path]:
     """The three files from the mirror that keeps them unpacked."""
-    return {part: _fetch(FILES_MIRROR.format(part=part), scratch, file_name(part)) for part in PARTS}
+    return {part: fetch(FILES_MIRROR.format(part=part), scratch, file_name(part)) for part in PARTS}
 
 
 def from_archive(url: str, scratch: Path) -> dict[str, Path]:
     """The three files from a copy of the original archive."""
     import zipfile
 
-    with zipfile.ZipFile(_fetch(url, scratch, "wikitext-2-v1.zip")) as archive:
+    with zipfile.ZipFile(fetch(url, scratch, "wikitext-2-v1.zip")) as archive:
         return {part: Path(archive.extract(f"wikitext-2/{file_name(part)}", scratch)) for part in PARTS}
 
 
-def _fetch(url: str, scratch: Path, name: str) -> Path:
-    import pooch
-
-    pooch.get_logger().setLevel("ERROR")
-    downloader = pooch.HTTPDownloader(timeout=30)
-    return Path(pooch.retrieve(url, known_hash=None, fname=name, path=scratch, downloader=downloader))
+def _verified(source: Callable[[Path], dict[str, Path]], scratch: Path) -> dict[str, Path]:
+    """The files of a source by their names; DataError where one is another."""
+    found = source(scratch)
+    for part, path in found.items():
+        if wrong := fault(part, path.read_bytes()):
+            raise DataError(wrong)
+    return {file_name(part): path for part, path in found.items()}
 
 
 def download(home: Path) -> None:
@@ -81,24 +89,12 @@ def download(home: Path) -> None:
     """
     sources: list[Callable[[Path], dict[str, Path]]] = [from_files]
     sources += [functools.partial(from_archive, url) for url in ARCHIVE_MIRRORS]
-    make_folder(home)
-    for source in sources:
-        with tempfile.TemporaryDirectory(dir=home, prefix=".download-") as scratch:
-            try:
-                found = source(Path(scratch))
-            except Exception as error:  # in many ways (network, HTTP status, not a zip): the next mirror is tried
-                if is_of_disk(error):
-                    raise
-                continue
-            if not any(fault(part, path.read_bytes()) for part, path in found.items()):
-                for part, path in found.items():
-                    path.replace(home / file_name(part))
-                return
-    names = ", ".join(file_name(part) for part in PARTS)
-    raise DataError(
-        f"its text could not be downloaded; put {names} into {home}, "
-        f"or set {DATA_DIR_VARIABLE} to a folder that holds them in wikitext-2"
-    )
+    if not download_into(home, [functools.partial(_verified, source) for source in sources]):
+        names = ", ".join(file_name(part) for part in PARTS)
+        raise DataError(
+            f"its text could not be downloaded; put {names} into {home}, "
+            f"or set {DATA_DIR_VARIABLE} to a folder that holds them in wikitext-2"
+        )
 
 
 def missing(folder: Path) -> str | None:
