@@ -36,3 +36,14 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("bench.train.PROBES_AN_EPOCH", 1)
         monkeypatch.setattr("bench.training.meter.TRAINING_PAIRS", 1)
         monkeypatch.setattr("bench.training.meter.INFERENCE_PAIRS", 2)
+
+
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The loss of every training step from now on."""
+    from bench import train  # not of every test
+
+    seen: list[float] = []
+    finite = train.finite
+    monkeypatch.setattr(train, "finite", lambda nats, epoch: seen.append(nats) or finite(nats, epoch))
+    return seen

@@ -54,15 +54,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "TRAINING_PAIRS", 1)
 
 
-@pytest.fixture
-def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The loss of every training step from now on."""
-    seen: list[float] = []
-    finite = train.finite
-    monkeypatch.setattr(train, "finite", lambda nats, epoch: seen.append(nats) or finite(nats, epoch))
-    return seen
-
-
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "none"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

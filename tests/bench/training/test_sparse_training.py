@@ -56,15 +56,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "INFERENCE_PAIRS", 3)
 
 
-@pytest.fixture
-def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The loss of every training step from now on."""
-    seen: list[float] = []
-    finite = train.finite
-    monkeypatch.setattr(train, "finite", lambda nats, epoch: seen.append(nats) or finite(nats, epoch))
-    return seen
-
-
 def run(settings: dict[str, Any], losses: list[float]) -> tuple[list[dict], list[float]]:
     losses.clear()
     rows = train_cell(cell(**settings), silent)
