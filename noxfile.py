@@ -95,7 +95,7 @@ def notebooks(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests but builds, examples and kills (about 12 minutes on 2 cores): nox -s tests [-- PYTEST ARGS].
+    """Run the tests but builds, examples and kills (about 8 minutes on 2 cores): nox -s tests [-- PYTEST ARGS].
 
     First side by side, then those that must be alone.
     """
@@ -109,11 +109,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def builds(session: nox.Session) -> None:
-    """Test kernels built as for other machines (about 6 minutes): nox -s builds [-- PYTEST ARGS].
+    """Test what compilers make of kernels and models (about 6 minutes): nox -s builds [-- PYTEST ARGS].
 
-    With sanitizers, for narrower vectors, by other compilers; CUDA ones on the emulator, a few cases of its grid.
+    Kernels with sanitizers, for narrower vectors, by other compilers; CUDA ones by NVRTC, and on the emulator a few
+    cases of its grid; modules and models by torch.compile and torch.export.
     """
-    run(session, *SIDE_BY_SIDE, "builds", "tests/kernels", *session.posargs)
+    run(session, *SIDE_BY_SIDE, "builds", "tests/kernels", "tests/bench", *session.posargs)
 
 
 @nox.session
@@ -124,7 +125,7 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def kills(session: nox.Session) -> None:
-    """Kill runs and campaigns and go on with them (about 2 minutes): nox -s kills [-- PYTEST ARGS]."""
+    """Kill runs and campaigns and go on with them (about 4 minutes): nox -s kills [-- PYTEST ARGS]."""
     run(session, *SIDE_BY_SIDE, "kills", "tests/bench", *session.posargs)
 
 

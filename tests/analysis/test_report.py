@@ -101,6 +101,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(folder)
 
 
+@pytest.mark.examples
 def test_the_report_asks_for_nothing(whole: Path) -> None:
     page = Page(whole)
     assert_self_contained(page)
@@ -220,6 +221,7 @@ def test_without_a_table_one_line_says_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium on PATH")
+@pytest.mark.examples
 def test_a_browser_shows_the_pictures(whole: Path, tmp_path: Path) -> None:
     shot = tmp_path / "shot.png"
     command = [*CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", whole.as_uri()]
@@ -251,6 +253,7 @@ MEASURE = """<script>onload = () => {
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium on PATH")
 @pytest.mark.usefixtures("blank_pictures")
+@pytest.mark.examples
 def test_no_table_is_wider_than_the_page(sweep: Sweep, tmp_path: Path) -> None:
     """At 1300 pixels no column is behind a scrollbar.
 

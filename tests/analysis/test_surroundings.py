@@ -61,6 +61,7 @@ def spoiled(folder: Path, *arguments: str, redirected: str = "") -> subprocess.C
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=100)
 
 
+@pytest.mark.examples
 def test_a_report_and_pictures_in_spoiled_surroundings(sweep: Sweep, tmp_path: Path) -> None:
     train = pd.DataFrame(made.train_frame(seeds=1, variants=("dense", "gradual")))
     folder = sweep(gemm=made.gemm_frame(backends=("native",)), train=train)

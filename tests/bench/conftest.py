@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,44 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("bench.train.PROBES_AN_EPOCH", 1)
         monkeypatch.setattr("bench.training.meter.TRAINING_PAIRS", 1)
         monkeypatch.setattr("bench.training.meter.INFERENCE_PAIRS", 2)
+
+
+@functools.cache
+def texts_of_pydoc() -> tuple[list[str], ...]:
+    from bench.data import pydoc  # not of every test
+
+    return pydoc.words()
+
+
+@contextmanager
+def vocabulary(at_least: int) -> Iterator[None]:
+    """What is trained in this process knows the words of pydoc that its training text has so often."""
+    from bench.data import corpus, pydoc
+
+    *texts, every = texts_of_pydoc()
+    known = every if at_least == 2 else [pydoc.UNK, *pydoc.build_vocabulary(texts[0], at_least)]
+    kept = (corpus._load_data, corpus.known_sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pydoc, "words", lambda: (*texts, known))
+        for read in kept:
+            read.cache_clear()
+        yield
+    for read in kept:
+        read.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def few_words() -> Iterator[None]:
+    """A vocabulary of a few hundred words: that of 2,400 is half of the work of the small networks of tests."""
+    with vocabulary(at_least=40):
+        yield
+
+
+@pytest.fixture
+def every_word(few_words: None) -> Iterator[None]:
+    """The whole vocabulary again, for a run that is compared with one of another process."""
+    with vocabulary(at_least=2):
+        yield
 
 
 @pytest.fixture

@@ -206,6 +206,7 @@ def test_a_keyboard_interrupt_that_a_cell_raises_is_no_ctrl_c(workers: int, tmp_
 @pytest.mark.parametrize(  # products have one worker, training two, which are spawned by an interpreter's
     ("number", "kind"), [(signal.SIGINT, "gemm"), (signal.SIGINT, "train"), (signal.SIGTERM, "gemm")]
 )
+@pytest.mark.kills
 def test_an_interrupted_run_keeps_what_is_finished(
     number: signal.Signals, kind: str, tmp_path: Path, sweep_file: Path
 ) -> None:

@@ -35,6 +35,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("reader", READERS)
+@pytest.mark.kills
 def test_a_run_goes_on_without_its_reader_and_ends_with_its_own_status(tmp_path: Path, reader: str) -> None:
     """Three cells, of which one fails: status 1, whoever listens."""
     (tmp_path / "some.toml").write_text('kind = "gemm"\n[axes]\nseed = [0, 1, 20]\n')

@@ -282,6 +282,7 @@ def test_many_gradients_at_once_are_right_or_refused(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("instructions", [None, ""], ids=["this CPU", "a CPU without bfloat16"])
+@pytest.mark.builds
 def test_compiled_products_are_the_same(kernel: str, instructions: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if instructions is not None:
         monkeypatch.setattr("kernels.native.library.text_of", lambda *_: instructions)

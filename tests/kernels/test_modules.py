@@ -369,6 +369,7 @@ def test_autocast_gives_torchs_types(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.builds
 def test_compiled_and_exported(kind: str) -> None:
     layer, x = layers()[kind], X[:2]  # compilers go through a GRU step by step
     wanted = first(layer(x))

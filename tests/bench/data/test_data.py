@@ -132,10 +132,9 @@ def test_pydoc_is_the_same_text_in_every_process(tmp_path: Path):
     assert 0.09 < len(corpus.valid) / (len(corpus.train) + len(corpus.valid) + len(corpus.test)) < 0.11
     assert 1_500 < len(corpus.vocabulary) < 5_000
     script = "from pathlib import Path; from bench.data.pydoc import load; print(load(Path()).sha256)"
-    for hash_seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.stdout.strip() == corpus.sha256, done.stderr
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}  # that of this process is a random one
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == corpus.sha256, done.stderr
 
 
 def test_pydoc_vocabulary_has_no_word_the_training_text_says_once(tmp_path: Path):

@@ -110,7 +110,7 @@ def test_what_compute_sanitizer_finds_is_told(
     complain = "echo '========= Invalid __global__ write of size 4 bytes'; exit 86"
     script.write_text(
         f'#!/bin/sh\nwhile [ "$1" != "{sys.executable}" ]; do shift; done\n'
-        f'"$@" || exit 9\n{finds} || {{ {complain}; }}\n'
+        f'{finds} && {{ "$@" || exit 9; }} || {{ {complain}; }}\n'
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")

@@ -28,6 +28,8 @@ from bench.timing import time_cell
 from bench.train import train_cell
 from bench.training.paths import missing_kernel
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 SETTINGS = {
     "train_tokens": 600,
     "eval_tokens": 200,

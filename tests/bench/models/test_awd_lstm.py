@@ -22,6 +22,8 @@ from bench.training import tasks
 from bench.training.optimizer import NonMonotone
 from bench.training.paths import Paths, autocast, missing_kernel
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 NO_KERNEL = missing_kernel()
 needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
 PATHS = ["dense", pytest.param("sparse", marks=needs_kernel)]
@@ -267,6 +269,7 @@ def test_members_of_an_ensemble_are_dropped_as_vmap_is_asked_to(randomness: str)
 
 
 @needs_kernel
+@pytest.mark.builds
 def test_both_paths_drop_alike_when_compiled():
     found = []
     for path in ("dense", "sparse"):

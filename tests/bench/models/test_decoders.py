@@ -26,6 +26,8 @@ from bench.training.needs import lines
 from bench.training.optimizer import AdamOfRows, clip_gradients, make_optimizer
 from bench.training.paths import missing_kernel
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 NO_KERNEL = missing_kernel()
 VOCABULARY = 50
 ADAPTIVE: dict[str, Any] = {
@@ -308,6 +310,7 @@ def test_a_vocabulary_with_too_few_words_is_refused_before_the_first_step() -> N
     assert any("will fail: cutoff: 40000 leaves no cluster of the 33278 words" in line for line in lines([words]))
 
 
+@pytest.mark.usefixtures("every_word")
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_run_says_how_far_it_still_falls(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The validation text is seen when a tenth of the steps is left.

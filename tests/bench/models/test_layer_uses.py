@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo import compiled_autograd
 from torch.func import functional_call, grad
 from torch.utils.checkpoint import checkpoint
 from twins import BLOCK, INPUTS, SCOPES, SIZE, close, masks, train, twins
@@ -134,7 +133,10 @@ def test_a_gradient_is_an_ordinary_tensor():
         assert weight.grad is not None
 
 
+@pytest.mark.builds
 def test_compiled_autograd_gives_the_same():
+    from torch._dynamo import compiled_autograd  # two seconds of each worker of the suite
+
     ours, theirs = twins(wanted := masks(KINDS, 0.5))
     train(theirs, 1)
     with compiled_autograd._enable(lambda module: torch.compile(module, backend="eager")):

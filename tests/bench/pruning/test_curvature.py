@@ -16,6 +16,8 @@ from bench.pruning.pruner import Pruner
 from bench.train import Run, train_cell
 from kernels.blockmask import BlockMask
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 TINY: dict[str, Any] = {
     "train_tokens": 2000, "eval_tokens": 500, "embedding_size": 16, "hidden_size": 32, "block_size": 8,
     "batch_size": 10, "bptt": 20, "epochs": 2, "prune_every": 4, "learning_rate": 0.01, "threads": 1,
@@ -80,10 +82,10 @@ def test_the_mean_over_probes_is_the_diagonal_of_an_lstm_layers_hessian():
             for n, weight in enumerate(weights.values())
         ]
     )
-    found = curvature(model(x), weights, generator(), 3000)
+    found = curvature(model(x), weights, generator(), 1000)
     flat = torch.cat([each.flatten() for each in found.values()])
     assert wanted.abs().max() > 1e-4
-    assert (flat - wanted).norm() < 0.1 * wanted.norm()
+    assert (flat - wanted).norm() < 0.15 * wanted.norm()
     assert all(weight.grad is None for weight in weights.values())
 
 

@@ -128,6 +128,7 @@ def test_it_is_a_module(saved: Path):
 
 @pytest.mark.parametrize("pruned", [True, False])
 @pytest.mark.parametrize("decoder", ["tied", "adaptive"])
+@pytest.mark.builds
 def test_compiled_and_exported_it_gives_the_same(decoder: str, pruned: bool):
     more = {"decoder": "adaptive", "cutoff": 10, "second_cutoff": 30} if decoder == "adaptive" else {}
     model, pruner = masked(CELL.model_copy(update={"num_layers": 2, **more}))

@@ -17,6 +17,8 @@ from bench.pruning.pruner import Pruner
 from bench.pruning.schedules import sparsity_at
 from bench.train import Run, train_cell
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 CELL = TrainCell(block_size=4, schedule="iterative", target_sparsity=0.9375, prune_rounds=4, prune_end=0.8)
 TINY: dict[str, Any] = {
     "train_tokens": 2000, "eval_tokens": 500, "embedding_size": 16, "hidden_size": 32, "block_size": 8,

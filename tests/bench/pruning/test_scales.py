@@ -15,6 +15,8 @@ from bench.pruning.pruner import Pruner
 from bench.pruning.scales import Scales
 from bench.train import train_cell
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 MLP = {
     "model": "mlp", "dataset": "digits", "hidden_size": 32, "block_size": 8, "batch_size": 100, "epochs": 2,
     "learning_rate": 0.01, "threads": 1,

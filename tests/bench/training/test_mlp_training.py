@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,22 +127,6 @@ def test_equal_cells_are_bit_equal(optimizer: str, path: str) -> None:
     first, again = (results(train_cell(cell(**settings), silent)) for _ in range(2))
     assert first == again and torch.equal(before, torch.random.get_rng_state())
     assert results(train_cell(cell(**settings, seed=1), silent)) != first
-
-
-@needs_kernel
-@pytest.mark.slow(8)
-def test_results_are_bit_equal_in_another_process() -> None:
-    settings = {**TINY, "batch_norm": True, "dropout": 0.3, "path": "sparse"}
-    script = (
-        "import json, sys; from bench.cells import TrainCell; from bench.train import train_cell;"
-        "print(json.dumps(train_cell(TrainCell(**json.loads(sys.argv[1])), lambda news: None)))"
-    )
-    here = results(train_cell(TrainCell(**settings), silent))
-    command = [sys.executable, "-c", script, json.dumps(settings)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "7"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert results(json.loads(done.stdout)) == json.loads(json.dumps(here))
 
 
 @needs_kernel

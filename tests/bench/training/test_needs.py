@@ -34,6 +34,8 @@ from bench.training.checkpoint import FOLDER, Checkpoints
 from bench.training.examiner import Examiner
 from bench.training.paths import NEVER
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 ROOT = Path(__file__).parents[3]
 SIZES = Sizes(1000, 100, 100, 50)
 SMALL = {
@@ -242,6 +244,7 @@ class FailsOnce:
             return measure(cell, tell, self.checkpoints)
 
 
+@pytest.mark.usefixtures("every_word")
 def test_a_sweep_keeps_the_epochs_of_a_failed_cell_and_a_retry_goes_on(tmp_path: Path) -> None:
     cells, flag = [cell_of(epochs=2, seed=seed) for seed in range(len(RAISED))], tmp_path / "flag"
     flag.touch()
@@ -363,12 +366,11 @@ def test_more_threads_than_can_run_at_once_are_said_by_plan_and_run_and_rows_hav
     script = (
         "import multiprocessing, os, sys; from bench.__main__ import app; from bench.engines import starts; {}\n"
         "starts.get_context = lambda _: multiprocessing.get_context('fork')  # torch is imported once, not in each\n"
-        "for folder in sys.argv[1:]:\n"
-        "    for command in ('plan', 'run'):\n"
-        "        try:\n"
-        "            app([command, f'{{folder}}/some.toml', '--results', folder])\n"
-        "        except SystemExit as ended:\n"
-        "            print('@@', ended.code)\n"
+        "for command in ('plan', 'run'):\n"
+        "    try:\n"
+        "        app([command, 'some.toml', '--results', '.'])\n"
+        "    except SystemExit as ended:\n"
+        "        print('@@', ended.code)\n"
     )
     turns = "threads: {} asked for, 1 processor to use: they take turns"
     held = [(64, turns.format(64), 64), (2, turns.format(2), 2), (1, None, 1)]
@@ -377,24 +379,23 @@ def test_more_threads_than_can_run_at_once_are_said_by_plan_and_run_and_rows_hav
         ("os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])", "", held),
         ("", "1", limited),
     ):
-        folders = [tmp_path / f"{threads}{limit}" for threads, *_ in cases]
-        for folder, (threads, *_) in zip(folders, cases, strict=True):
-            folder.mkdir()
-            settings = f"backend = 'reference'\nblock_size = 64\nthreads = {threads}"
-            (folder / "some.toml").write_text(f'kind = "check"\n[base]\n{settings}\n')
+        folder = tmp_path / f"limit{limit}"
+        folder.mkdir()
+        settings = "backend = 'reference'\nblock_size = 64\n[axes]\nthreads = "
+        (folder / "some.toml").write_text(f'kind = "check"\n[base]\n{settings}{[threads for threads, *_ in cases]}\n')
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_THREAD_LIMIT": limit}
-        line = [sys.executable, "-c", script.format(before), *map(str, folders)]
-        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
+        line = [sys.executable, "-c", script.format(before)]
+        done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
         *parts, rest = done.stdout.split("@@ 0\n")
-        assert len(parts) == 2 * len(cases) and rest == "", done.stdout + done.stderr
-        for part, (_, words, _) in zip(parts, [case for case in cases for _ in ("plan", "run")], strict=True):
+        assert len(parts) == 2 and rest == "", done.stdout + done.stderr
+        wanted = [f"warning: {words}" for _, words, _ in cases if words is not None]
+        for part in parts:
             said = [each for each in part.splitlines() if "threads:" in each]
-            assert bool(said) is (words is not None), done.stdout
-            assert all(each.startswith(f"warning: {words}") and each.endswith("(1 cell)") for each in said)
-        for folder, (_, _, in_force) in zip(folders, cases, strict=True):
-            rows = Store(folder / "some").read("check").to_pylist()
-            assert {row["threads_used"] for row in rows} == {in_force}
+            assert all(each.endswith("(1 cell)") for each in said) and len(said) == len(wanted), part
+            assert all(one.startswith(start) for one, start in zip(said, wanted, strict=True)), part
+        rows = Store(folder / "some").read("check").to_pylist()
+        assert {row["threads"]: row["threads_used"] for row in rows} == {asked: used for asked, _, used in cases}
 
 
 def test_what_is_known_of_texts_and_models_beforehand_is_what_they_are() -> None:

@@ -29,6 +29,8 @@ from bench.training.optimizer import (
     scaled_rate,
 )
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 TINY: dict[str, Any] = {
     "model": "awd_lstm", "train_tokens": 600, "eval_tokens": 300, "embedding_size": 8, "hidden_size": 16,
     "block_size": 8, "batch_size": 5, "bptt": 10, "prune_every": 1, "schedule": "linear", "target_sparsity": 0.5,

@@ -27,6 +27,8 @@ from kernels.blockmask import BlockMask
 from kernels.system import compiler
 from kernels.system.cache import say
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 NO_KERNEL = missing_kernel()
 needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
 SHAPE = Shape(16, 8, 2, 3, 4, "all", "float32", 1)

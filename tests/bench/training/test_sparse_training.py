@@ -26,7 +26,10 @@ from bench.training.paths import NEVER, missing_kernel
 from bench.training.tasks import score
 
 NO_KERNEL = missing_kernel()
-pytestmark = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
+pytestmark = [
+    pytest.mark.usefixtures("few_words"),
+    pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}"),
+]
 FINAL = [
     column.name
     for column in TRAIN

@@ -33,6 +33,8 @@ from bench.training.optimizer import make_optimizer
 from bench.training.paths import autocast, missing_kernel, multiplying
 from kernels.cuda.device import unavailable
 
+pytestmark = pytest.mark.usefixtures("few_words")
+
 TINY = {
     "train_tokens": 600, "eval_tokens": 300, "embedding_size": 16, "hidden_size": 32, "block_size": 8,
     "batch_size": 10, "bptt": 20, "epochs": 2, "prune_every": 1, "threads": 1, "schedule": "linear",

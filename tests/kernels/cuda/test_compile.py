@@ -91,6 +91,7 @@ def all_faults(variants: Sequence[Variant], capability: int) -> str:
         return "\n".join(line for lines in pool.map(lambda each: faults(each, capability), variants) for line in lines)
 
 
+@pytest.mark.builds
 @pytest.mark.parametrize("source", ["add_parts.cu", *PRODUCTS])
 def test_the_first_variant_of_each_product_compiles(source: str) -> None:
     variants = [each for each in every_product() if each.source == source]
@@ -102,6 +103,7 @@ def every_product() -> list[Variant]:
     return [*mma.all_variants(), *wgmma.all_variants(), *wgmma_sdd.all_variants()]
 
 
+@pytest.mark.builds
 def test_a_layer_compiles() -> None:
     variants = [each for each in lstm_variants(90, (32,), (20,)) if dict(each.defines)["ELEMENT"] == "Bfloat16"]
     assert {each.name for each in variants} == {"lstm_forward", "lstm_backward"}
