@@ -108,6 +108,7 @@ def _pictures(found: Study) -> Iterator[tuple[str, Figure]]:
         yield "stored", methods_figures.stored_figure(train)
         if not train.narrowings.empty:
             yield "removal", methods_figures.removal_figure(train)
+            yield "worth", methods_figures.worth_figure(train)
     elif "train" in found.tables:
         yield "perplexity", accuracy_figures.cost_figure(train)
     if "train" in found.tables and "gemm" in found.tables:

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from analysis.figures import style
 from analysis.load import records
 from analysis.methods import has_classes
-from analysis.runs import is_dense
+from analysis.runs import SETTING, is_dense, without_path
 from analysis.study import Part
 
 UNSTRUCTURED = "block 1: unstructured"
@@ -110,6 +110,71 @@ def stored_figure(train: Part) -> Figure:
         drawn, [f"Pruned: {variant}. Bars: 95 % t-intervals over seeds, their scatter pooled over all settings."]
     )
     return drawn
+
+
+MODEL_FORMS = (("final", "inference", "o", "as pruned"), ("narrowed", "narrowed", "D", "dead units removed"))
+
+
+def worth_figure(train: Part) -> Figure:
+    """Test accuracy beside measured bytes and inference time of the finished models: what a block size is worth.
+
+    A colour per block size, a model as pruned and without its dead units; dense networks by width are a line, of which
+    only the widest is timed: the others were never beside it in one process.
+    """
+    title = "What pruning is worth: test accuracy beside measured bytes and inference"
+    found = _with_accuracy(train)
+    if found.empty:
+        return style.empty_figure(title, "no finished classifier was measured")
+    dense = train.methods[train.methods["variant"].map(is_dense).astype(bool)].sort_values("stored_weights")
+    drawn, [[left, right]] = style.figure(4.6, cols=2, sharey=True)
+    for size, line in found.groupby("block_size"):
+        for form, speedup, marker, _ in MODEL_FORMS:
+            line = line.sort_values(f"{form}_bytes")
+            looks: dict[str, Any] = {
+                "color": style.block_colour(size), "marker": marker, "fillstyle": "full" if form == "final" else "none",
+                "linestyle": "-" if form == "final" else ":", "capsize": 2,
+            }  # fmt: skip
+            y: dict[str, Any] = {"y": 100 * line["accuracy"], "yerr": _bars(line)}
+            left.errorbar(line[f"{form}_bytes"] / 1e3, **y, **looks)
+            right.errorbar([one.value for one in line[speedup]], **y, xerr=style.spread(list(line[speedup])), **looks)
+    stars: dict[str, Any] = {"marker": "*", "markersize": 10, "color": style.GREY, "capsize": 2}
+    if not dense.empty:
+        of_dense: dict[str, Any] = {"y": [100 * (1 - one.value) for one in dense["error"]], "yerr": _bars(dense)}
+        left.errorbar(dense["stored_weights"] * FLOAT_BYTES / 1e3, **of_dense, linestyle=":", **stars)
+        widest = dense.iloc[[-1]]
+        right.errorbar([1.0], [100 * (1 - one.value) for one in widest["error"]], yerr=_bars(widest), **stars)
+    left.set(xscale="log", xlabel="bytes of the hidden weights, kB (log)", ylabel="test accuracy, per cent")
+    values = [one.value for _, speedup, *_ in MODEL_FORMS for one in found[speedup]]
+    style.speedup_axis(right.xaxis, min([0.5, *values]) / 1.1, max([2.0, *values]) * 1.15)
+    right.set(xlabel="inference over the dense network (log₂)")
+    drawn.legend(handles=[
+        style.entry("dense networks by width", style.GREY, "*", markersize=10, linestyle=":"),
+        *(style.entry(f"block {size}", style.block_colour(size), linestyle="-")
+          for size in sorted(found["block_size"].unique())),
+        *(style.entry(words, style.GREY, marker, fillstyle="full" if form == "final" else "none")
+          for form, _, marker, words in MODEL_FORMS),
+    ], loc="outside lower center", ncols=4)  # fmt: skip
+    drawn.suptitle(title, fontsize=12)
+    style.margin(drawn, [
+        f"Pruned: {', '.join(dict.fromkeys(found['variant']))}; indices of blocks counted. Bars: 95 % t-intervals over "
+        "seeds; of times, of medians of interleaved pairs on one batch. Only the widest dense network is timed.",
+    ])  # fmt: skip
+    return drawn
+
+
+FLOAT_BYTES = 4
+
+
+def _with_accuracy(train: Part) -> pd.DataFrame:
+    """Finished models of the way to prune that most settings have, with the accuracy of `methods` beside them."""
+    measured, found = train.narrowings, _at_a_target(train.methods)
+    if measured.empty or found.empty:
+        return pd.DataFrame()
+    measured = measured.assign(variant=measured["variant"].map(without_path))
+    both = measured.merge(found[[*SETTING, "accuracy", "error"]], on=list(SETTING))
+    if both.empty:
+        return both
+    return both[both["variant"] == both.groupby("variant", sort=False).size().idxmax()]
 
 
 def _bars(line: pd.DataFrame) -> list[list[float]]:

@@ -345,8 +345,16 @@ def _removal(train: Part) -> Section:
     return Section(
         _titled("Dead units", train),
         "A block-sparse layer is often a narrower one: what finishing a model removes beside its empty blocks.",
-        [picture],
+        [picture, *([_worth(train)] if methods_figures.shown(train) else [])],
         [_shown("Before and after the dead units are removed.", tables.narrowed_table(train))],
+    )
+
+
+def _worth(train: Part) -> Picture:
+    return _picture(
+        methods_figures.worth_figure(train),
+        "Test accuracy against bytes, and against inference over the dense network: a line for each block size.",
+        "Accuracy beside what was measured of the finished models, with dense networks by width as a line.",
     )
 
 
