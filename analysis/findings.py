@@ -226,8 +226,8 @@ def _classified(train: Part) -> str:
     decided = f"of {_count(len(others), 'other way')} " if others else ""
     worse = f"{decided}{len(others) - len(open_)} are decided to make more" if others else "no other way was tried"
     unknown = f", not so {' and '.join(open_[:SETTINGS_SAID])}" if 0 < len(open_) <= SETTINGS_SAID else ""
-    dense = [row for row in records(found) if is_dense(row["variant"])]
-    against = f", against {dense[0]['accuracy']:.1%} dense ({judged(best['against_dense'])} errors)" if dense else ""
+    dense = best["dense_accuracy"]
+    against = "" if math.isnan(dense) else f", against {dense:.1%} dense ({judged(best['against_dense'])} errors)"
     words = (
         f"{about}: at {100 * target:g} % sparsity and block {size} the fewest test errors are those of "
         f"{best['variant']}, {best['accuracy']:.1%} right{against}; {worse}{unknown}"

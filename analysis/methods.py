@@ -6,18 +6,23 @@ more or fewer. An error rate of nothing counts as half an example, so that it ha
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis import stats
-from analysis.runs import SETTING, counted_once, dense_partners, is_dense, without_path
+from analysis.runs import MODEL_SETTINGS, SETTING, counted_once, dense_partners, is_dense, without_path
 from analysis.stats import Comparison, Estimate, compared, level
 
-MEANS = ("stored_sparsity", "stored_weights", "test_accuracy")
+MEANS = ("stored_sparsity", "stored_weights", "test_accuracy", "dense_accuracy")
 Setting = tuple[str, int, float]
-COLUMNS = (*SETTING, "seeds", "stored_sparsity", "stored_weights", "accuracy", "error", "against_dense", "against_best")
+FLOAT_BYTES = 4
+COLUMNS = (
+    *SETTING, "seeds", "stored_sparsity", "stored_weights", "accuracy", "dense_accuracy", "network", "error",
+    "against_dense", "against_best",
+)  # fmt: skip
 
 
 def has_classes(final: pd.DataFrame) -> bool:
@@ -32,11 +37,13 @@ def with_errors(final: pd.DataFrame) -> pd.DataFrame:
     was made again on the sparse path is no other method, and counts once.
     """
     mine = counted_once(final[final["test_accuracy"].notna()])
-    mine = mine.assign(variant=mine["variant"].map(without_path))
-    examples = mine["eval_tokens_seen"].astype(float)
-    error = (1.0 - mine["test_accuracy"].astype(float)).clip(lower=0.5 / examples)
-    mine = mine.assign(test_error=error)
+    mine = mine.assign(variant=mine["variant"].map(without_path), test_error=_errors(mine))
     return mine.assign(error_ratio=mine["test_error"] / dense_partners(mine, ["test_error"])["test_error"])
+
+
+def _errors(runs: pd.DataFrame) -> pd.Series:
+    """The share of the test examples that each run gets wrong, half of one where it gets all right."""
+    return (1.0 - runs["test_accuracy"].astype(float)).clip(lower=0.5 / runs["eval_tokens_seen"].astype(float))
 
 
 def _labelled(mine: pd.DataFrame) -> tuple[list[Any], list[Any], list[float]]:
@@ -54,12 +61,16 @@ def methods(final: pd.DataFrame) -> pd.DataFrame:
     """One row per variant, block size and target sparsity of `runs.runs`, the best first within its place.
 
     accuracy: mean test accuracy over seeds; error: mean error rate with its interval, the scatter pooled over settings.
+    dense_accuracy: that of the dense runs of the same network, which networks of one number are but for their width.
     against_dense: the ratio of error rates to the dense run of the same seed, all settings one question. against_best:
     to the setting of the fewest errors of the same block size and target, paired by seed; those are one question each.
     """
     if not has_classes(final):
         return pd.DataFrame(columns=list(COLUMNS))
     mine = with_errors(final)
+    mine["dense_accuracy"] = dense_partners(mine, ["test_accuracy"])["test_accuracy"]
+    same = [name for name in (*MODEL_SETTINGS, "corpus_sha256") if name in mine and name != "hidden_size"]
+    mine["network"] = mine.groupby(same, dropna=False, sort=False).ngroup()
     residual, scatter = stats.residual(*_labelled(mine)), stats.scatter(*_labelled(mine))
     grouped, groups = mine.groupby([*SETTING], sort=False), _by_setting(mine)
     pruned = [not is_dense(str(key[0])) for key in groups]
@@ -74,6 +85,7 @@ def methods(final: pd.DataFrame) -> pd.DataFrame:
             **dict(zip(SETTING, key, strict=True)),
             "seeds": len(errors),
             **{name: float(mine.loc[at, name].astype(float).mean()) for name in MEANS},
+            "network": int(mine.loc[at, "network"].iloc[0]),
             "error": level(errors.tolist(), scatter),
             "against_dense": cost,
             "against_best": beaten[key],
@@ -121,12 +133,14 @@ def narrowings(final: pd.DataFrame) -> pd.DataFrame:
 
     live_share: units that are live, of all in the layers; units: as live_units, of the first seed. inference, narrowed:
     speedup over the dense model as pruned and with the dead units removed, medians of pairs, over seeds. Bytes are
-    means. Of language models and classifiers alike.
+    means; final_bytes and narrowed_bytes are of the pruned weights. Of language models and classifiers alike; these
+    have their error rate too, as `methods` has it, and layer_bytes, narrowed_layer_bytes of all hidden weights.
     """
     names = ("live_units", "inference_ms", "inference_narrowed_ms")
     if any(name not in final for name in names):
         return pd.DataFrame(columns=["variant"])
     mine = final[final["live_units"].notna() & final["inference_narrowed_ms"].notna()]
+    scatter = stats.scatter(*_labelled(with_errors(final))) if has_classes(mine) else None
     rows = []
     for key, part in mine.groupby([*SETTING], sort=False):
         units = sum(sum(each) for each in part["live_units"])
@@ -148,12 +162,30 @@ def narrowings(final: pd.DataFrame) -> pd.DataFrame:
                 **{name: float(part[name].mean()) for name in ("dense_bytes", "final_bytes", "narrowed_bytes")},
                 "stored_sparsity": float(part["stored_sparsity"].mean()),
                 "narrowed_sparsity": float(part["narrowed_sparsity"].astype(float).mean()),
+                "error": None if scatter is None else level(_errors(part).tolist(), scatter),
+                **_with_the_others(part),
             }
         )
     found = pd.DataFrame(rows)
     return (
         found.sort_values([*SETTING[1:], "variant"], ignore_index=True) if rows else pd.DataFrame(columns=["variant"])
     )
+
+
+def _with_the_others(runs: pd.DataFrame) -> dict[str, float]:
+    """Bytes of all weights of the hidden layers of a classifier, pruned or not: what dense ones are compared by.
+
+    Where the first layer is not pruned, it is a dense matrix of as many rows as that layer has units.
+    """
+    nothing = {"layer_bytes": math.nan, "narrowed_layer_bytes": math.nan}
+    if "features" not in runs or runs["features"].isna().any():
+        return nothing
+    beside = runs["features"].astype(float) * FLOAT_BYTES * (runs["scope"] == "weight_hh")
+    units = runs["hidden_size"], runs["narrowed_units"].map(lambda each: each[0])
+    own = runs["final_bytes"], runs["narrowed_bytes"]
+    return {
+        name: float((bytes_ + beside * count).mean()) for name, bytes_, count in zip(nothing, own, units, strict=True)
+    }
 
 
 def _speedup(dense: Any, own: Any) -> float:

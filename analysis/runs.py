@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from analysis import stats, theory
@@ -46,7 +47,12 @@ def prunes(row: dict[str, Any]) -> bool:
 
 def threshold(row: dict[str, Any]) -> float:
     """The score below which a run empties blocks, in place of a target; 0 where it has a target, or prunes nothing."""
-    value = row.get("threshold")
+    return _number(row, "threshold")
+
+
+def _number(row: dict[str, Any], name: str) -> float:
+    """A setting that older tables lack, or have null, which means 0."""
+    value = row.get(name)
     return 0.0 if value is None or math.isnan(value) else float(value)
 
 
@@ -58,6 +64,14 @@ def by_threshold(variant: str) -> bool:
     return BY_THRESHOLD in variant
 
 
+BY_SCALES = "batch-norm scales "  # in the names of variants that let whole neurons go by them
+
+
+def by_scales(variant: str) -> bool:
+    """Whether scales of batch normalisation decide which neurons a variant lets go: it has no target, and no blocks."""
+    return BY_SCALES in variant
+
+
 def is_pruned(found: pd.DataFrame) -> pd.Series:
     """Which rows of `runs` or `replicates` are of pruned networks."""
     return (found["target_sparsity"] > 0.0) | found["variant"].map(by_threshold).astype(bool)
@@ -65,6 +79,8 @@ def is_pruned(found: pd.DataFrame) -> pd.Series:
 
 def wanted(row: dict[str, Any]) -> str:
     """The target sparsity of a row of `runs` or `replicates`: '0.8', or that there is none."""
+    if by_scales(row["variant"]) and row["target_sparsity"] == 0.0:
+        return "by scales"
     return "by threshold" if by_threshold(row["variant"]) else f"{row['target_sparsity']:g}"
 
 
@@ -91,6 +107,9 @@ def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
         initial = row.get("initial_sparsity") or 0.0
         onwards = f" from {initial:g}" if initial > 0.0 else ""
         parts.append(names.get(schedule, f"gradual ({schedule}{onwards}{suffix})") + _allocated(row))
+    scales = [f"{name} {value:g}" for name in ("penalty", "threshold") if (value := _number(row, f"scale_{name}"))]
+    if scales:
+        parts.append(f"{BY_SCALES}({', '.join(scales)})")
     path = row.get("path") or "dense"  # tables from before there was a choice have no such column
     return (" + ".join(parts) or "dense") + ("" if path == "dense" else f", {path} path")
 
@@ -128,14 +147,21 @@ def variant_names(runs: pd.DataFrame) -> list[str]:
     plain = pd.Series([variant_name(row, several) for row in records(runs)], index=runs.index, dtype=object)
     names = plain.copy()
     runs = runs.assign(criterion=runs["criterion"].where(runs["schedule"] != "pre", "random"))
-    said = ("block_size", "target_sparsity", "threshold")
+    said = ("block_size", "target_sparsity", "threshold", "scale_penalty", "scale_threshold")
     told = [name for name in (*MODEL_SETTINGS, *PRUNING_SETTINGS) if name not in said]
     differing = [name for name in told if name in runs and runs[name].nunique() > 1]
     for _, part in runs.groupby(plain):
         for column in differing:
             if part[column].nunique() > 1:
-                names[part.index] += part[column].map(lambda value, column=column: f", {column} {value}")
+                names[part.index] += part[column].map(lambda value, column=column: _told(column, value))
     return names.tolist()
+
+
+def _told(column: str, value: Any) -> str:
+    """', hidden_size 256'; of a switch its name where it is on, and nothing where it is off."""
+    if isinstance(value, bool | np.bool_):
+        return f", {column}" if value else ""
+    return f", {column} {value}"
 
 
 def final_epochs(frame: pd.DataFrame) -> pd.DataFrame:

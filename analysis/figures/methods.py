@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from analysis.figures import style
 from analysis.load import records
-from analysis.methods import has_classes
-from analysis.runs import SETTING, is_dense, without_path
+from analysis.methods import FLOAT_BYTES, has_classes
+from analysis.runs import by_scales, is_dense
 from analysis.study import Part
 
 UNSTRUCTURED = "block 1: unstructured"
@@ -55,8 +56,8 @@ def methods_figure(train: Part) -> Figure:
     bar.set_ticks(ticks, labels=[f"{2.0**each:.3g}×" for each in ticks])
     bar.set_label("errors beside the best of the column")
     drawn.suptitle(title, fontsize=12)
-    dense = [row for row in records(found) if is_dense(str(row["variant"]))]
-    said = [f"Dense: {100 * row['accuracy']:.1f} ({row['variant']}, {row['seeds']} seeds)" for row in dense[:1]]
+    dense = sorted(set(pruned["dense_accuracy"].dropna().round(3)))
+    said = [f"The same network dense: {' or '.join(f'{100 * each:.1f}' for each in dense)}."] if dense else []
     seeds = " or ".join(map(str, sorted(set(pruned["seeds"]))))
     style.margin(drawn, [
         f"Means over seeds ({seeds} a cell). Framed: the best of a column. A dot: not decided to be worse than that, "
@@ -89,7 +90,7 @@ def stored_figure(train: Part) -> Figure:
         return style.empty_figure(title, "no pruned classifier has finished")
     variant = str(pruned.groupby("variant", sort=False).size().idxmax())
     same = pruned[pruned["variant"] == variant]
-    dense = found[found["variant"].map(is_dense).astype(bool)].sort_values("stored_weights")
+    dense = _dense_by_width(found, same)
     drawn, [[ax]] = style.figure(4.6)
     for size, line in same.groupby("block_size"):
         line = line.sort_values("stored_weights")
@@ -112,7 +113,7 @@ def stored_figure(train: Part) -> Figure:
     return drawn
 
 
-MODEL_FORMS = (("final", "inference", "o", "as pruned"), ("narrowed", "narrowed", "D", "dead units removed"))
+FORMS = (("", "inference", "o", "as pruned"), ("narrowed_", "narrowed", "D", "dead units removed"))
 
 
 def worth_figure(train: Part) -> Figure:
@@ -122,20 +123,20 @@ def worth_figure(train: Part) -> Figure:
     only the widest is timed: the others were never beside it in one process.
     """
     title = "What pruning is worth: test accuracy beside measured bytes and inference"
-    found = _with_accuracy(train)
+    found = _at_a_target(train.narrowings)
     if found.empty:
         return style.empty_figure(title, "no finished classifier was measured")
-    dense = train.methods[train.methods["variant"].map(is_dense).astype(bool)].sort_values("stored_weights")
+    dense = _dense_by_width(train.methods, _at_a_target(train.methods))
     drawn, [[left, right]] = style.figure(4.6, cols=2, sharey=True)
     for size, line in found.groupby("block_size"):
-        for form, speedup, marker, _ in MODEL_FORMS:
-            line = line.sort_values(f"{form}_bytes")
+        for form, speedup, marker, _ in FORMS:
+            line = line.sort_values(f"{form}layer_bytes")
             looks: dict[str, Any] = {
-                "color": style.block_colour(size), "marker": marker, "fillstyle": "full" if form == "final" else "none",
-                "linestyle": "-" if form == "final" else ":", "capsize": 2,
+                "color": style.block_colour(size), "marker": marker, "fillstyle": "none" if form else "full",
+                "linestyle": ":" if form else "-", "capsize": 2,
             }  # fmt: skip
-            y: dict[str, Any] = {"y": 100 * line["accuracy"], "yerr": _bars(line)}
-            left.errorbar(line[f"{form}_bytes"] / 1e3, **y, **looks)
+            y: dict[str, Any] = {"y": [100 * (1 - one.value) for one in line["error"]], "yerr": _bars(line)}
+            left.errorbar(line[f"{form}layer_bytes"] / 1e3, **y, **looks)
             right.errorbar([one.value for one in line[speedup]], **y, xerr=style.spread(list(line[speedup])), **looks)
     stars: dict[str, Any] = {"marker": "*", "markersize": 10, "color": style.GREY, "capsize": 2}
     if not dense.empty:
@@ -144,15 +145,18 @@ def worth_figure(train: Part) -> Figure:
         widest = dense.iloc[[-1]]
         right.errorbar([1.0], [100 * (1 - one.value) for one in widest["error"]], yerr=_bars(widest), **stars)
     left.set(xscale="log", xlabel="bytes of the hidden weights, kB (log)", ylabel="test accuracy, per cent")
-    values = [one.value for _, speedup, *_ in MODEL_FORMS for one in found[speedup]]
+    left.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+    left.xaxis.set_major_formatter("{x:g}")
+    left.xaxis.set_minor_formatter(NullFormatter())
+    values = [one.value for _, speedup, *_ in FORMS for one in found[speedup]]
     style.speedup_axis(right.xaxis, min([0.5, *values]) / 1.1, max([2.0, *values]) * 1.15)
     right.set(xlabel="inference over the dense network (log₂)")
     drawn.legend(handles=[
         style.entry("dense networks by width", style.GREY, "*", markersize=10, linestyle=":"),
         *(style.entry(f"block {size}", style.block_colour(size), linestyle="-")
           for size in sorted(found["block_size"].unique())),
-        *(style.entry(words, style.GREY, marker, fillstyle="full" if form == "final" else "none")
-          for form, _, marker, words in MODEL_FORMS),
+        *(style.entry(words, style.GREY, marker, fillstyle="none" if form else "full")
+          for form, _, marker, words in FORMS),
     ], loc="outside lower center", ncols=4)  # fmt: skip
     drawn.suptitle(title, fontsize=12)
     style.margin(drawn, [
@@ -162,19 +166,10 @@ def worth_figure(train: Part) -> Figure:
     return drawn
 
 
-FLOAT_BYTES = 4
-
-
-def _with_accuracy(train: Part) -> pd.DataFrame:
-    """Finished models of the way to prune that most settings have, with the accuracy of `methods` beside them."""
-    measured, found = train.narrowings, _at_a_target(train.methods)
-    if measured.empty or found.empty:
-        return pd.DataFrame()
-    measured = measured.assign(variant=measured["variant"].map(without_path))
-    both = measured.merge(found[[*SETTING, "accuracy", "error"]], on=list(SETTING))
-    if both.empty:
-        return both
-    return both[both["variant"] == both.groupby("variant", sort=False).size().idxmax()]
+def _dense_by_width(found: pd.DataFrame, pruned: pd.DataFrame) -> pd.DataFrame:
+    """Dense networks that are those of `pruned` but for their width, the narrowest first."""
+    dense = found["variant"].map(is_dense).astype(bool) & found["network"].isin(set(pruned["network"]))
+    return found[dense].sort_values("stored_weights")
 
 
 def _bars(line: pd.DataFrame) -> list[list[float]]:
@@ -192,17 +187,18 @@ def removal_figure(train: Part) -> Figure:
     drawn, [[left, right]] = style.figure(1.6 + 0.36 * len(found), cols=2, sharey=True)
     heights = np.arange(len(found))
     left.barh(heights, found["live_share"] * 100, color=style.BLUE, height=0.6)
-    left.set(xlabel="units of the hidden layers that are live, per cent", xlim=(0, 100))
+    left.set(xlabel="live units, per cent", xlim=(0, 100))
     left.set_yticks(heights, [_named(row) for row in records(found)], fontsize=8.5)
     left.invert_yaxis()
-    values = [one.value for name in ("inference", "narrowed") for one in found[name]]
-    style.speedup_axis(right.xaxis, min([0.5, *values]) / 1.1, max([2.0, *values]) * 1.15)
+    values = [each for name in ("inference", "narrowed") for one in found[name] for each in (one.value, one.high)]
+    largest = max([2.0, *(each for each in values if not math.isnan(each))])
+    style.speedup_axis(right.xaxis, min([0.5, *(one.value for one in found["inference"])]) / 1.1, largest * 1.15)
     for name, shift, looks in (("inference", -0.12, {"marker": "o", "color": style.GREY}),
                                ("narrowed", 0.12, {"marker": "D", "color": style.BLUE})):  # fmt: skip
         ones = list(found[name])
         right.errorbar([one.value for one in ones], heights + shift, xerr=style.spread(ones), linestyle="",
                        capsize=2, **looks)  # fmt: skip
-    right.set(xlabel="inference over the dense network (log₂)")
+    right.set(xlabel="inference over dense (log₂)")
     drawn.legend(handles=[
         style.entry("as pruned", style.GREY, "o"), style.entry("dead units removed", style.BLUE, "D"),
     ], loc="outside lower center", ncols=2)  # fmt: skip
@@ -212,6 +208,8 @@ def removal_figure(train: Part) -> Figure:
 
 
 def _named(row: dict[str, Any]) -> str:
+    if by_scales(row["variant"]) and row["target_sparsity"] == 0.0:
+        return str(row["variant"]).replace(" (", "\n(", 1)  # it empties no blocks
     return f"{row['variant']}\nρ {row['target_sparsity']:g}, block {row['block_size']}"
 
 

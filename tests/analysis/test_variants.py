@@ -18,6 +18,8 @@ from analysis.tables import main_table
 from bench.cells import TrainCell
 
 LINEAR = {"lasso": "subgradient", "schedule": "linear", "target_sparsity": 0.8}
+MLP = {"model": "mlp", "dataset": "digits"}
+SCALED = {**MLP, "batch_norm": True, "scale_penalty": 0.003, "scale_threshold": 0.1}
 PRE = {"lasso": "subgradient", "schedule": "pre", "target_sparsity": 0.8}
 
 
@@ -55,10 +57,21 @@ def run(
         (PRE | {"criterion": "l1"}, "block lasso + random pre-pruning"),
         (PRE | {"regrow": "rigl"}, "block lasso + random pre-pruning, RigL"),
         (PRE | {"scaled_start": True}, "block lasso + random pre-pruning, scaled start"),
+        (SCALED, "batch-norm scales (penalty 0.003, threshold 0.1)"),
+        ({**MLP, "batch_norm": True, "scale_penalty": 0.5}, "batch-norm scales (penalty 0.5)"),
     ],
 )
 def test_variant_names(settings: dict[str, Any], name: str) -> None:
     assert variants.variant_name(TrainCell(**settings).model_dump()) == name
+
+
+def test_switches_are_told_by_their_names_and_scales_are_nothing_of_a_dense_network() -> None:
+    cells = [TrainCell(**MLP), TrainCell(**MLP, batch_norm=True), TrainCell(**SCALED)]
+    rows = pd.DataFrame([cell.model_dump() for cell in cells])
+    names = variants.variant_names(rows)
+    assert names == ["dense", "dense, batch_norm", "batch-norm scales (penalty 0.003, threshold 0.1)"]
+    assert [variants.is_dense(name) for name in names] == [True, True, False]
+    assert variants.wanted({"variant": names[2], "target_sparsity": 0.0}) == "by scales"
 
 
 def test_the_slides_variants_are_named_as_ours() -> None:
