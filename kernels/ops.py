@@ -20,7 +20,7 @@ from kernels.cuda.products import kept_pattern, pattern_for
 from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
 from kernels.native import products as native_products
-from kernels.products import How, cuda_dsd, product, recorded, writable
+from kernels.products import How, NativeProducts, our_dsd, product, recorded, writable
 from kernels.products import dsd as dsd
 from kernels.products import sdd as sdd
 from kernels.system.resources import UnsupportedError
@@ -148,11 +148,13 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
         raise ValueError(f"the weight is on {data.device} and x on {device}; they must be on one device")
     seen = watched(data, x)
     if not seen and kernel in ("auto", "cuda") and (pattern := kept_pattern(weight, dtype, device)) is not None:
-        return cuda_dsd(pattern, data, x)
+        return our_dsd(pattern, data, x)
     chosen = kernel_for(kernel, dtype, device, **_sizes(weight))
     if not seen and chosen == "cuda":
-        return cuda_dsd(pattern_for(weight), data, x)
-    if not seen and chosen == "native" and not recorded(data, x):
+        return our_dsd(pattern_for(weight), data, x)
+    if not seen and chosen == "native":
+        if recorded(data, x):
+            return our_dsd(NativeProducts(weight.index, weight.block_size), data, x)
         if frozen:
             return native_products.frozen_dsd(weight, x)
         lies = not native_products.by_rows(x)

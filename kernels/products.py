@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, is_grad_enabled
 from torch.autograd import forward_ad
 
 from kernels.bsr import BSRIndex
-from kernels.cuda.products import Pattern, pattern_of
+from kernels.cuda.products import pattern_of
 from kernels.native import products as native_products
 from kernels.tensors.autocast import as_given
 from kernels.tensors.index import checked
@@ -57,8 +57,7 @@ def dsd(
     """Y = W X, or W^T X if `transposed`, in the memory order of X. data: [nnzb, b, b]; then a `BSRIndex`."""
     index = BSRIndex(indptr, indices, rows, column_indptr, column_rows, positions)
     if kernel == "native":
-        lies = not native_products.by_rows(x)
-        return native_products.dsd(native_products.pack(data, index, x.shape[1], transposed, lies=lies), x)
+        return NativeProducts(index).dsd(data, x, transposed)
     if kernel == "cuda":
         return pattern_of(index, data.shape[1]).dsd(data, x, transposed)
     index = checked(index)
@@ -101,7 +100,7 @@ def sdd(
     size = grad.shape[0] // max(1, indptr.numel() - 1)
     index = BSRIndex(indptr, indices, rows, column_indptr, column_rows, positions)
     if kernel == "native":
-        return native_products.sdd(grad, x, index, size)
+        return NativeProducts(index, size).sdd(grad, x)
     if kernel == "cuda":
         return pattern_of(index, size).sdd(grad, x)
     index = checked(index)
@@ -219,11 +218,42 @@ def recorded(*tensors: Tensor) -> bool:
     return False
 
 
+class Ours(Protocol):
+    """Products by one of our own kernels with a pattern of blocks, past torch's dispatcher."""
+
+    index: BSRIndex
+
+    @property
+    def kernel(self) -> str: ...
+
+    def dsd(self, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor: ...
+
+    def sdd(self, grad: Tensor, x: Tensor) -> Tensor: ...
+
+
+@dataclass(slots=True)
+class NativeProducts:
+    """`Ours` on the CPU. block_size: what a product sampled at blocks is asked for; values have theirs."""
+
+    index: BSRIndex
+    block_size: int = 0
+    kernel = "native"
+
+    def dsd(self, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
+        """W x, or W^T x if `transposed`: [m, n] in the memory order of x. data: [nnzb, b, b]; x: [k, n]."""
+        lies = not native_products.by_rows(x)
+        return native_products.dsd(native_products.pack(data, self.index, x.shape[1], transposed, lies=lies), x)
+
+    def sdd(self, grad: Tensor, x: Tensor) -> Tensor:
+        """The kept blocks of grad @ x^T: [nnzb, b, b]. grad: [m, n], x: [k, n]."""
+        return native_products.sdd(grad, x, self.index, self.block_size)
+
+
 class RecordedDsd(torch.autograd.Function):
-    """`dsd` by our CUDA kernels past torch's dispatcher, which takes ten times as long as they do to launch."""
+    """`dsd` by our kernels past torch's dispatcher, which takes up to ten times as long as they do."""
 
     @staticmethod
-    def forward(ctx: Any, data: Tensor, x: Tensor, pattern: Pattern, transposed: bool) -> Tensor:
+    def forward(ctx: Any, data: Tensor, x: Tensor, pattern: Ours, transposed: bool) -> Tensor:
         ctx.save_for_backward(data, x)
         ctx.how = pattern, transposed
         return pattern.dsd(data, x, transposed)
@@ -232,17 +262,17 @@ class RecordedDsd(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (data, x), (pattern, transposed), wanted = ctx.saved_tensors, ctx.how, ctx.needs_input_grad
         if watched(data, x, grad) or batched(grad):
-            return (*_dsd_grads(wanted, data, x, grad, pattern.index, transposed, "cuda"), None, None)
+            return (*_dsd_grads(wanted, data, x, grad, pattern.index, transposed, pattern.kernel), None, None)
         left, right = (x, grad) if transposed else (grad, x)
-        grad_data = cuda_sdd(pattern, left, right) if wanted[0] else None
-        return grad_data, cuda_dsd(pattern, data, grad, not transposed) if wanted[1] else None, None, None
+        grad_data = our_sdd(pattern, left, right) if wanted[0] else None
+        return grad_data, our_dsd(pattern, data, grad, not transposed) if wanted[1] else None, None, None
 
 
 class RecordedSdd(torch.autograd.Function):
     """`sdd` likewise."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, x: Tensor, pattern: Ours) -> Tensor:
         ctx.save_for_backward(grad, x)
         ctx.pattern = pattern
         return pattern.sdd(grad, x)
@@ -251,9 +281,9 @@ class RecordedSdd(torch.autograd.Function):
     def backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:
         (grad, x), pattern, wanted = ctx.saved_tensors, ctx.pattern, ctx.needs_input_grad
         if watched(grad_data, grad, x) or batched(grad_data):
-            return (*_sdd_grads(wanted, grad_data, grad, x, pattern.index, "cuda"), None)
-        grad_grad = cuda_dsd(pattern, grad_data, x) if wanted[0] else None
-        return grad_grad, cuda_dsd(pattern, grad_data, grad, True) if wanted[1] else None, None
+            return (*_sdd_grads(wanted, grad_data, grad, x, pattern.index, pattern.kernel), None)
+        grad_grad = our_dsd(pattern, grad_data, x) if wanted[0] else None
+        return grad_grad, our_dsd(pattern, grad_data, grad, True) if wanted[1] else None, None
 
 
 # What Function.apply ends with; before, it looks for transforms, which `watched` has done
@@ -261,15 +291,15 @@ _record_dsd: Any = super(torch.autograd.Function, RecordedDsd).apply
 _record_sdd: Any = super(torch.autograd.Function, RecordedSdd).apply
 
 
-def cuda_dsd(pattern: Pattern, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
-    """`dsd` by our CUDA kernels where nothing is `watched`."""
+def our_dsd(pattern: Ours, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
+    """`dsd` by our kernels where nothing is `watched`."""
     if recorded(data, x):
         product: Tensor = _record_dsd(data, x, pattern, transposed)
         return product
     return pattern.dsd(data, x, transposed)
 
 
-def cuda_sdd(pattern: Pattern, grad: Tensor, x: Tensor) -> Tensor:
+def our_sdd(pattern: Ours, grad: Tensor, x: Tensor) -> Tensor:
     """`sdd` likewise."""
     if recorded(grad, x):
         blocks: Tensor = _record_sdd(grad, x, pattern)

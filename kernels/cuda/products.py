@@ -30,6 +30,8 @@ class Pattern:
     float32 is multiplied as torch does: by TF32 where torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
     """
 
+    kernel = "cuda"
+
     def __init__(self, index: BSRIndex, block_size: int) -> None:
         self.index, self.own, self.block_size, self.device = index, checked(index), block_size, index.indices.device
         self.gpu = choose.gpu(self.device)
