@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from analysis.figures import style
 from analysis.load import records
 from analysis.methods import FLOAT_BYTES, has_classes
-from analysis.runs import by_scales, is_dense
+from analysis.runs import by_scales, by_threshold, is_dense
 from analysis.study import Part
 
 UNSTRUCTURED = "block 1: unstructured"
@@ -96,6 +96,11 @@ def stored_figure(train: Part) -> Figure:
         line = line.sort_values("stored_weights")
         ax.errorbar(line["stored_weights"], [100 * (1 - one.value) for one in line["error"]], yerr=_bars(line),
                     marker=style.block_marker(size), color=style.block_colour(size), capsize=2.5)  # fmt: skip
+    free = found[found["variant"].map(by_threshold).astype(bool)]
+    for size, points in free.groupby("block_size"):
+        ax.errorbar(points["stored_weights"], [100 * (1 - one.value) for one in points["error"]], yerr=_bars(points),
+                    marker=style.block_marker(size), color=style.block_colour(size), fillstyle="none", linestyle="",
+                    capsize=2.5)  # fmt: skip
     if not dense.empty:
         ax.errorbar(dense["stored_weights"], [100 * (1 - one.value) for one in dense["error"]], yerr=_bars(dense),
                     marker="*", markersize=10, color=style.GREY, linestyle=":", capsize=2.5)  # fmt: skip
@@ -105,6 +110,8 @@ def stored_figure(train: Part) -> Figure:
         style.entry("dense networks by width", style.GREY, "*", markersize=10, linestyle=":"),
         *(style.entry(UNSTRUCTURED if size == 1 else f"block {size}", style.block_colour(size),
                       style.block_marker(size), linestyle="-") for size in sizes),
+        *(style.entry(f"block {size}, by a threshold", style.block_colour(size), style.block_marker(size),
+                      fillstyle="none") for size in sorted(free["block_size"].unique())),
     ], loc="outside right upper")  # fmt: skip
     drawn.suptitle(title, fontsize=12)
     style.margin(

@@ -583,6 +583,49 @@ def classifiers() -> Part:
     return study.read(REFERENCE / "mnist1d_methods").main("train")
 
 
+SMALL_CLASSIFIERS = {  # the same of digits, at 95 % in blocks of 8
+    "gradual (cubic)": "8 gradually {},",
+    "one-shot": "60 % of the run {}.",
+    "block lasso (dual) + one-shot": "dual of the budget {} and",
+    "block lasso (projection) + one-shot": "the projection {}, decided to be better than no lasso",
+    "block lasso (hinge) + one-shot": "hinge {}, subgradient",
+    "block lasso (subgradient) + one-shot": "subgradient {} and",
+    "block lasso (proximal) + one-shot": "proximal {}, undecided",
+}
+
+
+def test_what_small_classifiers_get_right_is_quoted() -> None:
+    found, said = study.read(REFERENCE / "digits").main("train"), " ".join(results().split())
+    here = found.methods[(found.methods["block_size"] == 8) & (found.methods["target_sparsity"] == 0.95)]
+    shares = dict(zip(here["variant"], here["accuracy"], strict=True))
+    for variant, words in SMALL_CLASSIFIERS.items():
+        assert words.format(f"{100 * shares[variant]:.1f} %") in said, variant
+    (dense,) = set(here["dense_accuracy"])
+    assert f"three seeds: dense {100 * dense:.1f} % right" in said
+    for form, better in (("dual", 1), ("projection", 1), ("hinge", 0), ("subgradient", 0), ("proximal", 0)):
+        pair = methods.between(found.runs, (f"block lasso ({form}) + one-shot", 8, 0.95), ("one-shot", 8, 0.95))
+        assert pair.side == -better, form
+    assert all(one.value < 1.0 for one in found.narrowings["inference"])
+
+
+def test_what_a_matrix_with_zeros_takes_is_quoted() -> None:
+    found = study.read(REFERENCE / "storage").main("storage").main_matrix()
+    said = " ".join(results().split())
+    rows = {row["name"]: row for row in records(found.crossovers)}
+    smaller = [rows[name]["smaller_from"].sparsity for name in ("COO", "CSR", "CSR, int64 indices", "BSR, block 4")]
+    assert (
+        "from {:.2f} of zeros on as COO, {:.2f} as CSR ({:.2f} with int64 indices), {:.2f} in blocks".format(*smaller)
+        in said
+    )
+    assert f"{rows['BSR, block 16']['smaller_from'].sparsity:.3f} in blocks of 16" in said
+    names = ("COO", "CSR", "BSR, block 4", "BSR, block 16")
+    faster = [rows[name]["faster_from"].sparsity for name in names]
+    assert (
+        "from {:.2f} on as COO, {:.2f} as CSR, {:.2f} and {:.2f} in blocks of 4 and 16 (noisy".format(*faster) in said
+    )
+    assert all(rows[name]["faster_noisy"] for name in names)
+
+
 def test_what_classifiers_get_right_is_quoted() -> None:
     found, said = classifiers(), " ".join(results().split())
     shares = {
