@@ -33,7 +33,10 @@ from analysis.tables import (
     finished_model_table,
     layer_table,
     main_table,
+    methods_table,
+    narrowed_table,
     statements,
+    storage_table,
     to_markdown,
     training_time_table,
 )
@@ -49,7 +52,10 @@ TRIED = {
     "gemm": 2,
     "lstm": 2,
     "train": 1,
+    "classifiers": 1,
+    "storage": 1,
 }  # values of a column, drawn anew for each; of a setting one: no cell_id stands for it
+TABLE = {"classifiers": "train"}  # of what is tried: its own name's, else this
 Teller = Callable[[study.Study], list[str]]
 
 
@@ -74,8 +80,15 @@ def sample(kind: str) -> tuple[pa.Table, int]:
         return rows_where(whole("wikitext2_small", kind), block_size=(16,), backend=("native",)).slice(0, 5), 1
     if kind == "lstm":
         return rows_where(whole("lstm", kind), hidden_size=(256, 512)).slice(0, 5), 1
-    table = rows_where(whole("training_integral", kind), block_size=(16,))
-    last = max(range(len(table)), key=lambda row: (table["path"][row].as_py() == "auto", table["epoch"][row].as_py()))
+    if kind == "storage":
+        return rows_where(whole("storage", kind), what=("weight",), block_size=(16,), form=("bsr", "dense")).slice(
+            0, 6
+        ), 1
+    if kind == "classifiers":
+        table = rows_where(whole("digits", "train"), block_size=(16,), seed=(0,), target_sparsity=(0.0, 0.95))
+    else:
+        table = rows_where(whole("training_integral", kind), block_size=(16,))
+    last = max(range(len(table)), key=lambda row: (table["path"][row].as_py() != "dense", table["epoch"][row].as_py()))
     norms = [
         one[:1] if row == last else None for row, one in enumerate(table["block_norms"].to_pylist())
     ]  # they are long
@@ -143,6 +156,13 @@ TELLERS: dict[str, tuple[Teller, ...]] = {
         table(finished_model_table, "train"),
         sentences(statements, "train"),
     ),
+    "classifiers": (
+        told,
+        table(methods_table, "train"),
+        table(narrowed_table, "train"),
+        sentences(findings, "train"),
+    ),
+    "storage": (told, table(storage_table, "storage"), sentences(findings, "storage")),
 }
 
 
@@ -167,17 +187,18 @@ def changes(kind: str) -> Iterator[tuple[str, Any]]:
     """(column, value) of everything that is tried on a table."""
     table, place = sample(kind)
     chosen = random.Random(0)
-    settings = {column.name for column in columns(kind) if column.role == "setting"}
+    settings = {column.name for column in columns(TABLE.get(kind, kind)) if column.role == "setting"}
     for field in table.schema:
         tried = list(values(field.type, table[field.name][place].as_py()))
         count = min(len(tried), 1 if field.name in settings else TRIED[kind])
         yield from ((field.name, one) for one in chosen.sample(tried, count))
 
 
-@pytest.mark.parametrize("kind", ["gemm", "lstm", "train"])
+@pytest.mark.parametrize("kind", TRIED)
 def test_whatever_one_value_is_the_rest_is_told(kind: str, tmp_path: Path) -> None:
     table, place = sample(kind)
-    path = stored(tmp_path, kind, table)
+    name_of = TABLE.get(kind, kind)
+    path = stored(tmp_path, name_of, table)
     found, lines = refused(tmp_path)
     assert lines == [] and found is not None
     assert not any(NONSENSE.search(said(teller, found)) for teller in TELLERS[kind])
@@ -186,7 +207,7 @@ def test_whatever_one_value_is_the_rest_is_told(kind: str, tmp_path: Path) -> No
     without = table["cell_id"].to_pylist().count(cell)
     for name, value in changes(kind):
         case = f"{name} = {value!r}"[:200]
-        stored(tmp_path, kind, changed(table, place, name, value))
+        stored(tmp_path, name_of, changed(table, place, name, value))
         found, lines = refused(tmp_path)
         for line in lines:
             assert "\n" not in line and line.startswith(f"{path}: "), case
@@ -194,7 +215,7 @@ def test_whatever_one_value_is_the_rest_is_told(kind: str, tmp_path: Path) -> No
             words = " ".join(line.removeprefix(str(path)) for line in lines)
             assert re.search(rf"\b({name}|cell_id)\b", words), f"{case}: {words}"
             assert name == "schema_version" or cell in words or name == "cell_id", f"{case}: {words}"
-            assert found is None or len(found.tables[kind]) == len(table) - without, f"{case}: the others stay"
+            assert found is None or len(found.tables[name_of]) == len(table) - without, f"{case}: the others stay"
             continue
         assert found is not None
         try:
