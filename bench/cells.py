@@ -448,7 +448,7 @@ class TrainCell(
     def _model_learns_the_data(self) -> Self:
         if task_of(self.dataset) != self.task:
             accepted = ", ".join(names_of(self.task))
-            raise ValueError(f"dataset: {self.dataset} is no data of a {self.model}; accepted: {accepted}")
+            raise ValueError(f"dataset: {self.dataset} is no data for model {self.model}; accepted: {accepted}")
         return self
 
     @model_validator(mode="after")
@@ -469,8 +469,6 @@ class TrainCell(
             raise ValueError(
                 f"optimizer: {self.optimizer} averages weights, not what batch_norm measures; accepted: sgd, adam"
             )
-        if self.path == "auto":
-            raise ValueError(f"path: no break-even is measured of a {self.model}; accepted: dense, sparse")
         if self.prunes and self.allocation == "gate":
             raise ValueError(f"allocation: a {self.model} has no gates; accepted: uniform, erk, global")
         if self.uses_blocks and self.scope == "weight_hh" and self.num_layers == 1:

@@ -21,14 +21,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.cells import TrainCell
 from bench.measuring.clocks import interleaved, speedup
 from bench.measuring.machine import physical_cores, processor, source_hash
 from bench.models.layers import LSTMLayer
+from bench.models.linear import LinearLayer
 from bench.models.patterns import OURS, Followed
 from bench.pruning.pruner import share_empty
 from kernels.blockmask import BlockMask
@@ -72,7 +74,7 @@ PAIRS = 5
 SPARSITIES = (0.0, 0.25, 0.5, 0.75, 0.9)
 TIMES = (
     "kernels",
-    *(f"bench/models/{name}.py" for name in ("layers", "patterns", "spans")),
+    *(f"bench/models/{name}.py" for name in ("layers", "linear", "patterns", "spans")),
     "bench/measuring/clocks.py",
     "bench/training/paths.py",
 )
@@ -116,8 +118,62 @@ class Shape:
             if self.scope == "all" or kind == self.scope
         }
 
+    def layer(self) -> Followed:
+        """One of them, freshly initialised."""
+        return LSTMLayer(self.inputs, self.hidden, self.weight_drop)
 
-def breakeven(shape: Shape) -> float:
+    def operands(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Its inputs, whose gradient is wanted, and the gradient of what it gives."""
+        x, grad = (torch.randn(self.steps, self.batch, width, dtype=dtype) for width in (self.inputs, self.hidden))
+        return x.requires_grad_(), grad
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """One linear layer as it is trained. inputs, hidden: widths; first: nobody wants the gradient of its inputs."""
+
+    inputs: int
+    hidden: int
+    batch: int
+    first: bool
+    block_size: int
+    dtype: str
+    threads: int
+    device: str = "cpu"
+    precision: str = "ieee"
+
+    def __str__(self) -> str:
+        return (
+            f"linear {self.inputs} -> {self.hidden}{', the first layer' if self.first else ''}, batch {self.batch}, "
+            f"block {self.block_size}, {self.dtype}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+            + (f", {self.device}" if self.device != "cpu" else "")
+            + (f", {self.precision}" if self.precision != "ieee" else "")
+        )
+
+    def masks(self, sparsity: float) -> dict[str, BlockMask]:
+        """A random pattern of the weight."""
+        generator = torch.Generator().manual_seed(0)
+        return {"weight": BlockMask.random(self.hidden, self.inputs, self.block_size, sparsity, generator)}
+
+    def layer(self) -> Followed:
+        """One of them, freshly initialised."""
+        return LinearLayer(self.inputs, self.hidden)
+
+    def operands(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Its inputs, and the gradient of what it gives."""
+        x, grad = (torch.randn(self.batch, width, dtype=dtype) for width in (self.inputs, self.hidden))
+        return x.requires_grad_(not self.first), grad
+
+
+AnyShape = Shape | LinearShape
+
+
+def _shape(told: dict[str, Any]) -> AnyShape:
+    """Of its fields: a layer that goes through steps has so many."""
+    return Shape(**told) if "steps" in told else LinearShape(**told)
+
+
+def breakeven(shape: AnyShape) -> float:
     """The sparsity from which on the sparse path is faster: 0 where it always is, infinite where it never is.
 
     From the table, or measured now with as many threads as the shape says; other processes wait for it meanwhile, where
@@ -161,7 +217,7 @@ def _build() -> str:
         return str(error)
 
 
-def known() -> Iterator[tuple[Shape, float]]:
+def known() -> Iterator[tuple[AnyShape, float]]:
     """Every break-even measured here with today's software, a device after the other; nothing is measured now."""
     path = cache_folder() / FILE
     if not path.exists():
@@ -170,13 +226,13 @@ def known() -> Iterator[tuple[Shape, float]]:
         with closing(_opened(path)) as table:
             for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
                 for shape, curve in _curves(table, json.dumps(surroundings(device))).items():
-                    yield Shape(**json.loads(shape)), crossing(curve)
+                    yield _shape(json.loads(shape)), crossing(curve)
     except (DoubtError, sqlite3.Error) as doubt:
         say(f"{doubt}; break-even sparsities are measured anew")
 
 
-def measure(shape: Shape) -> Curve:
-    """Speedups of forward + backward over torch.nn.LSTM at rising sparsities, up to the first that is faster."""
+def measure(shape: AnyShape) -> Curve:
+    """Speedups of forward + backward over the dense path at rising sparsities, up to the first that is faster."""
     device, dtype, threads = shape.device, getattr(torch, shape.dtype), torch.get_num_threads()
     torch.set_num_threads(shape.threads)
     try:
@@ -186,19 +242,18 @@ def measure(shape: Shape) -> Curve:
         torch.set_num_threads(threads)
 
 
-def _measure(shape: Shape, device: str, dtype: torch.dtype) -> Curve:
+def _measure(shape: AnyShape, device: str, dtype: torch.dtype) -> Curve:
     curve: Curve = []
     with torch.random.fork_rng(devices=[0] if device == "cuda" else []), torch.enable_grad():
         torch.manual_seed(0)
-        layers = [LSTMLayer(shape.inputs, shape.hidden, shape.weight_drop) for _ in range(2)]
-        dense, sparse = (layer.to(device, dtype) for layer in layers)
-        x, grad = (torch.randn(shape.steps, shape.batch, width, dtype=dtype) for width in (shape.inputs, shape.hidden))
-        x, grad = x.to(device).requires_grad_(), grad.to(device)
+        dense, sparse = (shape.layer().to(device, dtype) for _ in range(2))
+        x, grad = (each.to(device).detach().requires_grad_(each.requires_grad) for each in shape.operands(dtype))
 
-        def train(layer: LSTMLayer) -> None:
+        def train(layer: Followed) -> None:
             layer.zero_grad()
             with autocast(device, shape.precision):
-                y, _ = layer(x)
+                found = layer(x)
+            y: Any = found[0] if isinstance(found, tuple) else found
             y.backward(grad)
 
         with multiplying(device, shape.precision):
@@ -324,6 +379,17 @@ def kernel_of(weights: Iterable[BSRMatrix], batch: int, is_recurrent: bool = Tru
     return "; ".join(dict.fromkeys(lstm_kernel(weight, batch) for weight in (first, *others)))
 
 
+def _trained(layer: Followed, number: int, cell: TrainCell) -> AnyShape:
+    """The `number`-th layer of a cell's model as it is trained."""
+    threads, where = torch.get_num_threads(), (cell.device, cell.precision)
+    if isinstance(layer, LinearLayer):
+        sizes = layer.in_features, layer.out_features, cell.batch_size
+        return LinearShape(*sizes, number == 0, cell.block_size, "float32", threads, *where)
+    assert isinstance(layer, LSTMLayer)
+    widths = layer.input_size, layer.hidden_size, cell.batch_size, cell.bptt
+    return Shape(*widths, cell.block_size, cell.scope, "float32", threads, layer.weight_drop, *where)
+
+
 class Paths:
     """The choice for every layer of `model`, made anew whenever a mask changes.
 
@@ -346,18 +412,15 @@ class Paths:
             raise ValueError(f"path: no sparse path here: {missing}")
         if missing:
             self.reason = f"dense path: {missing}"
-        self.thresholds = thresholds or [self._threshold(layer, cell) for layer in layers]
+        self.thresholds = thresholds or [self._threshold(number, cell) for number in range(len(layers))]
 
-    def _threshold(self, layer: Followed, cell: TrainCell) -> float:
-        if cell.path == "dense" or self.reason:
+    def _threshold(self, number: int, cell: TrainCell) -> float:
+        layer = self.layers[number]
+        if cell.path == "dense" or self.reason or not self.names[number]:
             return NEVER
         if cell.path == "sparse":
             return 0.0
-        assert isinstance(layer, LSTMLayer)  # no others have a measured break-even, as the cell has checked
-        sizes = (layer.input_size, layer.hidden_size, cell.batch_size, cell.bptt)
-        threads, drop = torch.get_num_threads(), layer.weight_drop
-        where = cell.device, cell.precision
-        return breakeven(Shape(*sizes, cell.block_size, cell.scope, "float32", threads, drop, *where))
+        return breakeven(_trained(layer, number, cell))
 
     @property
     def sparse_layers(self) -> int:

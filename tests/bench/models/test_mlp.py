@@ -113,10 +113,12 @@ def test_what_is_pruned_has_torchs_names(scope: str) -> None:
 
 
 REFUSED = [
-    ({"dataset": "pydoc"}, "dataset: pydoc is no data of a mlp; accepted: digits, mnist, mnist1d"),
-    ({"model": "lstm"}, "dataset: digits is no data of a lstm; accepted: pydoc, wikitext2, wikitext2_chars"),
-    ({"model": "awd_lstm"}, "dataset: digits is no data of a awd_lstm; accepted: pydoc, wikitext2, wikitext2_chars"),
-    ({"path": "auto", **PRUNED}, "path: no break-even is measured of a mlp; accepted: dense, sparse"),
+    ({"dataset": "pydoc"}, "dataset: pydoc is no data for model mlp; accepted: digits, mnist, mnist1d"),
+    ({"model": "lstm"}, "dataset: digits is no data for model lstm; accepted: pydoc, wikitext2, wikitext2_chars"),
+    (
+        {"model": "awd_lstm"},
+        "dataset: digits is no data for model awd_lstm; accepted: pydoc, wikitext2, wikitext2_chars",
+    ),
     ({"allocation": "gate", **PRUNED}, "allocation: a mlp has no gates; accepted: uniform, erk, global"),
     (
         {"num_layers": 1, "scope": "weight_hh", **PRUNED},

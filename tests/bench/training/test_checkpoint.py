@@ -60,10 +60,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
         "scale_penalty": 0.02, "scale_threshold": 0.97, "scale_at": 0.3, "prune_biases": True,
     },
 }  # fmt: skip
-PATHS = {
-    name: ["dense", "sparse", *(() if settings.get("model") == "mlp" else ("auto",))]
-    for name, settings in OPTIMIZERS.items()
-}
+PATHS = dict.fromkeys(OPTIMIZERS, ("dense", "sparse", "auto"))
 AT_HAND = (("adam", "auto"), ("awd_lstm", "sparse"), ("mlp", "dense"))  # of the tests; the others are `kills`
 RUNS = [
     pytest.param(

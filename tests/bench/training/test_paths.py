@@ -22,7 +22,18 @@ from bench.models.registry import MODELS
 from bench.pruning.pruner import Pruner
 from bench.train import train_cell
 from bench.training import paths as module
-from bench.training.paths import FILE, NEVER, Paths, Shape, breakeven, crossing, known, missing_kernel
+from bench.training.paths import (
+    FILE,
+    NEVER,
+    AnyShape,
+    LinearShape,
+    Paths,
+    Shape,
+    breakeven,
+    crossing,
+    known,
+    missing_kernel,
+)
 from kernels.blockmask import BlockMask
 from kernels.system import compiler
 from kernels.system.cache import say
@@ -70,6 +81,47 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Shape]:
 )
 def test_the_crossing_by_hand(curve: list[list[float]], wanted: float):
     assert crossing(curve) == pytest.approx(wanted)
+
+
+LINEAR = LinearShape(8, 12, 5, False, 4, "float32", 1)
+
+
+@pytest.mark.parametrize("shape", [LINEAR, replace(LINEAR, first=True)], ids=str)
+@needs_kernel
+def test_a_linear_layer_is_measured_as_it_is_trained(shape: LinearShape):
+    curve = module.measure(shape)
+    assert [sparsity for sparsity, _ in curve] == list(module.SPARSITIES[: len(curve)])
+    assert all(ratio > 0.0 for _, ratio in curve)
+    assert shape.operands(torch.float32)[0].requires_grad is not shape.first
+
+
+def test_layers_of_both_kinds_are_kept_and_named(measured: list[AnyShape]):
+    assert breakeven(SHAPE) == pytest.approx(0.4)
+    assert breakeven(LINEAR) == NEVER
+    assert dict(known()) == {SHAPE: pytest.approx(0.4), LINEAR: NEVER}
+    assert ("break-even", "linear 8 -> 12, batch 5, block 4, float32, 1 thread: never") in list(findings())
+
+
+@needs_kernel
+@pytest.mark.parametrize("scope", ["all", "weight_hh"])
+def test_a_classifier_changes_over_layer_by_layer(scope: str, measured: list[AnyShape]):
+    """Its first layer has no gradient of inputs to compute, and a layer without blocks has no break-even."""
+    cell = TrainCell(
+        model="mlp", dataset="digits", path="auto", schedule="one_shot", target_sparsity=0.75, block_size=4,
+        hidden_size=8, num_layers=3, prune_begin=0.5, batch_size=5, threads=1, scope=scope,
+    ).canonical()  # fmt: skip
+    model = MODELS["mlp"](cell, 10)
+    paths = Paths(model, cell)
+    wanted = [LinearShape(64 if first else 8, 8, 5, first, 4, "float32", 1) for first in (True, False)]
+    assert measured == (wanted if scope == "all" else wanted[1:])
+    assert paths.thresholds == [pytest.approx(0.4) if scope == "all" else NEVER, *[pytest.approx(0.4)] * 2]
+    pruner = Pruner(model.prunable(), cell, steps=10)
+    paths.update(pruner.masks)
+    assert paths.sparse_layers == 0
+    for step in range(1, 11):
+        pruner.after_step(step)
+    paths.update(pruner.masks)
+    assert paths.sparse_layers == (3 if scope == "all" else 2)
 
 
 def test_it_is_measured_once(measured: list[Shape]):
