@@ -38,7 +38,7 @@ def _torch_sdd(grad: Tensor, x: Tensor, rows: Tensor, cols: Tensor, size: int) -
 def _ordered_as(x: Tensor, rows: int) -> Tensor:
     """[rows, n], uninitialised, in the memory order and on the device of `x`: [k, n]."""
     n = x.shape[1]
-    return x.new_empty(rows, n) if native_products.by_rows(x) else x.new_empty(n, rows).mT
+    return x.new_empty(rows, n) if native_products.by_rows(x) else x.new_empty_strided((rows, n), (1, rows))
 
 
 @torch.library.custom_op("block_sparse_bench::dsd", mutates_args=())
@@ -231,6 +231,18 @@ class Ours(Protocol):
     def sdd(self, grad: Tensor, x: Tensor) -> Tensor: ...
 
 
+def _no_view(y: Tensor) -> Tensor:
+    """`y`, or the same memory as no view of a tensor that nobody else has: autograd lets users write to that in place.
+
+    A result that lies column by column is made row by row, and transposed.
+    """
+    if not y._is_view():
+        return y
+    made = y.new_empty(0)
+    made.set_(y.untyped_storage(), y.storage_offset(), y.shape, y.stride())
+    return made
+
+
 @dataclass(slots=True)
 class NativeProducts:
     """`Ours` on the CPU. block_size: what a product sampled at blocks is asked for; values have theirs."""
@@ -242,7 +254,8 @@ class NativeProducts:
     def dsd(self, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
         """W x, or W^T x if `transposed`: [m, n] in the memory order of x. data: [nnzb, b, b]; x: [k, n]."""
         lies = not native_products.by_rows(x)
-        return native_products.dsd(native_products.pack(data, self.index, x.shape[1], transposed, lies=lies), x)
+        matrix = native_products.pack(data, self.index, x.shape[1], transposed, lies=lies)
+        return _no_view(native_products.dsd(matrix, x))
 
     def sdd(self, grad: Tensor, x: Tensor) -> Tensor:
         """The kept blocks of grad @ x^T: [nnzb, b, b]. grad: [m, n], x: [k, n]."""

@@ -59,6 +59,28 @@ def test_fuzz_against_dense(rows: int, cols: int, size: int, n: int, kernel: str
     torch.testing.assert_close(got[1], expected[1])
 
 
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_a_result_may_be_written_to_in_place(kernel: str, by_columns: bool) -> None:
+    """As that of a dense product: autograd goes through what was written."""
+    generator = torch.Generator().manual_seed(0)
+    mask = BlockMask.random(32, 48, 8, 0.5, generator)
+    weight = BSRMatrix.from_dense(torch.randn(32, 48, generator=generator), mask)
+    weight = weight.with_data(weight.data.clone().requires_grad_())
+    x = torch.randn(5, 48, generator=generator).T if by_columns else torch.randn(48, 5, generator=generator)
+    y = block_sparse_matmul(weight, x, kernel)
+    y.mul_(3.0).add_(1.0)
+    y[0] = 0.0
+    y.sum().backward()
+    dense = weight.to_dense().detach().requires_grad_()
+    z = dense @ x
+    z.mul_(3.0).add_(1.0)
+    z[0] = 0.0
+    z.sum().backward()
+    blocks = BSRMatrix.from_dense(dense.grad, mask).data
+    assert torch.allclose(weight.data.grad, blocks, atol=1e-5)
+
+
 @pytest.mark.parametrize("by_columns", [False, True])
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
