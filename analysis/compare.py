@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis import theory
 from analysis.load import UNLIKE, one_of, records
-from analysis.runs import by_threshold, is_dense
+from analysis.runs import is_dense, without_target
 from analysis.stats import Estimate, median_interval
 
 SHAPE = ["m", "k", "n"]
@@ -284,7 +284,7 @@ def with_product(replicates: pd.DataFrame, points: pd.DataFrame, product: Produc
     for row in records(replicates):
         at, here = row["stored_sparsity"], _timed(points, product, row["block_size"])
         value, low, high = (speedup_at(here, at, column) for column in SPEEDUP[:3])
-        dense = row["target_sparsity"] == 0.0 and not by_threshold(row["variant"])
+        dense = row["target_sparsity"] == 0.0 and not without_target(row["variant"])
         measured = Estimate(value, low, high, 0 if math.isnan(value) else len(here))
         speedups.append(Estimate(1.0, math.nan, math.nan, 0) if dense else measured)
         noisy.append(not dense and noisy_at(here, at))

@@ -20,8 +20,8 @@ MEANS = ("stored_sparsity", "stored_weights", "test_accuracy", "dense_accuracy")
 Setting = tuple[str, int, float]
 FLOAT_BYTES = 4
 COLUMNS = (
-    *SETTING, "seeds", "stored_sparsity", "stored_weights", "accuracy", "dense_accuracy", "network", "error",
-    "against_dense", "against_best",
+    *SETTING, "seeds", "stored_sparsity", "stored_weights", "accuracy", "dense_accuracy", "network", "hidden_size",
+    "error", "against_dense", "against_best",
 )  # fmt: skip
 
 
@@ -46,6 +46,12 @@ def _errors(runs: pd.DataFrame) -> pd.Series:
     return (1.0 - runs["test_accuracy"].astype(float)).clip(lower=0.5 / runs["eval_tokens_seen"].astype(float))
 
 
+def _networks(runs: pd.DataFrame) -> pd.Series:
+    """What is equal for runs of networks, on data, that differ in their width alone."""
+    same = [name for name in (*MODEL_SETTINGS, "corpus_sha256") if name in runs and name != "hidden_size"]
+    return runs[same].astype(str).agg("|".join, axis=1)
+
+
 def _labelled(mine: pd.DataFrame) -> tuple[list[Any], list[Any], list[float]]:
     """Setting, seed and error rate of each run of `with_errors`: what `stats.residual` and `stats.scatter` take."""
     settings = list(mine[[*SETTING]].itertuples(index=False, name=None))
@@ -61,7 +67,7 @@ def methods(final: pd.DataFrame) -> pd.DataFrame:
     """One row per variant, block size and target sparsity of `runs.runs`, the best first within its place.
 
     accuracy: mean test accuracy over seeds; error: mean error rate with its interval, the scatter pooled over settings.
-    dense_accuracy: that of the dense runs of the same network, which networks of one number are but for their width.
+    dense_accuracy: that of the dense runs of the same network. network: equal where all but the width of it is.
     against_dense: the ratio of error rates to the dense run of the same seed, all settings one question. against_best:
     to the setting of the fewest errors of the same block size and target, paired by seed; those are one question each.
     """
@@ -69,8 +75,7 @@ def methods(final: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=list(COLUMNS))
     mine = with_errors(final)
     mine["dense_accuracy"] = dense_partners(mine, ["test_accuracy"])["test_accuracy"]
-    same = [name for name in (*MODEL_SETTINGS, "corpus_sha256") if name in mine and name != "hidden_size"]
-    mine["network"] = mine.groupby(same, dropna=False, sort=False).ngroup()
+    mine["network"] = _networks(mine)
     residual, scatter = stats.residual(*_labelled(mine)), stats.scatter(*_labelled(mine))
     grouped, groups = mine.groupby([*SETTING], sort=False), _by_setting(mine)
     pruned = [not is_dense(str(key[0])) for key in groups]
@@ -85,7 +90,7 @@ def methods(final: pd.DataFrame) -> pd.DataFrame:
             **dict(zip(SETTING, key, strict=True)),
             "seeds": len(errors),
             **{name: float(mine.loc[at, name].astype(float).mean()) for name in MEANS},
-            "network": int(mine.loc[at, "network"].iloc[0]),
+            **{name: mine.loc[at, name].iloc[0] for name in ("network", "hidden_size")},
             "error": level(errors.tolist(), scatter),
             "against_dense": cost,
             "against_best": beaten[key],
@@ -162,6 +167,8 @@ def narrowings(final: pd.DataFrame) -> pd.DataFrame:
                 **{name: float(part[name].mean()) for name in ("dense_bytes", "final_bytes", "narrowed_bytes")},
                 "stored_sparsity": float(part["stored_sparsity"].mean()),
                 "narrowed_sparsity": float(part["narrowed_sparsity"].astype(float).mean()),
+                "network": _networks(part).iloc[0],
+                "hidden_size": part["hidden_size"].iloc[0],
                 "error": None if scatter is None else level(_errors(part).tolist(), scatter),
                 **_with_the_others(part),
             }

@@ -64,17 +64,22 @@ def by_threshold(variant: str) -> bool:
     return BY_THRESHOLD in variant
 
 
-BY_SCALES = "batch-norm scales "  # in the names of variants that let whole neurons go by them
+BY_SCALES = "scales under "  # in the names of variants that let whole neurons go by them
 
 
 def by_scales(variant: str) -> bool:
-    """Whether scales of batch normalisation decide which neurons a variant lets go: it has no target, and no blocks."""
+    """Whether scales of batch normalisation decide which neurons a variant lets go: these need no target."""
     return BY_SCALES in variant
+
+
+def without_target(variant: str) -> bool:
+    """Whether a variant prunes by a threshold, of scores or of scales, so that its target sparsity, 0, says nothing."""
+    return by_threshold(variant) or by_scales(variant)
 
 
 def is_pruned(found: pd.DataFrame) -> pd.Series:
     """Which rows of `runs` or `replicates` are of pruned networks."""
-    return (found["target_sparsity"] > 0.0) | found["variant"].map(by_threshold).astype(bool)
+    return (found["target_sparsity"] > 0.0) | found["variant"].map(without_target).astype(bool)
 
 
 def wanted(row: dict[str, Any]) -> str:
@@ -107,9 +112,11 @@ def variant_name(row: dict[str, Any], name_form: bool = False) -> str:
         initial = row.get("initial_sparsity") or 0.0
         onwards = f" from {initial:g}" if initial > 0.0 else ""
         parts.append(names.get(schedule, f"gradual ({schedule}{onwards}{suffix})") + _allocated(row))
-    scales = [f"{name} {value:g}" for name in ("penalty", "threshold") if (value := _number(row, f"scale_{name}"))]
-    if scales:
-        parts.append(f"{BY_SCALES}({', '.join(scales)})")
+    penalty, least = (_number(row, f"scale_{name}") for name in ("penalty", "threshold"))
+    if penalty:
+        parts.append(f"batch-norm scale penalty {penalty:g}")
+    if least:
+        parts.append(f"{BY_SCALES}{least:g}")
     path = row.get("path") or "dense"  # tables from before there was a choice have no such column
     return (" + ".join(parts) or "dense") + ("" if path == "dense" else f", {path} path")
 

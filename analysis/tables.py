@@ -12,7 +12,7 @@ import pandas as pd
 from analysis import compare
 from analysis.accuracy.units import Unit
 from analysis.load import records
-from analysis.runs import PPL, by_threshold, is_dense, wanted
+from analysis.runs import PPL, is_dense, wanted, without_target
 from analysis.stats import NOTHING_KEPT, Estimate, factor, judged, plus_minus, signed, times
 from analysis.study import Part, joined
 from analysis.theory import Breakeven, layer_speedup, speedup
@@ -47,7 +47,7 @@ def main_table(train: Part, gemm: Part) -> pd.DataFrame:
     """
     rows = []
     for row in records(joined(train, gemm)):
-        prunes = row["target_sparsity"] > 0.0 or by_threshold(row["variant"])
+        prunes = row["target_sparsity"] > 0.0 or without_target(row["variant"])
         texts = [
             row["variant"],
             NOTHING if pd.isna(row["block_size"]) else str(row["block_size"]),

@@ -140,7 +140,7 @@ class Run:
         steps = sum(map(len, task.lengths))
         optimizer = make_optimizer(cell, model, steps)
         pruner = Pruner(model.prunable(), cell, steps, dict(model.named_parameters()), model.biases())
-        as_trained = cell.model_copy(update={"bptt": min(cell.bptt, task.longest)})
+        as_trained = cell.model_copy(update=task.largest_step)
         paths = Paths(model, as_trained, saved["paths"]["thresholds"] if saved else None)
         run = cls(
             cell=cell,

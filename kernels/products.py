@@ -267,13 +267,13 @@ class RecordedDsd(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, data: Tensor, x: Tensor, pattern: Ours, transposed: bool) -> Tensor:
-        ctx.save_for_backward(data, x)
+        ctx.save_for_backward(data, *pattern.index, x)  # what the operator saves: one may go back the way of the other
         ctx.how = pattern, transposed
         return pattern.dsd(data, x, transposed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (data, x), (pattern, transposed), wanted = ctx.saved_tensors, ctx.how, ctx.needs_input_grad
+        (data, *_, x), (pattern, transposed), wanted = ctx.saved_tensors, ctx.how, ctx.needs_input_grad
         if watched(data, x, grad) or batched(grad):
             return (*_dsd_grads(wanted, data, x, grad, pattern.index, transposed, pattern.kernel), None, None)
         left, right = (x, grad) if transposed else (grad, x)
@@ -286,13 +286,13 @@ class RecordedSdd(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, x: Tensor, pattern: Ours) -> Tensor:
-        ctx.save_for_backward(grad, x)
+        ctx.save_for_backward(grad, x, *pattern.index)
         ctx.pattern = pattern
         return pattern.sdd(grad, x)
 
     @staticmethod
     def backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:
-        (grad, x), pattern, wanted = ctx.saved_tensors, ctx.pattern, ctx.needs_input_grad
+        (grad, x, *_), pattern, wanted = ctx.saved_tensors, ctx.pattern, ctx.needs_input_grad
         if watched(grad_data, grad, x) or batched(grad_data):
             return (*_sdd_grads(wanted, grad_data, grad, x, pattern.index, pattern.kernel), None)
         grad_grad = our_dsd(pattern, grad_data, x) if wanted[0] else None

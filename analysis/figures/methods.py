@@ -15,6 +15,7 @@ from analysis.figures import style
 from analysis.load import records
 from analysis.methods import FLOAT_BYTES, has_classes
 from analysis.runs import by_scales, by_threshold, is_dense
+from analysis.stats import Estimate
 from analysis.study import Part
 
 UNSTRUCTURED = "block 1: unstructured"
@@ -126,14 +127,15 @@ FORMS = (("", "inference", "o", "as pruned"), ("narrowed_", "narrowed", "D", "de
 def worth_figure(train: Part) -> Figure:
     """Test accuracy beside measured bytes and inference time of the finished models: what a block size is worth.
 
-    A colour per block size, a model as pruned and without its dead units; dense networks by width are a line, of which
-    only the widest is timed: the others were never beside it in one process.
+    A colour per block size, a model as pruned and without its dead units, of the way to prune that most settings have;
+    dense networks by width are a line, of which only that of the same width is timed: the others were never beside it
+    in one process.
     """
     title = "What pruning is worth: test accuracy beside measured bytes and inference"
-    found = _at_a_target(train.narrowings)
+    found = _of_one_way(_at_a_target(train.narrowings))
     if found.empty:
         return style.empty_figure(title, "no finished classifier was measured")
-    dense = _dense_by_width(train.methods, _at_a_target(train.methods))
+    dense = _dense_by_width(train.methods, found)
     drawn, [[left, right]] = style.figure(4.6, cols=2, sharey=True)
     for size, line in found.groupby("block_size"):
         for form, speedup, marker, _ in FORMS:
@@ -149,14 +151,13 @@ def worth_figure(train: Part) -> Figure:
     if not dense.empty:
         of_dense: dict[str, Any] = {"y": [100 * (1 - one.value) for one in dense["error"]], "yerr": _bars(dense)}
         left.errorbar(dense["stored_weights"] * FLOAT_BYTES / 1e3, **of_dense, linestyle=":", **stars)
-        widest = dense.iloc[[-1]]
-        right.errorbar([1.0], [100 * (1 - one.value) for one in widest["error"]], yerr=_bars(widest), **stars)
+        same = dense[dense["hidden_size"].isin(set(found["hidden_size"]))]
+        right.errorbar([1.0] * len(same), [100 * (1 - one.value) for one in same["error"]], yerr=_bars(same), **stars)
     left.set(xscale="log", xlabel="bytes of the hidden weights, kB (log)", ylabel="test accuracy, per cent")
     left.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
     left.xaxis.set_major_formatter("{x:g}")
     left.xaxis.set_minor_formatter(NullFormatter())
-    values = [one.value for _, speedup, *_ in FORMS for one in found[speedup]]
-    style.speedup_axis(right.xaxis, min([0.5, *values]) / 1.1, max([2.0, *values]) * 1.15)
+    style.speedup_axis(right.xaxis, *_limits([one for _, speedup, *_ in FORMS for one in found[speedup]]))
     right.set(xlabel="inference over the dense network (log₂)")
     drawn.legend(handles=[
         style.entry("dense networks by width", style.GREY, "*", markersize=10, linestyle=":"),
@@ -168,15 +169,31 @@ def worth_figure(train: Part) -> Figure:
     drawn.suptitle(title, fontsize=12)
     style.margin(drawn, [
         f"Pruned: {', '.join(dict.fromkeys(found['variant']))}; indices of blocks counted. Bars: 95 % t-intervals over "
-        "seeds; of times, of medians of interleaved pairs on one batch. Only the widest dense network is timed.",
+        "seeds; of times, of medians of interleaved pairs on one batch. Of the dense networks only that of the same "
+        "width is timed.",
     ])  # fmt: skip
     return drawn
+
+
+def _of_one_way(found: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the network and the variant that most of them have."""
+    if found.empty:
+        return found
+    way = ["network", "hidden_size", "variant"]
+    most = found.groupby(way, sort=False).size().idxmax()
+    return found[(found[way] == most).all(axis=1)]
 
 
 def _dense_by_width(found: pd.DataFrame, pruned: pd.DataFrame) -> pd.DataFrame:
     """Dense networks that are those of `pruned` but for their width, the narrowest first."""
     dense = found["variant"].map(is_dense).astype(bool) & found["network"].isin(set(pruned["network"]))
     return found[dense].sort_values("stored_weights")
+
+
+def _limits(found: list[Estimate]) -> tuple[float, float]:
+    """Of an axis of speedups that has all of them, with their intervals."""
+    ends = [each for one in found for each in (one.low, one.value, one.high) if not math.isnan(each)]
+    return min([0.5, *ends]) / 1.1, max([2.0, *ends]) * 1.15
 
 
 def _bars(line: pd.DataFrame) -> list[list[float]]:
@@ -197,9 +214,8 @@ def removal_figure(train: Part) -> Figure:
     left.set(xlabel="live units, per cent", xlim=(0, 100))
     left.set_yticks(heights, [_named(row) for row in records(found)], fontsize=8.5)
     left.invert_yaxis()
-    values = [each for name in ("inference", "narrowed") for one in found[name] for each in (one.value, one.high)]
-    largest = max([2.0, *(each for each in values if not math.isnan(each))])
-    style.speedup_axis(right.xaxis, min([0.5, *(one.value for one in found["inference"])]) / 1.1, largest * 1.15)
+    values = [one for name in ("inference", "narrowed") for one in found[name]]
+    style.speedup_axis(right.xaxis, *_limits(values))
     for name, shift, looks in (("inference", -0.12, {"marker": "o", "color": style.GREY}),
                                ("narrowed", 0.12, {"marker": "D", "color": style.BLUE})):  # fmt: skip
         ones = list(found[name])
@@ -216,7 +232,7 @@ def removal_figure(train: Part) -> Figure:
 
 def _named(row: dict[str, Any]) -> str:
     if by_scales(row["variant"]) and row["target_sparsity"] == 0.0:
-        return str(row["variant"]).replace(" (", "\n(", 1)  # it empties no blocks
+        return str(row["variant"]).replace(" + ", "\n+ ", 1)  # it empties no blocks
     return f"{row['variant']}\nρ {row['target_sparsity']:g}, block {row['block_size']}"
 
 

@@ -49,12 +49,16 @@ class Model(Protocol):
 
 
 class Task(Protocol):
-    """What a run learns. classes: of a target, or words. lengths: of every batch, an epoch each; longest: of them."""
+    """What a run learns.
+
+    classes: of a target, or words. lengths: of every batch, an epoch each. largest_step: settings of the size of a step
+    that are as large as the data allow.
+    """
 
     data: Data
     classes: int
     lengths: list[list[int]]
-    longest: int
+    largest_step: dict[str, int]
 
     def prepare(self, model: Any) -> None:
         """Do to a new model what is to be done with what is known of the data."""
@@ -91,8 +95,8 @@ class Language:
 
     def __init__(self, cell: TrainCell, corpus: Corpus) -> None:
         self.cell, self.data, self.classes = cell, corpus, len(corpus.vocabulary)
-        self.longest = time_steps(len(corpus.train), cell.train_tokens, cell.batch_size)  # no window has more
-        self.lengths = epoch_windows(cell, self.longest + 1)
+        steps = time_steps(len(corpus.train), cell.train_tokens, cell.batch_size)  # no window has more
+        self.lengths, self.largest_step = epoch_windows(cell, steps + 1), {"bptt": min(cell.bptt, steps)}
 
     def prepare(self, model: Any) -> None:
         """Begin the decoder's bias with the frequencies of the words, where the cell says so."""
@@ -135,7 +139,7 @@ class Classification:
         }
         whole, left = divmod(len(images.train), cell.batch_size)
         self.lengths = [[cell.batch_size] * whole + [left] * bool(left)] * cell.epochs
-        self.longest = 1  # no states go on
+        self.largest_step = {"batch_size": min(cell.batch_size, len(images.train))}
 
     def prepare(self, model: Any) -> None:
         """Nothing."""

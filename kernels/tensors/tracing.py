@@ -27,7 +27,13 @@ def watched(*tensors: Tensor) -> bool:
     """
     if is_compiling():
         return True
-    if _modes() or _transforms() is not None or _tracer() is not None or forward_ad._current_level >= 0:
+    if (
+        _modes()
+        or _modes_before()
+        or _transforms() is not None
+        or _tracer() is not None
+        or forward_ad._current_level >= 0
+    ):
         return True
     for each in tensors:  # a generator takes as long as all the rest  # noqa: SIM110
         if type(each) not in PLAIN:

@@ -57,8 +57,8 @@ def run(
         (PRE | {"criterion": "l1"}, "block lasso + random pre-pruning"),
         (PRE | {"regrow": "rigl"}, "block lasso + random pre-pruning, RigL"),
         (PRE | {"scaled_start": True}, "block lasso + random pre-pruning, scaled start"),
-        (SCALED, "batch-norm scales (penalty 0.003, threshold 0.1)"),
-        ({**MLP, "batch_norm": True, "scale_penalty": 0.5}, "batch-norm scales (penalty 0.5)"),
+        (SCALED, "batch-norm scale penalty 0.003 + scales under 0.1"),
+        ({**MLP, "batch_norm": True, "scale_penalty": 0.5}, "batch-norm scale penalty 0.5"),
     ],
 )
 def test_variant_names(settings: dict[str, Any], name: str) -> None:
@@ -69,9 +69,13 @@ def test_switches_are_told_by_their_names_and_scales_are_nothing_of_a_dense_netw
     cells = [TrainCell(**MLP), TrainCell(**MLP, batch_norm=True), TrainCell(**SCALED)]
     rows = pd.DataFrame([cell.model_dump() for cell in cells])
     names = variants.variant_names(rows)
-    assert names == ["dense", "dense, batch_norm", "batch-norm scales (penalty 0.003, threshold 0.1)"]
+    assert names == ["dense", "dense, batch_norm", "batch-norm scale penalty 0.003 + scales under 0.1"]
     assert [variants.is_dense(name) for name in names] == [True, True, False]
     assert variants.wanted({"variant": names[2], "target_sparsity": 0.0}) == "by scales"
+    assert variants.wanted({"variant": names[2], "target_sparsity": 0.9}) == "0.9"
+    assert not variants.by_threshold(names[2]) and variants.without_target(names[2])
+    found = pd.DataFrame({"variant": [*names, "batch-norm scale penalty 0.5"], "target_sparsity": 0.0})
+    assert variants.is_pruned(found).tolist() == [False, False, True, False]
 
 
 def test_the_slides_variants_are_named_as_ours() -> None:

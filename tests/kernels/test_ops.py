@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import hypothesis.strategies as st
 import numpy as np
@@ -12,8 +13,11 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
@@ -57,6 +61,38 @@ def test_fuzz_against_dense(rows: int, cols: int, size: int, n: int, kernel: str
     torch.testing.assert_close(output, expected_output)
     torch.testing.assert_close(got[0], expected[0])
     torch.testing.assert_close(got[1], expected[1])
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+@pytest.mark.parametrize("watched", ["forward", "backward"])
+def test_a_mode_may_watch_one_way_alone(kernel: str, watched: str) -> None:
+    """Activation checkpointing takes what the recomputation saves for what the forward pass has saved."""
+    generator = torch.Generator().manual_seed(0)
+    weight = BSRMatrix.from_dense(torch.randn(32, 48, generator=generator), BlockMask.random(32, 48, 8, 0.5, generator))
+    weight = weight.with_data(weight.data.clone().requires_grad_())
+    x = torch.randn(48, 5, generator=generator).requires_grad_()
+    modes = [FlopCounterMode(display=False) if way == watched else nullcontext() for way in ("forward", "backward")]
+    with modes[0]:
+        y = checkpoint(lambda a: block_sparse_matmul(weight, a, kernel).relu(), x, use_reentrant=False)
+    with modes[1]:
+        y.sum().backward()
+    dense, z = weight.to_dense().detach(), (weight.to_dense().detach() @ x.detach())
+    assert torch.allclose(x.grad, dense.T @ (z > 0).float(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "torch"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_traces_before_dispatch_sees_the_operator(kernel: str, recorded: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = BSRMatrix.from_dense(torch.randn(32, 48, generator=generator), BlockMask.random(32, 48, 8, 0.5, generator))
+    data, x = weight.data.clone().requires_grad_(recorded), torch.randn(48, 5, generator=generator)
+
+    def product(data: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return block_sparse_matmul(weight.with_data(data), x, kernel)
+
+    traced = make_fx(product, pre_dispatch=True)(data, x)
+    assert "block_sparse_bench.dsd" in traced.code
+    assert torch.allclose(traced(2.0 * data, x), product(2.0 * data, x))
 
 
 @pytest.mark.parametrize("kernel", ["auto", "torch"])

@@ -103,6 +103,14 @@ def test_layers_of_both_kinds_are_kept_and_named(measured: list[AnyShape]):
 
 
 @needs_kernel
+def test_a_step_has_no_more_examples_than_there_are(measured: list[AnyShape]):
+    settings = {"model": "mlp", "dataset": "digits", "path": "auto", "schedule": "one_shot", "target_sparsity": 0.75}
+    sizes = {"block_size": 8, "hidden_size": 16, "batch_size": 5000, "epochs": 1, "threads": 1}
+    train_cell(TrainCell(**settings, **sizes), silent)
+    assert {shape.batch for shape in measured} == {1197}
+
+
+@needs_kernel
 @pytest.mark.parametrize("scope", ["all", "weight_hh"])
 def test_a_classifier_changes_over_layer_by_layer(scope: str, measured: list[AnyShape]):
     """Its first layer has no gradient of inputs to compute, and a layer without blocks has no break-even."""
