@@ -215,7 +215,7 @@ def _cost(train: Part | None) -> str:
 def _classified(train: Part) -> str:
     """Which way to prune a classifier makes the fewest errors, where most ways were tried, and where others stand."""
     about, found = _about("Accuracy", train), train.methods
-    pruned = found[found["target_sparsity"] > 0.0]
+    pruned = found[(found["target_sparsity"] > 0.0) & found["reached"].astype(bool)]
     if pruned.empty:
         return f"{about}: no pruned run has finished, so the cost of sparsity is not known."
     tried = pruned.groupby(["target_sparsity", "block_size"])["variant"].nunique()

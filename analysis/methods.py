@@ -16,12 +16,13 @@ from analysis import stats
 from analysis.runs import MODEL_SETTINGS, SETTING, counted_once, dense_partners, is_dense, without_path
 from analysis.stats import Comparison, Estimate, compared, level
 
-MEANS = ("stored_sparsity", "stored_weights", "test_accuracy", "dense_accuracy")
+MEANS = ("stored_sparsity", "stored_weights", "sparsity", "test_accuracy", "dense_accuracy")
 Setting = tuple[str, int, float]
 FLOAT_BYTES = 4
+NAN = math.nan
 COLUMNS = (
-    *SETTING, "seeds", "stored_sparsity", "stored_weights", "accuracy", "dense_accuracy", "network", "hidden_size",
-    "error", "against_dense", "against_best",
+    *SETTING, "seeds", "stored_sparsity", "stored_weights", "sparsity", "reached", "accuracy", "dense_accuracy",
+    "network", "hidden_size", "error", "against_dense", "against_best",
 )  # fmt: skip
 
 
@@ -70,6 +71,7 @@ def methods(final: pd.DataFrame) -> pd.DataFrame:
     dense_accuracy: that of the dense runs of the same network. network: equal where all but the width of it is.
     against_dense: the ratio of error rates to the dense run of the same seed, all settings one question. against_best:
     to the setting of the fewest errors of the same block size and target, paired by seed; those are one question each.
+    reached: whether the sparsity is that of the target; a run that stopped before is compared to none.
     """
     if not has_classes(final):
         return pd.DataFrame(columns=list(COLUMNS))
@@ -84,7 +86,9 @@ def methods(final: pd.DataFrame) -> pd.DataFrame:
         for (_, part), sparse in zip(grouped, pruned, strict=True)
     ]
     costs = compared(ratios, residual)
-    beaten = _against_best(groups, residual)
+    places = zip(groups, grouped.groups.values(), strict=True)
+    reached = {key: _reached(mine.loc[at, "sparsity"], key[2]) for key, at in places}
+    beaten = _against_best({key: errors for key, errors in groups.items() if reached[key]}, residual)
     rows = [
         {
             **dict(zip(SETTING, key, strict=True)),
@@ -93,7 +97,8 @@ def methods(final: pd.DataFrame) -> pd.DataFrame:
             **{name: mine.loc[at, name].iloc[0] for name in ("network", "hidden_size")},
             "error": level(errors.tolist(), scatter),
             "against_dense": cost,
-            "against_best": beaten[key],
+            "reached": reached[key],
+            "against_best": beaten.get(key, Comparison(NAN, NAN, NAN, 0)),
         }
         for (key, errors), cost, at in zip(groups.items(), costs, grouped.groups.values(), strict=True)
     ]
@@ -102,6 +107,14 @@ def methods(final: pd.DataFrame) -> pd.DataFrame:
     return found.loc[order.sort_values(["target_sparsity", "block_size", "value"], kind="stable").index].reset_index(
         drop=True
     )
+
+
+SHORT = 0.02  # whole blocks do not come nearer
+
+
+def _reached(sparsities: pd.Series, target: float) -> bool:
+    """Whether runs have emptied as many blocks as they were to."""
+    return bool(target == 0.0 or sparsities.astype(float).mean() >= target - SHORT)
 
 
 def between(final: pd.DataFrame, one: Setting, other: Setting) -> Comparison:

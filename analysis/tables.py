@@ -250,7 +250,8 @@ def _named(row: dict[str, Any]) -> list[str]:
     """The cells that name a setting of `gains`, `methods` or `narrowings`."""
     if is_dense(row["variant"]):
         return [row["variant"], NOTHING, NOTHING]
-    return [row["variant"], f"{row['block_size']:g}", wanted(row)]
+    short = "" if row.get("reached", True) else f", stopped at {row['sparsity']:.2f}"
+    return [row["variant"], f"{row['block_size']:g}", wanted(row) + short]
 
 
 def statements(train: Part) -> list[str]:

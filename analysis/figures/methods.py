@@ -69,8 +69,12 @@ def methods_figure(train: Part) -> Figure:
 
 
 def _at_a_target(found: pd.DataFrame) -> pd.DataFrame:
-    """The pruned settings but those by a threshold, which decides by itself how many blocks go: see the table."""
-    return found[found["target_sparsity"] > 0.0]
+    """The pruned settings but those by a threshold, which decides by itself how many blocks go, or that stopped before.
+
+    See the table.
+    """
+    there = found["target_sparsity"] > 0.0
+    return found[there & found["reached"].astype(bool)] if "reached" in found else found[there]
 
 
 def _by_rank(pruned: pd.DataFrame) -> list[str]:
