@@ -95,7 +95,7 @@ def notebooks(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests but builds, examples and kills (about 8 minutes on 2 cores): nox -s tests [-- PYTEST ARGS].
+    """Run the tests but builds, examples and kills (about 9 minutes on 2 cores): nox -s tests [-- PYTEST ARGS].
 
     First side by side, then those that must be alone.
     """
@@ -109,7 +109,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def builds(session: nox.Session) -> None:
-    """Test what compilers make of kernels and models (about 6 minutes): nox -s builds [-- PYTEST ARGS].
+    """Test what compilers make of kernels and models (about 4 minutes): nox -s builds [-- PYTEST ARGS].
 
     Kernels with sanitizers, for narrower vectors, by other compilers; CUDA ones by NVRTC, and on the emulator a few
     cases of its grid; modules and models by torch.compile and torch.export.
@@ -119,7 +119,7 @@ def builds(session: nox.Session) -> None:
 
 @nox.session
 def examples(session: nox.Session) -> None:
-    """Run what README shows, in fresh clones, and draw all that is committed (about 5 minutes): nox -s examples."""
+    """Run what README shows, in fresh clones, and draw all that is committed (about 7 minutes): nox -s examples."""
     run(session, *SIDE_BY_SIDE, "examples", "tests/analysis", "tests/test_readme_blocks.py", *session.posargs)
 
 
