@@ -22,7 +22,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -114,9 +114,9 @@ def load(path_or_name: str | os.PathLike[str]) -> Sweep:
     try:
         _check_keys(content, TOP_LEVEL, "top level")
         _check_type(content, "description", str, "a string")
-        cells = [cell for where, grid in _grids(content) for cell in _expand(where, grid)]
-        if len(cells) > LARGEST_SWEEP:
-            raise _Wrong("grids", f"{len(cells)} cells in all", f"at most {LARGEST_SWEEP}; use several sweeps")
+        products = [_checked(where, grid) for where, grid in _grids(content)]
+        _require_few("grids", sum(count for *_, count in products))  # before any is built
+        cells = [cell for where, model, base, axes, _ in products for cell in _expand(where, model, base, axes)]
     except _Wrong as error:
         raise SweepError(path, *error.args) from None
     unique = {cell.cell_id: cell for cell in (cell.canonical() for cell in cells)}
@@ -212,8 +212,16 @@ def _check_sections(table: Table, where: str) -> None:
             raise _Wrong(field, "an empty list", "one or more values")
 
 
-def _expand(where: str, grid: Table) -> list[Cell]:
-    """The cells of one product. Single values are checked first, so that an error names the value's own place."""
+def _require_few(field: str, count: int) -> None:
+    if count > LARGEST_SWEEP:
+        raise _Wrong(field, f"{count} cells in all", f"at most {LARGEST_SWEEP}; use several sweeps")
+
+
+def _checked(where: str, grid: Table) -> tuple[str, type[Cell], Table, Table, int]:
+    """`where`, kind, base, axes and the number of cells of one product whose single values are right.
+
+    They are checked first, so that an error names the value's own place.
+    """
     kind = grid.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         wrong = "missing" if kind is None else f"unknown kind {shown(kind)}{did_you_mean(kind, list(KINDS))}"
@@ -223,8 +231,7 @@ def _expand(where: str, grid: Table) -> list[Cell]:
         if name not in model.model_fields and (check := check_setting(model, name, None)):
             raise _Wrong(f"{where}axes.{key_shown(name)}", *check)
     count = math.prod(len(values) for values in axes.values())
-    if count > LARGEST_SWEEP:
-        raise _Wrong(f"{where}axes", f"{count} cells in all", f"at most {LARGEST_SWEEP}; use several sweeps")
+    _require_few(f"{where}axes", count)
     for name, value in base.items():
         check = check_setting(model, name, value)
         if check is not None:
@@ -234,7 +241,13 @@ def _expand(where: str, grid: Table) -> list[Cell]:
             check = check_setting(model, name, value)
             if check is not None:
                 raise _Wrong(f"{where}axes.{name}[{position}]", *check)
-    return [_cell(where, model, {**base, **dict(zip(axes, values, strict=True))}) for values in product(*axes.values())]
+    return where, model, base, axes, count
+
+
+def _expand(where: str, model: type[Cell], base: Table, axes: Table) -> Iterator[Cell]:
+    """The cells of one product."""
+    for values in product(*axes.values()):
+        yield _cell(where, model, {**base, **dict(zip(axes, values, strict=True))})
 
 
 def _cell(where: str, model: type[Cell], settings: Table) -> Cell:
