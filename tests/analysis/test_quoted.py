@@ -569,14 +569,27 @@ def test_the_check_sees_another_figure_and_a_silent_one() -> None:
     assert math.isclose(figures_of("33,278 types")[0][0], 33278.0)
 
 
+GRADUAL = "gradual (cubic), scope weight_hh"
 CLASSIFIED = {  # a setting of mnist1d_methods -> the share it gets right, as both READMEs say it
     ("dense, hidden_size 256", 16, 0.0): "Dense it gets {} of the test right",
-    ("gradual (cubic)", 1, 0.95): "it gets {} unstructured",
-    ("gradual (cubic)", 4, 0.95): "and {}, 66.3 % and",
-    ("gradual (cubic)", 8, 0.95): "67.0 %, {} and 65.8 %",
-    ("gradual (cubic)", 16, 0.95): "and {} in blocks of 4, 8 and 16",
-    ("dense, hidden_size 96", 16, 0.0): "(96 units) gets {}",
+    (GRADUAL, 1, 0.95): "it gets {} unstructured",
+    (GRADUAL, 4, 0.95): "and {}, 66.2 % and",
+    (GRADUAL, 8, 0.95): "66.5 %, {} and 65.7 %",
+    (GRADUAL, 16, 0.95): "and {} in blocks of 4, 8 and 16",
+    ("dense, hidden_size 96", 16, 0.0): "(96 units) gets {}:",
+    ("gradual (linear)", 8, 0.8): "linear ramps get {} right",
+    ("iterative", 8, 0.8): "rounds {} and the cubic",
+    ("gradual (cubic, taylor)", 8, 0.8): "cubic ramp {} to",
+    (GRADUAL, 8, 0.8): "to {} whether norms",
+    ("gradual (cubic, random)", 8, 0.8): "Chance ({}),",
+    ("one-shot", 8, 0.8): "one cut ({}),",
+    ("random pre-pruning", 8, 0.8): "from the start ({}) and",
+    ("random pre-pruning, SET", 8, 0.8): "(SET {},",
+    ("random pre-pruning, RigL", 8, 0.8): "RigL {}) are",
+    ("gradual (linear)", 1, 0.95): "linear ramp ({}) and",
+    ("iterative", 1, 0.95): "rounds ({}) are decided to beat all others",
 }
+NOT_WORSE = ("gradual (linear)", "iterative", "gradual (cubic", GRADUAL)  # how those begin that chance does not choose
 
 
 def classifiers() -> Part:
@@ -636,16 +649,23 @@ def test_what_classifiers_get_right_is_quoted() -> None:
         assert words.format(shares[setting]) in said, setting
     settings = list(CLASSIFIED)
     blocks, single, small = (shares[settings[at]] for at in (4, 1, 5))
-    assert f"gets {blocks} right, unstructured {single}, a dense one of as many weights {small}" in said
-    pruned = ("gradual (cubic)", 16, 0.95)
-    for other, words in ((("gradual (cubic)", 1, 0.95), "{} more errors"), (settings[-1], "{} of its errors")):
+    assert f"gets {blocks} right, unstructured {single}, a dense one of as many weights {small} (ten" in said
+    pruned = (GRADUAL, 16, 0.95)
+    for other, words in (((GRADUAL, 1, 0.95), "{} more errors"), (settings[5], "{} of its errors")):
         one = methods.between(found.runs, pruned, other)
-        assert one.side and words.format(change(one).removesuffix(" (3 seeds)")) in said
-    here = found.methods[(found.methods["target_sparsity"] == 0.8) & (found.methods["block_size"] == 8)]
-    gradual = here[here["variant"].str.startswith("gradual (cubic")]
-    assert len(gradual) > 4 and all(one.side == 0 for one in gradual["against_best"])
-    late = found.methods[(found.methods["target_sparsity"] == 0.95) & (found.methods["block_size"] == 8)]
-    at_once = late["variant"].isin(["one-shot", "random pre-pruning"])
-    assert at_once.sum() == 2 and all(one.side == 1 for one in late.loc[at_once, "against_best"])
+        assert one.side and one.n == 10 and words.format(change(one).removesuffix(" (10 seeds)")) in said
+    for one, other in ((16, 8), (16, 4), (8, 4)):
+        assert methods.between(found.runs, (GRADUAL, one, 0.95), (GRADUAL, other, 0.95)).side == 0
+    for at, best in (((8, 0.8), NOT_WORSE), ((1, 0.95), ("gradual (linear)", "iterative"))):
+        here = found.methods[(found.methods["block_size"] == at[0]) & (found.methods["target_sparsity"] == at[1])]
+        for row in records(here):
+            name = row["variant"]
+            chosen = name.startswith(best) and "random" not in name and "rewound" not in name
+            assert row["seeds"] == 10 and row["against_best"].side == (0 if chosen else 1), name
+    scores = [
+        row for row in shares if row[1:] == (8, 0.8) and row[0].startswith("gradual (cubic") and "random" not in row[0]
+    ]
+    between = sorted(float(shares[row].removesuffix(" %")) for row in scores)
+    assert len(scores) == 5 and f"cubic ramp {between[0]} % to {between[-1]} %" in said
     cells = found.rows["cell_id"].nunique()
-    assert f"{cells} of its 1,090 cells" in said
+    assert f"{cells:,} of its 1,100 cells" in said
