@@ -73,6 +73,8 @@ def _at_a_target(found: pd.DataFrame) -> pd.DataFrame:
 
     See the table.
     """
+    if found.empty:
+        return found
     there = found["target_sparsity"] > 0.0
     return found[there & found["reached"].astype(bool)] if "reached" in found else found[there]
 
