@@ -12,6 +12,7 @@ from analysis import compare
 from analysis.accuracy.units import Unit
 from analysis.accuracy.yardsticks import standing
 from analysis.load import records
+from analysis.methods import at_a_target
 from analysis.runs import best_replicated, common_sparsity, is_dense, is_pruned, without_path
 from analysis.stats import Estimate, change, factor, judged, median_interval, times
 from analysis.study import Part
@@ -215,7 +216,7 @@ def _cost(train: Part | None) -> str:
 def _classified(train: Part) -> str:
     """Which way to prune a classifier makes the fewest errors, where most ways were tried, and where others stand."""
     about, found = _about("Accuracy", train), train.methods
-    pruned = found[(found["target_sparsity"] > 0.0) & found["reached"].astype(bool)]
+    pruned = at_a_target(found)
     if pruned.empty:
         return f"{about}: no pruned run has finished, so the cost of sparsity is not known."
     tried = pruned.groupby(["target_sparsity", "block_size"])["variant"].nunique()

@@ -117,6 +117,11 @@ def _reached(sparsities: pd.Series, target: float) -> bool:
     return bool(target == 0.0 or sparsities.astype(float).mean() >= target - SHORT)
 
 
+def at_a_target(found: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `methods` or `narrowings` that are pruned to their target: not by a threshold, nor stopped before."""
+    return found[(found["target_sparsity"] > 0.0) & found["reached"].astype(bool)]
+
+
 def between(final: pd.DataFrame, one: Setting, other: Setting) -> Comparison:
     """Errors of one setting (variant, block size, target sparsity) over those of another, paired by seed: one question.
 
@@ -155,8 +160,9 @@ def narrowings(final: pd.DataFrame) -> pd.DataFrame:
     have their error rate too, as `methods` has it, and layer_bytes, narrowed_layer_bytes of all hidden weights.
     """
     names = ("live_units", "inference_ms", "inference_narrowed_ms")
+    nothing = pd.DataFrame(columns=[*SETTING, "reached"])
     if any(name not in final for name in names):
-        return pd.DataFrame(columns=["variant"])
+        return nothing
     mine = final[final["live_units"].notna() & final["inference_narrowed_ms"].notna()]
     scatter = stats.scatter(*_labelled(with_errors(final))) if has_classes(mine) else None
     rows = []
@@ -178,7 +184,8 @@ def narrowings(final: pd.DataFrame) -> pd.DataFrame:
                 "live_share": units / float((part["num_layers"] * part["hidden_size"]).sum()),
                 **{name: stats.ratio_interval(found) for name, found in speedups.items()},
                 **{name: float(part[name].mean()) for name in ("dense_bytes", "final_bytes", "narrowed_bytes")},
-                "stored_sparsity": float(part["stored_sparsity"].mean()),
+                **{name: float(part[name].mean()) for name in ("stored_sparsity", "sparsity")},
+                "reached": _reached(part["sparsity"], part["target_sparsity"].iloc[0]),
                 "narrowed_sparsity": float(part["narrowed_sparsity"].astype(float).mean()),
                 "network": _networks(part).iloc[0],
                 "hidden_size": part["hidden_size"].iloc[0],
@@ -186,10 +193,9 @@ def narrowings(final: pd.DataFrame) -> pd.DataFrame:
                 **_with_the_others(part),
             }
         )
-    found = pd.DataFrame(rows)
-    return (
-        found.sort_values([*SETTING[1:], "variant"], ignore_index=True) if rows else pd.DataFrame(columns=["variant"])
-    )
+    if not rows:
+        return nothing
+    return pd.DataFrame(rows).sort_values([*SETTING[1:], "variant"], ignore_index=True)
 
 
 def _with_the_others(runs: pd.DataFrame) -> dict[str, float]:

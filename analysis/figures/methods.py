@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from analysis.figures import style
 from analysis.load import records
-from analysis.methods import FLOAT_BYTES, has_classes
+from analysis.methods import FLOAT_BYTES, at_a_target, has_classes
 from analysis.runs import by_scales, by_threshold, is_dense
 from analysis.stats import Estimate
 from analysis.study import Part
@@ -29,7 +29,7 @@ def methods_figure(train: Part) -> Figure:
     """
     title = "Ways to prune, ranked: test accuracy in per cent"
     found = train.methods
-    pruned = _at_a_target(found)
+    pruned = at_a_target(found)
     if pruned.empty:
         return style.empty_figure(title, "no pruned classifier has finished")
     columns = list(dict.fromkeys(pruned[["target_sparsity", "block_size"]].itertuples(index=False, name=None)))
@@ -68,17 +68,6 @@ def methods_figure(train: Part) -> Figure:
     return drawn
 
 
-def _at_a_target(found: pd.DataFrame) -> pd.DataFrame:
-    """The pruned settings but those by a threshold, which decides by itself how many blocks go, or that stopped before.
-
-    See the table.
-    """
-    if found.empty:
-        return found
-    there = found["target_sparsity"] > 0.0
-    return found[there & found["reached"].astype(bool)] if "reached" in found else found[there]
-
-
 def _by_rank(pruned: pd.DataFrame) -> list[str]:
     """Variants, those first that have the fewest errors beside the best of their columns on average."""
     logs = pruned.assign(worse=[math.log(max(one.value, 1.0)) for one in pruned["against_best"]])
@@ -92,7 +81,7 @@ def stored_figure(train: Part) -> Figure:
     """
     title = "What a block costs: test accuracy beside stored weights"
     found = train.methods
-    pruned = _at_a_target(found)
+    pruned = at_a_target(found)
     if pruned.empty:
         return style.empty_figure(title, "no pruned classifier has finished")
     variant = str(pruned.groupby("variant", sort=False).size().idxmax())
@@ -101,15 +90,15 @@ def stored_figure(train: Part) -> Figure:
     drawn, [[ax]] = style.figure(4.6)
     for size, line in same.groupby("block_size"):
         line = line.sort_values("stored_weights")
-        ax.errorbar(line["stored_weights"], [100 * (1 - one.value) for one in line["error"]], yerr=_bars(line),
+        ax.errorbar(line["stored_weights"], **_accuracies(line),
                     marker=style.block_marker(size), color=style.block_colour(size), capsize=2.5)  # fmt: skip
     free = found[found["variant"].map(by_threshold).astype(bool)]
     for size, points in free.groupby("block_size"):
-        ax.errorbar(points["stored_weights"], [100 * (1 - one.value) for one in points["error"]], yerr=_bars(points),
+        ax.errorbar(points["stored_weights"], **_accuracies(points),
                     marker=style.block_marker(size), color=style.block_colour(size), fillstyle="none", linestyle="",
                     capsize=2.5)  # fmt: skip
     if not dense.empty:
-        ax.errorbar(dense["stored_weights"], [100 * (1 - one.value) for one in dense["error"]], yerr=_bars(dense),
+        ax.errorbar(dense["stored_weights"], **_accuracies(dense),
                     marker="*", markersize=10, color=style.GREY, linestyle=":", capsize=2.5)  # fmt: skip
     ax.set(xscale="log", xlabel="weights stored in the hidden layers (log)", ylabel="test accuracy, per cent")
     sizes = sorted(same["block_size"].unique())
@@ -138,7 +127,7 @@ def worth_figure(train: Part) -> Figure:
     in one process.
     """
     title = "What pruning is worth: test accuracy beside measured bytes and inference"
-    found = _of_one_way(_at_a_target(train.narrowings))
+    found = _of_one_way(at_a_target(train.narrowings))
     if found.empty:
         return style.empty_figure(title, "no finished classifier was measured")
     dense = _dense_by_width(train.methods, found)
@@ -150,15 +139,14 @@ def worth_figure(train: Part) -> Figure:
                 "color": style.block_colour(size), "marker": marker, "fillstyle": "none" if form else "full",
                 "linestyle": ":" if form else "-", "capsize": 2,
             }  # fmt: skip
-            y: dict[str, Any] = {"y": [100 * (1 - one.value) for one in line["error"]], "yerr": _bars(line)}
+            y = _accuracies(line)
             left.errorbar(line[f"{form}layer_bytes"] / 1e3, **y, **looks)
             right.errorbar([one.value for one in line[speedup]], **y, xerr=style.spread(list(line[speedup])), **looks)
     stars: dict[str, Any] = {"marker": "*", "markersize": 10, "color": style.GREY, "capsize": 2}
     if not dense.empty:
-        of_dense: dict[str, Any] = {"y": [100 * (1 - one.value) for one in dense["error"]], "yerr": _bars(dense)}
-        left.errorbar(dense["stored_weights"] * FLOAT_BYTES / 1e3, **of_dense, linestyle=":", **stars)
+        left.errorbar(dense["stored_weights"] * FLOAT_BYTES / 1e3, **_accuracies(dense), linestyle=":", **stars)
         same = dense[dense["hidden_size"].isin(set(found["hidden_size"]))]
-        right.errorbar([1.0] * len(same), [100 * (1 - one.value) for one in same["error"]], yerr=_bars(same), **stars)
+        right.errorbar([1.0] * len(same), **_accuracies(same), **stars)
     left.set(xscale="log", xlabel="bytes of the hidden weights, kB (log)", ylabel="test accuracy, per cent")
     left.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
     left.xaxis.set_major_formatter("{x:g}")
@@ -183,7 +171,7 @@ def worth_figure(train: Part) -> Figure:
 
 def _of_one_way(found: pd.DataFrame) -> pd.DataFrame:
     """The rows of the network and the variant that most of them have."""
-    if found.empty:
+    if found.empty:  # nothing has a most frequent member
         return found
     way = ["network", "hidden_size", "variant"]
     most = found.groupby(way, sort=False).size().idxmax()
@@ -202,10 +190,10 @@ def _limits(found: list[Estimate]) -> tuple[float, float]:
     return min([0.5, *ends]) / 1.1, max([2.0, *ends]) * 1.15
 
 
-def _bars(line: pd.DataFrame) -> list[list[float]]:
-    """Of the accuracies, in per cent, from the intervals of the error rates."""
-    low, high = style.spread(list(line["error"]))
-    return [[100 * each for each in high], [100 * each for each in low]]
+def _accuracies(line: pd.DataFrame) -> dict[str, Any]:
+    """y and yerr of error bars: accuracies in per cent, from the error rates and their intervals."""
+    low, high = ([100 * each for each in side] for side in style.spread(list(line["error"])))
+    return {"y": [100 * (1 - one.value) for one in line["error"]], "yerr": [high, low]}
 
 
 def removal_figure(train: Part) -> Figure:
@@ -220,8 +208,7 @@ def removal_figure(train: Part) -> Figure:
     left.set(xlabel="live units, per cent", xlim=(0, 100))
     left.set_yticks(heights, [_named(row) for row in records(found)], fontsize=8.5)
     left.invert_yaxis()
-    values = [one for name in ("inference", "narrowed") for one in found[name]]
-    style.speedup_axis(right.xaxis, *_limits(values))
+    style.speedup_axis(right.xaxis, *_limits([*found["inference"], *found["narrowed"]]))
     for name, shift, looks in (("inference", -0.12, {"marker": "o", "color": style.GREY}),
                                ("narrowed", 0.12, {"marker": "D", "color": style.BLUE})):  # fmt: skip
         ones = list(found[name])

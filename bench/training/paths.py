@@ -83,6 +83,16 @@ NEVER = math.inf
 Curve = list[list[float]]  # [sparsity, speedup of the sparse path] in order
 
 
+def _arithmetic(dtype: str, threads: int) -> str:
+    """'float32, 2 threads'."""
+    return f"{dtype}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _elsewhere(device: str, precision: str) -> str:
+    """', cuda, tf32'; nothing of what is as usual."""
+    return "".join(f", {each}" for each, usual in ((device, "cpu"), (precision, "ieee")) if each != usual)
+
+
 @dataclass(frozen=True)
 class Shape:
     """One LSTM layer as it is trained. inputs, hidden: widths; steps: of back-propagation through time."""
@@ -102,10 +112,9 @@ class Shape:
     def __str__(self) -> str:
         return (
             f"LSTM {self.inputs} -> {self.hidden}, batch {self.batch}, {self.steps} steps, block {self.block_size}, "
-            f"{self.scope}, {self.dtype}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+            f"{self.scope}, {_arithmetic(self.dtype, self.threads)}"
             + (f", weight drop {self.weight_drop:g}" if self.weight_drop else "")
-            + (f", {self.device}" if self.device != "cpu" else "")
-            + (f", {self.precision}" if self.precision != "ieee" else "")
+            + _elsewhere(self.device, self.precision)
         )
 
     def masks(self, sparsity: float) -> dict[str, BlockMask]:
@@ -145,9 +154,8 @@ class LinearShape:
     def __str__(self) -> str:
         return (
             f"linear {self.inputs} -> {self.hidden}{', the first layer' if self.first else ''}, batch {self.batch}, "
-            f"block {self.block_size}, {self.dtype}, {self.threads} thread{'s' if self.threads > 1 else ''}"
-            + (f", {self.device}" if self.device != "cpu" else "")
-            + (f", {self.precision}" if self.precision != "ieee" else "")
+            f"block {self.block_size}, {_arithmetic(self.dtype, self.threads)}"
+            + _elsewhere(self.device, self.precision)
         )
 
     def masks(self, sparsity: float) -> dict[str, BlockMask]:

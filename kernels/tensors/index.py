@@ -7,21 +7,20 @@ else sees: they are found by where the index lies. One that comes from elsewhere
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
-from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
 from kernels.tensors.operands import contiguous, require_room, require_values
+from kernels.tensors.tracing import moded
 
 _functorch = torch._C._functorch
-_modes_before: Callable[[], int] = _len_torch_dispatch_stack_pre_dispatch
 
 
 class BSRIndex(NamedTuple):
@@ -59,7 +58,7 @@ def unobserved() -> Iterator[None]:
         return
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        if torch._C._len_torch_dispatch_stack() or _modes_before():
+        if moded():
             from torch.utils._python_dispatch import _disable_current_modes
 
             stack.enter_context(_disable_current_modes())

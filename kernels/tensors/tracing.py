@@ -20,6 +20,11 @@ _tracer = torch._C._get_tracing_state
 batched = torch._C._functorch.is_legacy_batchedtensor  # a gradient, by torch.autograd.grad with is_grads_batched
 
 
+def moded() -> bool:
+    """Whether a mode of __torch_dispatch__ is on, be it one that sees operators before they are dispatched."""
+    return _modes() > 0 or _modes_before() > 0
+
+
 def watched(*tensors: Tensor) -> bool:
     """Whether anything but autograd must see an operator on `tensors`: a compiler, a tracer, a mode or a transform.
 
@@ -27,13 +32,7 @@ def watched(*tensors: Tensor) -> bool:
     """
     if is_compiling():
         return True
-    if (
-        _modes()
-        or _modes_before()
-        or _transforms() is not None
-        or _tracer() is not None
-        or forward_ad._current_level >= 0
-    ):
+    if moded() or _transforms() is not None or _tracer() is not None or forward_ad._current_level >= 0:
         return True
     for each in tensors:  # a generator takes as long as all the rest  # noqa: SIM110
         if type(each) not in PLAIN:
@@ -66,7 +65,7 @@ def watcher() -> str | None:
         "torch.compile": is_compiling(),
         "a transform of torch.func": _transforms() is not None,
         "forward-mode differentiation": forward_ad._current_level >= 0,
-        "a mode of __torch_dispatch__": _modes() > 0 or _modes_before() > 0,
+        "a mode of __torch_dispatch__": moded(),
         "torch.jit.trace": _tracer() is not None,
     }
     return next((name for name, there in seen.items() if there), None)

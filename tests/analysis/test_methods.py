@@ -10,6 +10,7 @@ import pytest
 from analysis import methods, study
 from analysis.figures import methods as figures
 from analysis.load import REFERENCE, records
+from analysis.stats import Estimate
 from analysis.study import Part
 from analysis.tables import methods_table
 
@@ -54,3 +55,29 @@ def test_a_method_stands_beside_the_dense_run_of_its_own_network(runs: pd.DataFr
     pruned = found[found["target_sparsity"] > 0.0]
     line = figures._dense_by_width(found, pruned)
     assert line["variant"].tolist() == ["dense", "dense, hidden_size 512"]
+
+
+def test_what_is_worth_it_is_of_one_network_and_nothing_is_beyond_the_axis(runs: pd.DataFrame) -> None:
+    """Models of another way to prune, and of a wider dense network than theirs, are no points of the same lines."""
+    part = Part("", pd.DataFrame())
+    measured = methods.narrowings(runs)
+    far = Estimate(0.3, 0.2, 0.4, 3)
+    other = measured.assign(network="another", block_size=32).iloc[:1]
+    measured.loc[0:0, "narrowed"] = pd.Series([far])
+    part.__dict__["narrowings"] = pd.concat([measured, other], ignore_index=True)
+    wider = methods.methods(runs).query("variant == 'dense'").assign(hidden_size=512, stored_weights=1e6)
+    part.__dict__["methods"] = pd.concat([methods.methods(runs), wider], ignore_index=True)
+    drawn = figures.worth_figure(part)
+    right = drawn.axes[1]
+    assert "block 32" not in [text.get_text() for legend in drawn.legends for text in legend.get_texts()]
+    stars = [line for line in right.lines if line.get_marker() == "*"]
+    assert [len(line.get_xdata()) for line in stars] == [1]
+    assert right.get_xlim()[0] < far.low
+    assert figures.removal_figure(part).axes[1].get_xlim()[0] < far.low
+
+
+def test_without_finished_models_there_is_a_sentence(runs: pd.DataFrame) -> None:
+    part = Part("", pd.DataFrame())
+    part.__dict__.update(methods=methods.methods(runs), narrowings=methods.narrowings(runs.iloc[:0]))
+    (text,) = figures.worth_figure(part).axes[0].texts
+    assert "no finished classifier was measured" in text.get_text()
