@@ -253,9 +253,37 @@ def timed_alike(train: pd.DataFrame) -> bool:
     return len(machines(train)) < 2 and len(crowds(train)) < 2
 
 
-def without_times(train: pd.DataFrame) -> pd.DataFrame:
-    """A training table whose cells were not timed alike: its accuracies compare, its times do not, so they are null."""
-    times = [column.name for column in columns("train") if column.role == "measured" and column.unit in ("s", "ms")]
+STEADY = 1.5
+
+
+def timed_steadily(train: pd.DataFrame) -> bool:
+    """Whether runs that are equal but for their seed took about the same time: no other work came between them.
+
+    The longest beside the shortest of each setting is at most STEADY, in the median over settings.
+    """
+    ok = train[train["status"] == "ok"]
+    settings = [column.name for column in columns("train") if column.role == "setting" and column.name in ok]
+    settings.remove("seed")
+    cells = ok.groupby("cell_id")
+    runs = cells[settings].first().assign(seconds=cells["train_seconds"].sum(min_count=1))
+    took = runs.dropna(subset=["seconds"]).groupby(settings, dropna=False)["seconds"]
+    ratios = (took.max() / took.min())[took.size() > 1]
+    return ratios.empty or bool(ratios.median() <= STEADY)
+
+
+PAIRED = "inference_"  # times of pairs, one beside the other in one process
+
+
+def without_times(train: pd.DataFrame, paired: bool = False) -> pd.DataFrame:
+    """A training table whose cells were not timed alike: its accuracies compare, its times do not, so they are null.
+
+    paired: those that were taken in pairs stay.
+    """
+    times = [
+        column.name
+        for column in columns("train")
+        if column.role == "measured" and column.unit in ("s", "ms") and not (paired and column.name.startswith(PAIRED))
+    ]
     nothing = [None] * len(train)  # of lists, too: None is no NaN
     null = {name: pd.Series(nothing, train.index, train[name].dtype) for name in times if name in train}
     return train.assign(**null)

@@ -22,6 +22,7 @@ from analysis.load import (
     split,
     tables_in,
     timed_alike,
+    timed_steadily,
     without_times,
 )
 from analysis.loading.schema import BadInputError, columns
@@ -192,9 +193,7 @@ class Study:
         """Every comparable part of a table; none where it was not run. Values of the column `over` stay together."""
         if (table, over) not in self._parts:
             found = split(self.cells(table), table, over) if table in self.tables else ()
-            alike = [
-                (label, _one_machine(rows) if table == "train" and over is None else rows) for label, rows in found
-            ]
+            alike = [(label, _comparable(rows) if table == "train" and over is None else rows) for label, rows in found]
             self._parts[table, over] = [Part(table, rows, label, over, self.yardsticks) for label, rows in alike]
         return self._parts[table, over]
 
@@ -208,8 +207,10 @@ class Study:
         return max(parts, key=_weight) if parts else not_run(table)
 
 
-def _one_machine(train: pd.DataFrame) -> pd.DataFrame:
-    return train if timed_alike(train) else without_times(train)
+def _comparable(train: pd.DataFrame) -> pd.DataFrame:
+    if not timed_alike(train):
+        return without_times(train)
+    return train if timed_steadily(train) else without_times(train, paired=True)
 
 
 def read(folder: str | os.PathLike[str]) -> Study:

@@ -108,8 +108,7 @@ def speedup_axis(axis: Any, low: float, high: float) -> None:
     span, line = (ax.axvspan, ax.axvline) if name == "x" else (ax.axhspan, ax.axhline)
     span(low, 1.0, color=SHADE, zorder=0)
     line(1.0, color=GREY, linewidth=1.0, zorder=1)
-    step = 2 if name == "x" and high / low > 24.0 else 1  # labels side by side need room
-    axis.set_major_locator(FixedLocator([2.0**power for power in range(-12, 13, step) if low <= 2.0**power <= high]))
+    axis.set_major_locator(FixedLocator([2.0**power for power in range(-12, 13) if low <= 2.0**power <= high]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
 

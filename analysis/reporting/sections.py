@@ -364,6 +364,8 @@ def _machines(train: Part) -> list[str]:
         return [f"Trained on {len(found)} processors ({'; '.join(found)}): {said}"]
     if len(beside) > 1:
         return [f"Trained {' or '.join(str(count) for count in beside)} at a time: {said}"]
+    if train.rows["train_seconds"].isna().all():
+        return [f"Equal runs took unequal times, for other work ran beside them: {said}"]
     return []
 
 

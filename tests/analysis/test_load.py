@@ -14,7 +14,18 @@ import pandas as pd
 import pytest
 
 from analysis import compare, study
-from analysis.load import REFERENCE, find_folder, load, one_of, records, reference_folder, split, tables_in
+from analysis.findings import findings
+from analysis.load import (
+    REFERENCE,
+    find_folder,
+    load,
+    one_of,
+    records,
+    reference_folder,
+    split,
+    tables_in,
+    timed_steadily,
+)
 from analysis.runs import runs
 from bench.cells import TrainCell
 from bench.sweep import Sweep as SweepFile
@@ -220,3 +231,19 @@ def test_records_are_those_of_pandas(name: str, table: str) -> None:
                 (key, type(value)) for key, value in other.items()
             ]
             assert all(value is other[key] or str(value) == str(other[key]) for key, value in one.items())
+
+
+def test_seconds_of_runs_beside_other_work_are_not_read() -> None:
+    """Equal runs that took unequal times; what was timed in pairs stays, and the runs of quiet machines whole."""
+    steady = load(REFERENCE / "digits", "train")
+    assert timed_steadily(steady)
+    later = steady["seed"] == 1
+    slow = steady.assign(train_seconds=steady["train_seconds"].where(~later, 9.0 * steady["train_seconds"]))
+    assert not timed_steadily(slow) and timed_steadily(slow[slow["seed"] != 1])
+    disturbed = study.read(REFERENCE / "mnist1d_methods").main("train")
+    assert disturbed.rows["train_seconds"].isna().all() and disturbed.rows["probes"].isna().all()
+    assert not disturbed.narrowings.empty and disturbed.narrowings["inference"].map(lambda one: one.value > 0.0).all()
+    assert not any(
+        "hidden layers were" in line for line in findings(disturbed, study.not_run("gemm"), study.not_run("lstm"))
+    )
+    assert study.read(REFERENCE / "digits").main("train").rows["train_seconds"].notna().any()
