@@ -254,12 +254,14 @@ def timed_alike(train: pd.DataFrame) -> bool:
 
 
 STEADY = 1.5
+FEW = 5  # settings
 
 
 def timed_steadily(train: pd.DataFrame) -> bool:
     """Whether runs that are equal but for their seed took about the same time: no other work came between them.
 
-    The longest beside the shortest of each setting is at most STEADY, in the median over settings.
+    The longest beside the shortest of each setting is at most STEADY, in the median over settings. A median of fewer
+    than FEW settings tells nothing, and they are believed.
     """
     ok = train[train["status"] == "ok"]
     settings = [column.name for column in columns("train") if column.role == "setting" and column.name in ok]
@@ -268,7 +270,7 @@ def timed_steadily(train: pd.DataFrame) -> bool:
     runs = cells[settings].first().assign(seconds=cells["train_seconds"].sum(min_count=1))
     took = runs.dropna(subset=["seconds"]).groupby(settings, dropna=False)["seconds"]
     ratios = (took.max() / took.min())[took.size() > 1]
-    return ratios.empty or bool(ratios.median() <= STEADY)
+    return len(ratios) < FEW or bool(ratios.median() <= STEADY)
 
 
 PAIRED = "inference_"  # times of pairs, one beside the other in one process

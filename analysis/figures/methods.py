@@ -175,7 +175,7 @@ def _of_one_way(found: pd.DataFrame) -> pd.DataFrame:
         return found
     way = ["network", "hidden_size", "variant"]
     most = found.groupby(way, sort=False).size().idxmax()
-    return found[(found[way] == most).all(axis=1)]
+    return found[(found[way] == pd.Series(most, way)).all(axis=1)]
 
 
 def _dense_by_width(found: pd.DataFrame, pruned: pd.DataFrame) -> pd.DataFrame:

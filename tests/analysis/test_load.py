@@ -240,6 +240,8 @@ def test_seconds_of_runs_beside_other_work_are_not_read() -> None:
     later = steady["seed"] == 1
     slow = steady.assign(train_seconds=steady["train_seconds"].where(~later, 9.0 * steady["train_seconds"]))
     assert not timed_steadily(slow) and timed_steadily(slow[slow["seed"] != 1])
+    one = slow[slow["target_sparsity"] == 0.0]
+    assert one["seed"].nunique() > 1 and timed_steadily(one)  # the runs of one setting tell nothing
     disturbed = study.read(REFERENCE / "mnist1d_methods").main("train")
     assert disturbed.rows["train_seconds"].isna().all() and disturbed.rows["probes"].isna().all()
     assert not disturbed.narrowings.empty and disturbed.narrowings["inference"].map(lambda one: one.value > 0.0).all()
