@@ -668,4 +668,4 @@ def test_what_classifiers_get_right_is_quoted() -> None:
     between = sorted(float(shares[row].removesuffix(" %")) for row in scores)
     assert len(scores) == 5 and f"cubic ramp {between[0]} % to {between[-1]} %" in said
     cells = found.rows["cell_id"].nunique()
-    assert f"{cells:,} of its 1,100 cells" in said
+    assert cells == 1100 and f"its {cells:,} cells" in said
