@@ -1,7 +1,9 @@
 """The baseline: torch's dense product (the CPU's BLAS, cuBLAS on a GPU) with the weight that has no block emptied.
 
 Normal data everywhere, since GEMM libraries are faster on zeros. How fast they are depends on the memory order of the
-matrices, so every order is tried; the fastest is the baseline.
+matrices, so every order is tried; the fastest is the baseline. On a CPU torch has two libraries: torch.mm calls MKL,
+which on processors other than Intel's leaves half of AVX-512 unused, and torch's compiler calls oneDNN, which does not.
+Both are tried, or a product of ours that uses the whole processor would be called faster for that.
 """
 
 from __future__ import annotations
@@ -40,10 +42,27 @@ def ways(problem: GemmProblem) -> dict[str, Way]:
     else:
         result = left.new_empty(left.shape[0], right.shape[1])
         into = {layout: partial(_multiply, result=laid(result, layout)) for layout in LAYOUTS}
-    return {
-        f"torch.mm, {a}s x {b}s -> {c}s": under(problem, partial(into[c], factors[a][0], factors[b][1]))
+    found: dict[str, Way] = {
+        f"torch.mm, {a}s x {b}s -> {c}s": partial(into[c], factors[a][0], factors[b][1])
         for a, b, c in product(LAYOUTS, repeat=3)
     }
+    if has_onednn(left):
+        first, second = factors["row"][0], factors["column"][1].mT  # both with rows of what is summed over
+        found["oneDNN, rows x columns -> rows"] = partial(onednn_linear, first, second)
+        found["oneDNN, rows x columns -> columns"] = lambda: onednn_linear(second, first).mT
+    return {name: under(problem, way) for name, way in found.items()}
+
+
+def has_onednn(left: Tensor) -> bool:
+    """Whether torch has oneDNN's product for such a matrix."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and left.device.type == "cpu" and left.dtype == torch.float32
+
+
+def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [n, k] times weight [m, k] transposed, as [n, m]; weight may be packed by oneDNN."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return result
 
 
 class DenseLaunch(ProductLaunch):
