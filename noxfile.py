@@ -125,8 +125,14 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def kills(session: nox.Session) -> None:
-    """Kill runs and campaigns and go on with them (about 4 minutes): nox -s kills [-- PYTEST ARGS]."""
-    run(session, *SIDE_BY_SIDE, "kills", "tests/bench", *session.posargs)
+    """Kill runs, campaigns and nodes and go on with them (about 6 minutes): nox -s kills [-- PYTEST ARGS]."""
+    run(session, *SIDE_BY_SIDE, "kills", "tests/bench", "tests/chaos", *session.posargs)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Kill, fill, flip and delay at hundreds of moments, and print what was lost (about half an hour): nox -s chaos."""
+    run(session, *PYTEST, "tests/chaos", "tests/bench/engines/test_cluster.py", "--full", *session.posargs)
 
 
 @nox.session

@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,32 +20,49 @@ import typer
 
 from bench.terminal.options import (
     BAD_INPUT,
+    Address,
     Background,
     Budget,
     CampaignOut,
     CheckpointMib,
     CheckpointSeconds,
     Device,
+    EngineName,
     GiveWay,
+    Jobs,
+    MirrorUrl,
+    MixMachines,
     Name,
     Names,
+    Repair,
     Results,
     ResumeFrom,
     Retry,
     Schema,
+    ShardOf,
+    Share,
+    Slurm,
+    Sources,
     Timeout,
     Together,
     TunedOut,
     WaitQuiet,
+    Watch,
     Workers,
     YardsticksOut,
     ending,
 )
 
 if TYPE_CHECKING:
+    from bench.engines.driver import Terms
     from bench.sweep import Sweep
 
 ENVIRONMENT, INTERRUPTED = 3, 130
+IGNORED = {  # options of run that an engine has no use for
+    "local": ("--address", "--jobs", "--slurm"),
+    "ray": ("--jobs", "--slurm", "--workers", "--wait-quiet"),
+    "slurm": ("--address", "--shard", "--share", "--retry"),
+}
 
 app = typer.Typer(
     help="Measure block-sparse networks: a sweep file in, result tables out.",
@@ -127,12 +146,14 @@ def list_() -> None:
 
 
 @app.command()
-def plan(name: Name, results: Results = HERE, workers: Workers = None, retry: Retry = False) -> None:
+def plan(
+    name: Name, results: Results = HERE, workers: Workers = None, retry: Retry = False, shard: ShardOf = "1/1"
+) -> None:
     """Say what a sweep has to run, what is stored already and how long it will take; change nothing."""
     with _sweeps([name]) as (sweep,), _text_is_all():
-        from bench.run import make_plan
+        from bench.run import Shard, make_plan
 
-        print("\n".join(make_plan(sweep, results, retry).lines(workers)))
+        print("\n".join(make_plan(sweep, results, retry, shard=Shard(*shard)).lines(workers)))
 
 
 @app.command()
@@ -144,6 +165,14 @@ def run(
     retry: Retry = False,
     checkpoint_seconds: CheckpointSeconds = 60.0,
     wait_quiet: WaitQuiet = 0.0,
+    mix_machines: MixMachines = False,
+    shard: ShardOf = "1/1",
+    share: Share = False,
+    engine: EngineName = "local",
+    address: Address = None,
+    mirror: MirrorUrl = None,
+    jobs: Jobs = 1,
+    slurm: Slurm = [],  # noqa: B006 - typer's way to say none
 ) -> None:
     """Run every cell of a sweep that is not stored yet; a second run goes on where the first ended.
 
@@ -158,20 +187,88 @@ def run(
     """
     with _sweeps([name]) as (sweep,):
         from bench.engines.driver import Terms
-        from bench.run import run_sweep
+        from bench.run import Shard, run_jobs_of, run_sweep
+        from bench.terminal.output import be_hasty
 
+        be_hasty()
         terms = Terms(timeout=timeout, wait_quiet=wait_quiet)
-        status = run_sweep(sweep, results, workers, retry, checkpoint_seconds, terms)
+        given = {
+            "--address": address is not None, "--jobs": jobs != 1, "--slurm": bool(slurm), "--shard": shard != (1, 1),
+            "--share": share, "--retry": retry, "--workers": workers is not None, "--wait-quiet": wait_quiet > 0,
+        }  # fmt: skip
+        for option in (option for option, is_given in given.items() if is_given and option in IGNORED[engine]):
+            raise ending(f"{option} has no meaning with --engine {engine}", BAD_INPUT)
+        if engine == "ray":
+            terms = _on_ray(terms, address)
+        part = Shard(*shard)
+        if engine == "slurm":
+            options = _of_slurm(slurm)
+            more = ["--timeout", timeout, "--checkpoint-seconds", checkpoint_seconds, "--wait-quiet", wait_quiet]
+            more += ["--workers", workers] if workers else []
+            more += ["--mirror", mirror] if mirror else []
+            more += ["--mix-machines"] if mix_machines else []
+            status = run_jobs_of(sweep, results, jobs, options, list(map(str, more)))
+        else:
+            status = run_sweep(
+                sweep, results, workers, retry, checkpoint_seconds, terms, mix_machines, part, share, mirror
+            )
+    raise typer.Exit(status)
+
+
+def _of_slurm(given: list[str]) -> dict[str, str]:
+    """The options of SLURM by their names; one line where one is none."""
+    pairs = [text.partition("=") for text in given]
+    for name, equals, value in pairs:
+        if not (name.isidentifier() and equals and value):
+            raise ending(f"--slurm: {name}{equals}{value} is no option; accepted: KEY=VALUE", BAD_INPUT)
+    found = {name: value for name, _, value in pairs}
+    if not {"time", "timeout_min"} & found.keys() and found.get("cluster") != "local":
+        raise ending(
+            "--slurm: no time limit is said; accepted: time=MINUTES, after which a job goes on anew", BAD_INPUT
+        )
+    return found
+
+
+def _on_ray(terms: Terms, address: str | None) -> Terms:
+    from bench.engines.cluster import OPEN, is_open, run_on_ray
+
+    if is_open(address):
+        print(OPEN, flush=True)
+    return replace(terms, engine=partial(run_on_ray, address=address), wait_quiet=None)
+
+
+@app.command()
+def show(name: Name, results: Results = HERE, watch: Watch = False) -> None:
+    """Show the stored cells of a sweep by status, with their key figures."""
+    with _sweeps([name]) as (sweep,), _text_is_all():
+        from bench.run import make_plan, print_cells, watch_cells
+        from bench.store import Store
+
+        if watch:
+            store = Store(results / sweep.name)
+            watch_cells(lambda: make_plan(sweep, results, store=store))
+        else:
+            print_cells(make_plan(sweep, results))
+
+
+@app.command()
+def merge(name: Name, sources: Sources, results: Results = HERE, mix_machines: MixMachines = False) -> None:
+    """Take what other folders have of a sweep into RESULTS: parts run with --shard, or what a campaign brought back."""
+    with _sweeps([name]) as (sweep,):
+        from bench.merge import merge as merged
+
+        status = merged(sweep, sources, results, mix_machines)
     raise typer.Exit(status)
 
 
 @app.command()
-def show(name: Name, results: Results = HERE) -> None:
-    """Show the stored cells of a sweep by status, with their key figures."""
+def fsck(name: Name, results: Results = HERE, repair: Repair = False) -> None:
+    """Check every file that is stored of a sweep; change nothing without --repair. 1 where something is damaged."""
     with _sweeps([name]) as (sweep,), _text_is_all():
-        from bench.run import make_plan, print_cells
+        from bench.fsck import check
 
-        print_cells(make_plan(sweep, results))
+        status = check(sweep, results / sweep.name, repair)
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -197,6 +294,7 @@ def campaign(
     wait_quiet: WaitQuiet = 0.0,
     give_way: GiveWay = False,
     background: Background = False,
+    mix_machines: MixMachines = False,
 ) -> None:
     """Check every kernel on a GPU, then time and train sweeps, most important cells first, within a budget; resumable.
 
@@ -215,7 +313,9 @@ def campaign(
         from bench.campaign import run_campaign
         from bench.engines import background as behind
         from bench.engines.driver import Terms
+        from bench.terminal.output import be_hasty
 
+        be_hasty()
         if background:
             log = out / "log.txt"
             rest = [each for each in sys.argv[1:] if each not in ("--background", "--give-way")]
@@ -225,7 +325,7 @@ def campaign(
         if give_way:
             behind.give_way()
         terms = Terms(timeout=timeout, together=together, wait_quiet=wait_quiet)
-        status = run_campaign(sweeps, out, budget, device, resume_from, checkpoint_mib, terms)
+        status = run_campaign(sweeps, out, budget, device, resume_from, checkpoint_mib, terms, mix_machines)
     raise typer.Exit(status)
 
 
@@ -241,7 +341,9 @@ def tune(
     with _sweeps(names) as sweeps:
         from bench.campaign import run_tuner
         from bench.engines.driver import Terms
+        from bench.terminal.output import be_hasty
 
+        be_hasty()
         status = run_tuner(sweeps, out, budget, device, Terms(timeout=timeout))
     raise typer.Exit(status)
 

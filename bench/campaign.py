@@ -28,10 +28,10 @@ from bench.cells import Cell, CheckCell, TuneCell, number
 from bench.engines.driver import MARGIN, Job, Terms, run_jobs, say
 from bench.engines.estimate import Pace, spoken
 from bench.engines.origin import Kept
-from bench.measuring.machine import source_hash
-from bench.run import FINE, UnusableError, check_datasets, counted, failures, lacked
+from bench.measuring.machine import machine, source_hash
+from bench.run import FINE, UnusableError, check_datasets, counted, failures, is_timing, lacked
 from bench.store import locked
-from bench.storing.parquet import publish, require_file
+from bench.storing.parquet import clear_strays, publish, require_file
 from bench.storing.tables import Tables
 from bench.sweep import Sweep, distinct
 from bench.training.checkpoint import FOLDER, Checkpoints
@@ -169,11 +169,13 @@ def run_campaign(
     resume_from: str | PathLike[str] | None = None,
     checkpoint_mib: float = 0.0,
     terms: Terms = TERMS,
+    mix_machines: bool = False,
 ) -> int:
     """Run what is missing and return the exit status: 0, 1 (something failed) or 130 (interrupted).
 
     budget: seconds for all. resume_from: the `out` of an earlier campaign, where that is another folder.
-    checkpoint_mib: the largest checkpoint that is kept; 0 keeps none. A cell of several sweeps runs once and is stored
+    checkpoint_mib: the largest checkpoint that is kept; 0 keeps none. mix_machines: timings may stand in one table with
+    those of another machine. A cell of several sweeps runs once and is stored
     for each. Raises UnusableError, LockedError or OSError where the environment is at fault, SweepError where two
     sweeps would share a folder, or one has another's.
     """
@@ -182,12 +184,20 @@ def run_campaign(
     if earlier is not None:
         os.scandir(earlier).close()  # raises where it is missing, no folder, or shut
     require_device(device)
-    with locked(out):
+    with locked(out) as unseen:
         campaign = Campaign(sweeps, out, device)
+        if unseen:
+            say(f"{unseen}; but what both store in one moment may be lost")
+        else:
+            clear_strays(
+                out, out / FOLDER, *(each.folder for kept in campaign.kept for each in (kept.tables, kept.retired))
+            )
         campaign.load(earlier)
         jobs = campaign.jobs()
         share(jobs)
         todo = [job for job in jobs if not is_finished(job.tables, job.cell)]
+        if not mix_machines:
+            require_one_machine(jobs, todo, device)
         stored = ((job.cell, rows[-1]) for job in jobs if (rows := job.tables.rows(job.cell)))
         pace = Pace((cell, row["cell_seconds"]) for cell, row in stored if row["status"] == "ok")
         for line in campaign.lines(jobs, todo):
@@ -204,6 +214,23 @@ def run_campaign(
         print("interrupted; run again to go on")
         return 130
     return _summary(jobs, out, budget, pace, piecewise=checkpoints is not None)
+
+
+def require_one_machine(jobs: Sequence[Job[Tables]], todo: Sequence[Job[Tables]], device: str) -> None:
+    """UnusableError where timings of this machine would stand beside those of another in a table."""
+    timed = {id(job.tables) for job in todo if is_timing(job.cell)}
+    others: dict[str, str] = {}
+    for job in jobs:
+        if is_timing(job.cell) and id(job.tables) in timed:
+            for row in job.tables.rows(job.cell)[:1]:
+                if row["status"] == "ok" and row["machine"] not in (None, machine(device)):
+                    others[job.cell.cell_id] = f"{row['device_name']}, torch {row['torch']}"
+    if others:
+        where = ", ".join(sorted(set(others.values())))
+        raise UnusableError(
+            f"{number(len(others), 'timing')} stored on another machine or with other libraries ({where}): timings of "
+            "two do not compare; choose another --out, or --mix-machines"
+        )
 
 
 def share(jobs: Sequence[Job[Tables]]) -> None:
@@ -283,7 +310,11 @@ def run_tuner(
     require_file(out)  # known before anything is timed
     require_device(device)
     cells, pace = tune_cells(sweeps, device), Pace()
-    with locked(out.parent):
+    with locked(out.parent) as unseen:
+        if unseen:
+            say(f"{unseen}; but what both store in one moment may be lost")
+        else:
+            clear_strays(out.parent)
         tables = Tables(out.parent, cells)
         for line in tables.load():
             say(line)

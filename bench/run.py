@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 
-from bench.cells import KINDS, Cell, is_training, number
+from bench.cells import KINDS, Cell, Row, is_training, number
 from bench.data.corpus import DataError, data_dir, load_data
-from bench.engines.driver import Job, Terms, run_jobs, say
+from bench.engines.driver import Job, Terms, run_jobs, say, terminable
 from bench.engines.estimate import Pace, spoken
+from bench.engines.local import run_cells
 from bench.engines.origin import claim, require_own
 from bench.engines.progress import labels
-from bench.measuring.machine import physical_cores, source_hash
+from bench.engines.slurm import run_on_slurm
+from bench.measuring.machine import machine, physical_cores, source_hash
 from bench.measuring.memory import lines as memory_lines
 from bench.pruning.emptied import warnings
 from bench.store import Store, Stored
+from bench.storing.claims import LOST_SECONDS, Claims
+from bench.storing.mirror import Mirror
 from bench.sweep import Sweep
 from bench.training.checkpoint import CONTINUED, FOLDER, SECONDS, Checkpoints
 from bench.training.needs import lines as needs_lines
@@ -30,21 +38,44 @@ from kernels.system.resources import ResourceError, is_lack
 
 FINE = ("ok", "unsupported")  # a sweep of these alone ends with exit status 0
 LISTED = 20  # cells that are not ok, named at the end
+OTHERS_SECONDS = 5.0  # between two looks at what other runs are at
+TABLES_SECONDS = 60.0  # after which the tables of a run under way are written again
+TABLES_SHARE = 0.02  # of its time that this may take
+WATCH_SECONDS = 2.0
 
 
 class UnusableError(RuntimeError):
     """The environment lacks something a run needs; one line."""
 
 
+class Shard(NamedTuple):
+    """A part of a sweep's cells: every `of`-th, from the `place`-th on."""
+
+    place: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.place}/{self.of}" if self.of > 1 else ""
+
+    def part(self, cells: Sequence[Cell]) -> Sequence[Cell]:
+        return cells[self.place - 1 :: self.of]
+
+
+ALL = Shard(1, 1)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What of a sweep is stored and what is still to run.
+    """What of a sweep is stored and what is still to run, of all of it or of a shard.
 
-    other: intact stored cells that the sweep no longer has. halfway: cells to run that were put aside in a checkpoint.
-    tables_alone: the folder, where it has tables and no cell, as what is committed, or a campaign's.
+    cells: of the shard. other: intact stored cells that the sweep no longer has. halfway: cells to run that were put
+    aside in a checkpoint. tables_alone: the folder, where it has tables and no cell, as what is committed, or a
+    campaign's.
     """
 
     sweep: Sweep
+    shard: Shard
+    cells: tuple[Cell, ...]
     stored: dict[str, Stored]
     todo: tuple[Cell, ...]
     other: int
@@ -52,14 +83,36 @@ class Plan:
     tables_alone: Path | None = None
 
     def pace(self) -> Pace:
-        ended = ((cell, self.stored.get(cell.cell_id)) for cell in self.sweep.cells)
+        ended = ((cell, self.stored.get(cell.cell_id)) for cell in self.cells)
         return Pace((cell, stored.cell_seconds) for cell, stored in ended if stored and stored.status == "ok")
+
+    def elsewhere(self) -> list[Stored]:
+        """Timings that were stored on another machine than this, or with other libraries, and are not to run again."""
+        left = {cell.cell_id for cell in self.todo}
+        timed = [cell for cell in self.cells if is_timing(cell) and cell.cell_id in self.stored.keys() - left]
+        stored = [(self.stored[cell.cell_id], cell.device) for cell in timed]
+        return [each for each, device in stored if each.status == "ok" and each.machine not in (None, machine(device))]
+
+    def require_one_machine(self, results: object) -> None:
+        """UnusableError where timings of this machine would stand beside those of another in a table."""
+        where_timed = {(cell.cell_id): (cell.kind, cell.device) for cell in self.cells}
+        to_time = {(cell.kind, cell.device) for cell in self.todo if is_timing(cell)}
+        if others := [each for each in self.elsewhere() if where_timed[each.cell_id] in to_time]:
+            where = ", ".join(
+                sorted({f"{each.last_row['device_name']}, torch {each.last_row['torch']}" for each in others})
+            )
+            raise UnusableError(
+                f"{number(len(others), 'timing')} in {results} of another machine or other libraries ({where}): "
+                "timings of two do not compare; choose another --results, or --mix-machines"
+            )
 
     def lines(self, workers: int | None = None) -> list[str]:
         """The plan in words."""
         kinds = Counter(cell.kind for cell in self.sweep.cells)
         statuses = Counter(stored.status for stored in self.stored.values())
         lines = [f"{self.sweep.name}: {number(len(self.sweep.cells))} ({counted(kinds)})"]
+        if self.shard.of > 1:
+            lines.append(f"shard {self.shard}: {len(self.cells)} of them")
         lines.append(f"stored: {len(self.stored)}" + (f" ({counted(statuses)})" if statuses else ""))
         if self.todo:
             pace = self.pace()
@@ -86,12 +139,20 @@ class Plan:
             lines.append(
                 f"note: not in this sweep file: {number(self.other, 'more stored cell')}, kept outside the tables"
             )
+        if others := self.elsewhere():
+            lines.append(f"note: {number(len(others), 'stored timing')} of another machine, or with other libraries")
         if aged := sum(stored.source_hash != source_hash() for stored in self.stored.values()):
             lines.append(f"note: {number(aged, 'stored cell')} measured by other sources than today's, and kept")
         return lines
 
 
-def make_plan(sweep: Sweep, results: str | PathLike[str], retry: bool = False, store: Store | None = None) -> Plan:
+def make_plan(
+    sweep: Sweep,
+    results: str | PathLike[str],
+    retry: bool = False,
+    store: Store | None = None,
+    shard: Shard = ALL,
+) -> Plan:
     """Compare a sweep with what is stored; changes nothing. retry: also run again what did not end ok.
 
     store: the sweep's, which need not read again what it has read.
@@ -100,15 +161,15 @@ def make_plan(sweep: Sweep, results: str | PathLike[str], retry: bool = False, s
     """
     folder = Path(results) / sweep.name
     finished = (store or Store(folder)).finished()
-    ours = {cell.cell_id: finished[cell.cell_id] for cell in sweep.cells if cell.cell_id in finished}
+    cells = tuple(shard.part(sweep.cells))
+    ours = {cell.cell_id: finished[cell.cell_id] for cell in cells if cell.cell_id in finished}
     require_own(sweep, folder, finished.keys(), "--results")
-    todo = tuple(
-        cell for cell in sweep.cells if cell.cell_id not in ours or (retry and ours[cell.cell_id].status != "ok")
-    )
+    todo = tuple(cell for cell in cells if cell.cell_id not in ours or (retry and ours[cell.cell_id].status != "ok"))
     checkpoints = Checkpoints(folder / FOLDER)
     halfway = sum(checkpoints.path(cell.cell_id).is_file() for cell in todo)
     alone = not finished and any((folder / f"{kind}.parquet").is_file() for kind in KINDS)
-    return Plan(sweep, ours, todo, len(finished) - len(ours), halfway, folder if alone else None)
+    other = len(finished.keys() - {cell.cell_id for cell in sweep.cells})
+    return Plan(sweep, shard, cells, ours, todo, other, halfway, folder if alone else None)
 
 
 def training_workers(cells: Sequence[Cell], wanted: int | None) -> int:
@@ -126,32 +187,181 @@ def run_sweep(
     retry: bool = False,
     checkpoint_seconds: float = SECONDS,
     terms: Terms = Terms(),  # noqa: B008 - it is frozen
+    mix_machines: bool = False,
+    shard: Shard = ALL,
+    share: bool = False,
+    mirror_url: str | None = None,
 ) -> int:
     """Run what is not stored yet and return the exit status: 0, 1 (some cells failed) or 130 (interrupted).
 
     Timings come first, one at a time with nothing else running; then training, side by side: `workers` cells, or as
-    many as fit. checkpoint_seconds: between two checkpoints of a cell that trains. Raises OSError, LockedError or
-    UnusableError where the environment is at fault; every cell finished before that stays stored.
+    many as fit. checkpoint_seconds: between two checkpoints of a cell that trains. mix_machines: timings may stand in
+    one table with those of another machine. shard: run a part only, beside runs of the other parts if need be. share:
+    beside other runs that share the sweep too, on this machine or others with the same folder: each takes the next cell
+    that none is at. mirror_url: where each cell is sent, too. Raises OSError, LockedError or UnusableError where the
+    environment is at fault; every cell finished before that stays stored.
     """
     store = Store(Path(results) / sweep.name)
     checkpoints = Checkpoints(store.folder / FOLDER, checkpoint_seconds)
-    with store.lock() as repairs:
-        plan = make_plan(sweep, results, retry, store)
+    claims = Claims(store.folder) if share else None
+    mirror = Mirror(mirror_url, sweep.name, say) if mirror_url else None
+    with store.lock(str(shard), share) as repairs, claims.held() if claims else nullcontext():
+        plan = make_plan(sweep, results, retry, store, shard)
         claim(store.folder, sweep)
         checkpoints.discard(stale(plan))
         for line in [*repairs, *plan.lines(workers)]:
             say(line)
+        if not mix_machines and terms.engine is run_cells:  # else what runs them is asked when they are stored
+            plan.require_one_machine(store.folder)
+        if mirror is not None:
+            mirror.send(*(stored.path for stored in plan.stored.values()))
         check_datasets(plan.todo)
-        jobs = [Job(cell, store) for cell in sorted(plan.todo, key=lambda cell: cell.trains)]
-        terms = replace(terms, together=training_workers(plan.todo, workers))
-        ended = run_jobs(jobs, terms, plan.pace(), checkpoints=checkpoints, names=labels(sweep.cells))
-        checkpoints.tidy()
+        told = False
+        while True:
+            shelf = _Shelf(store, plan, claims, mirror, mix_machines)
+            jobs = [Job(cell, shelf, partial(shelf.taken, cell)) for cell in sorted(plan.todo, key=_trains)]
+            together = replace(terms, together=training_workers(plan.todo, workers))
+            ended = run_jobs(jobs, together, plan.pace(), checkpoints=checkpoints, names=labels(sweep.cells))
+            plan, terms = make_plan(sweep, results, store=store, shard=shard), replace(terms, wait_quiet=None)
+            if ended.interrupted or claims is None or not plan.todo:
+                break
+            if not told:
+                say(
+                    f"waiting for {number(len(plan.todo))} of other runs: one that is gone {LOST_SECONDS:g} s loses its"
+                )
+            told = True
+            if not _waited(OTHERS_SECONDS):
+                ended = ended._replace(interrupted=True)
+                break
+        if not store.is_shared:
+            checkpoints.tidy()
         store.compact(sweep.cells)
-    plan = make_plan(sweep, results, store=store)
+        if mirror is not None and (why := mirror.finish()):
+            if not ended.interrupted:
+                raise ResourceError(why)
+            say(why)
+    plan = make_plan(sweep, results, store=store, shard=shard)
     if ended.interrupted:
-        print(f"interrupted: {len(plan.stored)} of {len(sweep.cells)} cells are stored; run again to go on")
+        print(f"interrupted: {len(plan.stored)} of {len(plan.cells)} cells are stored; run again to go on")
         return 130
     return _summary(plan, store)
+
+
+def run_jobs_of(
+    sweep: Sweep,
+    results: str | PathLike[str],
+    jobs: int,
+    options: Mapping[str, str],
+    given: Sequence[str],
+) -> int:
+    """Run a sweep as `jobs` jobs of SLURM that share its folder, and return the exit status as `run_sweep`.
+
+    options: of SLURM; cluster=local runs the jobs here. given: more arguments of each job's `python -m bench run`.
+    Raises as `run_sweep`, but for locks.
+    """
+    folder = Path(results).absolute() / sweep.name
+    store = Store(folder)
+    plan = make_plan(sweep, results, store=store)
+    for line in plan.lines():
+        say(line)
+    check_datasets(plan.todo)
+    cluster = options.get("cluster", "slurm")
+    options = {name: value for name, value in options.items() if name != "cluster"}
+    arguments = [str(Path(sweep.named).absolute()) if Path(sweep.named).suffix else sweep.named]
+    arguments += ["--results", str(folder.parent), *given]
+
+    def done() -> tuple[int, int]:
+        return len(make_plan(sweep, results, store=store).stored), len(sweep.cells)
+
+    interrupted = False
+    if plan.todo:
+        try:
+            with terminable():
+                run_on_slurm(arguments, folder, jobs, options, done, cluster, say)
+        except KeyboardInterrupt:
+            interrupted = True
+    with store.lock(share=True):
+        store.compact(sweep.cells)
+    plan = make_plan(sweep, results, store=store)
+    if interrupted:
+        print(f"interrupted: {len(plan.stored)} of {len(plan.cells)} cells are stored; run again to go on")
+        return 130
+    return _summary(plan, store)
+
+
+def _trains(cell: Cell) -> bool:
+    return cell.trains
+
+
+def _waited(seconds: float) -> bool:
+    """Wait; whether that was not interrupted."""
+    try:
+        with terminable():
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+class _Shelf:
+    """The store of a sweep under way, whose tables are written now and then, so that all can read what there is.
+
+    Beside it others may be at work there, seen or not. claims: of this run, where it shares the sweep. mirror: where
+    each cell is sent, too.
+    """
+
+    def __init__(
+        self, store: Store, plan: Plan, claims: Claims | None, mirror: Mirror | None, mix_machines: bool
+    ) -> None:
+        self.store, self.plan, self.claims, self.mirror = store, plan, claims, mirror
+        self.mix_machines = mix_machines
+        self.written, self.cost = time.monotonic(), 0.0
+
+    def taken(self, cell: Cell) -> tuple[str, str] | None:
+        """Whether another run has stored a cell meanwhile, or is at it: `Job.refusal`."""
+        if self.claims is not None and not self.claims.claim(cell.cell_id):
+            return "", ""
+        if self.store.is_shared and (
+            self.store.newer(cell, self.plan.stored.get(cell.cell_id))
+            or self._timed_elsewhere(cell, machine(cell.device))
+        ):
+            if self.claims is not None:
+                self.claims.done(cell.cell_id)
+            return "", ""
+        return None
+
+    def _timed_elsewhere(self, cell: Cell, here: str) -> str:
+        """The name of another machine on which cells like this one were timed; nothing where there is none."""
+        if self.mix_machines or not is_timing(cell):
+            return ""
+        finished = self.store.finished()
+        for other in self.plan.sweep.cells:
+            stored = finished.get(other.cell_id)
+            alike = is_timing(other) and (other.kind, other.device) == (cell.kind, cell.device)
+            if alike and stored and stored.status == "ok" and stored.machine not in (None, here):
+                return str(stored.last_row["device_name"])
+        return ""
+
+    def put(self, cell: Cell, rows: Sequence[Row], provenance: Row) -> None:
+        here = provenance.get("machine")
+        if here and all(row["status"] == "ok" for row in rows) and (other := self._timed_elsewhere(cell, here)):
+            raise ValueError(
+                f"others of its kind were timed on another machine ({other}), and --mix-machines was not said"
+            )
+        path = self.store.put(cell, rows, provenance)
+        earlier = self.plan.stored.get(cell.cell_id)
+        if earlier is not None and earlier.path != path:
+            earlier.path.unlink(missing_ok=True)  # whatever the clock was when it was stored
+        if self.claims is not None:
+            self.claims.done(cell.cell_id)
+        if self.mirror is not None:
+            self.mirror.send(path)
+        began = time.monotonic()
+        if began - self.written > max(TABLES_SECONDS, self.cost / TABLES_SHARE):
+            with suppress(OSError):  # for the last time at the end
+                self.store.compact(self.plan.sweep.cells)
+            self.written = time.monotonic()
+            self.cost = self.written - began
 
 
 def check_datasets(cells: Sequence[Cell]) -> None:
@@ -161,6 +371,11 @@ def check_datasets(cells: Sequence[Cell]) -> None:
             load_data(name, data_dir())
         except (OSError, DataError) as error:
             raise UnusableError(f"dataset {name}: {error}") from None
+
+
+def is_timing(cell: Cell) -> bool:
+    """Whether a cell's times are what it is run for: only those of one machine compare."""
+    return not cell.trains and not cell.checks
 
 
 def lacked(row: Mapping[str, Any]) -> bool:
@@ -176,22 +391,24 @@ def stale(plan: Plan) -> list[str]:
 
 
 def _summary(plan: Plan, store: Store) -> int:
-    cells = plan.sweep.cells
+    cells, of_shard = plan.cells, f" of shard {plan.shard}" if plan.shard.of > 1 else ""
     statuses = Counter(stored.status for stored in plan.stored.values())
     failed = failures(statuses.elements())
-    line = f"{statuses['ok']} of {len(cells)} cells ok"
+    line = f"{statuses['ok']} of {len(cells)} cells{of_shard} ok"
     line += f"; {statuses['unsupported']} unsupported here" if statuses["unsupported"] else ""
     line += f"; {failed.total()} failed: {counted(failed)}" if failed else ""
     print(f"{line}; results in {store.folder}")
     names = labels(cells)
-    not_ok = [cell for cell in cells if plan.stored[cell.cell_id].status != "ok"]
+    not_ok = [cell for cell in cells if cell.cell_id in plan.stored and plan.stored[cell.cell_id].status != "ok"]
     for cell in not_ok[:LISTED]:
         stored = plan.stored[cell.cell_id]
         print(f"  {stored.status}: {names[cell.cell_id]}: {stored.reason}")
     if len(not_ok) > LISTED:
         shown = shlex.join([plan.sweep.named, "--results", str(store.folder.parent)])
         print(f"  and {len(not_ok) - LISTED} more: python -m bench show {shown}")
-    return 1 if failed else 0
+    if plan.todo:  # removed or damaged since, or by a run beside this one
+        print(f"{number(len(plan.todo))} of them not stored; run again to go on")
+    return 1 if failed or plan.todo else 0
 
 
 def failures(statuses: Iterable[str]) -> Counter[str]:
@@ -216,6 +433,25 @@ def print_cells(plan: Plan) -> None:
     console.print(table)
     for line in plan.lines():
         console.print(line, soft_wrap=True)
+
+
+def watch_cells(plan_now: Callable[[], Plan]) -> None:
+    """Show how far a sweep is and the cells that began last, again and again, until all are stored or Ctrl-C."""
+    console = Console(highlight=False, markup=False)
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            plan = plan_now()
+            names, lines = labels(plan.sweep.cells), plan.lines()
+            table = Table("begun (UTC)", "status", "cell", "key figures", box=None, pad_edge=False)
+            cells = {cell.cell_id: cell for cell in plan.cells}
+            room = max(1, console.height - len(lines) - 3)
+            for stored in sorted(plan.stored.values(), key=lambda stored: stored.started_at)[-room:]:
+                cell = cells[stored.cell_id]
+                table.add_row(stored.started_at[:19], stored.status, names[cell.cell_id], key_figures(cell, stored))
+            live.update(Group(table, *lines), refresh=True)
+            if not plan.todo:
+                return
+            time.sleep(WATCH_SECONDS)
 
 
 def _rank(stored: Stored | None) -> tuple[bool, str]:

@@ -277,6 +277,9 @@ PROVENANCE = (
            "sha256 of the sources that compute a cell, of kernels/ and bench/, 16 hex digits"),
     Column("device_name", pa.string(), "provenance", "", "processor or GPU model"),
     Column("cores", pa.int64(), "provenance", "", "logical cores"),
+    Column("machine", pa.string(), "provenance", "",
+           "8 hex digits of what times depend on: processor, processors in use, GPUs and driver, version of torch; "
+           "null in older rows"),
     Column("threads_used", pa.int64(), "provenance", "",
            "threads in force: read back from torch, and no more than OpenMP starts"),
     Column("os", pa.string(), "provenance", "", "operating system and machine"),

@@ -12,10 +12,13 @@ Files are written under a hidden name, flushed to the disk and renamed: a kill o
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import secrets
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -30,6 +33,7 @@ from bench.storing.parquet import (
     DamagedError,
     Moment,
     Row,
+    clear_strays,
     free_name,
     from_parquet,
     moment,
@@ -46,28 +50,62 @@ from bench.storing.validation import new_table, shard_table, short_sum, stored_t
 SHARD = re.compile(r"(?P<cell_id>[0-9a-f]+)-(?P<sha>[0-9a-f]{16})\.parquet")
 
 
+LOCK = ".lock"
+LOOK_SECONDS = 10.0
+TURN_SECONDS = 60.0  # that a run waits for others to have written the tables
+NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
+UNSEEN = (
+    "note: nothing can be locked in {folder}: a run beside this one would not be seen; neither would lose what it has, "
+    "and a cell that both have begun runs twice"
+)
+
+
 class LockedError(RuntimeError):
     """Another run uses the folder."""
 
 
 @contextmanager
-def locked(folder: Path, hint: str = "") -> Iterator[None]:
-    """Hold a folder, made where it is missing, for one run. LockedError at once, with `hint`, where another has it."""
+def locked(folder: Path, hint: str = "", name: str = LOCK, patience: float = 0.0) -> Iterator[str]:
+    """Hold a folder, made where it is missing, for one run. LockedError, with `hint`, where another has it.
+
+    name: of the file that is locked. patience: seconds after which that is said.
+
+    A line where nothing can be locked there, as on some network file systems, and the run goes on; else nothing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    lock, held = filelock.FileLock(folder / name, timeout=patience), False
     try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise LockedError(f"{folder} is in use by another run{hint}") from None
-    try:
-        yield
-    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of filelock, that it goes by the file's existence instead: a kill leaves it
+            lock.acquire()
+        held = True
+    except (filelock.Timeout, NotImplementedError, OSError) as error:
+        if isinstance(error, filelock.Timeout) and not _goes_by_existence(lock):
+            raise LockedError(f"{folder} is in use by another run{hint}") from None
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS and not isinstance(error, filelock.Timeout):
+            raise
+    if held and _goes_by_existence(lock):
         lock.release()
+        held = False
+    try:
+        yield "" if held else UNSEEN.format(folder=folder)
+    finally:
+        if held:
+            lock.release()
+
+
+def _goes_by_existence(lock: object) -> bool:
+    return isinstance(lock, filelock.SoftFileLock)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A finished cell: how it ended (the worst status of its rows), how long it took, what code made it."""
+    """A finished cell: how it ended (the worst status of its rows), how long it took, what code and machine made it.
+
+    machine: null in rows older than that column.
+    """
 
     cell_id: str
     path: Path
@@ -76,6 +114,7 @@ class Stored:
     cell_seconds: float
     started_at: str
     source_hash: str
+    machine: str | None
     last_row: dict[str, Any]
 
 
@@ -87,32 +126,48 @@ class Store:
         self.cells, self.damaged, self.replaced = folder / "cells", folder / "damaged", folder / "replaced"
         # Shards that were read or written, while they stay the same.
         self._known: dict[Path, tuple[Moment, Stored]] = {}
+        self.is_shared = False  # with runs that would not be seen
 
     @contextmanager
-    def lock(self) -> Iterator[list[str]]:
+    def lock(self, shard: str = "", share: bool = False) -> Iterator[list[str]]:
         """Hold the folder for one run; yields a line for everything that had to be put right. Makes the folder.
+
+        shard: the part of a sweep that the run is of, where others may be at work on other parts. share: hold it with
+        all who do.
 
         LockedError at once where another run holds it; NewerError where a newer version of the suite has left cells in
         it; OSError where the folder cannot be written, or a file in it cannot be read.
         """
         self.cells.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder, "; wait for it, or choose another --results"):
-            yield self._put_right()
+        part = f"share-{secrets.token_hex(8)}" if share else shard.replace("/", "-of-")
+        name, hint = f"{LOCK}-{part}" if part else LOCK, "; wait for it, or choose another --results"
+        with locked(self.folder, hint, name) as unseen:
+            others = [self.folder / LOCK] if part else list(self.folder.glob(f"{LOCK}-*"))
+            for other in [] if unseen else others:  # first its own, then those of others: of two at once, none goes on
+                with locked(self.folder, hint, other.name, LOOK_SECONDS if part else 0.0):  # several may look at once
+                    pass
+                if other.name.startswith(f"{LOCK}-share-"):  # left by a kill
+                    other.unlink(missing_ok=True)
+            self.is_shared = bool(unseen or part)
+            try:
+                yield [unseen] * bool(unseen) + self._put_right()
+            finally:
+                if share:
+                    (self.folder / name).unlink(missing_ok=True)
 
     def _put_right(self) -> list[str]:
-        for folder in (self.folder, self.cells):
-            for stray in folder.glob(".*.tmp"):
-                if not stray.is_dir():
-                    stray.unlink()
-        scanned = self._scan()
+        if not self.is_shared:
+            clear_strays(self.folder, self.cells)
+        scanned = self.scan()
         newest = _newest(scanned)
         lines = []
         for path, stored in scanned.items():
             if isinstance(stored, DamagedError):
-                lines.append(f"{stored}; moved to {set_aside(path, self.damaged)}, its cell runs again")
+                with suppress(FileNotFoundError):  # a run beside this one has done so
+                    lines.append(f"{stored}; moved to {set_aside(path, self.damaged)}, its cell runs again")
             elif newest[stored.cell_id] is not stored:
-                path.unlink()  # a retry was killed between storing the new rows and removing these
-        return lines + self._put_tables_right(newest.keys())
+                path.unlink(missing_ok=True)  # a retry was killed between storing the new rows and removing these
+        return lines if self.is_shared else lines + self._put_tables_right(newest.keys())
 
     def _put_tables_right(self, stored: Set[str]) -> list[str]:
         """Tables are written anew when a run ends: what they alone hold is kept before, where nothing replaces it."""
@@ -134,9 +189,10 @@ class Store:
 
         NewerError where a newer version of the suite has stored some of it; OSError where the folder cannot be read.
         """
-        return _newest(self._scan())
+        return _newest(self.scan())
 
-    def _scan(self) -> dict[Path, Stored | DamagedError]:
+    def scan(self) -> dict[Path, Stored | DamagedError]:
+        """What each shard is. Raises as `finished`."""
         found: dict[Path, Stored | DamagedError] = {}
         try:
             paths = sorted(self.cells.iterdir())  # unlike a glob, which finds nothing where it may not look
@@ -165,18 +221,70 @@ class Store:
         data = to_parquet(table)
         path = self.cells / f"{cell.cell_id}-{short_sum(data)}.parquet"
         publish(path, data)
-        self._known[path] = moment(path), _stored(table, path)
-        for old in self.cells.glob(f"{cell.cell_id}-*.parquet"):
-            if old != path:
-                old.unlink()
+        stored = _stored(table, path)
+        self._known[path] = moment(path), stored
+        for other in self.cells.glob(f"{cell.cell_id}-*.parquet"):
+            # Beside other runs not what one of them has put there since: each would remove both.
+            if other != path and (not self.is_shared or self._is_older(other, stored)):
+                other.unlink(missing_ok=True)
         return path
+
+    def adopt(self, cell_id: str, table: pa.Table) -> None:
+        """Publish the rows of a cell that were read from another folder, in place of what is here of it."""
+        data = to_parquet(table)
+        path = self.cells / f"{cell_id}-{short_sum(data)}.parquet"
+        publish(path, data)
+        for other in self.cells.glob(f"{cell_id}-*.parquet"):
+            if other != path:
+                other.unlink(missing_ok=True)
+
+    def table(self, path: Path) -> pa.Table:
+        """The rows of a shard. DamagedError where they are not what was written."""
+        return _read_table(path)
+
+    def stored(self, table: pa.Table, path: Path) -> Stored:
+        """What the rows of one cell say of it."""
+        return _stored(table, path)
+
+    def _is_older(self, path: Path, stored: Stored) -> bool:
+        try:
+            return _age(_stored(_read_table(path), path)) < _age(stored)
+        except DamagedError:
+            return False
+
+    def _shards(self, cell: Cell) -> list[Stored]:
+        """The intact shards of a cell."""
+        found = []
+        for path in self.cells.glob(f"{cell.cell_id}-*.parquet"):
+            with suppress(DamagedError):
+                found.append(_stored(_read_table(path), path))
+        return found
+
+    def newer(self, cell: Cell, than: Stored | None) -> bool:
+        """Whether something was stored of a cell since `than`; anything, where that is None."""
+        return any(than is None or _age(each) > _age(than) for each in self._shards(cell))
 
     def compact(self, cells: Sequence[Cell]) -> None:
         """Write one parquet per table with the finished ones of `cells`, in their order, and its checksum."""
-        finished = self.finished()
-        for kind in COLUMNS:
-            paths = [finished[c.cell_id].path for c in cells if c.kind == kind and c.cell_id in finished]
-            publish_table(self.folder / f"{kind}.parquet", list(self._tables(paths)), self.damaged)
+        with self._turn():
+            finished = self.finished()
+            for kind in COLUMNS:
+                paths = [finished[c.cell_id].path for c in cells if c.kind == kind and c.cell_id in finished]
+                publish_table(self.folder / f"{kind}.parquet", list(self._tables(paths)), self.damaged)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Runs that share a folder write its tables one after another, where anything can be locked there."""
+        turn = filelock.FileLock(self.folder / ".tables.lock", timeout=TURN_SECONDS)
+        with suppress(OSError, NotImplementedError, filelock.Timeout), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self.is_shared:
+                turn.acquire()
+        try:
+            yield
+        finally:
+            if turn.is_locked:
+                turn.release()
 
     def _tables(self, paths: Iterable[Path]) -> Iterator[pa.Table]:
         """The rows of shards; one that was damaged since it was seen is left out, and no more known."""
@@ -196,7 +304,12 @@ class Store:
 
 def _newest(scanned: Mapping[Path, Stored | DamagedError]) -> dict[str, Stored]:
     whole = [stored for stored in scanned.values() if isinstance(stored, Stored)]
-    return {stored.cell_id: stored for stored in sorted(whole, key=lambda stored: stored.started_at)}
+    return {stored.cell_id: stored for stored in sorted(whole, key=_age)}
+
+
+def _age(stored: Stored) -> tuple[str, str]:
+    """Of two shards of a cell the greater one is believed."""
+    return stored.started_at, stored.path.name
 
 
 def _read_table(path: Path) -> pa.Table:
@@ -210,5 +323,5 @@ def _read_table(path: Path) -> pa.Table:
 def _stored(table: pa.Table, path: Path) -> Stored:
     rows = table.select([field.name for field in table.schema if not pa.types.is_list(field.type)]).to_pylist()
     worst = next((row for row in rows if row["status"] != "ok"), rows[-1])
-    names = ("cell_id", "status", "reason", "cell_seconds", "started_at", "source_hash")
+    names = ("cell_id", "status", "reason", "cell_seconds", "started_at", "source_hash", "machine")
     return Stored(path=path, last_row=rows[-1], **{name: worst[name] for name in names})

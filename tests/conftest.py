@@ -30,6 +30,11 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before torch is imported, and i
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a thread that waits leaves its processor to other tests
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    told = "in tests/chaos: every fault as often as nox -s chaos tries it"
+    parser.addoption("--full", action="store_true", help=told)
+
+
 def pytest_collection_finish() -> None:
     """What is imported and collected by now stays to the end: no collection of garbage goes through it again."""
     gc.collect()

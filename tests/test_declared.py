@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def test_every_dependency_is_imported() -> None:
     brought = importlib.metadata.packages_distributions()
     used = {plain(package) for name in imported() for package in brought.get(name, [])}
     assert {plain(one) for one in PYPROJECT["project"]["dependencies"]} - used == set()
+
+
+def test_every_import_is_declared() -> None:
+    """What another package happens to bring may be gone with its next version."""
+    brought = importlib.metadata.packages_distributions()
+    extras = PYPROJECT["project"]["optional-dependencies"].values()
+    declared = {plain(one) for group in (PYPROJECT["project"]["dependencies"], *extras) for one in group}
+    ours = {"kernels", "bench", "analysis"}
+    for name in sorted(imported() - sys.stdlib_module_names - ours):
+        packages = {plain(package) for package in brought.get(name, [])}
+        # cupy comes under a name for each CUDA; of what is not here nothing is known
+        assert not packages or packages & declared or name == "cupy", f"{name} of {packages}"
 
 
 def test_mypy_is_told_only_of_what_is_imported() -> None:

@@ -25,6 +25,8 @@ pytestmark = pytest.mark.examples
 LONG, TRAINS = "takes minutes, on a machine that does nothing else", "trains for hours"
 GPU = "needs a GPU, or what the commands above it wrote on one"
 RUNS_THIS = "is what runs this test"
+CLUSTER = "has daemons stay; tests/bench/engines/test_cluster.py has a cluster of its own"
+SHARED = "needs folders of other machines; tests/bench/test_merge.py has some"
 NOT_RUN = {
     "python -m pip install nox && nox -s sweep": (
         "installs, and times and trains for 5 minutes; a tiny sweep is run below"
@@ -37,6 +39,7 @@ NOT_RUN = {
     "nox -s builds": LONG,
     "nox -s examples": RUNS_THIS,
     "nox -s kills": LONG,
+    "nox -s chaos": LONG,
     'nox -s tests -- -m "not slow"': LONG,
     "nox -s notebooks": "runs in tests/analysis/reporting/test_notebooks.py, which looks at what it makes",
     "nox -s bench": LONG,
@@ -52,6 +55,12 @@ NOT_RUN = {
     "cp out/tuned.json kernels/cuda/tuned.json": GPU,
     "python -m bench campaign gemm_gpu lstm_gpu --out out --budget 600": GPU,
     "cp -r out/gemm_gpu out/lstm_gpu results/reference/": GPU,
+    "ray start --head --port 6379": CLUSTER,
+    "ray start --address 10.0.0.1:6379": CLUSTER,
+    "python -m bench run mine.toml --engine ray --address auto": CLUSTER,
+    "python -m bench run mine.toml --results /shared/results --share": SHARED,
+    "python -m bench run mine.toml --shard 1/2": SHARED,
+    "python -m bench merge mine.toml elsewhere --results results": SHARED,
 }
 LONGER = {"analysis report": 12}  # seconds
 TINY = (

@@ -1,7 +1,8 @@
 """Standard output and error that take every text and outlive their reader: what is printed never ends the work.
 
 A pipe that was closed, a full disk, a stream that was closed from the start and an encoding without a character are
-each the reader's loss alone, unless a command makes nothing else (`lost_text`).
+each the reader's loss alone, unless a command makes nothing else (`lost_text`). A reader who stops reading, as a
+pager or a terminal that stands still, is waited for, but not by a command that runs cells (`be_hasty`).
 `bench.terminal.output` is the same on the other side of the parquet wall.
 """
 
@@ -17,11 +18,17 @@ import unicodedata
 from typing import Any
 
 HANDLER = "spelled"
+PATIENCE = 5.0  # seconds that a run waits for a reader
+AT_ONCE = 256  # bytes that pipes and terminals take without waiting once they take any
 SPELLINGS = {"×": "x", "−": "-", "–": "-", "—": "-", "…": "...", "ρ": "rho", "→": "->", "≤": "<=", "≥": ">=", "’": "'"}
 
 
-def outlive_readers() -> None:
-    """Let nothing that is printed from here on raise. For the start of a process, not for a library."""
+def outlive_readers(patience: float | None = None) -> None:
+    """Let nothing that is printed from here on raise. For the start of a process, not for a library.
+
+    patience: seconds that a reader who stopped reading is waited for; None waits for ever.
+    """
+    _Lasting.patience = patience
     codecs.register_error(HANDLER, _spelled)
     for number in (0, 1, 2):
         _fill(number)
@@ -39,6 +46,11 @@ def outlive_readers() -> None:
         setattr(sys, name, writer)
 
 
+def be_hasty() -> None:
+    """From here on, a reader who reads nothing for PATIENCE seconds loses what is printed until he reads again."""
+    _Lasting.patience = PATIENCE
+
+
 def lost_text() -> str:
     """Why something that was printed is nowhere, as on a full disk; empty where all is or its reader has gone."""
     sys.stdout.flush()
@@ -47,10 +59,12 @@ def lost_text() -> str:
 
 
 class _Lasting(io.RawIOBase):
-    """A file descriptor that takes what nobody reads any more."""
+    """A file descriptor that takes what nobody reads any more, at once or after `patience` seconds; None: never."""
+
+    patience: float | None = None
 
     def __init__(self, number: int) -> None:
-        self.number, self.lost = number, ""
+        self.number, self.lost, self.given_up = number, "", False
 
     def fileno(self) -> int:
         return self.number
@@ -64,13 +78,26 @@ class _Lasting(io.RawIOBase):
     def write(self, data: Any) -> int:
         while True:
             try:
-                return os.write(self.number, data)
+                if self.patience is None:
+                    return os.write(self.number, data)
+                if not self._takes_some(self.patience):
+                    return len(data)
+                return os.write(self.number, memoryview(data)[:AT_ONCE])
             except BlockingIOError:
                 select.select([], [self.number], [])
             except OSError as error:
                 if error.errno != errno.EPIPE:  # a reader who has gone has read what he wanted
                     self.lost = self.lost or error.strerror or str(error)
                 return len(data)
+
+    def _takes_some(self, patience: float) -> bool:
+        """Whether a write would not wait. Who did not read in that time is not waited for again."""
+        try:
+            ready = bool(select.select([], [self.number], [], 0.0 if self.given_up else patience)[1])
+        except (OSError, ValueError):  # not on this system, or for this kind of file
+            return True
+        self.given_up = not ready
+        return ready
 
 
 def _fill(number: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,15 +13,19 @@ from itertools import groupby
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from bench.cells import Cell, Progress, Row
-from bench.engines.estimate import Pace
+from bench.engines.estimate import Pace, spoken
+from bench.engines.families import IN_SLURM
 from bench.engines.local import Ending, Work, failure, measure, run_cells
 from bench.engines.progress import Reporter, labels, reporter
 from bench.measuring.machine import facts
 from bench.measuring.quiet import await_quiet
 from bench.training.checkpoint import CONTINUED, Checkpoints
+from kernels.system.resources import in_words, is_of_disk
 
 MARGIN = 1.25  # an estimate is trusted to be that far off
 SHORTEST_PIECE = 20.0  # seconds that a cell which goes on later is begun for
+STORE_AGAIN = 2.0  # seconds after which rows that could not be stored are stored again
+STORE_SECONDS = 600.0  # for which that is tried: whoever makes room by then loses nothing
 
 say = partial(print, flush=True)
 
@@ -30,6 +34,20 @@ class Shelf(Protocol):
     """Where the rows of a finished cell are put. ValueError where they do not fit."""
 
     def put(self, cell: Cell, rows: Sequence[Row], provenance: Row) -> object: ...
+
+
+class Engine(Protocol):
+    """What runs cells and tells how each ended: `bench.engines.local.run_cells` says what is given and asked."""
+
+    def __call__(
+        self,
+        cells: Iterable[Cell | None],
+        work: Work,
+        workers: int,
+        timeout: float | None,
+        watch: Callable[[dict[str, Progress]], None],
+        unlimited: bool = False,
+    ) -> Generator[Ending, None, None]: ...
 
 
 Where = TypeVar("Where", bound=Shelf, covariant=True)
@@ -53,17 +71,18 @@ class Terms:
 
     work: a module-level function. timeout: seconds a cell may take; where there is a deadline, one that trains is bound
     by that alone. together: cells that train side by side, where they stand next to each other; all others run alone.
-    wait_quiet: seconds to wait for a machine that is busy with other work, None does not look.
+    wait_quiet: seconds to wait for a machine that is busy with other work, None does not look. engine: what runs them.
     """
 
     work: Work = measure
     timeout: float | None = None
     together: int = 1
     wait_quiet: float | None = None
+    engine: Engine = run_cells
 
 
 class Ended(NamedTuple):
-    """How jobs ended: those that are left, and whether by Ctrl-C or SIGTERM."""
+    """How jobs ended: those that are left, and whether by Ctrl-C, SIGTERM or SIGHUP."""
 
     left: list[Job[Any]]
     interrupted: bool
@@ -104,6 +123,8 @@ class _Drive:
     ) -> None:
         self.terms, self.pace, self.deadline, self.checkpoints = terms, pace, deadline, checkpoints
         self.left: dict[str, list[Job[Any]]] = {}
+        self.unstored: list[tuple[Ending, int]] = []  # for which there was no room, and the workers beside each
+        self.refused = self.tried = 0.0  # when there was none first and last
         for job in jobs:
             self.left.setdefault(job.cell.cell_id, []).append(job)
         self.display: Reporter
@@ -125,21 +146,39 @@ class _Drive:
                     self._run_group(group, min(self.terms.together, len(group)) if trains else 1)
             except SpentError:  # after the checkpoint of what was running
                 self.display.line("the time is up: what was running is left for the next run")
+            finally:
+                self._store_last()
+
+    def _store_last(self) -> None:
+        """Store what is kept, or say that it is lost."""
+        for ending, workers in self.unstored:
+            try:
+                self._store(ending, workers)
+            except OSError as error:
+                self.display.line(
+                    f"lost, and to be run again: {ending.cell.kind} {ending.cell.cell_id}: {in_words(error)}"
+                )
+        self.unstored.clear()
 
     def _run_group(self, jobs: Sequence[Job[Any]], workers: int) -> None:
         work, timeout = self.terms.work, self.terms.timeout
         if work is measure:
             work = partial(measure, checkpoints=self.checkpoints)
         cells, unlimited = self._affordable(jobs, workers), self.deadline < math.inf
-        with closing(run_cells(cells, work, workers, timeout, self._watch, unlimited)) as endings:
+        with closing(self.terms.engine(cells, work, workers, timeout, self._watch, unlimited)) as endings:
             for ending in endings:
                 self.pace.learn(ending.cell, ending.seconds)
-                status = self._ended(ending, workers)
-                if self.checkpoints and status not in CONTINUED:
-                    self.checkpoints.discard([ending.cell.cell_id])
+                self._ended(ending, workers)
+        while self.unstored and time.monotonic() < self.deadline:
+            self._store_again()
+            time.sleep(min(1.0, STORE_SECONDS))
 
-    def _affordable(self, jobs: Sequence[Job[Any]], workers: int) -> Iterator[Cell]:
+    def _affordable(self, jobs: Sequence[Job[Any]], workers: int) -> Iterator[Cell | None]:
+        """The cells to run, each when it can begin; None while there is no room for the rows of those that ended."""
         for job in jobs:
+            while self.unstored:
+                self._store_again()
+                yield None
             refused = job.refusal()
             if refused == ("", ""):
                 continue
@@ -156,14 +195,47 @@ class _Drive:
         seconds = self.deadline - time.monotonic()
         if seconds < 0:
             raise SpentError
+        if self.unstored:
+            self._store_again()
         if seconds == math.inf:
             seconds = self.pace.seconds((alike[0].cell for alike in self.left.values()), self.terms.together)
         self.display.running(told, seconds)
 
-    def _ended(self, ending: Ending, workers: int) -> str:
-        told = [publish_ending(job.tables, ending, workers) for job in self.left.pop(ending.cell.cell_id)]
-        self.display.ended(ending.cell, *told[0], ending.seconds)
-        return told[0][0]
+    def _ended(self, ending: Ending, workers: int) -> None:
+        """Store what a cell gave, or keep it until there is room."""
+        try:
+            self._store(ending, workers)
+        except OSError as error:
+            if not is_of_disk(error):
+                raise
+            if not self.unstored:
+                self.refused = self.tried = time.monotonic()
+                why = f"{in_words(error)}: nothing more begins until what ended is stored"
+                self.display.line(f"{why}; tried for {spoken(STORE_SECONDS)}")
+            self.unstored.append((ending, workers))
+
+    def _store_again(self) -> None:
+        """Store what is kept, where that is possible now. OSError once it was not for STORE_SECONDS."""
+        now = time.monotonic()
+        if now - self.tried < min(STORE_AGAIN, STORE_SECONDS):
+            return
+        self.tried = now
+        try:
+            while self.unstored:
+                self._store(*self.unstored[0])
+                self.unstored.pop(0)
+        except OSError as error:
+            if not is_of_disk(error) or now - self.refused >= STORE_SECONDS:
+                raise
+
+    def _store(self, ending: Ending, workers: int) -> None:
+        cell = ending.cell
+        told = [publish_ending(job.tables, ending, workers) for job in self.left[cell.cell_id]]
+        del self.left[cell.cell_id]
+        status, reason = told[0]
+        self.display.ended(cell, status, reason, ending.seconds)
+        if self.checkpoints and status not in CONTINUED:
+            self.checkpoints.discard([cell.cell_id])
 
 
 def publish_ending(tables: Shelf, ending: Ending, workers: int) -> tuple[str, str]:
@@ -174,6 +246,7 @@ def publish_ending(tables: Shelf, ending: Ending, workers: int) -> tuple[str, st
         "workers": workers,
         "started_at": ending.started_at,
         "cell_seconds": ending.seconds,
+        **(ending.facts or {}),
     }
     try:
         tables.put(ending.cell, ending.rows, provenance)
@@ -186,13 +259,25 @@ def publish_ending(tables: Shelf, ending: Ending, workers: int) -> tuple[str, st
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: finished cells stay, workers go, tables are written."""
+    """SIGTERM and SIGHUP end a run as Ctrl-C does: finished cells stay, workers go, tables are written.
 
-    def interrupt(*_: Any) -> None:
+    SIGUSR2 does in a job of SLURM, which sends it before its time limit to every process there. What is ignored, as
+    SIGHUP under nohup, stays so; a terminal that has gone may say so again, which is not heard.
+    """
+
+    def interrupt(number: int, _: Any) -> None:
+        if number == getattr(signal, "SIGHUP", None):
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, interrupt)
+    names = ("SIGTERM", "SIGHUP", *(("SIGUSR2",) if IN_SLURM else ()))
+    ending = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {each: signal.getsignal(each) for each in ending if signal.getsignal(each) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            if signal.getsignal(number) is interrupt:
+                signal.signal(number, handler)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
 import pkgutil
 import signal
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
@@ -25,11 +22,13 @@ from typing import Any
 from pebble import CONSTS, ProcessExpired, ProcessPool
 
 from bench.cells import Cell, Progress, Row, Tell
+from bench.engines.families import Interrupts, children, end_children, kill_groups, lead
 from bench.engines.starts import Starts, be_ready, take_up
 from bench.measuring.causes import one_line, status_of
 from bench.measuring.machine import physical_cores
-from bench.terminal.output import outlive_readers
+from bench.terminal.output import PATIENCE, outlive_readers
 from bench.training.checkpoint import Checkpoints
+from kernels.system.temporary import temporary_folder
 from kernels.system.threads import in_force
 
 Work = Callable[[Cell, Tell], list[Row]]
@@ -42,14 +41,14 @@ WORKER_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "400000
 POLL_SECONDS = 0.25  # how often progress is looked at
 TELL_SECONDS = 0.2  # how often at most a worker writes it
 TERMINATION_SECONDS = 60.0  # a worker that trains may take to finish its batch and put the run aside
-PARENT_SECONDS = 1.0  # how often a worker looks whether its parent lives
 
 
 @dataclass(frozen=True)
 class Ending:
     """How one cell ended. threads_used is None where torch was not reached.
 
-    seconds: of all its pieces, where it went on from a checkpoint; started_at: of the last.
+    facts: columns of where it ran (`bench.measuring.machine.facts`), where that was another machine than this. seconds:
+    of all its pieces, where it went on from a checkpoint; started_at: of the last.
     spoiled: the worker's GPU context broke, as after an address outside memory, and fails every later cell.
     """
 
@@ -59,6 +58,7 @@ class Ending:
     seconds: float
     threads_used: int | None = None
     spoiled: bool = False
+    facts: Row | None = None
 
 
 def measure(cell: Cell, tell: Tell, checkpoints: Checkpoints | None = None) -> list[Row]:
@@ -72,53 +72,66 @@ def measure(cell: Cell, tell: Tell, checkpoints: Checkpoints | None = None) -> l
 
 
 def run_cells(
-    cells: Iterable[Cell],
+    cells: Iterable[Cell | None],
     work: Work,
     workers: int,
     timeout: float | None,
     watch: Callable[[dict[str, Progress]], None],
     unlimited: bool = False,
+    crew: Crew | None = None,
 ) -> Generator[Ending, None, None]:
     """Run `cells`, at most `workers` at a time, and yield each ending as it comes.
 
-    cells: the next one is asked for when it can begin. work: a module-level function. timeout: seconds a cell may take;
-    unlimited: not one that trains. watch: called a few times a second with what each running cell last told, by its id.
-    Closing the iterator ends the workers. Ctrl-C and SIGTERM, where that raises KeyboardInterrupt, do so between two
-    looks at the workers; the second one at once.
+    cells: the next one is asked for when it can begin; None where none may yet. work: a module-level function. timeout:
+    seconds a cell may take; unlimited: not one that trains. watch: called a few times a second with what each running
+    cell last told, by its id. crew: workers to run them, which stay for others unless something is raised; else some
+    are started, and end with the last cell. Closing the iterator ends the workers. Ctrl-C, SIGTERM and SIGHUP, where
+    they raise KeyboardInterrupt, do so between two looks at the workers; the second one at once. Ctrl-Z stops the
+    workers too.
     """
     waiting, asked = iter(cells), True
-    with (
-        _worker_environment(),
-        tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name,
-        _interrupts_wait() as look,
-    ):
-        crew = _Crew(workers, work, Path(name))
-        try:
-            while asked or crew.running or crew.again:
-                while (asked or crew.again) and len(crew.running) < workers:
-                    cell = crew.again.pop(0) if crew.again else next(waiting, None)
-                    if cell is None:
-                        asked = False
-                        break
-                    if not crew.begin(cell, None if unlimited and cell.trains else timeout):
-                        break
-                done, _ = wait(crew.running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-                look()
-                yield from crew.endings(done)
-                yield from crew.given_up()
-                watch(crew.told())
-            look()
-        finally:
-            crew.stop()
+    crew, own = crew or Crew(workers, work), crew is None
+    with Interrupts() as interrupts, crew.at_work(stay=not own):
+        while asked or crew.running or crew.again:
+            while (asked or crew.again) and len(crew.running) < workers:
+                try:
+                    cell = crew.again.pop(0) if crew.again else next(waiting)
+                except StopIteration:
+                    asked = False
+                    break
+                if cell is None or not crew.begin(cell, None if unlimited and cell.trains else timeout):
+                    break
+            if not crew.running:
+                interrupts.pause(POLL_SECONDS if asked or crew.again else 0.0)
+            done, _ = wait(crew.running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            crew.stood_still(interrupts.look(crew.starts.leaders()))
+            crew.starts.end_families()
+            yield from crew.endings(done)
+            yield from crew.given_up()
+            crew.end_late()
+            watch(crew.told())
+        interrupts.look()
 
 
-class _Crew:
+@dataclass
+class _Running:
+    """A cell that was given to a worker at the time `since`. limit: seconds it may take, from when it was taken up."""
+
+    cell: Cell
+    limit: float | None
+    since: float
+    taken_up: float | None = None
+    late: bool = False
+
+
+class Crew:
     """Worker processes and what they are at: a pool, made anew where it broke. again: cells that none took up yet."""
 
-    def __init__(self, workers: int, work: Work, folder: Path) -> None:
-        self.workers, self.work, self.folder = workers, work, folder
-        self.starts = Starts(folder, _cause_of_death)
-        self.running: dict[Future[Ending], tuple[Cell, float, float | None]] = {}  # since when, and its time limit
+    def __init__(self, workers: int, work: Work) -> None:
+        self.workers, self.work, self.stack = workers, work, ExitStack()
+        self.folder = self.stack.enter_context(temporary_folder("bench-"))
+        self.starts = Starts(self.folder, _cause_of_death)
+        self.running: dict[Future[Ending], _Running] = {}
         self.again: list[Cell] = []
         self.pool = self._pool()
 
@@ -129,13 +142,36 @@ class _Crew:
         given = (os.getpid(), preload, self.starts.door)
         return ProcessPool(max_workers=self.workers, initializer=_start_worker, initargs=given, context=self.starts)
 
+    @contextmanager
+    def at_work(self, stay: bool) -> Iterator[None]:
+        """Inside, workers find their environment. At the end they go, unless they `stay`, where nothing is raised."""
+        with _worker_environment():
+            try:
+                yield
+            except BaseException:
+                self.stop()
+                raise
+            if not stay:
+                self.stop()
+
     def stop(self) -> None:
+        """End the workers, what they run and what that has started."""
+        try:
+            self._end()
+        finally:
+            self.stack.close()
+
+    def _end(self) -> None:
         self.starts.forget()
-        self.pool.stop()  # type: ignore[no-untyped-call]
-        self.pool.join()
+        try:
+            self.pool.stop()  # type: ignore[no-untyped-call]
+            self.pool.join()
+        finally:  # also where that is cut short
+            kill_groups(self.starts.leaders())
+            self.starts.end_families()
 
     def _renew(self) -> None:
-        self.stop()
+        self._end()
         self.pool = self._pool()
 
     def begin(self, cell: Cell, timeout: float | None) -> bool:
@@ -144,23 +180,42 @@ class _Crew:
             if not self.pool.active and not self.running:  # it gives up when a worker dies between two cells
                 self._renew()
             given = (self.work, cell, self.folder / cell.cell_id)
-            future: Future[Ending] = self.pool.schedule(_work_on, args=given, timeout=timeout)
+            future: Future[Ending] = self.pool.schedule(_work_on, args=given)
         except RuntimeError as error:  # no process to be had; or the pool gave up: cells that end open the way
             self.again.insert(0, cell)
             if not self.running:
                 self.starts.refused(error)
             return False
-        self.running[future] = cell, time.monotonic(), timeout
+        self.running[future] = _Running(cell, timeout, time.monotonic())
         return True
+
+    def end_late(self) -> None:
+        """Stop what takes longer than it may, by a clock that nobody sets; pebble's limit goes by the time of day."""
+        now = time.monotonic()
+        for future, run in self.running.items():
+            if run.taken_up is None and future.running():
+                run.taken_up = now
+            if run.limit and run.taken_up is not None and not run.late and now - run.taken_up > run.limit:
+                run.late = future.cancel()
+
+    def stood_still(self, seconds: float) -> None:
+        """Take from the time of all that runs a while in which it was stopped."""
+        for run in self.running.values():
+            run.since += seconds
+            run.taken_up = None if run.taken_up is None else run.taken_up + seconds
 
     def endings(self, done: Iterable[Future[Ending]]) -> Iterator[Ending]:
         """Those of cells that are `done`."""
         for future in done:
-            cell, began, timeout = self.running.pop(future)
-            if isinstance(future.exception(), BrokenProcessPool) and not self.starts.took_up(cell.cell_id):
-                self.again.append(cell)
+            run = self.running.pop(future)
+            seconds = time.monotonic() - (run.taken_up or run.since)
+            if future.cancelled():
+                yield failure(run.cell, "timeout", f"stopped after {run.limit:g} s", seconds)
                 continue
-            ending = _ending(future, cell, time.monotonic() - began, timeout)
+            if isinstance(future.exception(), BrokenProcessPool) and not self.starts.took_up(run.cell.cell_id):
+                self.again.append(run.cell)
+                continue
+            ending = _ending(future, run.cell, seconds)
             if ending.spoiled and not self.running:
                 self._renew()
             yield ending
@@ -169,11 +224,11 @@ class _Crew:
         """Those of cells that no worker takes up, once that was tried often enough."""
         if not (reason := self.starts.failed):
             return
-        for future, (cell, _, _) in list(self.running.items()):
-            if not self.starts.took_up(cell.cell_id):
+        for future, run in list(self.running.items()):
+            if not self.starts.took_up(run.cell.cell_id):
                 future.cancel()
                 del self.running[future]
-                self.again.append(cell)
+                self.again.append(run.cell)
         for cell in self.again:
             yield failure(cell, "crashed", reason, 0.0)
         self.again.clear()
@@ -181,7 +236,8 @@ class _Crew:
 
     def told(self) -> dict[str, Progress]:
         """What each running cell last told, by cell_id."""
-        return {cell.cell_id: _read_progress(self.folder / cell.cell_id) for cell, _, _ in self.running.values()}
+        ids = [run.cell.cell_id for run in self.running.values()]
+        return {cell_id: _read_progress(self.folder / cell_id) for cell_id in ids}
 
 
 def failure(cell: Cell, status: str, reason: str, seconds: float) -> Ending:
@@ -191,12 +247,10 @@ def failure(cell: Cell, status: str, reason: str, seconds: float) -> Ending:
     return Ending(cell, [row], datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"), seconds)
 
 
-def _ending(future: Future[Ending], cell: Cell, seconds: float, timeout: float | None) -> Ending:
+def _ending(future: Future[Ending], cell: Cell, seconds: float) -> Ending:
     error = future.exception()  # asked for, not raised: what ended a cell is not to end this process
     if error is None:
         return future.result()
-    if isinstance(error, TimeoutError):
-        return failure(cell, "timeout", f"stopped after {timeout:g} s", seconds)
     if isinstance(error, ProcessExpired):
         return failure(cell, "crashed", _cause_of_death(error.exitcode), seconds)
     return failure(cell, "crashed", status_of(error)[1], seconds)  # the pool broke, or the result did not travel
@@ -216,37 +270,6 @@ def _read_progress(path: Path) -> Progress:
     except (OSError, ValueError, RecursionError):
         return {}
     return told
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[Callable[[], None]]:
-    """Inside, a signal that would raise KeyboardInterrupt anywhere, perhaps where a lock is held, raises it at a look.
-
-    A look is a call of what this yields.
-    """
-    came: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        came.append(number)
-        if len(came) > 1:
-            raise KeyboardInterrupt
-
-    def look() -> None:
-        if came:
-            raise KeyboardInterrupt
-
-    before: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    for number in [each for each, handler in before.items() if not callable(handler)]:
-        del before[number]  # ignored, or the end of the process
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield look
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -272,22 +295,14 @@ def _start_worker(parent: int, preload: Sequence[str], door: Connection) -> None
 
     What cannot be imported is left to the cell, whose row says so.
     """
-    outlive_readers()
+    outlive_readers(PATIENCE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; the thread below serves other systems
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    lead(parent)
     for module in preload:
         with suppress(BaseException):
             importlib.import_module(module)
     be_ready(door)
-
-
-def _die_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(PARENT_SECONDS)
-    os._exit(1)
 
 
 def _work_on(work: Work, cell: Cell, progress: Path) -> Ending:
@@ -304,11 +319,13 @@ def _work_on(work: Work, cell: Cell, progress: Path) -> Ending:
             last = time.monotonic()
 
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    ours = children()
     try:
         rows = [_in_one_line(row) for row in work(cell, tell)]
     except BaseException as error:  # whatever it is, it is the cell's: nobody else raises anything here
         status, reason = status_of(error)
         rows = [{"status": status, "reason": reason}]
+    end_children(but=ours)
     torch = sys.modules.get("torch")
     threads = in_force() if torch else None
     earlier = max((row.get("earlier_seconds") or 0.0 for row in rows), default=0.0)

@@ -13,6 +13,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from bench.engines.families import kill_groups
+
 TRIES = 3
 LONGEST_PAUSE = 2.0  # seconds before another try
 START_SECONDS = 300.0  # a worker may take to be ready: a slow disk gives torch in minutes
@@ -29,6 +31,7 @@ class Starts:
         self.context, self.folder, self.cause = get_context("spawn"), folder, cause
         self.fresh: dict[BaseProcess, float] = {}  # and when each was made
         self.hung: set[BaseProcess] = set()
+        self.made: set[BaseProcess] = set()  # whose groups are not known to be gone
         self.ready: set[int] = set()  # process ids
         self.listener, self.door = self.context.Pipe(duplex=False)
         self.died, self.reason = 0, ""
@@ -44,7 +47,20 @@ class Starts:
         process = self.context.Process(*given, **named)
         with self.lock:
             self.fresh[process] = time.monotonic()
+            self.made.add(process)
         return process
+
+    def leaders(self) -> list[int]:
+        """Process ids of the workers, which lead groups of their own."""
+        with self.lock:
+            return [process.pid for process in self.made if process.pid is not None]
+
+    def end_families(self) -> None:
+        """End what workers that are gone have left running."""
+        with self.lock:
+            gone = [process for process in self.made if process.exitcode is not None]
+            self.made.difference_update(gone)
+        kill_groups(process.pid for process in gone if process.pid is not None)
 
     def look(self) -> int:
         """How many starts in a row failed until now."""

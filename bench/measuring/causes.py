@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import signal
 from multiprocessing import parent_process
+from pathlib import PurePosixPath
 
 LONGEST_REASON = 500  # characters
+PATH = re.compile(r"(?<![\w:/~.\\-])(?:/[^\s/:;,'\"()\[\]]+){2,}/?")  # an absolute one, of two names or more
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -31,8 +35,14 @@ def words_of(error: BaseException) -> str:
 
 
 def one_line(words: str) -> str:
-    """`words` as a table and a terminal take them: one line of at most LONGEST_REASON characters that UTF-8 has."""
+    """`words` as a table and a terminal take them: one line of at most LONGEST_REASON characters that UTF-8 has.
+
+    Nor does it say where that was: of a path there is its last name, and no name of the machine.
+    """
     line = " ".join(words.strip()[: 10 * LONGEST_REASON].split())  # of ten megabytes not all is looked at
+    line = PATH.sub(lambda found: f".../{PurePosixPath(found[0]).name}", line)
+    if host := platform.node():
+        line = re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "this machine", line)
     return line.encode("utf-8", "backslashreplace").decode()[:LONGEST_REASON]
 
 

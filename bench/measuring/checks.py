@@ -22,6 +22,7 @@ from kernels.blockmask import BlockMask
 from kernels.check import check
 from kernels.problem import GemmProblem, LstmProblem, Problem
 from kernels.registry import BACKENDS
+from kernels.system.programs import run
 
 COLUMNS_OF_X = (1, 7, 33, 100, 300)  # the last is wide enough for the kernels by wgmma
 BATCHES = (1, 7, 33, 100)
@@ -117,7 +118,7 @@ def watched(cell: CheckCell) -> Row:
     options = ["--tool", cell.tool, "--error-exitcode", str(FOUND_STATUS), "--print-limit", "3"]
     command = [sanitizer, *options, sys.executable, "-m", "bench.measuring.checks", json.dumps(settings)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=WATCHED_SECONDS, check=False)
+        done = run(command, WATCHED_SECONDS)
     except subprocess.TimeoutExpired:
         return {"status": "timeout", "reason": f"{SANITIZER} took more than {WATCHED_SECONDS} s"}
     if done.returncode == 0:

@@ -15,10 +15,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from kernels.system.programs import run
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPUTES = (  # what a cell's rows depend on: not the commands, nor where cells run and rows are kept
@@ -41,12 +45,46 @@ def facts(device: str) -> dict[str, Any]:
         "source_hash": source_hash(),
         "device_name": torch.cuda.get_device_name() if on_gpu else processor(),
         "cores": os.cpu_count(),
+        "machine": machine(device),
         "os": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
         "driver": gpu_driver() if on_gpu else "",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "blas": blas(torch.__config__.show()),
     }
+
+
+@cache
+def machine(device: str) -> str:
+    """What times on `device` depend on, as 8 hex digits: two cells with equal ones were timed alike.
+
+    The processor (its maker's name may stand for several), how many of them this process may use, GPUs and their
+    driver, torch with what it brings.
+    """
+    parts = [*_processor_parts(), str(processors()), platform.machine(), version("torch")]
+    if device == "cuda" and (gpus := _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")):
+        parts.append(gpus)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
+
+
+def _processor_parts() -> list[str]:
+    """What Linux says of the first processor that is the same at every start; elsewhere its name."""
+    named = (
+        "vendor_id",
+        "cpu family",
+        "model",
+        "model name",
+        "stepping",
+        "flags",
+        "CPU part",
+        "Features",
+        "cache size",
+    )
+    try:
+        first = Path("/proc/cpuinfo").read_text("utf-8", "replace").split("\n\n")[0]
+    except OSError:
+        return [processor()]
+    return [line for line in first.splitlines() if line.split(":")[0].strip() in named] or [processor()]
 
 
 def revision() -> tuple[str, bool | None]:
@@ -66,10 +104,13 @@ def source_hash(*tops: str, without: str = "") -> str:
     left out.
     """
     digest = hashlib.sha256()
-    named = [ROOT / top for top in tops or COMPUTES]
-    paths = [path for top in named for path in (top, *top.rglob("*")) if _is_source(path)]
-    for path in sorted(path for path in paths if not without or ROOT / without not in path.parents):
-        name = os.fsencode(path.relative_to(ROOT).as_posix())
+    found: dict[Path, Path] = {}
+    for top in tops or COMPUTES:
+        above = _above(top)
+        paths = [path for path in (above / top, *(above / top).rglob("*")) if _is_source(path)]
+        found |= {path.relative_to(above): path for path in paths if not without or above / without not in path.parents}
+    for relative, path in sorted(found.items()):
+        name = os.fsencode(relative.as_posix())
         try:
             content = path.read_bytes()
         except FileNotFoundError:  # removed since it was listed
@@ -79,6 +120,15 @@ def source_hash(*tops: str, without: str = "") -> str:
             continue
         digest.update(b"%s\0%d\0%s" % (name, len(content), content))
     return digest.hexdigest()[:16]
+
+
+def _above(top: str) -> Path:
+    """The folder that `top` is in: on the nodes of a cluster each package may be in one of its own."""
+    if (ROOT / top).exists():
+        return ROOT
+    spec = find_spec(top.partition("/")[0])
+    found = list(spec.submodule_search_locations or ()) if spec is not None else []
+    return Path(found[0]).resolve().parent if found else ROOT
 
 
 def _is_source(path: Path) -> bool:
@@ -136,10 +186,10 @@ def _git(*arguments: str) -> str | None:
 def _output(*command: str, environment: dict[str, str] | None = None) -> str | None:
     """What a command prints, or None where it cannot be run or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, timeout=10, check=True, env=environment)
+        done = run(command, 10.0, environment)
     except (OSError, subprocess.SubprocessError):
         return None
-    return os.fsdecode(done.stdout).strip()
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 QUERIES = ("sm_clock_mhz", "memory_clock_mhz", "temperature_celsius", "power_watts")

@@ -11,7 +11,9 @@ import errno
 import hashlib
 import io
 import os
+import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,12 @@ from bench.cells import Cell, identity
 from bench.schema import SCHEMA_VERSION, STATUSES, arrow_schema
 from kernels.system.cache import checksum_line as checksum_line
 from kernels.system.cache import checksum_of as checksum_of
-from kernels.system.cache import rename
+from kernels.system.cache import rename, to_disk
 
 Row = Mapping[str, Any]
 Moment = tuple[int, int, int] | None
 
+HALF = ".bench-"  # begins the names of files that are being published
 READINGS = 100  # of a table that changes while it is read
 
 
@@ -41,10 +44,13 @@ def to_table(cell: Cell, rows: Sequence[Row], provenance: Row) -> pa.Table:
     schema = arrow_schema(cell.kind)
     settings = cell.canonical().model_dump()
     stable = {"cell_id": identity(cell.kind, settings), "kind": cell.kind, "schema_version": SCHEMA_VERSION}
-    shared = {**stable, **settings, **provenance}
-    full: list[Row] = [{**shared, **row} for row in sorted(rows, key=_epoch_order)]
+    own = {**stable, **settings}
+    full: list[Row] = [{**own, **provenance, **row} for row in sorted(rows, key=_epoch_order)]
     known = frozenset(schema.names)
     for row in full:
+        for name, value in own.items():
+            if row[name] != value:
+                raise ValueError(f"a {cell.kind} row says that {name} is {row[name]!r}, its cell {value!r}")
         for name in row:
             if name not in known:
                 raise ValueError(f"unknown column {name!r} in a {cell.kind} row; accepted: {', '.join(schema.names)}")
@@ -186,18 +192,26 @@ def require_pair(path: Path) -> None:
     require_file(checksum_of(path))
 
 
+def clear_strays(*folders: Path) -> None:
+    """Remove what a kill has left of files that were being published; to be called where nobody else publishes."""
+    for folder in folders:
+        for stray in folder.glob(f"{HALF}*.tmp"):
+            if not stray.is_dir():
+                stray.unlink(missing_ok=True)
+
+
 def publish(path: Path, data: bytes) -> None:
     """All of `data` under `path`, or nothing: hidden temporary file, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)  # what a kill has left, or a pipe that would be waited for
+    temporary = path.with_name(f"{HALF}{secrets.token_hex(4)}.tmp")  # of this call alone: several may publish one file
     try:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            to_disk(file.fileno())
         rename(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, IsADirectoryError):
-            raise IsADirectoryError(error.errno, error.strerror, str(path)) from None
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise type(error)(error.errno, error.strerror, str(path)) from None  # a full disk names no file
         raise

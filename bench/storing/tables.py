@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from bench.cells import Cell
-from bench.storing.parquet import DamagedError, Row, free_name, publish, publish_table, set_table_aside
+from bench.storing.parquet import (
+    DamagedError,
+    Moment,
+    Row,
+    free_name,
+    moment,
+    publish,
+    publish_table,
+    set_table_aside,
+)
 from bench.storing.validation import new_table, stored_tables
 
 
@@ -27,6 +36,8 @@ class Tables:
         self.places = {cell.cell_id: place for place, cell in enumerate(order)}
         self.tables: dict[str, Any] = {}
         self.kinds: dict[str, str] = {}
+        self.dropped: set[str] = set()
+        self.seen: dict[str, Moment] = {}  # what was there of its own tables when they were last read or written
 
     def load(self, folder: str | PathLike[str] | None = None) -> list[str]:
         """Take up what is stored in `folder` (default: its own); a line for everything that is damaged, and left out.
@@ -41,6 +52,8 @@ class Tables:
 
         for path, data, table, wrong in stored_tables(Path(folder or self.folder), damaged):
             names = table["cell_id"].to_pylist()
+            if folder is None:
+                self.seen[path.stem] = moment(path)
             for cell_id in dict.fromkeys(names):
                 rows = [place for place, name in enumerate(names) if name == cell_id]
                 self.tables[cell_id], self.kinds[cell_id] = table.take(rows), path.stem
@@ -69,10 +82,24 @@ class Tables:
         self.write(cell.kind)
 
     def write(self, kind: str) -> None:
-        """Publish one table as it is now; without a cell there is none."""
+        """Publish one table as it is now; without a cell there is none.
+
+        What a run beside this one, that could not be seen, has stored there meanwhile stays.
+        """
+        path = self.folder / f"{kind}.parquet"
+        if moment(path) not in (None, self.seen.get(kind)):
+            self._join(Tables(self.folder, ()), kind)
         ids = [cell_id for cell_id in self.tables if self.kinds[cell_id] == kind]
         ids.sort(key=lambda cell_id: self.places.get(cell_id, len(self.places)))
-        publish_table(self.folder / f"{kind}.parquet", [self.tables[cell_id] for cell_id in ids], self.damaged)
+        publish_table(path, [self.tables[cell_id] for cell_id in ids], self.damaged)
+        self.seen[kind] = moment(path)
+
+    def _join(self, others: Tables, kind: str) -> None:
+        """Take up the cells that are stored under `others` and unknown here."""
+        others.load(self.folder)
+        for cell_id, stored in others.kinds.items():
+            if stored == kind and cell_id not in self.tables and cell_id not in self.dropped:
+                self.take(cell_id, others)
 
     def take(self, cell_id: str, other: Tables) -> None:
         """Take over the rows of one cell from other tables; `write` publishes them."""
@@ -81,6 +108,7 @@ class Tables:
     def drop(self, cell_id: str) -> None:
         """Leave out a cell; `write` publishes the table without it."""
         del self.tables[cell_id], self.kinds[cell_id]
+        self.dropped.add(cell_id)
 
     def rows(self, cell: Cell) -> list[dict[str, Any]]:
         """What is stored of a cell; nothing where it is not finished."""

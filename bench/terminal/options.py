@@ -74,6 +74,16 @@ def count(option: str, told: str) -> Any:
     return typer.Option(parser=parse, metavar="COUNT", help=told)
 
 
+def shard(given: Any) -> tuple[int, int]:
+    """(i, n) of 'i/n'."""
+    place, _, of = str(given).partition("/")
+    if not (place.isdecimal() and of.isdecimal() and len(of) < 6 and 1 <= int(place) <= int(of) <= MOST):
+        raise refusal(
+            "--shard", given, "is no part of a whole", f"I/N with I from 1 to N, as 2/4, and N up to {MOST:,}"
+        )
+    return int(place), int(of)
+
+
 def one_of(option: str, told: str, *names: str) -> Any:
     def parse(given: Any) -> str:
         if given not in names:
@@ -136,6 +146,31 @@ Results = Annotated[Path, folder("--results", A_SWEEP_EACH)]
 Workers = Annotated[int | None, count("--workers", "training cells side by side; default: as many as fit the cores")]
 Timeout = Annotated[float, seconds("--timeout", "seconds a cell may take, 1 or more", least=1)]
 Retry = Annotated[bool, typer.Option("--retry", help="also run again every stored cell that did not end ok")]
+PART = "run a part of the cells, as 2/4: every fourth from the second on; the others elsewhere, or beside it in RESULTS"
+ShardOf = Annotated[Any, typer.Option(parser=shard, metavar="I/N", help=PART)]
+AGAIN = "show it again and again while a run is at work, with the time left, until all is stored"
+Watch = Annotated[bool, typer.Option("--watch", help=AGAIN)]
+BESIDE = (
+    "run beside other runs that say so too, here or on machines with the same folder; none begins what another is at"
+)
+Share = Annotated[bool, typer.Option("--share", help=BESIDE)]
+ENGINES = (
+    "where cells run: here, on a Ray cluster, or in array jobs of SLURM (pip install 'block-sparse-bench[ray,slurm]')"
+)
+EngineName = Annotated[str, one_of("--engine", ENGINES, "local", "ray", "slurm")]
+Jobs = Annotated[int, count("--jobs", "jobs of the array, with --engine slurm")]
+ASKED = "KEY=VALUE of a job, as partition=gpu or time=60, with --engine slurm; may be repeated"
+Slurm = Annotated[list[str], typer.Option("--slurm", metavar="KEY=VALUE", help=ASKED)]
+JOINED = "of the Ray cluster, as 10.0.0.1:6379 or auto; default: one of this machine alone, for this run"
+Address = Annotated[str | None, typer.Option("--address", metavar="ADDRESS", help=JOINED)]
+READ = "folders of results, or URLs of --mirror, that are read and stay as they are"
+Sources = Annotated[list[str], typer.Argument(help=READ)]
+SENT = "URL that each cell is sent to, too, as s3://bucket/results (with the package that fsspec needs for it)"
+MirrorUrl = Annotated[str | None, typer.Option("--mirror", metavar="URL", help=SENT)]
+MIXED = "let timings of several machines, or library versions, stand in one table"
+MixMachines = Annotated[bool, typer.Option("--mix-machines", help=MIXED)]
+MEND = "set aside what is damaged, remove what is half written, write the tables from the cells"
+Repair = Annotated[bool, typer.Option("--repair", help=MEND)]
 EVERY = "seconds between two checkpoints of a cell that trains; it goes on from the last"
 CheckpointSeconds = Annotated[float, seconds("--checkpoint-seconds", EVERY)]
 QUIET = "seconds to wait for a machine that is busy with other work, before anything is timed"

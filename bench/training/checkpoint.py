@@ -28,7 +28,7 @@ from typing import Any, Protocol, TypeVar
 
 from bench.cells import TrainCell
 from bench.measuring.machine import processor, source_hash
-from bench.storing.parquet import publish
+from bench.storing.parquet import clear_strays, publish
 from kernels.system.cache import read as regular
 from kernels.system.resources import in_words
 
@@ -43,6 +43,8 @@ CONTINUED = (
     "out_of_memory",
     "failed",
 )  # endings that a retry goes on from, where a checkpoint was left
+
+END_OF_SESSION = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
 
 State = dict[str, Any]
 Batch = TypeVar("Batch")
@@ -105,21 +107,23 @@ class Checkpoints:
     largest: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "folder", Path(self.folder))
+        object.__setattr__(self, "folder", Path(self.folder).absolute())  # a worker may be elsewhere
 
     def path(self, cell_id: str) -> Path:
         return self.folder / f"{cell_id}.pt"
 
     def discard(self, cell_ids: Iterable[str]) -> None:
-        """Remove the checkpoints of cells, and what a kill may have left half written."""
+        """Remove the checkpoints of cells."""
         for cell_id in cell_ids:
-            path = self.path(cell_id)
-            path.unlink(missing_ok=True)
-            path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
+            self.path(cell_id).unlink(missing_ok=True)
 
     def tidy(self) -> None:
-        """Remove the folder where nothing is left in it; to be called when no cell runs."""
+        """Remove what a kill has left half written, and the folder where nothing is left in it.
+
+        To be called when no cell runs.
+        """
         with suppress(OSError):
+            clear_strays(self.folder)
             self.folder.rmdir()
 
 
@@ -167,13 +171,13 @@ class Keeper:
     def left(self, batches: Iterable[Batch], state: Callable[[], State], stopped: Stopped) -> Iterator[Batch]:
         """The batches of the epoch that are not done yet; after each of them the run may be put aside.
 
-        state: what there is to put aside. stopped: entered meanwhile. SIGTERM ends the process once the batch is done
-        and put aside.
+        state: what there is to put aside. stopped: entered meanwhile. SIGTERM and SIGHUP end the process once the batch
+        is done and put aside.
         """
         if self.checkpoints is None:
             yield from batches
             return
-        with self._asked_by_sigterm():
+        with self._asked_by_signals():
             for batch in islice(batches, self.windows, None):
                 yield batch
                 self.windows += 1
@@ -201,8 +205,8 @@ class Keeper:
         self.saved = time.monotonic() if again else math.inf
 
     @contextmanager
-    def _asked_by_sigterm(self) -> Iterator[None]:
-        """Inside, SIGTERM only asks."""
+    def _asked_by_signals(self) -> Iterator[None]:
+        """Inside, SIGTERM and SIGHUP, where that is not ignored, only ask."""
         if threading.current_thread() is not threading.main_thread():
             yield  # only there signals are handled
             return
@@ -210,11 +214,13 @@ class Keeper:
         def ask(*_: object) -> None:
             self.asked = True
 
-        before = signal.signal(signal.SIGTERM, ask)
+        asking = [signal.SIGTERM, *(each for each in END_OF_SESSION if signal.getsignal(each) != signal.SIG_IGN)]
+        before = {number: signal.signal(number, ask) for number in asking}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def surroundings(cell: TrainCell) -> dict[str, str]:
@@ -243,6 +249,15 @@ def write(path: Path, made_for: Mapping[str, str], state: State, largest: int = 
         raise ValueError(f"{path.name} would have {len(data) / 2**20:.0f} MiB; kept are up to {largest / 2**20:g} MiB")
     path.parent.mkdir(parents=True, exist_ok=True)
     publish(path, hashlib.sha256(data).digest() + data)
+
+
+def whole(path: Path) -> bool:
+    """Whether the bytes of a checkpoint are those that were written, for whatever it was made."""
+    try:
+        content = regular(path, own=False)
+    except (OSError, ValueError):
+        return False
+    return hashlib.sha256(content[DIGEST_BYTES:]).digest() == content[:DIGEST_BYTES]
 
 
 def read(path: Path, made_for: Mapping[str, str]) -> State:

@@ -55,7 +55,7 @@ def ways(problem: GemmProblem) -> dict[str, Way]:
 
 def has_onednn(left: Tensor) -> bool:
     """Whether torch has oneDNN's product for such a matrix."""
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    there = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return there and left.device.type == "cpu" and left.dtype == torch.float32
 
 

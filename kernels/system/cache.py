@@ -10,17 +10,17 @@ anew.
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
 import hashlib
 import json
 import os
 import secrets
-import shutil
 import stat
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,12 +28,14 @@ import filelock
 
 from kernels.system.folders import NAME, OTHERS_WRITE, PRIVATE, doubt, make_private, user_cache
 from kernels.system.resources import in_words, shown
+from kernels.system.temporary import temporary_folder
 
 T = TypeVar("T")
 
 SEAL = "sha256"
 DEEPEST = 20  # levels of JSON: of what is kept here nothing has half as many
 POSIX = os.name == "posix"
+UNKNOWN = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})  # to a file system
 # Neither a link nor a pipe nor a device is followed, or waited for.
 AT_ONCE = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -70,11 +72,12 @@ def cache_folder() -> Path:
 @functools.cache
 def _temporary_folder() -> Path:
     """A folder of this process, gone with it."""
-    folder, owner = Path(tempfile.mkdtemp(prefix=f"{NAME}-")), os.getpid()
+    stack, owner = ExitStack(), os.getpid()
+    folder = stack.enter_context(temporary_folder(f"{NAME}-"))
 
     def remove() -> None:
         if os.getpid() == owner:  # not a fork
-            shutil.rmtree(folder, ignore_errors=True)
+            stack.close()
 
     atexit.register(remove)
     return folder
@@ -149,7 +152,7 @@ def settle(fresh: Path, path: Path, mode: int = 0o600) -> None:
     try:
         if POSIX:
             os.fchmod(handle, mode)
-        os.fsync(handle)
+        to_disk(handle)
     finally:
         os.close(handle)
     make_way(path)
@@ -160,12 +163,21 @@ def rename(fresh: Path, path: Path) -> None:
     """Give a file whose content is on the disk its name, and see that the name gets there too."""
     fresh.replace(path)
     if POSIX:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # some file systems know no such thing of a folder
+        with suppress(OSError):  # some file systems know no such thing of a folder
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
                 os.fsync(folder)
-        finally:
-            os.close(folder)
+            finally:
+                os.close(folder)
+
+
+def to_disk(handle: int) -> None:
+    """Wait until what was written to an open file is on the disk, where the file system knows how to."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNKNOWN:
+            raise
 
 
 def publish(path: Path, data: bytes) -> None:

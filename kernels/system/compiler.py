@@ -32,7 +32,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernels.system.cache import cache_folder, found_or_made, is_kept, keep, set_aside
+from kernels.system.programs import run
 from kernels.system.resources import ResourceError, in_words, is_lack, shown
+from kernels.system.temporary import temporary_folder
 
 HOW_TO_GET_ONE = "install g++ or clang++, set CXX, or pip install ziglang"
 COMPILE_SECONDS = 300
@@ -108,7 +110,7 @@ def _run(command: list[str], folder: Path) -> str:
     }
     program = Path(command[0]).name
     try:
-        done = _done(command, environment)
+        done = run(command, COMPILE_SECONDS, environment)
     except subprocess.TimeoutExpired:
         raise ResourceError(f"{program} took more than {COMPILE_SECONDS} s") from None
     except OSError as error:
@@ -119,24 +121,6 @@ def _run(command: list[str], folder: Path) -> str:
             raise ResourceError(f"{program}: {lack} (compiled in {shown(folder)})")
         raise CompileError(next((line for line in lines if "error" in line), lines[0]))
     return done.stdout
-
-
-def _done(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """`command` run to its end. Where it is cut short its own children end too, for they would hold the pipes."""
-    posix = os.name == "posix"
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        encoding="utf-8", errors="replace", env=environment, start_new_session=posix,
-    ) as process:  # fmt: skip
-        try:
-            out, err = process.communicate(timeout=COMPILE_SECONDS)
-        except BaseException:
-            with suppress(OSError):
-                if posix:
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.kill()
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def _ended(status: int) -> str:
@@ -190,8 +174,8 @@ def _build(command: list[str], source: Path, defines: tuple[str, ...], options: 
         return None
 
     def compiled() -> Library:
-        with tempfile.TemporaryDirectory(prefix=".compiling-", dir=folder) as temporary:
-            fresh = Path(temporary) / path.name
+        with temporary_folder(".compiling-", folder) as temporary:
+            fresh = temporary / path.name
             _run([*command, *arguments, str(source), "-o", str(fresh)], folder)
             keep(fresh, path)
         try:

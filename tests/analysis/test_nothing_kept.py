@@ -28,6 +28,8 @@ from analysis.realised import amdahl, over_seeds
 from analysis.reporting.execution import NOTEBOOKS
 from bench.cells import TrainCell
 
+pytestmark = pytest.mark.examples  # they draw, or read all that is committed
+
 Sweep = Callable[..., Path]
 NONSENSE = re.compile(r"∞|\binf\b|\bnan\b|\bnan%|inf×|nan×", re.IGNORECASE)
 FOUR_BLOCKS = {"m": 32, "k": 32, "n": 8, "block_size": 16}
@@ -114,7 +116,6 @@ def test_the_figures_and_tables_of_the_readme(folder: Path, words: list[str], tm
     assert nonsense([*words, *(line for text in texts for line in text.splitlines())]) == []
 
 
-@pytest.mark.examples
 @pytest.mark.parametrize("name", [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb"))])
 def test_every_cell_of_the_notebooks(
     folder: Path, words: list[str], name: str, monkeypatch: pytest.MonkeyPatch

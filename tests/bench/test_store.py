@@ -217,7 +217,7 @@ def test_the_checksum_file_has_the_form_of_sha256sum(store: Store) -> None:
 
 def test_stray_temporary_files_go(store: Store) -> None:
     fill(store)
-    strays = [store.cells / ".x.parquet.tmp", store.folder / ".gemm.parquet.tmp"]
+    strays = [store.cells / ".bench-01234567.tmp", store.folder / ".bench-89abcdef.tmp"]
     for stray in strays:
         stray.write_bytes(b"half")
     assert len(store.finished()) == 4

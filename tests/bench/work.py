@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,71 @@ def look_around(cell: Cell, tell: Tell) -> list[Row]:
     settings = [os.environ.get("MALLOC_MMAP_MAX_"), os.environ.get("MALLOC_TRIM_THRESHOLD_")]
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     return rows_of(cell, reason=f"alone={alone} malloc={settings} ignores_interrupt={ignored}")
+
+
+def leave_children(cell: Cell, tell: Tell) -> list[Row]:
+    """Start a program that starts another and outlives it: seed 0 ends well, 1 waits too long, 2 is killed."""
+    note = Path(os.environ["BENCH_TEST_FOLDER"]) / f"{cell.seed}.children"
+    subprocess.Popen(["sh", "-c", f"sleep 1000 & echo $! >> {note}; echo $$ >> {note}; wait"])
+    while not note.exists() or len(note.read_text().split()) < 2:
+        time.sleep(0.01)
+    if cell.seed == 1:
+        time.sleep(60)
+    if cell.seed == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rows_of(cell)
+
+
+def meddle(cell: Cell, tell: Tell) -> list[Row]:
+    """Rows that say they are another cell's."""
+    return rows_of(cell, **({"seed": 99} if cell.seed == 0 else {"cell_id": "abc"}))
+
+
+def note(cell: Cell, tell: Tell) -> list[Row]:
+    """Leave a file for each time that a cell runs."""
+    (Path(os.environ["BENCH_TEST_FOLDER"]) / f"{cell.seed}.{os.getpid()}.{time.monotonic_ns()}").touch()
+    time.sleep(0.05)
+    return rows_of(cell)
+
+
+def poison(cell: Cell, tell: Tell) -> list[Row]:
+    """Seed 1 kills the process that started its worker."""
+    if cell.seed == 1:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    return rows_of(cell)
+
+
+def say_who_is_beside(cell: Cell, tell: Tell) -> list[Row]:
+    """Which other cells run at the same time on the node that this one runs on."""
+    node = Path(os.environ["BENCH_TEST_FOLDER"]) / os.environ.get("RAY_NODE_ID", str(os.environ.get("RAY_RAYLET_PID")))
+    node.mkdir(exist_ok=True)
+    mine = node / f"{cell.seed}"
+    mine.touch()
+    time.sleep(0.6)
+    beside = [path.name for path in node.iterdir() if path != mine]
+    mine.unlink()
+    return rows_of(cell, reason=" ".join(beside))
+
+
+def end_well(cell: Cell, tell: Tell) -> list[Row]:
+    """Rows of any kind of cell."""
+    return ended_ok(cell)
+
+
+def end_ill(cell: Cell, tell: Tell) -> list[Row]:
+    """Six faults, by seed; all else is well."""
+    match cell.seed:
+        case 1:
+            return [{"status": "diverged", "reason": "the loss is NaN in epoch 1"}]
+        case 4:
+            raise ValueError("injected")
+        case 7:
+            time.sleep(1000)
+        case 11:
+            raise MemoryError
+        case 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case 17:
+            os._exit(3)
+    return rows_of(cell)

@@ -38,6 +38,8 @@ from analysis.reporting import sections
 from analysis.study import Part
 from bench.cells import StorageCell
 
+pytestmark = pytest.mark.examples  # they draw, or read all that is committed
+
 SLACK = 2.0  # pixels
 
 
@@ -256,7 +258,6 @@ def test_the_check_sees_a_line_through_words_and_one_that_leaves() -> None:
 SWEEPS = sorted(folder.name for folder in REFERENCE.iterdir() if tables_in(folder))
 
 
-@pytest.mark.examples
 @pytest.mark.parametrize("name", SWEEPS)
 def test_the_figures_of_the_committed_results_can_be_read_and_are_those_beside_the_tables(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

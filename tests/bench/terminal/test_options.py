@@ -47,11 +47,17 @@ NUMBERS: dict[tuple[str, str], tuple[str, ...]] = {  # command, option: more tha
     ("run", "--checkpoint-seconds"): (),
     ("campaign", "--checkpoint-mib"): (),
     ("campaign", "--together"): ("0", "1.5", "10001"),
+    ("run", "--jobs"): ("0", "1.5", "10001"),
 }
-NAMES = {(command, "--device"): ("", "gpu", "CPU", "cuda ", "x" * 10_000) for command in ("campaign", "tune")}
+COUNTS = ("--workers", "--together", "--jobs")
+ACCEPTED = {"--device": "accepted: cuda, cpu", "--engine": "accepted: local, ray, slurm"}
+NAMES = {
+    **{(command, "--device"): ("", "gpu", "CPU", "cuda ", "x" * 10_000) for command in ("campaign", "tune")},
+    ("run", "--engine"): ("", "Ray", "slurm ", "x" * 10_000),
+}
 # What becomes of a path: missing, a folder, a file, a folder that is shut, a path in a file.
 PATHS = {
-    **{(command, "--results"): (0, 0, 3, 3, 3) for command in ("plan", "run", "show", "columns")},
+    **{(command, "--results"): (0, 0, 3, 3, 3) for command in ("plan", "run", "show", "fsck", "columns")},
     ("campaign", "--out"): (0, 0, 3, 3, 3),
     ("campaign", "--resume-from"): (2, 0, 2, 2, 2),
     ("tune", "--out"): (0, 2, 0, 2, 3),
@@ -59,7 +65,15 @@ PATHS = {
     ("yardsticks", "--out"): (0, 0, 3, 3, 3),
 }
 STATES = ("missing", "folder", "file", "shut", "in a file")
-FLAGS = {("plan", "--retry"), ("run", "--retry"), ("campaign", "--background"), ("campaign", "--give-way")}
+FLAGS = {
+    *(("plan", "--retry"), ("run", "--retry"), ("run", "--share"), ("show", "--watch"), ("fsck", "--repair")),
+    *((command, "--mix-machines") for command in ("run", "campaign", "merge")),
+    *(("campaign", "--background"), ("campaign", "--give-way")),
+}
+ELSEWHERE = {  # tests/bench/test_merge.py, tests/bench/engines
+    *(("plan", "--shard"), ("run", "--shard"), ("run", "--mirror"), ("merge", "--results")),
+    *(("run", "--address"), ("run", "--slurm")),
+}
 
 
 def options() -> dict[tuple[str, str], Any]:
@@ -88,7 +102,8 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             return []
 
     monkeypatch.setattr(bench.run, "run_sweep", record)
-    monkeypatch.setattr(bench.run, "make_plan", lambda *_: Nothing())
+    monkeypatch.setattr(bench.run, "run_jobs_of", record)
+    monkeypatch.setattr(bench.run, "make_plan", lambda *_, **__: Nothing())
     monkeypatch.setattr(bench.campaign, "run_campaign", record)
     monkeypatch.setattr(bench.campaign, "run_tuner", record)
     return calls
@@ -107,6 +122,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
             arguments += [*BUDGET, *CPU, "--out", "out/x"]
         if command == "columns":
             arguments += ["--results", "written"]
+        if option == "--jobs":
+            arguments += ["--engine", "slurm", "--slurm", "time=60"]
         with pytest.raises(SystemExit) as ended:
             app([command, *arguments, option, value])  # of an option given twice the last counts
         return (int(ended.value.code or 0), *capsys.readouterr())
@@ -115,7 +132,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_every_option_is_tried() -> None:
-    assert options().keys() == NUMBERS.keys() | NAMES.keys() | PATHS.keys() | FLAGS
+    assert options().keys() == NUMBERS.keys() | NAMES.keys() | PATHS.keys() | FLAGS | ELSEWHERE
 
 
 @pytest.mark.parametrize(("command", "option"), NUMBERS)
@@ -133,7 +150,7 @@ def test_a_number_that_cannot_be_meant_is_one_line(
 def test_a_number_at_its_bounds_is_taken(
     command: str, option: str, run: Callable[..., Any], begun: list[dict[str, Any]]
 ) -> None:
-    whole = option in ("--workers", "--together")
+    whole = option in COUNTS
     for value in ("1", "10000") if whole else ("1", "1e8" if option != "--checkpoint-mib" else "1e7", " 2.5 "):
         status, _, err = run(command, option, value)
         assert (status, err) == (0, "")
@@ -150,7 +167,7 @@ def test_a_device_that_there_is_not_is_one_line(
 ) -> None:
     for value in NAMES[command, option]:
         status, out, err = run(command, option, value)
-        assert (status, out) == (2, "") and err.count("\n") == 1 and "accepted: cuda, cpu" in err and len(err) < 200
+        assert (status, out) == (2, "") and err.count("\n") == 1 and ACCEPTED[option] in err and len(err) < 200
     assert begun == []
 
 
@@ -214,3 +231,17 @@ def test_a_campaign_from_python_does_not_pass_over_a_missing_folder(tmp_path: Pa
     with pytest.raises(FileExistsError, match=r"tuned\.json is a folder"):
         bench.campaign.run_tuner([load(file)], tmp_path / "tuned.json", 9.0, "cpu")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", [
+    ("--engine", "ray", "--workers", "2"), ("--engine", "ray", "--jobs", "2"), ("--jobs", "2"), ("--slurm", "time=1"),
+    ("--address", "auto"), ("--engine", "slurm", "--slurm", "time=1", "--shard", "1/2"),
+    ("--engine", "slurm", "--slurm", "time=1", "--retry"), ("--engine", "slurm", "--jobs", "2"),
+])  # fmt: skip
+def test_an_option_that_an_engine_has_no_use_for_is_refused(
+    given: tuple[str, ...], begun: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one.toml").write_text('kind = "gemm"\n[base]\nbackend = "reference"\n')
+    with pytest.raises(SystemExit) as ended:
+        app(["run", str(tmp_path / "one.toml"), *given])
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1 and begun == []

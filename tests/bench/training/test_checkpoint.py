@@ -502,11 +502,11 @@ def test_a_direct_run_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_checkpoints_are_discarded_with_what_was_half_written(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path / "folder")
     checkpoints.folder.mkdir()
-    for name in ("a.pt", ".a.pt.tmp", "b.pt"):
+    for name in ("a.pt", ".bench-01234567.tmp", "b.pt"):
         (checkpoints.folder / name).touch()
     checkpoints.discard(["a", "c"])
-    assert [path.name for path in checkpoints.folder.iterdir()] == ["b.pt"]
     checkpoints.tidy()
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["b.pt"]
     assert checkpoints.path("b").exists()
     checkpoints.discard(["b"])
     checkpoints.tidy()

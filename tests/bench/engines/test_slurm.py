@@ -1,0 +1,96 @@
+"""A sweep as an array job: submitit's local executor runs the jobs here, as SLURM does on its nodes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench.engines.slurm import FOLDER, run_on_slurm
+from bench.store import Store
+from kernels.system.resources import ResourceError
+
+pytest.importorskip("submitit", reason="needs submitit: pip install 'block-sparse-bench[slurm]'")
+
+pytestmark = [pytest.mark.kills, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[3]
+TINY = 'kind = "gemm"\n[base]\nthreads = 1\nm = 32\nk = 32\nn = 2\nblock_size = 8\nbackend = "torch_bsr"\n'
+TRAINS = (
+    'kind = "train"\n[base]\ntrain_tokens = 40000\neval_tokens = 1000\nembedding_size = 16\nhidden_size = 32\n'
+    "num_layers = 1\nepochs = 2000\nthreads = 1\n[axes]\nseed = [0, 1]\n"
+)
+
+
+def command(file: Path, results: Path, *more: str) -> list[str]:
+    line = [sys.executable, "-m", "bench", "run", str(file), "--results", str(results), "--engine", "slurm"]
+    return [*line, "--jobs", "2", "--slurm", "cluster=local", *more]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_jobs_share_a_sweep_and_the_run_tells_how_it_ended(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(f"{TINY}[axes]\nseed = {list(range(6))}\n")
+    done = subprocess.run(command(file, tmp_path / "results"), env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 jobs submitted; what they say is in" in done.stdout and "6 of 6 cells ok" in done.stdout
+    folder = tmp_path / "results" / "tiny"
+    assert len(Store(folder).finished()) == 6 and Store(folder).read("gemm").num_rows == 6
+    said = "".join(path.read_text() for path in (folder / FOLDER).rglob("*.out"))
+    assert said.count("] ok in ") == 6, "a cell ran twice, or never"
+    again = subprocess.run(command(file, tmp_path / "results"), env=environment(), capture_output=True, text=True)
+    assert again.returncode == 0 and "submitted" not in again.stdout
+
+
+def test_ctrl_c_ends_the_jobs_and_what_trains_is_put_aside(tmp_path: Path) -> None:
+    file, results = tmp_path / "trains.toml", tmp_path / "results"
+    file.write_text(TRAINS)
+    with subprocess.Popen(
+        command(file, results, "--checkpoint-seconds", "3"), env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as run:  # fmt: skip
+        checkpoints = results / "trains" / ".checkpoints"
+        deadline = time.monotonic() + 120
+        while len(list(checkpoints.glob("*.pt"))) < 2:
+            assert time.monotonic() < deadline and run.poll() is None
+            time.sleep(0.2)
+        run.send_signal(signal.SIGINT)
+        out, _ = run.communicate(timeout=120)
+    assert run.returncode == 130 and "interrupted: 0 of 2 cells are stored" in out, out
+    deadline = time.monotonic() + 60
+    while any("trains.toml" in " ".join(_line(process)) for process in psutil.process_iter()):
+        assert time.monotonic() < deadline, "a job outlived the run"
+        time.sleep(0.2)
+    assert len(list(checkpoints.glob("*.pt"))) == 2
+
+
+def _line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_where_there_is_no_slurm_a_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ResourceError, match=r"\ASLURM takes no job: [^\n]+\Z"):
+        run_on_slurm([], tmp_path / "sweep", 1, {}, lambda: (0, 0))
+
+
+@pytest.mark.parametrize("given", ["partition", "=gpu", "time=", "a b=c"])
+def test_an_option_that_is_none_is_refused(given: str, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(TINY)
+    line = command(file, tmp_path / "results", "--slurm", given)
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--slurm: " in done.stderr
+    assert not (tmp_path / "results").exists()
