@@ -302,13 +302,15 @@ def test_timings_of_the_same_are_equal_and_a_slowdown_is_seen(full: bool, tell: 
         while time.perf_counter() < until:
             pass
 
-    times, slow = (200, 20) if full else (10, 2)
+    if not full:
+        pytest.skip("times, with nothing beside it: nox -s chaos")
+    times, slow = 200, 20
     with pinned_threads(1):
         alarms = sum(_differs(call, call) for _ in range(times))
         seen = sum(_differs(slower, call) for _ in range(slow))
     tell(f"timing: A/A {times} times, a slowdown of 20 % {slow} times", f"{alarms} false alarms, {seen} seen")
     assert seen >= 0.95 * slow
-    assert alarms <= max(1, 0.05 * times)
+    assert alarms <= 0.05 * times
 
 
 def _differs(one: Callable[[], None], other: Callable[[], None]) -> bool:
