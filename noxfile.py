@@ -126,7 +126,12 @@ def examples(session: nox.Session) -> None:
 @nox.session
 def kills(session: nox.Session) -> None:
     """Kill runs, campaigns and nodes and go on with them (about 6 minutes): nox -s kills [-- PYTEST ARGS]."""
-    run(session, *SIDE_BY_SIDE, "kills", "tests/bench", "tests/chaos", *session.posargs)
+    cluster = "tests/bench/engines/test_cluster.py"  # whose nodes need the processors when they start
+    run_all(
+        session,
+        (*SIDE_BY_SIDE, "kills", "tests/bench", "tests/chaos", "--ignore", cluster, *session.posargs),
+        (*PYTEST, "-m", "kills", cluster, *session.posargs),
+    )
 
 
 @nox.session

@@ -11,13 +11,16 @@ import errno
 import hashlib
 import io
 import os
+import platform
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -200,9 +203,24 @@ def clear_strays(*folders: Path) -> None:
                 stray.unlink(missing_ok=True)
 
 
+@cache
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _clear_of_the_dead(folder: Path) -> None:
+    """Remove what processes of this machine that are gone have left half written."""
+    for stray in folder.glob(f"{HALF}{_host()}-*.tmp"):
+        pid = stray.name.removeprefix(HALF).split("-")[1]
+        if not (pid.isdecimal() and psutil.pid_exists(int(pid))):
+            stray.unlink(missing_ok=True)
+
+
 def publish(path: Path, data: bytes) -> None:
     """All of `data` under `path`, or nothing: hidden temporary file, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f"{HALF}{secrets.token_hex(4)}.tmp")  # of this call alone: several may publish one file
+    _clear_of_the_dead(path.parent)
+    half = f"{HALF}{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    temporary = path.with_name(half)  # of this call alone: several may publish one file
     try:
         with temporary.open("xb") as file:
             file.write(data)

@@ -23,7 +23,7 @@ from bench.models.registry import MODELS
 from bench.pruning.finalize import FinalModel, finalize
 from bench.pruning.pruner import Pruner
 from bench.run import make_plan
-from bench.storing.parquet import checksum_of, publish, require_file
+from bench.storing.parquet import _host, checksum_of, publish, require_file
 from bench.sweep import Sweep
 from bench.train import train_cell
 
@@ -91,6 +91,15 @@ def test_several_publish_one_file_at_once(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "fsync", fsync)
     publish(path, b"mine")
     assert inside and path.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_process_that_is_gone_has_left_half_written_goes(tmp_path: Path) -> None:
+    """Not another machine's, nor a living process's."""
+    kept = [tmp_path / f".bench-{_host()}-{os.getpid()}-01234567.tmp", tmp_path / ".bench-89abcdef-1-01234567.tmp"]
+    for path in (*kept, tmp_path / f".bench-{_host()}-99999999-01234567.tmp"):
+        path.touch()
+    publish(tmp_path / "table", b"whole")
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / "table"])
 
 
 @in_the_way
