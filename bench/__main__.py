@@ -121,6 +121,16 @@ def _sweeps(names: Iterable[str]) -> Iterator[list[Sweep]]:
 
 
 @contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does, from its beginning to its end."""
+    with _one_line_errors():
+        from bench.engines.driver import terminable
+
+        with terminable():
+            yield
+
+
+@contextmanager
 def _text_is_all() -> Iterator[None]:
     """Where a command makes nothing but what it prints, that is not lost in silence."""
     from bench.terminal.output import lost_text
@@ -185,13 +195,15 @@ def run(
     checkpoint. A checkpoint that is damaged, or was made by other sources, another torch, processor, thread count or
     text, is not used, and a line says so. What timed out, crashed, failed or ran out of memory goes on with --retry.
     """
-    with _sweeps([name]) as (sweep,):
+    with _stoppable(), _sweeps([name]) as (sweep,):
         from bench.engines.driver import Terms
         from bench.run import Shard, run_jobs_of, run_sweep
         from bench.terminal.output import be_hasty
 
         be_hasty()
         terms = Terms(timeout=timeout, wait_quiet=wait_quiet)
+        if mirror is not None and not mirror.strip():
+            raise ending("--mirror: '' is empty; accepted: a URL", BAD_INPUT)
         given = {
             "--address": address is not None, "--jobs": jobs != 1, "--slurm": bool(slurm), "--shard": shard != (1, 1),
             "--share": share, "--retry": retry, "--workers": workers is not None, "--wait-quiet": wait_quiet > 0,
@@ -257,6 +269,8 @@ def merge(name: Name, sources: Sources, results: Results = HERE, mix_machines: M
     with _sweeps([name]) as (sweep,):
         from bench.merge import merge as merged
 
+        for source in (source for source in sources if not source.strip()):
+            raise ending(f"SOURCES: {source!r} is empty; accepted: folders of results, or URLs", BAD_INPUT)
         status = merged(sweep, sources, results, mix_machines)
     raise typer.Exit(status)
 

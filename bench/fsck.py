@@ -43,7 +43,7 @@ def check(sweep: Sweep, folder: Path, repair: bool = False, say: Callable[[str],
                 say(f"{path} moved to {set_aside(path, found.store.damaged)}; its cell trains anew")
             clear_strays(*found.places)
             found.store.compact(sweep.cells)
-    elif found.damaged:
+    elif found.damaged and found.scanned:
         say(f"nothing was changed; --repair sets aside what is damaged: {number(found.damaged, 'file')}")
     return DAMAGED if found.damaged else 0
 

@@ -49,10 +49,11 @@ def merge(
             stack.enter_context(fetched(str(source), sweep.name)) if is_url(str(source)) else Path(source)
             for source in sources
         ]
-        return _merge(sweep, [folder_of(each, sweep) for each in here], results, mix_machines, say)
+        folders = [folder_of(each, sweep) for each in here]
+        return _merge(sweep, dict(zip(map(str, sources), folders, strict=True)), results, mix_machines, say)
 
 
-def _merge(sweep: Sweep, folders: Sequence[Path], results: Path, mix_machines: bool, say: Say) -> int:
+def _merge(sweep: Sweep, folders: dict[str, Path], results: Path, mix_machines: bool, say: Say) -> int:
     store = Store(results / sweep.name)
     with store.lock() as repairs:
         for line in repairs:
@@ -61,8 +62,8 @@ def _merge(sweep: Sweep, folders: Sequence[Path], results: Path, mix_machines: b
         require_own(sweep, store.folder, finished.keys(), "--results")
         claim(store.folder, sweep)
         found = _Merged(sweep, finished, say)
-        for folder in folders:
-            found.read(folder)
+        for source, folder in folders.items():
+            found.read(folder, source)
         if not mix_machines:
             found.require_one_machine()
         for cell_id, table in found.taken.items():
@@ -86,8 +87,8 @@ class _Merged:
         self.wrong = 0
         self.results: dict[str, Any] = {}
 
-    def read(self, folder: Path) -> None:
-        """Take over what a folder has better."""
+    def read(self, folder: Path, source: str) -> None:
+        """Take over what a folder has better. source: how its user calls it."""
         better, foreign = 0, 0
         for stored, table in self._cells(folder):
             cell_id = stored.cell_id
@@ -101,7 +102,7 @@ class _Merged:
                 self.finished[cell_id], self.taken[cell_id] = stored, table
                 better += 1
         more = f"; {number(foreign, 'cell')} of no such sweep left there" if foreign else ""
-        self.say(f"{folder}: {number(better)} taken over{more}")
+        self.say(f"{source}: {number(better)} taken over{more}")
 
     def _cells(self, folder: Path) -> Iterator[tuple[Stored, Any]]:
         """The intact cells of a folder: of its shards, and of tables where those have more."""

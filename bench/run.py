@@ -19,7 +19,7 @@ from rich.table import Table
 
 from bench.cells import KINDS, Cell, Row, is_training, number
 from bench.data.corpus import DataError, data_dir, load_data
-from bench.engines.driver import Job, Terms, run_jobs, say, terminable
+from bench.engines.driver import Job, LeftError, Terms, run_jobs, say, terminable
 from bench.engines.estimate import Pace, spoken
 from bench.engines.local import run_cells
 from bench.engines.origin import claim, require_own
@@ -106,6 +106,16 @@ class Plan:
                 "timings of two do not compare; choose another --results, or --mix-machines"
             )
 
+    def left(self, workers: int | None = None) -> str:
+        """What is to run, how long that takes, and by what one knows that."""
+        if not self.todo:
+            return "to run: 0"
+        pace = self.pace()
+        rough = "a rough figure from the number of operations"
+        basis = f"from {number(pace.cells, 'stored cell')}" if pace.cells else rough
+        seconds = pace.seconds(self.todo, training_workers(self.todo, workers))
+        return f"to run: {len(self.todo)}, about {spoken(seconds)} ({basis})"
+
     def lines(self, workers: int | None = None) -> list[str]:
         """The plan in words."""
         kinds = Counter(cell.kind for cell in self.sweep.cells)
@@ -114,17 +124,7 @@ class Plan:
         if self.shard.of > 1:
             lines.append(f"shard {self.shard}: {len(self.cells)} of them")
         lines.append(f"stored: {len(self.stored)}" + (f" ({counted(statuses)})" if statuses else ""))
-        if self.todo:
-            pace = self.pace()
-            basis = (
-                f"from {number(pace.cells, 'stored cell')}"
-                if pace.cells
-                else "a rough figure from the number of operations"
-            )
-            seconds = pace.seconds(self.todo, training_workers(self.todo, workers))
-            lines.append(f"to run: {len(self.todo)}, about {spoken(seconds)} ({basis})")
-        else:
-            lines.append("to run: 0")
+        lines.append(self.left(workers))
         lines += [*memory_lines(self.todo, training_workers(self.todo, workers)), *needs_lines(self.todo)]
         lines += warnings(self.todo)
         if self.halfway:
@@ -203,7 +203,7 @@ def run_sweep(
     """
     store = Store(Path(results) / sweep.name)
     checkpoints = Checkpoints(store.folder / FOLDER, checkpoint_seconds)
-    claims = Claims(store.folder) if share else None
+    claims = Claims(store.folder) if share or shard.of > 1 else None
     mirror = Mirror(mirror_url, sweep.name, say) if mirror_url else None
     with store.lock(str(shard), share) as repairs, claims.held() if claims else nullcontext():
         plan = make_plan(sweep, results, retry, store, shard)
@@ -223,12 +223,11 @@ def run_sweep(
             together = replace(terms, together=training_workers(plan.todo, workers))
             ended = run_jobs(jobs, together, plan.pace(), checkpoints=checkpoints, names=labels(sweep.cells))
             plan, terms = make_plan(sweep, results, store=store, shard=shard), replace(terms, wait_quiet=None)
-            if ended.interrupted or claims is None or not plan.todo:
+            left = [cell for cell in plan.todo if cell.cell_id not in shelf.elsewhere]
+            if ended.interrupted or claims is None or not left:
                 break
             if not told:
-                say(
-                    f"waiting for {number(len(plan.todo))} of other runs: one that is gone {LOST_SECONDS:g} s loses its"
-                )
+                say(f"waiting for {number(len(left))} of other runs: one that is gone {LOST_SECONDS:g} s loses its")
             told = True
             if not _waited(OTHERS_SECONDS):
                 ended = ended._replace(interrupted=True)
@@ -244,6 +243,12 @@ def run_sweep(
     if ended.interrupted:
         print(f"interrupted: {len(plan.stored)} of {len(plan.cells)} cells are stored; run again to go on")
         return 130
+    if shelf.elsewhere:
+        where = ", ".join(sorted(set(shelf.elsewhere.values())))
+        raise UnusableError(
+            f"{number(len(shelf.elsewhere))} left to the machine that timed the others of their kind ({where}): "
+            "timings of two do not compare; go on there, or with --mix-machines"
+        )
     return _summary(plan, store)
 
 
@@ -315,16 +320,19 @@ class _Shelf:
     ) -> None:
         self.store, self.plan, self.claims, self.mirror = store, plan, claims, mirror
         self.mix_machines = mix_machines
+        self.elsewhere: dict[str, str] = {}  # cells that another machine is to time, by its name
         self.written, self.cost = time.monotonic(), 0.0
 
     def taken(self, cell: Cell) -> tuple[str, str] | None:
         """Whether another run has stored a cell meanwhile, or is at it: `Job.refusal`."""
         if self.claims is not None and not self.claims.claim(cell.cell_id):
             return "", ""
-        if self.store.is_shared and (
-            self.store.newer(cell, self.plan.stored.get(cell.cell_id))
-            or self._timed_elsewhere(cell, machine(cell.device))
-        ):
+        if not self.store.is_shared:
+            return None
+        there = self.store.newer(cell, self.plan.stored.get(cell.cell_id))
+        if not there and (other := self._timed_elsewhere(cell, machine(cell.device))):
+            self.elsewhere[cell.cell_id] = other
+        if there or cell.cell_id in self.elsewhere:
             if self.claims is not None:
                 self.claims.done(cell.cell_id)
             return "", ""
@@ -345,7 +353,9 @@ class _Shelf:
     def put(self, cell: Cell, rows: Sequence[Row], provenance: Row) -> None:
         here = provenance.get("machine")
         if here and all(row["status"] == "ok" for row in rows) and (other := self._timed_elsewhere(cell, here)):
-            raise ValueError(
+            if self.claims is not None:
+                self.claims.done(cell.cell_id)
+            raise LeftError(
                 f"others of its kind were timed on another machine ({other}), and --mix-machines was not said"
             )
         path = self.store.put(cell, rows, provenance)
@@ -437,7 +447,15 @@ def print_cells(plan: Plan) -> None:
 
 def watch_cells(plan_now: Callable[[], Plan]) -> None:
     """Show how far a sweep is and the cells that began last, again and again, until all are stored or Ctrl-C."""
-    console = Console(highlight=False, markup=False)
+    console, told = Console(highlight=False, markup=False), -1
+    while not console.is_terminal:
+        plan = plan_now()
+        if len(plan.stored) != told:
+            told = len(plan.stored)
+            print(f"{told} of {len(plan.cells)} stored; {plan.left()}", flush=True)
+        if not plan.todo:
+            return
+        time.sleep(WATCH_SECONDS)
     with Live(console=console, auto_refresh=False) as live:
         while True:
             plan = plan_now()

@@ -143,6 +143,9 @@ class Store:
         name, hint = f"{LOCK}-{part}" if part else LOCK, "; wait for it, or choose another --results"
         with locked(self.folder, hint, name) as unseen:
             others = [self.folder / LOCK] if part else list(self.folder.glob(f"{LOCK}-*"))
+            for stale in self.folder.glob(f"{LOCK}-share-*") if share and not unseen else ():
+                with suppress(LockedError), locked(self.folder, "", stale.name):  # left by a kill
+                    stale.unlink(missing_ok=True)
             for other in [] if unseen else others:  # first its own, then those of others: of two at once, none goes on
                 with locked(self.folder, hint, other.name, LOOK_SECONDS if part else 0.0):  # several may look at once
                     pass

@@ -88,6 +88,10 @@ class Ended(NamedTuple):
     interrupted: bool
 
 
+class LeftError(Exception):
+    """What a cell gave is not to be stored; it is left for another run, and one line says why."""
+
+
 class SpentError(Exception):
     """The time is up while a cell is running: stored nowhere it runs again, from its checkpoint where it has one."""
 
@@ -176,10 +180,16 @@ class _Drive:
     def _affordable(self, jobs: Sequence[Job[Any]], workers: int) -> Iterator[Cell | None]:
         """The cells to run, each when it can begin; None while there is no room for the rows of those that ended."""
         for job in jobs:
-            while self.unstored:
-                self._store_again()
-                yield None
-            refused = job.refusal()
+            while True:
+                while self.unstored:
+                    self._store_again()
+                    yield None
+                try:
+                    refused = job.refusal()
+                    break
+                except OSError as error:
+                    self._no_room(error)
+                    yield None
             if refused == ("", ""):
                 continue
             if refused:
@@ -206,13 +216,18 @@ class _Drive:
         try:
             self._store(ending, workers)
         except OSError as error:
-            if not is_of_disk(error):
-                raise
-            if not self.unstored:
-                self.refused = self.tried = time.monotonic()
-                why = f"{in_words(error)}: nothing more begins until what ended is stored"
-                self.display.line(f"{why}; tried for {spoken(STORE_SECONDS)}")
+            self._no_room(error)
             self.unstored.append((ending, workers))
+
+    def _no_room(self, error: OSError) -> None:
+        """Say it once. `error` where it is of another kind, or there was no room for STORE_SECONDS."""
+        now = time.monotonic()
+        if not is_of_disk(error) or (self.refused and now - self.refused >= STORE_SECONDS):
+            raise error
+        if not self.refused:
+            self.refused = self.tried = now
+            why = f"{in_words(error)}: nothing more begins until what ended is stored"
+            self.display.line(f"{why}; tried for {spoken(STORE_SECONDS)}")
 
     def _store_again(self) -> None:
         """Store what is kept, where that is possible now. OSError once it was not for STORE_SECONDS."""
@@ -225,12 +240,17 @@ class _Drive:
                 self._store(*self.unstored[0])
                 self.unstored.pop(0)
         except OSError as error:
-            if not is_of_disk(error) or now - self.refused >= STORE_SECONDS:
-                raise
+            self._no_room(error)
 
     def _store(self, ending: Ending, workers: int) -> None:
         cell = ending.cell
-        told = [publish_ending(job.tables, ending, workers) for job in self.left[cell.cell_id]]
+        try:
+            told = [publish_ending(job.tables, ending, workers) for job in self.left[cell.cell_id]]
+        except LeftError as why:
+            self.display.line(f"not stored: {cell.kind} {cell.cell_id}: {why}")
+            del self.left[cell.cell_id]
+            return
+        self.refused = 0.0
         del self.left[cell.cell_id]
         status, reason = told[0]
         self.display.ended(cell, status, reason, ending.seconds)

@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kernels.system.resources import is_of_disk
-
 FOLDER = "claims"
 BEAT_SECONDS = 10.0
 LOST_SECONDS = 60.0
@@ -46,7 +44,7 @@ class Claims:
                 self._give_back(path)
 
     def claim(self, cell_id: str) -> bool:
-        """Claim a cell; whether that succeeded. It does not where there is no room for it."""
+        """Claim a cell; whether that succeeded. OSError where it cannot be said, for want of room or of permission."""
         path = self.folder / cell_id
         for _ in range(2):
             try:
@@ -56,16 +54,12 @@ class Claims:
                 if not self._take_from_the_lost(path):
                     return False
                 continue
-            except OSError as error:
-                if not is_of_disk(error):
-                    raise
-                return False
             try:
                 with os.fdopen(handle, "w") as file:
                     file.write(f"{self.name}\n")
             except OSError:
                 path.unlink(missing_ok=True)
-                return False
+                raise
             self.mine.add(path)
             return True
         return False

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ import work
 from bench import store as storing
 from bench.campaign import run_campaign
 from bench.cells import Cell, GemmCell, TrainCell
-from bench.engines.driver import Terms
+from bench.engines.driver import LeftError, Terms
 from bench.fsck import check
 from bench.merge import merge
 from bench.run import Shard, UnusableError, _Shelf, make_plan, run_sweep
@@ -198,8 +199,6 @@ def test_a_claim_of_who_is_gone_is_taken_over(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_claim_is_kept_while_its_run_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
     monkeypatch.setattr(claiming, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(claiming, "LOST_SECONDS", 0.5)
     mine, theirs = Claims(tmp_path), Claims(tmp_path)
@@ -327,7 +326,12 @@ def test_two_machines_that_share_a_sweep_time_it_on_one(tmp_path: Path, monkeypa
     shelf.store.is_shared = True
     assert shelf.taken(TIMED.cells[1]) == ("", "")
     assert _Shelf(shelf.store, shelf.plan, None, None, True).taken(TIMED.cells[1]) is None
-    with pytest.raises(ValueError, match="were timed on another machine"):
+    assert set(shelf.elsewhere) == {TIMED.cells[1].cell_id}
+    with pytest.raises(UnusableError, match="3 cells left to the machine that timed the others of their kind"):
+        run(TIMED, tmp_path, shard=Shard(2, 2))
+    with pytest.raises(UnusableError, match=r"3 timings in [^\n]+ of another machine or other libraries"):
+        run(TIMED, tmp_path, share=True)
+    with pytest.raises(LeftError, match="were timed on another machine"):
         shelf.put(TIMED.cells[1], work.rows_of(TIMED.cells[1]), PROVENANCE | {"machine": "another"})
     shelf.put(TIMED.cells[1], [{"status": "failed", "reason": "x"}], PROVENANCE | {"machine": "another"})
 
@@ -345,5 +349,28 @@ def test_a_claim_needs_no_folder_and_room_is_no_reason_to_end(tmp_path: Path, mo
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "open", full)
-            assert not mine.claim("b")
+            with pytest.raises(OSError, match="No space left"):
+                mine.claim("b")
         assert mine.claim("b")
+
+
+def test_a_run_that_shares_waits_for_room_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, began = Claims.claim, time.monotonic()
+
+    def claim(claims: Claims, cell_id: str) -> bool:
+        if time.monotonic() - began < 1.0:
+            raise OSError(errno.ENOSPC, "No space left on device", "claims")
+        return real(claims, cell_id)
+
+    monkeypatch.setattr(Claims, "claim", claim)
+    assert run(TRAINED, tmp_path, share=True) == 0
+    assert capsys.readouterr().out.count("No space left on device: claims: nothing more begins") == 1
+
+
+def test_locks_of_runs_that_were_killed_do_not_pile_up(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    (folder / ".lock-share-0123").touch()
+    assert run(TRAINED, tmp_path, share=True) == 0 and not list(folder.glob(".lock-share-*"))
