@@ -7,8 +7,9 @@ left half written is removed, and the tables are written from the cells.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.cells import number
 from bench.engines.origin import RETIRED, origin, require_own
@@ -36,8 +37,11 @@ def check(sweep: Sweep, folder: Path, repair: bool = False, say: Callable[[str],
         say(f"nothing was changed: no cells lie in {found.store.cells}, from which tables could be written")
     elif repair:
         require_own(sweep, folder, found.store.finished().keys(), "--results")
+        tables = list(stored_tables(folder, lambda *_: None))
         with found.store.lock() as repairs:
             for line in repairs:
+                say(line)
+            for line in _restored(sweep, found.store, tables):
                 say(line)
             for path in (path for path in found.checkpoints if path.is_file() and not whole(path)):
                 say(f"{path} moved to {set_aside(path, found.store.damaged)}; its cell trains anew")
@@ -46,6 +50,17 @@ def check(sweep: Sweep, folder: Path, repair: bool = False, say: Callable[[str],
     elif found.damaged and found.scanned:
         say(f"nothing was changed; --repair sets aside what is damaged: {number(found.damaged, 'file')}")
     return DAMAGED if found.damaged else 0
+
+
+def _restored(sweep: Sweep, store: Store, tables: Sequence[tuple[Path, bytes, Any, list[str]]]) -> Iterator[str]:
+    """Take cells of the sweep that are stored in tables alone, as those whose own file is damaged, from there."""
+    missing = {cell.cell_id for cell in sweep.cells} - store.finished().keys()
+    for path, _, table, _ in tables:
+        names = table["cell_id"].to_pylist()
+        for cell_id in missing & set(names):
+            store.adopt(cell_id, table.take([place for place, name in enumerate(names) if name == cell_id]))
+        if there := len(missing & set(names)):
+            yield f"{number(there)} taken from {path.name}, where their rows are intact"
 
 
 class _Found:
@@ -75,7 +90,7 @@ class _Found:
         intact = [stored for stored in self.scanned.values() if isinstance(stored, Stored)]
         here = [stored for stored in intact if stored.cell_id in ours]
         stored = {each.cell_id for each in here}
-        yield f"cells: {len(stored)} of {len(ours)} intact in {self.store.cells}"
+        yield f"cells: {len(stored)} of {len(ours)} stored and intact in {self.store.cells}"
         for error in (each for each in self.scanned.values() if isinstance(each, DamagedError)):
             self.damaged += 1
             yield f"damaged: {error}"

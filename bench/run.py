@@ -227,7 +227,10 @@ def run_sweep(
             if ended.interrupted or claims is None or not left:
                 break
             if not told:
-                say(f"waiting for {number(len(left))} of other runs: one that is gone {LOST_SECONDS:g} s loses its")
+                say(
+                    f"waiting for {number(len(left))} that other runs are at; one that is gone for {LOST_SECONDS:g} s "
+                    "loses what it is at to this one"
+                )
             told = True
             if not _waited(OTHERS_SECONDS):
                 ended = ended._replace(interrupted=True)
@@ -463,10 +466,11 @@ def watch_cells(plan_now: Callable[[], Plan]) -> None:
             table = Table("begun (UTC)", "status", "cell", "key figures", box=None, pad_edge=False)
             cells = {cell.cell_id: cell for cell in plan.cells}
             room = max(1, console.height - len(lines) - 3)
-            for stored in sorted(plan.stored.values(), key=lambda stored: stored.started_at)[-room:]:
+            newest = sorted(plan.stored.values(), key=lambda stored: stored.started_at, reverse=True)
+            for stored in newest[:room]:
                 cell = cells[stored.cell_id]
                 table.add_row(stored.started_at[:19], stored.status, names[cell.cell_id], key_figures(cell, stored))
-            live.update(Group(table, *lines), refresh=True)
+            live.update(Group(*lines, table), refresh=True)
             if not plan.todo:
                 return
             time.sleep(WATCH_SECONDS)

@@ -33,6 +33,8 @@ from bench.storing.parquet import (
     DamagedError,
     Moment,
     Row,
+    checksum_line,
+    checksum_of,
     clear_strays,
     free_name,
     from_parquet,
@@ -184,6 +186,7 @@ class Store:
             if alone:
                 self.replaced.mkdir(exist_ok=True)
                 publish(place := free_name(path, self.replaced), data)
+                publish(checksum_of(place), checksum_line(place, data).encode())
                 lines.append(f"{path} has rows of {number(len(alone))} not in {self.cells}: kept as {place}")
         return lines
 

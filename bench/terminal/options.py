@@ -150,16 +150,12 @@ PART = "run a part of the cells, as 2/4: every fourth from the second on; the ot
 ShardOf = Annotated[Any, typer.Option(parser=shard, metavar="I/N", help=PART)]
 AGAIN = "show it again and again while a run is at work, with the time left, until all is stored"
 Watch = Annotated[bool, typer.Option("--watch", help=AGAIN)]
-BESIDE = (
-    "run beside other runs that say so too, here or on machines with the same folder; none begins what another is at"
-)
+BESIDE = "run beside others that share it too, once on each machine with that folder; none begins what another is at"
 Share = Annotated[bool, typer.Option("--share", help=BESIDE)]
-ENGINES = (
-    "where cells run: here, on a Ray cluster, or in array jobs of SLURM (pip install 'block-sparse-bench[ray,slurm]')"
-)
+ENGINES = "where cells run: here, on a Ray cluster (the extra ray), or in array jobs of SLURM (the extra slurm)"
 EngineName = Annotated[str, one_of("--engine", ENGINES, "local", "ray", "slurm")]
 Jobs = Annotated[int, count("--jobs", "jobs of the array, with --engine slurm")]
-ASKED = "KEY=VALUE of a job, as partition=gpu or time=60, with --engine slurm; may be repeated"
+ASKED = "KEY=VALUE of a job, as partition=gpu or time=60 (minutes); cluster=local runs the jobs here; may be repeated"
 Slurm = Annotated[list[str], typer.Option("--slurm", metavar="KEY=VALUE", help=ASKED)]
 JOINED = "of the Ray cluster, as 10.0.0.1:6379 or auto; default: one of this machine alone, for this run"
 Address = Annotated[str | None, typer.Option("--address", metavar="ADDRESS", help=JOINED)]

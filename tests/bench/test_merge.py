@@ -214,7 +214,7 @@ def test_fsck_names_every_kind_of_file_and_repairs(tmp_path: Path, capsys: pytes
     capsys.readouterr()
     assert check(TRAINED, folder) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"cells: 6 of 6 intact in {folder / 'cells'}",
+        f"cells: 6 of 6 stored and intact in {folder / 'cells'}",
         "train.parquet: 6 cells intact",
     ]
     first, second, *_ = sorted((folder / "cells").glob("*.parquet"))
@@ -231,7 +231,8 @@ def test_fsck_names_every_kind_of_file_and_repairs(tmp_path: Path, capsys: pytes
     said = capsys.readouterr().out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     for words in (
-        "cells: 5 of 6 intact", f"damaged: {first} is damaged", f"damaged: {folder / 'train.parquet'} is damaged",
+        "cells: 5 of 6 stored and intact", f"damaged: {first} is damaged",
+        f"damaged: {folder / 'train.parquet'} is damaged",
         "foreign: 1 cell not in", "checkpoints: 0 of 1 intact", "half written, by a run that was killed",
         "nothing was changed; --repair sets aside what is damaged: 3 files",
     ):  # fmt: skip
@@ -374,3 +375,15 @@ def test_locks_of_runs_that_were_killed_do_not_pile_up(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / ".lock-share-0123").touch()
     assert run(TRAINED, tmp_path, share=True) == 0 and not list(folder.glob(".lock-share-*"))
+
+
+def test_a_repair_takes_what_only_the_table_has_intact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(TRAINED, tmp_path) == 0
+    folder = tmp_path / "sweep"
+    before = Store(folder).read("train")
+    path = sorted((folder / "cells").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert check(TRAINED, folder, repair=True) == 1
+    assert "1 cell taken from train.parquet, where their rows are intact" in capsys.readouterr().out
+    assert check(TRAINED, folder) == 0 and Store(folder).read("train").equals(before)
+    assert make_plan(TRAINED, tmp_path).todo == ()
