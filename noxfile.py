@@ -95,7 +95,7 @@ def notebooks(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests but builds, examples and kills (about 9 minutes on 2 cores): nox -s tests [-- PYTEST ARGS].
+    """Run the tests but builds, examples and kills (4 to 8 minutes on 2 cores): nox -s tests [-- PYTEST ARGS].
 
     First side by side, then those that must be alone.
     """
