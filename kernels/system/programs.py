@@ -7,10 +7,13 @@ hold its pipes and go on.
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import psutil
+
+END_SECONDS = 5.0  # what the system may take to end what was killed
 
 
 def run(
@@ -34,10 +37,21 @@ def run(
 
 
 def end(pid: int) -> None:
-    """Kill a process and all that it started, as far as they are there."""
+    """Kill a process and all that it started, as far as they are there, and wait until none runs."""
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         process.suspend()  # so that it starts no more meanwhile
-        for each in [*process.children(recursive=True), process]:
+        family = [*process.children(recursive=True), process]
+        for each in family:
             with suppress(psutil.Error):
                 each.kill()
+        until = time.monotonic() + END_SECONDS
+        while any(map(_runs, family)) and time.monotonic() < until:
+            time.sleep(0.005)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether a process runs; one that is dead and that nobody has asked for yet does not."""
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
