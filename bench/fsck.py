@@ -17,7 +17,7 @@ from bench.measuring.machine import source_hash
 from bench.schema import COLUMNS
 from bench.store import Store, Stored
 from bench.storing.parquet import HALF, DamagedError, clear_strays, set_aside
-from bench.storing.validation import stored_tables
+from bench.storing.validation import by_cell, stored_tables
 from bench.sweep import Sweep
 from bench.training.checkpoint import FOLDER, Checkpoints, whole
 
@@ -56,11 +56,11 @@ def _restored(sweep: Sweep, store: Store, tables: Sequence[tuple[Path, bytes, An
     """Take cells of the sweep that are stored in tables alone, as those whose own file is damaged, from there."""
     missing = {cell.cell_id for cell in sweep.cells} - store.finished().keys()
     for path, _, table, _ in tables:
-        names = table["cell_id"].to_pylist()
-        for cell_id in missing & set(names):
-            store.adopt(cell_id, table.take([place for place, name in enumerate(names) if name == cell_id]))
-        if there := len(missing & set(names)):
-            yield f"{number(there)} taken from {path.name}, where their rows are intact"
+        there = {cell_id: rows for cell_id, rows in by_cell(table).items() if cell_id in missing}
+        for cell_id, rows in there.items():
+            store.adopt(cell_id, rows)
+        if there:
+            yield f"{number(len(there))} taken from {path.name}, where their rows are intact"
 
 
 class _Found:

@@ -19,7 +19,7 @@ from bench.schema import columns
 from bench.store import Store, Stored
 from bench.storing.mirror import fetched, is_url
 from bench.storing.parquet import DamagedError
-from bench.storing.validation import stored_tables
+from bench.storing.validation import by_cell, stored_tables
 from bench.sweep import Sweep
 
 LISTED = 20  # cells whose results differ, named
@@ -116,10 +116,9 @@ class _Merged:
         for path, _, table, lines in stored_tables(folder, lambda _, error: self._tell(f"{error}; left there")):
             for line in lines:
                 self._tell(f"{path} is damaged: {line}; left there")
-            names = table["cell_id"].to_pylist()
-            for cell_id in dict.fromkeys(name for name in names if name not in seen):
-                rows = table.take([place for place, name in enumerate(names) if name == cell_id])
-                yield store.stored(rows, path), rows
+            for cell_id, rows in by_cell(table).items():
+                if cell_id not in seen:
+                    yield store.stored(rows, path), rows
 
     def _compare(self, here: Stored, other: Stored, table: Any) -> None:
         """Say where two runs of one cell have different results; they may, with other sources or on another machine."""

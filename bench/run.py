@@ -211,14 +211,16 @@ def run_sweep(
         checkpoints.discard(stale(plan))
         for line in [*repairs, *plan.lines(workers)]:
             say(line)
-        if not mix_machines and terms.engine is run_cells:  # else what runs them is asked when they are stored
+        here = terms.engine is run_cells
+        alone = here and not store.is_shared  # so that this look is enough; else each cell is looked at, too
+        if not mix_machines and here:
             plan.require_one_machine(store.folder)
         if mirror is not None:
             mirror.send(*(stored.path for stored in plan.stored.values()))
         check_datasets(plan.todo)
         told = False
         while True:
-            shelf = _Shelf(store, plan, claims, mirror, mix_machines)
+            shelf = _Shelf(store, plan, claims, mirror, mix_machines or alone)
             jobs = [Job(cell, shelf, partial(shelf.taken, cell)) for cell in sorted(plan.todo, key=_trains)]
             together = replace(terms, together=training_workers(plan.todo, workers))
             ended = run_jobs(jobs, together, plan.pace(), checkpoints=checkpoints, names=labels(sweep.cells))
@@ -242,17 +244,13 @@ def run_sweep(
             if not ended.interrupted:
                 raise ResourceError(why)
             say(why)
-    plan = make_plan(sweep, results, store=store, shard=shard)
-    if ended.interrupted:
-        print(f"interrupted: {len(plan.stored)} of {len(plan.cells)} cells are stored; run again to go on")
-        return 130
-    if shelf.elsewhere:
+    if shelf.elsewhere and not ended.interrupted:
         where = ", ".join(sorted(set(shelf.elsewhere.values())))
         raise UnusableError(
             f"{number(len(shelf.elsewhere))} left to the machine that timed the others of their kind ({where}): "
             "timings of two do not compare; go on there, or with --mix-machines"
         )
-    return _summary(plan, store)
+    return _summary(make_plan(sweep, results, store=store, shard=shard), store, ended.interrupted)
 
 
 def run_jobs_of(
@@ -290,11 +288,7 @@ def run_jobs_of(
             interrupted = True
     with store.lock(share=True):
         store.compact(sweep.cells)
-    plan = make_plan(sweep, results, store=store)
-    if interrupted:
-        print(f"interrupted: {len(plan.stored)} of {len(plan.cells)} cells are stored; run again to go on")
-        return 130
-    return _summary(plan, store)
+    return _summary(make_plan(sweep, results, store=store), store, interrupted)
 
 
 def _trains(cell: Cell) -> bool:
@@ -403,7 +397,10 @@ def stale(plan: Plan) -> list[str]:
     return [name for name, stored in plan.stored.items() if name not in left and stored.status not in CONTINUED]
 
 
-def _summary(plan: Plan, store: Store) -> int:
+def _summary(plan: Plan, store: Store, interrupted: bool) -> int:
+    if interrupted:
+        print(f"interrupted: {len(plan.stored)} of {len(plan.cells)} cells are stored; run again to go on")
+        return 130
     cells, of_shard = plan.cells, f" of shard {plan.shard}" if plan.shard.of > 1 else ""
     statuses = Counter(stored.status for stored in plan.stored.values())
     failed = failures(statuses.elements())

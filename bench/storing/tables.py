@@ -24,7 +24,7 @@ from bench.storing.parquet import (
     publish_table,
     set_table_aside,
 )
-from bench.storing.validation import new_table, stored_tables
+from bench.storing.validation import by_cell, new_table, stored_tables
 
 
 class Tables:
@@ -51,12 +51,10 @@ class Tables:
             lines.append(f"{error}; {self._put_away(path, own=folder is None)}; its cells run again")
 
         for path, data, table, wrong in stored_tables(Path(folder or self.folder), damaged):
-            names = table["cell_id"].to_pylist()
             if folder is None:
                 self.seen[path.stem] = moment(path)
-            for cell_id in dict.fromkeys(names):
-                rows = [place for place, name in enumerate(names) if name == cell_id]
-                self.tables[cell_id], self.kinds[cell_id] = table.take(rows), path.stem
+            for cell_id, rows in by_cell(table).items():
+                self.tables[cell_id], self.kinds[cell_id] = rows, path.stem
             if wrong:
                 more = f" and {len(wrong) - 1} more cells" if len(wrong) > 1 else ""
                 where = self._put_away(path, own=folder is None, data=data)

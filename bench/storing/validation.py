@@ -48,6 +48,14 @@ def stored_tables(
             yield path, data, table, wrong
 
 
+def by_cell(table: pa.Table) -> dict[str, pa.Table]:
+    """The rows of each cell of a table, in the order of their first ones."""
+    places: dict[str, list[int]] = {}
+    for place, cell_id in enumerate(table["cell_id"].to_pylist()):
+        places.setdefault(cell_id, []).append(place)
+    return {cell_id: table.take(rows) for cell_id, rows in places.items()}
+
+
 def whole_table(data: bytes, kind: str, path: Path) -> tuple[pa.Table, list[str]]:
     """(the intact cells of a table under today's schema, a line for every other). DamagedError where there are none."""
     table = conform(parsed(data, path), kind, path)
