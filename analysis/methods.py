@@ -155,9 +155,10 @@ def narrowings(final: pd.DataFrame) -> pd.DataFrame:
     """One row per setting of `runs.runs` whose finished models were measured, with and without their dead units.
 
     live_share: units that are live, of all in the layers; units: as live_units, of the first seed. inference, narrowed:
-    speedup over the dense model as pruned and with the dead units removed, medians of pairs, over seeds. Bytes are
-    means; final_bytes and narrowed_bytes are of the pruned weights. Of language models and classifiers alike; these
-    have their error rate too, as `methods` has it, and layer_bytes, narrowed_layer_bytes of all hidden weights.
+    speedup over the dense model as pruned and with the dead units removed, medians of pairs, over seeds; equal: that of
+    a dense network of equal_units, which stores as many weights, where it was measured. Bytes are means; final_bytes
+    and narrowed_bytes are of the pruned weights. Of language models and classifiers alike; these have their error rate
+    too, as `methods` has it, and layer_bytes, narrowed_layer_bytes of all hidden weights.
     """
     names = ("live_units", "inference_ms", "inference_narrowed_ms")
     nothing = pd.DataFrame(columns=[*SETTING, "reached"])
@@ -174,13 +175,14 @@ def narrowings(final: pd.DataFrame) -> pd.DataFrame:
                 ("inference", "inference_dense_ms", "inference_ms"),
                 ("narrowed", "inference_narrowed_dense_ms", "inference_narrowed_ms"),
             )
-        }
+        } | {"equal": _of_equal_weights(part)["speedup"].tolist()}
         rows.append(
             {
                 **dict(zip(SETTING, key, strict=True)),
                 "seeds": len(part),
                 "units": list(part["live_units"].iloc[0]),
                 "narrowed_units": list(part["narrowed_units"].iloc[0]),
+                "equal_units": float(part["equal_units"].astype(float).mean()) if "equal_units" in part else NAN,
                 "live_share": units / float((part["num_layers"] * part["hidden_size"]).sum()),
                 **{name: stats.ratio_interval(found) for name, found in speedups.items()},
                 **{name: float(part[name].mean()) for name in ("dense_bytes", "final_bytes", "narrowed_bytes")},
@@ -196,6 +198,32 @@ def narrowings(final: pd.DataFrame) -> pd.DataFrame:
     if not rows:
         return nothing
     return pd.DataFrame(rows).sort_values([*SETTING[1:], "variant"], ignore_index=True)
+
+
+def _of_equal_weights(final: pd.DataFrame) -> pd.DataFrame:
+    """network, hidden_size (of the pruned one), equal_units, speedup: of each run that timed such a dense network."""
+    if "inference_equal_ms" not in final or final["inference_equal_ms"].isna().all():
+        return pd.DataFrame(columns=["network", "hidden_size", "equal_units", "speedup"])
+    timed = final[final["inference_equal_ms"].notna()]
+    pairs = zip(timed["inference_equal_dense_ms"], timed["inference_equal_ms"], strict=True)
+    speedups = [_speedup(dense, own) for dense, own in pairs]
+    return timed.assign(network=_networks(timed), speedup=speedups)[
+        ["network", "hidden_size", "equal_units", "speedup"]
+    ]
+
+
+def smaller(final: pd.DataFrame) -> pd.DataFrame:
+    """One row per width of a dense network that was timed beside pruned ones which store as many weights.
+
+    network, as `methods` has it; beside: units of the large network; hidden_size: its own; speedup: over the large one
+    dense, medians of pairs, over the runs that it was timed in.
+    """
+    timed = _of_equal_weights(final)
+    rows = [
+        {"network": network, "beside": beside, "hidden_size": width, "speedup": stats.ratio_interval(list(part))}
+        for (network, beside, width), part in timed.groupby(["network", "hidden_size", "equal_units"])["speedup"]
+    ]
+    return pd.DataFrame(rows, columns=["network", "beside", "hidden_size", "speedup"])
 
 
 def _with_the_others(runs: pd.DataFrame) -> dict[str, float]:

@@ -102,6 +102,11 @@ class Part:
         return methods.narrowings(self.runs)
 
     @cached_property
+    def smaller(self) -> pd.DataFrame:
+        """`methods.smaller`, of train."""
+        return methods.smaller(self.runs)
+
+    @cached_property
     def realised(self) -> pd.DataFrame:
         """`realised.realised`, of train."""
         return realised.realised(self.rows)

@@ -205,7 +205,7 @@ METHODS = (
 )  # fmt: skip
 NARROWED = (
     "variant", "block size", "target sparsity", "live units", "units without the dead", "sparsity", "sparsity then",
-    "bytes dense", "bytes", "bytes then", "inference", "inference then",
+    "bytes dense", "bytes", "bytes then", "inference", "inference then", "dense of as many weights", "its inference",
 )  # fmt: skip
 
 
@@ -234,6 +234,8 @@ def narrowed_table(train: Part) -> pd.DataFrame:
             *(_amount(row[name], "{:.3f}") for name in ("stored_sparsity", "narrowed_sparsity")),
             *(_amount(row[name] / 1e3, "{:.1f} kB") for name in ("dense_bytes", "final_bytes", "narrowed_bytes")),
             *(times(row[name]) for name in ("inference", "narrowed")),
+            _amount(row["equal_units"], "{:g} units"),
+            times(row["equal"]),
         ]
         for row in records(train.narrowings)
     ]

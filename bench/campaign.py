@@ -60,7 +60,7 @@ def require_device(device: str) -> None:
 
 def checks_for(cells: Sequence[Cell]) -> list[CheckCell]:
     """Every kernel of `cells`, each once."""
-    return list({check.cell_id: check for cell in cells if (check := cell.kernel_check())}.values())
+    return list({check.cell_id: check for cell in cells for check in cell.kernel_checks()}.values())
 
 
 def watched(checks: Sequence[CheckCell], ours: str) -> list[CheckCell]:
@@ -73,20 +73,17 @@ def watched(checks: Sequence[CheckCell], ours: str) -> list[CheckCell]:
 
 
 def verdict(tables: Tables, cell: Cell) -> tuple[str, str] | None:
-    """What the check of a cell's kernel says against timing it: (status, reason), or None.
+    """What the checks of a cell's kernels say against timing it: (status, reason), or None.
 
-    ('', '') where it has not said it yet. Only an output that is wrong speaks against a kernel: a check that ended
+    ('', '') where one has not said it yet. Only an output that is wrong speaks against a kernel: a check that ended
     otherwise, as at a time limit, is made again.
     """
-    check = cell.kernel_check()
-    rows = tables.rows(check) if check else []
-    if check and (not rows or not says(rows)):
-        return "", ""
-    for row in rows:
+    checked = [tables.rows(check) for check in cell.kernel_checks()]
+    for row in (row for rows in checked if says(rows) for row in rows):
         if row["status"] == "wrong":
             where = f"{row['pattern']}, n = {row['n']}" if row["pattern"] else "every problem"
             return "wrong", f"not timed: its check on this device ended wrong ({where}): {row['reason']}"
-    return None
+    return None if all(rows and says(rows) for rows in checked) else ("", "")
 
 
 def says(rows: Rows) -> bool:
@@ -263,7 +260,7 @@ def _summary(jobs: Sequence[Job[Tables]], out: Path, budget: float, pace: Pace, 
     print(f"{len(ended)} of {len(jobs)} cells stored in {out}: {counted(statuses) or 'none'}")
     cut_short = {job.cell.cell_id: worst(rows) for job, rows in ended.items() if job.cell.checks and not says(rows)}
     left = [job.cell for job in jobs if job not in ended]
-    waiting = [cell for cell in left if (check := cell.kernel_check()) and check.cell_id in cut_short]
+    waiting = [cell for cell in left if any(check.cell_id in cut_short for check in cell.kernel_checks())]
     if cut_short:
         print(
             f"{number(len(cut_short), 'check')} did not say whether the kernel is right "

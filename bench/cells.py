@@ -93,9 +93,9 @@ class Cell(Settings):
         """Blocks along both sides of each weight that it prunes, by torch's names."""
         return {}
 
-    def kernel_check(self) -> CheckCell | None:
+    def kernel_checks(self) -> Sequence[CheckCell]:
         """What is to be checked before it is timed, or trained on a GPU by kernels that skip empty blocks."""
-        return None
+        return ()
 
     def kernel_tuning(self) -> TuneCell | None:
         """Its shape, for which variants of its backend's kernel can be timed."""
@@ -214,8 +214,8 @@ class GemmCell(ProductCell):
     def grids(self) -> Grids:
         return {"the weight": (self.m // self.block_size, self.k // self.block_size)}
 
-    def kernel_check(self) -> CheckCell:
-        return _check_of(self, self.op)
+    def kernel_checks(self) -> Sequence[CheckCell]:
+        return (_check_of(self, self.op),)
 
     def kernel_tuning(self) -> TuneCell:
         return TuneCell.model_validate(self.model_dump(exclude={"seed", *TIMED_ALONE})).canonical()
@@ -301,11 +301,11 @@ class StorageCell(Cell):
         size = self.block_size
         return {"the weight": (self.m // size, self.k // size)} if self.what == "weight" and self.has_blocks else {}
 
-    def kernel_check(self) -> CheckCell | None:
+    def kernel_checks(self) -> Sequence[CheckCell]:
         if self.form != "bsr":
-            return None
+            return ()
         shared = {name: getattr(self, name) for name in ("block_size", "dtype", "device", "threads")}
-        return CheckCell.model_validate({"backend": self.kernel, **shared}).canonical()
+        return (CheckCell.model_validate({"backend": self.kernel, **shared}).canonical(),)
 
     @property
     def kernel(self) -> str:
@@ -376,8 +376,8 @@ class LstmCell(Cell):
     def grids(self) -> Grids:
         return _layer_grids([self.input_size, self.hidden_size], self.block_size, self.scope)
 
-    def kernel_check(self) -> CheckCell:
-        return _check_of(self, self.passes)
+    def kernel_checks(self) -> Sequence[CheckCell]:
+        return (_check_of(self, self.passes),)
 
 
 class CheckCell(Cell):
@@ -504,13 +504,13 @@ class TrainCell(
             for number, (into, out) in (found if self.scope == "all" else found[1:])
         }
 
-    def kernel_check(self) -> CheckCell | None:
+    def kernel_checks(self) -> Sequence[CheckCell]:
         if self.device == "cpu" or self.path == "dense":
-            return None
+            return ()
         arithmetic = {"dtype": "bfloat16"} if self.precision == "bfloat16" else {"math": self.precision}
         alike: dict[str, Any] = {name: getattr(self, name) for name in ("block_size", "device", "threads")}
-        op: Any = "forward_backward" if self.is_recurrent else "dsd"
-        return CheckCell(backend="cuda", op=op, **arithmetic, **alike)
+        ops: tuple[Any, ...] = ("forward_backward",) if self.is_recurrent else ("dsd", "dsd_t", "sdd")
+        return [CheckCell(backend="cuda", op=op, **arithmetic, **alike) for op in ops]
 
 
 TimedCell = GemmCell | LstmCell

@@ -113,6 +113,8 @@ FAULTS: dict[str, tuple[str, str, Edit]] = {
     **_numbers("train", ("vocabulary", "epoch", "step"), (None, -1)),
     **_numbers("train", ("inference_ms",), (None, [], [1.0], [1.0, NAN], [1.0, 0.0])),
     **_numbers("train", ("inference_lstm_ms",), (None, [1.0, 1.0, 1.0])),
+    **_numbers("train", ("inference_narrowed_ms", "inference_equal_ms"), ([1.0, 1.0], [])),
+    **_numbers("train", ("equal_units",), (-1,)),
     **_numbers("storage", ("time_ms", "baseline_ms"), (0.0, NAN, None)),
     **_numbers("storage", ("zero_share", "sparsity"), (-0.1, 1.1, NAN, None)),
     **_numbers("storage", ("value_bytes", "index_bytes", "file_bytes", "nnz", "nnzb", "index_width"), (-1, None)),

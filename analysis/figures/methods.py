@@ -123,8 +123,7 @@ def worth_figure(train: Part) -> Figure:
     """Test accuracy beside measured bytes and inference time of the finished models: what a block size is worth.
 
     A colour per block size, a model as pruned and without its dead units, of the way to prune that most settings have;
-    dense networks by width are a line, of which only that of the same width is timed: the others were never beside it
-    in one process.
+    dense networks by width are a line, timed where one of that width stood beside pruned ones in one process.
     """
     title = "What pruning is worth: test accuracy beside measured bytes and inference"
     found = _of_one_way(at_a_target(train.narrowings))
@@ -145,13 +144,15 @@ def worth_figure(train: Part) -> Figure:
     stars: dict[str, Any] = {"marker": "*", "markersize": 10, "color": style.GREY, "capsize": 2}
     if not dense.empty:
         left.errorbar(dense["stored_weights"] * FLOAT_BYTES / 1e3, **_accuracies(dense), linestyle=":", **stars)
-        same = dense[dense["hidden_size"].isin(set(found["hidden_size"]))]
-        right.errorbar([1.0] * len(same), **_accuracies(same), **stars)
+        timed, speedups = _timed(dense, train.smaller, found)
+        right.errorbar([one.value for one in speedups], **_accuracies(timed), xerr=style.spread(speedups),
+                       linestyle=":", **stars)  # fmt: skip
     left.set(xscale="log", xlabel="bytes of the hidden weights, kB (log)", ylabel="test accuracy, per cent")
     left.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
     left.xaxis.set_major_formatter("{x:g}")
     left.xaxis.set_minor_formatter(NullFormatter())
-    style.speedup_axis(right.xaxis, *_limits([one for _, speedup, *_ in FORMS for one in found[speedup]]))
+    measured = [one for _, speedup, *_ in FORMS for one in found[speedup]]
+    style.speedup_axis(right.xaxis, *_limits([*measured, *([] if dense.empty else speedups)]))
     right.set(xlabel="inference over the dense network (log₂)")
     drawn.legend(handles=[
         style.entry("dense networks by width", style.GREY, "*", markersize=10, linestyle=":"),
@@ -163,8 +164,8 @@ def worth_figure(train: Part) -> Figure:
     drawn.suptitle(title, fontsize=12)
     style.margin(drawn, [
         f"Pruned: {', '.join(dict.fromkeys(found['variant']))}; indices of blocks counted. Bars: 95 % t-intervals over "
-        "seeds; of times, of medians of interleaved pairs on one batch. Of the dense networks only that of the same "
-        "width is timed.",
+        "seeds; of times, of medians of interleaved pairs on one batch. Of the dense networks those are timed that "
+        "store as many weights as a pruned one.",
     ])  # fmt: skip
     return drawn
 
@@ -182,6 +183,17 @@ def _dense_by_width(found: pd.DataFrame, pruned: pd.DataFrame) -> pd.DataFrame:
     """Dense networks that are those of `pruned` but for their width, the narrowest first."""
     dense = found["variant"].map(is_dense).astype(bool) & found["network"].isin(set(pruned["network"]))
     return found[dense].sort_values("stored_weights")
+
+
+def _timed(dense: pd.DataFrame, smaller: pd.DataFrame, found: pd.DataFrame) -> tuple[pd.DataFrame, list[Estimate]]:
+    """Those of the dense networks whose inference is known, and their speedups over that of the width of `found`."""
+    own = int(found["hidden_size"].iloc[0])
+    beside = smaller[smaller["network"].isin(set(found["network"])) & (smaller["beside"] == own)]
+    known = {own: Estimate(1.0, math.nan, math.nan, 0)} | {
+        int(row["hidden_size"]): row["speedup"] for row in records(beside)
+    }
+    timed = dense[dense["hidden_size"].isin(known)]
+    return timed, [known[int(width)] for width in timed["hidden_size"]]
 
 
 def _limits(found: list[Estimate]) -> tuple[float, float]:

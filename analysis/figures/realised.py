@@ -25,8 +25,7 @@ TICK = {"markersize": 12, "markeredgewidth": 2.5}
 NOT_RUN = "no finished run on the sparse path: not run"
 UNPAIRED = (
     "Whole training runs ran one after another, not interleaved, so their bars are rough; the expected mark takes the "
-    "LSTM layers' share within one run and their interleaved pairs, and is the surer figure. Inference is interleaved "
-    "pairs."
+    "{}' share within one run and their interleaved pairs, and is the surer figure. Inference is interleaved pairs."
 )
 
 
@@ -125,7 +124,7 @@ def end_to_end_figure(train: Part) -> Figure:
         style.entry(f"whole, ceiling (Amdahl, {short} as in theory)", style.RED, "|", **TICK),
     ], loc="outside lower center", ncols=3)  # fmt: skip
     drawn.suptitle(title, fontsize=12)
-    style.margin(drawn, [UNPAIRED])
+    style.margin(drawn, [UNPAIRED.format(train.layer_noun)])
     return drawn
 
 

@@ -75,15 +75,17 @@ def _curves(ax: Axes, epochs: pd.DataFrame, column: str, colours: dict[str, str]
     ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
 
 
-def norm_maps_figure(train: Part, weight: str = "weight_hh_l0") -> Figure:
+def norm_maps_figure(train: Part, weight: str | None = None) -> Figure:
     """The slides' heat maps: L2 norms of the blocks of one weight, a row per variant, first, middle and last epoch.
 
+    weight: None is that from the states of the first LSTM layer to its gates; of a classifier, the last hidden layer's.
     Drawn transposed, so that the four gates lie side by side. One log scale for all panels, so that a colour means the
     same norm in each of them; empty blocks are white, the smallest of the others dark.
     """
-    title = f"Block norms of {weight}"
     if train.runs.empty:
-        return nothing_finished(title, train.rows)
+        return nothing_finished("Block norms", train.rows)
+    weight = weight or _shown(train.rows)
+    title = f"Block norms of {weight}"
     chosen, size, target = chosen_runs(train.runs, train.replicates)
     chosen = chosen.sort_values("seed").drop_duplicates("variant").sort_index()
     stored = train.rows
@@ -101,12 +103,19 @@ def norm_maps_figure(train: Part, weight: str = "weight_hh_l0") -> Figure:
             style.heat_map(ax, grid.T, mask=grid.T <= 0.0, cmap="viridis", norm=scale, vmin=scale.vmin, vmax=scale.vmax,
                            xticklabels=False, yticklabels=False)  # fmt: skip
             ax.set_title(f"epoch {epoch}", fontsize=10)
-            _gates(ax, grid.shape[0])
+            if weight.startswith("weight_"):
+                _gates(ax, grid.shape[0])
         line[0].set_ylabel(variant.replace(" + ", "\n+ ").replace(", ", ",\n"), rotation=0, ha="right", va="center")
     image = axes[0][0].collections[0]
     drawn.colorbar(image, ax=[ax for line in axes for ax in line], label="L2 norm of a block (log)", pad=0.01)
     drawn.suptitle(f"{title} ({_place(size, target)}; white: empty; one scale for all panels)", fontsize=12)
     return drawn
+
+
+def _shown(rows: pd.DataFrame) -> str:
+    """The weight whose blocks are drawn, of those that a sweep has stored norms of."""
+    names = {stored["weight"] for norms in rows["block_norms"].dropna() for stored in norms}
+    return "weight_hh_l0" if "weight_hh_l0" in names or not names else max(names)
 
 
 def norm_maps(run: pd.DataFrame, weight: str) -> dict[int, np.ndarray]:

@@ -30,7 +30,7 @@ NEEDED = {
 }
 ALWAYS = ("cell_id", "kind", "status", "schema_version", "device_name")  # a value in every row
 SAMPLES = (("samples_ms", "baseline_samples_ms"),)
-INFERENCE = (("inference_ms", "inference_dense_ms"), ("inference_lstm_ms", "inference_lstm_dense_ms"))
+INFERENCE = tuple((f"inference_{name}ms", f"inference_{name}dense_ms") for name in ("", "lstm_", "narrowed_", "equal_"))
 PAIRS = {"gemm": SAMPLES, "lstm": SAMPLES, "train": INFERENCE, "storage": SAMPLES}  # lists of samples side by side
 EVERYWHERE = ("cell_seconds",)  # a number that counts in rows that are not ok too
 

@@ -72,6 +72,12 @@ class Exported(nn.Module):
         return 1.0 - sum(weight.nnzb for weight in self.sparse_weights) / blocks if blocks else None
 
     @property
+    def kept(self) -> int:
+        """Weights of the layers that are stored: elements of the kept blocks, and all of what is dense. No biases."""
+        dense = sum(each.numel() for each in self.layers.parameters() if each.ndim == 2)
+        return dense + sum(weight.data.numel() for weight in self.sparse_weights)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the pruned weights as they are stored, values and indices; of all in the layers where none was."""
         pruned = sum(weight.values_nbytes + weight.index_nbytes for weight in self.sparse_weights)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bench.data.corpus import EVAL_BATCH
 from bench.pruning.exported import exported
 from bench.pruning.pruner import Pruner
 from bench.pruning.stored import Exported
+from bench.training.equal import equal_network
 from bench.training.meter import measure_final
 from bench.training.optimizer import NTASGD, NonMonotone, averaged_weights
 from bench.training.paths import Paths, autocast
@@ -162,7 +164,8 @@ class Examiner:
         def of_test(final: Exported) -> Scores:
             return self.score(final, "test")
 
-        return measure_final(self.model, self.pruner, self.paths, self.task.window(), of_test, export)
+        equal = partial(equal_network, self.cell, self.task.classes)
+        return measure_final(self.model, self.pruner, self.paths, self.task.window(), of_test, export, equal)
 
     def score(self, model: nn.Module, part: str, streams: int = EVAL_BATCH) -> Scores:
         """What a model makes of the part 'valid' or 'test' of the data. streams: that a text is cut into."""

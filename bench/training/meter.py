@@ -203,12 +203,19 @@ def probe_layers(model: nn.Module, paths: Paths, inputs: Tensor, states: list[St
 
 @torch.no_grad()
 def measure_final(
-    model: nn.Module, pruner: Pruner, paths: Paths, window: Tensor, evaluate: Evaluate, export: Path | None
+    model: nn.Module,
+    pruner: Pruner,
+    paths: Paths,
+    window: Tensor,
+    evaluate: Evaluate,
+    export: Path | None,
+    equal: Callable[[int], tuple[int, nn.Module]],
 ) -> dict[str, Any]:
     """The columns of a finalised model: exported, loaded again, evaluated, and timed against the dense path.
 
-    window: the inputs that inference is timed on. export: where the model is kept; None keeps it nowhere.
-    Both models have their weights in the type that the run multiplied in.
+    window: the inputs that inference is timed on. export: where the model is kept; None keeps it nowhere. equal: the
+    width of a dense network of so many stored weights, and that network.
+    All models have their weights in the type that the run multiplied in.
     """
     with tempfile.TemporaryDirectory(prefix="bench-export-") as folder:
         path = export or Path(folder) / "model.pt"
@@ -216,6 +223,8 @@ def measure_final(
         stored = load(path)
     dtype, smaller = type_of_products(paths.precision), narrowed(stored)
     window = window.to(dtype) if window.is_floating_point() else window  # examples, not words
+    width, equally = equal(stored.kept)
+    equally = equally.to(window.device, dtype)
     final, narrow = (copy.deepcopy(each).to(window.device, dtype) for each in (stored, smaller))
     model.eval()
     with all_dense(paths):
@@ -229,6 +238,7 @@ def measure_final(
             paths.device,
         )
         narrower = interleaved(lambda: dense(window), lambda: narrow(window), INFERENCE_PAIRS, paths.device)
+        others = interleaved(lambda: dense(window), lambda: equally(window), INFERENCE_PAIRS, paths.device)
     scores = evaluate(final)
     return {
         "dense_bytes": stored.dense_nbytes,
@@ -249,4 +259,7 @@ def measure_final(
         "narrowed_ppl": evaluate(narrow).perplexity,
         "inference_narrowed_dense_ms": narrower[0],
         "inference_narrowed_ms": narrower[1],
+        "equal_units": width,
+        "inference_equal_dense_ms": others[0],
+        "inference_equal_ms": others[1],
     }

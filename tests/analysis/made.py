@@ -196,6 +196,7 @@ def sparse_run(
         "inference_kernel": "native avx512",
         "inference_dense_ms": [20.0, 20.2, 19.8], "inference_ms": [12.5, 12.4, 12.6],
         "inference_lstm_dense_ms": [10.0, 10.1, 9.9], "inference_lstm_ms": [2.5, 2.6, 2.4],
+        "equal_units": 90, "inference_equal_dense_ms": [20.0, 20.1, 19.9], "inference_equal_ms": [6.0, 6.1, 5.9],
     }  # fmt: skip
     return [one | values for one in rows]
 

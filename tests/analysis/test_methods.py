@@ -67,6 +67,7 @@ def test_what_is_worth_it_is_of_one_network_and_nothing_is_beyond_the_axis(runs:
     part.__dict__["narrowings"] = pd.concat([measured, other], ignore_index=True)
     wider = methods.methods(runs).query("variant == 'dense'").assign(hidden_size=512, stored_weights=1e6)
     part.__dict__["methods"] = pd.concat([methods.methods(runs), wider], ignore_index=True)
+    part.__dict__["smaller"] = methods.smaller(runs)
     drawn = figures.worth_figure(part)
     right = drawn.axes[1]
     assert "block 32" not in [text.get_text() for legend in drawn.legends for text in legend.get_texts()]
@@ -78,6 +79,26 @@ def test_what_is_worth_it_is_of_one_network_and_nothing_is_beyond_the_axis(runs:
 
 def test_without_finished_models_there_is_a_sentence(runs: pd.DataFrame) -> None:
     part = Part("", pd.DataFrame())
-    part.__dict__.update(methods=methods.methods(runs), narrowings=methods.narrowings(runs.iloc[:0]))
+    part.__dict__.update(methods=methods.methods(runs), narrowings=methods.narrowings(runs.iloc[:0]), smaller=methods.smaller(runs))
     (text,) = figures.worth_figure(part).axes[0].texts
     assert "no finished classifier was measured" in text.get_text()
+
+
+def test_a_narrower_dense_network_is_drawn_where_it_was_timed_beside_pruned_ones(runs: pd.DataFrame) -> None:
+    """The same network of the width that was timed, never another network, nor a width that was not."""
+    dense = runs[runs["variant"] == "dense"]
+    pruned = runs["inference_ms"].notna()
+    timed = runs.assign(equal_units=pd.Series(47, index=runs.index).where(pruned))
+    timed["inference_equal_dense_ms"] = pd.Series([[3.0, 3.3]] * len(runs), index=runs.index).where(pruned)
+    timed["inference_equal_ms"] = pd.Series([[1.0, 1.1]] * len(runs), index=runs.index).where(pruned)
+    narrow = [dense.assign(hidden_size=size, variant=f"dense, {size}", stored_weights=1e3 * size) for size in (47, 48)]
+    other = dense.assign(hidden_size=47, batch_norm=True, variant="dense, batch_norm")
+    every = pd.concat([timed, *narrow, other], ignore_index=True)
+    found = methods.smaller(every)
+    assert set(found["hidden_size"]) == {47} and all(one.value == pytest.approx(3.0) for one in found["speedup"])
+    part = Part("", pd.DataFrame())
+    part.__dict__.update(methods=methods.methods(every), narrowings=methods.narrowings(every), smaller=found)
+    right = figures.worth_figure(part).axes[1]
+    (stars,) = [line for line in right.lines if line.get_marker() == "*"]
+    assert sorted(stars.get_xdata()) == pytest.approx([1.0, 3.0])
+    assert set(methods.narrowings(every)["equal_units"]) == {47.0}

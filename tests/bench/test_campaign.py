@@ -178,7 +178,7 @@ def test_training_by_our_kernels_on_a_gpu_is_checked_first() -> None:
         ("forward_backward", "bfloat16", "ieee"),
     ]
     assert {(check.backend, check.device, check.block_size) for check in found} == {("cuda", "cuda", 32)}
-    assert TrainCell(schedule="pre", target_sparsity=0.8, path="sparse").kernel_check() is None
+    assert TrainCell(schedule="pre", target_sparsity=0.8, path="sparse").kernel_checks() == ()
 
 
 PRECISIONS = [("dense", "tf32"), ("sparse", "tf32"), ("auto", "bfloat16"), ("sparse", "bfloat16")]
@@ -207,15 +207,17 @@ def test_a_kernel_whose_check_failed_is_not_timed(tmp_path: Path) -> None:
         {"status": "ok", "pattern": "full", "n": 1},
         {"status": "wrong", "reason": "1e9 off", "pattern": "random", "n": 7},
     ]
-    tables.put(cell.kernel_check(), rows, PROVENANCE)
+    tables.put(cell.kernel_checks()[0], rows, PROVENANCE)
     tables.put(
-        other.kernel_check(), [{"status": "unsupported", "reason": "not here", "pattern": "full", "n": 1}], PROVENANCE
+        other.kernel_checks()[0],
+        [{"status": "unsupported", "reason": "not here", "pattern": "full", "n": 1}],
+        PROVENANCE,
     )
     status, reason = verdict(tables, cell)
     assert status == "wrong" and reason == "not timed: its check on this device ended wrong (random, n = 7): 1e9 off"
     assert verdict(tables, other) is None, "the cell itself says why it is unsupported"
     full = [{"status": "failed", "reason": "ResourceError: no room", "pattern": "full", "n": 1}]
-    tables.put(other.kernel_check(), full, PROVENANCE)
+    tables.put(other.kernel_checks()[0], full, PROVENANCE)
     assert verdict(tables, other) == ("", ""), "left for later while there is no room for its kernels"
 
 
@@ -223,7 +225,7 @@ def test_a_kernel_whose_check_failed_is_not_timed(tmp_path: Path) -> None:
 def test_a_check_that_was_cut_short_calls_no_kernel_wrong(tmp_path: Path, status: str) -> None:
     """It says nothing of the kernel, and is made again; but one wrong output is enough to know."""
     cell = GemmCell(block_size=8)
-    check, tables = cell.kernel_check(), Tables(tmp_path, [])
+    check, tables = cell.kernel_checks()[0], Tables(tmp_path, [])
     assert check is not None
     fine = {"status": "ok", "pattern": "full", "n": 1}
     ended = {"status": status, "reason": "stopped after 1 s"}
@@ -259,7 +261,7 @@ def test_a_check_beyond_the_time_limit_leaves_its_products_for_the_next_call(tmp
 
 def test_rows_say_that_a_kernel_was_not_timed(tmp_path: Path, sweep_file: Path) -> None:
     out = tmp_path / "out"
-    check = load(sweep_file).cells[0].kernel_check()
+    check = load(sweep_file).cells[0].kernel_checks()[0]
     assert check is not None
     Tables(out, []).put(check, [{"status": "wrong", "reason": "off", "pattern": "full", "n": 7}], PROVENANCE)
     given = (str(sweep_file), "--out", str(out), "--budget", "60", "--device", "cpu")

@@ -139,12 +139,12 @@ def test_settings_of_a_form_that_cannot_matter_make_no_new_cell() -> None:
 
 
 def test_what_a_form_multiplies_with_is_checked_in_a_campaign() -> None:
-    check = StorageCell(block_size=8, dtype="float64").kernel_check()
+    check = StorageCell(block_size=8, dtype="float64").kernel_checks()[0]
     assert check is not None and (check.backend, check.op, check.block_size, check.dtype) == (
         "native", "dsd", 8, "float64",
     )  # fmt: skip
-    assert StorageCell(device="cuda").kernel_check().backend == "cuda"
-    assert all(StorageCell(form=form).kernel_check() is None for form in ("dense", "coo", "csr"))
+    assert StorageCell(device="cuda").kernel_checks()[0].backend == "cuda"
+    assert all(StorageCell(form=form).kernel_checks() == () for form in ("dense", "coo", "csr"))
 
 
 def test_one_shot_late_in_the_run_is_a_cell() -> None:

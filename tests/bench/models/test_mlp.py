@@ -208,6 +208,7 @@ def test_its_ids_are_pinned() -> None:
 @pytest.mark.parametrize("precision", ["ieee", "bfloat16"])
 def test_on_a_gpu_its_products_are_checked_first(precision: str) -> None:
     cell = TrainCell(**DIGITS, **PRUNED, path="sparse", device="cuda", precision=precision)
-    check = cell.kernel_check()
-    assert check is not None and (check.op, check.backend, check.block_size) == ("dsd", "cuda", 8)
-    assert TrainCell(**DIGITS, **PRUNED, device="cuda").kernel_check() is None
+    checks = cell.kernel_checks()
+    assert [check.op for check in checks] == ["dsd", "dsd_t", "sdd"], "forward, and both products of backward"
+    assert {(check.backend, check.block_size) for check in checks} == {("cuda", 8)}
+    assert TrainCell(**DIGITS, **PRUNED, device="cuda").kernel_checks() == ()

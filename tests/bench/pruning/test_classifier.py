@@ -6,6 +6,7 @@ import copy
 import hashlib
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bench.pruning.classifier import FinalClassifier, final_classifier
 from bench.pruning.exported import exported, load
 from bench.pruning.finalize import FinalModel
 from bench.pruning.pruner import Pruner
+from bench.training.equal import equal_network
 from bench.training.meter import measure_final
 from bench.training.paths import Paths
 from bench.training.scores import Scores
@@ -250,6 +252,8 @@ def test_it_is_timed_in_the_type_that_the_run_multiplied_in(batch_norm: bool, mo
         types.extend(each.dtype for each in final.parameters())
         return Scores([1.0], [1], 1)
 
-    columns = measure_final(model, pruner, Paths(model, cell), X, of_test, None)
-    assert set(types) == {torch.bfloat16} and len(columns["inference_ms"]) == len(columns["inference_narrowed_ms"]) == 2
+    equal = partial(equal_network, cell, 10)
+    columns = measure_final(model, pruner, Paths(model, cell), X, of_test, None, equal)
+    others = ("inference_ms", "inference_narrowed_ms", "inference_equal_ms", "inference_equal_dense_ms")
+    assert set(types) == {torch.bfloat16} and [len(columns[name]) for name in others] == [2] * 4
     assert columns["final_accuracy"] == 1.0 and next(model.parameters()).dtype == torch.float32
