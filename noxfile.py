@@ -27,12 +27,31 @@ PYTEST = ("-m", "pytest")
 SIDE_BY_SIDE = (*PYTEST, "-n", "logical", "--dist", "worksteal", "-m")  # and the marks
 
 
+# torch comes with CUDA or without, by platform and index, and brings its CUDA along: no hash fits all.
+NVIDIA = ("cublas", "cuda-cupti", "cuda-runtime", "cudnn-cu13", "cufft", "cufile", "curand", "cusolver", "cusparse")
+NVIDIA_TOO = ("cusparselt-cu13", "nccl-cu13", "nvjitlink", "nvshmem-cu13", "nvtx")
+UNLOCKED = ("torch", "triton", "cuda-toolkit", *(f"nvidia-{name}" for name in (*NVIDIA, *NVIDIA_TOO)))
+
+
 def digest_of_installed(root: Path) -> str:
     """sha256 of what decides what is installed: the package, its dependencies, their versions, and this Python."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     tables = project["build-system"], project["project"], project["tool"]["setuptools"]
-    constraints = (root / "constraints.txt").read_text(encoding="utf-8")
-    return hashlib.sha256(json.dumps([*tables, constraints, sys.version], sort_keys=True).encode()).hexdigest()
+    versions = [(root / name).read_text(encoding="utf-8") for name in ("constraints.txt", "requirements.lock")]
+    return hashlib.sha256(json.dumps([*tables, *versions, sys.version], sort_keys=True).encode()).hexdigest()
+
+
+def install(session: nox.Session) -> None:
+    """Make the shared environment: what requirements.lock names, by hash; torch, by version; then this package.
+
+    BENCH_TORCH_INDEX: the package index that torch comes from, and nothing else.
+    """
+    pip = (PYTHON, "-m", "pip", "install", "-q")
+    index = os.environ.get("BENCH_TORCH_INDEX")
+    session.run(sys.executable, "-m", "venv", str(ENV), external=True)
+    session.run(*pip, "--require-hashes", "--no-deps", "-r", "requirements.lock", external=True)
+    session.run(*pip, "-c", "constraints.txt", *(("--index-url", index) if index else ()), "torch", external=True)
+    session.run(*pip, "--no-deps", "--no-build-isolation", "-e", ".", external=True)
 
 
 def run(session: nox.Session, *args: str, to_end: float = 0.3) -> None:
@@ -45,8 +64,7 @@ def run(session: nox.Session, *args: str, to_end: float = 0.3) -> None:
     if not stamp.exists() or stamp.read_text() != wanted:
         session.log(f"setting up {ENV.relative_to(ROOT)}: a few minutes, once")
         shutil.rmtree(ENV, ignore_errors=True)
-        session.run(sys.executable, "-m", "venv", str(ENV), external=True)
-        session.run(PYTHON, "-m", "pip", "install", "-q", "-c", "constraints.txt", "-e", ".[dev]", external=True)
+        install(session)
         stamp.write_text(wanted)
     # What a session starts over and over, tests above all, must not compile every module each time:
     compiled = {"PYTHONDONTWRITEBYTECODE": ""}
@@ -190,3 +208,12 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check types with mypy --strict."""
     run(session, "-m", "mypy")
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Write requirements.lock anew, for every platform, from pyproject.toml and constraints.txt."""
+    left_out = [part for name in UNLOCKED for part in ("--no-emit-package", name)]
+    sources = ("pyproject.toml", "--extra", "dev", "--group", "build", "-c", "constraints.txt")
+    how = ("--universal", "--python-version", "3.11", "--generate-hashes", "--no-annotate", "--no-header", "-q")
+    run(session, "-m", "uv", "pip", "compile", *sources, *how, *left_out, "-o", "requirements.lock", *session.posargs)

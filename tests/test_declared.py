@@ -9,6 +9,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+
 from bench import doctor
 
 ROOT = Path(__file__).parents[1]
@@ -62,3 +66,49 @@ def test_the_doctor_looks_for_declared_packages_only() -> None:
     extras = PYPROJECT["project"]["optional-dependencies"].values()
     declared = [plain(one) for group in (PYPROJECT["project"]["dependencies"], *extras) for one in group]
     assert [one for one in doctor.PACKAGES if not any(name.startswith(one) for name in declared)] == []
+
+
+def locked() -> list[tuple[Requirement, int]]:
+    """What requirements.lock names, each with how many hashes it has."""
+    found: list[tuple[Requirement, int]] = []
+    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
+        if line.startswith("    --hash=sha256:"):
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        elif line and not line.startswith("#"):
+            found.append((Requirement(line.removesuffix("\\")), 0))
+    return found
+
+
+def declared() -> list[Requirement]:
+    """What the package and its extra dev require, and what builds it."""
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    groups = [PYPROJECT["project"]["dependencies"], *(extras[name] for name in ("dev", "compiler", "notebooks", "ray"))]
+    return [Requirement(one) for group in (*groups, extras["slurm"], ["setuptools>=77"]) for one in group]
+
+
+def test_everything_is_locked_with_hashes() -> None:
+    assert len(locked()) > 150 and all(hashes for _, hashes in locked())
+    assert {plain(one.name) for one, _ in locked()}.isdisjoint({"torch", "triton"}), "these come as the machine has it"
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_what_is_declared_is_locked_at_a_version_that_is_allowed(system: str, python: str) -> None:
+    """On every platform each package stands there once; `nox -s lock` writes it anew."""
+    machine: dict[str, str] = {**default_environment(), "sys_platform": system, "python_version": python}  # type: ignore[dict-item]
+    machine |= {"python_full_version": f"{python}.4", "platform_machine": "x86_64"}
+    here = [one for one, _ in locked() if one.marker is None or one.marker.evaluate(machine)]
+    names = [plain(one.name) for one in here]
+    assert len(names) == len(set(names))
+    versions = {plain(one.name): str(one.specifier).removeprefix("==") for one in here}
+    for one in declared():
+        asked = one.marker is None or one.marker.evaluate(machine)
+        if asked and plain(one.name) not in ("torch", "block-sparse-bench"):
+            assert one.specifier.contains(versions.get(plain(one.name), "0"), prereleases=True), one
+
+
+def test_what_is_constrained_is_locked_so() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [Requirement(line.partition("#")[0]) for line in lines if line and not line.startswith("#")]
+    versions = {plain(one.name): one.specifier for one, _ in locked()}
+    assert [one for one in wanted if plain(one.name) != "torch" and versions[plain(one.name)] != one.specifier] == []

@@ -55,7 +55,7 @@ def test_a_part_that_fails_does_not_keep_the_next_from_running(
 
 
 def test_the_environment_is_made_anew_for_what_it_installs_alone(noxfile: ModuleType, tmp_path: Path) -> None:
-    for name in ("pyproject.toml", "constraints.txt"):
+    for name in ("pyproject.toml", "constraints.txt", "requirements.lock"):
         (tmp_path / name).write_text((FILE.parent / name).read_text(encoding="utf-8"), encoding="utf-8")
     project, constraints = tmp_path / "pyproject.toml", tmp_path / "constraints.txt"
     before, text = noxfile.digest_of_installed(tmp_path), project.read_text(encoding="utf-8")
@@ -66,7 +66,34 @@ def test_the_environment_is_made_anew_for_what_it_installs_alone(noxfile: Module
     assert noxfile.digest_of_installed(tmp_path) != before
     project.write_text(text, encoding="utf-8")
     constraints.write_text(f"{constraints.read_text(encoding='utf-8')}six==1.0\n", encoding="utf-8")
-    assert noxfile.digest_of_installed(tmp_path) != before
+    assert (constrained := noxfile.digest_of_installed(tmp_path)) != before
+    with (tmp_path / "requirements.lock").open("a", encoding="utf-8") as lock:
+        lock.write("six==1.0\n")
+    assert noxfile.digest_of_installed(tmp_path) not in (before, constrained)
+
+
+class Installing(Session):
+    """A session that notes what it would run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commands: list[str] = []
+
+    def run(self, *command: str, **_: object) -> None:
+        self.commands.append(" ".join(command[1:]))
+
+
+def test_everything_but_torch_is_installed_by_its_hash(noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that is named for torch gives torch alone: no other package can be put in another's place there."""
+    monkeypatch.setenv("BENCH_TORCH_INDEX", "https://example.invalid/cpu")
+    session = Installing()
+    noxfile.install(session)
+    pip = "-m pip install -q"
+    assert session.commands[1:] == [
+        f"{pip} --require-hashes --no-deps -r requirements.lock",
+        f"{pip} -c constraints.txt --index-url https://example.invalid/cpu torch",
+        f"{pip} --no-deps --no-build-isolation -e .",
+    ]
 
 
 def test_every_test_is_run_by_one_session(noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

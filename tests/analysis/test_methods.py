@@ -79,7 +79,9 @@ def test_what_is_worth_it_is_of_one_network_and_nothing_is_beyond_the_axis(runs:
 
 def test_without_finished_models_there_is_a_sentence(runs: pd.DataFrame) -> None:
     part = Part("", pd.DataFrame())
-    part.__dict__.update(methods=methods.methods(runs), narrowings=methods.narrowings(runs.iloc[:0]), smaller=methods.smaller(runs))
+    part.__dict__.update(
+        methods=methods.methods(runs), narrowings=methods.narrowings(runs.iloc[:0]), smaller=methods.smaller(runs)
+    )
     (text,) = figures.worth_figure(part).axes[0].texts
     assert "no finished classifier was measured" in text.get_text()
 

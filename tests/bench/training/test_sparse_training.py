@@ -33,7 +33,8 @@ pytestmark = [
 FINAL = [
     column.name
     for column in TRAIN
-    if column.name.startswith(("dense_", "final_", "inference_", "narrowed_", "equal_")) and column.name != "final_accuracy"
+    if column.name.startswith(("dense_", "final_", "inference_", "narrowed_", "equal_"))
+    and column.name != "final_accuracy"
 ]  # of a language model
 TINY = {
     "train_tokens": 2000, "eval_tokens": 500, "embedding_size": 16, "hidden_size": 32, "block_size": 8,
