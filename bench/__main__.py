@@ -124,7 +124,7 @@ def _sweeps(names: Iterable[str]) -> Iterator[list[Sweep]]:
 def _stoppable() -> Iterator[None]:
     """SIGTERM and SIGHUP end a command as Ctrl-C does, from its beginning to its end."""
     with _one_line_errors():
-        from bench.engines.driver import terminable
+        from bench.engines.families import terminable
 
         with terminable():
             yield

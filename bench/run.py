@@ -19,8 +19,9 @@ from rich.table import Table
 
 from bench.cells import KINDS, Cell, Row, is_training, number
 from bench.data.corpus import DataError, data_dir, load_data
-from bench.engines.driver import Job, LeftError, Terms, run_jobs, say, terminable
+from bench.engines.driver import Job, LeftError, Terms, run_jobs, say
 from bench.engines.estimate import Pace, spoken
+from bench.engines.families import terminable
 from bench.engines.local import run_cells
 from bench.engines.origin import claim, require_own
 from bench.engines.progress import labels

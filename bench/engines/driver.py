@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -14,7 +13,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from bench.cells import Cell, Progress, Row
 from bench.engines.estimate import Pace, spoken
-from bench.engines.families import IN_SLURM
+from bench.engines.families import terminable
 from bench.engines.local import Ending, Work, failure, measure, run_cells
 from bench.engines.progress import Reporter, labels, reporter
 from bench.measuring.machine import facts
@@ -275,29 +274,3 @@ def publish_ending(tables: Shelf, ending: Ending, workers: int) -> tuple[str, st
         tables.put(ending.cell, ending.rows, provenance)
     worst = next((row for row in ending.rows if row["status"] != "ok"), ending.rows[-1])
     return str(worst["status"]), str(worst.get("reason") or "")
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does: finished cells stay, workers go, tables are written.
-
-    SIGUSR2 does in a job of SLURM, which sends it before its time limit to every process there. What is ignored, as
-    SIGHUP under nohup, stays so; a terminal that has gone may say so again, which is not heard.
-    """
-
-    def interrupt(number: int, _: Any) -> None:
-        if number == getattr(signal, "SIGHUP", None):
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    names = ("SIGTERM", "SIGHUP", *(("SIGUSR2",) if IN_SLURM else ()))
-    ending = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {each: signal.getsignal(each) for each in ending if signal.getsignal(each) != signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) is interrupt:
-                signal.signal(number, handler)

@@ -10,10 +10,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterable
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
+from typing import Any
 
 import psutil
 
@@ -138,3 +139,29 @@ class Interrupts:
         signal.signal(signal.SIGTSTP, self._note)
         signal_groups(leaders, signal.SIGCONT)
         return time.monotonic() - began
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does: finished cells stay, workers go, tables are written.
+
+    SIGUSR2 does in a job of SLURM, which sends it before its time limit to every process there. What is ignored, as
+    SIGHUP under nohup, stays so; a terminal that has gone may say so again, which is not heard.
+    """
+
+    def interrupt(number: int, _: Any) -> None:
+        if number == getattr(signal, "SIGHUP", None):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    names = ("SIGTERM", "SIGHUP", *(("SIGUSR2",) if IN_SLURM else ()))
+    ending = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {each: signal.getsignal(each) for each in ending if signal.getsignal(each) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is interrupt:
+                signal.signal(number, handler)
