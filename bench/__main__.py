@@ -34,6 +34,7 @@ from bench.terminal.options import (
     MixMachines,
     Name,
     Names,
+    Plugin,
     Repair,
     Results,
     ResumeFrom,
@@ -83,8 +84,9 @@ def _one_line_errors() -> Iterator[None]:
         raise ending("interrupted", INTERRUPTED) from None
     except ValueError as error:
         from bench.sweep import SweepError
+        from kernels.registry import PluginError
 
-        if not isinstance(error, SweepError):
+        if not isinstance(error, SweepError | PluginError):
             raise
         raise ending(str(error), BAD_INPUT) from None
 
@@ -141,7 +143,7 @@ def _text_is_all() -> Iterator[None]:
 
 
 @app.command("list")
-def list_() -> None:
+def list_(plugin: Plugin = []) -> None:  # noqa: ARG001, B006 - typer's way to say none
     """List the sweeps that come with the suite, and the names sweep files can use."""
     with _one_line_errors(), _text_is_all():
         from bench.cells import number
@@ -157,7 +159,12 @@ def list_() -> None:
 
 @app.command()
 def plan(
-    name: Name, results: Results = HERE, workers: Workers = None, retry: Retry = False, shard: ShardOf = "1/1"
+    name: Name,
+    results: Results = HERE,
+    workers: Workers = None,
+    retry: Retry = False,
+    shard: ShardOf = "1/1",
+    plugin: Plugin = [],  # noqa: ARG001, B006
 ) -> None:
     """Say what a sweep has to run, what is stored already and how long it will take; change nothing."""
     with _sweeps([name]) as (sweep,), _text_is_all():
@@ -183,6 +190,7 @@ def run(
     mirror: MirrorUrl = None,
     jobs: Jobs = 1,
     slurm: Slurm = [],  # noqa: B006 - typer's way to say none
+    plugin: Plugin = [],  # noqa: ARG001, B006
 ) -> None:
     """Run every cell of a sweep that is not stored yet; a second run goes on where the first ended.
 
@@ -250,7 +258,12 @@ def _on_ray(terms: Terms, address: str | None) -> Terms:
 
 
 @app.command()
-def show(name: Name, results: Results = HERE, watch: Watch = False) -> None:
+def show(
+    name: Name,
+    results: Results = HERE,
+    watch: Watch = False,
+    plugin: Plugin = [],  # noqa: ARG001, B006
+) -> None:
     """Show the stored cells of a sweep by status, with their key figures."""
     with _sweeps([name]) as (sweep,), _text_is_all():
         from bench.run import make_plan, print_cells, watch_cells
@@ -264,7 +277,13 @@ def show(name: Name, results: Results = HERE, watch: Watch = False) -> None:
 
 
 @app.command()
-def merge(name: Name, sources: Sources, results: Results = HERE, mix_machines: MixMachines = False) -> None:
+def merge(
+    name: Name,
+    sources: Sources,
+    results: Results = HERE,
+    mix_machines: MixMachines = False,
+    plugin: Plugin = [],  # noqa: ARG001, B006
+) -> None:
     """Take what other folders have of a sweep into RESULTS: parts run with --shard, or what a campaign brought back."""
     with _sweeps([name]) as (sweep,):
         from bench.merge import merge as merged
@@ -276,7 +295,12 @@ def merge(name: Name, sources: Sources, results: Results = HERE, mix_machines: M
 
 
 @app.command()
-def fsck(name: Name, results: Results = HERE, repair: Repair = False) -> None:
+def fsck(
+    name: Name,
+    results: Results = HERE,
+    repair: Repair = False,
+    plugin: Plugin = [],  # noqa: ARG001, B006
+) -> None:
     """Check every file that is stored of a sweep; change nothing without --repair. 1 where something is damaged."""
     with _sweeps([name]) as (sweep,), _text_is_all():
         from bench.fsck import check
@@ -286,7 +310,7 @@ def fsck(name: Name, results: Results = HERE, repair: Repair = False) -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(plugin: Plugin = []) -> None:  # noqa: ARG001, B006
     """Say what works on this machine: compiler, backends, GPU, data sets; and why the rest does not."""
     with _one_line_errors(), _text_is_all(), _environment_errors():
         from bench.doctor import findings
@@ -309,6 +333,7 @@ def campaign(
     give_way: GiveWay = False,
     background: Background = False,
     mix_machines: MixMachines = False,
+    plugin: Plugin = [],  # noqa: ARG001, B006
 ) -> None:
     """Check every kernel on a GPU, then time and train sweeps, most important cells first, within a budget; resumable.
 
@@ -350,6 +375,7 @@ def tune(
     budget: Budget,
     device: Device = "cuda",
     timeout: Timeout = 300.0,
+    plugin: Plugin = [],  # noqa: ARG001, B006
 ) -> None:
     """Time every variant of our kernels for the products of sweeps, and write which is the fastest; resumable."""
     with _sweeps(names) as sweeps:

@@ -27,7 +27,7 @@ from bench.models.settings import ModelSettings
 from bench.pruning.settings import LassoSettings, PruningSettings, ScaleSettings
 from bench.settings import BlockSize, Count, Fraction, Settings, require_division
 from bench.training.settings import ArithmeticSettings, OptimizerSettings, PathSettings, ReportSettings
-from kernels.registry import BACKENDS
+from kernels.registry import BACKENDS, Catalogue, Registry
 
 if TYPE_CHECKING:
     from kernels.problem import GemmProblem, LstmProblem
@@ -92,6 +92,17 @@ class Cell(Settings):
     def grids(self) -> Grids:
         """Blocks along both sides of each weight that it prunes, by torch's names."""
         return {}
+
+    @property
+    def plugins(self) -> str:
+        """The plugins that its settings name, each with the first 16 digits of its file's sha256; '' without."""
+        named = [
+            registry.source(getattr(self, name))
+            for name, field in type(self).model_fields.items()
+            for registry in field.metadata
+            if isinstance(registry, Catalogue | Registry)
+        ]
+        return ", ".join(dict.fromkeys(f"{each.name} {each.sha256[:16]}" for each in named if each))
 
     def kernel_checks(self) -> Sequence[CheckCell]:
         """What is to be checked before it is timed, or trained on a GPU by kernels that skip empty blocks."""

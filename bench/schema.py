@@ -281,7 +281,10 @@ PROVENANCE = (
     Column("commit", pa.string(), "provenance", "", "git commit of the suite, empty outside a checkout"),
     Column("dirty", pa.bool_(), "provenance", "", "the checkout had uncommitted changes"),
     Column("source_hash", pa.string(), "provenance", "",
-           "sha256 of the sources that compute a cell, of kernels/ and bench/, 16 hex digits"),
+           "sha256 of the sources that compute a cell, of kernels/ and bench/, and of plugins, 16 hex digits"),
+    Column("plugins", pa.string(), "provenance", "",
+           "plugins that the cell's settings name, each with the first 16 digits of its file's sha256; null in older "
+           "rows"),
     Column("device_name", pa.string(), "provenance", "", "processor or GPU model"),
     Column("cores", pa.int64(), "provenance", "", "logical cores"),
     Column("machine", pa.string(), "provenance", "",

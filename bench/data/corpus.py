@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import os
 import random
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.data.images import Images, ImageSizes
-from kernels.registry import Catalogue, unknown
+from kernels.registry import Catalogue
 from kernels.system.folders import NAME, make_private, user_cache
 from kernels.system.resources import is_of_disk
 
@@ -179,9 +178,7 @@ def load_corpus(name: str, folder: str | PathLike[str]) -> Corpus:
 @functools.cache
 def task_of(name: str) -> str:
     """What is learned from a data set: LANGUAGE, or what its module says (`TASK`). Every training cell asks."""
-    if name not in DATASETS.names():
-        raise unknown(DATASETS.noun, name, DATASETS.names())
-    return str(getattr(importlib.import_module(f"{DATASETS.package}.{name}"), "TASK", LANGUAGE))
+    return str(getattr(DATASETS.module(name), "TASK", LANGUAGE))
 
 
 def names_of(task: str) -> list[str]:
@@ -194,7 +191,7 @@ def missing_files(name: str, folder: str | PathLike[str]) -> str | None:
 
     Some data sets need no files.
     """
-    missing = getattr(importlib.import_module(f"{DATASETS.package}.{name}"), "missing", None)
+    missing = getattr(DATASETS.module(name), "missing", None)
     absent: str | None = missing(Path(folder)) if missing else None
     return absent
 
@@ -202,7 +199,7 @@ def missing_files(name: str, folder: str | PathLike[str]) -> str | None:
 @functools.cache
 def known_sizes(name: str) -> Sizes | ImageSizes | None:
     """The sizes of a data set, where its module can tell them (`sizes()`) without torch or a file; else None."""
-    module = importlib.import_module(f"{DATASETS.package}.{name}")
+    module = DATASETS.module(name)
     sizes: Sizes | ImageSizes | None = module.sizes() if hasattr(module, "sizes") else None
     return sizes
 

@@ -22,6 +22,7 @@ from bench.engines.families import Interrupts
 from bench.engines.local import Crew, Ending, Work, failure, run_cells
 from bench.measuring.causes import status_of, words_of
 from bench.measuring.machine import ROOT, facts, physical_cores
+from kernels.registry import PLUGINS_VARIABLE
 from kernels.system.resources import ResourceError
 
 TRIES = 3
@@ -79,7 +80,8 @@ def _connect(ray: Any, address: str | None) -> None:
         }  # fmt: skip
     else:
         modules = [str(ROOT / name) for name in ("bench", "kernels")]  # so that all nodes compute by these sources
-        options |= {"address": address, "runtime_env": {"py_modules": modules}}
+        given = {name: os.environ[name] for name in (PLUGINS_VARIABLE,) if name in os.environ}
+        options |= {"address": address, "runtime_env": {"py_modules": modules, "env_vars": given}}
     try:
         _require_reachable(address)
         ray.init(**options)

@@ -261,6 +261,7 @@ def publish_ending(tables: Shelf, ending: Ending, workers: int) -> tuple[str, st
     """Store one ending, and tell its status and reason; rows that do not fit the table are a failed cell."""
     provenance = {
         **facts(ending.cell.device),
+        "plugins": ending.cell.plugins,
         "threads_used": ending.threads_used,
         "workers": workers,
         "started_at": ending.started_at,

@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from kernels.registry import plugins
 from kernels.system.programs import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,10 +101,12 @@ def revision() -> tuple[str, bool | None]:
 def source_hash(*tops: str, without: str = "") -> str:
     """sha256 over the names and contents of sources, 16 hex digits.
 
-    tops: files, and folders with all below them; by default what computes a cell. without: a folder among them that is
-    left out.
+    tops: files, and folders with all below them; by default what computes a cell, the plugins of this process among
+    it. without: a folder among them that is left out.
     """
     digest = hashlib.sha256()
+    for plugin in () if tops else plugins().values():
+        digest.update(f"{plugin.name} {plugin.sha256}\n".encode())
     found: dict[Path, Path] = {}
     for top in tops or COMPUTES:
         above = _above(top)

@@ -14,7 +14,7 @@ from bench.pruning.settings import Sparsifying
 from bench.settings import Count, Natural, NonNegative, ProperFraction
 
 NARROWER = 4.0  # torch's default: the clusters' widths are those of the head divided by 4, by 16, ...
-TASKS = {"mlp": CLASSIFICATION}  # of the models; one that is not named here is a language model
+TASKS = {"mlp": CLASSIFICATION}  # of the models; one that is not named here, nor says so itself, is a language model
 OF_LANGUAGE = (  # settings of language models only
     "embedding_size",
     "decoder_bias",
@@ -40,7 +40,13 @@ OWN = {  # settings that not every model has; a model that is not named here may
 
 def models_of(task: str) -> list[str]:
     """The models that learn a task."""
-    return [name for name in MODELS if TASKS.get(name, LANGUAGE) == task]
+    return [name for name in MODELS if task_of_model(name) == task]
+
+
+def task_of_model(name: str) -> str:
+    """The task that a model learns; a plugin says it in `TASK`."""
+    plugin = MODELS.source(name)
+    return str(getattr(plugin.module, "TASK", LANGUAGE)) if plugin else TASKS.get(name, LANGUAGE)
 
 
 class ModelSettings(Sparsifying):
@@ -114,7 +120,7 @@ class ModelSettings(Sparsifying):
     @property
     def task(self) -> str:
         """What the model learns: a language, or a classification."""
-        return TASKS.get(self.model, LANGUAGE)
+        return task_of_model(self.model)
 
     @property
     def is_recurrent(self) -> bool:

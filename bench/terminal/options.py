@@ -61,6 +61,28 @@ def mebibytes(option: str, told: str) -> Any:
     return number(option, told, 0.0, LARGEST_MIB, "MiB", "MIB")
 
 
+def plugin_files(option: str, told: str) -> Any:
+    """Files that become plugins of this process and of those it starts, at once."""
+
+    def use(given: list[Path] | None) -> list[Path]:
+        from kernels.registry import PLUGINS_VARIABLE, PluginError, plugins
+
+        before = os.environ.get(PLUGINS_VARIABLE)
+        named = [*([before] if before else []), *(str(Path(each).absolute()) for each in given or ())]
+        for each in given or ():
+            if os.pathsep in str(each):
+                raise refusal(option, each, f"has a {os.pathsep!r} in it", "a path without one")
+        if named:
+            os.environ[PLUGINS_VARIABLE] = os.pathsep.join(named)
+        try:
+            plugins()
+        except PluginError as error:
+            raise ending(str(error), BAD_INPUT) from None
+        return given or []
+
+    return typer.Option(callback=use, metavar="FILE.py", help=told)
+
+
 def count(option: str, told: str) -> Any:
     def parse(given: Any) -> int:
         try:
@@ -189,3 +211,5 @@ WINNERS = "JSON file that the winners are written to; tune.parquet is beside it"
 TunedOut = Annotated[Path, file("--out", WINNERS)]
 Schema = Annotated[Path | None, file("--schema", "also write them for the analysis: analysis/loading/columns.json")]
 YardsticksOut = Annotated[Path, folder("--out", "folder that yardsticks.parquet is written to, and continued from")]
+OUTSIDE = "Python file with a backend, criterion, model ... of your own (kernels/PLUGINS.md); may be repeated"
+Plugin = Annotated[list[Path], plugin_files("--plugin", OUTSIDE)]
