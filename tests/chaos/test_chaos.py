@@ -179,7 +179,8 @@ def test_training_runs_that_are_killed_and_go_on(full: bool, tell: Any, tmp_path
                     process.send_signal(signal.SIGKILL)
                     process.wait(30)
             with Forked(run, environment, tmp_path / "said") as process:
-                assert process.wait(300) == 0
+                out, err = process.communicate(timeout=300)
+                assert process.returncode == 0, out + err
         rows = Store(tmp_path / "killed" / file.stem).read("train").to_pylist()
         resumed += max(row["resumed"] for row in rows)
         assert deterministic(tmp_path / "killed" / file.stem, "train") == deterministic(
