@@ -20,7 +20,8 @@ from analysis.load import UNLIKE, load_yardsticks, one_of, records
 from analysis.stats import UNKNOWN, Comparison, Estimate, Scatter, compared, difference, level, ratio_interval
 
 MODEL_SETTINGS = (
-    "threads", "dataset", "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers",
+    "threads", "dataset", "tokens", "min_count", "valid_share", "test_share",
+    "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers",
     "dropout", "batch_norm", "decoder_bias", "decoder", "cutoff", "second_cutoff", "embedding_gradient", "precision",
     "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip",
     "epochs", "batch_size", "bptt", "input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout",

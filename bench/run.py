@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.table import Table
 
 from bench.cells import KINDS, Cell, Row, is_training, number
-from bench.data.corpus import DataError, data_dir, load_data
+from bench.data.corpus import TEXT, DataError, data_dir, load_data
 from bench.engines.driver import Job, LeftError, Terms, run_jobs, say
 from bench.engines.estimate import Pace, spoken
 from bench.engines.families import terminable
@@ -32,8 +32,9 @@ from bench.pruning.emptied import warnings
 from bench.store import Store, Stored
 from bench.storing.claims import LOST_SECONDS, Claims
 from bench.storing.mirror import Mirror
-from bench.sweep import Sweep
+from bench.sweep import Sweep, SweepError
 from bench.training.checkpoint import CONTINUED, FOLDER, SECONDS, Checkpoints
+from bench.training.needs import data_fault
 from bench.training.needs import lines as needs_lines
 from kernels.system.resources import ResourceError, is_lack
 
@@ -203,6 +204,8 @@ def run_sweep(
     environment is at fault; every cell finished before that stays stored.
     """
     store = Store(Path(results) / sweep.name)
+    if any(map(_reads_own_text, sweep.cells)):  # before anything is made
+        check_datasets([cell for cell in make_plan(sweep, results, retry, store, shard).todo if _reads_own_text(cell)])
     checkpoints = Checkpoints(store.folder / FOLDER, checkpoint_seconds)
     claims = Claims(store.folder) if share or shard.of > 1 else None
     mirror = Mirror(mirror_url, sweep.name, say) if mirror_url else None
@@ -296,6 +299,10 @@ def _trains(cell: Cell) -> bool:
     return cell.trains
 
 
+def _reads_own_text(cell: Cell) -> bool:
+    return is_training(cell) and cell.dataset.startswith(TEXT)
+
+
 def _waited(seconds: float) -> bool:
     """Wait; whether that was not interrupted."""
     try:
@@ -373,12 +380,22 @@ class _Shelf:
 
 
 def check_datasets(cells: Sequence[Cell]) -> None:
-    """Load every data set once, before any worker starts, downloaded where it must be. UnusableError, one line."""
-    for name in sorted({cell.dataset for cell in cells if is_training(cell)}):
+    """Load every data set once, before any worker starts, downloaded where it must be. UnusableError, one line.
+
+    SweepError where it is a text of the user's that cannot be used, or is too short for a cell.
+    """
+    for source in sorted({cell.source for cell in cells if is_training(cell)}):
+        name = source.partition("\n")[0]
         try:
-            load_data(name, data_dir())
+            data = load_data(source, data_dir())
         except (OSError, DataError) as error:
+            if name.startswith(TEXT):
+                raise SweepError(name, "dataset", *str(error).rsplit("; accepted: ", 1)) from None
             raise UnusableError(f"dataset {name}: {error}") from None
+        for cell in cells if name.startswith(TEXT) else ():
+            if is_training(cell) and cell.source == source and (fault := data_fault(cell, data.sizes)):
+                field, _, rest = fault.partition(": ")
+                raise SweepError(name, field, *rest.rsplit("; accepted: ", 1))
 
 
 def is_timing(cell: Cell) -> bool:

@@ -279,8 +279,8 @@ def check_setting(model: type[Cell], name: str, value: Any) -> tuple[str, str] |
         wrong = f"unknown setting of a {model.kind} cell{did_you_mean(name, list(fields))}"
         return wrong, ", ".join(fields)
     if name in REGISTRIES and isinstance(value, str):
-        accepted = REGISTRIES[name].names()
-        if value in accepted:
+        accepted = REGISTRIES[name].accepted()
+        if REGISTRIES[name].accepts(value):
             return None
         return f"unknown {name} {shown(value)}{did_you_mean(value, accepted)}", ", ".join(accepted)
     try:
@@ -294,7 +294,7 @@ def check_setting(model: type[Cell], name: str, value: Any) -> tuple[str, str] |
 def accepted_values(name: str, field: FieldInfo) -> str:
     """What a setting accepts, for people: names, or a type with its bounds."""
     if name in REGISTRIES:
-        return ", ".join(REGISTRIES[name].names())
+        return ", ".join(REGISTRIES[name].accepted())
     if get_origin(field.annotation) is Literal:
         return ", ".join(get_args(field.annotation))
     assert isinstance(field.annotation, type)

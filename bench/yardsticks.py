@@ -63,12 +63,20 @@ SCHEMA = documented(COLUMNS)
 
 
 class Text(NamedTuple):
-    """A data set, tokens an epoch and epochs of training that are counted, tokens of evaluation; 0 tokens: all."""
+    """A data set, tokens an epoch and epochs of training that are counted, tokens of evaluation; 0 tokens: all.
+
+    source: what `load_data` takes.
+    """
 
     dataset: str
     train_tokens: int
     epochs: int
     eval_tokens: int
+    source: str
+
+    def columns(self) -> dict[str, Any]:
+        """What its rows say of it: all but how the data set is read."""
+        return {name: value for name, value in self._asdict().items() if name != "source"}
 
     def __str__(self) -> str:
         trained = f"{self.epochs} × {self.train_tokens:,} tokens" if self.train_tokens else "the whole text"
@@ -79,7 +87,7 @@ def texts(sweeps: Iterable[Sweep]) -> list[Text]:
     """The texts that the networks of sweeps are trained and evaluated on, each once."""
     cells = (cell for sweep in sweeps for cell in sweep.cells if is_training(cell))
     found = (
-        Text(cell.dataset, cell.train_tokens, cell.epochs if cell.train_tokens else 1, cell.eval_tokens)
+        Text(cell.dataset, cell.train_tokens, cell.epochs if cell.train_tokens else 1, cell.eval_tokens, cell.source)
         for cell in cells
     )
     return list(dict.fromkeys(found))
@@ -97,7 +105,7 @@ def rows(text: Text, corpus: Corpus) -> Iterator[dict[str, Any]]:
     shared = {"corpus_sha256": corpus.sha256[:DIGITS], "token": corpus.token, "vocabulary": size, "text_tokens": read}
     for order, (valid, test) in enumerate(found, 1):
         how = smoothing if order > 1 else HALF_ADDED
-        yield {**text._asdict(), **shared, "order": order, "smoothing": how, "val_ppl": valid, "test_ppl": test}
+        yield {**text.columns(), **shared, "order": order, "smoothing": how, "val_ppl": valid, "test_ppl": test}
 
 
 def compute(sweeps: Iterable[Sweep], out: Path, say: Callable[[str], None] = print) -> Path:
@@ -115,7 +123,7 @@ def compute(sweeps: Iterable[Sweep], out: Path, say: Callable[[str], None] = pri
         if path.exists():
             say(f"note: {error}; it is written anew")
     for text in texts(sweeps):
-        corpus = load_corpus(text.dataset, data_dir())
+        corpus = load_corpus(text.source, data_dir())
         if any(_is_of(row, text, corpus) for row in stored):
             say(f"{text}: there already")
             continue
@@ -149,9 +157,9 @@ def _measured(text: Text, corpus: Corpus) -> list[dict[str, Any]]:
 
 
 def _is_of(row: dict[str, Any], text: Text, corpus: Corpus) -> bool:
-    named = {name: row[name] for name in text._fields}
-    return named == text._asdict() and row["corpus_sha256"] == corpus.sha256[:DIGITS]
+    named = {name: row[name] for name in text.columns()}
+    return named == text.columns() and row["corpus_sha256"] == corpus.sha256[:DIGITS]
 
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:
-    return (*(row[name] for name in Text._fields), row["corpus_sha256"], row["order"])
+    return (*(row[name] for name in Text._fields if name != "source"), row["corpus_sha256"], row["order"])

@@ -125,6 +125,14 @@ class Registry(Generic[T]):
         plugins()
         return sorted(self._members)
 
+    def accepts(self, name: str) -> bool:
+        """Whether a sweep file may say `name`."""
+        return name in self.names()
+
+    def accepted(self) -> list[str]:
+        """What a sweep file may say, for people."""
+        return self.names()
+
     def source(self, name: str) -> Plugin | None:
         """The plugin that registered `name`, or None."""
         home = getattr(self[name], "__module__", "")
@@ -160,6 +168,14 @@ class Catalogue:
         assert spec is not None and spec.submodule_search_locations is not None
         modules = (module.name for module in pkgutil.iter_modules(spec.submodule_search_locations))
         return [name for name in modules if name not in self.helpers]
+
+    def accepts(self, name: str) -> bool:
+        """Whether a sweep file may say `name`."""
+        return name in self.names()
+
+    def accepted(self) -> list[str]:
+        """What a sweep file may say, for people."""
+        return self.names()
 
     def source(self, name: str) -> Plugin | None:
         """The plugin that is the member `name`, or None. PluginError where a module of the suite has that name too."""

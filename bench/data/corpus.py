@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import os
 import random
 import tempfile
@@ -15,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from bench.data.images import Images, ImageSizes
 from kernels.registry import Catalogue
@@ -25,7 +27,29 @@ from kernels.system.resources import is_of_disk
 if TYPE_CHECKING:
     from torch import Tensor
 
-DATASETS = Catalogue("dataset", "bench.data", "load", helpers=("corpus", "images", "settings"))
+TEXT = "text:"  # a path behind it names a text of one's own
+
+
+class Datasets(Catalogue):
+    """The data sets by name, and any text as `text:PATH`."""
+
+    def accepts(self, name: str) -> bool:
+        return (name.startswith(TEXT) and len(name) > len(TEXT)) or super().accepts(name)
+
+    def accepted(self) -> list[str]:
+        return [*super().accepted(), f"{TEXT}PATH"]
+
+    def module(self, name: str) -> ModuleType:
+        return importlib.import_module("bench.data.text") if name.startswith(TEXT) else super().module(name)
+
+    def __getitem__(self, name: str) -> Any:
+        if name.startswith(TEXT):
+            read = self.module(name).load
+            return lambda _: read(name)
+        return super().__getitem__(name)
+
+
+DATASETS = Datasets("dataset", "bench.data", "load", helpers=("corpus", "images", "settings", "text"))
 LANGUAGE, CLASSIFICATION = "language", "classification"  # tasks
 
 DATA_DIR_VARIABLE = "BENCH_DATA_DIR"

@@ -180,7 +180,7 @@ TASKS = {LANGUAGE: Language, CLASSIFICATION: Classification}
 
 def load_for(cell: TrainCell) -> Data:
     """The data of a cell."""
-    return load_data(cell.dataset, data_dir())
+    return load_data(cell.source, data_dir())
 
 
 def task_on(cell: TrainCell, data: Data) -> Task:

@@ -44,17 +44,17 @@ def test_the_committed_table_has_the_columns_of_today():
 
 def test_texts_of_a_sweep_are_named_once(small: Path):
     assert yardsticks.texts([sweep.load(small)]) == [
-        yardsticks.Text("pydoc", 3000, 2, 500),
-        yardsticks.Text("pydoc", 3000, 3, 500),
+        yardsticks.Text("pydoc", 3000, 2, 500, "pydoc"),
+        yardsticks.Text("pydoc", 3000, 3, 500, "pydoc"),
     ]
     assert yardsticks.texts([sweep.load("gemm")]) == []
     whole = yardsticks.texts([sweep.load("wikitext2_chars")])
-    assert whole == [yardsticks.Text("wikitext2_chars", 0, 1, 0)]  # of 4 and of 8 epochs
+    assert whole == [yardsticks.Text("wikitext2_chars", 0, 1, 0, "wikitext2_chars")]  # of 4 and of 8 epochs
 
 
 def test_rows_are_of_what_the_networks_saw():
     corpus = load_corpus("pydoc", "")
-    found = list(yardsticks.rows(yardsticks.Text("pydoc", 3000, 2, 500), corpus))
+    found = list(yardsticks.rows(yardsticks.Text("pydoc", 3000, 2, 500, "pydoc"), corpus))
     assert [row["order"] for row in found] == [1, 2, 3, 4, 5, 6]
     assert [row["smoothing"] for row in found] == ["half_added", *["kneser_ney"] * 5]
     train, test = corpus.train.numpy()[:6000], corpus.test.numpy()[:500]
@@ -63,14 +63,14 @@ def test_rows_are_of_what_the_networks_saw():
     assert found[0]["test_ppl"] == pytest.approx(math.exp(-sum(nats) / len(nats)))
     assert found[1]["test_ppl"] < found[0]["test_ppl"] and {row["text_tokens"] for row in found} == {6000}
     everything = len(corpus.train)
-    often = yardsticks.Text("pydoc", everything - 1, 3, 50)  # starts over: nothing is counted twice
+    often = yardsticks.Text("pydoc", everything - 1, 3, 50, "pydoc")  # starts over: nothing is counted twice
     assert {row["text_tokens"] for row in yardsticks.rows(often, corpus)} == {everything}
 
 
 def test_characters_are_counted_up_to_seven_by_witten_bell():
     letters = list("the cat sat on the mat and that was that ") * 5
     corpus = Corpus.from_words(letters, letters[:30], letters[5:40], sorted(set(letters)), token="character")
-    found = list(yardsticks.rows(yardsticks.Text("made", 0, 1, 0), corpus))
+    found = list(yardsticks.rows(yardsticks.Text("made", 0, 1, 0, "made"), corpus))
     assert [row["order"] for row in found] == [1, 2, 3, 4, 5, 6, 7] and found[-1]["smoothing"] == "witten_bell"
 
 
