@@ -8,7 +8,7 @@ Every command imports what it needs itself, so that a bad sweep file is refused 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -34,12 +34,14 @@ from bench.terminal.options import (
     MixMachines,
     Name,
     Names,
+    Only,
     Plugin,
     Repair,
     Results,
     ResumeFrom,
     Retry,
     Schema,
+    Set,
     ShardOf,
     Share,
     Slurm,
@@ -112,12 +114,12 @@ def _environment_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _sweeps(names: Iterable[str]) -> Iterator[list[Sweep]]:
-    """The sweeps that a command is about, of files that are all right."""
+def _sweeps(names: Iterable[str], settings: Sequence[str] = (), only: Sequence[str] = ()) -> Iterator[list[Sweep]]:
+    """The sweeps that a command is about, of files that are all right, altered as --set and --only say."""
     with _one_line_errors():
-        from bench.sweep import load_all
+        from bench.sweep import altered, load_all
 
-        sweeps = load_all(names)
+        sweeps = [altered(sweep, settings, only) for sweep in load_all(names)]
         with _environment_errors():
             yield sweeps
 
@@ -164,10 +166,12 @@ def plan(
     workers: Workers = None,
     retry: Retry = False,
     shard: ShardOf = "1/1",
+    settings: Set = [],  # noqa: B006
+    only: Only = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: ARG001, B006
 ) -> None:
     """Say what a sweep has to run, what is stored already and how long it will take; change nothing."""
-    with _sweeps([name]) as (sweep,), _text_is_all():
+    with _sweeps([name], settings, only) as (sweep,), _text_is_all():
         from bench.run import Shard, make_plan
 
         print("\n".join(make_plan(sweep, results, retry, shard=Shard(*shard)).lines(workers)))
@@ -190,6 +194,8 @@ def run(
     mirror: MirrorUrl = None,
     jobs: Jobs = 1,
     slurm: Slurm = [],  # noqa: B006 - typer's way to say none
+    settings: Set = [],  # noqa: B006
+    only: Only = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: ARG001, B006
 ) -> None:
     """Run every cell of a sweep that is not stored yet; a second run goes on where the first ended.
@@ -203,7 +209,7 @@ def run(
     checkpoint. A checkpoint that is damaged, or was made by other sources, another torch, processor, thread count or
     text, is not used, and a line says so. What timed out, crashed, failed or ran out of memory goes on with --retry.
     """
-    with _stoppable(), _sweeps([name]) as (sweep,):
+    with _stoppable(), _sweeps([name], settings, only) as (sweep,):
         from bench.engines.driver import Terms
         from bench.run import Shard, run_jobs_of, run_sweep
         from bench.terminal.output import be_hasty
@@ -262,10 +268,12 @@ def show(
     name: Name,
     results: Results = HERE,
     watch: Watch = False,
+    settings: Set = [],  # noqa: B006
+    only: Only = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: ARG001, B006
 ) -> None:
     """Show the stored cells of a sweep by status, with their key figures."""
-    with _sweeps([name]) as (sweep,), _text_is_all():
+    with _sweeps([name], settings, only) as (sweep,), _text_is_all():
         from bench.run import make_plan, print_cells, watch_cells
         from bench.store import Store
 

@@ -72,7 +72,7 @@ def _merge(sweep: Sweep, folders: dict[str, Path], results: Path, mix_machines: 
         stored = store.finished().keys() & found.cells.keys()
     say(f"{len(stored)} of {number(len(sweep.cells))} stored in {store.folder}: {len(found.taken)} taken over")
     if missing := len(sweep.cells) - len(stored):
-        command = shlex.join(["python", "-m", "bench", "run", sweep.named, "--results", str(results)])
+        command = shlex.join(["python", "-m", "bench", "run", sweep.named, *sweep.altered, "--results", str(results)])
         say(f"{number(missing)} missing: {command} runs what is")
     return 1 if found.wrong else 0
 

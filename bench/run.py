@@ -278,7 +278,7 @@ def run_jobs_of(
     cluster = options.get("cluster", "slurm")
     options = {name: value for name, value in options.items() if name != "cluster"}
     arguments = [str(Path(sweep.named).absolute()) if Path(sweep.named).suffix else sweep.named]
-    arguments += ["--results", str(folder.parent), *given]
+    arguments += [*sweep.altered, "--results", str(folder.parent), *given]
 
     def done() -> tuple[int, int]:
         return len(make_plan(sweep, results, store=store).stored), len(sweep.cells)
@@ -432,7 +432,7 @@ def _summary(plan: Plan, store: Store, interrupted: bool) -> int:
         stored = plan.stored[cell.cell_id]
         print(f"  {stored.status}: {names[cell.cell_id]}: {stored.reason}")
     if len(not_ok) > LISTED:
-        shown = shlex.join([plan.sweep.named, "--results", str(store.folder.parent)])
+        shown = shlex.join([plan.sweep.named, *plan.sweep.altered, "--results", str(store.folder.parent)])
         print(f"  and {len(not_ok) - LISTED} more: python -m bench show {shown}")
     if plan.todo:  # removed or damaged since, or by a run beside this one
         print(f"{number(len(plan.todo))} of them not stored; run again to go on")

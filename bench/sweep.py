@@ -22,7 +22,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -51,6 +51,7 @@ REGISTRIES: dict[str, Catalogue | Registry[Any]] = {  # those whose members a se
 }
 NOUNS = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 NAMED: dict[type, str] = {list: "list", dict: "table"}
+LONGEST_NAME = 80  # letters of the name of an altered sweep, which is a folder's
 LONGEST_SHOWN = 60  # letters of a value or a key in a line
 
 Table = dict[str, Any]
@@ -66,12 +67,16 @@ class SweepError(ValueError):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked sweep: its cells are canonical, without duplicates, in file order."""
+    """A checked sweep: its cells are canonical, without duplicates, in file order.
+
+    altered: the options that made it of what its file says, where there were any.
+    """
 
     name: str
     description: str
     path: Path
     cells: tuple[Cell, ...]
+    altered: tuple[str, ...] = ()
 
     @property
     def origin(self) -> str:
@@ -121,6 +126,93 @@ def load(path_or_name: str | os.PathLike[str]) -> Sweep:
         raise SweepError(path, *error.args) from None
     unique = {cell.cell_id: cell for cell in (cell.canonical() for cell in cells)}
     return Sweep(path.stem, content.get("description", ""), path, tuple(unique.values()))
+
+
+SET, ONLY = "--set", "--only"
+
+
+def altered(sweep: Sweep, settings: Sequence[str], only: Sequence[str]) -> Sweep:
+    """`sweep` with other values for some of its settings, and of that a part: a sweep of another name.
+
+    settings: 'name=value' or 'name=value,value'; every cell that has that setting is made with each of the values in
+    place of its own. only: the same; cells stay whose setting, or kind, is one of the values. SweepError, one line,
+    naming the option, where nothing has such a setting, a value is none of it, or no cell is left.
+    """
+    if not settings and not only:
+        return sweep
+    cells, changed = list(sweep.cells), [_assigned(SET, each) for each in settings]
+    for name, values in changed:
+        cells = [made for cell in cells for made in _with_values(cell, name, values, cells)]
+        _few(cells)
+    kept = [_assigned(ONLY, each) for each in only]
+    for name, values in kept:
+        cells = _of_values(cells, name, values)
+    unique = {cell.cell_id: cell for cell in (cell.canonical() for cell in cells)}
+    given = [*((SET, each) for each in settings), *((ONLY, each) for each in only)]
+    options = tuple(part for pair in given for part in pair)
+    asked = [f"{name}-{'-'.join(map(_plain_text, values))}" for name, values in (*changed, *kept)]
+    name = re.sub(r"[^\w.-]+", "-", "-".join([sweep.name, *asked]))
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(repr(options).encode()).hexdigest()[:8]}"
+    return Sweep(name, sweep.description, sweep.path, tuple(unique.values()), options)
+
+
+def _few(cells: Sequence[Cell]) -> None:
+    if len(cells) > LARGEST_SWEEP:
+        raise SweepError(SET, "cells", f"{len(cells)} cells in all", f"at most {LARGEST_SWEEP}; use several sweeps")
+
+
+def _plain_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _assigned(option: str, given: str) -> tuple[str, list[Any]]:
+    """(name, values) of 'name=value,value', each value as TOML reads it, or else as a string."""
+    name, equals, text = given.partition("=")
+    values = [_value(each.strip()) for each in text.split(",") if each.strip()]
+    if not (re.fullmatch(r"\w+", name.strip()) and equals and values):
+        raise SweepError(option, cut(given), "names no setting and value", "NAME=VALUE or NAME=VALUE,VALUE")
+    return name.strip(), values
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
+        return text
+
+
+def _with_values(cell: Cell, name: str, values: Sequence[Any], every: Sequence[Cell]) -> Iterator[Cell]:
+    """The cell with each value of a setting; itself where it has none, and others have."""
+    kinds = dict.fromkeys(type(each) for each in every)
+    fields = type(cell).model_fields
+    if name not in fields:
+        if not any(name in kind.model_fields for kind in kinds):
+            known = list(dict.fromkeys(field for kind in kinds for field in kind.model_fields))
+            raise SweepError(SET, name, f"no cell has that setting{did_you_mean(name, known)}", ", ".join(known))
+        yield cell
+        return
+    for value in values:
+        value = float(value) if fields[name].annotation is float and type(value) is int else value
+        if (check := check_setting(type(cell), name, value)) is not None:
+            raise SweepError(SET, name, *check)
+        try:
+            yield type(cell).model_validate(cell.model_dump() | {name: value})
+        except ValidationError as error:
+            field, wrong, accepted = _of_rule(error)
+            raise SweepError(SET, field, wrong, accepted) from None
+
+
+def _of_values(cells: Sequence[Cell], name: str, values: Sequence[Any]) -> list[Cell]:
+    there = [cell.kind if name == "kind" else getattr(cell, name, None) for cell in cells]
+    found = [cell for cell, own in zip(cells, there, strict=True) if own is not None and own in values]
+    if not found:
+        known = list(dict.fromkeys(_plain_text(each) for each in there if each is not None))
+        asked = ", ".join(map(_plain_text, values))
+        if not known:
+            raise SweepError(ONLY, name, "no cell has that setting", "kind, or a setting of one of them")
+        raise SweepError(ONLY, name, f"no cell has {cut(asked)}", cut(", ".join(known)))
+    return found
 
 
 class _Wrong(Exception):  # noqa: N818
@@ -254,10 +346,16 @@ def _cell(where: str, model: type[Cell], settings: Table) -> Cell:
     try:
         return model.model_validate(settings)
     except ValidationError as error:  # single values are right: what is left are rules between settings
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        field, _, rest = message.partition(": ")
-        wrong, _, accepted = rest.partition("; accepted: ")
+        field, wrong, accepted = _of_rule(error)
         raise _Wrong(f"{where}{field}", wrong, accepted) from None
+
+
+def _of_rule(error: ValidationError) -> tuple[str, str, str]:
+    """(field, what is wrong, what is accepted) of settings that do not go together."""
+    message = error.errors()[0]["msg"].removeprefix("Value error, ")
+    field, _, rest = message.partition(": ")
+    wrong, _, accepted = rest.partition("; accepted: ")
+    return field, wrong, accepted
 
 
 def _check_keys(table: Table, accepted: tuple[str, ...], where: str) -> None:

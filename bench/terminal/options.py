@@ -213,3 +213,7 @@ Schema = Annotated[Path | None, file("--schema", "also write them for the analys
 YardsticksOut = Annotated[Path, folder("--out", "folder that yardsticks.parquet is written to, and continued from")]
 OUTSIDE = "Python file with a backend, criterion, model ... of your own (kernels/PLUGINS.md); may be repeated"
 Plugin = Annotated[list[Path], plugin_files("--plugin", OUTSIDE)]
+CHANGED = "NAME=VALUE,VALUE: every cell with that setting is made with each of these values; a sweep of its own name"
+Set = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUES", help=f"{CHANGED}; may be repeated")]
+CHOSEN = "NAME=VALUE,VALUE: only cells whose setting, or kind, is one of these; a sweep of its own name"
+Only = Annotated[list[str], typer.Option("--only", metavar="NAME=VALUES", help=f"{CHOSEN}; may be repeated")]
