@@ -307,6 +307,11 @@ PROVENANCE = (
     Column("started_at", pa.string(), "provenance", "", "UTC, ISO 8601"),
     Column("cell_seconds", pa.float64(), "provenance", "s",
            "wall time of the whole cell, summed over its pieces where it went on from a checkpoint"),
+    Column("peak_memory_mib", pa.float64(), "measured", "MiB",
+           "the most memory that the cell's process held while it ran (resident set; torch and corpus among it); null "
+           "outside Linux and in older rows"),
+    Column("peak_gpu_memory_mib", pa.float64(), "measured", "MiB",
+           "the most that torch held of the GPU's memory meanwhile; null on a CPU and in older rows"),
 )
 # fmt: on
 

@@ -266,6 +266,7 @@ def publish_ending(tables: Shelf, ending: Ending, workers: int) -> tuple[str, st
         "workers": workers,
         "started_at": ending.started_at,
         "cell_seconds": ending.seconds,
+        **(ending.peaks or {}),
         **(ending.facts or {}),
     }
     try:

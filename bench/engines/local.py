@@ -26,6 +26,7 @@ from bench.engines.families import Interrupts, children, end_children, kill_grou
 from bench.engines.starts import Starts, be_ready, take_up
 from bench.measuring.causes import one_line, status_of
 from bench.measuring.machine import physical_cores
+from bench.measuring.peaks import forget, peaks
 from bench.terminal.output import PATIENCE, outlive_readers
 from bench.training.checkpoint import Checkpoints
 from kernels.system.temporary import temporary_folder
@@ -45,7 +46,7 @@ TERMINATION_SECONDS = 60.0  # a worker that trains may take to finish its batch 
 
 @dataclass(frozen=True)
 class Ending:
-    """How one cell ended. threads_used is None where torch was not reached.
+    """How one cell ended. threads_used is None where torch was not reached; peaks: `bench.measuring.peaks`.
 
     facts: columns of where it ran (`bench.measuring.machine.facts`), where that was another machine than this. seconds:
     of all its pieces, where it went on from a checkpoint; started_at: of the last.
@@ -59,6 +60,7 @@ class Ending:
     threads_used: int | None = None
     spoiled: bool = False
     facts: Row | None = None
+    peaks: Row | None = None
 
 
 def measure(cell: Cell, tell: Tell, checkpoints: Checkpoints | None = None) -> list[Row]:
@@ -319,17 +321,19 @@ def _work_on(work: Work, cell: Cell, progress: Path) -> Ending:
             last = time.monotonic()
 
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    ours = children()
+    ours, forgotten = children(), forget()
     try:
         rows = [_in_one_line(row) for row in work(cell, tell)]
     except BaseException as error:  # whatever it is, it is the cell's: nobody else raises anything here
         status, reason = status_of(error)
         rows = [{"status": status, "reason": reason}]
+    highest = peaks(forgotten)
     end_children(but=ours)
     torch = sys.modules.get("torch")
     threads = in_force() if torch else None
     earlier = max((row.get("earlier_seconds") or 0.0 for row in rows), default=0.0)
-    return Ending(cell, rows, started_at, earlier + time.monotonic() - began, threads, _is_spoiled(torch))
+    seconds = earlier + time.monotonic() - began
+    return Ending(cell, rows, started_at, seconds, threads, _is_spoiled(torch), peaks=highest)
 
 
 def _in_one_line(row: Row) -> Row:
