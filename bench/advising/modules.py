@@ -74,7 +74,7 @@ def to(made: Made, device: str) -> Made:
 def moved(value: Any, device: str) -> Any:
     """A value with every tensor in it on a device."""
     if isinstance(value, Tensor | PackedSequence):
-        return value.to(device=torch.device(device))
+        return value.cuda() if device == "cuda" else value.cpu()
     if isinstance(value, tuple | list):
         return type(value)(moved(each, device) for each in value)
     return {name: moved(each, device) for name, each in value.items()} if isinstance(value, dict) else value

@@ -1,0 +1,293 @@
+"""An answer in words: a verdict for each goal, and tables whose every cell is text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.advising.answers import GOAL, INTERPOLATED, SHOWN, Answer, Curve, Point
+from analysis.advising.references import Cost
+from analysis.advising.stored import Row
+from analysis.stats import times
+from analysis.tables import NOTHING
+from analysis.theory import Breakeven
+
+PASSES = {"forward": "Latency", "training": "Training time"}
+SHORT_NAMES = 40  # letters of a list of names in a cell
+
+
+def verdicts(found: Answer) -> list[str]:
+    """A sentence for latency, training time and memory each."""
+    return [*(_speed(found, passes, goal) for passes, goal in PASSES.items()), _memory(found)]
+
+
+def _speed(found: Answer, passes: str, goal: str) -> str:
+    curve = found.best(passes)
+    if curve is None:
+        if passes in found.measured.values("passes"):
+            return f"{goal}: no cell of it has a time yet: {_why_nothing(found)}."
+        return f"{goal}: not measured; python -m bench advise with --passes {passes} measures it."
+    line = f"{goal}: {_pays(curve)}"
+    point = curve.at(GOAL) or curve.best
+    assert point is not None
+    line += f"; at {point.sparsity:g} the layers together take {_as_share(point)}"
+    end_to_end = next((each for each in found.model if _key(each) == _key(curve)), None)
+    whole = end_to_end.at(point.sparsity) if end_to_end else None
+    if whole is not None:
+        line += f", and the whole model, end to end, {_as_share(whole)}"
+    share = found.share[passes]
+    if not math.isnan(share):
+        line += f" (the layers are {share:.0%} of it)".replace("%", " %")
+    if passes == "training":
+        ramps = [each for each in found.integrals if (each.block_size, each.target) == (curve.block_size, GOAL)]
+        cubic = next((each for each in ramps if each.ramp == "cubic"), None)
+        if cubic:
+            line += (
+                f"; over a run pruned to {GOAL:g} on a cubic ramp {times(cubic.measured)} (theory {cubic.theory:.2f}×)"
+            )
+    return line + _doubts([point, *([whole] if whole else [])]) + "."
+
+
+def _key(curve: Curve) -> tuple[str, int]:
+    return curve.passes, curve.block_size
+
+
+def _pays(curve: Curve) -> str:
+    """'block 32 pays from ρ 0.34 [0.31, 0.38] on; not worth it below'."""
+    crossing, measured = curve.breakeven, curve.measured
+    name = f"block {curve.block_size}"
+    if crossing.kind == "crosses":
+        return f"{name} pays from ρ {spoken_breakeven(curve)} on, and is not worth it below"
+    if crossing.kind == "always":
+        return f"{name} pays at every sparsity measured, ρ {measured[0].sparsity:g} to {measured[-1].sparsity:g}"
+    if crossing.kind == "never":
+        return f"not worth it: {name}, the best, is slower than dense even at ρ {measured[-1].sparsity:g}"
+    return f"{name} has no break-even, for want of pairs"
+
+
+def _as_share(point: Point) -> str:
+    value = point.speedup.value
+    return f"{times(point.speedup)} less time" if value >= 1.0 else f"{times(point.speedup)} of dense speed"
+
+
+def _doubts(points: Sequence[Point]) -> str:
+    words = []
+    if any(point.how == INTERPOLATED for point in points):
+        words.append("interpolated between measured sparsities")
+    if any(point.noisy for point in points):
+        words.append("noisy: read the intervals")
+    return f" ({'; '.join(words)})" if words else ""
+
+
+def _why_nothing(found: Answer) -> str:
+    rows = [row for row in found.measured.cells.values() if row["status"] != "ok"]
+    return f"{rows[0]['status']}: {rows[0]['reason']}" if rows else "the time was up before; run it again"
+
+
+def _memory(found: Answer) -> str:
+    """Of the block size that is the fastest, or the first."""
+    best = found.best("forward") or found.best("training")
+    size = best.block_size if best else min(key[0] for key in found.bytes)
+    known = {at: both for (block, at), both in found.bytes.items() if block == size}
+    at = GOAL if GOAL in known else max(known)
+    dense, sparse = known[at]
+    line = (
+        f"Memory: at ρ {at:g} in blocks of {size} the weights of these layers take {sparse / dense:.2f} of their "
+        f"bytes, {megabytes(sparse)} of {megabytes(dense)} in float32"
+    )
+    return f"{line}; {_smaller_from(known)}."
+
+
+def _smaller_from(known: dict[float, tuple[int, int]]) -> str:
+    """Bytes are linear in density, so two sparsities tell where they cross those of dense."""
+    (low, (dense, one)), (high, (_, other)) = min(known.items()), max(known.items())
+    if one <= dense:
+        return f"smaller than dense from ρ {low:g} on" if low else "never larger than dense"
+    if other >= dense:
+        return f"never smaller up to ρ {high:g}"
+    return f"smaller than dense from ρ {low + (high - low) * (one - dense) / (one - other):.2f} on"
+
+
+def spoken_breakeven(curve: Curve) -> str:
+    """'0.34 [0.31, 0.38]'; 'always', of what was measured, 'never' or 'unknown'; an open end says so."""
+    crossing = curve.breakeven
+    if crossing.sparsity is None:
+        return f"≤ {curve.measured[0].sparsity:g}" if crossing.kind == "always" else crossing.kind
+    low, high = curve.bounds
+    return f"{crossing.sparsity:.2f} [{_bound(low, curve)}, {_bound(high, curve)}]"
+
+
+def _bound(crossing: Breakeven, curve: Curve) -> str:
+    if crossing.sparsity is not None:
+        return f"{crossing.sparsity:.2f}"
+    return {"always": f"≤{curve.measured[0].sparsity:g}", "never": f">{curve.measured[-1].sparsity:g}"}.get(
+        crossing.kind, "?"
+    )
+
+
+def marked(point: Point | None, interval: bool = False) -> str:
+    """'2.31×'; '~' before what was interpolated, '?' after what is noisy; '–' where nothing was measured."""
+    if point is None:
+        return NOTHING
+    value = times(point.speedup) if interval else f"{point.speedup.value:.2f}×"
+    return ("~" if point.how == INTERPOLATED else "") + value + ("?" if point.noisy else "")
+
+
+MARKS = "~ interpolated between measured sparsities; ? noisy; – not measured"
+
+
+def layer_table(found: Answer, interval: bool = False) -> pd.DataFrame:
+    """Layers alike, by block size: from where it pays, and the speedup at each sparsity of SHOWN."""
+    several = len(found.measured.values("passes")) > 1
+    rows = []
+    for layer in found.layers:
+        for curve in layer.curves.values():
+            name = f"{layer.label} ({curve.passes})" if several else layer.label
+            pays = spoken_breakeven(curve) if curve.measured else NOTHING
+            rows.append([name, str(curve.block_size), pays, *(marked(curve.at(each), interval) for each in SHOWN)])
+    return pd.DataFrame(rows, columns=["layer", "block", "pays from ρ", *(f"ρ {each:g}" for each in SHOWN)])
+
+
+def whole_table(found: Answer) -> pd.DataFrame:
+    """All layers together, and the whole model end to end, by block size."""
+    rows = []
+    for what, curves in (("layers", found.whole), ("end to end", found.model)):
+        for curve in curves:
+            pays = spoken_breakeven(curve) if curve.measured else NOTHING
+            name = what if curve.passes == "forward" else f"{what}, training"
+            rows.append([name, str(curve.block_size), pays, *(marked(curve.at(each), True) for each in SHOWN)])
+    return pd.DataFrame(rows, columns=["what", "block", "pays from ρ", *(f"ρ {each:g}" for each in SHOWN)])
+
+
+def lost_table(found: Answer, each_layer: bool = False) -> pd.DataFrame:
+    """The share of the squared norm that magnitude takes away, at random beside it; of each layer, or the range."""
+    keys = sorted({key for layer in found.layers for key in layer.lost if key[1] in SHOWN})
+    rows = []
+    for size in sorted({key[0] for key in keys}):
+        mine = [layer for layer in found.layers if any(key[0] == size for key in layer.lost)]
+        groups = [(layer.label, [layer]) for layer in mine] if each_layer else [("all layers", mine)]
+        for name, layers in groups:
+            rows.append([name, str(size), *(_lost([each.lost.get((size, at)) for each in layers]) for at in SHOWN)])
+    return pd.DataFrame(rows, columns=["layer", "block", *(f"ρ {each:g}" for each in SHOWN)])
+
+
+def _lost(found: Sequence[tuple[float, float] | None]) -> str:
+    """'0.31 to 0.45 (random 0.50)'."""
+    known = [each for each in found if each is not None]
+    if not known:
+        return NOTHING
+    low, high = (f"{of(each[0] for each in known):.2f}" for of in (min, max))
+    span = low if low == high else f"{low} to {high}"
+    return f"{span} (random {sum(each[1] for each in known) / len(known):.2f})"
+
+
+def bytes_table(found: Answer) -> pd.DataFrame:
+    """Bytes of the weights of all layers, by block size."""
+    rows = []
+    for size in sorted({key[0] for key in found.bytes}):
+        dense = next(both[0] for key, both in found.bytes.items() if key[0] == size)
+        mine = [found.bytes.get((size, at)) for at in SHOWN]
+        rows.append([str(size), megabytes(dense), *(megabytes(each[1]) if each else NOTHING for each in mine)])
+    return pd.DataFrame(rows, columns=["block", "dense", *(f"ρ {each:g}" for each in SHOWN)])
+
+
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def integral_table(found: Answer) -> pd.DataFrame:
+    """Training time over a run, by ramp."""
+    rows = [
+        [str(each.block_size), each.ramp, f"{each.target:g}", f"{each.theory:.2f}×", times(each.measured)]
+        for each in found.integrals
+    ]
+    return pd.DataFrame(rows, columns=["block", "ramp", "target ρ", "theory", "measured"])
+
+
+def output_table(found: Answer) -> pd.DataFrame:
+    """Of the whole model: how far its outputs are from those with zeros, and from those of the unpruned one."""
+    rows = [
+        [row["passes"], str(row["block_size"]), f"{row['target_sparsity']:g}", _status(row), *_outputs(row)]
+        for row in sorted(found.measured.model, key=lambda row: (row["block_size"], row["target_sparsity"]))
+    ]
+    return pd.DataFrame(rows, columns=["passes", "block", "ρ", "status", "error", "cosine", "bytes"])
+
+
+def _status(row: Row) -> str:
+    return str(row["status"]) if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
+
+
+def _outputs(row: Row) -> list[str]:
+    if row["error"] is None:
+        return [NOTHING] * 3
+    sizes = f"{megabytes(row['sparse_bytes'])} of {megabytes(row['dense_bytes'])}"
+    return [f"{row['error']:.1e}", f"{row['cosine']:.3f}", sizes]
+
+
+def cost_table(costs: Sequence[Cost]) -> pd.DataFrame:
+    rows = [[each.what, str(each.block_size), f"{each.sparsity:g}", each.cost] for each in costs]
+    return pd.DataFrame(rows, columns=["network", "block", "ρ", "cost against dense"])
+
+
+OTHERS = "These are other models than yours: what yours loses only its own training can tell."
+
+
+def left_table(found: Answer) -> pd.DataFrame:
+    """What cannot be block-sparse, and why."""
+    rows = [[row["name"], row["sizes"], row["reason"]] for row in found.measured.layers if row["block_size"] is None]
+    rows += [
+        [layer.label, f"block {size}", reason] for layer in found.layers for size, reason in layer.why_dense.items()
+    ]
+    return pd.DataFrame(rows, columns=["weight", "sizes", "why it stays dense"])
+
+
+def shortly(names: Sequence[str]) -> str:
+    """A list of names, cut."""
+    whole = ", ".join(names)
+    return whole if len(whole) <= SHORT_NAMES else f"{names[0]} and {len(names) - 1} more"
+
+
+def notes(found: Answer) -> list[str]:
+    """What was assumed of layers, each once, with the layers."""
+    said: dict[str, list[str]] = {}
+    for layer in found.layers:
+        for note in layer.notes:
+            said.setdefault(note, []).extend(layer.names)
+    return [f"{shortly(names)}: {note}." for note, names in said.items()]
+
+
+def caveats(found: Answer) -> list[str]:
+    """What a reader should know of these figures."""
+    measured = found.measured
+    lines = [f"In the tables: {MARKS}."]
+    if not measured.model:
+        lines.append(
+            "What is not in these layers (attention, norms, embeddings, the output layer of a file) was not timed: the "
+            "speedup of a whole model is less. A factory that returns (module, example inputs) has it measured."
+        )
+    if "training" in measured.values("passes") and any(row["kind"] != "lstm" for row in measured.timed):
+        lines.append(
+            "Training of linear and GRU layers is three products of each, prepared beforehand: what packing new values "
+            "takes after each step is not in it."
+        )
+    if any(row["kind"] == "gru" for row in measured.timed):
+        lines.append("A GRU is timed as its products; torch's fused layer, and its gates, are not.")
+    if any(row["inside"] < 1.0 for row in measured.timed):
+        lines.append(
+            "A padded layer was timed beside a padded dense one; dense at its own size is taken to be faster in "
+            "proportion to its weights."
+        )
+    return [*lines, OTHERS]
+
+
+def head(found: Answer) -> str:
+    """Where and with what it was measured."""
+    rows = [row for row in found.measured.cells.values() if row["status"] == "ok"]
+    if not rows:
+        return "nothing is measured yet"
+    row = rows[-1]
+    threads = f"{row['threads_used']} thread" + ("" if row["threads_used"] == 1 else "s")
+    where = f"{row['device_name']}, {threads}" if row["device"] == "cpu" else str(row["device_name"])
+    return f"{len(rows)} cells on {where}, torch {row['torch']}"
