@@ -24,6 +24,7 @@ GOAL = 0.8
 RAMP_END = 0.5  # share of a training run after which its final sparsity is reached
 STEPS = 1000  # of a training run, for its integral
 MEASURED, INTERPOLATED = "measured", "interpolated"
+OUTPUTS = ("passes", "block_size", "target_sparsity", "status", "reason", "error", "cosine")
 
 
 class Pairs(NamedTuple):
@@ -332,13 +333,12 @@ def as_json(found: Answer) -> dict[str, Any]:
     return {
         "source": measured.source,
         "layers": [_layer_json(each) for each in found.layers],
-        "left": [{"name": row["name"], "reason": row["reason"]} for row in measured.layers if row["block_size"] is None],
+        "left": [
+            {"name": row["name"], "reason": row["reason"]} for row in measured.layers if row["block_size"] is None
+        ],
         "together": [_curve_json(each) for each in found.whole],
         "end_to_end": [_curve_json(each) for each in found.model],
-        "outputs": [
-            {name: row[name] for name in ("passes", "block_size", "target_sparsity", "status", "reason", "error", "cosine")}
-            for row in measured.model
-        ],
+        "outputs": [{name: row[name] for name in OUTPUTS} for row in measured.model],
         "share_of_model": {name: _plain(value) for name, value in found.share.items()},
         "bytes": [
             {"block_size": size, "sparsity": at, "dense": dense, "sparse": sparse}

@@ -1,4 +1,4 @@
-"""What block sparsity has cost networks of the reference sweeps that have learned: other models than that advised on."""
+"""What block sparsity has cost networks of the reference sweeps that have learned: other models than that asked of."""
 
 from __future__ import annotations
 
