@@ -11,8 +11,9 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from bench.engines.driver import Ended
 
 BLOCK_SIZES = (32, 16, 64)  # in order of worth, as sparsities
-SPARSITIES = (0.8, 0.5, 0.9, 0.95, 0.2, 0.0)
+SPARSITIES = (0.8, 0.5, 0.2, 0.9, 0.95, 0.0)
 WHOLE_SHARE = 0.4  # of the time, for the whole model where there are example inputs
 TIMEOUT = 120.0  # seconds a cell may take
 FOLDER = "advise"
@@ -102,6 +103,7 @@ def look_at(asked: Asked) -> Subject:
     """The layers that are asked about. AdviceError, one line, where there is nothing to advise on; makes nothing."""
     given = [of_shape(each, asked.tokens) for each in asked.shapes]
     given += [of_lstm(each, asked.batch, asked.steps) for each in asked.lstms]
+    given = _told_apart(given)
     if asked.source and given:
         raise AdviceError("--shape and --lstm: SOURCE has its own layers; accepted: one of the two")
     if not asked.source and not given:
@@ -114,6 +116,17 @@ def look_at(asked: Asked) -> Subject:
     subject = _found(asked) if asked.source else Subject(_spoken(asked), given)
     require_candidates(subject.layers, asked.block_sizes, asked.pad)
     return subject
+
+
+def _told_apart(layers: Sequence[Layer]) -> list[Layer]:
+    """Layers whose names differ: a shape that is given twice is two layers."""
+    seen: Counter[str] = Counter()
+    found = []
+    for layer in layers:
+        seen[layer.name] += 1
+        times = seen[layer.name]
+        found.append(replace(layer, name=f"{layer.name} ({times})") if times > 1 else layer)
+    return found
 
 
 def _spoken(asked: Asked) -> str:

@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measured:
-    """A model as it was measured. cells: the row of each by its id; model: rows of the whole one, where it was timed."""
+    """A model as it was measured. cells: the row of each by its id; model: of the whole one, where it was timed."""
 
     folder: Path
     layers: list[Row]

@@ -32,11 +32,11 @@ def _speed(found: Answer, passes: str, goal: str) -> str:
     line = f"{goal}: {_pays(curve)}"
     point = curve.at(GOAL) or curve.best
     assert point is not None
-    line += f"; at {point.sparsity:g} the layers together take {_as_share(point)}"
+    line += f"; at {point.sparsity:g} the layers together are {_compared(point)}"
     end_to_end = next((each for each in found.model if _key(each) == _key(curve)), None)
     whole = end_to_end.at(point.sparsity) if end_to_end else None
     if whole is not None:
-        line += f", and the whole model, end to end, {_as_share(whole)}"
+        line += f", and the whole model, end to end, is {_compared(whole)}"
     share = found.share[passes]
     if not math.isnan(share):
         line += f" (the layers are {share:.0%} of it)".replace("%", " %")
@@ -67,9 +67,11 @@ def _pays(curve: Curve) -> str:
     return f"{name} has no break-even, for want of pairs"
 
 
-def _as_share(point: Point) -> str:
-    value = point.speedup.value
-    return f"{times(point.speedup)} less time" if value >= 1.0 else f"{times(point.speedup)} of dense speed"
+def _compared(point: Point) -> str:
+    """'2.10× [2.00, 2.20] faster', or at what share of the speed of dense it runs."""
+    return (
+        f"{times(point.speedup)} faster" if point.speedup.value >= 1.0 else f"at {times(point.speedup)} the dense speed"
+    )
 
 
 def _doubts(points: Sequence[Point]) -> str:

@@ -117,7 +117,7 @@ def timing(layer: Layer, setting: Setting) -> Timing:
         note = f"padded from {layer.rows} and {layer.cols} to {padded.rows} and {padded.cols}, as dense was, too"
         return Timing(_parts(padded, setting, "all"), note=note, inside=inside)
     if layer.is_recurrent and padded.rows == layer.rows:
-        note = f"weight_ih is dense: block_size {size} does not divide its {layer.cols} columns"
+        note = f"weight_ih stays dense: its {layer.cols} columns are no whole blocks"
         return Timing(_parts(layer, setting, "weight_hh"), note=note, scope="weight_hh")
     return Timing(_dense_parts(layer, setting), reason=_indivisible(layer, size))
 

@@ -30,18 +30,17 @@ def lost_shares(
 ) -> list[Lost | None]:
     """A share for each sparsity, each weight pruned by itself as `sparsify` does; None without values.
 
-    A weight that stays dense loses nothing, and counts in the norm.
+    A weight that stays dense is not in it.
     """
     if not weights or found.reason:
         return [None] * len(sparsities)
     generator = torch.Generator().manual_seed(0)
     totals, losses = 0.0, [[0.0, 0.0] for _ in sparsities]
     for name, weight in weights.items():
-        norms = _block_norms(weight, GATES.get(layer.kind, 1), block_size).flatten()
-        total = float(weight.double().square().sum())
-        totals += total
         if found.scope == "weight_hh" and "_hh" not in name:
             continue
+        norms = _block_norms(weight, GATES.get(layer.kind, 1), block_size).flatten()
+        totals += float(norms.sum())
         ordered = norms.sort().values.cumsum(0)
         orders = [norms[torch.randperm(len(norms), generator=generator)].cumsum(0) for _ in range(DRAWS)]
         for loss, sparsity in zip(losses, sparsities, strict=True):

@@ -210,7 +210,7 @@ TIME = "minutes for all that is measured, most valuable first; run it again to g
 Minutes = Annotated[float, number("--minutes", TIME, 0.05, MOST_MINUTES, "minutes", "MINUTES")]
 SIDES = "side of a square block; may be repeated; default: 32, 16 and 64"
 BlockSizes = Annotated[list[Any], count("--block-size", SIDES, least=2, most=1024, metavar="ELEMENTS")]
-SHARES = "share of blocks that is empty; may be repeated; default: 0.8, 0.5, 0.9, 0.95, 0.2 and 0"
+SHARES = "share of blocks that is empty; may be repeated; default: 0.8, 0.5, 0.2, 0.9, 0.95 and 0"
 Sparsities = Annotated[list[Any], number("--sparsity", SHARES, 0.0, 1.0, "a share", "SHARE")]
 ON = "where it is timed; auto: on a GPU where there is one"
 DeviceOrAuto = Annotated[str, one_of("--device", ON, "auto", "cpu", "cuda")]
