@@ -105,11 +105,10 @@ def _memory(found: Answer) -> str:
 def _smaller_from(known: dict[float, tuple[int, int]]) -> str:
     """Bytes are linear in density, so two sparsities tell where they cross those of dense."""
     (low, (dense, one)), (high, (_, other)) = min(known.items()), max(known.items())
-    if one <= dense:
-        return f"smaller than dense from ρ {low:g} on" if low else "never larger than dense"
-    if other >= dense:
-        return f"never smaller up to ρ {high:g}"
-    return f"smaller than dense from ρ {low + (high - low) * (one - dense) / (one - other):.2f} on"
+    if one == other:
+        return "smaller than dense there" if one < dense else "not smaller than dense there"
+    crossing = max(0.0, low + (high - low) * (one - dense) / (one - other))
+    return f"smaller than dense from ρ {crossing:.2f} on" if crossing < 1.0 else "never smaller than dense"
 
 
 def spoken_breakeven(curve: Curve) -> str:

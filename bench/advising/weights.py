@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ def read(path: Path) -> Weights:
     if path.suffix == ".safetensors":
         return _safetensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a protocol that is then refused, in lines of torch's
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise AdviceError(
             f"{path}: holds pickled objects, which would be executed; accepted: a state_dict, as "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,11 +28,11 @@ FEW = ("--threads", "1", "--device", "cpu", "--block-size", "16", "--tokens", "4
 
 
 @pytest.fixture
-def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """The command where nothing is, its analysis not started."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(advise, "answer", lambda asked, as_json: 0)
-    yield lambda *given: typer.testing.CliRunner().invoke(app, ["advise", *map(str, given)])
+    return lambda *given: typer.testing.CliRunner().invoke(app, ["advise", *map(str, given)])
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_the_whole_model_is_checked_and_timed_and_stays_as_it_was(named: str, pa
 
 def test_outputs_that_are_not_those_with_zeros_are_wrong(named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = modules.make(f"{named}:build")
-    monkeypatch.setattr(whole, "_masked", lambda made, model: made.model(*made.inputs) + 1)
+    monkeypatch.setattr(whole, "_masked", lambda made, _: made.model(*made.inputs) + 1)
     row = whole.time_model("x", made, "", Setting("forward", 16, 0.5, threads=1))
     assert row["status"] == "wrong" and "dense_ms" not in row
 
