@@ -31,7 +31,7 @@ FEW = ("--threads", "1", "--device", "cpu", "--block-size", "16", "--tokens", "4
 def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """The command where nothing is, its analysis not started."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(advise, "answer", lambda asked, as_json: 0)
+    monkeypatch.setattr(advise, "answer", lambda *_: 0)
     return lambda *given: typer.testing.CliRunner().invoke(app, ["advise", *map(str, given)])
 
 
