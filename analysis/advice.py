@@ -61,7 +61,7 @@ def _print(console: Console, title: str, table: pd.DataFrame) -> None:
     """A table, or nothing where it has no rows."""
     if table.empty:
         return
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in table.columns:
         shown.add_column(str(name), overflow="fold")
     before: list[str] = []

@@ -49,6 +49,7 @@ from bench.terminal.options import (
     Results,
     ResumeFrom,
     Retry,
+    RetryNoisy,
     Schema,
     Shapes,
     ShardOf,
@@ -414,6 +415,7 @@ def advise(
     name: AdviceName = "",
     results: AdviceResults = HERE,
     mix_machines: MixMachines = False,
+    retry: RetryNoisy = False,
     json: AsJson = False,
     apply: ApplyTo = None,
 ) -> None:
@@ -433,10 +435,12 @@ def advise(
         if device != "cpu":
             device = _device(device)
         require_device(device)
+        which = ("forward", "training") if passes == "both" else (passes,)
+        sizes = tuple(dict.fromkeys(block_size)) or adviser.BLOCK_SIZES
+        sparsities = tuple(dict.fromkeys(sparsity)) or adviser.SPARSITIES
         asked = adviser.Asked(
-            source, shape, lstm, tokens, batch, steps, ("forward", "training") if passes == "both" else (passes,),
-            minutes, tuple(dict.fromkeys(block_size)) or adviser.BLOCK_SIZES,
-            tuple(dict.fromkeys(sparsity)) or adviser.SPARSITIES, device, threads, pad, name, results, mix_machines,
+            source, shape, lstm, tokens, batch, steps, which, minutes, sizes, sparsities, device, threads, pad, name,
+            results, mix_machines, retry,
         )  # fmt: skip
         if apply is not None:
             print(adviser.apply(asked, apply))

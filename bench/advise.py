@@ -12,10 +12,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.advising.layers import (
     PASSES,
@@ -62,6 +62,7 @@ class Asked:
     name: str = ""
     results: Path = Path("results")
     mix_machines: bool = False
+    retry: bool = False
 
     @property
     def folder(self) -> Path:
@@ -200,6 +201,8 @@ def measure(asked: Asked, subject: Subject) -> int:
         kept.settle(say)
         jobs = [Job(cell, kept.tables) for cell in cells]
         todo = [job for job in jobs if not is_finished(job.tables, job.cell)]
+        if asked.retry:
+            todo += [job for job in jobs if job not in todo and _is_doubtful(job.tables.rows(job.cell)[-1])]
         if not asked.mix_machines:
             require_one_machine(jobs, todo, asked.device)
         say(f"{subject.words}: {_counted(subject.layers)}; {number(len(cells), 'cell')} to time, {len(todo)} not yet")
@@ -217,6 +220,11 @@ def measure(asked: Asked, subject: Subject) -> int:
     line += f"; {failed.total()} failed: {counted(failed)}" if failed else ""
     say(line + (f"; {len(jobs) - len(stored)} left: run it again to go on" if len(stored) < len(jobs) else ""))
     return 130 if ended.interrupted else 1 if failed or not stored else 0
+
+
+def _is_doubtful(row: Mapping[str, Any]) -> bool:
+    """Whether a stored cell may be better another time."""
+    return row["status"] != "ok" or bool(row["noisy"])
 
 
 def _counted(layers: Sequence[Layer]) -> str:
@@ -256,16 +264,21 @@ def _time_whole(asked: Asked, subject: Subject, settings: Sequence[Setting], dea
         if (row["weights_sha256"], row["machine"], row["source_hash"], row["threads"], row["device"])
         == (sha, machine(asked.device), source_hash(), asked.threads, asked.device)
     ]
-    done = {(row["passes"], row["block_size"], row["target_sparsity"]) for row in rows}
+    again = [row for row in rows if asked.retry and _is_doubtful(row)]
+    done = {_key(row) for row in rows} - {_key(row) for row in again}
     for setting in settings:
         key = setting.passes, setting.block_size, setting.sparsity
         if key in done or time.monotonic() + whole.seconds_of(subject.made, setting) > deadline:
             continue
         row = whole.time_model(subject.words, subject.made, sha, setting)
-        rows.append(row)
+        rows = [*(each for each in rows if _key(each) != key), row]
         tables.write(path, tables.MODEL_COLUMNS, rows)
         what = f"whole model, {setting.passes}, block {setting.block_size}, sparsity {setting.sparsity:g}"
         say(f"{row['status']}: {what} {row['reason']}".rstrip())
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, int, float]:
+    return row["passes"], row["block_size"], row["target_sparsity"]
 
 
 def answer(asked: Asked, as_json: bool) -> int:

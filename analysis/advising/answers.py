@@ -117,12 +117,16 @@ class Answer:
     integrals: list[Integral] = field(default_factory=list)
 
     def best(self, passes: str) -> Curve | None:
-        """The block size that is the fastest at GOAL, else at the sparsest that was measured; whole layers only."""
+        """The block size whose interval begins highest at GOAL, else at the sparsest measured; quiet ones first."""
         found = [each for each in self.whole if each.passes == passes and each.measured]
-        at = [each for each in found if each.at(GOAL)]
-        ranked = [(point.speedup.value, -each.block_size, each) for each in at if (point := each.at(GOAL))]
-        ranked = ranked or [(each.measured[-1].speedup.value, -each.block_size, each) for each in found]
-        return max(ranked, key=lambda one: one[:2])[2] if ranked else None
+        there = [each for each in found if each.at(GOAL)] or found
+
+        def rank(curve: Curve) -> tuple[bool, float, int]:
+            point = curve.at(GOAL) or curve.measured[-1]
+            low = point.speedup.value if math.isnan(point.speedup.low) else point.speedup.low
+            return not point.noisy, low, -curve.block_size
+
+        return max(there, key=rank, default=None)
 
 
 def answer(measured: Measured) -> Answer:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from analysis import theory
 from analysis.advising.answers import GOAL, INTERPOLATED, SHOWN, Answer, Curve, Point
 from analysis.advising.references import Cost
 from analysis.advising.stored import Row
@@ -56,15 +57,17 @@ def _key(curve: Curve) -> tuple[str, int]:
 
 def _pays(curve: Curve) -> str:
     """'block 32 pays from ρ 0.34 [0.31, 0.38] on; not worth it below'."""
-    crossing, measured = curve.breakeven, curve.measured
-    name = f"block {curve.block_size}"
-    if crossing.kind == "crosses":
-        return f"{name} pays from ρ {spoken_breakeven(curve)} on, and is not worth it below"
-    if crossing.kind == "always":
+    name, measured = f"block {curve.block_size}", curve.measured
+    kinds = {curve.breakeven.kind, *(each.kind for each in curve.bounds)}
+    if kinds == {"always"} and len(measured) == 1:
+        return f"{name} pays at ρ {measured[0].sparsity:g}, the only sparsity measured"
+    if kinds == {"always"}:
         return f"{name} pays at every sparsity measured, ρ {measured[0].sparsity:g} to {measured[-1].sparsity:g}"
-    if crossing.kind == "never":
+    if curve.breakeven.kind == "never":
         return f"not worth it: {name}, the best, is slower than dense even at ρ {measured[-1].sparsity:g}"
-    return f"{name} has no break-even, for want of pairs"
+    if curve.breakeven.kind == "unknown":
+        return f"{name} has no break-even, for want of pairs"
+    return f"{name} pays from ρ {spoken_breakeven(curve)} on, and is not worth it below"
 
 
 def _compared(point: Point) -> str:
@@ -79,7 +82,7 @@ def _doubts(points: Sequence[Point]) -> str:
     if any(point.how == INTERPOLATED for point in points):
         words.append("interpolated between measured sparsities")
     if any(point.noisy for point in points):
-        words.append("noisy: read the intervals")
+        words.append("noisy: other work ran beside it; --retry on a quiet machine times it again")
     return f" ({'; '.join(words)})" if words else ""
 
 
@@ -112,20 +115,16 @@ def _smaller_from(known: dict[float, tuple[int, int]]) -> str:
 
 
 def spoken_breakeven(curve: Curve) -> str:
-    """'0.34 [0.31, 0.38]'; 'always', of what was measured, 'never' or 'unknown'; an open end says so."""
-    crossing = curve.breakeven
-    if crossing.sparsity is None:
-        return f"≤ {curve.measured[0].sparsity:g}" if crossing.kind == "always" else crossing.kind
-    low, high = curve.bounds
-    return f"{crossing.sparsity:.2f} [{_bound(low, curve)}, {_bound(high, curve)}]"
+    """'0.34 [0.31, 0.38]'; '≤0.2' where it pays at all that was measured, '>0.95' where at nothing; else 'unknown'."""
+    middle, low, high = (_end(each, curve) for each in (curve.breakeven, *curve.bounds))
+    return middle if middle == low == high else f"{middle} [{low}, {high}]"
 
 
-def _bound(crossing: Breakeven, curve: Curve) -> str:
+def _end(crossing: Breakeven, curve: Curve) -> str:
     if crossing.sparsity is not None:
         return f"{crossing.sparsity:.2f}"
-    return {"always": f"≤{curve.measured[0].sparsity:g}", "never": f">{curve.measured[-1].sparsity:g}"}.get(
-        crossing.kind, "?"
-    )
+    first, last = curve.measured[0].sparsity, curve.measured[-1].sparsity
+    return {"always": f"≤{first:g}", "never": f">{last:g}"}.get(crossing.kind, "unknown")
 
 
 def marked(point: Point | None, interval: bool = False) -> str:
@@ -133,10 +132,15 @@ def marked(point: Point | None, interval: bool = False) -> str:
     if point is None:
         return NOTHING
     value = times(point.speedup) if interval else f"{point.speedup.value:.2f}×"
-    return ("~" if point.how == INTERPOLATED else "") + value + ("?" if point.noisy else "")
+    beyond = point.sparsity < 1.0 and point.speedup.low > BEYOND * theory.speedup(point.sparsity)
+    return ("~" if point.how == INTERPOLATED else "") + value + ("?" if point.noisy else "") + ("!" if beyond else "")
 
 
-MARKS = "~ interpolated between measured sparsities; ? noisy; – not measured"
+BEYOND = 1.25  # times theory: no product skips more than its empty blocks
+MARKS = (
+    "~ interpolated between measured sparsities; ? noisy; ! far above 1/(1−ρ), so dense ran slowly; – not measured; "
+    "≤ from the lowest measured on; > at none measured"
+)
 
 
 def layer_table(found: Answer, interval: bool = False) -> pd.DataFrame:
@@ -146,20 +150,29 @@ def layer_table(found: Answer, interval: bool = False) -> pd.DataFrame:
     for layer in found.layers:
         for curve in layer.curves.values():
             name = f"{layer.label} ({curve.passes})" if several else layer.label
-            pays = spoken_breakeven(curve) if curve.measured else NOTHING
-            rows.append([name, str(curve.block_size), pays, *(marked(curve.at(each), interval) for each in SHOWN)])
+            rows.append(
+                [name, str(curve.block_size), _pays_from(curve), *(marked(curve.at(each), interval) for each in SHOWN)]
+            )
     return pd.DataFrame(rows, columns=["layer", "block", "pays from ρ", *(f"ρ {each:g}" for each in SHOWN)])
 
 
 def whole_table(found: Answer) -> pd.DataFrame:
-    """All layers together, and the whole model end to end, by block size."""
+    """All layers together, and the whole model end to end: a column for each block size."""
+    sizes = sorted({curve.block_size for curve in (*found.whole, *found.model)})
     rows = []
     for what, curves in (("layers", found.whole), ("end to end", found.model)):
-        for curve in curves:
-            pays = spoken_breakeven(curve) if curve.measured else NOTHING
-            name = what if curve.passes == "forward" else f"{what}, training"
-            rows.append([name, str(curve.block_size), pays, *(marked(curve.at(each), True) for each in SHOWN)])
-    return pd.DataFrame(rows, columns=["what", "block", "pays from ρ", *(f"ρ {each:g}" for each in SHOWN)])
+        for passes in dict.fromkeys(curve.passes for curve in curves):
+            mine = {curve.block_size: curve for curve in curves if curve.passes == passes}
+            name = what if passes == "forward" else f"{what}, training"
+            rows.append([name, "from", *(_pays_from(mine.get(size)) for size in sizes)])
+            for at in SHOWN:
+                points = [mine[size].at(at) if size in mine else None for size in sizes]
+                rows.append([name, f"{at:g}", *(marked(point, True) for point in points)])
+    return pd.DataFrame(rows, columns=["what", "ρ", *(f"block {size}" for size in sizes)])
+
+
+def _pays_from(curve: Curve | None) -> str:
+    return spoken_breakeven(curve) if curve is not None and curve.measured else NOTHING
 
 
 def lost_table(found: Answer, each_layer: bool = False) -> pd.DataFrame:

@@ -216,6 +216,8 @@ ON = "where it is timed; auto: on a GPU where there is one"
 DeviceOrAuto = Annotated[str, one_of("--device", ON, "auto", "cpu", "cuda")]
 Threads = Annotated[int, count("--threads", "CPU threads; 0: all physical cores", least=0)]
 FILL = "also fill up sizes that a block size does not divide"
+DOUBTFUL = "also time again what did not end ok or was noisy, once all else is timed"
+RetryNoisy = Annotated[bool, typer.Option("--retry", help=DOUBTFUL)]
 Pad = Annotated[bool, typer.Option("--pad", help=FILL)]
 CALLED = "folder in RESULTS/advise that it is kept in; default: made of SOURCE, or shapes"
 AdviceName = Annotated[str, typer.Option("--name", metavar="NAME", help=CALLED, show_default=False)]

@@ -210,6 +210,39 @@ def test_bad_input_is_one_line_and_makes_nothing(case: str, invoke: Invoke, weig
     assert sorted(tmp_path.iterdir()) == before
 
 
+NUMBERS = ("--tokens", "--batch", "--steps", "--minutes", "--block-size", "--sparsity", "--threads")
+
+
+@pytest.mark.parametrize("option", NUMBERS)
+def test_a_number_that_cannot_be_meant_is_one_line(option: str, invoke: Invoke) -> None:
+    for value in ("inf", "nan", "-1", "1e400", "", "x", "9" * 5000, "1e9"):
+        done = invoke("--shape", "16x16", option, value)
+        assert done.exit_code == 2 and done.stderr.count("\n") == 1 and len(done.stderr) < 200, (value, done.stderr)
+        assert done.stderr.startswith(f"{option}: ") and "; accepted: " in done.stderr
+    assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "status"),
+    [("--results", "", 2), ("--apply", "", 2), ("--device", "gpu", 2), ("--results", "taken", 3), ("--name", "a/b", 2)],
+)
+def test_a_place_that_cannot_be_used_is_one_line(option: str, value: str, status: int, invoke: Invoke) -> None:
+    Path("taken").write_text("theirs")
+    done = invoke("--shape", "16x16", *FEW, "--minutes", "0.05", option, value)
+    assert done.exit_code == status and done.stderr.count("\n") == 1, done.output
+    assert [path.name for path in Path.cwd().iterdir()] == ["taken"] and Path("taken").read_text() == "theirs"
+
+
+def test_what_was_noisy_is_timed_again_where_that_is_asked_for(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ("--shape", "32x32", *FEW, "--sparsity", "0.5", "--minutes", "1")
+    invoke(*few)
+    monkeypatch.setattr(advise, "_is_doubtful", lambda _: True)
+    assert "1 cell to time, 0 not yet" in invoke(*few).output
+    before = rows_of(Path("results/advise/shapes"), "gemm.parquet")
+    assert "[1/1] ok" in invoke(*few, "--retry").output
+    assert rows_of(Path("results/advise/shapes"), "gemm.parquet")[0]["samples_ms"] != before[0]["samples_ms"]
+
+
 @pytest.mark.slow(20)
 def test_a_user_gets_the_answer_of_a_file_as_json(weights: Path, tmp_path: Path) -> None:
     """The whole command as a process of its own, from weights to verdicts."""

@@ -117,6 +117,12 @@ def test_what_lies_between_is_interpolated_and_says_so_and_nothing_is_beyond(tmp
     assert "(interpolated between measured sparsities)" in words.verdicts(found)[0]
 
 
+def test_a_speedup_beyond_theory_is_marked(tmp_path: Path) -> None:
+    found = answered(tmp_path, [of_shape("64x64", 8)], lambda _: 0.1)
+    marks = [words.marked(found.whole[0].at(at)) for at in (0.8, 0.95)]
+    assert marks == ["10.00×!", "10.00×"]
+
+
 def test_padding_is_taken_off(tmp_path: Path) -> None:
     found = answered(tmp_path, [of_shape("60x64", 8)], pad=True)
     point = found.whole[0].at(0.8)
@@ -139,8 +145,12 @@ def test_what_never_pays_and_what_always_does_are_said(tmp_path: Path) -> None:
     never = words.verdicts(answered(tmp_path / "a", [of_shape("64x64", 8)], lambda _: 1.5))[0]
     assert "not worth it: block 16, the best, is slower than dense even at ρ 0.95; at 0.8" in never
     assert "at 0.67× [" in never and never.endswith("the dense speed.")
+    doubted = words.verdicts(answered(tmp_path / "d", [of_shape("64x64", 8)], lambda _: 0.99))[0]
+    assert "block 16 pays from ρ ≤0.2 [≤0.2, >0.95] on" in doubted
     always = words.verdicts(answered(tmp_path / "b", [of_shape("64x64", 8)], lambda _: 0.5))[0]
     assert "block 16 pays at every sparsity measured, ρ 0.2 to 0.95" in always
+    only = words.verdicts(answered(tmp_path / "e", [of_shape("64x64", 8)], without=[0.2, 0.5, 0.9, 0.95]))[0]
+    assert "block 16 pays at ρ 0.8, the only sparsity measured" in only
     nothing = words.verdicts(answered(tmp_path / "c", [of_shape("64x64", 8)], without=SPARSITIES))[0]
     assert nothing == "Latency: no cell of it has a time yet: the time was up before; run it again."
 
@@ -216,6 +226,7 @@ def test_the_screen_fits_80_columns_and_the_page_has_the_verdicts(tmp_path: Path
     lines = screen.getvalue().splitlines()
     assert max(map(len, lines[:-1])) <= 80 and any(line.startswith("Memory: ") for line in lines)
     assert json.loads(advice.to_json(found, []))["layers"][0]["label"] == found.layers[0].label
+    assert any("≤0.2 [" in line or "0.25 [" in line for line in lines)
     assert as_json(found)["share_of_model"]["training"] is None
 
 
