@@ -41,7 +41,11 @@ def show(found: Answer, beside: list[Cost], path: Path, console: Console | None 
     _print(console, "Speedup of each layer over dense", words.layer_table(found))
     _print(console, "All of them together (Amdahl), and end to end", words.whole_table(found))
     _print(console, "Outputs of the whole model: against masked dense; cosine with unpruned", words.output_table(found))
-    _print(console, "Training time over a run in which sparsity rises", words.integral_table(found))
+    _print(
+        console,
+        "Training time over a run in which sparsity rises, end to end where that was measured",
+        words.integral_table(found),
+    )
     _print(console, "Share of the squared norm that pruning by magnitude takes", words.lost_table(found))
     _print(console, "Bytes of the weights", words.bytes_table(found))
     left = words.left_table(found)

@@ -73,8 +73,8 @@ class Curve:
         return self._crossing(lambda speedup: speedup.high), self._crossing(lambda speedup: speedup.low)
 
     @property
-    def best(self) -> Point | None:
-        """The sparsest that was measured."""
+    def sparsest(self) -> Point | None:
+        """Of what was measured."""
         return self.measured[-1] if self.measured else None
 
     def at(self, sparsity: float) -> Point | None:
@@ -95,7 +95,7 @@ class Alike:
 
 @dataclass(frozen=True)
 class Integral:
-    """What a training run's layers gain over dense when sparsity rises by a ramp to a target."""
+    """What a training run gains over dense when sparsity rises by a ramp to a target: of what decides (`best`)."""
 
     block_size: int
     ramp: str
@@ -117,8 +117,11 @@ class Answer:
     integrals: list[Integral] = field(default_factory=list)
 
     def best(self, passes: str) -> Curve | None:
-        """The block size whose interval begins highest at GOAL, else at the sparsest measured; quiet ones first."""
-        found = [each for each in self.whole if each.passes == passes and each.measured]
+        """What decides: the whole model end to end where it was timed, else its layers; in the best block size.
+
+        That whose interval begins highest at GOAL, else at the sparsest measured; quiet ones first.
+        """
+        found = self.deciding(passes)
         there = [each for each in found if each.at(GOAL)] or found
 
         def rank(curve: Curve) -> tuple[bool, float, int]:
@@ -128,6 +131,11 @@ class Answer:
 
         return max(there, key=rank, default=None)
 
+    def deciding(self, passes: str) -> list[Curve]:
+        """The curves of `best`, in every block size."""
+        model = [each for each in self.model if each.passes == passes and each.measured]
+        return model or [each for each in self.whole if each.passes == passes and each.measured]
+
 
 def answer(measured: Measured) -> Answer:
     """What the measurements say."""
@@ -135,7 +143,9 @@ def answer(measured: Measured) -> Answer:
     layers = [_alike(label, rows, measured) for label, rows in groups.items()]
     passes, sizes = measured.values("passes"), sorted(measured.values("block_size"))
     keys = [(one, size) for one in passes for size in sizes]
-    whole = [_curve(measured, key, measured.timed) for key in keys]
+    # Of a GRU products alone are timed, while the layer of torch's is fused and a block-sparse one goes step by step.
+    told = [row for row in measured.timed if row["kind"] != "gru"]
+    whole = [_curve(measured, key, told) for key in keys]
     model = [_model_curve(measured.model, *key) for key in keys]
     found = Answer(
         measured,
@@ -275,7 +285,7 @@ def _share(measured: Measured, passes: str) -> float:
     whole = [median(row["dense_ms"]) for row in measured.model if (row["passes"], row["status"]) == (passes, "ok")]
     layers: dict[str, float] = {}
     for row in measured.timed:
-        if row["passes"] == passes and (found := _pairs(measured, row)) is not None:
+        if row["passes"] == passes and row["kind"] != "gru" and (found := _pairs(measured, row)) is not None:
             layers.setdefault(row["name"], sum(median(each.dense) * each.times for each in found[0]))
     return sum(layers.values()) / median(whole) if whole and layers else math.nan
 
@@ -295,8 +305,7 @@ def _integrals(found: Answer) -> list[Integral]:
     """Of every block size in which training was timed, by each ramp to the sparsities that are shown."""
     return [
         Integral(curve.block_size, kind, target, *_integral(curve, kind, target))
-        for curve in found.whole
-        if curve.passes == "training" and curve.measured
+        for curve in found.deciding("training")
         for target in SHOWN
         if (point := curve.at(target)) and point.how == MEASURED
         for kind in theory.RAMPS

@@ -194,9 +194,26 @@ def with_model(folder: Path, **values: Any) -> Path:
 def test_the_whole_model_is_told_beside_its_layers(tmp_path: Path) -> None:
     found = answer(stored.read(with_model(folder_of(tmp_path, [of_shape("64x64", 8)]))))
     assert found.share["forward"] == pytest.approx(0.5)
-    assert "and the whole model, end to end, is 1.43× [" in words.verdicts(found)[0]
-    assert "(the layers are 50 % of it)" in words.verdicts(found)[0]
+    latency = words.verdicts(found)[0]
+    assert "at 0.8 the whole model, end to end, is 1.43× [" in latency
+    assert "(its layers, 50 % of it, alone 2.22× [" in latency
     assert words.output_table(found).iloc[0].tolist()[3:6] == ["ok", "1.0e-06", "0.900"]
+
+
+def test_what_was_measured_end_to_end_decides(tmp_path: Path) -> None:
+    """Its layers gain, and the model does not: as where what calls them takes longer than they do."""
+    slow = {"sparse_ms": [4.0, 4.01, 4.02, 3.99]}
+    found = answer(stored.read(with_model(folder_of(tmp_path, [of_shape("64x64", 8)]), **slow)))
+    assert words.verdicts(found)[0].startswith("Latency: not worth it: block 16, the best, is slower than dense even")
+
+
+def test_products_of_a_gru_are_no_layer(tmp_path: Path) -> None:
+    gru = Layer("g", "gru", 64, 64, batch=2, steps=3)
+    found = answered(tmp_path / "a", [gru])
+    assert words.verdicts(found)[0].startswith("Latency: of GRU layers the products alone were timed")
+    assert found.layers[0].curves["forward", 16].breakeven.sparsity == pytest.approx(0.25) and not found.whole
+    both = answered(tmp_path / "b", [gru, of_shape("64x64", 8)])
+    assert len(both.whole) == 1 and any("Of a GRU" in line for line in words.caveats(both))
 
 
 def test_a_model_that_could_not_be_called_says_why(tmp_path: Path) -> None:
