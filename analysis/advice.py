@@ -43,7 +43,7 @@ def show(found: Answer, beside: list[Cost], path: Path, console: Console | None 
     _print(console, "Outputs of the whole model: against masked dense; cosine with unpruned", words.output_table(found))
     _print(
         console,
-        "Training time over a run in which sparsity rises, end to end where that was measured",
+        "Training time over a run in which sparsity rises (interpolated; end to end where that was timed)",
         words.integral_table(found),
     )
     _print(console, "Share of the squared norm that pruning by magnitude takes", words.lost_table(found))
@@ -115,7 +115,8 @@ def _sections(found: Answer, beside: list[Cost]) -> list[Section | None]:
         _section(
             "Training, as sparsity rises",
             "Dense time over the time of a run whose sparsity reaches its target at half of it, each step on the "
-            "faster path. Theory: T_D / (T_S − Σρ_t).",
+            "faster path: times between measured sparsities are interpolated, from dense at none. Theory, of the "
+            "layers: T_D / (T_S − Σρ_t).",
             words.integral_table(found),
         ),
         _section(

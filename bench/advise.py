@@ -131,7 +131,7 @@ def _told_apart(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _spoken(asked: Asked) -> str:
-    return " ".join([*(f"--shape {each}" for each in asked.shapes), *(f"--lstm {each}" for each in asked.lstms)])
+    return ", ".join([*(f"Linear {each}" for each in asked.shapes), *(f"LSTM {each}" for each in asked.lstms)])
 
 
 def _found(asked: Asked) -> Subject:

@@ -42,8 +42,10 @@ def _speed(found: Answer, passes: str, goal: str) -> str:
     if passes == "training":
         ramps = [each for each in found.integrals if (each.block_size, each.target) == (curve.block_size, GOAL)]
         for each in (each for each in ramps if each.ramp == "cubic"):
-            line += f"; over a run pruned to {GOAL:g} on a cubic ramp {times(each.measured)}"
-            line += f" (theory for its layers {each.theory:.2f}×)"
+            line += f"; over a run pruned to {GOAL:g} on a cubic ramp ~{times(each.measured)}"
+            line += (
+                f" (interpolated between {each.measured.n} measured sparsities and dense; theory {each.theory:.2f}×)"
+            )
     return line + _doubts(point) + "."
 
 
@@ -219,7 +221,7 @@ def megabytes(count: float) -> str:
 def integral_table(found: Answer) -> pd.DataFrame:
     """Training time over a run, by ramp."""
     rows = [
-        [str(each.block_size), each.ramp, f"{each.target:g}", f"{each.theory:.2f}×", times(each.measured)]
+        [str(each.block_size), each.ramp, f"{each.target:g}", f"{each.theory:.2f}×", f"~{times(each.measured)}"]
         for each in found.integrals
     ]
     return pd.DataFrame(rows, columns=["block", "ramp", "target ρ", "theory", "measured"])
