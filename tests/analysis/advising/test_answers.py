@@ -196,7 +196,7 @@ def test_the_whole_model_is_told_beside_its_layers(tmp_path: Path) -> None:
     assert found.share["forward"] == pytest.approx(0.5)
     latency = words.verdicts(found)[0]
     assert "at 0.8 the whole model, end to end, is 1.43× [" in latency
-    assert "(its layers, 50 % of it, alone 2.22× [" in latency
+    assert "(its layers alone 2.22× [" in latency and "; about 50 % of it, by times of two moments)" in latency
     assert words.output_table(found).iloc[0].tolist()[3:6] == ["ok", "1.0e-06", "0.900"]
 
 
