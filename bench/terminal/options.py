@@ -193,7 +193,7 @@ Schema = Annotated[Path | None, file("--schema", "also write them for the analys
 YardsticksOut = Annotated[Path, folder("--out", "folder that yardsticks.parquet is written to, and continued from")]
 
 SOURCE = "a .safetensors or .pt file of weights, or package.module:factory; nothing where --shape or --lstm say it"
-Source = Annotated[str, typer.Argument(metavar="[SOURCE]", help=SOURCE, show_default=False)]
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE, show_default=False)]
 A_SHAPE = "a Linear layer, outputs x inputs, as 3072x768, or 3072x768:12 for twelve; may be repeated"
 Shapes = Annotated[list[str], typer.Option("--shape", metavar="OUTxIN", help=A_SHAPE, show_default=False)]
 AN_LSTM = "an LSTM layer of so many units, as 650, or 400x1150 of another input size, or 650:2; may be repeated"
