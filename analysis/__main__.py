@@ -1,4 +1,4 @@
-"""The command line of the analysis: report, notebooks, figures. Each command imports what it needs itself."""
+"""The command line of the analysis: report, advice, notebooks, figures. Each command imports what it needs itself."""
 
 from __future__ import annotations
 
@@ -130,6 +130,25 @@ def report(name: Name, results: Results = None) -> None:
         path = write_report(study)
         speed, cost, *_ = findings(*map(study.main, TABLES))
         print(f"{speed}\n{cost}\nReport: {path}")
+
+
+AdviceName = Annotated[str, typer.Argument(help="the name of an advice in results/advise, or its folder")]
+AsJson = Annotated[bool, typer.Option("--json", help="print it as JSON")]
+
+
+@app.command()
+def advice(name: AdviceName, results: Results = None, json: AsJson = False) -> None:
+    """Show what python -m bench advise measured of a model, write its report, and say whether sparsity is worth it."""
+    with _one_line_errors():
+        from analysis import advice as advising
+        from analysis.advising.stored import find
+
+        found, beside = advising.advice(find(name, results))
+        path = advising.write(found, beside)
+        if json:
+            print(advising.to_json(found, beside))
+        else:
+            advising.show(found, beside, path)
 
 
 @app.command()

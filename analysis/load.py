@@ -127,7 +127,7 @@ def load(folder: str | os.PathLike[str], table: str) -> pd.DataFrame:
     Cells that say what cannot be are left out with a `LeftOutWarning` for each kind of fault, listed in `attrs` too.
     """
     path = Path(folder) / f"{table}.parquet"
-    data = _verified(path)
+    data = verified(path)
     try:
         kept, lines = validated(data, table)
     except BadInputError as error:
@@ -154,7 +154,7 @@ def load_yardsticks(*parents: Path) -> pd.DataFrame:
 
 def _yardsticks(path: Path) -> pd.DataFrame:
     try:
-        stored = parsed(_verified(path))
+        stored = parsed(verified(path))
         frame: pd.DataFrame = stored.select(list(YARDSTICK)).to_pandas(use_threads=False).astype(YARDSTICK)
     except BadInputError as error:
         raise BadInputError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
@@ -164,7 +164,7 @@ def _yardsticks(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _verified(path: Path) -> bytes:
+def verified(path: Path) -> bytes:
     """The bytes of a table that match its checksum file.
 
     The two are written one after the other, so beside a run they may be of different moments: they are read again while

@@ -24,7 +24,7 @@ from analysis.figures import style
 from analysis.figures import training as training_figures
 from analysis.findings import findings
 from analysis.load import LEFT_OUT, TABLES, records
-from analysis.reporting.sections import DOTS_PER_INCH, sections
+from analysis.reporting.sections import DOTS_PER_INCH, Section, sections
 from analysis.study import Study
 
 PROVENANCE = ("device_name", "cores", "threads_used", "workers", "os", "driver", "python", "torch", "blas", "commit")
@@ -37,6 +37,15 @@ def write_report(found: Study | str | os.PathLike[str]) -> Path:
     BadInputError with one line where the folder holds no table or a damaged one.
     """
     found = found if isinstance(found, Study) else study.read(found)
+    return write_page(
+        found, found.name, findings(*map(found.main, TABLES)), list(sections(found)), missing(found), caveats(found)
+    )
+
+
+def write_page(
+    found: Study, name: str, findings: list[str], sections: list[Section], missing: list[str], caveats: list[str]
+) -> Path:
+    """Write report.html with these sentences and sections, and with the cells' failures and provenance."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "reporting"),
         autoescape=True,
@@ -45,15 +54,15 @@ def write_report(found: Study | str | os.PathLike[str]) -> Path:
         lstrip_blocks=True,
     )
     text = environment.get_template("report.html.jinja").render(
-        name=found.name,
+        name=name,
         accent=style.BLUE,
         dates=dates(found),
         counts=counts(found),
-        findings=findings(*map(found.main, TABLES)),
-        sections=list(sections(found)),
-        missing=missing(found),
+        findings=findings,
+        sections=sections,
+        missing=missing,
         failures=failed_cells(found),
-        caveats=caveats(found),
+        caveats=caveats,
         provenance=provenance(found),
         nouns=[NOUNS[name] for name in found.tables],
     )

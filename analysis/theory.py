@@ -42,6 +42,18 @@ def training_speedup(dense_epochs: float, rhos: Sequence[float]) -> float:
     return math.inf if cost <= 0.0 else dense_epochs / cost
 
 
+RAMPS = ("from the start", "linear", "cubic")
+
+
+def ramp(kind: str, target: float, at: float, end: float) -> float:
+    """The sparsity at share `at` of a run that is pruned to `target` between its begin and share `end` of it.
+
+    'linear': slides, appendix; 'cubic': Zhu and Gupta 2017, equation 1; 'from the start': a pattern before training.
+    """
+    position = 1.0 if kind == "from the start" else min(at / end, 1.0)
+    return target * (1.0 - (1.0 - position) ** 3 if kind == "cubic" else position)
+
+
 def amdahl_ceiling(pruned: float, other: float, rho: float) -> float:
     """Speedup of a whole forward pass when only `pruned` of its operations shrink by 1 - rho (Amdahl 1967).
 

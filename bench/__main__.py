@@ -1,4 +1,4 @@
-"""The command line: list, plan, run, show, doctor, campaign, tune, yardsticks.
+"""The command line: list, plan, run, show, doctor, campaign, tune, yardsticks, advise.
 
 Flags say where and how to run; what is measured stands in sweep files.
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from importlib.abc import MetaPathFinder
@@ -21,33 +21,51 @@ import typer
 from bench.terminal.options import (
     BAD_INPUT,
     Address,
+    AdviceName,
+    AdviceResults,
+    ApplyTo,
+    AsJson,
     Background,
+    Batch,
+    BlockSizes,
     Budget,
     CampaignOut,
     CheckpointMib,
     CheckpointSeconds,
     Device,
+    DeviceOrAuto,
     EngineName,
     GiveWay,
     Jobs,
+    Lstms,
+    Minutes,
     MirrorUrl,
     MixMachines,
     Name,
     Names,
     Only,
+    Pad,
+    PassesOf,
     Plugin,
     Repair,
     Results,
     ResumeFrom,
     Retry,
+    RetryNoisy,
     Schema,
     Set,
+    Shapes,
     ShardOf,
     Share,
     Slurm,
+    Source,
     Sources,
+    Sparsities,
+    Steps,
+    Threads,
     Timeout,
     Together,
+    Tokens,
     TunedOut,
     WaitQuiet,
     Watch,
@@ -411,6 +429,78 @@ def yardsticks(names: Names, out: YardsticksOut = HERE / "yardsticks") -> None:
             compute(sweeps, out)
         except DataError as error:
             raise ending(str(error), ENVIRONMENT) from None
+
+
+@app.command()
+def advise(
+    source: Source = "",
+    shape: Shapes = [],  # noqa: B006 - typer's way to say none, as below
+    lstm: Lstms = [],  # noqa: B006
+    tokens: Tokens = 128,
+    batch: Batch = 20,
+    steps: Steps = 35,
+    passes: PassesOf = "forward",
+    minutes: Minutes = 5.0,
+    block_size: BlockSizes = [],  # noqa: B006
+    sparsity: Sparsities = [],  # noqa: B006
+    device: DeviceOrAuto = "auto",
+    threads: Threads = 0,
+    pad: Pad = False,
+    name: AdviceName = "",
+    results: AdviceResults = HERE,
+    mix_machines: MixMachines = False,
+    retry: RetryNoisy = False,
+    json: AsJson = False,
+    apply: ApplyTo = None,
+) -> None:
+    """Say from which sparsity on, and in which blocks, a model is worth being block-sparse on this machine.
+
+    Each layer that can be is timed, dense beside block-sparse in pairs, as the cells of a sweep are, within --minutes;
+    a factory that returns (module, example inputs) has the whole model timed, too. What is stored in
+    RESULTS/advise/NAME is never measured again. Of a file nothing is executed; a factory is your own code. The answer
+    is shown, and written as report.html there: `python -m analysis advice NAME` shows it again.
+    """
+    with _stoppable(), _advice_errors(), _environment_errors():
+        from bench import advise as adviser
+        from bench.campaign import require_device
+        from bench.terminal.output import be_hasty
+
+        be_hasty()
+        if device != "cpu":
+            device = _device(device)
+        require_device(device)
+        which = ("forward", "training") if passes == "both" else (passes,)
+        sizes = tuple(dict.fromkeys(block_size)) or adviser.BLOCK_SIZES
+        sparsities = tuple(dict.fromkeys(sparsity)) or adviser.SPARSITIES
+        asked = adviser.Asked(
+            source, shape, lstm, tokens, batch, steps, which, minutes, sizes, sparsities, device, threads, pad, name,
+            results, mix_machines, retry,
+        )  # fmt: skip
+        if apply is not None:
+            print(adviser.apply(asked, apply))
+            return
+        with redirect_stdout(sys.stderr) if json else nullcontext():
+            status = adviser.measure(asked, adviser.look_at(asked))
+        if status != INTERRUPTED:
+            status = adviser.answer(asked, json) or status
+    raise typer.Exit(status)
+
+
+@contextmanager
+def _advice_errors() -> Iterator[None]:
+    from bench.advising.layers import AdviceError
+
+    try:
+        yield
+    except AdviceError as error:
+        raise ending(str(error), BAD_INPUT) from None
+
+
+def _device(device: str) -> str:
+    """That named, or where there is a GPU that one."""
+    import torch
+
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @app.command()

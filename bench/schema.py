@@ -449,6 +449,17 @@ the baseline multiplies the same values as they
 are. 16 bits: torch adds up coordinates in 16 bits, which misses the float64 reference (`wrong`), and has no \
 compressed rows of them on a CPU.
 
+## Advice: `advise/`
+
+`python -m bench advise` keeps what it measures of somebody's model in `advise/NAME`. `gemm.parquet` and
+`lstm.parquet` hold cells as those of any sweep. `layers.parquet` has a row for each layer, passes, block size and
+sparsity: the cells (`cells`) whose times, each done so many `times`, add up to the layer's; why it stays dense where it
+does (`reason`); its bytes; the share of the squared norm that pruning by magnitude takes (`lost`), and that of as many
+blocks at random (`lost_at_random`). `model.parquet`, of a factory with example inputs, has the whole model, dense and
+sparsified in pairs, its largest `error` against the same model with zeros, and the `cosine` of its outputs with the
+unpruned one's. What each column is stands in the tables' own metadata. `python -m analysis advice NAME` makes
+`report.html` of them.
+
 ## The finished model: `export`
 
 The last row of a cell that pruned says what pruning left for inference: the masks merged into the weights, the weights

@@ -22,6 +22,7 @@ ONLY_IN = {
         "bench.storing.validation",
         "bench.store",
         "bench.yardsticks",
+        "bench.advising.tables",
         "analysis.loading.rules",
         "analysis.loading.validation",
         "analysis.load",

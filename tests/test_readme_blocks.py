@@ -27,6 +27,7 @@ GPU = "needs a GPU, or what the commands above it wrote on one"
 RUNS_THIS = "is what runs this test"
 CLUSTER = "has daemons stay; tests/bench/engines/test_cluster.py has a cluster of its own"
 SHARED = "needs folders of other machines; tests/bench/test_merge.py has some"
+MODEL = "needs a model of the reader's; tests/bench/test_advise.py has some"
 NOT_RUN = {
     "python -m pip install nox && nox -s sweep": (
         "installs, and times and trains for 5 minutes; a tiny sweep is run below"
@@ -34,6 +35,10 @@ NOT_RUN = {
     "python -m pip install nox && nox": "installs, and is what runs this test",
     "nox -s sweep -- wikitext2_small": TRAINS,
     "nox": RUNS_THIS,
+    "python -m bench advise --lstm 650:2 --batch 20 --steps 35 --block-size 26 --passes both": LONG,
+    "python -m bench advise model.safetensors": MODEL,
+    "python -m bench advise package.module:factory": MODEL,
+    "python -m bench advise model.safetensors --apply sparse.safetensors --block-size 32 --sparsity 0.8": MODEL,
     "nox -s types": "nox does it beside these tests, and it takes long where mypy has nothing kept",
     "nox -s tests": LONG,
     "nox -s builds": LONG,
@@ -63,7 +68,7 @@ NOT_RUN = {
     "python -m bench run mine.toml --shard 1/2": SHARED,
     "python -m bench merge mine.toml elsewhere --results results": SHARED,
 }
-LONGER = {"analysis report": 12}  # seconds
+LONGER = {"analysis report": 12, "bench advise": 60}  # seconds
 TINY = (
     'kind = "gemm"\n[base]\nm = 64\nk = 64\nn = 4\nblock_size = 16\ntarget_sparsity = 0.5\nthreads = 1\n'
     'backend = "torch_bsr"\n'

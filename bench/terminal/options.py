@@ -83,17 +83,19 @@ def plugin_files(option: str, told: str) -> Any:
     return typer.Option(callback=use, metavar="FILE.py", help=told)
 
 
-def count(option: str, told: str) -> Any:
+def count(option: str, told: str, least: int = 1, most: int = MOST, metavar: str = "COUNT") -> Any:
+    accepted = f"{least} to {most:,}"
+
     def parse(given: Any) -> int:
         try:
             value = int(given)
         except (ValueError, OverflowError):  # ValueError too where there are more digits than Python reads
-            raise refusal(option, given, "is no integer", f"1 to {MOST:,}") from None
-        if not 1 <= value <= MOST:
-            raise refusal(option, given, "is out of bounds", f"1 to {MOST:,}")
+            raise refusal(option, given, "is no integer", accepted) from None
+        if not least <= value <= most:
+            raise refusal(option, given, "is out of bounds", accepted)
         return value
 
-    return typer.Option(parser=parse, metavar="COUNT", help=told)
+    return typer.Option(parser=parse, metavar=metavar, help=told)
 
 
 def shard(given: Any) -> tuple[int, int]:
@@ -217,3 +219,38 @@ CHANGED = "NAME=VALUE,VALUE: every cell with that setting is made with each of t
 Set = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUES", help=f"{CHANGED}; may be repeated")]
 CHOSEN = "NAME=VALUE,VALUE: only cells whose setting, or kind, is one of these; a sweep of its own name"
 Only = Annotated[list[str], typer.Option("--only", metavar="NAME=VALUES", help=f"{CHOSEN}; may be repeated")]
+
+SOURCE = "a .safetensors or .pt file of weights, or package.module:factory; nothing where --shape or --lstm say it"
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE, show_default=False)]
+A_SHAPE = "a Linear layer, outputs x inputs, as 3072x768, or 3072x768:12 for twelve; may be repeated"
+Shapes = Annotated[list[str], typer.Option("--shape", metavar="OUTxIN", help=A_SHAPE, show_default=False)]
+AN_LSTM = "an LSTM layer of so many units, as 650, or 400x1150 of another input size, or 650:2; may be repeated"
+Lstms = Annotated[list[str], typer.Option("--lstm", metavar="HIDDEN", help=AN_LSTM, show_default=False)]
+LARGEST_SIDE = 10_000_000
+GOES = "columns of what a Linear layer multiplies at a time; example inputs say it themselves, as the next two"
+Tokens = Annotated[int, count("--tokens", GOES, most=LARGEST_SIDE)]
+Batch = Annotated[int, count("--batch", "sequences side by side of LSTM and GRU layers", most=LARGEST_SIDE)]
+Steps = Annotated[int, count("--steps", "time steps of LSTM and GRU layers", most=LARGEST_SIDE)]
+WHICH = "forward, as in inference; training, forward and backward; or both"
+PassesOf = Annotated[str, one_of("--passes", WHICH, "forward", "training", "both")]
+MOST_MINUTES = 10_000
+TIME = "minutes for all that is measured, most valuable first; run it again to go on"
+Minutes = Annotated[float, number("--minutes", TIME, 0.05, MOST_MINUTES, "minutes", "MINUTES")]
+SIDES = "side of a square block; may be repeated; default: 32, 16 and 64"
+BlockSizes = Annotated[list[Any], count("--block-size", SIDES, least=2, most=1024, metavar="ELEMENTS")]
+SHARES = "share of blocks that is empty; may be repeated; default: 0.8, 0.5, 0.2, 0.9, 0.95 and 0"
+Sparsities = Annotated[list[Any], number("--sparsity", SHARES, 0.0, 1.0, "a share", "SHARE")]
+ON = "where it is timed; auto: on a GPU where there is one"
+DeviceOrAuto = Annotated[str, one_of("--device", ON, "auto", "cpu", "cuda")]
+Threads = Annotated[int, count("--threads", "CPU threads; 0: all physical cores", least=0)]
+FILL = "also fill up sizes that a block size does not divide"
+DOUBTFUL = "also time again what did not end ok or was noisy, once all else is timed"
+RetryNoisy = Annotated[bool, typer.Option("--retry", help=DOUBTFUL)]
+Pad = Annotated[bool, typer.Option("--pad", help=FILL)]
+CALLED = "folder in RESULTS/advise that it is kept in; default: made of SOURCE, or shapes"
+AdviceName = Annotated[str, typer.Option("--name", metavar="NAME", help=CALLED, show_default=False)]
+AdviceResults = Annotated[Path, folder("--results", "folder that holds advise/NAME")]
+JSON = "print the answer as JSON, and all else to standard error"
+AsJson = Annotated[bool, typer.Option("--json", help=JSON)]
+WRITTEN = "measure nothing, but write the weights of SOURCE, pruned with one --block-size and --sparsity, to this file"
+ApplyTo = Annotated[Path | None, file("--apply", WRITTEN)]

@@ -70,7 +70,22 @@ FLAGS = {
     *((command, "--mix-machines") for command in ("run", "campaign", "merge")),
     *(("campaign", "--background"), ("campaign", "--give-way")),
 }
-ELSEWHERE = {  # tests/bench/test_merge.py, tests/bench/engines
+ADVISE = (
+    "shape",
+    "lstm",
+    "tokens",
+    "batch",
+    "steps",
+    "passes",
+    "minutes",
+    "block-size",
+    "sparsity",
+    "device",
+    "threads",
+)
+ADVISE += ("pad", "name", "results", "mix-machines", "retry", "json", "apply")
+ELSEWHERE = {  # tests/bench/test_merge.py, tests/bench/engines, tests/bench/test_advise.py
+    *(("advise", f"--{name}") for name in ADVISE),
     *(("plan", "--shard"), ("run", "--shard"), ("run", "--mirror"), ("merge", "--results")),
     *(("run", "--address"), ("run", "--slurm")),
 }
