@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kernels.bsr import BSRMatrix, FrozenBSRMatrix, require_sparse
 from kernels.cuda import choose
@@ -26,6 +25,7 @@ from kernels.products import sdd as sdd
 from kernels.system.resources import UnsupportedError
 from kernels.system.threads import in_force
 from kernels.tensors.autocast import autocast_type, is_any_autocast, lowered
+from kernels.tensors.dense import DENSE, linear
 from kernels.tensors.exchange import refuse_sparse
 from kernels.tensors.operands import require, require_memory
 from kernels.tensors.tracing import refuse_functionalize, transformed, watched
@@ -268,6 +268,7 @@ def block_sparse_lstm(
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
     kernel: str = "auto",
+    dense: str = "auto",
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One layer of `torch.nn.LSTM` (gates i, f, g, o) with block-sparse weights: (y, (h, c)).
 
@@ -276,8 +277,12 @@ def block_sparse_lstm(
     biases: once, or as often as wanted with kernel = 'torch', by which the steps are taken one by one; so they are,
     with products by `kernel`, under a transform of torch.func and in forward mode. Under torch.autocast operands and
     results are of its type. Values are packed as in `block_sparse_matmul`. kernel: as there; `kernel_for` says which
-    one 'auto' is, and `lstm_kernel` what goes through the steps.
+    one 'auto' is, and `lstm_kernel` what goes through the steps. dense: how x is multiplied by a weight_ih that is not
+    block-sparse: 'torch' as torch.nn.functional.linear does, to the digit, 'auto' by oneDNN where MKL, which that
+    calls, leaves half of the processor unused.
     """
+    if dense not in DENSE:
+        raise ValueError(f"unknown dense {dense!r}; accepted: {', '.join(DENSE)}")
     for name, each in (("x", x), ("weight_ih", weight_ih), ("bias_ih", bias_ih), ("bias_hh", bias_hh)):
         if not (name == "weight_ih" and isinstance(each, BSRMatrix)) and not (each is None and name.startswith("bias")):
             if name == "weight_ih":
@@ -291,7 +296,7 @@ def block_sparse_lstm(
     weight_hh = require_sparse("weight_hh", weight_hh)._operand
     weight_ih = weight_ih._operand if isinstance(weight_ih, BSRMatrix) else weight_ih
     if is_any_autocast() and (wanted := autocast_type(x.device)) is not None:
-        return _lstm_as(wanted, x, state, weight_ih, weight_hh, bias_ih, bias_hh, kernel)
+        return _lstm_as(wanted, x, state, weight_ih, weight_hh, bias_ih, bias_hh, kernel, dense)
     if state is None:
         zeros = x.new_zeros(1, *x.shape[1:2], weight_hh.shape[1])
         state = zeros, zeros
@@ -309,7 +314,7 @@ def block_sparse_lstm(
     whole = chosen == "native" and not by_steps
     into = weight_ih if isinstance(weight_ih, BSRMatrix) and same_blocks and whole else None
     weighing = kernel if chosen == "cuda" else chosen  # cuda was chosen for the recurrent weight's blocks
-    inputs = x if into else _weighted(x, weight_ih, weighing)
+    inputs = x if into else _weighted(x, weight_ih, weighing, dense)
     if not whole:
         y, h, c = _loop(inputs + bias, h0, c0, weight_hh, chosen)
     elif is_inference(inputs, bias, h0, c0, weight_hh.data, *([into.data] if into else [])):
@@ -330,6 +335,7 @@ def _lstm_as(
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
     kernel: str,
+    dense: str,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`block_sparse_lstm` under a torch.autocast that wants `dtype`."""
     given = [lowered(each, dtype) for each in (x, weight_hh.data)]
@@ -346,7 +352,7 @@ def _lstm_as(
     states = None if state is None else (cast(state[0]), cast(state[1]))
     with torch.autocast(x.device.type, enabled=False):
         recurrent = weight_hh.with_data(cast(weight_hh.data))
-        y, (h, c) = block_sparse_lstm(cast(x), states, into, recurrent, first, second, kernel)
+        y, (h, c) = block_sparse_lstm(cast(x), states, into, recurrent, first, second, kernel, dense)
     return (y, (h, c)) if inside is None else (y.to(dtype), (h.to(dtype), c.to(dtype)))
 
 
@@ -362,7 +368,7 @@ def _cuda_lstm(
     into = None
     if isinstance(weight_ih, BSRMatrix) and kernel_for(kernel, x.dtype, x.device, **_sizes(weight_ih)) == "cuda":
         into = weight_ih
-    inputs = x if into is not None else _weighted(x, weight_ih, kernel)
+    inputs = x if into is not None else _weighted(x, weight_ih, kernel, "torch")
     first, second = (x.new_zeros(weight_hh.shape[0]) if bias is None else bias for bias in biases)
     operands = inputs, first, second, *states, weight_hh.data
     if watched(*operands, weight_ih.data):
@@ -380,8 +386,8 @@ def _cuda_lstm(
     return y, (h.unsqueeze(0), c.unsqueeze(0))
 
 
-def _weighted(x: Tensor, weight: Tensor | BSRMatrix, kernel: str) -> Tensor:
-    """x W^T: [steps, batch, rows of W]."""
+def _weighted(x: Tensor, weight: Tensor | BSRMatrix, kernel: str, dense: str) -> Tensor:
+    """x W^T: [steps, batch, rows of W]. dense: as of `block_sparse_lstm`."""
     if isinstance(weight, BSRMatrix):
         return block_sparse_matmul(weight, x.flatten(0, 1).T, kernel).T.reshape(*x.shape[:2], weight.shape[0])
-    return F.linear(x, weight)
+    return linear(x, weight, dense=dense)

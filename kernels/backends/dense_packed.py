@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels.backends.dense import has_onednn, onednn_linear
 from kernels.launches import ProductLaunch, fastest
 from kernels.problem import CALLS, LAYOUTS, Backend, GemmProblem
 from kernels.system.resources import UnsupportedError
+from kernels.tensors.dense import has_onednn, onednn_linear
 
 
 class PackedLaunch(ProductLaunch):
