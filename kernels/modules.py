@@ -26,10 +26,10 @@ from kernels.layers.weight import (
     require_kind,
     require_mask,
     sparse_from,
-    widened,
 )
 from kernels.ops import block_sparse_linear, block_sparse_lstm
 from kernels.tensors.dense import linear
+from kernels.tensors.padding import widened
 
 
 class BlockSparseLinear(nn.Module):

@@ -28,6 +28,7 @@ from kernels.tensors.autocast import autocast_type, is_any_autocast, lowered
 from kernels.tensors.dense import DENSE, linear
 from kernels.tensors.exchange import refuse_sparse
 from kernels.tensors.operands import require, require_memory
+from kernels.tensors.padding import heightened, shortened
 from kernels.tensors.tracing import refuse_functionalize, transformed, watched
 
 KERNELS = ("auto", "cuda", "native", "torch")
@@ -130,16 +131,20 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     'torch'; `kernel_for` says which one 'auto' is. Native is for float32, float64, and bfloat16 where the CPU has
     instructions for it: summed in float32, the result rounded once. Derivatives of every order, forward mode and the
     transforms of torch.func as for a dense product; under torch.autocast operands and result are of its type, as those
-    of torch.nn.functional.linear are.
+    of torch.nn.functional.linear are. A padded weight (`BSRMatrix.from_dense`, pad) takes X and gives Y of its own
+    sizes, `weight.unpadded`: X is copied to be padded, and so is a Y that lies column by column.
     """
     if type(weight) is FrozenBSRMatrix and (found := _repeated(weight, x, kernel)) is not None:
         return found
     require_memory("x", x)
     refuse_functionalize()
-    frozen, weight = require_sparse("weight", weight).frozen, weight._operand
-    data, shape, dtype, device = weight.data, x.shape, x.dtype, x.device
-    if len(shape) != 2 or shape[0] != weight.shape[1]:
-        raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(shape)}")
+    (rows, cols), shape, dtype, device = require_sparse("weight", weight).unpadded, x.shape, x.dtype, x.device
+    if len(shape) != 2 or shape[0] != cols:
+        raise ValueError(f"the weight is {(rows, cols)}, so x must be [{cols}, n], got {tuple(shape)}")
+    if weight.shape != (rows, cols):
+        return shortened(block_sparse_matmul(weight.whole, heightened(x, weight.shape[1]), kernel), rows)
+    frozen, weight = weight.frozen, weight._operand
+    data = weight.data
     if is_any_autocast() and (wanted := autocast_type(device)) is not None:
         return _matmul_as(wanted, weight, x, kernel)
     if dtype != data.dtype:
@@ -174,9 +179,9 @@ def block_sparse_linear(x: Tensor, weight: BSRMatrix, bias: Tensor | None = None
     if type(weight) is FrozenBSRMatrix and bias is None and (found := _repeated_rows(weight, x, kernel)) is not None:
         return found
     require_memory("x", x)
-    inside, outside = require_sparse("weight", weight).shape[::-1]
+    outside, inside = require_sparse("weight", weight).unpadded
     if not x.ndim or x.shape[-1] != inside:
-        raise ValueError(f"the weight is {weight.shape}, so x must be [..., {inside}], got {tuple(x.shape)}")
+        raise ValueError(f"the weight is {weight.unpadded}, so x must be [..., {inside}], got {tuple(x.shape)}")
     if bias is not None:
         require_memory("bias", bias)
     rows = x.reshape(-1, inside)
@@ -293,7 +298,12 @@ def block_sparse_lstm(
     for name, each in zip(("h0", "c0"), state or (), strict=False):
         require_memory(name, each)
     refuse_functionalize()
-    weight_hh = require_sparse("weight_hh", weight_hh)._operand
+    for name, each in (("weight_ih", weight_ih), ("weight_hh", require_sparse("weight_hh", weight_hh))):
+        if isinstance(each, BSRMatrix) and each.shape != each.unpadded:
+            raise ValueError(
+                f"{name} is padded, and its gates are not by themselves; accepted: BlockSparseLSTM, pad=True"
+            )
+    weight_hh = weight_hh._operand
     weight_ih = weight_ih._operand if isinstance(weight_ih, BSRMatrix) else weight_ih
     if is_any_autocast() and (wanted := autocast_type(x.device)) is not None:
         return _lstm_as(wanted, x, state, weight_ih, weight_hh, bias_ih, bias_hh, kernel, dense)
