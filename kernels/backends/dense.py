@@ -73,6 +73,7 @@ class DenseLaunch(ProductLaunch):
 
 BACKEND = Backend(
     name="dense",
+    blocks=(),
     product=DenseLaunch,
     instead="; the baselines of a layer are torch_lstm and loop_lstm",
     layouts=LAYOUTS,

@@ -51,6 +51,7 @@ def _require_mkl(_: GemmProblem) -> None:
 
 BACKEND = Backend(
     name="dense_packed",
+    blocks=(),
     product=PackedLaunch,
     no_sdd="sdd has no weight to pack",
     devices=("cpu",),

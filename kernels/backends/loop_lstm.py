@@ -52,4 +52,4 @@ def lstm_launch(problem: LstmProblem) -> Launch:
     return ways[fastest(ways, problem.device)]
 
 
-BACKEND = Backend(name="loop_lstm", layer=lstm_launch)
+BACKEND = Backend(name="loop_lstm", blocks=(), layer=lstm_launch)
