@@ -103,23 +103,15 @@ def is_inference(*tensors: Tensor) -> bool:
     return not watched(*tensors) and not recorded(*tensors)
 
 
-def _repeated(weight: FrozenBSRMatrix, x: Tensor, kernel: str) -> Tensor | None:
-    """`block_sparse_matmul` by the CPU's kernel where it has multiplied an x like this one before; else None."""
+def _repeated(weight: FrozenBSRMatrix, x: Tensor, kernel: str, rows: bool) -> Tensor | None:
+    """`block_sparse_matmul` by the CPU's kernel where it has multiplied an x like this one before; else None.
+
+    rows: `block_sparse_linear` of an x: [..., in].
+    """
     if kernel not in ("auto", "native") or type(x) is not Tensor or is_any_autocast() or not is_inference(x):
         return None
-    return native_products.repeated(weight._operand, x)
-
-
-def _repeated_rows(weight: FrozenBSRMatrix, x: Tensor, kernel: str) -> Tensor | None:
-    """The same for x: [..., in] that lies row by row, as `block_sparse_linear` takes and gives it."""
-    if type(x) is not Tensor or x.ndim < 2 or not x.is_contiguous() or x.shape[-1] != weight.shape[1]:
-        return None
-    rows = x if x.ndim == 2 and x.shape[0] > 1 else x.view(-1, x.shape[-1])  # of one row: with strides as any other's
-    found = _repeated(weight, rows.mT, kernel)
-    if found is None:
-        return None
-    y = found.mT.contiguous()  # of one column: it lies in either order
-    return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[1])
+    inner = weight._operand
+    return native_products.repeated_rows(inner, x) if rows else native_products.repeated(inner, x)
 
 
 def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> Tensor:
@@ -134,7 +126,7 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     of torch.nn.functional.linear are. A padded weight (`BSRMatrix.from_dense`, pad) takes X and gives Y of its own
     sizes, `weight.unpadded`: X is copied to be padded, and so is a Y that lies column by column.
     """
-    if type(weight) is FrozenBSRMatrix and (found := _repeated(weight, x, kernel)) is not None:
+    if type(weight) is FrozenBSRMatrix and (found := _repeated(weight, x, kernel, False)) is not None:
         return found
     require_memory("x", x)
     refuse_functionalize()
@@ -176,7 +168,7 @@ def block_sparse_linear(x: Tensor, weight: BSRMatrix, bias: Tensor | None = None
     where x is. A matrix x that lies column by column is multiplied as it lies, and Y lies as it does. Types, devices,
     derivatives, torch.autocast and kernel: as of `block_sparse_matmul`; the bias is of the type of x.
     """
-    if type(weight) is FrozenBSRMatrix and bias is None and (found := _repeated_rows(weight, x, kernel)) is not None:
+    if type(weight) is FrozenBSRMatrix and bias is None and (found := _repeated(weight, x, kernel, True)) is not None:
         return found
     require_memory("x", x)
     outside, inside = require_sparse("weight", weight).unpadded
