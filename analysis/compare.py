@@ -24,10 +24,11 @@ LAYER = [*LAYER_SIDES, "batch_size"]
 FUSED = "torch_lstm"  # the baseline of a layer that a user of torch has
 GEMM_SETTINGS = (
     "backend", "baseline", "op", *SHAPE, "block_size", "target_sparsity", "dtype", "device", "cache", "layout", "call",
-    "threads",
+    "pad", "threads",
 )  # fmt: skip
 LSTM_SETTINGS = (
-    "backend", "baseline", "passes", *LAYER, "block_size", "target_sparsity", "scope", "dtype", "device", "threads",
+    "backend", "baseline", "passes", *LAYER, "block_size", "target_sparsity", "scope", "dtype", "device", "pad",
+    "threads",
 )  # fmt: skip
 STORAGE_SETTINGS = (
     "form", "indices", "what", *SHAPE, "block_size", "target_sparsity", "dtype", "device", "threads",

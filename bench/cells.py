@@ -28,6 +28,7 @@ from bench.pruning.settings import LassoSettings, PruningSettings, ScaleSettings
 from bench.settings import BlockSize, Count, Fraction, Settings, require_division
 from bench.training.settings import ArithmeticSettings, OptimizerSettings, PathSettings, ReportSettings
 from kernels.registry import BACKENDS, Catalogue, Registry
+from kernels.tensors.rounding import in_blocks
 
 if TYPE_CHECKING:
     from kernels.problem import GemmProblem, LstmProblem
@@ -36,6 +37,11 @@ ID_DIGITS = 16
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Math = Literal["ieee", "tf32"]
+PAD = (
+    "sizes that block_size does not divide are padded with zeros inside, instead of refused; sparsity is counted over "
+    "the blocks of the padded weight: each of them holds elements of the weight, so padding alone empties none, and "
+    "predicted speedups go by that sparsity; the baseline has the sizes as they are. "
+)
 MATH = "how float32 is multiplied on a GPU: exactly, or by tensor cores with 10 bits of fraction (both sides alike)"
 Backend = Annotated[str, BACKENDS]
 Grids = dict[str, tuple[int, int]]
@@ -130,7 +136,8 @@ def _layer_grids(widths: Sequence[int], block_size: int, scope: str) -> Grids:
     for number, (into, out) in enumerate(pairwise(widths)):
         kinds = {"weight_ih": into, "weight_hh": out} if scope == "all" else {"weight_hh": out}
         for name, columns in kinds.items():
-            found[f"{name}_l{number}"] = 4 * out // block_size, columns // block_size
+            rows, whole = in_blocks((4 * out, columns), 4, block_size)
+            found[f"{name}_l{number}"] = rows // block_size, whole // block_size
     return found
 
 
@@ -163,9 +170,14 @@ class ProductCell(Cell):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        require_division("m", self.m, self.block_size)
-        require_division("k", self.k, self.block_size)
+        for name, size in (("m", self.m), ("k", self.k)) if not self.pads else ():
+            require_division(name, size, self.block_size, "pad" in type(self).model_fields)
         return self
+
+    @property
+    def pads(self) -> bool:
+        """Whether sizes that block_size does not divide are padded."""
+        return False
 
     def idle(self) -> Iterator[str]:
         yield from super().idle()
@@ -183,7 +195,7 @@ class ProductCell(Cell):
         return GemmProblem(sparsity=self.target_sparsity, **self.model_dump(exclude=apart))
 
 
-TIMED_ALONE = ("baseline", "cache", "layout", "call")  # settings of a timed product that its tuning has not
+TIMED_ALONE = ("baseline", "cache", "layout", "call", "pad")  # settings of a timed product that its tuning has not
 
 
 class GemmCell(ProductCell):
@@ -206,6 +218,14 @@ class GemmCell(ProductCell):
         description="what is timed: a launch prepared beforehand, or the public operator with a frozen weight, its "
         "output allocated in each call",
     )
+    pad: bool = Field(
+        False,
+        description=PAD + "A launch prepared beforehand multiplies operands that lie padded, the operator copies them",
+    )
+
+    @property
+    def pads(self) -> bool:
+        return self.pad
 
     @model_validator(mode="after")
     def _is_called(self) -> Self:
@@ -217,19 +237,28 @@ class GemmCell(ProductCell):
         yield from super().idle()
         if self.device != "cpu":
             yield "layout"
+        if self.whole == (self.m, self.k):
+            yield "pad"
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        """m and k in whole blocks."""
+        return in_blocks((self.m, self.k), 1, self.block_size)
 
     def operand_bytes(self) -> int:
         item, reference = BYTES[self.dtype], 8 * self.m * self.k
         return reference if self.op == "sdd" else 2 * item * self.m * self.k + (0 if item == 8 else reference)
 
     def grids(self) -> Grids:
-        return {"the weight": (self.m // self.block_size, self.k // self.block_size)}
+        rows, columns = self.whole
+        return {"the weight": (rows // self.block_size, columns // self.block_size)}
 
     def kernel_checks(self) -> Sequence[CheckCell]:
         return (_check_of(self, self.op),)
 
     def kernel_tuning(self) -> TuneCell:
-        return TuneCell.model_validate(self.model_dump(exclude={"seed", *TIMED_ALONE})).canonical()
+        sizes = dict(zip(("m", "k"), self.whole, strict=True))
+        return TuneCell.model_validate(self.model_dump(exclude={"seed", *TIMED_ALONE}) | sizes).canonical()
 
 
 class TuneCell(ProductCell):
@@ -355,18 +384,28 @@ class LstmCell(Cell):
     )
     dtype: Dtype = Field("float32", description="type of values and operands")
     math: Math = Field("ieee", description=MATH)
+    pad: bool = Field(
+        False, description=PAD + "Each gate is padded by itself; x, state and outputs are copied in each launch"
+    )
+
+    @property
+    def divided(self) -> dict[str, int]:
+        """Settings that block_size must divide, or else be padded, by name."""
+        inputs = {"input_size": self.input_size} if self.scope == "all" else {}
+        return {"hidden_size": self.hidden_size, **inputs}
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        require_division("hidden_size", self.hidden_size, self.block_size)
-        if self.scope == "all":
-            require_division("input_size", self.input_size, self.block_size)
+        for name, size in self.divided.items() if not self.pad else ():
+            require_division(name, size, self.block_size, pads=True)
         return self
 
     def idle(self) -> Iterator[str]:
         yield from super().idle()
         if self.dtype != "float32":
             yield "math"
+        if not any(size % self.block_size for size in self.divided.values()):
+            yield "pad"
 
     def dense_flops(self) -> float:
         weights = 4 * self.hidden_size * (self.input_size + self.hidden_size)

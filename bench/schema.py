@@ -101,6 +101,9 @@ def _timed(what: str, error: str) -> tuple[Column, ...]:
         Column("sparsity", pa.float64(), "result", "fraction", "achieved share of empty blocks"),
         Column("nnzb", pa.int64(), "result", "blocks", "kept blocks"),
         Column("num_empty", pa.int64(), "result", "blocks", "empty blocks, K"),
+        Column("padded_share", pa.float64(), "result", "fraction",
+               "share of the elements of the kept blocks that is padding (pad); 0 where nothing is padded, or no block "
+               "is kept; null in older tables"),
         Column("weight_bytes", pa.int64(), "result", "bytes",
                "values of the sparse weights as the backend stores them"),
         Column("index_bytes", pa.int64(), "result", "bytes",
@@ -370,6 +373,18 @@ This page is made by `python -m bench columns`.
 """
 
 NOTES = """
+## Sizes that blocks do not divide: `pad`
+
+They are refused, the nearest sizes named, unless a cell of kind `gemm` or `lstm` says `pad = true`: its weights are \
+filled up with zeros to
+whole blocks, of an LSTM layer each gate by itself. `sparsity` is the share of the blocks of that padded weight that \
+are empty; each
+of them holds elements of the weight itself, so none is empty by padding alone. `padded_share` is the share of padding \
+in what is
+stored and multiplied. The baseline has the sizes as they are, and predictions go by `sparsity`, so that padding \
+shows as lost
+efficiency. Training cells have no such setting.
+
 ## Training on the kept blocks: `path`
 
 A cell's `path` says what multiplies its pruned weights. `dense` (the default) masks them and

@@ -48,10 +48,14 @@ class Settings(BaseModel):
         yield from ()
 
 
-def require_division(field: str, size: int, block_size: int) -> None:
-    """ValueError where `block_size` does not divide the setting `field`, which is `size`."""
+def require_division(field: str, size: int, block_size: int, pads: bool = False) -> None:
+    """ValueError where `block_size` does not divide the setting `field`, which is `size`.
+
+    pads: the cell may be padded instead, and the line says so.
+    """
     if size % block_size:
+        instead = ", or pad = true" if pads else ""
         raise ValueError(
             f"{field}: {size} is not divisible by block_size {block_size}; accepted: "
-            f"{nearest_multiples(size, block_size)} (the nearest sizes that work)"
+            f"{nearest_multiples(size, block_size)} (the nearest sizes that work){instead}"
         )

@@ -141,6 +141,7 @@ def _measure(cell: TimedCell, problem: Problem, tell: Tell) -> Row:
         "sparsity": empty / (kept + empty),
         "nnzb": kept,
         "num_empty": empty,
+        "padded_share": problem.padded_share(),
         "weight_bytes": backend.weight_bytes,
         "index_bytes": backend.index_bytes,
     }

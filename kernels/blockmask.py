@@ -12,23 +12,27 @@ import torch
 from torch import Tensor
 
 from kernels.tensors.operands import contiguous, require_values, require_whole
+from kernels.tensors.padding import padded
 from kernels.tensors.rounding import blocks_to_empty, nearest_multiples
 from kernels.tensors.tracing import lasting
 
 
-def grid_shape(rows: int, cols: int, block_size: int) -> tuple[int, int]:
-    """Blocks along each side of a rows x cols matrix; ValueError naming the nearest sizes where it does not divide."""
+def grid_shape(rows: int, cols: int, block_size: int, pad: bool = False) -> tuple[int, int]:
+    """Blocks along each side of a rows x cols matrix; ValueError naming the nearest sizes where it does not divide.
+
+    pad: the last blocks of a side may reach beyond it.
+    """
     for name, number in (("rows", rows), ("columns", cols), ("block_size", block_size)):
         require_whole(name, number)
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     for side, size in (("rows", rows), ("columns", cols)):
-        if size % block_size or size < 1:
+        if (size % block_size and not pad) or size < 1:
             raise ValueError(
                 f"block_size {block_size} does not divide the weight's {size} {side}; "
                 f"nearest sizes that work: {nearest_multiples(size, block_size)}"
             )
-    return rows // block_size, cols // block_size
+    return -(-rows // block_size), -(-cols // block_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +60,9 @@ class BlockMask:
             object.__setattr__(self, "kept", contiguous(self.kept.detach().to("cpu", copy=True)))
 
     @classmethod
-    def full(cls, rows: int, cols: int, block_size: int) -> BlockMask:
-        """Every block of a rows x cols matrix kept."""
-        return cls(torch.ones(grid_shape(rows, cols, block_size), dtype=torch.bool, device="cpu"), block_size)
+    def full(cls, rows: int, cols: int, block_size: int, pad: bool = False) -> BlockMask:
+        """Every block of a rows x cols matrix kept. pad: the last ones may reach beyond it."""
+        return cls(torch.ones(grid_shape(rows, cols, block_size, pad), dtype=torch.bool, device="cpu"), block_size)
 
     @classmethod
     def from_scores(cls, scores: Tensor, sparsity: float, block_size: int) -> BlockMask:
@@ -72,20 +76,29 @@ class BlockMask:
         return cls(kept.view(scores.shape), block_size)
 
     @classmethod
-    def random(cls, rows: int, cols: int, block_size: int, sparsity: float, generator: torch.Generator) -> BlockMask:
-        """Exactly `blocks_to_empty` blocks, drawn uniformly, are empty."""
-        grid, device = grid_shape(rows, cols, block_size), generator.device
+    def random(
+        cls, rows: int, cols: int, block_size: int, sparsity: float, generator: torch.Generator, pad: bool = False
+    ) -> BlockMask:
+        """Exactly `blocks_to_empty` blocks, drawn uniformly, are empty. pad: the last ones may reach beyond the sides.
+
+        Each of those holds elements of the matrix, so none is empty by padding alone.
+        """
+        grid, device = grid_shape(rows, cols, block_size, pad), generator.device
         scores = torch.rand(grid, generator=generator, dtype=torch.float64, device=device)
         return cls.from_scores(scores, sparsity, block_size)
 
     @classmethod
-    def from_dense(cls, weight: Tensor, block_size: int) -> BlockMask:
-        """Kept = any element of the block is non-zero (NaN counts as non-zero). weight: [rows, cols]."""
+    def from_dense(cls, weight: Tensor, block_size: int, pad: bool = False) -> BlockMask:
+        """Kept = any element of the block is non-zero (NaN counts as non-zero). weight: [rows, cols].
+
+        pad: the last blocks may reach beyond it, to where there are zeros.
+        """
         require_values("weight", weight)
         if weight.ndim != 2:
             raise ValueError(f"weight must be [rows, cols], got {list(weight.shape)}")
-        grid = grid_shape(weight.shape[0], weight.shape[1], block_size)
-        blocks = (weight.detach() != 0).view(grid[0], block_size, grid[1], block_size)
+        grid = grid_shape(weight.shape[0], weight.shape[1], block_size, pad)
+        there = padded(weight.detach() != 0, 1, (grid[0] * block_size, grid[1] * block_size))
+        blocks = there.view(grid[0], block_size, grid[1], block_size)
         return cls(blocks.any(dim=3).any(dim=1), block_size)
 
     @property

@@ -14,6 +14,8 @@ from kernels.tensors import exchange
 from kernels.tensors.index import BSRIndex as BSRIndex
 from kernels.tensors.index import checked, derive, plain, unobserved
 from kernels.tensors.operands import contiguous, require_memory, require_values
+from kernels.tensors.padding import padded, unpadded
+from kernels.tensors.rounding import in_blocks
 from kernels.tensors.tracing import lasting
 
 
@@ -34,15 +36,18 @@ class BSRMatrix:
     """Kept blocks of a matrix, block row by block row, columns ascending.
 
     data: [nnzb, b, b]; indices: int32[nnzb], block column of each block; indptr: int32[grid_rows + 1], where each block
-    row begins, all on one device; shape: (rows, cols) in elements. The values may change at any time and in any way:
-    kernels read them anew at each product, unless the matrix was frozen (`freeze`). The pattern is copied and never
-    changes: `plans` holds what kernels have prepared for it, whatever the values.
+    row begins, all on one device; shape: (rows, cols) in elements, in whole blocks. The values may change at any time
+    and in any way: kernels read them anew at each product, unless the matrix was frozen (`freeze`). The pattern is
+    copied and never changes: `plans` holds what kernels have prepared for it, whatever the values.
+    unpadded: of a matrix whose sizes its blocks do not divide, those sizes, which products take and give; zeros fill up
+    the last blocks.
     """
 
     data: Tensor
     indices: Tensor
     indptr: Tensor
     shape: tuple[int, int]
+    unpadded: tuple[int, int] = (0, 0)  # as `shape`, unless it is given
     plans: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
     _packed: dict[Any, Any] | None = field(
         default=None, init=False, repr=False
@@ -57,6 +62,7 @@ class BSRMatrix:
             raise ValueError(f"shape must be (rows, columns), got {self.shape!r}")
         object.__setattr__(self, "shape", tuple(self.shape))
         grid_rows, _ = grid_shape(*self.shape, self.block_size)
+        object.__setattr__(self, "unpadded", self._without_padding())
         if self.indices.dtype != torch.int32 or self.indptr.dtype != torch.int32:
             raise ValueError(f"indices and indptr must be int32, got {self.indices.dtype} and {self.indptr.dtype}")
         if self.indptr.shape != (grid_rows + 1,) or self.indices.shape != (self.nnzb,):
@@ -71,6 +77,15 @@ class BSRMatrix:
             for name in ("indices", "indptr"):  # what others hold, they may change
                 object.__setattr__(self, name, contiguous(getattr(self, name).detach().clone()))
 
+    def _without_padding(self) -> tuple[int, int]:
+        """The size that was given, or all of it; ValueError where it has other blocks."""
+        rows, cols = self.unpadded
+        if (rows, cols) == (0, 0):
+            return self.shape
+        if in_blocks((rows, cols), 1, self.block_size) != self.shape:
+            raise ValueError(f"{(rows, cols)} in whole blocks of {self.block_size} is not {self.shape}")
+        return rows, cols
+
     def __getstate__(self) -> dict[str, Any]:
         """What is copied and pickled: the fields, not what was derived from them or packed by a kernel."""
         indices, indptr = self.pattern
@@ -78,18 +93,28 @@ class BSRMatrix:
         return state | {"indices": indices, "indptr": indptr, "plans": {}, "_packed": None}
 
     @classmethod
-    def from_dense(cls, weight: Tensor, mask: BlockMask) -> BSRMatrix:
-        """The blocks of `weight` that `mask` keeps, copied; what lies outside them is dropped. weight: [rows, cols]."""
+    def from_dense(cls, weight: Tensor, mask: BlockMask, pad: bool = False) -> BSRMatrix:
+        """The blocks of `weight` that `mask` keeps, copied; what lies outside them is dropped. weight: [rows, cols].
+
+        pad: blocks need not divide the weight; the mask covers it in whole ones, which zeros fill up. Products take and
+        give the sizes of the weight then.
+        """
         require_values("weight", weight)
-        if tuple(weight.shape) != mask.shape:
-            raise ValueError(f"the mask covers {mask.shape}, the weight is {tuple(weight.shape)}")
+        sizes = tuple(weight.shape)
+        whole = in_blocks((sizes[0], sizes[1]), 1, mask.block_size) if len(sizes) == 2 and 0 not in sizes else sizes
+        if mask.shape != (whole if pad else sizes):
+            to = f", padded to {whole}" if pad and whole != sizes else ""
+            to = f"; pad=True pads it to {whole}" if mask.shape == whole else to
+            raise ValueError(f"the mask covers {mask.shape}, the weight is {sizes}{to}")
         with lasting():
+            weight = padded(weight, 1, whole)
             kept, size = mask.kept.to(weight.device), mask.block_size
             rows, cols = kept.nonzero(as_tuple=True)
             blocks = weight.reshape(kept.shape[0], size, kept.shape[1], size).permute(0, 2, 1, 3)
             indptr = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=weight.device)
             indptr[1:] = kept.sum(dim=1).cumsum(0)
-            return cls(blocks[rows, cols].contiguous(), cols.to(torch.int32), indptr, mask.shape)
+            unpadded = sizes[0], sizes[1]
+            return cls(blocks[rows, cols].contiguous(), cols.to(torch.int32), indptr, mask.shape, unpadded)
 
     @classmethod
     def from_torch(cls, matrix: Tensor) -> BSRMatrix:
@@ -115,11 +140,17 @@ class BSRMatrix:
         return matrix if cls is BSRMatrix else matrix.freeze()
 
     def to_torch(self) -> Tensor:
-        """A tensor of torch.sparse_bsr with indices of int32, sharing the values (not those of a frozen matrix)."""
+        """A tensor of torch.sparse_bsr with indices of int32, sharing the values (not those of a frozen matrix).
+
+        Of a padded matrix the whole blocks: torch has no others.
+        """
         return exchange.to_torch(self.data, *self.pattern, self.shape)
 
     def to_scipy(self) -> Any:
-        """A scipy.sparse.bsr_array, a copy without gradient. ValueError of bfloat16 and float16, which scipy lacks."""
+        """A scipy.sparse.bsr_array, a copy without gradient; of a padded matrix the whole blocks.
+
+        ValueError of bfloat16 and float16, which scipy lacks.
+        """
         return exchange.to_scipy(self.data, *self.pattern, self.shape)
 
     @property
@@ -217,9 +248,16 @@ class BSRMatrix:
             wanted = f"{list(self.blocks)} on {self.indices.device}"
             raise ValueError(f"data must be {wanted}, got {list(data.shape)} on {data.device}")
         other, index = object.__new__(BSRMatrix), self.index
-        same = {name: self.__dict__[name] for name in ("indices", "indptr", "shape", "plans", "blocks")}
+        same = {name: self.__dict__[name] for name in ("indices", "indptr", "shape", "unpadded", "plans", "blocks")}
         other.__dict__.update(same, data=data, _packed=None, index=index)
         return other
+
+    @property
+    def whole(self) -> BSRMatrix:
+        """The matrix of `shape`, sharing the values: its padding is as any other zeros."""
+        made = self.with_data(self.data)
+        made.__dict__["unpadded"] = self.shape
+        return made
 
     @property
     def mask(self) -> BlockMask:
@@ -228,18 +266,25 @@ class BSRMatrix:
         return BlockMask(kept, self.block_size)
 
     def to_dense(self) -> Tensor:
-        """[rows, cols], zero outside the stored blocks; differentiable in `data`."""
+        """[rows, cols] without the padding, zero outside the stored blocks; differentiable in `data`."""
         (grid_rows, grid_cols), index = self.grid, checked(self.index)
         blocks = self.data.new_zeros(grid_rows, grid_cols, self.block_size, self.block_size)
         blocks = blocks.index_put((index.rows.long(), index.indices.long()), self.data)
-        return blocks.permute(0, 2, 1, 3).reshape(self.shape)
+        return unpadded(blocks.permute(0, 2, 1, 3).reshape(self.shape), 1, self.unpadded)
 
 
 class FrozenBSRMatrix(BSRMatrix):
     """A BSRMatrix whose values are its own: `data` is a copy, made at each access, so writing to it changes nothing."""
 
-    def __init__(self, data: Tensor, indices: Tensor, indptr: Tensor, shape: tuple[int, int]) -> None:
-        self._hold(BSRMatrix(data, indices, indptr, shape))
+    def __init__(
+        self,
+        data: Tensor,
+        indices: Tensor,
+        indptr: Tensor,
+        shape: tuple[int, int],
+        unpadded: tuple[int, int] = (0, 0),
+    ) -> None:
+        self._hold(BSRMatrix(data, indices, indptr, shape, unpadded))
 
     @classmethod
     def of(cls, matrix: BSRMatrix) -> FrozenBSRMatrix:
@@ -251,9 +296,19 @@ class FrozenBSRMatrix(BSRMatrix):
     def _hold(self, matrix: BSRMatrix) -> None:
         with unobserved(), torch.no_grad():
             inner = matrix.with_data(contiguous(plain("data", matrix.data).detach().clone()))
+        self._show(inner)
+
+    def _show(self, inner: BSRMatrix) -> None:
+        """`inner`, which holds values that nobody else does, as this matrix."""
         inner.__dict__["_packed"] = {}
-        self.__dict__.update(_inner=inner, **{name: getattr(inner, name) for name in ("indices", "indptr", "shape")})
-        self.__dict__.update(plans=inner.plans, index=inner.index)
+        same = {name: getattr(inner, name) for name in ("indices", "indptr", "shape", "unpadded", "plans", "index")}
+        self.__dict__.update(_inner=inner, **same)
+
+    @cached_property
+    def whole(self) -> BSRMatrix:
+        made = object.__new__(FrozenBSRMatrix)
+        made._show(self._operand.whole)
+        return made
 
     @property
     def data(self) -> Tensor:
@@ -276,7 +331,7 @@ class FrozenBSRMatrix(BSRMatrix):
             return self.with_data(self.data)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _refrozen, (self.data, *self.pattern, self.shape)
+        return _refrozen, (self.data, *self.pattern, self.shape, self.unpadded)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -298,9 +353,11 @@ class FrozenBSRMatrix(BSRMatrix):
         return self._operand.to_dense()
 
 
-def _refrozen(data: Tensor, indices: Tensor, indptr: Tensor, shape: tuple[int, int]) -> BSRMatrix:
+def _refrozen(
+    data: Tensor, indices: Tensor, indptr: Tensor, shape: tuple[int, int], unpadded: tuple[int, int] = (0, 0)
+) -> BSRMatrix:
     """A frozen matrix as it was copied or pickled; an ordinary one where the values were loaded to the device meta."""
-    matrix = BSRMatrix(data, indices, indptr, shape)
+    matrix = BSRMatrix(data, indices, indptr, shape, unpadded)
     return matrix if data.is_meta else matrix.freeze()
 
 

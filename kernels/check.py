@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.bsr import BSRMatrix
 from kernels.problem import GemmProblem, Launch, LstmProblem, Problem
 
 ACCUMULATION_ROUNDOFF = {
@@ -160,14 +159,13 @@ def lstm_reference(problem: LstmProblem, dense: bool) -> dict[str, Tensor]:
     if problem.passes == "forward_backward":
         grads = torch.autograd.grad(y, list(leaves.values()), problem.grad_y.double())
         for name, grad in zip(leaves, grads, strict=True):
-            mask = problem.masks.get(name)
-            results[f"grad_{name}"] = BSRMatrix.from_dense(grad, mask).data if mask else grad
+            results[f"grad_{name}"] = problem.blocks_of(name, grad).data if name in problem.masks else grad
     return results
 
 
 def product_by_blocks(problem: GemmProblem) -> Tensor:
     """The product of a problem, block after block, in float64."""
-    bsr = BSRMatrix.from_dense(problem.weight.double(), problem.mask)
+    bsr = problem.blocks_of("weight", problem.weight.double())
     size, rows, cols = bsr.block_size, bsr.row_indices.tolist(), bsr.indices.tolist()
     x, grad = (each.double().view(-1, size, problem.n) for each in (problem.x, problem.grad))
     if problem.op == "sdd":

@@ -25,6 +25,7 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_linear, block_sparse_lstm, block_sparse_matmul
 from kernels.problem import GemmProblem, Launch, LstmProblem, Problem
+from kernels.tensors.padding import padded, widened
 
 T = TypeVar("T")
 
@@ -110,7 +111,8 @@ class OperatorLaunch(ProductLaunch):
     """
 
     def __init__(self, problem: GemmProblem, chosen: str, kernel: str) -> None:
-        weight, activations = BSRMatrix.from_dense(problem.weight, problem.mask).freeze(), problem.x.mT
+        weight = BSRMatrix.from_dense(problem.weight, problem.mask, problem.pad).freeze()
+        activations = problem.x.mT
         self.as_linear = problem.layout == "column"
         if self.as_linear:
             called = partial(block_sparse_linear, activations, weight, None, chosen)
@@ -168,10 +170,10 @@ class LstmLaunch:
     def outputs(self) -> dict[str, Tensor]:
         """The results; gradients of block-sparse weights at the kept blocks only."""
         results = {name: result.detach() for name, result in self.results.items()}
-        for name, mask in self.problem.masks.items():
+        for name in self.problem.masks:
             grad = results.get(f"grad_{name}")
             if grad is not None and grad.ndim == 2:
-                results[f"grad_{name}"] = BSRMatrix.from_dense(grad, mask).data
+                results[f"grad_{name}"] = self.problem.blocks_of(name, grad).data
         return results
 
     def poison(self) -> None:
@@ -184,19 +186,24 @@ class LstmLaunch:
 
 def block_sparse_weights(problem: LstmProblem) -> dict[str, BSRMatrix]:
     """Those of its weights that are block-sparse, by name."""
-    return {name: BSRMatrix.from_dense(problem.weights[name], mask) for name, mask in problem.masks.items()}
+    return {name: problem.blocks_of(name, problem.weights[name]) for name in problem.masks}
 
 
 def block_sparse_launch(
     problem: LstmProblem, bsr: Mapping[str, BSRMatrix], chosen: str, kernel: str, index_bytes: int
 ) -> LstmLaunch:
     """The layer by `block_sparse_lstm`, as models train. bsr: as above; chosen: its kernel; kernel: that in words."""
+    units, size = bsr["weight_hh"].shape[1], problem.hidden_size
 
     def forward(leaves: Mapping[str, Tensor]) -> Outputs:
         weights = {name: matrix.with_data(leaves[name]) for name, matrix in bsr.items()}
-        into = weights.get("weight_ih", leaves["weight_ih"])
-        biases = leaves["bias_ih"], leaves["bias_hh"]
-        return block_sparse_lstm(leaves["x"], problem.state, into, weights["weight_hh"], *biases, kernel=chosen)
+        dense = leaves["weight_ih"]
+        into = weights["weight_ih"] if "weight_ih" in weights else padded(dense, 4, (4 * units, dense.shape[1]))
+        first, second = (padded(leaves[name], 4, (4 * units,)) for name in ("bias_ih", "bias_hh"))
+        h0, c0 = (widened(each, units) for each in problem.state)
+        x = widened(leaves["x"], into.shape[1])
+        y, (h, c) = block_sparse_lstm(x, (h0, c0), into, weights["weight_hh"], first, second, kernel=chosen)
+        return (y, (h, c)) if units == size else (y[..., :size].contiguous(), (h[..., :size], c[..., :size]))
 
     values = {**problem.weights, **{name: matrix.data for name, matrix in bsr.items()}}
     return LstmLaunch(problem, kernel, values, forward, dense=False, index_bytes=index_bytes)

@@ -13,7 +13,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
@@ -27,9 +26,10 @@ from kernels.layers.weight import (
     require_kind,
     require_mask,
     sparse_from,
-    widened,
 )
 from kernels.ops import block_sparse_linear, block_sparse_lstm
+from kernels.tensors.dense import linear
+from kernels.tensors.padding import widened
 
 
 class BlockSparseLinear(nn.Module):
@@ -189,4 +189,4 @@ class BlockSparseGRU(Recurrent):
     def _product(self, x: Tensor, weight: Tensor | BSRMatrix, bias: Tensor | None) -> Tensor:
         if isinstance(weight, BSRMatrix):
             return block_sparse_linear(x, weight, bias, self.kernel)
-        return F.linear(x, weight, bias)
+        return linear(x, weight, bias)

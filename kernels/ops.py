@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from kernels.bsr import BSRMatrix, FrozenBSRMatrix, require_sparse
 from kernels.cuda import choose
@@ -26,8 +25,10 @@ from kernels.products import sdd as sdd
 from kernels.system.resources import UnsupportedError
 from kernels.system.threads import in_force
 from kernels.tensors.autocast import autocast_type, is_any_autocast, lowered
+from kernels.tensors.dense import DENSE, linear
 from kernels.tensors.exchange import refuse_sparse
 from kernels.tensors.operands import require, require_memory
+from kernels.tensors.padding import heightened, shortened
 from kernels.tensors.tracing import refuse_functionalize, transformed, watched
 
 KERNELS = ("auto", "cuda", "native", "torch")
@@ -102,23 +103,15 @@ def is_inference(*tensors: Tensor) -> bool:
     return not watched(*tensors) and not recorded(*tensors)
 
 
-def _repeated(weight: FrozenBSRMatrix, x: Tensor, kernel: str) -> Tensor | None:
-    """`block_sparse_matmul` by the CPU's kernel where it has multiplied an x like this one before; else None."""
+def _repeated(weight: FrozenBSRMatrix, x: Tensor, kernel: str, rows: bool) -> Tensor | None:
+    """`block_sparse_matmul` by the CPU's kernel where it has multiplied an x like this one before; else None.
+
+    rows: `block_sparse_linear` of an x: [..., in].
+    """
     if kernel not in ("auto", "native") or type(x) is not Tensor or is_any_autocast() or not is_inference(x):
         return None
-    return native_products.repeated(weight._operand, x)
-
-
-def _repeated_rows(weight: FrozenBSRMatrix, x: Tensor, kernel: str) -> Tensor | None:
-    """The same for x: [..., in] that lies row by row, as `block_sparse_linear` takes and gives it."""
-    if type(x) is not Tensor or x.ndim < 2 or not x.is_contiguous() or x.shape[-1] != weight.shape[1]:
-        return None
-    rows = x if x.ndim == 2 and x.shape[0] > 1 else x.view(-1, x.shape[-1])  # of one row: with strides as any other's
-    found = _repeated(weight, rows.mT, kernel)
-    if found is None:
-        return None
-    y = found.mT.contiguous()  # of one column: it lies in either order
-    return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[1])
+    inner = weight._operand
+    return native_products.repeated_rows(inner, x) if rows else native_products.repeated(inner, x)
 
 
 def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> Tensor:
@@ -130,16 +123,20 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     'torch'; `kernel_for` says which one 'auto' is. Native is for float32, float64, and bfloat16 where the CPU has
     instructions for it: summed in float32, the result rounded once. Derivatives of every order, forward mode and the
     transforms of torch.func as for a dense product; under torch.autocast operands and result are of its type, as those
-    of torch.nn.functional.linear are.
+    of torch.nn.functional.linear are. A padded weight (`BSRMatrix.from_dense`, pad) takes X and gives Y of its own
+    sizes, `weight.unpadded`: X is copied to be padded, and so is a Y that lies column by column.
     """
-    if type(weight) is FrozenBSRMatrix and (found := _repeated(weight, x, kernel)) is not None:
+    if type(weight) is FrozenBSRMatrix and (found := _repeated(weight, x, kernel, False)) is not None:
         return found
     require_memory("x", x)
     refuse_functionalize()
-    frozen, weight = require_sparse("weight", weight).frozen, weight._operand
-    data, shape, dtype, device = weight.data, x.shape, x.dtype, x.device
-    if len(shape) != 2 or shape[0] != weight.shape[1]:
-        raise ValueError(f"the weight is {weight.shape}, so x must be [{weight.shape[1]}, n], got {tuple(shape)}")
+    (rows, cols), shape, dtype, device = require_sparse("weight", weight).unpadded, x.shape, x.dtype, x.device
+    if len(shape) != 2 or shape[0] != cols:
+        raise ValueError(f"the weight is {(rows, cols)}, so x must be [{cols}, n], got {tuple(shape)}")
+    if weight.shape != (rows, cols):
+        return shortened(block_sparse_matmul(weight.whole, heightened(x, weight.shape[1]), kernel), rows)
+    frozen, weight = weight.frozen, weight._operand
+    data = weight.data
     if is_any_autocast() and (wanted := autocast_type(device)) is not None:
         return _matmul_as(wanted, weight, x, kernel)
     if dtype != data.dtype:
@@ -171,12 +168,12 @@ def block_sparse_linear(x: Tensor, weight: BSRMatrix, bias: Tensor | None = None
     where x is. A matrix x that lies column by column is multiplied as it lies, and Y lies as it does. Types, devices,
     derivatives, torch.autocast and kernel: as of `block_sparse_matmul`; the bias is of the type of x.
     """
-    if type(weight) is FrozenBSRMatrix and bias is None and (found := _repeated_rows(weight, x, kernel)) is not None:
+    if type(weight) is FrozenBSRMatrix and bias is None and (found := _repeated(weight, x, kernel, True)) is not None:
         return found
     require_memory("x", x)
-    inside, outside = require_sparse("weight", weight).shape[::-1]
+    outside, inside = require_sparse("weight", weight).unpadded
     if not x.ndim or x.shape[-1] != inside:
-        raise ValueError(f"the weight is {weight.shape}, so x must be [..., {inside}], got {tuple(x.shape)}")
+        raise ValueError(f"the weight is {weight.unpadded}, so x must be [..., {inside}], got {tuple(x.shape)}")
     if bias is not None:
         require_memory("bias", bias)
     rows = x.reshape(-1, inside)
@@ -268,6 +265,7 @@ def block_sparse_lstm(
     bias_ih: Tensor | None = None,
     bias_hh: Tensor | None = None,
     kernel: str = "auto",
+    dense: str = "auto",
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One layer of `torch.nn.LSTM` (gates i, f, g, o) with block-sparse weights: (y, (h, c)).
 
@@ -276,8 +274,12 @@ def block_sparse_lstm(
     biases: once, or as often as wanted with kernel = 'torch', by which the steps are taken one by one; so they are,
     with products by `kernel`, under a transform of torch.func and in forward mode. Under torch.autocast operands and
     results are of its type. Values are packed as in `block_sparse_matmul`. kernel: as there; `kernel_for` says which
-    one 'auto' is, and `lstm_kernel` what goes through the steps.
+    one 'auto' is, and `lstm_kernel` what goes through the steps. dense: how x is multiplied by a weight_ih that is not
+    block-sparse: 'torch' as torch.nn.functional.linear does, to the digit, 'auto' by oneDNN where MKL, which that
+    calls, leaves half of the processor unused.
     """
+    if dense not in DENSE:
+        raise ValueError(f"unknown dense {dense!r}; accepted: {', '.join(DENSE)}")
     for name, each in (("x", x), ("weight_ih", weight_ih), ("bias_ih", bias_ih), ("bias_hh", bias_hh)):
         if not (name == "weight_ih" and isinstance(each, BSRMatrix)) and not (each is None and name.startswith("bias")):
             if name == "weight_ih":
@@ -288,10 +290,15 @@ def block_sparse_lstm(
     for name, each in zip(("h0", "c0"), state or (), strict=False):
         require_memory(name, each)
     refuse_functionalize()
-    weight_hh = require_sparse("weight_hh", weight_hh)._operand
+    for name, each in (("weight_ih", weight_ih), ("weight_hh", require_sparse("weight_hh", weight_hh))):
+        if isinstance(each, BSRMatrix) and each.shape != each.unpadded:
+            raise ValueError(
+                f"{name} is padded, and its gates are not by themselves; accepted: BlockSparseLSTM, pad=True"
+            )
+    weight_hh = weight_hh._operand
     weight_ih = weight_ih._operand if isinstance(weight_ih, BSRMatrix) else weight_ih
     if is_any_autocast() and (wanted := autocast_type(x.device)) is not None:
-        return _lstm_as(wanted, x, state, weight_ih, weight_hh, bias_ih, bias_hh, kernel)
+        return _lstm_as(wanted, x, state, weight_ih, weight_hh, bias_ih, bias_hh, kernel, dense)
     if state is None:
         zeros = x.new_zeros(1, *x.shape[1:2], weight_hh.shape[1])
         state = zeros, zeros
@@ -309,7 +316,7 @@ def block_sparse_lstm(
     whole = chosen == "native" and not by_steps
     into = weight_ih if isinstance(weight_ih, BSRMatrix) and same_blocks and whole else None
     weighing = kernel if chosen == "cuda" else chosen  # cuda was chosen for the recurrent weight's blocks
-    inputs = x if into else _weighted(x, weight_ih, weighing)
+    inputs = x if into else _weighted(x, weight_ih, weighing, dense)
     if not whole:
         y, h, c = _loop(inputs + bias, h0, c0, weight_hh, chosen)
     elif is_inference(inputs, bias, h0, c0, weight_hh.data, *([into.data] if into else [])):
@@ -330,6 +337,7 @@ def _lstm_as(
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
     kernel: str,
+    dense: str,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`block_sparse_lstm` under a torch.autocast that wants `dtype`."""
     given = [lowered(each, dtype) for each in (x, weight_hh.data)]
@@ -346,7 +354,7 @@ def _lstm_as(
     states = None if state is None else (cast(state[0]), cast(state[1]))
     with torch.autocast(x.device.type, enabled=False):
         recurrent = weight_hh.with_data(cast(weight_hh.data))
-        y, (h, c) = block_sparse_lstm(cast(x), states, into, recurrent, first, second, kernel)
+        y, (h, c) = block_sparse_lstm(cast(x), states, into, recurrent, first, second, kernel, dense)
     return (y, (h, c)) if inside is None else (y.to(dtype), (h.to(dtype), c.to(dtype)))
 
 
@@ -362,7 +370,7 @@ def _cuda_lstm(
     into = None
     if isinstance(weight_ih, BSRMatrix) and kernel_for(kernel, x.dtype, x.device, **_sizes(weight_ih)) == "cuda":
         into = weight_ih
-    inputs = x if into is not None else _weighted(x, weight_ih, kernel)
+    inputs = x if into is not None else _weighted(x, weight_ih, kernel, "torch")
     first, second = (x.new_zeros(weight_hh.shape[0]) if bias is None else bias for bias in biases)
     operands = inputs, first, second, *states, weight_hh.data
     if watched(*operands, weight_ih.data):
@@ -380,8 +388,8 @@ def _cuda_lstm(
     return y, (h.unsqueeze(0), c.unsqueeze(0))
 
 
-def _weighted(x: Tensor, weight: Tensor | BSRMatrix, kernel: str) -> Tensor:
-    """x W^T: [steps, batch, rows of W]."""
+def _weighted(x: Tensor, weight: Tensor | BSRMatrix, kernel: str, dense: str) -> Tensor:
+    """x W^T: [steps, batch, rows of W]. dense: as of `block_sparse_lstm`."""
     if isinstance(weight, BSRMatrix):
         return block_sparse_matmul(weight, x.flatten(0, 1).T, kernel).T.reshape(*x.shape[:2], weight.shape[0])
-    return F.linear(x, weight)
+    return linear(x, weight, dense=dense)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from kernels.blockmask import BlockMask, grid_shape
 from kernels.bsr import BSRMatrix
 from kernels.system.driver import missing_gpu
 from kernels.system.resources import UnsupportedError, refusal
+from kernels.tensors.padding import in_blocks, padded, shortened, unpadded
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPS = ("dsd", "dsd_t", "sdd")
@@ -49,6 +50,8 @@ class _Problem:
     device: str  # 'cpu' or 'cuda'
     seed: int
     math: str  # of float32 on a GPU: 'ieee' multiplies exactly, 'tf32' with 10 bits of fraction
+    pad: bool  # weights need not be whole blocks: zeros fill up the last ones
+    GATES: ClassVar[int] = 1  # whose rows are padded by themselves
 
     @property
     def masks(self) -> Mapping[str, BlockMask]:
@@ -76,14 +79,40 @@ class _Problem:
         return torch.Generator("cpu").manual_seed(self.seed * 16 + stream)
 
     def _random_mask(self, stream: int, rows: int, cols: int) -> BlockMask:
-        return BlockMask.random(rows, cols, self.block_size, self.sparsity, self._generator(stream))
+        """Of the weight in whole blocks; each of them holds elements of the weight, so padding empties none."""
+        whole = in_blocks((rows, cols), self.GATES, self.block_size)
+        return BlockMask.random(*whole, self.block_size, self.sparsity, self._generator(stream))
+
+    def shape_of(self, name: str) -> tuple[int, int]:
+        """Rows and columns of a weight, without padding."""
+        raise NotImplementedError
+
+    @property
+    def padded(self) -> bool:
+        """Whether a weight is filled up with zeros."""
+        return self.pad and any(mask.shape != self.shape_of(name) for name, mask in self.masks.items())
+
+    def blocks_of(self, name: str, weight: Tensor) -> BSRMatrix:
+        """The kept blocks of that weight, or of its gradient, in whole blocks. weight: [rows, cols] without padding."""
+        mask = self.masks[name]
+        return BSRMatrix.from_dense(padded(weight, self.GATES, mask.shape), mask)
+
+    def padded_share(self) -> float:
+        """Share of the elements of all kept blocks that is padding; 0 where no block is kept."""
+        stored = sum(mask.nnzb * mask.block_size**2 for mask in self.masks.values())
+        kept = sum(int(self._kept(name).sum()) for name in self.masks) if self.padded else stored
+        return 1 - kept / stored if stored else 0.0
+
+    def _kept(self, name: str, device: torch.device | str = "cpu") -> Tensor:
+        """The elements of that weight in kept blocks: bool[rows, cols]."""
+        return unpadded(self.masks[name].expand(device), self.GATES, self.shape_of(name))
 
     def _normal(self, stream: int, *shape: int, scale: float = 1.0) -> Tensor:
         drawn = torch.randn(shape, generator=self._generator(stream), dtype=torch.float32, device="cpu") * scale
         return drawn.to(device=self.device, dtype=self.torch_dtype).contiguous()
 
-    def _pruned(self, weight: Tensor, mask: BlockMask) -> Tensor:
-        return torch.where(mask.expand(self.device), weight, weight.new_zeros(()))
+    def _pruned(self, name: str, weight: Tensor) -> Tensor:
+        return torch.where(self._kept(name, self.device), weight, weight.new_zeros(()))
 
 
 @dataclass(frozen=True)
@@ -95,7 +124,8 @@ class GemmProblem(_Problem):
     is only a label). math: of float32, 'ieee' or 'tf32'. layout: how X, G and the result lie on a CPU, 'row' by row or
     'column' by column, as activations [n, k] do; on a GPU each backend takes them as it needs them. call: a 'launch' is
     prepared beforehand, the 'operator' is what people call, which allocates Y; of dsd alone, since it is by autograd
-    that the others are called.
+    that the others are called. pad: block_size need not divide m and k. A launch multiplies operands that lie padded
+    (`in_whole_blocks`), the operator copies them.
     """
 
     m: int
@@ -111,9 +141,10 @@ class GemmProblem(_Problem):
     math: str = "ieee"
     layout: str = "row"
     call: str = "launch"
+    pad: bool = False
 
     def __post_init__(self) -> None:
-        grid_shape(self.m, self.k, self.block_size)
+        grid_shape(self.m, self.k, self.block_size, self.pad)
         if self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}")
         require("dtype", self.dtype, list(DTYPES))
@@ -123,8 +154,10 @@ class GemmProblem(_Problem):
         if self.call == "operator" and self.op != "dsd":
             raise ValueError(f"call 'operator' is of dsd, not of {self.op}, which autograd calls")
         require_math(self.math, self.dtype)
-        if self.given_mask is not None and self.given_mask.shape != (self.m, self.k):
-            raise ValueError(f"the mask covers {self.given_mask.shape}, the weight is {(self.m, self.k)}")
+        whole = in_blocks((self.m, self.k), 1, self.block_size)
+        if self.given_mask is not None and self.given_mask.shape != whole:
+            to = "" if whole == (self.m, self.k) else f", padded to {whole}"
+            raise ValueError(f"the mask covers {self.given_mask.shape}, the weight is {(self.m, self.k)}{to}")
 
     @cached_property
     def mask(self) -> BlockMask:
@@ -134,6 +167,21 @@ class GemmProblem(_Problem):
     def masks(self) -> Mapping[str, BlockMask]:
         return {"weight": self.mask}
 
+    def shape_of(self, name: str) -> tuple[int, int]:  # noqa: ARG002
+        return self.m, self.k
+
+    @cached_property
+    def in_whole_blocks(self) -> GemmProblem:
+        """The same product with zeros behind the rows and columns of the weight, of X and of G."""
+        rows, cols = self.mask.shape
+        made = replace(self, m=rows, k=cols, given_mask=self.mask, pad=False)
+        vars(made).update(
+            full_weight=padded(self.full_weight, 1, (rows, cols)),
+            x=laid(padded(self.x, 1, (cols, self.n)), self.layout),
+            grad=laid(padded(self.grad, 1, (rows, self.n)), self.layout),
+        )
+        return made
+
     @cached_property
     def full_weight(self) -> Tensor:
         """[m, k], no block emptied: what the dense baseline multiplies (GEMM libraries are faster on zeros)."""
@@ -142,7 +190,7 @@ class GemmProblem(_Problem):
     @cached_property
     def weight(self) -> Tensor:
         """[m, k], zero outside the kept blocks."""
-        return self._pruned(self.full_weight, self.mask)
+        return self._pruned("weight", self.full_weight)
 
     @cached_property
     def x(self) -> Tensor:
@@ -155,7 +203,7 @@ class GemmProblem(_Problem):
         return laid(self._normal(3, self.m, self.n), self.layout)
 
     def draw(self) -> None:
-        _ = self.factors(dense=True), self.factors(dense=False)
+        _ = self.factors(dense=True), self.factors(dense=False), self.in_whole_blocks if self.padded else None
 
     def factors(self, dense: bool) -> tuple[Tensor, Tensor]:
         """The two matrices that are multiplied; dense: with the full weight."""
@@ -164,7 +212,7 @@ class GemmProblem(_Problem):
 
     def wanted(self, product: Tensor) -> Tensor:
         """What of the whole product is asked for: of sdd the kept blocks, else everything."""
-        return BSRMatrix.from_dense(product, self.mask).data if self.op == "sdd" else product
+        return self.blocks_of("weight", product).data if self.op == "sdd" else product
 
 
 PASSES = ("forward", "forward_backward")
@@ -178,8 +226,11 @@ class LstmProblem(_Problem):
 
     passes 'forward': y, h and c, as in inference; 'forward_backward': also the gradients of x, the weights (at the kept
     blocks) and the biases, from grad_y alone. scope 'all': both weights are block-sparse; 'weight_hh': the recurrent
-    one. math: of float32, 'ieee' or 'tf32'.
+    one. math: of float32, 'ieee' or 'tf32'. pad: block_size need not divide hidden_size and input_size; a layer pads
+    its weights, each gate by itself, and x and the state of each launch, as `kernels.modules.BlockSparseLSTM` does.
     """
+
+    GATES = 4
 
     input_size: int
     hidden_size: int
@@ -193,11 +244,12 @@ class LstmProblem(_Problem):
     device: str = "cpu"
     seed: int = 0
     math: str = "ieee"
+    pad: bool = False
 
     def __post_init__(self) -> None:
-        grid_shape(self.hidden_size, self.hidden_size, self.block_size)  # so that no gates share a block row
+        grid_shape(self.hidden_size, self.hidden_size, self.block_size, self.pad)  # so that no gates share a block row
         if self.scope == "all":
-            grid_shape(self.hidden_size, self.input_size, self.block_size)
+            grid_shape(self.hidden_size, self.input_size, self.block_size, self.pad)
         if min(self.batch_size, self.steps, self.input_size) < 1:
             raise ValueError("input_size, batch_size and steps must be at least 1")
         require("dtype", self.dtype, list(DTYPES))
@@ -208,6 +260,9 @@ class LstmProblem(_Problem):
     @property
     def masks(self) -> Mapping[str, BlockMask]:
         return self._masks
+
+    def shape_of(self, name: str) -> tuple[int, int]:
+        return 4 * self.hidden_size, self.hidden_size if name == "weight_hh" else self.input_size
 
     @cached_property
     def _masks(self) -> dict[str, BlockMask]:
@@ -228,8 +283,7 @@ class LstmProblem(_Problem):
     @cached_property
     def weights(self) -> dict[str, Tensor]:
         """The same, zero outside the kept blocks."""
-        masks = self.masks
-        return {n: self._pruned(w, masks[n]) if n in masks else w for n, w in self.full_weights.items()}
+        return {n: self._pruned(n, w) if n in self.masks else w for n, w in self.full_weights.items()}
 
     @cached_property
     def biases(self) -> dict[str, Tensor]:
@@ -282,10 +336,30 @@ class Launch(Protocol):
 Variants = Mapping[str, Callable[[], Launch]]
 
 
+class Unpadded:
+    """A launch over whole blocks as one of the product without padding: its rows lie behind each other in either."""
+
+    def __init__(self, launch: Launch, problem: GemmProblem) -> None:
+        self.launch, self.problem = launch, problem
+        self.kernel, self.dense = launch.kernel, launch.dense
+        self.weight_bytes, self.index_bytes = launch.weight_bytes, launch.index_bytes
+
+    def __call__(self) -> None:
+        self.launch()
+
+    def outputs(self) -> dict[str, Tensor]:
+        found, rows = self.launch.outputs(), {"dsd": self.problem.m, "dsd_t": self.problem.k}
+        return found if self.problem.op == "sdd" else {"output": shortened(found["output"], rows[self.problem.op])}
+
+    def poison(self) -> None:
+        self.launch.poison()
+
+
 @dataclass(kw_only=True, eq=False)
 class Backend:
     """One implementation of the problems, or of some of them: what it has, and the reasons for the rest.
 
+    blocks: calls that multiply whole blocks: of a product whose sizes these do not divide they get it padded.
     product, layer: what prepares a launch of each (compile, convert, allocate, choose; untimed), None where it has
     none. Each reason is the whole line that a row gets, but for `instead`, which says who has layers.
     """
@@ -295,6 +369,7 @@ class Backend:
     layer: Callable[[LstmProblem], Launch] | None = None
     instead: str = ""
     no_sdd: str = ""  # of its products not that one
+    blocks: Sequence[str] = CALLS
     devices: Sequence[str] = ("cpu", "cuda")
     elsewhere: str = ""  # on any other device
     layouts: Sequence[str] = ("row",)  # of products on a CPU
@@ -342,4 +417,6 @@ class Backend:
             assert self.layer is not None
             return self.layer(problem)
         assert self.product is not None
+        if problem.call in self.blocks and problem.padded:
+            return Unpadded(self.product(problem.in_whole_blocks), problem)
         return self.product(problem)

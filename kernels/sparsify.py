@@ -13,9 +13,10 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from kernels.blockmask import BlockMask, grid_shape
 from kernels.layers.recurrent import Recurrent
-from kernels.layers.weight import BlockSparseWeight, in_blocks, padded
+from kernels.layers.weight import BlockSparseWeight
 from kernels.modules import BlockSparseGRU, BlockSparseLinear, BlockSparseLSTM
 from kernels.tensors.operands import require_values, require_whole
+from kernels.tensors.padding import in_blocks, padded
 from kernels.tensors.rounding import blocks_to_empty, nearest_multiples
 
 Criterion = Callable[[Tensor, int], Tensor]  # weight [rows, cols], block_size -> scores [grid_rows, grid_cols]

@@ -39,13 +39,17 @@ BASELINES = {"torch_lstm": "torch.nn.LSTM, fused", "loop_lstm": "step loop, dens
 SPEEDUP = "speedup over dense (log₂)"
 
 
-HOW = {"layout": {"column": "X as activations lie"}, "call": {"operator": "public operator"}}
+HOW: dict[str, dict[object, str]] = {
+    "layout": {"column": "X as activations lie"},
+    "call": {"operator": "public operator"},
+    "pad": {True: "padded where blocks do not divide"},
+}
 
 
 def _shape_of(rows: pd.DataFrame) -> str:
     one_of(rows, compare.SHAPE)
     first = rows.iloc[0]
-    how = [words[first[name]] for name, words in HOW.items() if first[name] in words]
+    how = [words[value] for name, words in HOW.items() for value in rows[name].unique() if value in words]
     return ", ".join([compare.shape_name(tuple(first[compare.SHAPE])), *how])
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -57,7 +58,7 @@ def product_problem(cell: CheckCell, name: str, n: int) -> GemmProblem:
     size = cell.block_size
     m, k = size * max(6, 192 // size + 1), size * max(5, 160 // size + 2)
     mask = pattern(name, m, k, size)
-    settings = {"dtype": cell.dtype, "device": cell.device, "math": cell.math, "op": cell.op}
+    settings: dict[str, Any] = {"dtype": cell.dtype, "device": cell.device, "math": cell.math, "op": cell.op}
     return GemmProblem(m, k, n, size, mask.sparsity, given_mask=mask, seed=n, **settings)
 
 
@@ -65,7 +66,7 @@ def layer_problem(cell: CheckCell, name: str, n: int) -> LstmProblem:
     """A layer of a few blocks over STEPS time steps, n sequences side by side."""
     size = cell.block_size
     into, hidden = size * max(1, 64 // size), size * max(2, 96 // size)
-    settings = {"dtype": cell.dtype, "device": cell.device, "math": cell.math, "passes": cell.op}
+    settings: dict[str, Any] = {"dtype": cell.dtype, "device": cell.device, "math": cell.math, "passes": cell.op}
     return LstmProblem(into, hidden, n, STEPS, size, LAYER_SPARSITIES[name], seed=n, **settings)
 
 

@@ -127,7 +127,7 @@ class CudaBackend(Backend):
             mask = problem.masks["weight_hh"]
             index = BSRMatrix.from_dense(torch.zeros(mask.shape, dtype=torch.bool, device="cpu"), mask).index
             exact = element_of(dtype, problem.math == "tf32") == "Float32"
-            steps_for(index, Sizes(problem.batch_size, problem.hidden_size, size), dtype, exact, choose.gpu(device))
+            steps_for(index, Sizes(problem.batch_size, mask.shape[1], size), dtype, exact, choose.gpu(device))
 
 
 BACKEND = CudaBackend(name="cuda", product=CudaProduct, layer=_layer, variants=_variants)

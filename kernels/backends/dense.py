@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kernels.launches import ProductLaunch, fastest, under
 from kernels.problem import CALLS, LAYOUTS, Backend, GemmProblem, laid
+from kernels.tensors.dense import has_onednn, onednn_linear
 
 Way = Callable[[], Tensor]  # a launch that answers where its result is
 
@@ -53,18 +54,6 @@ def ways(problem: GemmProblem) -> dict[str, Way]:
     return {name: under(problem, way) for name, way in found.items()}
 
 
-def has_onednn(left: Tensor) -> bool:
-    """Whether torch has oneDNN's product for such a matrix."""
-    there = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return there and left.device.type == "cpu" and left.dtype == torch.float32
-
-
-def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [n, k] times weight [m, k] transposed, as [n, m]; weight may be packed by oneDNN."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return result
-
-
 class DenseLaunch(ProductLaunch):
     dense = True
 
@@ -84,6 +73,7 @@ class DenseLaunch(ProductLaunch):
 
 BACKEND = Backend(
     name="dense",
+    blocks=(),
     product=DenseLaunch,
     instead="; the baselines of a layer are torch_lstm and loop_lstm",
     layouts=LAYOUTS,

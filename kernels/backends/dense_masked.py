@@ -22,5 +22,10 @@ class MaskedLaunch(DenseLaunch):
 
 
 BACKEND = Backend(
-    name="dense_masked", product=MaskedLaunch, no_sdd="sdd has no weight to mask", layouts=LAYOUTS, calls=CALLS
+    name="dense_masked",
+    blocks=(),
+    product=MaskedLaunch,
+    no_sdd="sdd has no weight to mask",
+    layouts=LAYOUTS,
+    calls=CALLS,
 )

@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels.backends.dense import has_onednn, onednn_linear
 from kernels.launches import ProductLaunch, fastest
 from kernels.problem import CALLS, LAYOUTS, Backend, GemmProblem
 from kernels.system.resources import UnsupportedError
+from kernels.tensors.dense import has_onednn, onednn_linear
 
 
 class PackedLaunch(ProductLaunch):
@@ -51,6 +51,7 @@ def _require_mkl(_: GemmProblem) -> None:
 
 BACKEND = Backend(
     name="dense_packed",
+    blocks=(),
     product=PackedLaunch,
     no_sdd="sdd has no weight to pack",
     devices=("cpu",),

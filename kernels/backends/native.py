@@ -13,6 +13,7 @@ from kernels.launches import LstmLaunch, OperatorLaunch, ProductLaunch, block_sp
 from kernels.native.library import describe, entry, library, pool_for, require_kernel
 from kernels.native.products import by_rows, empty_like_order, pack, plain, product, sampled
 from kernels.problem import CALLS, LAYOUTS, Backend, GemmProblem, Launch, LstmProblem, Problem
+from kernels.tensors.dense import by_onednn
 
 
 class NativeProduct(ProductLaunch):
@@ -61,6 +62,8 @@ def lstm_launch(problem: LstmProblem) -> LstmLaunch:
     bsr = block_sparse_weights(problem)
     threads = pool_for(bsr["weight_hh"].data.numel() * problem.batch_size).threads  # for one time step
     kernel = describe(library("dsd", problem.torch_dtype), threads)
+    if "weight_ih" not in bsr and by_onednn(problem.x, problem.weights["weight_ih"]):
+        kernel += "; inputs by oneDNN"
     index_bytes = sum(matrix.index_nbytes for matrix in bsr.values())
     return block_sparse_launch(problem, bsr, "native", kernel, index_bytes)
 
@@ -70,5 +73,7 @@ def _require(problem: Problem) -> None:
 
 
 BACKEND = Backend(
-    name="native", product=product_launch, layer=lstm_launch, layouts=LAYOUTS, calls=CALLS, needs=_require
-)
+    name="native", product=product_launch, layer=lstm_launch, layouts=LAYOUTS, calls=CALLS,
+    blocks=("launch",),  # the operator pads what it is given
+    needs=_require,
+)  # fmt: skip

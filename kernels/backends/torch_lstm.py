@@ -67,4 +67,4 @@ def lstm_launch(problem: LstmProblem) -> LstmLaunch:
     return launches[fastest(launches, problem.device)]
 
 
-BACKEND = Backend(name="torch_lstm", layer=lstm_launch)
+BACKEND = Backend(name="torch_lstm", blocks=(), layer=lstm_launch)

@@ -18,15 +18,14 @@ from kernels.layers.weight import (
     BlockSparseWeight,
     copied,
     kept_blocks,
-    padded,
     require_kernel,
     require_kind,
     require_mask,
     sparse_from,
-    widened,
 )
 from kernels.ops import is_inference
 from kernels.tensors.operands import require_whole
+from kernels.tensors.padding import padded, widened
 
 
 class Recurrent(nn.Module):

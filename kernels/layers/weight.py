@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.ops import KERNELS
+from kernels.tensors.padding import in_blocks, padded, unpadded
 
 PATTERN = ("indices", "indptr")
 
@@ -105,9 +104,7 @@ class BlockSparseWeight(nn.Module):
 
     def to_dense(self) -> Tensor:
         """[rows, cols], zero outside the kept blocks; differentiable in the values."""
-        (rows, cols), units = self.shape, self.padded[0] // self.gates
-        gates = self.matrix.to_dense().view(self.gates, units, -1)
-        return gates[:, : rows // self.gates, :cols].reshape(rows, cols)
+        return unpadded(self.matrix.to_dense(), self.gates, self.shape)
 
     @torch.no_grad()
     def draw(self, bound: float) -> None:
@@ -159,26 +156,6 @@ class BlockSparseWeight(nn.Module):
             wanted = getattr(matrix, name)
             if getattr(self, name).shape != wanted.shape:
                 setattr(self, name, getattr(self, name).new_empty(wanted.shape))
-
-
-def in_blocks(shape: tuple[int, int], gates: int, block_size: int) -> tuple[int, int]:
-    """`shape` in whole blocks, the rows of each gate by themselves."""
-    rows, cols = shape
-    return gates * block_size * -(-rows // gates // block_size), block_size * -(-cols // block_size)
-
-
-def padded(x: Tensor, gates: int, shape: Sequence[int]) -> Tensor:
-    """`x` with zeros at the end of each of its gates' rows, and of its columns, where it has any, up to `shape`."""
-    if x.shape == tuple(shape):
-        return x
-    below = (shape[0] - x.shape[0]) // gates
-    sides = (0, shape[1] - x.shape[1], 0, below) if x.ndim > 1 else (0, below)
-    return F.pad(x.reshape(gates, -1, *x.shape[1:]), sides).flatten(0, 1)
-
-
-def widened(x: Tensor, features: int) -> Tensor:
-    """`x` [..., features or less] with zeros behind."""
-    return x if x.shape[-1] == features else F.pad(x, (0, features - x.shape[-1]))
 
 
 def kept_blocks(mask: BlockMask, device: Any, dtype: Any) -> BSRMatrix:

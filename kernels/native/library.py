@@ -66,6 +66,7 @@ def torch_pool() -> TorchPool | None:
     return None
 
 
+CPU = torch.device("cpu")  # a name takes as long to read as a tenth of an allocation
 SMALLEST = 1 << 20  # bytes; the C library keeps smaller ones itself
 GRAIN = 1 << 21  # a huge page; sizes are rounded up to it, so that buffers of about one size replace each other
 MADV_HUGEPAGE = 14
@@ -115,7 +116,7 @@ class Buffers:
         """As torch.empty on a CPU."""
         size = math.prod(shape) * dtype.itemsize
         if size < SMALLEST:
-            return torch.empty(shape, dtype=dtype, device="cpu")
+            return torch.empty(shape, dtype=dtype, device=CPU)
         buffer = self._take(-(-size // GRAIN) * GRAIN)
         made = torch.empty(0, dtype=dtype, device="cpu")
         made.set_(buffer.storage, buffer.offset // dtype.itemsize, tuple(shape))  # type: ignore[call-overload]

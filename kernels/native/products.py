@@ -267,15 +267,36 @@ def dsd(packed: Packed, x: Tensor) -> Tensor:
 
 
 class Repeated(NamedTuple):
-    """What a frozen weight keeps of a product with an x of one shape, memory order and type: all but addresses."""
+    """What a frozen weight keeps of a product with an x of one shape, memory order and type: all but addresses.
+
+    rooms: buffers of the size that it needs, in no use; taken and put back, so that threads have one each.
+    """
 
     run: Callable[..., object]  # of a plan, the addresses of x, the result and the buffer, and threads
     plan: int  # the address of `arguments`
     arguments: ctypes.Structure
-    shape: tuple[int, int]  # of the result as it lies in memory
+    shape: tuple[int, ...]  # of the result as it lies in memory
     turned: bool
     scratch: tuple[int, ...] | None
     most_threads: int
+    rooms: list[Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product with `x`. ValueError where that has no memory."""
+        run, plan, _, shape, turned, size, most, rooms = self
+        place = x.data_ptr() or address(x)
+        out = native_library.empty(shape, dtype=x.dtype)
+        if size is None:
+            run(plan, place, out.data_ptr(), None, min(in_force(), most))
+        else:
+            try:
+                scratch = rooms.pop()
+            except IndexError:
+                scratch = native_library.empty(size, dtype=x.dtype)
+            run(plan, place, out.data_ptr(), scratch.data_ptr(), min(in_force(), most))
+            if not rooms and scratch.nbytes < native_library.SMALLEST:  # larger ones come back to where they are from
+                rooms.append(scratch)
+        return out.mT if turned else out
 
 
 def _repeated(matrix: Packed, x: Tensor) -> Repeated:
@@ -287,18 +308,22 @@ def _repeated(matrix: Packed, x: Tensor) -> Repeated:
     run.restype, run.argtypes = None, (*(ctypes.c_void_p,) * 4, ctypes.c_int64)
     shape = (matrix.rows, n) if rows else (n, matrix.rows)
     threads = native_library.threads_worth(plan.work)
-    return Repeated(run, ctypes.addressof(arguments), arguments, shape, not rows, plan.scratch, threads)
+    return Repeated(run, ctypes.addressof(arguments), arguments, shape, not rows, plan.scratch, threads, [])
 
 
 def frozen_dsd(weight: BSRMatrix, x: Tensor) -> Tensor:
     """`dsd` of the values of a frozen weight, which `repeated` will know again."""
     matrix = packed(weight, x.shape[1], lies=not by_rows(x))
     if x.shape[1] and x is plain(x):
-        kept: dict[Any, Any] = weight.__dict__["_packed"]
-        if len(kept) >= MOST_SHAPES:
-            kept.clear()  # what is packed, too
-        kept[x.shape, x.stride(), x.dtype] = matrix, _repeated(matrix, x)
+        _keep(weight, (x.shape, x.stride(), x.dtype), (matrix, _repeated(matrix, x)))
     return dsd(matrix, x)
+
+
+def _keep(weight: BSRMatrix, key: tuple[Any, ...], value: tuple[Packed, Repeated]) -> None:
+    kept: dict[Any, Any] = weight.__dict__["_packed"]
+    if len(kept) >= MOST_SHAPES:
+        kept.clear()  # what is packed, too
+    kept[key] = value
 
 
 def repeated(weight: BSRMatrix, x: Tensor) -> Tensor | None:
@@ -310,13 +335,31 @@ def repeated(weight: BSRMatrix, x: Tensor) -> Tensor | None:
     found = kept.get((x.shape, x.stride(), x.dtype))
     if found is None or not x.is_cpu:
         return None
-    if x.is_neg() or x.is_conj():
-        x = settled(x)
-    run, plan, _, shape, turned, room, most = found[1]
-    out = native_library.empty(shape, dtype=x.dtype)
-    scratch = None if room is None else native_library.empty(room, dtype=x.dtype)
-    run(plan, address(x), out.data_ptr(), scratch if scratch is None else scratch.data_ptr(), min(in_force(), most))
-    return out.mT if turned else out
+    return found[1](settled(x) if x.is_neg() or x.is_conj() else x)
+
+
+def repeated_rows(weight: BSRMatrix, x: Tensor) -> Tensor | None:
+    """The same for x [..., k] that lies row by row, as [..., m]: no view of either is made."""
+    kept: dict[Any, tuple[Packed, Repeated]] = weight.__dict__["_packed"]
+    key = x.shape, x.stride(), x.dtype, "rows"
+    found = kept.get(key) or _known_by_columns(kept, x)
+    if found is None or not x.is_cpu:
+        return None
+    if key not in kept:
+        _keep(weight, key, found)
+    return found[1](settled(x) if x.is_neg() or x.is_conj() else x)
+
+
+def _known_by_columns(kept: dict[Any, tuple[Packed, Repeated]], x: Tensor) -> tuple[Packed, Repeated] | None:
+    """What `repeated` knows of the columns that the rows of `x` are, if its result lies as [..., m]."""
+    if x.ndim < 2 or not x.is_contiguous() or not x.numel():
+        return None
+    like = (x if x.ndim == 2 and x.shape[0] > 1 else x.view(-1, x.shape[-1])).mT  # one row: with strides as any other's
+    found = kept.get((like.shape, like.stride(), x.dtype))
+    if found is None or not (found[1].turned or 1 in (like.shape[1], found[0].rows)):
+        return None
+    matrix, product = found
+    return matrix, product._replace(shape=(*x.shape[:-1], matrix.rows), turned=False, rooms=[])
 
 
 class Panels(NamedTuple):

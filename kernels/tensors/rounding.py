@@ -14,3 +14,9 @@ def blocks_to_empty(sparsity: float, num_blocks: int) -> int:
     if not 0.0 <= sparsity <= 1.0:
         raise ValueError(f"sparsity must be a fraction in [0, 1], got {sparsity}")
     return int(sparsity * num_blocks + 0.5)
+
+
+def in_blocks(shape: tuple[int, int], gates: int, block_size: int) -> tuple[int, int]:
+    """`shape` in whole blocks, the rows of each gate by themselves."""
+    rows, cols = shape
+    return gates * block_size * -(-rows // gates // block_size), block_size * -(-cols // block_size)

@@ -193,3 +193,20 @@ def test_gates_never_share_a_block_row() -> None:
     with pytest.raises(ValidationError, match="input_size: 24"):
         LstmCell(input_size=24)
     assert LstmCell(input_size=24, scope="weight_hh").input_size == 24
+
+
+def test_sizes_that_blocks_do_not_divide_are_refused_or_padded() -> None:
+    for kind, sizes, words in (
+        (GemmCell, {"m": 1000}, "m: 1000 is not divisible by block_size 16; accepted: 992 or 1008"),
+        (LstmCell, {"hidden_size": 650}, "hidden_size: 650 is not divisible by block_size 16; accepted: 640 or 656"),
+    ):
+        with pytest.raises(ValidationError, match=rf"{words} \(the nearest sizes that work\), or pad = true"):
+            kind.model_validate(sizes)
+        assert kind.model_validate({**sizes, "pad": True}).cell_id != kind().cell_id
+        assert kind(pad=True).cell_id == kind().cell_id, "nothing is padded there"
+    assert LstmCell(input_size=650, scope="weight_hh", pad=True).canonical().pad is False
+    assert GemmCell(m=1000, k=20, pad=True).grids() == {"the weight": (63, 2)}
+    padded = LstmCell(hidden_size=650, input_size=20, pad=True)
+    assert padded.grids() == {"weight_ih_l0": (4 * 41, 2), "weight_hh_l0": (4 * 41, 41)}
+    tuned = GemmCell(m=1000, k=20, pad=True).kernel_tuning()
+    assert (tuned.m, tuned.k) == (1008, 32)

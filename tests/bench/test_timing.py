@@ -69,6 +69,22 @@ def test_a_layer_is_timed_and_its_block_sparse_weights_are_counted(
     assert len(row["samples_ms"]) == len(row["baseline_samples_ms"]) >= 30
 
 
+def test_padding_is_counted_and_empties_no_block() -> None:
+    """30 x 20 in blocks of 8 is 32 x 24: each of the 12 blocks holds elements of the weight."""
+    sizes = {"m": 30, "k": 20, "n": 4, "block_size": 8, "pad": True, "backend": "scipy_bsr"}
+    (row,) = time_cell(GemmCell.model_validate({**sizes, "target_sparsity": 0.0}), silent)
+    assert row["status"] == "ok" and (row["sparsity"], row["nnzb"], row["num_empty"]) == (0.0, 12, 0)
+    assert row["padded_share"] == 1 - 30 * 20 / (32 * 24) and row["weight_bytes"] == 4 * 32 * 24
+    (row,) = time_cell(GemmCell.model_validate({**sizes, "target_sparsity": 1.0}), silent)
+    assert (row["sparsity"], row["padded_share"]) == (1.0, 0.0)
+    layer = TINY_LAYER | {"hidden_size": 30, "input_size": 20, "pad": True, "backend": "reference"}
+    (row,) = time_cell(LstmCell.model_validate({**layer, "target_sparsity": 0.0}), silent)
+    assert row["status"] == "ok" and row["nnzb"] == 4 * 4 * (3 + 4)
+    assert row["padded_share"] == pytest.approx(1 - 4 * 30 * (20 + 30) / (4 * 32 * (24 + 32)))
+    (row,) = time_cell(GemmCell(backend="scipy_bsr", **TINY), silent)
+    assert row["padded_share"] == 0.0
+
+
 @pytest.mark.parametrize("cell", [GemmCell(backend="scipy_bsr", **TINY), LstmCell(backend="loop_lstm", **TINY_LAYER)])
 def test_deterministic_columns_repeat(cell: TimedCell) -> None:
     names = [column.name for column in GEMM if column.role == "result"]

@@ -18,11 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.layers.weight import in_blocks, padded
 from kernels.modules import BlockSparseGRU, BlockSparseLinear, BlockSparseLSTM, BlockSparseWeight, freeze
 from kernels.native import library as native_library
 from kernels.native import products as native_products
 from kernels.system.resources import refusal
+from kernels.tensors.padding import in_blocks, padded
 
 NO_NATIVE = refusal(native_library.require_kernel, torch.float32, torch.device("cpu"))
 needs_native = pytest.mark.skipif(NO_NATIVE is not None, reason="no C++ compiler here")

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import hypothesis.strategies as st
@@ -649,3 +650,43 @@ def test_a_frozen_weight_keeps_something_of_so_many_shapes_alone(monkeypatch: py
         kept = frozen._operand.__dict__["_packed"]
         assert len(kept) <= 6
         assert all(len(each.plans) <= 5 for each in kept.values() if isinstance(each, native_products.Packed))
+
+
+@needs_native
+@settings(max_examples=60, deadline=None)
+@given(
+    grid=st.tuples(st.integers(1, 3), st.integers(1, 3)), size=st.integers(1, 8),
+    leading=st.lists(st.integers(0, 4), min_size=1, max_size=3), threads=st.sampled_from([1, 2]),
+)  # fmt: skip
+def test_repeated_rows_are_torchs(grid: tuple[int, int], size: int, leading: list[int], threads: int) -> None:
+    """A linear product of a frozen weight again and again, each into memory of its own, of every edge of the shapes."""
+    rows, cols = (size * each for each in grid)
+    mask = BlockMask.random(rows, cols, size, 0.3, torch.Generator().manual_seed(size))
+    weight = BSRMatrix.from_dense(torch.randn(rows, cols, dtype=torch.float64), mask).freeze()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = []
+        for call in range(4):
+            x = torch.randn(*leading, cols, dtype=torch.float64)
+            x = torch._neg_view(x) if call == 3 else x
+            found.append((block_sparse_linear(x, weight), torch.nn.functional.linear(x, weight.to_dense())))
+        for y, wanted in found:
+            torch.testing.assert_close(y, wanted)
+            assert y.is_contiguous() and y.shape == wanted.shape
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_native
+def test_a_repeated_product_has_a_buffer_of_its_own_in_every_thread() -> None:
+    weight = BSRMatrix.from_dense(torch.randn(64, 64), BlockMask.full(64, 64, 16)).freeze()
+    xs = [torch.randn(48, 64) for _ in range(8)]
+    wanted = [torch.nn.functional.linear(x, weight.to_dense()) for x in xs]
+    block_sparse_linear(xs[0], weight)
+
+    def many(which: int) -> bool:
+        return all(torch.allclose(block_sparse_linear(xs[which], weight), wanted[which], atol=1e-4) for _ in range(50))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(many, range(8)))

@@ -115,6 +115,8 @@ struct Shape {
     int64_t rows, columns, elements;  // kept ones
 };
 
+constexpr bool few = registers <= 16;  // then standing tiles read X from the second-level cache again for each few rows
+
 // Products of vectors, or time like theirs, for each element of a block and all n columns; two are done at once. What is no
 // product was measured in times of one: to turn the right factor and the sums, to begin a block and a tile, and to wait for
 // columns that no cache holds.
@@ -125,8 +127,9 @@ double standing_work(const Shape &shape, int64_t abreast) {
     const int64_t vectors = divide_up(n * abreast, lanes);
     double turned = shape.lies ? 1.2 : 1.0;
     if (shape.lies && shape.rows)
-        turned = 1.0 + lanes * (0.8 * static_cast<double>(shape.columns) + 1.0 * static_cast<double>(shape.rows)) /
-                           static_cast<double>(shape.elements + 1);
+        turned = (few ? 0.7 + 3.0 * static_cast<double>(divide_up(shape.block_size, low_rows)) / static_cast<double>(shape.block_size) : 1.0) +
+                 (few ? 1.5 : 1.0) * lanes * (0.8 * static_cast<double>(shape.columns) + 1.0 * static_cast<double>(shape.rows)) /
+                     static_cast<double>(shape.elements + 1);
     return turned * static_cast<double>(vectors < 2 ? 2 : vectors) / static_cast<double>(abreast);
 }
 
@@ -141,7 +144,7 @@ double lying_work(const Shape &shape) {
     double work = vectors * n / size;
     if (shape.lies && shape.rows) {
         const double tiles = static_cast<double>(panels.count()) * n / lying_columns;
-        work += 24 * tiles / (size * size) + 200 * tiles * static_cast<double>(shape.rows) / size / static_cast<double>(shape.elements + 1);
+        work += (few ? 0 : 24) * tiles / (size * size) + 200 * tiles * static_cast<double>(shape.rows) / size / static_cast<double>(shape.elements + 1);
         if (shape.columns * lying_columns * static_cast<int64_t>(sizeof(Scalar)) > near_bytes) work *= 1.1 + 4.8 / size;
     }
     return (shape.lies || shape.n < lanes ? 1.0 : 2.0) * work;  // else their sums are scattered

@@ -27,7 +27,7 @@ namespace {
 // Sums that fit in the registers beside the values and columns they are made of.
 constexpr int lying_columns = (registers - 3) / 2 / 2 * 2;
 constexpr bool twofold = vector_bytes == 64 && !paired && sizeof(Scalar) == 4;  // elsewhere vectors are filled without
-constexpr int low_rows = registers > 16 ? 8 : 4;  // of a low panel, at most
+constexpr int low_rows = registers > 16 ? 8 : 6;  // of a low panel, at most: as many as leave registers for two vectors of columns
 constexpr int wide_vectors(int rows) { return (registers - 4) / rows < 6 ? (registers - 4) / rows : 6; }
 
 // How the rows of a block are cut.
@@ -176,7 +176,8 @@ template <int P, int N> inline void store_rows(Vector<N> (&sums)[P], const Outpu
 
 // Rows of a low panel times C standing columns.
 template <int C> void narrow_tile(const Tile &tile) {
-    constexpr int N = low_rows;
+    constexpr int N = 8;
+    static_assert(low_rows <= N, "a column of values is one vector");
     Vector<N> sums[C] = {};
     const Scalar *values = tile.values;
     for (const int32_t *block = tile.first; block != tile.last; ++block) {

@@ -14,6 +14,7 @@ from bench.models.patterns import Pattern
 from bench.pruning.lasso import Lasso
 from bench.training.paths import missing_kernel
 from kernels.blockmask import BlockMask
+from kernels.tensors import dense
 
 NO_KERNEL = missing_kernel()
 pytestmark = pytest.mark.skipif(NO_KERNEL is not None, reason=f"no sparse path here: {NO_KERNEL}")
@@ -241,3 +242,12 @@ def test_masks_that_no_layer_follows_are_refused(kinds: tuple[str, ...]):
     assert not layer.sparse
     with pytest.raises(ValueError, match=r"^weight_hh_l0 is .*, and the mask it follows \[8, 8\]$"):
         layer.follow({"weight_hh": BlockMask.full(8, 8, 8)})
+
+
+def test_what_a_run_computes_does_not_depend_on_which_dense_library_is_faster(monkeypatch: pytest.MonkeyPatch):
+    ours, _ = twins(masks(SCOPES["weight_hh"], 0.5))
+    asked: list[None] = []
+    monkeypatch.setattr(dense, "onednn_linear", lambda *_: asked.append(None))
+    monkeypatch.setattr(dense, "mkl_is_held_back", lambda: True)
+    train(ours, 1)
+    assert not asked and ours.weight_ih_l0.grad is not None

@@ -1,6 +1,7 @@
 """The contract of every registered backend: solve each problem within the error bound, or say why not."""
 
 import time
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -168,6 +169,37 @@ def test_layers_are_within_the_bound(
 ) -> None:
     for dtype in DTYPES:
         assert_solves_or_declines(name, LstmProblem(*shape, passes=passes, scope=scope, dtype=dtype, seed=3))
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("name", BACKENDS.names())
+def test_sizes_that_blocks_do_not_divide(name: str, op: str, layout: str, call: str) -> None:
+    if call == "launch" or op == "dsd":
+        for dtype in DTYPES:
+            problem = GemmProblem(60, 39, 19, 16, 0.5, op=op, layout=layout, call=call, dtype=dtype, pad=True)
+            assert_solves_or_declines(name, problem)
+
+
+@pytest.mark.usefixtures("tried_once")
+@pytest.mark.parametrize("passes", ["forward", "forward_backward"])
+@pytest.mark.parametrize("scope", ["all", "weight_hh"])
+@pytest.mark.parametrize("name", BACKENDS.names())
+def test_layers_of_sizes_that_blocks_do_not_divide(name: str, scope: str, passes: str) -> None:
+    for dtype in DTYPES:
+        problem = LstmProblem(10, 13, 3, 4, 8, 0.5, passes=passes, scope=scope, dtype=dtype, pad=True)
+        assert problem.masks["weight_hh"].shape == (4 * 16, 16)
+        assert_solves_or_declines(name, problem)
+
+
+def test_padded_problems_are_solved_by_all_that_solve_others() -> None:
+    for problem in (GemmProblem(60, 39, 19, 16, 0.5, pad=True), LstmProblem(10, 13, 3, 4, 8, 0.5, pad=True)):
+        whole = replace(problem, block_size=1)
+        solving = [{each for each in BACKENDS if BACKENDS[each].unsupported(one) is None} for one in (problem, whole)]
+        assert problem.padded and not whole.padded and solving[0] == solving[1]
+    with pytest.raises(ValueError, match="does not divide the weight's 60 rows; nearest sizes that work: 48 or 64"):
+        GemmProblem(60, 39, 19, 16, 0.5)
 
 
 @pytest.mark.parametrize("pattern", [empty_rows_and_columns, one_block])

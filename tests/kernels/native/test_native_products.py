@@ -155,6 +155,18 @@ def test_activations_are_turned_where_that_pays() -> None:
 
 
 @needs_native
+def test_with_few_registers_activations_are_multiplied_where_they_lie() -> None:
+    """Tiles of standing columns read X again for every four rows: measured with vectors of 256 bits."""
+    if text_of(library("dsd", torch.float32), "isa") != "avx":
+        pytest.skip("the times were measured with vectors of 256 bits")
+    for m, k, n, size in ((3072, 768, 128, 16), (3072, 768, 128, 64), (4608, 1152, 80, 16), (1024, 256, 700, 32)):
+        for share in (5, 20):
+            assert tiling_for(torch.float32, size, n, True, Shape(m, k, m * k // share)).lying
+    assert not tiling_for(torch.float32, 10, 32, True, Shape(2600, 650, 2600 * 650 // 20)).lying
+    assert not tiling_for(torch.float32, 16, 128, False, Shape(3072, 768, 3072 * 768 // 5)).lying, "row by row"
+
+
+@needs_native
 @pytest.mark.parametrize("before", [1, 2])
 def test_each_thread_turns_columns_for_itself_where_it_has_room(pinned_threads: Threads, before: int) -> None:
     """Room is made for the threads of the first product; where there are more of them later, all use the first one."""
