@@ -22,8 +22,9 @@ from bench.advising.weights import Weights
 from bench.storing.parquet import publish, require_file
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.layers.weight import BlockSparseWeight, in_blocks, padded, sparse_from
+from kernels.layers.weight import BlockSparseWeight, sparse_from
 from kernels.sparsify import CRITERIA, sparsify
+from kernels.tensors.padding import in_blocks, padded
 
 FORMAT = "block-sparse-bench 1"
 

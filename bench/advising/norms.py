@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bench.advising.layers import GATES, Layer, Timing
 from bench.advising.weights import Weights
-from kernels.layers.weight import in_blocks, padded
 from kernels.sparsify import CRITERIA
+from kernels.tensors.padding import in_blocks, padded
 from kernels.tensors.rounding import blocks_to_empty
 
 DRAWS = 5  # of blocks at random, whose mean is the control
