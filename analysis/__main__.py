@@ -1,4 +1,7 @@
-"""The command line of the analysis: report, advice, notebooks, figures. Each command imports what it needs itself."""
+"""The command line of the analysis: report, advice, compare, notebooks, figures.
+
+Each command imports what it needs itself.
+"""
 
 from __future__ import annotations
 
@@ -149,6 +152,35 @@ def advice(name: AdviceName, results: Results = None, json: AsJson = False) -> N
             print(advising.to_json(found, beside))
         else:
             advising.show(found, beside, path)
+
+
+One = Annotated[str, typer.Argument(help="A: a sweep's name, or a folder with its tables")]
+Other = Annotated[str, typer.Argument(help="B: the same of another machine, commit or backend")]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        parser=_folder("--out"),
+        metavar="FOLDER",
+        help="folder that report.html is written to; default: results/compare/A-B",
+    ),
+]
+
+
+@app.command()
+def compare(a: One, b: Other, results: Results = None, out: Page = None, json: AsJson = False) -> None:
+    """Set two folders of results side by side, cell by cell: ratios with intervals, and which of them are decided."""
+    with _one_line_errors():
+        from analysis import versus
+        from analysis.load import find_folder, results_folder
+        from analysis.study import read
+
+        one, other = (read(find_folder(name, results)) for name in (a, b))
+        found = versus.versus(one, other)
+        path = versus.write(found, one, other, out or results_folder() / "compare" / f"{one.name}-{other.name}")
+        if json:
+            print(versus.to_json(found))
+        else:
+            versus.show(found, path)
 
 
 @app.command()

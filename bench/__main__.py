@@ -35,6 +35,8 @@ from bench.terminal.options import (
     Device,
     DeviceOrAuto,
     EngineName,
+    FolderA,
+    FolderB,
     GiveWay,
     Jobs,
     Lstms,
@@ -483,6 +485,22 @@ def advise(
             status = adviser.measure(asked, adviser.look_at(asked))
         if status != INTERRUPTED:
             status = adviser.answer(asked, json) or status
+    raise typer.Exit(status)
+
+
+@app.command()
+def compare(a: FolderA, b: FolderB, results: Results = HERE, json: AsJson = False) -> None:
+    """Set two folders of results side by side, as of two machines, commits or backends: what is decided, and a page.
+
+    Cells are paired by their settings, all but one that the folders differ in as a whole, as their backend. Compared
+    are speedups over dense, and perplexities by seed; on one GPU times too. Unlike things are refused in one line.
+    """
+    with _environment_errors():
+        import subprocess
+
+        where = [] if results == HERE else ["--results", str(results)]
+        command = [sys.executable, "-m", "analysis", "compare", a, b, *where, *(["--json"] if json else [])]
+        status = subprocess.run(command, check=False).returncode  # the analysis sees results through parquet only
     raise typer.Exit(status)
 
 

@@ -37,7 +37,7 @@ from kernels.registry import Catalogue, Registry
 
 SWEEPS = Path(__file__).parent / "sweeps"
 ROOT = Path(__file__).resolve().parent.parent
-RESERVED = ("reference", "notebooks", "advise", "yardsticks")  # folders of results/ that are no sweep's
+RESERVED = ("reference", "notebooks", "advise", "compare", "yardsticks")  # folders of results/ that are no sweep's
 FILES = (".parquet", ".sha256", ".json", ".html", ".md")  # what lies beside the folders of sweeps ends so
 LARGEST_SWEEP = 10_000  # cells; at a second each that is three hours
 SECTIONS = ("kind", "base", "axes")

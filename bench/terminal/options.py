@@ -254,3 +254,5 @@ JSON = "print the answer as JSON, and all else to standard error"
 AsJson = Annotated[bool, typer.Option("--json", help=JSON)]
 WRITTEN = "measure nothing, but write the weights of SOURCE, pruned with one --block-size and --sparsity, to this file"
 ApplyTo = Annotated[Path | None, file("--apply", WRITTEN)]
+FolderA = Annotated[str, typer.Argument(metavar="A", help="a sweep's name, or a folder with its tables")]
+FolderB = Annotated[str, typer.Argument(metavar="B", help="the same of another machine, commit or backend")]
