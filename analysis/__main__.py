@@ -21,7 +21,6 @@ FAILED, BAD_INPUT, ENVIRONMENT = 1, 2, 3
 app = typer.Typer(
     help="Turn the result tables of a sweep into a report, executed notebooks, and figures.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

@@ -90,7 +90,6 @@ IGNORED = {  # options of run that an engine has no use for
 app = typer.Typer(
     help="Measure block-sparse networks: a sweep file in, result tables out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

@@ -233,7 +233,7 @@ TRAIN = (
            "narrowed model on the same window, paired by position"),
     Column("equal_units", pa.int64(), "result", "",
            "units of the hidden layers of a dense network whose layers store as many weights as the exported model's, "
-           "to the nearest; this and what follows of it: null in older tables"),
+           "to the nearest; this and what follows of it: null where none has within 5 % as many, and in older tables"),
     Column("inference_equal_dense_ms", pa.list_(pa.float64()), "measured", "ms",
            "dense model on the same window, every sample, paired with that smaller dense network's"),
     Column("inference_equal_ms", pa.list_(pa.float64()), "measured", "ms",

@@ -64,6 +64,9 @@ NOT_RUN = {
     "ray start --head --port 6379": CLUSTER,
     "ray start --address 10.0.0.1:6379": CLUSTER,
     "python -m bench run mine.toml --engine ray --address auto": CLUSTER,
+    "python -m bench compare gemm results/reference/gemm": (
+        "compares results of one's own; tests/analysis/test_versus.py has some"
+    ),
     "python -m bench run mine.toml --results /shared/results --share": SHARED,
     "python -m bench run mine.toml --shard 1/2": SHARED,
     "python -m bench merge mine.toml elsewhere --results results": SHARED,

@@ -10,15 +10,21 @@ from torch import nn
 from bench.cells import TrainCell
 from bench.models.registry import MODELS
 
+WITHIN = 0.05  # of the weights: what differs by more is no network of as many
 
-def equal_network(cell: TrainCell, classes: int, stored: int) -> tuple[int, nn.Module]:
+
+def equal_network(cell: TrainCell, classes: int, stored: int) -> tuple[int, nn.Module] | None:
     """A dense network of the cell's kind and depth whose layers store the number of weights nearest to `stored`.
+
+    None where no width comes near: with a tied decoder the last layer stays as wide as the embedding.
 
     classes: of its output, words or classes. stored: weights of the pruned network's layers that are kept, biases,
     embedding and decoder aside. The units of its hidden layers, and the network, untrained, in evaluation; no random
     number of the caller's is drawn.
     """
     width = equal_width(cell, stored)
+    if abs(_weights(cell, width) - stored) > WITHIN * stored:
+        return None
     with torch.random.fork_rng(devices=[]):
         return width, MODELS[cell.model](_dense(cell, width), classes).eval()
 

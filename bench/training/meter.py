@@ -209,12 +209,12 @@ def measure_final(
     window: Tensor,
     evaluate: Evaluate,
     export: Path | None,
-    equal: Callable[[int], tuple[int, nn.Module]],
+    equal: Callable[[int], tuple[int, nn.Module] | None],
 ) -> dict[str, Any]:
     """The columns of a finalised model: exported, loaded again, evaluated, and timed against the dense path.
 
     window: the inputs that inference is timed on. export: where the model is kept; None keeps it nowhere. equal: the
-    width of a dense network of so many stored weights, and that network.
+    width of a dense network of so many stored weights, and that network, or None.
     All models have their weights in the type that the run multiplied in.
     """
     with tempfile.TemporaryDirectory(prefix="bench-export-") as folder:
@@ -223,8 +223,7 @@ def measure_final(
         stored = load(path)
     dtype, smaller = type_of_products(paths.precision), narrowed(stored)
     window = window.to(dtype) if window.is_floating_point() else window  # examples, not words
-    width, equally = equal(stored.kept)
-    equally = equally.to(window.device, dtype)
+    beside = equal(stored.kept)
     final, narrow = (copy.deepcopy(each).to(window.device, dtype) for each in (stored, smaller))
     model.eval()
     with all_dense(paths):
@@ -238,7 +237,10 @@ def measure_final(
             paths.device,
         )
         narrower = interleaved(lambda: dense(window), lambda: narrow(window), INFERENCE_PAIRS, paths.device)
-        others = interleaved(lambda: dense(window), lambda: equally(window), INFERENCE_PAIRS, paths.device)
+        others = None
+        if beside is not None:
+            equally = beside[1].to(window.device, dtype)
+            others = interleaved(lambda: dense(window), lambda: equally(window), INFERENCE_PAIRS, paths.device)
     scores = evaluate(final)
     return {
         "dense_bytes": stored.dense_nbytes,
@@ -259,7 +261,7 @@ def measure_final(
         "narrowed_ppl": evaluate(narrow).perplexity,
         "inference_narrowed_dense_ms": narrower[0],
         "inference_narrowed_ms": narrower[1],
-        "equal_units": width,
-        "inference_equal_dense_ms": others[0],
-        "inference_equal_ms": others[1],
+        "equal_units": beside and beside[0],
+        "inference_equal_dense_ms": others and others[0],
+        "inference_equal_ms": others and others[1],
     }

@@ -27,21 +27,25 @@ def test_the_widths_of_the_sweep_of_words(share: float, width: int) -> None:
 
 def test_a_classifier_whose_first_layer_is_not_pruned() -> None:
     kept = 40 * 256 + round(0.05 * 256 * 256)
-    width, network = equal_network(TrainCell(**MNIST), 10, kept)
+    found = equal_network(TrainCell(**MNIST), 10, kept)
+    assert found is not None
+    width, network = found
     assert width == 98 and not network.training
     assert abs(layer_weights(network) - kept) <= min(abs((40 * h + h * h) - kept) for h in (97, 99))
     assert network(torch.zeros(3, 40))[0].shape == (3, 10)
 
 
-def test_of_next_to_nothing_a_unit_remains_and_no_random_number_is_drawn() -> None:
+def test_no_random_number_is_drawn() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    width, network = equal_network(TrainCell(**MNIST), 10, 0)
-    assert width == 1 and layer_weights(network) == 41 and torch.equal(torch.rand(1), expected)
+    assert equal_network(TrainCell(**MNIST), 10, 20_000) is not None and torch.equal(torch.rand(1), expected)
 
 
-def test_with_a_tied_decoder_the_last_layer_stays_as_wide_as_the_embedding() -> None:
+def test_where_no_width_comes_near_there_is_none() -> None:
+    """With a tied decoder the last layer stays as wide as the embedding."""
     cell = TrainCell(embedding_size=32, hidden_size=128)
-    width, network = equal_network(cell, 100, 1)
-    assert width == 1 and layer_weights(network) == 4 * (32 + 1) + 4 * 32 * (1 + 32)
+    whole = 4 * 128 * (32 + 128) + 4 * 32 * (128 + 32)
+    assert equal_width(cell, 1) == 1 and equal_network(cell, 100, round(0.01 * whole)) is None
+    found = equal_network(cell, 100, round(0.5 * whole))
+    assert found is not None and layer_weights(found[1]) == pytest.approx(0.5 * whole, rel=0.05)
