@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import methods, realised, study, theory
+from analysis import methods, realised, stats, study, theory
 from analysis.awd import answers, equal
 from analysis.awd.lines import FOUR
 from analysis.goals import cpu, judge
@@ -599,6 +599,32 @@ CLASSIFIED = {  # a setting of mnist1d_methods -> the share it gets right, as bo
     ("iterative", 1, 0.95): "rounds ({}) are decided to beat all others",
 }
 NOT_WORSE = ("gradual (linear)", "iterative", "gradual (cubic", GRADUAL)  # how those begin that chance does not choose
+
+
+def test_where_an_lstm_is_pruned_is_quoted() -> None:
+    found, said = study.read(REFERENCE / "wikitext2_chars_where").main("train"), " ".join(results().split())
+    means = {
+        name: float(np.log2(part["test_ppl"]).mean())
+        for name, part in found.runs.groupby(["schedule", "allocation"], sort=False)
+    }
+    pruned = {name: means["cubic", name] for name in ("uniform", "gate", "global", "erk")}
+    assert f"Dense {means['none', 'uniform']:.3f} bits a character; with" in said
+    assert f"in each matrix {pruned['uniform']:.3f}. Choosing" in said
+    bits = {
+        name: np.log2(part.set_index("seed")["test_ppl"])
+        for name, part in found.runs[found.runs["schedule"] == "cubic"].groupby("allocation")
+    }
+    ratios = {name: (bits[name] / bits["uniform"]).tolist() for name in ("gate", "global", "erk")}
+    assert found.pool.residual is not None
+    gate, one_order, erk = stats.compared(list(ratios.values()), found.pool.residual)
+    assert (gate.side, one_order.side, erk.side) == (-1, -1, 0)
+    for name, one in (("gate", gate), ("global", one_order)):
+        cost = stats.change(one).split(" (")[0].replace("−", "-")
+        assert f"({pruned[name]:.3f}, {cost})" in said, cost
+    assert f"the Erdős–Rényi rule ({pruned['erk']:.3f}) is not" in said
+    first = [each[0] for each in found.runs["live_units"].dropna()]
+    assert f"{min(first)} to {max(first)} of the 128 units" in said
+    assert f"the 7-gram's {np.log2(found.ladder[-1].test_ppl):.3f} bits" in said and found.ladder[-1].order == 7
 
 
 def classifiers() -> Part:
