@@ -119,19 +119,24 @@ def _one_line_errors() -> Iterator[None]:
         raise _ending(f"{where}{error.strerror or error}", ENVIRONMENT) from None
 
 
+Csv = Annotated[bool, typer.Option("--csv", help="also write a .csv of each table, a line for each cell")]
+
+
 @app.command()
-def report(name: Name, results: Results = None) -> None:
+def report(name: Name, results: Results = None, csv: Csv = False) -> None:
     """Write the HTML report of a sweep, and print what was found: speed, cost, and where the report lies."""
     with _one_line_errors():
         from analysis.findings import findings
         from analysis.load import TABLES, find_folder
-        from analysis.report import write_report
+        from analysis.report import write_csv, write_report
         from analysis.study import read
 
         study = read(find_folder(name, results))
         path = write_report(study)
         speed, cost, *_ = findings(*map(study.main, TABLES))
         print(f"{speed}\n{cost}\nReport: {path}")
+        for table in write_csv(study) if csv else ():
+            print(f"Table: {table}")
 
 
 AdviceName = Annotated[str, typer.Argument(help="the name of an advice in results/advise, or its folder")]

@@ -69,6 +69,25 @@ def write_page(
     return _write(found.folder / "report.html", text.encode("utf-8", "replace"))  # a folder's name may be no UTF-8
 
 
+def write_csv(found: Study) -> list[Path]:
+    """Write TABLE.csv beside each table, a line for each cell: its single values, of timed ones the speedup too.
+
+    Of training runs those that have finished. Lists, as of samples and norms, are in the tables alone.
+    """
+    paths = []
+    for name in found.tables:
+        runs = [part.runs for part in found.parts(name)] if name == "train" else [found.cells(name)]
+        frame = pd.concat(runs, ignore_index=True) if runs else found.tables[name].iloc[:0]
+        nested = [column for column in frame if frame[column].map(lambda each: hasattr(each, "__len__")).any()]
+        plain = frame.drop(columns=[column for column in nested if not frame[column].map(_is_text).any()])
+        paths.append(_write(found.folder / f"{name}.csv", plain.to_csv(index=False).encode()))
+    return paths
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def _write(path: Path, data: bytes) -> Path:
     """Put all of a file in its place. OSError where something else lies there, as a pipe, which would be waited for."""
     if path.exists() and not path.is_file():

@@ -24,6 +24,7 @@ from bench.terminal.options import (
     AdviceName,
     AdviceResults,
     ApplyTo,
+    AsCsv,
     AsJson,
     Background,
     Batch,
@@ -164,9 +165,14 @@ def _text_is_all() -> Iterator[None]:
 
 
 @app.command("list")
-def list_(plugin: Plugin = []) -> None:  # noqa: ARG001, B006 - typer's way to say none
+def list_(json: AsJson = False, plugin: Plugin = []) -> None:  # noqa: ARG001, B006 - typer's way to say none
     """List the sweeps that come with the suite, and the names sweep files can use."""
     with _one_line_errors(), _text_is_all():
+        if json:
+            from bench.show import listed
+
+            print(listed())
+            return
         from bench.cells import number
         from bench.sweep import REGISTRIES, load, names
 
@@ -187,13 +193,16 @@ def plan(
     shard: ShardOf = "1/1",
     settings: Set = [],  # noqa: B006
     only: Only = [],  # noqa: B006
+    json: AsJson = False,
     plugin: Plugin = [],  # noqa: ARG001, B006
 ) -> None:
     """Say what a sweep has to run, what is stored already and how long it will take; change nothing."""
     with _sweeps([name], settings, only) as (sweep,), _text_is_all():
         from bench.run import Shard, make_plan
+        from bench.show import planned
 
-        print("\n".join(make_plan(sweep, results, retry, shard=Shard(*shard)).lines(workers)))
+        plan = make_plan(sweep, results, retry, shard=Shard(*shard))
+        print(planned(plan, workers) if json else "\n".join(plan.lines(workers)))
 
 
 @app.command()
@@ -287,16 +296,21 @@ def show(
     name: Name,
     results: Results = HERE,
     watch: Watch = False,
+    json: AsJson = False,
+    csv: AsCsv = False,
     settings: Set = [],  # noqa: B006
     only: Only = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: ARG001, B006
 ) -> None:
     """Show the stored cells of a sweep by status, with their key figures."""
     with _sweeps([name], settings, only) as (sweep,), _text_is_all():
-        from bench.run import make_plan, print_cells, watch_cells
+        from bench.run import make_plan
+        from bench.show import as_csv, as_json, print_cells, watch_cells
         from bench.store import Store
 
-        if watch:
+        if json or csv:
+            print((as_json if json else as_csv)(make_plan(sweep, results)))
+        elif watch:
             store = Store(results / sweep.name)
             watch_cells(lambda: make_plan(sweep, results, store=store))
         else:
@@ -337,11 +351,14 @@ def fsck(
 
 
 @app.command()
-def doctor(plugin: Plugin = []) -> None:  # noqa: ARG001, B006
+def doctor(json: AsJson = False, plugin: Plugin = []) -> None:  # noqa: ARG001, B006
     """Say what works on this machine: compiler, backends, GPU, data sets; and why the rest does not."""
     with _one_line_errors(), _text_is_all(), _environment_errors():
-        from bench.doctor import findings
+        from bench.doctor import as_json, findings
 
+        if json:
+            print(as_json())
+            return
         for what, how in findings():
             print(f"{what:<18} {how}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import shutil
 from collections.abc import Iterator
@@ -45,6 +46,11 @@ def findings() -> Iterator[Finding]:
     yield "sparse path", _sparse_path()
     yield from _breakevens()
     yield from _datasets()
+
+
+def as_json() -> str:
+    """The same for programs: a list of what and how."""
+    return json.dumps([{"what": what, "how": how} for what, how in findings()], indent=1)
 
 
 def _sparse_path() -> str:

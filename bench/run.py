@@ -1,21 +1,17 @@
-"""Plan, run and show: the cells of a sweep that are not stored yet, and the key figures of those that are."""
+"""Plan and run: the cells of a sweep that are not stored yet."""
 
 from __future__ import annotations
 
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
 
 from bench.cells import KINDS, Cell, Row, is_training, number
 from bench.data.corpus import TEXT, DataError, data_dir, load_data
@@ -43,7 +39,6 @@ LISTED = 20  # cells that are not ok, named at the end
 OTHERS_SECONDS = 5.0  # between two looks at what other runs are at
 TABLES_SECONDS = 60.0  # after which the tables of a run under way are written again
 TABLES_SHARE = 0.02  # of its time that this may take
-WATCH_SECONDS = 2.0
 
 
 class UnusableError(RuntimeError):
@@ -447,65 +442,3 @@ def failures(statuses: Iterable[str]) -> Counter[str]:
 def counted(counts: Mapping[str, int]) -> str:
     """'3 ok, 1 wrong'."""
     return ", ".join(f"{count} {name}" for name, count in counts.items())
-
-
-def print_cells(plan: Plan) -> None:
-    """One line a cell, those that are not ok with their reason, then the counts."""
-    names = labels(plan.sweep.cells)
-    table = Table("status", "cell", "key figures", box=None, pad_edge=False)
-    for cell in sorted(plan.sweep.cells, key=lambda cell: _rank(plan.stored.get(cell.cell_id))):
-        stored = plan.stored.get(cell.cell_id)
-        status = stored.status if stored else "to run"
-        table.add_row(status, names[cell.cell_id], key_figures(cell, stored) if stored else "")
-    console = Console(highlight=False, markup=False)
-    console.print(table)
-    for line in plan.lines():
-        console.print(line, soft_wrap=True)
-
-
-def watch_cells(plan_now: Callable[[], Plan]) -> None:
-    """Show how far a sweep is and the cells that began last, again and again, until all are stored or Ctrl-C."""
-    console, told = Console(highlight=False, markup=False), -1
-    while not console.is_terminal:
-        plan = plan_now()
-        if len(plan.stored) != told:
-            told = len(plan.stored)
-            print(f"{told} of {len(plan.cells)} stored; {plan.left()}", flush=True)
-        if not plan.todo:
-            return
-        time.sleep(WATCH_SECONDS)
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            plan = plan_now()
-            names, lines = labels(plan.sweep.cells), plan.lines()
-            table = Table("begun (UTC)", "status", "cell", "key figures", box=None, pad_edge=False)
-            cells = {cell.cell_id: cell for cell in plan.cells}
-            room = max(1, console.height - len(lines) - 3)
-            newest = sorted(plan.stored.values(), key=lambda stored: stored.started_at, reverse=True)
-            for stored in newest[:room]:
-                cell = cells[stored.cell_id]
-                table.add_row(stored.started_at[:19], stored.status, names[cell.cell_id], key_figures(cell, stored))
-            live.update(Group(*lines, table), refresh=True)
-            if not plan.todo:
-                return
-            time.sleep(WATCH_SECONDS)
-
-
-def _rank(stored: Stored | None) -> tuple[bool, str]:
-    return stored is None, stored.status if stored else ""
-
-
-def key_figures(cell: Cell, stored: Stored) -> str:
-    """What one would ask first; the reason where a cell is not ok."""
-    if stored.status != "ok":
-        return stored.reason or ""
-    row = stored.last_row
-    words = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items()}
-    words |= {name: "-" for name, value in row.items() if value is None}
-    timed = row.get("baseline_ms") and row.get("time_ms")
-    right = row.get("test_accuracy")
-    words["right"] = "" if right is None else f", {right:.1%} of the test right".replace("%", " %")
-    words["faster"] = f", {row['baseline_ms'] / row['time_ms']:.3g}x {row.get('baseline', 'dense')}" if timed else ""
-    words["noisy"] = ", noisy" if row.get("noisy") else ""
-    words["kernel"] = row.get("kernel") or "watched"
-    return cell.figures.format_map(words)

@@ -96,7 +96,7 @@ def sparsify(
     if not callable(criterion) and criterion not in CRITERIA:
         raise ValueError(f"unknown criterion {criterion!r}; accepted: {', '.join(CRITERIA)}, or a function")
     scores = criterion if callable(criterion) else CRITERIA[criterion]
-    survey = _Survey(model, None if pad else block_size, _listed(include), _listed(exclude) or [])
+    survey = Survey(model, None if pad else block_size, _listed(include), _listed(exclude) or [])
     report, made = Report(left=dict(survey.left)), {}
     for module, weights in survey.chosen.items():
         sparse, masks = SPARSE[type(module)], {}
@@ -130,7 +130,7 @@ def _joined(name: str, weight: str) -> str:
     return f"{name}.{weight}" if name else weight
 
 
-class _Survey:
+class Survey:
     """Which weights of a model can be block-sparse, and what is left why.
 
     names: every qualified name of a module; chosen: the weights of each layer to be replaced; left: reasons by name.

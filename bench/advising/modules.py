@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bench.advising.layers import AdviceError, Layer
 from bench.advising.weights import Weights
-from kernels.sparsify import _Survey  # private: what it is called is part of the hash of what measured cells
+from kernels.sparsify import Survey
 
 RECURRENT = {nn.LSTM: "lstm", nn.GRU: "gru"}
 
@@ -31,6 +33,8 @@ class Made(NamedTuple):
 def make(named: str) -> Made:
     """What 'package.module:factory' gives. AdviceError, one line, where there is none such or it raises."""
     place, _, name = named.partition(":")
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:  # a console script looks beside itself alone
+        sys.path.insert(0, str(Path.cwd()))
     try:
         found: Any = importlib.import_module(place)
         for part in name.split("."):
@@ -86,7 +90,7 @@ def layers_of(named: str, made: Made, tokens: int, batch: int, steps: int) -> tu
     With example inputs the model is called once, and what went through each layer is what it is timed with.
     AdviceError where it raises.
     """
-    survey = _Survey(made.model, None, None, [])
+    survey = Survey(made.model, None, None, [])
     held: dict[str, Weights] = {}
     found: list[Layer] = []
     seen = _seen(named, made, list(survey.chosen)) if made.inputs is not None else {}
@@ -192,8 +196,6 @@ def tensors(value: Any) -> list[Tensor]:
 @contextmanager
 def pandas_allowed() -> Iterator[None]:
     """A user's code may import what this program keeps away from itself."""
-    import sys
-
     kept = [each for each in sys.meta_path if type(each).__name__ == "_WithoutPandas"]
     for each in kept:
         sys.meta_path.remove(each)

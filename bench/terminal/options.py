@@ -256,3 +256,4 @@ WRITTEN = "measure nothing, but write the weights of SOURCE, pruned with one --b
 ApplyTo = Annotated[Path | None, file("--apply", WRITTEN)]
 FolderA = Annotated[str, typer.Argument(metavar="A", help="a sweep's name, or a folder with its tables")]
 FolderB = Annotated[str, typer.Argument(metavar="B", help="the same of another machine, commit or backend")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="print a line for each cell as comma-separated values")]

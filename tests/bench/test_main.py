@@ -138,7 +138,7 @@ def test_a_real_sweep_from_plan_to_show(tmp_path: Path) -> None:
         assert len(ends) == (2 if kind == "train" else 1)
         for row in ends:
             # times on the host and queries are of a GPU only, the multiplier of the dual lasso
-            absent = {"reason", "block_norms", "lasso_multiplier", "host_ms", *QUERIES}
+            absent = {"reason", "block_norms", "lasso_multiplier", "host_ms", "peak_gpu_memory_mib", *QUERIES}
             absent |= OF_CLASSIFIERS if row.get("model") == "lstm" else set()
             missing = [c.name for c in columns(kind) if row[c.name] is None and c.name not in absent]
             assert missing == [], "every column is produced"

@@ -16,7 +16,8 @@ from bench.measuring import machine
 from bench.measuring.machine import QUERIES, gpu_state
 from bench.schema import PROVENANCE
 
-GIVEN_BY_THE_RUN = {"schema_version", "threads_used", "workers", "started_at", "cell_seconds", *QUERIES}
+OF_THE_CELL = {"plugins", "started_at", "cell_seconds", "peak_memory_mib", "peak_gpu_memory_mib"}
+GIVEN_BY_THE_RUN = {"schema_version", "threads_used", "workers", *OF_THE_CELL, *QUERIES}
 
 
 def test_every_column_is_filled() -> None:
