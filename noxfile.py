@@ -138,7 +138,8 @@ def builds(session: nox.Session) -> None:
 @nox.session
 def examples(session: nox.Session) -> None:
     """Run what README shows, in fresh clones, and draw all that is committed (about 7 minutes): nox -s examples."""
-    run(session, *SIDE_BY_SIDE, "examples", "tests/analysis", "tests/test_readme_blocks.py", *session.posargs)
+    where = ("tests/analysis", "tests/test_readme_blocks.py", "tests/test_wheel.py")
+    run(session, *SIDE_BY_SIDE, "examples", *where, *session.posargs)
 
 
 @nox.session

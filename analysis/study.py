@@ -18,6 +18,7 @@ from analysis.load import (
     TABLES,
     load,
     load_yardsticks,
+    machines,
     reference_folder,
     split,
     tables_in,
@@ -213,9 +214,10 @@ class Study:
 
 
 def _comparable(train: pd.DataFrame) -> pd.DataFrame:
-    if not timed_alike(train):
+    """Without the times that do not compare: of pairs in one process, those of another processor."""
+    if len(machines(train)) > 1:
         return without_times(train)
-    return train if timed_steadily(train) else without_times(train, paired=True)
+    return train if timed_alike(train) and timed_steadily(train) else without_times(train, paired=True)
 
 
 def read(folder: str | os.PathLike[str]) -> Study:

@@ -359,9 +359,11 @@ def _worth(train: Part) -> Picture:
 
 
 def _machines(train: Part) -> list[str]:
-    found, beside, said = machines(train.rows), crowds(train.rows), "accuracies are compared, no time is read."
+    found, beside = machines(train.rows), crowds(train.rows)
     if len(found) > 1:
-        return [f"Trained on {len(found)} processors ({'; '.join(found)}): {said}"]
+        on = f"{len(found)} processors ({'; '.join(found)})"
+        return [f"Trained on {on}: accuracies are compared, no time is read."]
+    said = "accuracies are compared, and inference as pairs in one process; no time of training is read."
     if len(beside) > 1:
         return [f"Trained {' or '.join(str(count) for count in beside)} at a time: {said}"]
     if train.rows["train_seconds"].isna().all():

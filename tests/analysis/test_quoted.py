@@ -423,7 +423,28 @@ def words_pruned_so_far() -> list[Quoted]:
     return [*(Quoted(value) for value in words_of(256, 0.8)["test_ppl"]), *words_cost(256, 0.8)]
 
 
+def narrower(sweep: str) -> dict[int, Estimate]:
+    """Inference of narrower dense classifiers over that of the large one, by their units."""
+    return {int(row["hidden_size"]): row["speedup"] for row in records(sweep_of(sweep).main("train").smaller)}
+
+
+def pruned_classifier(target: float, form: str) -> Estimate:
+    """Inference of those of MNIST-1D in blocks of 16 over dense; form: as pruned, or narrowed."""
+    found = sweep_of("mnist1d_methods").main("train").narrowings
+    [one] = found.loc[(found["block_size"] == 16) & (found["target_sparsity"] == target), form]
+    return one  # type: ignore[no-any-return]
+
+
 SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each figure -> the figures
+    "45 and 15 units, infer {}× and {}× as fast as it": lambda: [
+        Quoted(narrower("digits")[units].value) for units in (45, 15)
+    ],
+    "right) infer {}×, {}× and {}× as fast as the large one, the pruned ones in blocks of 16 {}×, {}× and {}×, and {}× "
+    "at 95 % without their dead units": lambda: [
+        *(Quoted(narrower("mnist1d_methods")[units].value) for units in (188, 134, 98)),
+        *(Quoted(pruned_classifier(target, "inference").value) for target in (0.5, 0.8, 0.95)),
+        Quoted(pruned_classifier(0.95, "narrowed").value),
+    ],
     "Products reach theory ({} to {} of it at these shapes": lambda: ends(
         cells("gemm", **STEPS), "efficiency"
     ),
@@ -654,6 +675,18 @@ def test_what_small_classifiers_get_right_is_quoted() -> None:
         pair = methods.between(found.runs, (f"block lasso ({form}) + one-shot", 8, 0.95), ("one-shot", 8, 0.95))
         assert pair.side == -better, form
     assert all(one.value < 1.0 for one in found.narrowings["inference"])
+    dense = {row["hidden_size"]: row for row in records(found.methods) if row["target_sparsity"] == 0.0}
+    shares = [f"{100 * dense[units]['accuracy']:.1f} %" for units in (45, 15)]
+    assert f"as fast as it and get {shares[0]} and {shares[1]} right" in said
+    gradual = {
+        row["target_sparsity"]: f"{100 * row['accuracy']:.1f} %"
+        for row in records(found.methods)
+        if (row["variant"], row["block_size"]) == ("gradual (cubic)", 8)
+    }
+    assert f"undecided against {gradual[0.8]} and {gradual[0.95]} in blocks of 8" in said
+    for target, units in ((0.8, 45), (0.95, 15)):
+        other = (dense[units]["variant"], dense[units]["block_size"], 0.0)
+        assert methods.between(found.runs, ("gradual (cubic)", 8, target), other).side == 0
 
 
 def test_what_a_matrix_with_zeros_takes_is_quoted() -> None:
@@ -683,6 +716,8 @@ def test_what_classifiers_get_right_is_quoted() -> None:
         assert words.format(shares[setting]) in said, setting
     settings = list(CLASSIFIED)
     blocks, single, small = (shares[settings[at]] for at in (4, 1, 5))
+    dense = [shares[f"dense, hidden_size {units}", 16, 0.0] for units in (188, 134, 98)]
+    assert f"98 units; {dense[0]}, {dense[1]} and {dense[2]} right) infer" in said
     assert f"gets {blocks} right, unstructured {single}, a dense one of as many weights {small} (ten" in said
     pruned = (GRADUAL, 16, 0.95)
     for other, words in (((GRADUAL, 1, 0.95), "{} more errors"), (settings[5], "{} of its errors")):
@@ -702,4 +737,4 @@ def test_what_classifiers_get_right_is_quoted() -> None:
     between = sorted(float(shares[row].removesuffix(" %")) for row in scores)
     assert len(scores) == 5 and f"cubic ramp {between[0]} % to {between[-1]} %" in said
     cells = found.rows["cell_id"].nunique()
-    assert cells == 1100 and f"its {cells:,} cells" in said
+    assert cells == 1140 and f"its {cells:,} cells" in said
