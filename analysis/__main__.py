@@ -180,7 +180,9 @@ def compare(a: One, b: Other, results: Results = None, out: Page = None, json: A
 
         one, other = (read(find_folder(name, results)) for name in (a, b))
         found = versus.versus(one, other)
-        path = versus.write(found, one, other, out or results_folder() / "compare" / f"{one.name}-{other.name}")
+        path = versus.write(
+            found, one, other, out or (results or results_folder()) / "compare" / f"{one.name}-{other.name}"
+        )
         if json:
             print(versus.to_json(found))
         else:

@@ -308,6 +308,8 @@ def show(
         from bench.show import as_csv, as_json, print_cells, watch_cells
         from bench.store import Store
 
+        if json + csv + watch > 1:
+            raise ending("--json, --csv and --watch: more than one was given; accepted: one of them", BAD_INPUT)
         if json or csv:
             print((as_json if json else as_csv)(make_plan(sweep, results)))
         elif watch:

@@ -115,7 +115,7 @@ def look_at(asked: Asked) -> Subject:
     if asked.name and re.fullmatch(r"\w[\w.-]*", asked.name) is None:
         raise AdviceError(f"--name: {asked.name!r} names no folder; accepted: letters, digits, '_', '-' and '.'")
     subject = _found(asked) if asked.source else Subject(_spoken(asked), given)
-    require_candidates(subject.layers, asked.block_sizes, asked.pad)
+    require_candidates(subject.layers, asked.block_sizes, asked.pad, asked.source)
     return subject
 
 
@@ -165,6 +165,8 @@ def apply(asked: Asked, out: Path) -> str:
         raise AdviceError("--apply: takes one way to prune; accepted: one --block-size and one --sparsity")
     if out.suffix != ".safetensors":
         raise AdviceError(f"--apply: {out} is no name of its format; accepted: a name that ends in .safetensors")
+    if out.exists() and Path(asked.source).exists() and out.samefile(asked.source):
+        raise AdviceError(f"--apply: {out} is SOURCE itself; accepted: another file")
     subject, (setting, *_) = look_at(asked), asked.settings()
     from bench.advising import applied
 

@@ -200,7 +200,9 @@ def run_sweep(
     """
     store = Store(Path(results) / sweep.name)
     if any(map(_reads_own_text, sweep.cells)):  # before anything is made
-        check_datasets([cell for cell in make_plan(sweep, results, retry, store, shard).todo if _reads_own_text(cell)])
+        before = make_plan(sweep, results, retry, store, shard)
+        check_datasets([cell for cell in before.todo if _reads_own_text(cell)])
+        _require_the_same_text(before)
     checkpoints = Checkpoints(store.folder / FOLDER, checkpoint_seconds)
     claims = Claims(store.folder) if share or shard.of > 1 else None
     mirror = Mirror(mirror_url, sweep.name, say) if mirror_url else None
@@ -296,6 +298,22 @@ def _trains(cell: Cell) -> bool:
 
 def _reads_own_text(cell: Cell) -> bool:
     return is_training(cell) and cell.dataset.startswith(TEXT)
+
+
+def _require_the_same_text(plan: Plan) -> None:
+    """SweepError where stored cells were trained on another text than lies at its path today."""
+    for cell in plan.cells:
+        stored = plan.stored.get(cell.cell_id)
+        told = stored.last_row.get("corpus_sha256") if stored else None
+        if not told or not is_training(cell) or not _reads_own_text(cell):
+            continue
+        with suppress(OSError, DataError):  # gone: what is stored stands
+            data = load_data(cell.source, data_dir())
+            if not data.sha256.startswith(told):
+                wrong = f"{plan.sweep.name} has cells that were trained on another text, whose sha256 begins {told}"
+                raise SweepError(
+                    cell.dataset, "dataset", wrong, "that text, a text of another name, or another --results"
+                )
 
 
 def _waited(seconds: float) -> bool:

@@ -58,7 +58,7 @@ def cells_of(plan: Plan) -> list[dict[str, Any]]:
                 "kind": cell.kind,
                 "status": stored.status if stored else "to run",
                 "reason": stored.reason if stored else "",
-                "settings": cell.settings(),
+                "settings": cell.model_dump(),
                 "last_row": stored.last_row if stored else None,
             }
         )

@@ -179,7 +179,7 @@ def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError, ValueError):
-        return text
+        return float(text) if re.fullmatch(r"[+-]?\d*\.\d+|[+-]?\d+\.", text) else text  # .8, which TOML lacks
 
 
 def _with_values(cell: Cell, name: str, values: Sequence[Any], every: Sequence[Cell]) -> Iterator[Cell]:
@@ -210,7 +210,9 @@ def _of_values(cells: Sequence[Cell], name: str, values: Sequence[Any]) -> list[
         known = list(dict.fromkeys(_plain_text(each) for each in there if each is not None))
         asked = ", ".join(map(_plain_text, values))
         if not known:
-            raise SweepError(ONLY, name, "no cell has that setting", "kind, or a setting of one of them")
+            settings = list(dict.fromkeys(field for cell in cells for field in type(cell).model_fields))
+            meant = did_you_mean(name, settings)
+            raise SweepError(ONLY, name, f"no cell has that setting{meant}", f"kind, {', '.join(settings)}")
         raise SweepError(ONLY, name, f"no cell has {cut(asked)}", cut(", ".join(known)))
     return found
 

@@ -18,6 +18,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 PLUGINS_VARIABLE = "BENCH_PLUGINS"
 ENTRY_POINTS = "block_sparse_bench"
+BACKEND = ("unsupported", "prepare")  # what a member has that is none of functions
 
 
 def unknown(noun: str, name: str, accepted: list[str]) -> ValueError:
@@ -96,7 +98,8 @@ def _imported(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):  # what it says is no answer of a command
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
@@ -182,6 +185,10 @@ class Catalogue:
         plugin = plugins().get(name)
         if plugin is None or not hasattr(plugin.module, self.attribute):
             return None
+        member = getattr(plugin.module, self.attribute)
+        if not (callable(member) or all(hasattr(member, each) for each in BACKEND)):
+            wanted = f"a {self.noun}, as those of {self.package}"
+            raise PluginError(f"{plugin.module.__file__}: its {self.attribute} is no {self.noun}; accepted: {wanted}")
         if name in self._own():
             raise PluginError(
                 f"{plugin.module.__file__}: the suite has a {self.noun} {name}; accepted: a file of another name"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -157,7 +158,8 @@ BAD = {
     "raises": ("raise RuntimeError('two\\nlines')", "no plugin: RuntimeError: two lines"),
     "syntax": ("def (:", "no plugin: SyntaxError: "),
     "exits": ("import sys\nsys.exit(3)", "no plugin: SystemExit: 3"),
-    "dense": ("BACKEND = None", "the suite has a backend dense"),
+    "dense": ("from kernels.backends.native import BACKEND", "the suite has a backend dense"),
+    "three": ("BACKEND = 3", "its BACKEND is no backend; accepted: a backend, as those of kernels.backends"),
     "not-a-name": ("", "no such file, or its name is none of a Python module"),
 }
 
@@ -172,6 +174,11 @@ def test_what_cannot_be_used_ends_in_one_line(name: str, tmp_path: Path) -> None
     assert done.returncode == 2 and not done.stdout and len(done.stderr.splitlines()) == 1, done.stderr
     assert str(plugin) in done.stderr and words in done.stderr and "accepted: " in done.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_it_prints_is_no_part_of_an_answer(tmp_path: Path) -> None:
+    done = bench(tmp_path, "list", "--json", "--plugin", written(tmp_path, "talks", "print('hello')"))
+    assert done.returncode == 0 and done.stderr == "hello\n" and json.loads(done.stdout)["sweeps"]
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

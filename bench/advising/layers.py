@@ -217,12 +217,15 @@ def _positive(option: str, given: str, digits: str) -> int:
     return int(digits)
 
 
-def require_candidates(layers: Sequence[Layer], block_sizes: Sequence[int], pad: bool) -> None:
-    """AdviceError where no layer can be block-sparse with any of the block sizes, with what would work."""
+def require_candidates(layers: Sequence[Layer], block_sizes: Sequence[int], pad: bool, source: str = "") -> None:
+    """AdviceError where no layer of `source` can be block-sparse with any of the block sizes, with what would work."""
     fine = [layer for layer in layers if not layer.reason]
     if not fine:
         why = f"; the first, {layers[0].name}: {layers[0].reason}" if layers else ""
-        raise AdviceError(f"no weight of a Linear, LSTM or GRU layer among {len(layers)} weights{why}")
+        accepted = "a model with Linear, LSTM or GRU layers"
+        raise AdviceError(
+            f"{source or 'SOURCE'}: none of {len(layers)} weights can be pruned{why}; accepted: {accepted}"
+        )
     settings = [Setting("forward", size, 0.5, pad=pad) for size in block_sizes]
     if not any(timing(layer, each).reason == "" for layer in fine for each in settings):
         first, wanted = fine[0], block_sizes[0]

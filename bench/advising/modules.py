@@ -43,13 +43,13 @@ def make(named: str) -> Made:
         raise AdviceError(f"{named}: there is no module {error.name}; accepted: package.module:factory") from None
     except AttributeError:
         raise AdviceError(f"{named}: {place} has no {name}; accepted: package.module:factory") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise AdviceError(f"{named}: importing {place} raised {_told(error)}") from None
     if not callable(found):
         raise AdviceError(f"{named}: {name} is no function; accepted: one that returns a torch.nn.Module")
     try:
         made = found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise AdviceError(f"{named}: the factory raised {_told(error)}") from None
     return _checked(named, made)
 
@@ -179,7 +179,7 @@ def call(model: nn.Module, made: Made, what: str) -> Any:
     """The output of a model of `made` on its inputs. AdviceError, one line, where it raises."""
     try:
         return model(*(made.inputs or ()), **made.keywords)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise AdviceError(f"{what} raised {_told(error)} on its example inputs") from None
 
 

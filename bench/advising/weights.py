@@ -24,6 +24,8 @@ HEADS = re.compile(r"(^|\.)(lm_head|decoder|output_projection|cls\.\w+)(\.decode
 CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
 OTHER_RUNS = re.compile(r"optim|scheduler|momentum|exp_avg|ema_", re.IGNORECASE)
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # of weights that can be pruned
+
 Weights = dict[str, Tensor]
 
 
@@ -41,10 +43,11 @@ def read(path: Path) -> Weights:
             "torch.save(model.state_dict(), FILE) writes it, or a .safetensors file"
         ) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
-        raise AdviceError(f"{path}: {_told(error)}; accepted: a file of weights that torch.save has written") from None
-    found = dict(_flat(content, ()))
+        why = "is empty or cut off" if isinstance(error, EOFError) else _told(error)
+        raise AdviceError(f"{path}: {why}; accepted: a file of weights that torch.save has written") from None
+    found = {path: each for path, each in _flat(content, ()) if path}
     if not found:
-        raise AdviceError(f"{path}: holds no tensors; accepted: a state_dict, as model.state_dict() gives it")
+        raise AdviceError(f"{path}: holds no tensors by name; accepted: a state_dict, as model.state_dict() gives it")
     return _without_container(found)
 
 
@@ -177,6 +180,10 @@ def _bias(name: str) -> str:
 
 
 def _odd(weight: Tensor) -> str:
-    if not weight.is_floating_point():
+    if weight.dtype not in DTYPES:
         return f"its values are {str(weight.dtype).removeprefix('torch.')}: quantised weights are not pruned"
+    if weight.layout != torch.strided:
+        return f"its values are {str(weight.layout).removeprefix('torch.')}: sparse already"
+    if weight.is_meta:
+        return "it has no values: it is on the meta device"
     return "" if weight.numel() else "it has no elements"

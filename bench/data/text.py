@@ -57,9 +57,8 @@ def load(name: str) -> Corpus:
         vocabulary = build_vocabulary(parts[0], source.min_count)
         vocabulary += [] if UNK in vocabulary else [UNK]
     if len(vocabulary) < 2:
-        raise DataError(
-            f"{path}: all of it is one and the same {source.tokens}; accepted: a text, or a lower min_count"
-        )
+        seen = f"no {source.tokens} {source.min_count} times" if source.min_count > 1 else f"one {source.tokens} alone"
+        raise DataError(f"{path}: the train text has {seen}; accepted: a text, or a lower min_count")
     train, valid, test = parts
     return Corpus.from_words(train, valid, test, vocabulary, "character" if source.tokens == "char" else "word")
 
@@ -72,12 +71,11 @@ def _part(folder: Path, names: Sequence[str]) -> Path:
     """The one file of a folder whose name says that it is a part."""
     files = [each for each in sorted(folder.iterdir()) if each.is_file() and not each.name.startswith(".")]
     found = [each for each in files if each.suffix in SUFFIXES and any(name in each.stem.lower() for name in names)]
-    tokens = [each for each in found if each.suffix == ".tokens"]
-    if len(tokens or found) != 1:
-        those = ", ".join(each.name for each in tokens or found) or "none"
+    if len(found) != 1:
+        those = ", ".join(each.name for each in found) or "none"
         wanted = f"one file of train, valid and test each, as {names[0]}.txt or wiki.{names[0]}.tokens"
         raise DataError(f"{folder}: files of the {names[0]} text: {those}; accepted: {wanted}")
-    return (tokens or found)[0]
+    return found[0]
 
 
 def _cut(path: Path, source: Source) -> list[Sequence[str]]:

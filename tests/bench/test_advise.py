@@ -196,6 +196,10 @@ BAD = {
         ("model.safetensors", "--apply", "x.pt", "--block-size", "16", "--sparsity", "0.5"),
         "--apply: x.pt is no name of its format",
     ),
+    "apply onto itself": (
+        ("model.safetensors", "--apply", "model.safetensors", "--block-size", "16", "--sparsity", "0.5"),
+        "--apply: model.safetensors is SOURCE itself; accepted: another file",
+    ),
 }
 
 

@@ -48,6 +48,7 @@ def test_a_part_has_the_cells_of_the_file(sweep: Sweep) -> None:
         "mixed-target_sparsity-0.9-0.8"
     )
     assert altered(sweep, [], []) is sweep
+    assert altered(sweep, [], ["target_sparsity=.8"]).cells == altered(sweep, [], ["target_sparsity=0.8"]).cells
 
 
 def test_a_setting_of_one_kind_leaves_the_other_as_it_is(sweep: Sweep) -> None:
@@ -76,7 +77,7 @@ REFUSED = {
     "--set: block_size: names no setting and value; accepted: NAME=VALUE": (["block_size"], []),
     "--set: block_size=: names no setting and value": (["block_size="], []),
     "--only: seed: no cell has 7; accepted: 0, 1": ([], ["seed=7"]),
-    "--only: colour: no cell has that setting; accepted: kind": ([], ["colour=red"]),
+    "--only: colour: no cell has that setting, did you mean layout?; accepted: kind, seed, ": ([], ["colour=red"]),
     "--only: kind: no cell has lstm; accepted: gemm, train": ([], ["kind=lstm"]),
     "--set: cells: 10006 cells in all; accepted: at most": ([f"n={','.join(map(str, range(1, 2502)))}"], []),
 }

@@ -40,6 +40,7 @@ def named(monkeypatch: pytest.MonkeyPatch) -> str:
     place = ModuleType("made_up")
     place.build = build  # type: ignore[attr-defined]
     place.raises = lambda: 1 / 0  # type: ignore[attr-defined]
+    place.leaves = lambda: sys.exit(0)  # type: ignore[attr-defined]
     place.number = 3  # type: ignore[attr-defined]
     place.wrong = lambda: "text"  # type: ignore[attr-defined]
     place.uncallable = lambda: (Network(), torch.rand(3, 7))  # type: ignore[attr-defined]
@@ -68,7 +69,9 @@ def test_candidates_are_what_sparsify_replaces(named: str) -> None:
     assert sum(len(held[layer.name]) for layer in fine) == len(report.replaced)
 
 
-@pytest.mark.parametrize("place", ["nowhere:f", "made_up:g", "made_up:raises", "made_up:number", "made_up:wrong"])
+@pytest.mark.parametrize(
+    "place", ["nowhere:f", "made_up:g", "made_up:raises", "made_up:leaves", "made_up:number", "made_up:wrong"]
+)
 def test_a_factory_that_gives_no_model_is_one_line(named: str, place: str) -> None:
     with pytest.raises(AdviceError) as raised:
         modules.make(place)

@@ -87,7 +87,10 @@ class Planted:
         return (Path.touch, (Path("was-executed"),))
 
 
-@pytest.mark.parametrize("kind", ["module", "planted", "text", "no tensors", "bad safetensors", "raw pickle"])
+KINDS = ["module", "planted", "text", "no tensors", "bad safetensors", "raw pickle", "a tensor alone", "empty"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_file_of_weights_is_one_line_and_nothing_is_executed(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +102,10 @@ def test_what_is_no_file_of_weights_is_one_line_and_nothing_is_executed(
         torch.save({"a": Planted()}, path)
     elif kind == "no tensors":
         torch.save(collections.OrderedDict(a=1), path)
+    elif kind == "a tensor alone":
+        torch.save(torch.ones(64, 64), path)
+    elif kind == "empty":
+        path.touch()
     elif kind == "raw pickle":
         path.write_bytes(pickle.dumps(Planted()))
     else:
@@ -108,3 +115,17 @@ def test_what_is_no_file_of_weights_is_one_line_and_nothing_is_executed(
     line = str(raised.value)
     assert line.startswith(f"{path}: ") and "accepted: " in line and "\n" not in line
     assert not (tmp_path / "was-executed").exists()
+
+
+def test_values_that_cannot_be_pruned_say_why() -> None:
+    weights = {
+        "a.weight": torch.eye(64).to_sparse(),
+        "b.weight": torch.ones(64, 64).to(torch.float8_e4m3fn),
+        "c.weight": torch.ones(64, 64, device="meta"),
+        "d.weight": torch.ones(64, 64, dtype=torch.bfloat16),
+    }
+    layers, held = layers_of(weights, 8, 2, 3)
+    reasons = {layer.name: layer.reason for layer in layers}
+    assert "sparse already" in reasons["a.weight"] and "float8_e4m3fn" in reasons["b.weight"]
+    assert "has no values" in reasons["c.weight"] and reasons["d.weight"] == ""
+    assert [name for name, each in held.items() if each] == ["d.weight"]

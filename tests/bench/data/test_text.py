@@ -131,8 +131,32 @@ def test_too_short_for_a_cell_names_the_setting(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow(8)
+def test_another_text_in_its_place_is_refused(tmp_path: Path) -> None:
+    """What is stored is of the old one; once that is gone, what is stored stands."""
+    text = written(tmp_path, VERSE * 60)
+    written(tmp_path, SETTINGS + 'dataset = "text:mine.txt"\n', "mine.toml")
+    assert bench(tmp_path, "run", "mine.toml").returncode == 0
+    assert bench(tmp_path, "run", "mine.toml").returncode == 0
+    text.write_text(VERSE.replace("cat", "rat") * 60)
+    done = bench(tmp_path, "run", "mine.toml")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("text:mine.txt: dataset: mine has cells that were trained on another text")
+    text.unlink()
+    assert bench(tmp_path, "run", "mine.toml").returncode == 0
+
+
+def test_two_files_of_one_part_are_refused(tmp_path: Path) -> None:
+    for name in ("wiki.train.tokens", "train.txt", "valid.txt", "test.txt"):
+        written(tmp_path, VERSE * 9, name)
+    with pytest.raises(
+        DataError, match=r"files of the train text: train\.txt, wiki\.train\.tokens; accepted: one file"
+    ):
+        load(f"text:{tmp_path}")
+
+
 def test_one_letter_over_and_over_is_no_text(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="all of it is one and the same char"):
+    with pytest.raises(DataError, match="the train text has one char alone; accepted: "):
         load(str(Source(str(written(tmp_path, "x" * 500)), "char")))
 
 
