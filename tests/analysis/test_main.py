@@ -136,8 +136,10 @@ def test_figures_of_layers_and_sparse_training(run: Run, sweep: Sweep, tmp_path:
     assert Path(out.splitlines()[-1]).read_text(encoding="utf-8").startswith("| layer | batch | over |")
 
 
-FLAGS = ("--help", "--json")
+FLAGS = ("--help", "--json", "--csv", "--install-completion", "--show-completion")
 OPTIONS = {
+    ("compare", "--out"),
+    ("compare", "--results"),
     ("advice", "--results"),
     ("report", "--results"),
     ("notebooks", "--out"),
@@ -169,7 +171,7 @@ def test_a_path_that_cannot_be_used_is_one_line(
     monkeypatch.chdir(folder)  # what the empty path would be taken for
     before = sorted(tmp_path.rglob("*"))
     more = ("--out", tmp_path / "drawn") if command == "figures" else ()
-    name = () if command == "notebooks" else ("smoke",)
+    name = {"notebooks": (), "compare": ("smoke", "smoke")}.get(command, ("smoke",))
     if command == "notebooks" and option == "--out":
         more = ("--results", folder)
     assert_refused(run(command, *name, *more, option, ""), BAD_INPUT, f"{option}: '' is empty")
