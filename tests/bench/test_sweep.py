@@ -42,7 +42,7 @@ def test_a_bad_file_ends_in_one_line_with_nothing_created(name: str, bench: Benc
     assert done.stderr.count("\n") == 1 and done.stderr.endswith("\n") and len(done.stderr.splitlines()) == 1
     check_line(name, done.stderr, path)
     assert sorted(tmp_path.rglob("*")) == before
-    assert seconds < 1.0
+    assert seconds < 2.0  # 0.5 to 0.7 alone: tests/chaos holds the median to less than 1
 
 
 def test_an_unknown_sweep_name_names_the_known_ones(bench: Bench, tmp_path: Path) -> None:
