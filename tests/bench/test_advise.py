@@ -49,7 +49,7 @@ def rows_of(folder: Path, table: str) -> list[dict[str, Any]]:
 
 def test_what_advise_measures_are_the_cells_of_a_sweep(invoke: Invoke, tmp_path: Path) -> None:
     """Cell by cell: the sweep file that says the same has the same ids, and its rows are stored as any sweep's."""
-    done = invoke("--shape", "64x32", "--lstm", "32", *FEW, "--sparsity", "0.5", "--passes", "both", "--minutes", "1")
+    done = invoke("--shape", "64x32", "--lstm", "32", *FEW, "--sparsity", "0.5", "--passes", "both", "--minutes", "5")
     assert done.exit_code == 0, done.output
     (tmp_path / "same.toml").write_text("""
 [base]
@@ -91,7 +91,7 @@ passes = ["forward", "forward_backward"]
 
 
 def test_a_second_run_measures_nothing_again_and_another_question_keeps_what_there_is(invoke: Invoke) -> None:
-    few = ("--shape", "32x32", *FEW, "--minutes", "1")
+    few = ("--shape", "32x32", *FEW, "--minutes", "5")
     assert invoke(*few, "--sparsity", "0.5").exit_code == 0
     folder = Path("results/advise/shapes")
     before = rows_of(folder, "gemm.parquet")
@@ -115,7 +115,7 @@ def test_a_shape_given_twice_is_two_layers(invoke: Invoke) -> None:
 
 
 def test_norms_lost_are_those_of_the_files_weights(invoke: Invoke, weights: Path) -> None:
-    assert invoke(weights, *FEW, "--sparsity", "0.5", "--minutes", "1").exit_code == 0
+    assert invoke(weights, *FEW, "--sparsity", "0.5", "--minutes", "5").exit_code == 0
     rows = {row["name"]: row for row in rows_of(Path("results/advise/model"), tables.LAYERS)}
     weight = load_file(weights)["fc.weight"]
     norms = weight.square().reshape(2, 16, 4, 16).sum(dim=(1, 3)).flatten().sort().values
@@ -139,13 +139,13 @@ def factory(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_module_is_timed_whole_and_its_layers_with_what_goes_through_them(invoke: Invoke, factory: str) -> None:
-    done = invoke(factory, *FEW, "--sparsity", "0.5", "--minutes", "1")
+    done = invoke(factory, *FEW, "--sparsity", "0.5", "--minutes", "5")
     assert done.exit_code == 0 and "ok: whole model, forward, block 16, sparsity 0.5" in done.output, done.output
     folder = Path("results/advise/of_a_user.build")
     (row,) = rows_of(folder, tables.MODEL)
     assert row["status"] == "ok" and row["replaced"] == 2
     assert {each["tokens"] for each in rows_of(folder, tables.LAYERS)} == {5}
-    invoke(factory, *FEW, "--sparsity", "0.5", "--minutes", "1")
+    invoke(factory, *FEW, "--sparsity", "0.5", "--minutes", "5")
     assert rows_of(folder, tables.MODEL) == [row]
 
 
@@ -238,7 +238,7 @@ def test_a_place_that_cannot_be_used_is_one_line(option: str, value: str, status
 
 
 def test_what_was_noisy_is_timed_again_where_that_is_asked_for(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = ("--shape", "32x32", *FEW, "--sparsity", "0.5", "--minutes", "1")
+    few = ("--shape", "32x32", *FEW, "--sparsity", "0.5", "--minutes", "5")
     invoke(*few)
     monkeypatch.setattr(advise, "_is_doubtful", lambda _: True)
     assert "1 cell to time, 0 not yet" in invoke(*few).output
