@@ -143,7 +143,8 @@ class Store:
         self.cells.mkdir(parents=True, exist_ok=True)
         part = f"share-{secrets.token_hex(8)}" if share else shard.replace("/", "-of-")
         name, hint = f"{LOCK}-{part}" if part else LOCK, "; wait for it, or choose another --results"
-        with locked(self.folder, hint, name) as unseen:
+        # Who shares and looks for what kills have left may hold this one's lock for a moment, too, and remove its file.
+        with locked(self.folder, hint, name, LOOK_SECONDS if share else 0.0) as unseen:
             others = [self.folder / LOCK] if part else list(self.folder.glob(f"{LOCK}-*"))
             for stale in self.folder.glob(f"{LOCK}-share-*") if share and not unseen else ():
                 with suppress(LockedError), locked(self.folder, "", stale.name):  # left by a kill

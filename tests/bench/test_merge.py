@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ from bench.engines.driver import LeftError, Terms
 from bench.fsck import check
 from bench.merge import merge
 from bench.run import Shard, UnusableError, _Shelf, make_plan, run_sweep
-from bench.store import LockedError, Store
+from bench.store import LockedError, Store, locked
 from bench.storing import claims as claiming
 from bench.storing.claims import Claims
 from bench.storing.mirror import Mirror
@@ -181,6 +182,29 @@ def test_eight_processes_share_a_sweep_and_each_cell_runs_once(tmp_path: Path) -
     store = Store(results / "sweep")
     assert len(store.finished()) == 40 and store.read("gemm")["seed"].to_pylist() == list(range(40))
     assert not list((results / "sweep" / "claims").iterdir())
+
+
+def test_a_lock_that_another_looks_at_while_it_is_taken_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One who shares looks at every lock for what kills have left: also at one that was made and is not yet held."""
+    (folder := tmp_path / "sweep").mkdir()
+    monkeypatch.setattr("bench.store.secrets.token_hex", lambda _: "00")
+    name, looking, looked = ".lock-share-00", threading.Event(), threading.Event()
+
+    def look() -> None:
+        with locked(folder, "", name):
+            looking.set()
+            looked.wait(0.3)
+            (folder / name).unlink()
+
+    other = threading.Thread(target=look)
+    other.start()
+    looking.wait()
+    with Store(folder).lock(share=True):
+        with pytest.raises(LockedError), locked(folder, "", name):
+            pass
+    other.join()
 
 
 def test_a_claim_of_who_is_gone_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
