@@ -28,9 +28,11 @@ SIDE_BY_SIDE = (*PYTEST, "-n", "logical", "--dist", "worksteal", "-m")  # and th
 
 
 # torch comes with CUDA or without, by platform and index, and brings its CUDA along: no hash fits all.
-NVIDIA = ("cublas", "cuda-cupti", "cuda-runtime", "cudnn-cu13", "cufft", "cufile", "curand", "cusolver", "cusparse")
-NVIDIA_TOO = ("cusparselt-cu13", "nccl-cu13", "nvjitlink", "nvshmem-cu13", "nvtx")
-UNLOCKED = ("torch", "triton", "cuda-toolkit", *(f"nvidia-{name}" for name in (*NVIDIA, *NVIDIA_TOO)))
+NVIDIA = (
+    "cublas", "cuda-cupti", "cuda-runtime", "cudnn-cu13", "cufft", "cufile", "curand", "cusolver", "cusparse",
+    "cusparselt-cu13", "nccl-cu13", "nvjitlink", "nvshmem-cu13", "nvtx",
+)  # fmt: skip
+UNLOCKED = ("torch", "triton", "cuda-toolkit", *(f"nvidia-{name}" for name in NVIDIA))
 
 
 def digest_of_installed(root: Path) -> str:

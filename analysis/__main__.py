@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,8 +25,8 @@ app = typer.Typer(
 )
 
 
-def _folder(option: str) -> Callable[[Any], Path]:
-    """Makes the parser of an option. The empty path, as of a variable not set, would be the folder where one is."""
+def _folder(option: str, told: str) -> Any:
+    """An option that takes a folder. The empty path, as of a variable not set, would be the folder where one is."""
 
     def parse(given: Any) -> Path:
         if not str(given):
@@ -35,7 +35,7 @@ def _folder(option: str) -> Callable[[Any], Path]:
             raise _ending(f"{option}: {given} is a file; accepted: a folder", BAD_INPUT)
         return Path(given)
 
-    return parse
+    return typer.Option(parser=parse, metavar="FOLDER", help=told)
 
 
 def _is_file(path: Path) -> bool:
@@ -54,29 +54,20 @@ def _ending(line: str, status: int) -> typer.Exit:
 Name = Annotated[str, typer.Argument(help="a sweep's name, its .toml file, or a folder with its tables")]
 Results = Annotated[
     Path | None,
-    typer.Option(
-        parser=_folder("--results"),
-        metavar="FOLDER",
-        help="folder that holds one folder a sweep; default: ./results as of bench run, then the checkout's, "
-        "then results/reference",
+    _folder(
+        "--results",
+        "folder that holds one folder a sweep; default: ./results as of bench run, then the checkout's, then "
+        "results/reference",
     ),
 ]
-Out = Annotated[Path, typer.Option(parser=_folder("--out"), metavar="FOLDER", help="folder the figures go to")]
+Out = Annotated[Path, _folder("--out", "folder the figures go to")]
 Executed = Annotated[
     Path | None,
-    typer.Option(
-        parser=_folder("--out"),
-        metavar="FOLDER",
-        help="folder the executed copies go to; default: results/notebooks",
-    ),
+    _folder("--out", "folder the executed copies go to; default: results/notebooks"),
 ]
 Tables = Annotated[
     Path | None,
-    typer.Option(
-        parser=_folder("--results"),
-        metavar="FOLDER",
-        help="folder with the tables to read; default: results/reference/wikitext2_small",
-    ),
+    _folder("--results", "folder with the tables to read; default: results/reference/wikitext2_small"),
 ]
 
 
@@ -162,11 +153,7 @@ One = Annotated[str, typer.Argument(help="A: a sweep's name, or a folder with it
 Other = Annotated[str, typer.Argument(help="B: the same of another machine, commit or backend")]
 Page = Annotated[
     Path | None,
-    typer.Option(
-        parser=_folder("--out"),
-        metavar="FOLDER",
-        help="folder that report.html is written to; default: results/compare/A-B",
-    ),
+    _folder("--out", "folder that report.html is written to; default: results/compare/A-B"),
 ]
 
 

@@ -6,17 +6,15 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from markupsafe import Markup
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from analysis import report, study, tables
+from analysis import report, study
 from analysis.advising import words
 from analysis.advising.answers import Answer, answer, as_json
 from analysis.advising.references import Cost, costs
 from analysis.advising.stored import in_checkout, read
-from analysis.reporting.sections import Section, sections
+from analysis.reporting.screen import print_table
+from analysis.reporting.sections import Section, sections, shown
 from analysis.study import Study
 
 MOST_LEFT = 8  # weights that stay dense, on the screen
@@ -38,43 +36,29 @@ def show(found: Answer, beside: list[Cost], path: Path, console: Console | None 
     """Print the answer on a screen: tables first, the verdicts last, where they are seen."""
     console = console or Console(highlight=False, markup=False)
     console.print(f"{found.measured.source}: {words.head(found)}", style="bold")
-    _print(console, "Speedup of each layer over dense", words.layer_table(found))
-    _print(console, "All of them together (Amdahl), and end to end", words.whole_table(found))
-    _print(console, "Outputs of the whole model: against masked dense; cosine with unpruned", words.output_table(found))
-    _print(
+    print_table(console, "Speedup of each layer over dense", words.layer_table(found))
+    print_table(console, "All of them together (Amdahl), and end to end", words.whole_table(found))
+    print_table(
+        console, "Outputs of the whole model: against masked dense; cosine with unpruned", words.output_table(found)
+    )
+    print_table(
         console,
         "Training time over a run in which sparsity rises (interpolated; end to end where that was timed)",
         words.integral_table(found),
     )
-    _print(console, "Share of the squared norm that pruning by magnitude takes", words.lost_table(found))
-    _print(console, "Bytes of the weights", words.bytes_table(found))
+    print_table(console, "Share of the squared norm that pruning by magnitude takes", words.lost_table(found))
+    print_table(console, "Bytes of the weights", words.bytes_table(found))
     left = words.left_table(found)
-    _print(console, "Stays dense", left.head(MOST_LEFT))
+    print_table(console, "Stays dense", left.head(MOST_LEFT))
     if len(left) > MOST_LEFT:
         console.print(f"and {len(left) - MOST_LEFT} more, in the report")
-    _print(console, f"What sparsity cost in the reference sweeps. {words.OTHERS}", words.cost_table(beside))
+    print_table(console, f"What sparsity cost in the reference sweeps. {words.OTHERS}", words.cost_table(beside))
     for line in [*words.notes(found), *words.caveats(found)[:-1]]:
         console.print(line, style="dim")
     console.print()
     for line in words.verdicts(found):
         console.print(line, style="bold")
     console.print(f"Report: {in_checkout(path)}", soft_wrap=True)
-
-
-def _print(console: Console, title: str, table: pd.DataFrame) -> None:
-    """A table, or nothing where it has no rows."""
-    if table.empty:
-        return
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in table.columns:
-        shown.add_column(str(name), overflow="fold")
-    before: list[str] = []
-    for row in table.to_numpy().tolist():
-        shown.add_row(*["" if place == 0 and before[:1] == row[:1] else cell for place, cell in enumerate(row)])
-        before = row
-    console.print()
-    console.print(title, style="bold")
-    console.print(shown)
 
 
 def write(found: Answer, beside: list[Cost]) -> Path:
@@ -134,4 +118,4 @@ def _sections(found: Answer, beside: list[Cost]) -> list[Section | None]:
 def _section(title: str, lead: str, table: pd.DataFrame, sentences: list[str] | None = None) -> Section | None:
     if table.empty:
         return None
-    return Section(title, lead, tables=[("", Markup(tables.to_html(table)))], sentences=sentences or [])
+    return Section(title, lead, tables=[shown("", table)], sentences=sentences or [])

@@ -13,28 +13,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from scipy.special import stdtr
 
-from analysis import report, tables
+from analysis import report, stats
 from analysis.compare import LAYER_SIDES, SHAPE, layer_name, shape_name
 from analysis.load import one_of, records
 from analysis.loading.schema import BadInputError, columns
 from analysis.methods import with_errors
-from analysis.reporting.sections import Section
+from analysis.reporting.screen import print_table
+from analysis.reporting.sections import Section, shown
 from analysis.runs import SETTING
-from analysis.stats import Estimate, holm, ratio_interval, times
+from analysis.stats import ERROR_RATE, Estimate, holm, ratio_interval, times
 from analysis.study import Study
 
-LEVEL = 0.05  # over all cells of a table together
-NORMAL_95 = NormalDist().inv_cdf(0.975)
 OVER = ("backend", "baseline", "device")  # what two folders may differ in as a whole, and still be paired
 ALONE = ("machine", "timer", "math")  # of which each folder must have one
 MOST_SHOWN = 20  # cells on the screen
@@ -125,7 +119,7 @@ def _timings(a: Study, b: Study, table: str, lines: list[str]) -> tuple[list[Pai
     for row, label in zip(records(joined), labels, strict=True):
         names = ("measured_speedup", "low", "high")
         mine, other = (_estimate([row[f"{name}{end}"] for name in names]) for end in ("", "_b"))
-        found.append(Pair(label, mine, other, *_ratio(mine, other), bool(row["noisy"]) or bool(row["noisy_b"])))
+        found.append(Pair(label, mine, other, *stats.quotient(mine, other), bool(row["noisy"]) or bool(row["noisy_b"])))
     if len(others := _baselines(joined)):
         lines.append(
             f"{NOUN[table]}: {len(others)} of {len(joined)} have another dense kernel on each side ({others[0]}), so "
@@ -154,25 +148,11 @@ def _baselines(joined: pd.DataFrame) -> list[str]:
     return [f"{one} against {other}" for one, other in both if one != other]
 
 
-def _ratio(one: Estimate, other: Estimate) -> tuple[Estimate, float]:
-    """(one / other, p of their being equal), of two medians measured apart.
-
-    On logarithms the half widths of the intervals add in squares, as those of independent figures do.
-    """
-    log = math.log(one.value / other.value)
-    halves = [(math.log(each.high) - math.log(each.low)) / 2.0 for each in (one, other)]
-    half = math.hypot(*halves)
-    if math.isnan(half):
-        return Estimate(math.exp(log), math.nan, math.nan, 0), math.nan
-    p = 2.0 * NormalDist().cdf(-abs(log) / (half / NORMAL_95)) if half else float(log == 0.0)
-    return Estimate(math.exp(log), math.exp(log - half), math.exp(log + half), 0), p
-
-
 def _decided(pairs: list[Pair]) -> list[Pair]:
-    """Which of them differ, over all together at LEVEL (Holm); the largest differences first."""
+    """Which of them differ, over all together at ERROR_RATE (Holm); the largest differences first."""
     ps = holm([each.p for each in pairs])  # what is NaN was not tested
     verdicts = [
-        (FASTER if each.ratio.value > 1.0 else SLOWER) if p < LEVEL else UNDECIDED
+        (FASTER if each.ratio.value > 1.0 else SLOWER) if p < ERROR_RATE else UNDECIDED
         for each, p in zip(pairs, ps, strict=True)
     ]
     judged = [replace(each, verdict=verdict) for each, verdict in zip(pairs, verdicts, strict=True)]
@@ -231,17 +211,8 @@ def _networks(a: Study, b: Study, lines: list[str]) -> list[Pair]:
         label = str(variant) if target == 0.0 else f"{variant}, block {size:g}, ρ {target:g}"
         mine, other = (ratio_interval(part[name].astype(float).tolist()) for name in (metric, f"{metric}_b"))
         ratios = (part[f"{metric}_b"] / part[metric]).astype(float).tolist()
-        found.append(Pair(label, mine, other, ratio_interval(ratios), _p_of(ratios), False))
+        found.append(Pair(label, mine, other, ratio_interval(ratios), stats.p_of_one(ratios), False))
     return [replace(each, verdict=each.verdict.replace("faster", "better")) for each in _decided(found)]
-
-
-def _p_of(ratios: Sequence[float]) -> float:
-    """p of ratios paired by seed being 1 (t, on logarithms); NaN of fewer than two, or where all are the same."""
-    logs = pd.Series([math.log(each) for each in ratios])
-    if len(logs) < 2 or not logs.std():
-        return math.nan
-    t = float(logs.mean()) / (float(logs.std()) / math.sqrt(len(logs)))
-    return 2.0 * float(stdtr(len(logs) - 1, -abs(t)))
 
 
 def sentences(found: Versus) -> list[str]:
@@ -276,14 +247,7 @@ def show(found: Versus, path: Path, console: Console | None = None) -> None:
     """Print it on a screen: the largest differences, then what is decided."""
     console = console or Console(highlight=False, markup=False)
     for table, pairs in found.pairs.items():
-        console.print(f"\n{NOUN[table].capitalize()}", style="bold")
-        shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        rows = table_of(found, table, MOST_SHOWN)
-        for name in rows.columns:
-            shown.add_column(name, overflow="fold")
-        for row in rows.to_numpy().tolist():
-            shown.add_row(*row)
-        console.print(shown)
+        print_table(console, NOUN[table].capitalize(), table_of(found, table, MOST_SHOWN))
         if len(pairs) > MOST_SHOWN:
             console.print(f"and {len(pairs) - MOST_SHOWN} more, in the report")
     console.print()
@@ -319,8 +283,7 @@ def write(found: Versus, a: Study, b: Study, out: Path) -> Path:
         "uncertainties. Of training runs perplexities or error rates, paired by seed, with t's intervals."
     )
     parts = [
-        Section(NOUN[table].capitalize(), lead, tables=[("", Markup(tables.to_html(table_of(found, table))))])
-        for table in found.pairs
+        Section(NOUN[table].capitalize(), lead, tables=[shown("", table_of(found, table))]) for table in found.pairs
     ]
     cells = {name: pd.concat([a.tables[name], b.tables[name]], ignore_index=True) for name in found.pairs}
     name = f"{a.name} against {b.name}"

@@ -514,11 +514,10 @@ def compare(a: FolderA, b: FolderB, results: Results = HERE, json: AsJson = Fals
     are speedups over dense, and perplexities by seed; on one GPU times too. Unlike things are refused in one line.
     """
     with _environment_errors():
-        import subprocess
+        from bench.terminal.output import analysed
 
         where = [] if results == HERE else ["--results", str(results)]
-        command = [sys.executable, "-m", "analysis", "compare", a, b, *where, *(["--json"] if json else [])]
-        status = subprocess.run(command, check=False).returncode  # the analysis sees results through parquet only
+        status = analysed("compare", a, b, *where, *(["--json"] if json else []))
     raise typer.Exit(status)
 
 

@@ -8,8 +8,6 @@ when it is finished; layers.parquet and model.parquet (`bench.advising.tables`).
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +27,7 @@ from bench.advising.layers import (
 )
 from bench.cells import number
 from bench.sweep import Sweep
+from bench.terminal.output import analysed
 
 if TYPE_CHECKING:
     from bench.advising.modules import Made
@@ -284,6 +283,5 @@ def _key(row: Mapping[str, Any]) -> tuple[str, int, float]:
 
 
 def answer(asked: Asked, as_json: bool) -> int:
-    """Show what the measurements say, by the analysis: a program of its own, which sees results through parquet."""
-    command = [sys.executable, "-m", "analysis", "advice", str(asked.folder), *(["--json"] if as_json else [])]
-    return subprocess.run(command, check=False).returncode
+    """Show what the measurements say."""
+    return analysed("advice", str(asked.folder), *(["--json"] if as_json else []))

@@ -195,11 +195,11 @@ def run_campaign(
         todo = [job for job in jobs if not is_finished(job.tables, job.cell)]
         if not mix_machines:
             require_one_machine(jobs, todo, device)
-        stored = ((job.cell, rows[-1]) for job in jobs if (rows := job.tables.rows(job.cell)))
-        pace = Pace((cell, row["cell_seconds"]) for cell, row in stored if row["status"] == "ok")
+        stored = [(job.tables.folder.name, job.cell, rows[-1]) for job in jobs if (rows := job.tables.rows(job.cell))]
+        pace = Pace((cell, row["cell_seconds"]) for _, cell, row in stored if row["status"] == "ok")
         for line in campaign.lines(jobs, todo):
             say(line)
-        check_datasets([job.cell for job in todo])
+        check_datasets([job.cell for job in todo], stored)
         checkpoints = take_over(out, earlier, jobs, todo, int(checkpoint_mib * 2**20)) if checkpoint_mib else None
         try:
             ended = run_jobs(todo, terms, pace, deadline, checkpoints)

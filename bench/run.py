@@ -5,15 +5,15 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
-from bench.cells import KINDS, Cell, Row, is_training, number
+from bench.cells import KINDS, Cell, Row, TrainCell, is_training, number
 from bench.data.corpus import TEXT, DataError, data_dir, load_data
 from bench.engines.driver import Job, LeftError, Terms, run_jobs, say
 from bench.engines.estimate import Pace, spoken
@@ -28,7 +28,7 @@ from bench.pruning.emptied import warnings
 from bench.store import Store, Stored
 from bench.storing.claims import LOST_SECONDS, Claims
 from bench.storing.mirror import Mirror
-from bench.sweep import Sweep, SweepError
+from bench.sweep import Sweep, SweepError, parts_of
 from bench.training.checkpoint import CONTINUED, FOLDER, SECONDS, Checkpoints
 from bench.training.needs import data_fault
 from bench.training.needs import lines as needs_lines
@@ -39,6 +39,9 @@ LISTED = 20  # cells that are not ok, named at the end
 OTHERS_SECONDS = 5.0  # between two looks at what other runs are at
 TABLES_SECONDS = 60.0  # after which the tables of a run under way are written again
 TABLES_SHARE = 0.02  # of its time that this may take
+
+
+StoredCell = tuple[str, Cell, Mapping[str, Any]]  # the sweep's name, the cell and its last row
 
 
 class UnusableError(RuntimeError):
@@ -78,6 +81,12 @@ class Plan:
     other: int
     halfway: int
     tables_alone: Path | None = None
+
+    def last_rows(self) -> Iterator[StoredCell]:
+        """What is stored of its cells."""
+        for cell in self.cells:
+            if stored := self.stored.get(cell.cell_id):
+                yield self.sweep.name, cell, stored.last_row
 
     def pace(self) -> Pace:
         ended = ((cell, self.stored.get(cell.cell_id)) for cell in self.cells)
@@ -201,8 +210,7 @@ def run_sweep(
     store = Store(Path(results) / sweep.name)
     if any(map(_reads_own_text, sweep.cells)):  # before anything is made
         before = make_plan(sweep, results, retry, store, shard)
-        check_datasets([cell for cell in before.todo if _reads_own_text(cell)])
-        _require_the_same_text(before)
+        check_datasets(list(filter(_reads_own_text, before.todo)), before.last_rows())
     checkpoints = Checkpoints(store.folder / FOLDER, checkpoint_seconds)
     claims = Claims(store.folder) if share or shard.of > 1 else None
     mirror = Mirror(mirror_url, sweep.name, say) if mirror_url else None
@@ -271,7 +279,7 @@ def run_jobs_of(
     plan = make_plan(sweep, results, store=store)
     for line in plan.lines():
         say(line)
-    check_datasets(plan.todo)
+    check_datasets(plan.todo, plan.last_rows())
     cluster = options.get("cluster", "slurm")
     options = {name: value for name, value in options.items() if name != "cluster"}
     arguments = [str(Path(sweep.named).absolute()) if Path(sweep.named).suffix else sweep.named]
@@ -296,24 +304,8 @@ def _trains(cell: Cell) -> bool:
     return cell.trains
 
 
-def _reads_own_text(cell: Cell) -> bool:
+def _reads_own_text(cell: Cell) -> TypeGuard[TrainCell]:
     return is_training(cell) and cell.dataset.startswith(TEXT)
-
-
-def _require_the_same_text(plan: Plan) -> None:
-    """SweepError where stored cells were trained on another text than lies at its path today."""
-    for cell in plan.cells:
-        stored = plan.stored.get(cell.cell_id)
-        told = stored.last_row.get("corpus_sha256") if stored else None
-        if not told or not is_training(cell) or not _reads_own_text(cell):
-            continue
-        with suppress(OSError, DataError):  # gone: what is stored stands
-            data = load_data(cell.source, data_dir())
-            if not data.sha256.startswith(told):
-                wrong = f"{plan.sweep.name} has cells that were trained on another text, whose sha256 begins {told}"
-                raise SweepError(
-                    cell.dataset, "dataset", wrong, "that text, a text of another name, or another --results"
-                )
 
 
 def _waited(seconds: float) -> bool:
@@ -392,23 +384,34 @@ class _Shelf:
             self.cost = self.written - began
 
 
-def check_datasets(cells: Sequence[Cell]) -> None:
+def check_datasets(cells: Sequence[Cell], stored: Iterable[StoredCell] = ()) -> None:
     """Load every data set once, before any worker starts, downloaded where it must be. UnusableError, one line.
 
-    SweepError where it is a text of the user's that cannot be used, or is too short for a cell.
+    SweepError where it is a text of the user's that cannot be used, is too short for a cell, or is another than that
+    which `stored` cells were trained on.
     """
-    for source in sorted({cell.source for cell in cells if is_training(cell)}):
-        name = source.partition("\n")[0]
+    for source in sorted({cell.source for cell in cells if is_training(cell)}, key=str):
         try:
-            data = load_data(source, data_dir())
+            load_data(source, data_dir())
         except (OSError, DataError) as error:
-            if name.startswith(TEXT):
-                raise SweepError(name, "dataset", *str(error).rsplit("; accepted: ", 1)) from None
-            raise UnusableError(f"dataset {name}: {error}") from None
-        for cell in cells if name.startswith(TEXT) else ():
-            if is_training(cell) and cell.source == source and (fault := data_fault(cell, data.sizes)):
-                field, _, rest = fault.partition(": ")
-                raise SweepError(name, field, *rest.rsplit("; accepted: ", 1))
+            if not isinstance(source, str):
+                raise SweepError(str(source), "dataset", *str(error).rsplit("; accepted: ", 1)) from None
+            raise UnusableError(f"dataset {source}: {error}") from None
+    for cell in filter(_reads_own_text, cells):
+        if fault := data_fault(cell, load_data(cell.source, data_dir()).sizes):
+            raise SweepError(cell.dataset, *parts_of(fault))
+    for name, trained, row in stored:
+        if _reads_own_text(trained):
+            _require_the_same_text(name, trained, row["corpus_sha256"])
+
+
+def _require_the_same_text(name: str, cell: TrainCell, sha256: str | None) -> None:
+    """SweepError where a stored cell of the sweep `name` was trained on another text than lies at its path today."""
+    with suppress(OSError, DataError):  # gone: what is stored stands
+        if sha256 and not load_data(cell.source, data_dir()).sha256.startswith(sha256):
+            wrong = f"{name} has cells that were trained on another text, whose sha256 begins {sha256}"
+            accepted = "that text, a text of another name, or another --results"
+            raise SweepError(cell.dataset, "dataset", wrong, accepted)
 
 
 def is_timing(cell: Cell) -> bool:

@@ -21,7 +21,7 @@ from bench.store import Stored
 from bench.sweep import REGISTRIES, load, names
 
 WATCH_SECONDS = 2.0
-FIRST = ("cell_id", "kind", "status", "reason")  # columns
+FIRST = ("cell_id", "kind", "status", "reason")  # columns of CSV
 
 
 def listed() -> str:
@@ -75,10 +75,8 @@ def as_csv(plan: Plan) -> str:
     lines = []
     for each in cells_of(plan):
         row = {name: value for name, value in (each["last_row"] or {}).items() if not isinstance(value, list | dict)}
-        lines.append(
-            {**row, **each["settings"], **{name: each[name] for name in ("cell_id", "kind", "status", "reason")}}
-        )
-    columns = dict.fromkeys(["cell_id", "kind", "status", "reason", *(name for line in lines for name in line)])
+        lines.append({**row, **each["settings"], **{name: each[name] for name in FIRST}})
+    columns = dict.fromkeys([*FIRST, *(name for line in lines for name in line)])
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(columns), lineterminator="\n")
     writer.writeheader()

@@ -354,8 +354,12 @@ def _cell(where: str, model: type[Cell], settings: Table) -> Cell:
 
 def _of_rule(error: ValidationError) -> tuple[str, str, str]:
     """(field, what is wrong, what is accepted) of settings that do not go together."""
-    message = error.errors()[0]["msg"].removeprefix("Value error, ")
-    field, _, rest = message.partition(": ")
+    return parts_of(error.errors()[0]["msg"].removeprefix("Value error, "))
+
+
+def parts_of(line: str) -> tuple[str, str, str]:
+    """(field, what is wrong, what is accepted) of a line that says so."""
+    field, _, rest = line.partition(": ")
     wrong, _, accepted = rest.partition("; accepted: ")
     return field, wrong, accepted
 

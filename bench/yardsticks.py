@@ -21,6 +21,7 @@ import pyarrow as pa
 from bench.cells import is_training
 from bench.counting.ngrams import HALF_ADDED, KNESER_NEY, WITTEN_BELL, Smoothing, perplexities, unigram_perplexity
 from bench.data.corpus import Corpus, data_dir, load_corpus
+from bench.data.text import Source
 from bench.measuring.machine import revision, source_hash
 from bench.schema import PROVENANCE, Column, documented
 from bench.storing.parquet import DamagedError, from_parquet, publish_pair, read_table, require_pair, to_parquet
@@ -72,7 +73,7 @@ class Text(NamedTuple):
     train_tokens: int
     epochs: int
     eval_tokens: int
-    source: str
+    source: str | Source
 
     def columns(self) -> dict[str, Any]:
         """What its rows say of it: all but how the data set is read."""

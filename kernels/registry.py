@@ -109,7 +109,26 @@ def _imported(path: Path) -> ModuleType:
 plugins = _Loader()
 
 
-class Registry(Generic[T]):
+class Named:
+    """What both forms share: names, and what a sweep file may say."""
+
+    def names(self) -> list[str]:
+        """The members' names, sorted, those of plugins among them."""
+        raise NotImplementedError
+
+    def accepts(self, name: str) -> bool:
+        """Whether a sweep file may say `name`."""
+        return name in self.names()
+
+    def accepted(self) -> list[str]:
+        """What a sweep file may say, for people."""
+        return self.names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+
+class Registry(Named, Generic[T]):
     """Functions registered under their own names by decoration."""
 
     def __init__(self, noun: str) -> None:
@@ -128,14 +147,6 @@ class Registry(Generic[T]):
         plugins()
         return sorted(self._members)
 
-    def accepts(self, name: str) -> bool:
-        """Whether a sweep file may say `name`."""
-        return name in self.names()
-
-    def accepted(self) -> list[str]:
-        """What a sweep file may say, for people."""
-        return self.names()
-
     def source(self, name: str) -> Plugin | None:
         """The plugin that registered `name`, or None."""
         home = getattr(self[name], "__module__", "")
@@ -148,11 +159,8 @@ class Registry(Generic[T]):
             raise unknown(self.noun, name, self.names())
         return self._members[name]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names())
 
-
-class Catalogue:
+class Catalogue(Named):
     """The modules of one package, each the home of one member.
 
     `attribute` is what the member is called inside its module; `helpers` are modules that are no members.
@@ -171,14 +179,6 @@ class Catalogue:
         assert spec is not None and spec.submodule_search_locations is not None
         modules = (module.name for module in pkgutil.iter_modules(spec.submodule_search_locations))
         return [name for name in modules if name not in self.helpers]
-
-    def accepts(self, name: str) -> bool:
-        """Whether a sweep file may say `name`."""
-        return name in self.names()
-
-    def accepted(self) -> list[str]:
-        """What a sweep file may say, for people."""
-        return self.names()
 
     def source(self, name: str) -> Plugin | None:
         """The plugin that is the member `name`, or None. PluginError where a module of the suite has that name too."""
@@ -205,9 +205,6 @@ class Catalogue:
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self.module(name), self.attribute)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names())
 
 
 BACKENDS = Catalogue("backend", "kernels.backends", "BACKEND")

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import command
 
 from bench.measuring.machine import source_hash
 from bench.store import Store
@@ -67,12 +67,6 @@ def written(folder: Path, name: str, text: str | None = None) -> Path:
     return path
 
 
-def bench(folder: Path, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    command = [sys.executable, "-m", "bench", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
-
-
 def rows(folder: Path, kind: str) -> list[dict[str, object]]:
     found: list[dict[str, object]] = Store(folder / "results" / "mine").read(kind).to_pylist()
     return found
@@ -86,8 +80,8 @@ def use(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
 def test_the_backend_of_the_page_is_checked_timed_listed_and_identified(tmp_path: Path) -> None:
     plugin = written(tmp_path, "numpy_rows")
     (tmp_path / "mine.toml").write_text(SWEEP.replace("512", "128"))
-    assert "numpy_rows" in bench(tmp_path, "list", "--plugin", plugin).stdout
-    done = bench(tmp_path, "run", "mine.toml", "--plugin", plugin)
+    assert "numpy_rows" in command("bench", tmp_path, "list", "--plugin", plugin).stdout
+    done = command("bench", tmp_path, "run", "mine.toml", "--plugin", plugin)
     assert done.returncode == 0, done.stdout + done.stderr
     found = rows(tmp_path, "gemm")
     ours = [row for row in found if row["backend"] == "numpy_rows"]
@@ -95,7 +89,7 @@ def test_the_backend_of_the_page_is_checked_timed_listed_and_identified(tmp_path
     sha256 = hashlib.sha256(plugin.read_bytes()).hexdigest()
     assert {row["plugins"] for row in ours} == {f"numpy_rows {sha256[:16]}"}
     assert {row["plugins"] for row in found if row["backend"] == "native"} == {""}
-    without = bench(tmp_path, "plan", "mine.toml")
+    without = command("bench", tmp_path, "plan", "mine.toml")
     assert without.returncode == 2 and "axes.backend" in without.stderr and "accepted: cuda" in without.stderr
 
 
@@ -104,7 +98,7 @@ def test_a_kernel_that_is_wrong_has_no_time(tmp_path: Path) -> None:
     plugin = written(tmp_path, "numpy_rows", CODE["numpy_rows"].replace("y[:] = ", "y[:] = 1.001 * "))
     (tmp_path / "mine.toml").write_text(SWEEP.replace("512", "128").replace(', "native"', ""))
     variable = {PLUGINS_VARIABLE: str(plugin)}  # which every command goes by
-    assert bench(tmp_path, "run", "mine.toml", **variable).returncode == 1
+    assert command("bench", tmp_path, "run", "mine.toml", **variable).returncode == 1
     assert {(row["status"], row["time_ms"]) for row in rows(tmp_path, "gemm")} == {("wrong", None)}
 
 
@@ -113,7 +107,7 @@ def test_the_criterion_and_the_schedule_of_the_page_train(tmp_path: Path) -> Non
     plugin = written(tmp_path, "thirds")
     settings = 'criterion = "median_magnitude"\nschedule = "thirds"\n'
     (tmp_path / "mine.toml").write_text(SMALL + settings)
-    done = bench(tmp_path, "run", "mine.toml", "--plugin", plugin)
+    done = command("bench", tmp_path, "run", "mine.toml", "--plugin", plugin)
     assert done.returncode == 0, done.stdout + done.stderr
     last = rows(tmp_path, "train")[-1]
     assert last["sparsity"] == 0.5 and str(last["plugins"]).startswith("thirds ")
@@ -147,7 +141,7 @@ def test_a_model_and_a_data_set_of_ones_own(tmp_path: Path) -> None:
     plugins = [written(tmp_path, "squares", DATA), written(tmp_path, "wide", MODEL)]
     (tmp_path / "mine.toml").write_text(SMALL + 'dataset = "squares"\nmodel = "wide"\nschedule = "cubic"\n')
     options = [part for each in plugins for part in ("--plugin", each)]
-    done = bench(tmp_path, "run", "mine.toml", *options)
+    done = command("bench", tmp_path, "run", "mine.toml", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     last = rows(tmp_path, "train")[-1]
     assert last["vocabulary"] == 4 and 1.0 <= float(str(last["val_ppl"])) < 4.5
@@ -170,19 +164,19 @@ def test_what_cannot_be_used_ends_in_one_line(name: str, tmp_path: Path) -> None
     plugin = written(tmp_path, name, text)
     (tmp_path / "mine.toml").write_text(SWEEP)
     before = sorted(tmp_path.rglob("*"))
-    done = bench(tmp_path, "run", "mine.toml", "--plugin", plugin, PYTHONDONTWRITEBYTECODE="1")
+    done = command("bench", tmp_path, "run", "mine.toml", "--plugin", plugin, PYTHONDONTWRITEBYTECODE="1")
     assert done.returncode == 2 and not done.stdout and len(done.stderr.splitlines()) == 1, done.stderr
     assert str(plugin) in done.stderr and words in done.stderr and "accepted: " in done.stderr
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_what_it_prints_is_no_part_of_an_answer(tmp_path: Path) -> None:
-    done = bench(tmp_path, "list", "--json", "--plugin", written(tmp_path, "talks", "print('hello')"))
+    done = command("bench", tmp_path, "list", "--json", "--plugin", written(tmp_path, "talks", "print('hello')"))
     assert done.returncode == 0 and done.stderr == "hello\n" and json.loads(done.stdout)["sweeps"]
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    done = bench(tmp_path, "list", "--plugin", "nothing.py")
+    done = command("bench", tmp_path, "list", "--plugin", "nothing.py")
     assert done.returncode == 2 and "nothing.py: no plugin: no such file" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 

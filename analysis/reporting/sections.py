@@ -97,7 +97,8 @@ def _ours(points: pd.DataFrame) -> str:
     return "native" if "native" in set(points["backend"]) else compare.leading_backend(points) or "native"
 
 
-def _shown(caption: str, table: pd.DataFrame) -> tuple[str, Markup]:
+def shown(caption: str, table: pd.DataFrame) -> tuple[str, Markup]:
+    """A table as a section has it."""
     return caption, Markup(tables.to_html(table))
 
 
@@ -129,7 +130,7 @@ def _speed(gemm: Part) -> Section:
         "Time of a dense product with the unpruned weight over the time of the block-sparse one, as pairs in one "
         "process.",
         pictures,
-        [_shown("Where the block-sparse product starts to be faster than dense.", tables.breakeven_table(gemm))],
+        [shown("Where the block-sparse product starts to be faster than dense.", tables.breakeven_table(gemm))],
         absent,
     )
 
@@ -173,7 +174,7 @@ def _layers(lstm: Part) -> Section:
         "Time of a whole layer over all its steps, with unpruned weights, over that of the block-sparse one, as pairs "
         "in one process.",
         [*pictures, efficiency],
-        [_shown("Where the block-sparse layer starts to be faster.", tables.layer_table(lstm))],
+        [shown("Where the block-sparse layer starts to be faster.", tables.layer_table(lstm))],
         [f"{name}: {_why_nothing(layer, noun)}" for name, layer in lstm.layers() if not layer.is_measured],
     )
 
@@ -206,7 +207,7 @@ def _storage(stored: Part) -> Section:
         "Bytes of a matrix by the form it is stored in, and the time of its product with a dense one, paired with that "
         "of the dense form with no element emptied (of activations: the same ones).",
         pictures,
-        [_shown(caption, tables.storage_table(stored))],
+        [shown(caption, tables.storage_table(stored))],
         [*absent, *_kept_beside(stored)],
     )
 
@@ -252,8 +253,8 @@ def _sparse_training(train: Part) -> Section:
         "and inference are interleaved pairs.",
         pictures,
         [
-            _shown(f"Training time, and the integral of the {noun}.", tables.training_time_table(train)),
-            _shown(models, tables.finished_model_table(train)),
+            shown(f"Training time, and the integral of the {noun}.", tables.training_time_table(train)),
+            shown(models, tables.finished_model_table(train)),
         ],
         tables.statements(train),
     )
@@ -265,7 +266,7 @@ def _beside_the_slides(found: Study, small: bool) -> Section:
     return Section(
         "AWD-LSTM beside the slides" + (", small version" if small else ""),
         "The slides' lines, ours by their recipe and by our best one. What was not run says so.",
-        tables=[_shown(*each) for each in awd_tables.every_table(sweeps)],
+        tables=[shown(*each) for each in awd_tables.every_table(sweeps)],
         sentences=[*awd_goals.statements(sweeps), *awd_tables.notes(sweeps)],
     )
 
@@ -289,17 +290,17 @@ def _accuracy(train: Part, gemm: Part, beside_slides: bool) -> Section:
         return Section(title, _why_nothing(train, "training runs"))
     pictures = [] if methods_figures.shown(train) else [_cost_picture(train)]
     every, each = tables.main_table(train, gemm), "Every variant, block size and sparsity"
-    shown = [
-        _shown(f"{each}: {unit}. {COSTS}", every[[*tables.SETTING, *tables.cost_columns(train)]]),
-        _shown(f"{each}: speedup.", every[[*tables.SETTING, *tables.SPEED]]),
+    listed = [
+        shown(f"{each}: {unit}. {COSTS}", every[[*tables.SETTING, *tables.cost_columns(train)]]),
+        shown(f"{each}: speedup.", every[[*tables.SETTING, *tables.SPEED]]),
     ]
     if beside_slides and train.unit.base is None:  # the slides' are of words
-        shown.append(_shown(BESIDE_SLIDES, awd_tables.slides_table(train, gemm)))
+        listed.append(shown(BESIDE_SLIDES, awd_tables.slides_table(train, gemm)))
     return Section(
         title,
         f"{unit.capitalize()} of the same network without pruning, with block lasso, and with block lasso and pruning.",
         pictures,
-        shown,
+        listed,
         sentences=_machines(train),
     )
 
@@ -332,7 +333,7 @@ def _methods(train: Part) -> Section:
         _titled("Ways to prune a classifier", train),
         "Test accuracy of every method; errors are compared as ratios, paired by seed.",
         pictures,
-        [_shown(f"Every method. {COSTS}", tables.methods_table(train))],
+        [shown(f"Every method. {COSTS}", tables.methods_table(train))],
     )
 
 
@@ -346,7 +347,7 @@ def _removal(train: Part) -> Section:
         _titled("Dead units", train),
         "A block-sparse layer is often a narrower one: what finishing a model removes beside its empty blocks.",
         [picture, *([_worth(train)] if methods_figures.shown(train) else [])],
-        [_shown("Before and after the dead units are removed.", tables.narrowed_table(train))],
+        [shown("Before and after the dead units are removed.", tables.narrowed_table(train))],
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from bench.cells import Cell, GemmCell, LstmCell
 from bench.settings import LARGEST_INT
+from kernels.tensors.rounding import in_blocks
 
 GATES = {"lstm": 4, "gru": 3}
 OURS = {"cpu": "native", "cuda": "cuda"}
@@ -109,7 +110,8 @@ def timing(layer: Layer, setting: Setting) -> Timing:
     if layer.reason:
         return Timing(reason=layer.reason)
     size = setting.block_size
-    padded = replace(layer, rows=_whole(layer.rows, size), cols=_whole(layer.cols, size))
+    rows, cols = in_blocks((layer.rows, layer.cols), 1, size)
+    padded = replace(layer, rows=rows, cols=cols)
     if padded == layer:
         return Timing(_parts(layer, setting, "all"))
     if setting.pad:
@@ -120,10 +122,6 @@ def timing(layer: Layer, setting: Setting) -> Timing:
         note = f"weight_ih stays dense: its {layer.cols} columns are no whole blocks"
         return Timing(_parts(layer, setting, "weight_hh"), note=note, scope="weight_hh")
     return Timing(_dense_parts(layer, setting), reason=_indivisible(layer, size))
-
-
-def _whole(size: int, block_size: int) -> int:
-    return -(-size // block_size) * block_size
 
 
 def _indivisible(layer: Layer, block_size: int) -> str:
@@ -231,8 +229,8 @@ def require_candidates(layers: Sequence[Layer], block_sizes: Sequence[int], pad:
         first, wanted = fine[0], block_sizes[0]
         fits = nearest_blocks([first.rows, first.cols], wanted)
         sizes = ", ".join(map(str, block_sizes))
-        padded = f"{_whole(first.rows, wanted)} and {_whole(first.cols, wanted)}"
+        rows, cols = in_blocks((first.rows, first.cols), 1, wanted)
         raise AdviceError(
             f"--block-size: none of {sizes} divides {first.sizes}; accepted: {fits} (the nearest sizes that work), "
-            f"or --pad, which fills it up to {padded}"
+            f"or --pad, which fills it up to {rows} and {cols}"
         )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.data.images import Images, ImageSizes
 from kernels.registry import Catalogue
@@ -26,6 +26,8 @@ from kernels.system.resources import is_of_disk
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from bench.data.text import Source
 
 TEXT = "text:"  # a path behind it names a text of one's own
 
@@ -40,13 +42,11 @@ class Datasets(Catalogue):
         return [*super().accepted(), f"{TEXT}PATH"]
 
     def module(self, name: str) -> ModuleType:
-        return importlib.import_module("bench.data.text") if name.startswith(TEXT) else super().module(name)
+        return _text() if name.startswith(TEXT) else super().module(name)
 
-    def __getitem__(self, name: str) -> Any:
-        if name.startswith(TEXT):
-            read = self.module(name).load
-            return lambda _: read(name)
-        return super().__getitem__(name)
+
+def _text() -> ModuleType:
+    return importlib.import_module("bench.data.text")  # which imports this one
 
 
 DATASETS = Datasets("dataset", "bench.data", "load", helpers=("corpus", "images", "settings", "text"))
@@ -176,25 +176,25 @@ def download_into(home: Path, sources: Iterable[Callable[[Path], dict[str, Path]
     return False
 
 
-def load_data(name: str, folder: str | PathLike[str]) -> Corpus | Images:
-    """One data set, read and numbered once in a process.
+def load_data(source: str | Source, folder: str | PathLike[str]) -> Corpus | Images:
+    """One data set, by its name or as a text of one's own is read; numbered once in a process.
 
     ValueError for an unknown name, DataError for unusable files.
     """
-    return _load_data(name, Path(folder))
+    return _load_data(source, Path(folder))
 
 
 @functools.cache
-def _load_data(name: str, folder: Path) -> Corpus | Images:
-    data: Corpus | Images = DATASETS[name](folder)
+def _load_data(source: str | Source, folder: Path) -> Corpus | Images:
+    data: Corpus | Images = DATASETS[source](folder) if isinstance(source, str) else _text().load(source)
     return data
 
 
-def load_corpus(name: str, folder: str | PathLike[str]) -> Corpus:
+def load_corpus(source: str | Source, folder: str | PathLike[str]) -> Corpus:
     """`load_data` of a text; ValueError for a data set that is none."""
-    if task_of(name) != LANGUAGE:
-        raise ValueError(f"dataset: {name} is no text; accepted: {', '.join(names_of(LANGUAGE))}")
-    data = load_data(name, folder)
+    if task_of(str(source)) != LANGUAGE:
+        raise ValueError(f"dataset: {source} is no text; accepted: {', '.join(names_of(LANGUAGE))}")
+    data = load_data(source, folder)
     assert isinstance(data, Corpus)
     return data
 

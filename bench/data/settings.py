@@ -33,12 +33,12 @@ class TextSettings(Settings):
     eval_tokens: Natural = Field(0, description="tokens of validation and of test text used; 0 means all")
 
     @property
-    def source(self) -> str:
+    def source(self) -> str | Source:
         """What `load_data` takes: the name of the data set, of a text of one's own with how it is read."""
         if not self.dataset.startswith(TEXT):
             return self.dataset
         path = self.dataset.removeprefix(TEXT)
-        return str(Source(path, self.tokens, self.min_count, self.valid_share, self.test_share))
+        return Source(path, self.tokens, self.min_count, self.valid_share, self.test_share)
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> Self:

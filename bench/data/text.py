@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
-from urllib.parse import parse_qsl, urlencode
+from typing import NamedTuple
 
 from bench.data.corpus import EOS, TEXT, UNK, Corpus, DataError, build_vocabulary
 
@@ -22,7 +21,7 @@ FEWEST = 10  # tokens of a part, below which it is none
 
 
 class Source(NamedTuple):
-    """Where a text lies and how it is read: settings of a cell, as one string that `load_data` goes by."""
+    """Where a text lies and how it is read: the settings of a cell that `load_data` goes by."""
 
     path: str
     tokens: str = "word"
@@ -31,20 +30,12 @@ class Source(NamedTuple):
     test_share: float = 0.1
 
     def __str__(self) -> str:
-        return f"{TEXT}{self.path}\n{urlencode(self._asdict() | {'path': ''})}"
-
-    @classmethod
-    def of(cls, name: str) -> Self:
-        """What `str` made of it, or the name of a data set as a sweep file has it."""
-        path, _, rest = name.removeprefix(TEXT).partition("\n")
-        given = dict(parse_qsl(rest))
-        kinds = {"tokens": str, "min_count": int, "valid_share": float, "test_share": float}
-        return cls(path, **{name: kind(given[name]) for name, kind in kinds.items() if name in given})
+        """The name of the data set, as a sweep file has it."""
+        return f"{TEXT}{self.path}"
 
 
-def load(name: str) -> Corpus:
-    """The corpus of a `Source`, or of `text:PATH`. DataError, one line with the file, where it cannot be used."""
-    source = Source.of(name)
+def load(source: Source) -> Corpus:
+    """The corpus. DataError, one line with the file, where it cannot be used."""
     path = Path(source.path)
     parts = _three_files(path, source) if path.is_dir() else _cut(path, source)
     for part, tokens in zip(PARTS, parts, strict=True):

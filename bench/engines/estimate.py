@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
 
 from bench.cells import CHECK_SECONDS, Cell, TrainCell, is_training
 from bench.data.corpus import Sizes, known_sizes
@@ -63,15 +62,14 @@ def rough_seconds(cell: Cell) -> float:
 def _training_seconds(cell: TrainCell, rate: float) -> float:
     sizes = known_sizes(cell.dataset) or UNTOLD
     if isinstance(sizes, ImageSizes):
-        weights = sum(out * into for into, out in pairwise([*cell.layer_widths, sizes.classes]))
+        weights = cell.layer_weights + cell.layer_widths[-1] * sizes.classes
         seen = 3 * sizes.train + sizes.valid + sizes.test
         steps = cell.epochs * sizes.train / cell.batch_size
         return CHECK_SECONDS + steps * STEP_SECONDS + cell.epochs * 2 * weights * seen / rate
     train = cell.train_tokens or sizes.train
     evaluated = 2 * cell.eval_tokens or sizes.valid + sizes.test
-    lstm = sum(4 * out * (into + out) for into, out in pairwise(cell.layer_widths))
     words = cell.least_logits(sizes.vocabulary)
-    per_token = 2 * (lstm + words * cell.layer_widths[-1])
+    per_token = 2 * (cell.layer_weights + words * cell.layer_widths[-1])
     # the backward pass costs twice the forward pass
     seconds = CHECK_SECONDS + cell.epochs * per_token * (3 * train + evaluated) / rate
     if cell.device == "cuda":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -60,10 +59,10 @@ def parameters_of(cell: TrainCell, sizes: Sizes | ImageSizes) -> int:
     """Parameters of a model, from the settings alone: embedding, decoder, layers."""
     if isinstance(sizes, ImageSizes):
         normed = 2 if cell.batch_norm else 0
-        layers = sum(out * (into + 1 + normed) for into, out in pairwise(cell.layer_widths))
+        layers = cell.layer_weights + (1 + normed) * sum(cell.layer_widths[1:])
         return layers + sizes.classes * (cell.layer_widths[-1] + 1)
     vocabulary = sizes.vocabulary
-    layers = sum(4 * out * (into + out + 2) for into, out in pairwise(cell.layer_widths))
+    layers = cell.layer_weights + 8 * sum(cell.layer_widths[1:])  # four gates have two biases each
     return vocabulary * cell.embedding_size + cell.decoder_parameters(vocabulary) + layers
 
 

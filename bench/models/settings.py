@@ -139,6 +139,12 @@ class ModelSettings(Sparsifying):
         return [self.input_width, *[self.hidden_size] * (self.num_layers - 1), last]
 
     @property
+    def layer_weights(self) -> int:
+        """Weights of the layers, biases aside: of an LSTM's, four gates read inputs and states."""
+        sides = pairwise(self.layer_widths)
+        return sum(4 * out * (into + out) if self.is_recurrent else out * into for into, out in sides)
+
+    @property
     def cutoffs(self) -> list[int]:
         """Words before each cluster of the adaptive softmax."""
         return [self.cutoff, self.second_cutoff] if self.second_cutoff else [self.cutoff]

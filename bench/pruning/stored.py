@@ -75,7 +75,7 @@ class Exported(nn.Module):
     def kept(self) -> int:
         """Weights of the layers that are stored: elements of the kept blocks, and all of what is dense. No biases."""
         dense = sum(each.numel() for each in self.layers.parameters() if each.ndim == 2)
-        return dense + sum(weight.data.numel() for weight in self.sparse_weights)
+        return dense + sum(weight.nnzb * weight.block_size**2 for weight in self.sparse_weights)
 
     @property
     def nbytes(self) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import nn
 
@@ -43,9 +41,8 @@ def equal_width(cell: TrainCell, stored: int) -> int:
 
 
 def _weights(cell: TrainCell, width: int) -> int:
-    """Weights of the layers of the dense network of that width: of an LSTM's, four gates read inputs and states."""
-    sides = pairwise(_dense(cell, width).layer_widths)
-    return sum(4 * out * (into + out) if cell.is_recurrent else out * into for into, out in sides)
+    """Weights of the layers of the dense network of that width."""
+    return _dense(cell, width).layer_weights
 
 
 def _dense(cell: TrainCell, width: int) -> TrainCell:

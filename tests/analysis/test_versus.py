@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import made
 import pandas as pd
 import pytest
+from commands import command
 from rich.console import Console
 
 from analysis import versus
@@ -122,19 +121,10 @@ def test_the_screen_and_the_page(tmp_path: Path) -> None:
 @pytest.mark.slow(8)
 @pytest.mark.parametrize("package", ["bench", "analysis"])
 def test_from_the_command_line(package: str, tmp_path: Path) -> None:
-    folder = str(REFERENCE / "lstm")
-    command = [sys.executable, "-m", package, "compare", folder, folder, "--json"]
+    folder = REFERENCE / "lstm"
     (tmp_path / "results").mkdir()
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment())
+    done = command(package, tmp_path, "compare", folder, folder, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["over"] == {"lstm": ""}
-    bad = subprocess.run(
-        [*command[:4], folder, "nothing"], cwd=tmp_path, capture_output=True, text=True, env=environment()
-    )
+    bad = command(package, tmp_path, "compare", folder, "nothing")
     assert bad.returncode == 2 and len(bad.stderr.splitlines()) == 1 and "no results called 'nothing'" in bad.stderr
-
-
-def environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import work
+from commands import command
 
 from bench.engines.driver import Terms
 from bench.run import make_plan, run_sweep
@@ -59,9 +57,7 @@ def test_after_it_each_cell_has_its_row(sweep: Sweep, tmp_path: Path) -> None:
 
 
 def run(module: str, *arguments: Any, folder: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    done = command(module, folder, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

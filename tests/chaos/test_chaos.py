@@ -66,21 +66,27 @@ def shards(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def test_signals_at_random_moments(full: bool, tell: Any, tmp_path: Path) -> None:
-    """To the driver and to workers, which are replaced: nothing lost, nothing twice, no finished cell run again."""
-    sweeps, wanted = (20, 300) if full else (2, 6)
-    rng, tried, again = random.Random(7), Counter[str](), 0
-    file = tmp_path / "fast.toml"
-    file.write_text(f'kind = "train"\n[axes]\nseed = {list(range(24))}\n')
+def fast_sweep(folder: Path, cells: int, workers: int) -> tuple[Callable[[Path], Forked], list[dict[str, Any]]]:
+    """What starts a sweep `fast` of cells that succeed at once, into a folder; and what it stores undisturbed."""
+    file = folder / "fast.toml"
+    file.write_text(f'kind = "train"\n[axes]\nseed = {list(range(cells))}\n')
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ready()
 
     def started(results: Path) -> Forked:
-        return Forked([str(START), str(file), str(results), "succeed", "2", "retry"], environment, tmp_path / "said")
+        arguments = [START, file, results, "succeed", workers, "retry"]
+        return Forked(list(map(str, arguments)), environment, folder / "said")
 
-    with started(tmp_path / "reference") as run:
+    with started(folder / "reference") as run:
         assert run.wait(60) == 0
-    reference = deterministic(tmp_path / "reference" / "fast", "train")
+    return started, deterministic(folder / "reference" / "fast", "train")
+
+
+def test_signals_at_random_moments(full: bool, tell: Any, tmp_path: Path) -> None:
+    """To the driver and to workers, which are replaced: nothing lost, nothing twice, no finished cell run again."""
+    sweeps, wanted = (20, 300) if full else (2, 6)
+    rng, tried, again = random.Random(7), Counter[str](), 0
+    started, reference = fast_sweep(tmp_path, cells=24, workers=2)
     moments = 0
     for number in range(sweeps):
         results, kept = tmp_path / f"results{number}", {}
@@ -226,21 +232,11 @@ def test_a_disk_that_fills_up_at_every_stage(full: bool, tell: Any, small_disk: 
 
     Files from before stay as they are, a line says what is full, and once there is room the same run goes on.
     """
-    file, count = tmp_path / "fast.toml", 6
-    file.write_text(f'kind = "train"\n[axes]\nseed = {list(range(count))}\n')
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ready()
-
-    def started(results: Path) -> Forked:
-        return Forked([str(START), str(file), str(results), "succeed", "1", "retry"], environment, tmp_path / "said")
-
-    with started(tmp_path / "reference") as run:
-        assert run.wait(60) == 0
-    reference = deterministic(tmp_path / "reference" / "fast", "train")
+    started, reference = fast_sweep(tmp_path, cells=6, workers=1)
     pages, waited, ended = (range(0, 80, 1) if full else (1, 9)), 0, 0
     for left in pages:
         results, ballast = small_disk / "results", small_disk / "ballast"
-        before = _with_one_cell(results, reference, file)
+        before = _with_one_cell(results, tmp_path / "fast.toml")
         free = shutil.disk_usage(small_disk).free
         ballast.write_bytes(b"\0" * max(0, free - left * 4096))
         with started(results) as run:
@@ -261,7 +257,7 @@ def test_a_disk_that_fills_up_at_every_stage(full: bool, tell: Any, small_disk: 
     )
 
 
-def _with_one_cell(results: Path, reference: list[dict[str, Any]], file: Path) -> dict[Path, bytes]:
+def _with_one_cell(results: Path, file: Path) -> dict[Path, bytes]:
     """A store with the first cell of a sweep, and what lies in it."""
     sweep = load(file)
     one = Sweep(sweep.name, "", file, sweep.cells[:1])
