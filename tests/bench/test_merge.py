@@ -201,9 +201,8 @@ def test_a_lock_that_another_looks_at_while_it_is_taken_is_waited_for(
     other = threading.Thread(target=look)
     other.start()
     looking.wait()
-    with Store(folder).lock(share=True):
-        with pytest.raises(LockedError), locked(folder, "", name):
-            pass
+    with Store(folder).lock(share=True), pytest.raises(LockedError), locked(folder, "", name):
+        pass
     other.join()
 
 
