@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.abc import MetaPathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -256,12 +256,11 @@ def run(
             terms = _on_ray(terms, address)
         part = Shard(*shard)
         if engine == "slurm":
-            options = _of_slurm(slurm)
-            more = ["--timeout", timeout, "--checkpoint-seconds", checkpoint_seconds, "--wait-quiet", wait_quiet]
-            more += ["--workers", workers] if workers else []
-            more += ["--mirror", mirror] if mirror else []
-            more += ["--mix-machines"] if mix_machines else []
-            status = run_jobs_of(sweep, results, jobs, options, list(map(str, more)))
+            more: dict[str, Any] = {"--timeout": timeout, "--checkpoint-seconds": checkpoint_seconds}
+            more |= {"--wait-quiet": wait_quiet, "--workers": workers, "--mirror": mirror}
+            words = [str(word) for option, value in more.items() if value is not None for word in (option, value)]
+            words += ["--mix-machines"] if mix_machines else []
+            status = run_jobs_of(sweep, results, jobs, _of_slurm(slurm), words)
         else:
             status = run_sweep(
                 sweep, results, workers, retry, checkpoint_seconds, terms, mix_machines, part, share, mirror

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from bench.cells import KINDS, Cell, Row, TrainCell, is_training, number
 from bench.data.corpus import TEXT, DataError, data_dir, load_data
-from bench.engines.driver import Job, LeftError, Terms, run_jobs, say
+from bench.engines.driver import Ended, Job, LeftError, Terms, run_jobs, say
 from bench.engines.estimate import Pace, spoken
 from bench.engines.families import terminable
 from bench.engines.local import run_cells
@@ -208,14 +208,15 @@ def run_sweep(
     environment is at fault; every cell finished before that stays stored.
     """
     store = Store(Path(results) / sweep.name)
+    again = partial(make_plan, sweep, results, store=store, shard=shard)
     if any(map(_reads_own_text, sweep.cells)):  # before anything is made
-        before = make_plan(sweep, results, retry, store, shard)
+        before = again(retry)
         check_datasets(list(filter(_reads_own_text, before.todo)), before.last_rows())
     checkpoints = Checkpoints(store.folder / FOLDER, checkpoint_seconds)
     claims = Claims(store.folder) if share or shard.of > 1 else None
     mirror = Mirror(mirror_url, sweep.name, say) if mirror_url else None
     with store.lock(str(shard), share) as repairs, claims.held() if claims else nullcontext():
-        plan = make_plan(sweep, results, retry, store, shard)
+        plan = again(retry)
         claim(store.folder, sweep)
         checkpoints.discard(stale(plan))
         for line in [*repairs, *plan.lines(workers)]:
@@ -227,25 +228,8 @@ def run_sweep(
         if mirror is not None:
             mirror.send(*(stored.path for stored in plan.stored.values()))
         check_datasets(plan.todo)
-        told = False
-        while True:
-            shelf = _Shelf(store, plan, claims, mirror, mix_machines or alone)
-            jobs = [Job(cell, shelf, partial(shelf.taken, cell)) for cell in sorted(plan.todo, key=_trains)]
-            together = replace(terms, together=training_workers(plan.todo, workers))
-            ended = run_jobs(jobs, together, plan.pace(), checkpoints=checkpoints, names=labels(sweep.cells))
-            plan, terms = make_plan(sweep, results, store=store, shard=shard), replace(terms, wait_quiet=None)
-            left = [cell for cell in plan.todo if cell.cell_id not in shelf.elsewhere]
-            if ended.interrupted or claims is None or not left:
-                break
-            if not told:
-                say(
-                    f"waiting for {number(len(left))} that other runs are at; one that is gone for {LOST_SECONDS:g} s "
-                    "loses what it is at to this one"
-                )
-            told = True
-            if not _waited(OTHERS_SECONDS):
-                ended = ended._replace(interrupted=True)
-                break
+        begin = partial(_Shelf, store, claims=claims, mirror=mirror, mix_machines=mix_machines or alone)
+        ended, elsewhere = _run_all(plan, again, begin, checkpoints, workers, terms)
         if not store.is_shared:
             checkpoints.tidy()
         store.compact(sweep.cells)
@@ -253,13 +237,45 @@ def run_sweep(
             if not ended.interrupted:
                 raise ResourceError(why)
             say(why)
-    if shelf.elsewhere and not ended.interrupted:
-        where = ", ".join(sorted(set(shelf.elsewhere.values())))
+    if elsewhere and not ended.interrupted:
+        where = ", ".join(sorted(set(elsewhere.values())))
         raise UnusableError(
-            f"{number(len(shelf.elsewhere))} left to the machine that timed the others of their kind ({where}): "
+            f"{number(len(elsewhere))} left to the machine that timed the others of their kind ({where}): "
             "timings of two do not compare; go on there, or with --mix-machines"
         )
-    return _summary(make_plan(sweep, results, store=store, shard=shard), store, ended.interrupted)
+    return _summary(again(), store, ended.interrupted)
+
+
+def _run_all(
+    plan: Plan,
+    again: Callable[[], Plan],
+    begin: Callable[[Plan], _Shelf],
+    checkpoints: Checkpoints,
+    workers: int | None,
+    terms: Terms,
+) -> tuple[Ended, Mapping[str, str]]:
+    """Run a plan, then what others that share it leave: how it ended, and the machines that cells are left to.
+
+    again: the plan of what is not stored by now. begin: where the rows of a plan's cells go.
+    """
+    names, told = labels(plan.sweep.cells), False
+    while True:
+        shelf = begin(plan)
+        jobs = [Job(cell, shelf, partial(shelf.taken, cell)) for cell in sorted(plan.todo, key=_trains)]
+        together = replace(terms, together=training_workers(plan.todo, workers))
+        ended = run_jobs(jobs, together, plan.pace(), checkpoints=checkpoints, names=names)
+        plan, terms = again(), replace(terms, wait_quiet=None)
+        left = [cell for cell in plan.todo if cell.cell_id not in shelf.elsewhere]
+        if ended.interrupted or shelf.claims is None or not left:
+            return ended, shelf.elsewhere
+        if not told:
+            say(
+                f"waiting for {number(len(left))} that other runs are at; one that is gone for {LOST_SECONDS:g} s "
+                "loses what it is at to this one"
+            )
+        told = True
+        if not _waited(OTHERS_SECONDS):
+            return ended._replace(interrupted=True), shelf.elsewhere
 
 
 def run_jobs_of(

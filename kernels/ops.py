@@ -280,21 +280,7 @@ def block_sparse_lstm(
     """
     if dense not in DENSE:
         raise ValueError(f"unknown dense {dense!r}; accepted: {', '.join(DENSE)}")
-    for name, each in (("x", x), ("weight_ih", weight_ih), ("bias_ih", bias_ih), ("bias_hh", bias_hh)):
-        if not (name == "weight_ih" and isinstance(each, BSRMatrix)) and not (each is None and name.startswith("bias")):
-            if name == "weight_ih":
-                refuse_sparse(name, each)
-            require_memory(name, each)
-    if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
-        raise ValueError(f"state must be (h0, c0) or None, got {type(state).__name__}")
-    for name, each in zip(("h0", "c0"), state or (), strict=False):
-        require_memory(name, each)
-    refuse_functionalize()
-    for name, each in (("weight_ih", weight_ih), ("weight_hh", require_sparse("weight_hh", weight_hh))):
-        if isinstance(each, BSRMatrix) and each.shape != each.unpadded:
-            raise ValueError(
-                f"{name} is padded, and its gates are not by themselves; accepted: BlockSparseLSTM, pad=True"
-            )
+    _check_operands(x, state, weight_ih, weight_hh, bias_ih, bias_hh)
     weight_hh = weight_hh._operand
     weight_ih = weight_ih._operand if isinstance(weight_ih, BSRMatrix) else weight_ih
     if is_any_autocast() and (wanted := autocast_type(x.device)) is not None:
@@ -326,6 +312,32 @@ def block_sparse_lstm(
         listed = [into.data, *into.index] if into else []
         y, h, c, _ = native_lstm.lstm(inputs, bias, h0, c0, [weight_hh.data, *weight_hh.index], listed)
     return y, (h[None], c[None])
+
+
+def _check_operands(
+    x: Tensor,
+    state: tuple[Tensor, Tensor] | None,
+    weight_ih: Tensor | BSRMatrix,
+    weight_hh: BSRMatrix,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+) -> None:
+    """What each operand of a layer is, before their shapes are looked at."""
+    for name, each in (("x", x), ("weight_ih", weight_ih), ("bias_ih", bias_ih), ("bias_hh", bias_hh)):
+        if not (name == "weight_ih" and isinstance(each, BSRMatrix)) and not (each is None and name.startswith("bias")):
+            if name == "weight_ih":
+                refuse_sparse(name, each)
+            require_memory(name, each)
+    if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
+        raise ValueError(f"state must be (h0, c0) or None, got {type(state).__name__}")
+    for name, each in zip(("h0", "c0"), state or (), strict=False):
+        require_memory(name, each)
+    refuse_functionalize()
+    for name, each in (("weight_ih", weight_ih), ("weight_hh", require_sparse("weight_hh", weight_hh))):
+        if isinstance(each, BSRMatrix) and each.shape != each.unpadded:
+            raise ValueError(
+                f"{name} is padded, and its gates are not by themselves; accepted: BlockSparseLSTM, pad=True"
+            )
 
 
 def _lstm_as(

@@ -1,4 +1,4 @@
-"""Every command and program of README and CONTRIBUTING, run as a new user does.
+"""Every command and program of README, RUNNING and CONTRIBUTING, run as a new user does.
 
 Each in a fresh clone, with what is not committed yet.
 
@@ -83,8 +83,11 @@ SMALLER = "TrainCell(train_tokens=4000, eval_tokens=1000, epochs=1, "  # a secon
 A_COMMAND = re.compile(r"nox( |$)|pytest .|python -m (bench|analysis|pytest) ")
 
 
+PAGES = ("README.md", "bench/RUNNING.md", "CONTRIBUTING.md")
+
+
 def texts() -> list[str]:
-    return [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")]
+    return [(ROOT / name).read_text(encoding="utf-8") for name in PAGES]
 
 
 def blocks(language: str) -> list[str]:
@@ -196,3 +199,15 @@ def test_no_command_stands_in_the_prose_alone() -> None:
     """A shorter one may stand for a longer one of a block: `nox -s tests`."""
     known = [part for command in commands() for part in command.split(" && ")]
     assert [span for span in in_prose() if not any(f"{command} ".startswith(f"{span} ") for command in known)] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, "analysis/READING.md", "kernels/PLUGINS.md", "results/reference/README.md"])
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    """A file that is there, and in a page a heading, as its words make its anchor."""
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-") for words in headings}, link

@@ -229,18 +229,15 @@ def measure_final(
     with all_dense(paths):
         dense = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
         x = dense.enter(window)  # type: ignore[operator]
-        whole = interleaved(lambda: dense(window), lambda: final(window), INFERENCE_PAIRS, paths.device)
-        layers = interleaved(
-            lambda: dense.run_layers(x),  # type: ignore[operator]
-            lambda: final.run_layers(x),  # type: ignore[operator]
-            INFERENCE_PAIRS,
-            paths.device,
-        )
-        narrower = interleaved(lambda: dense(window), lambda: narrow(window), INFERENCE_PAIRS, paths.device)
-        others = None
-        if beside is not None:
-            equally = beside[1].to(window.device, dtype)
-            others = interleaved(lambda: dense(window), lambda: equally(window), INFERENCE_PAIRS, paths.device)
+
+        def in_pairs(
+            other: nn.Module, part: str = "__call__", given: Tensor = window
+        ) -> tuple[list[float], list[float]]:
+            mine, others = getattr(dense, part), getattr(other, part)
+            return interleaved(lambda: mine(given), lambda: others(given), INFERENCE_PAIRS, paths.device)
+
+        whole, layers, narrower = in_pairs(final), in_pairs(final, "run_layers", x), in_pairs(narrow)
+        equally = beside and in_pairs(beside[1].to(window.device, dtype))
     scores = evaluate(final)
     return {
         "dense_bytes": stored.dense_nbytes,
@@ -262,6 +259,6 @@ def measure_final(
         "inference_narrowed_dense_ms": narrower[0],
         "inference_narrowed_ms": narrower[1],
         "equal_units": beside and beside[0],
-        "inference_equal_dense_ms": others and others[0],
-        "inference_equal_ms": others and others[1],
+        "inference_equal_dense_ms": equally and equally[0],
+        "inference_equal_ms": equally and equally[1],
     }

@@ -134,9 +134,11 @@ def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path) -> None:
     assert choose.choices.__wrapped__(tmp_path / "tuned.json") == ()
 
 
-def test_it_is_looked_for_where_the_readme_puts_it() -> None:
+def test_it_is_looked_for_where_the_page_on_running_puts_it() -> None:
     root = Path(__file__).parents[3]
-    assert f" {choose.PATH.relative_to(root).as_posix()} " in (root / "README.md").read_text(encoding="utf-8")
+    assert f" {choose.PATH.relative_to(root).as_posix()} " in (root / "bench" / "RUNNING.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_layers_follow_it_too(write: Write) -> None:
