@@ -227,13 +227,13 @@ Found = tuple[list[Pairs], bool]  # the pairs of a layer's cells, and whether on
 
 
 def _pairs(measured: Measured, row: Row) -> Found | None:
-    """The pairs of a layer at a sparsity, dense as it is without padding; None where a cell has no time."""
+    """The pairs of a layer at a sparsity; None where a cell has no time."""
     pairs, noisy = [], False
     for cell_id, times in zip(row["cells"], row["times"], strict=True):
         cell = measured.cells.get(cell_id)
         if cell is None or cell["status"] != "ok":
             return None
-        dense = [each * row["inside"] for each in cell["baseline_samples_ms"]]
+        dense = list(cell["baseline_samples_ms"])
         is_dense = cell["backend"] == cell["baseline"]
         pairs.append(Pairs(dense, dense if is_dense else list(cell["samples_ms"]), times))
         noisy |= bool(cell["noisy"])

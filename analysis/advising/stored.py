@@ -16,7 +16,7 @@ FOLDER, LAYERS, MODEL = "advise", "layers.parquet", "model.parquet"
 NEEDED = {
     LAYERS: (
         "name", "kind", "sizes", "rows", "cols", "count", "calls", "tokens", "batch_size", "steps", "passes",
-        "block_size", "target_sparsity", "candidate", "reason", "note", "inside", "weights", "dense_bytes",
+        "block_size", "target_sparsity", "candidate", "reason", "note", "weights", "dense_bytes",
         "sparse_bytes", "lost", "lost_at_random", "cells", "times", "source", "device",
     ),
     MODEL: (

@@ -298,11 +298,6 @@ def caveats(found: Answer) -> list[str]:
             "Of a GRU its products alone were timed, and they are not in what is said of all layers together: torch's "
             "layer is fused, a block-sparse one goes step by step. End to end both are measured."
         )
-    if any(row["inside"] < 1.0 for row in measured.timed):
-        lines.append(
-            "A padded layer was timed beside a padded dense one; dense at its own size is taken to be faster in "
-            "proportion to its weights."
-        )
     return [*lines, OTHERS]
 
 

@@ -94,14 +94,13 @@ class Setting:
 class Timing:
     """The cells whose times add up to that of a layer in a setting; how it came about.
 
-    reason: why it stays dense, empty where it does not. note: what is not as one would take it. inside: share of what
-    is timed that is the layer, less than 1 where it was padded. scope: weights that are block-sparse.
+    reason: why it stays dense, empty where it does not. note: what is not as one would take it. scope: weights that
+    are block-sparse.
     """
 
     parts: list[Part] = field(default_factory=list)
     reason: str = ""
     note: str = ""
-    inside: float = 1.0
     scope: str = "all"
 
 
@@ -115,9 +114,8 @@ def timing(layer: Layer, setting: Setting) -> Timing:
     if padded == layer:
         return Timing(_parts(layer, setting, "all"))
     if setting.pad:
-        inside = layer.weights / padded.weights
-        note = f"padded from {layer.rows} and {layer.cols} to {padded.rows} and {padded.cols}, as dense was, too"
-        return Timing(_parts(padded, setting, "all"), note=note, inside=inside)
+        note = f"padded inside from {layer.rows} and {layer.cols} to {padded.rows} and {padded.cols}"
+        return Timing(_parts(layer, setting, "all", pad=True), note=note)
     if layer.is_recurrent and padded.rows == layer.rows:
         note = f"weight_ih stays dense: its {layer.cols} columns are no whole blocks"
         return Timing(_parts(layer, setting, "weight_hh"), note=note, scope="weight_hh")
@@ -138,10 +136,11 @@ def nearest_blocks(sides: Sequence[int], wanted: int) -> str:
     return " or ".join(str(size) for size in (below, above) if size) or "none up to 128"
 
 
-def _parts(layer: Layer, setting: Setting, scope: str) -> list[Part]:
+def _parts(layer: Layer, setting: Setting, scope: str, pad: bool = False) -> list[Part]:
     times = layer.count * layer.calls
     shared = {
         "backend": OURS[setting.device], "block_size": setting.block_size, "target_sparsity": setting.sparsity,
+        "pad": pad,
     }  # fmt: skip
     return [(cell, times * often) for cell, often in _cells(layer, setting, shared, scope)]
 

@@ -56,11 +56,17 @@ def test_an_lstm_of_odd_inputs_is_sparse_in_its_recurrent_weight_alone() -> None
     assert [each.backend for each, _ in gru.parts] == ["dense", "native"]  # type: ignore[attr-defined]
 
 
-def test_padding_is_said_with_the_share_that_is_the_layer() -> None:
-    found = timing(of_shape("650x650", tokens=8), Setting("forward", 16, 0.8, pad=True))
-    ((cell, _),) = found.parts
-    assert (cell.m, cell.k) == (656, 656) and found.inside == pytest.approx((650 / 656) ** 2)  # type: ignore[attr-defined]
-    assert not found.reason and "padded from 650" in found.note
+def test_a_padded_layer_is_timed_beside_a_dense_one_of_its_own_size() -> None:
+    padded = Setting("forward", 16, 0.8, pad=True)
+    for layer in (of_shape("650x650", tokens=8), of_lstm("40x650", batch=1, steps=2)):
+        found = timing(layer, padded)
+        ((cell, _),) = found.parts
+        assert cell.pad and cell.backend == "native"  # type: ignore[attr-defined]
+        sizes = (cell.m, cell.k) if cell.kind == "gemm" else (cell.hidden_size, cell.input_size)  # type: ignore[attr-defined]
+        assert sizes == (layer.rows, layer.cols)
+        assert not found.reason and "padded inside from 650" in found.note and found.scope == "all"
+    ((cell, _),) = timing(of_shape("64x64", tokens=8), padded).parts
+    assert not cell.pad, "whole blocks need none"  # type: ignore[attr-defined]
 
 
 def test_a_gpu_is_asked_for_launches_of_its_own_kernels() -> None:
