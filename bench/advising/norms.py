@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from statistics import fmean
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from bench.advising.layers import GATES, Layer, Timing
 from bench.advising.weights import Weights
+from bench.cells import number
 from kernels.sparsify import CRITERIA
 from kernels.tensors.padding import in_blocks, padded
 from kernels.tensors.rounding import blocks_to_empty
@@ -28,7 +30,7 @@ class Lost(NamedTuple):
 def lost_shares(
     layer: Layer, weights: Weights, found: Timing, block_size: int, sparsities: Sequence[float]
 ) -> list[Lost | None]:
-    """A share for each sparsity, each weight pruned by itself as `sparsify` does; None without values.
+    """A share for each sparsity, each weight pruned by itself as `sparsify` does; None without values, or finite ones.
 
     A weight that stays dense is not in it.
     """
@@ -48,7 +50,17 @@ def lost_shares(
             if empty:
                 loss[0] += float(ordered[empty - 1])
                 loss[1] += fmean(float(order[empty - 1]) for order in orders)
-    return [Lost(by / totals, at / totals) if totals else None for by, at in losses]
+    return [Lost(by / totals, at / totals) if totals and isfinite(totals) else None for by, at in losses]
+
+
+def not_finite(weights: Weights) -> str:
+    """A line where values of a layer's weights are NaN or infinite; nothing where none is."""
+    count = sum(int((~weight.detach().isfinite()).sum()) for weight in weights.values())
+    return (
+        f"{number(count, 'value')} of its weights not finite: what pruning takes away of them is not known"
+        if count
+        else ""
+    )
 
 
 def _block_norms(weight: Tensor, gates: int, block_size: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from bench.advising.layers import Layer, Setting, timing
-from bench.advising.norms import lost_shares, stored_bytes
+from bench.advising.norms import lost_shares, not_finite, stored_bytes
 from bench.advising.weights import Weights
 from bench.schema import SCHEMA_VERSION, Column, documented
 from bench.storing.parquet import DamagedError, from_parquet, publish_pair, read_table, to_parquet
@@ -105,7 +105,7 @@ def _rows_of(layer: Layer, weights: Weights, settings: Sequence[Setting], own: R
     """Of one layer in one block size."""
     size, sparsities = settings[0].block_size, [each.sparsity for each in settings]
     lost = lost_shares(layer, weights, timing(layer, settings[0]), size, sparsities)
-    rows: list[Row] = []
+    unknown, rows = not_finite(weights), list[Row]()
     for setting, loss in zip(settings, lost, strict=True):
         found = timing(layer, setting)
         rows.append(
@@ -117,7 +117,7 @@ def _rows_of(layer: Layer, weights: Weights, settings: Sequence[Setting], own: R
                 "device": setting.device,
                 "candidate": not found.reason,
                 "reason": found.reason,
-                "note": "; ".join(filter(None, (layer.assumed, found.note))),
+                "note": "; ".join(filter(None, (layer.assumed, found.note, unknown))),
                 "sparse_bytes": stored_bytes(layer, found, size, setting.sparsity),
                 "lost": None if loss is None else loss.by_magnitude,
                 "lost_at_random": None if loss is None else loss.at_random,

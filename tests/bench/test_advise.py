@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,16 @@ def test_norms_lost_are_those_of_the_files_weights(invoke: Invoke, weights: Path
     assert rows["fc.weight"]["lost"] < rows["fc.weight"]["lost_at_random"] == pytest.approx(0.5, abs=0.1)
     assert rows["fc.weight"]["sparse_bytes"] == 4 * (16 * 16 * 4 + 4) + 4 * 3
     assert "stays dense: its 40 columns" in rows["lstm.weight_l0"]["note"]
+
+
+def test_weights_that_are_not_numbers_are_said(invoke: Invoke, weights: Path) -> None:
+    values = load_file(weights)
+    values["fc.weight"][0, :3] = torch.tensor([math.nan, math.inf, -math.inf])
+    save_file(values, weights)
+    done = invoke(weights, *FEW, "--sparsity", "0.5", "--minutes", "5")
+    assert done.exit_code == 0 and "3 values of its weights not finite" in " ".join(done.output.split())
+    rows = {row["name"]: row for row in rows_of(Path("results/advise/model"), tables.LAYERS)}
+    assert rows["fc.weight"]["lost"] is None and rows["lstm.weight_l0"]["lost"] is not None
 
 
 @pytest.fixture
