@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -16,6 +16,7 @@ from bench.engines.estimate import Pace, spoken
 from bench.engines.families import terminable
 from bench.engines.local import Ending, Work, failure, measure, run_cells
 from bench.engines.progress import Reporter, labels, reporter
+from bench.engines.turns import turn_to_time
 from bench.measuring.machine import facts
 from bench.measuring.quiet import await_quiet
 from bench.training.checkpoint import CONTINUED, Checkpoints
@@ -146,11 +147,22 @@ class _Drive:
             try:
                 for trains, alike in groupby(jobs, lambda job: job.cell.trains):
                     group = list(alike)
-                    self._run_group(group, min(self.terms.together, len(group)) if trains else 1)
+                    with nullcontext() if trains else self._turn(group[0].cell.device):
+                        self._run_group(group, min(self.terms.together, len(group)) if trains else 1)
             except SpentError:  # after the checkpoint of what was running
                 self.display.line("the time is up: what was running is left for the next run")
             finally:
                 self._store_last()
+
+    def _turn(self, device: str) -> AbstractContextManager[None]:
+        """This machine's turn to time, where it is this machine that does."""
+        here = self.terms.engine is run_cells and self.terms.work is measure
+        return turn_to_time(device, self._await_turn) if here else nullcontext()
+
+    def _await_turn(self, is_first: bool) -> None:
+        if is_first:
+            self.display.line("another run is timing on this machine: waiting until it is done")
+        self._watch({})
 
     def _store_last(self) -> None:
         """Store what is kept, or say that it is lost."""
