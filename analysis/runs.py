@@ -29,7 +29,7 @@ MODEL_SETTINGS = (
     "rate_by_length", "bptt_jitter", "bptt_halved", "selection", "test_batch_size",
 )  # fmt: skip
 PRUNING_SETTINGS = (
-    "block_size", "scope", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled", "lasso_rate",
+    "block_size", "scope", "pad", "lasso", "lasso_strength", "lasso_budget", "lasso_scaled", "lasso_rate",
     "schedule", "criterion", "curvature_probes", "allocation", "target_sparsity", "prune_begin", "prune_end",
     "prune_every", "threshold", "scaled_start", "initial_sparsity", "regrow", "regrow_share", "path",
     "prune_rounds", "rewind", "rewind_to", "stop_rise",

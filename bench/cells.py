@@ -24,6 +24,7 @@ from bench.data.corpus import known_sizes, names_of, task_of
 from bench.data.images import ImageSizes
 from bench.data.settings import TextSettings, WindowSettings
 from bench.models.settings import ModelSettings
+from bench.pruning.allocation import GATES
 from bench.pruning.settings import LassoSettings, PruningSettings, ScaleSettings
 from bench.settings import BlockSize, Count, Fraction, Settings, require_division
 from bench.training.settings import ArithmeticSettings, OptimizerSettings, PathSettings, ReportSettings
@@ -523,11 +524,11 @@ class TrainCell(
             raise ValueError(f"allocation: a {self.model} has no gates; accepted: uniform, erk, global")
         if self.uses_blocks and self.scope == "weight_hh" and self.num_layers == 1:
             raise ValueError("num_layers: 1 hidden layer has no weights between hidden layers; accepted: 2 or more")
-        if self.uses_blocks and self.scope == "all" and self.input_width % self.block_size:
+        if self.uses_blocks and not self.pad and self.scope == "all" and self.input_width % self.block_size:
             sizes = [str(size) for size in range(1, self.input_width + 1) if self.input_width % size == 0]
             raise ValueError(
                 f"block_size: {self.block_size} does not divide the {self.input_width} numbers of an example of "
-                f"{self.dataset}; accepted: {', '.join(sizes)}, or scope = weight_hh"
+                f"{self.dataset}; accepted: {', '.join(sizes)}, pad = true, or scope = weight_hh"
             )
         return self
 
@@ -536,6 +537,15 @@ class TrainCell(
         if not self.is_recurrent:
             yield from (*WindowSettings.__annotations__, "train_tokens", "eval_tokens", "rate_by_length")
             yield "test_batch_size"
+
+    @property
+    def gates(self) -> int:
+        return GATES if self.is_recurrent else 1
+
+    @property
+    def has_odd_sizes(self) -> bool:
+        of_inputs = not self.is_recurrent and self.scope == "all" and self.input_width % self.block_size > 0
+        return super().has_odd_sizes or of_inputs
 
     @property
     def input_width(self) -> int:
@@ -550,7 +560,7 @@ class TrainCell(
             return _layer_grids(self.layer_widths, self.block_size, self.scope)
         size, found = self.block_size, list(enumerate(pairwise(self.layer_widths)))
         return {
-            f"layers.{number}.weight": (out // size, into // size)
+            f"layers.{number}.weight": (-(-out // size), -(-into // size))
             for number, (into, out) in (found if self.scope == "all" else found[1:])
         }
 

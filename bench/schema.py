@@ -200,6 +200,9 @@ TRAIN = (
            "the pieces, without what a kill lost"),
     Column("earlier_seconds", pa.float64(), "measured", "s",
            "wall time of the pieces before the last taking up, each up to its last checkpoint; in cell_seconds too"),
+    Column("padded_share", pa.float64(), "result", "fraction",
+           "share of the elements of the kept blocks that is padding (pad); 0 where nothing is padded, or no block is "
+           "kept; where the columns below are, and null in older tables"),
     Column("dense_bytes", pa.int64(), "result", "bytes",
            "prunable weights as dense matrices; this and what follows: last epoch of a pruned run, path other than "
            "dense, or of one that lets neurons go"),
@@ -375,15 +378,18 @@ This page is made by `python -m bench columns`.
 NOTES = """
 ## Sizes that blocks do not divide: `pad`
 
-They are refused, the nearest sizes named, unless a cell of kind `gemm` or `lstm` says `pad = true`: its weights are \
-filled up with zeros to
+They are refused, the nearest sizes named, unless a cell of kind `gemm`, `lstm` or `train` says `pad = true`: \
+its weights are filled up with zeros to
 whole blocks, of an LSTM layer each gate by itself. `sparsity` is the share of the blocks of that padded weight that \
 are empty; each
 of them holds elements of the weight itself, so none is empty by padding alone. `padded_share` is the share of padding \
 in what is
 stored and multiplied. The baseline has the sizes as they are, and predictions go by `sparsity`, so that padding \
 shows as lost
-efficiency. Training cells have no such setting.
+efficiency. In training a block that reaches beyond the weight is a block like any other: fewer elements give it a \
+smaller norm, so
+magnitudes empty it early. Which blocks there are is the same on both paths; the layers' sizes, and what is exported, \
+stay as they are.
 
 ## Training on the kept blocks: `path`
 

@@ -296,7 +296,7 @@ class Run:
         """The row of a finished epoch (0: before training), with the block norms where they are stored."""
         cell, weights = self.cell, self.weights
         self.pruner.check(self.optimizer)
-        norms = norms_of(weights, cell.block_size)
+        norms = norms_of(weights, cell)
         keep_norms = epoch in (0, max(1, cell.epochs // 2), cell.epochs)
         return {
             **blank_row(),

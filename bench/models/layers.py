@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from bench.measuring.clocks import moment
 from bench.models.patterns import OURS, Followed, drop_bits, dropped
 from bench.models.spans import Backward, BackwardBegins, BackwardEnds
+from kernels.bsr import BSRMatrix
 from kernels.ops import block_sparse_lstm, computed_in
 from kernels.tensors.autocast import multiplied_as
+from kernels.tensors.padding import padded, widened
 from kernels.tensors.tracing import transformed
 
 # Recurrent weights that are dropped anew at each call cannot lie where cuDNN would like them.
@@ -38,6 +40,7 @@ class LSTMLayer(Followed, nn.LSTM):
     """
 
     KINDS = frozenset({"weight_hh"}), frozenset({"weight_ih", "weight_hh"})
+    GATES = 4
     suffix = "_l0"
 
     weight_ih_l0: nn.Parameter
@@ -103,11 +106,19 @@ class LSTMLayer(Followed, nn.LSTM):
             kind: pattern.of(getattr(self, f"{kind}_l0"), drops[kind], dtype, inside)
             for kind, pattern in patterns.items()
         }
-        weight_ih = weights["weight_ih"] if "weight_ih" in weights else self.weight_ih_l0.to(dtype).to(inside)
-        biases = self.bias_ih_l0.to(dtype).to(inside), self.bias_hh_l0.to(dtype).to(inside)
-        state = state and (state[0].to(inside), state[1].to(inside))
-        operands = x.to(inside), state, weight_ih, weights["weight_hh"], *biases
+        size, units = self.hidden_size, recurrent.shape[1]  # with padded ones, which stay zero
+        weight_ih: Tensor | BSRMatrix
+        if "weight_ih" in weights:
+            weight_ih = weights["weight_ih"]
+        else:
+            weight_ih = padded(self.weight_ih_l0.to(dtype).to(inside), self.GATES, (4 * units, self.input_size))
+        bias_ih = padded(self.bias_ih_l0.to(dtype).to(inside), self.GATES, (4 * units,))
+        bias_hh = padded(self.bias_hh_l0.to(dtype).to(inside), self.GATES, (4 * units,))
+        state = state and (widened(state[0].to(inside), units), widened(state[1].to(inside), units))
+        operands = widened(x.to(inside), weight_ih.shape[1]), state, weight_ih, weights["weight_hh"], bias_ih, bias_hh
         y, (h, c) = block_sparse_lstm(*operands, kernel=kernel, dense="torch")  # what a run computes stays to the digit
+        if units > size:
+            y, h, c = (each[..., :size].contiguous() for each in (y, h, c))
         return y.to(dtype), (h.to(dtype), c.to(dtype))
 
     def _copied(self, dtype: torch.dtype, x: Tensor, state: State | None, drop: float) -> tuple[Tensor, State]:

@@ -105,7 +105,8 @@ class LSTM(nn.Module):
     def prunable(self) -> dict[str, nn.Parameter]:
         """The weights to prune, by torch's names. Each is [4 * size, ...]: the gates i, f, g, o stacked on rows.
 
-        A block row lies inside one gate where the block size divides the layer's size, as the cell has checked.
+        A block row lies inside one gate: the block size divides the layer's size, as the cell has checked, or each gate
+        is padded by itself.
         """
         return {
             name: getattr(layer, f"{kind}_l0")
@@ -131,5 +132,5 @@ class LSTM(nn.Module):
 
 def model(cell: TrainCell, vocabulary: int) -> LSTM:
     """A freshly initialised model, drawn from torch's global generator."""
-    assert not (cell.uses_blocks and any(size % cell.block_size for size in cell.divided.values()))
+    assert cell.pad or not (cell.uses_blocks and cell.has_odd_sizes)
     return LSTM(cell, vocabulary)

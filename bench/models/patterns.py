@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from bench.measuring.clocks import Stopwatch
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
+from kernels.layers.weight import blocks_of
 from kernels.native.library import POOL
 from kernels.tensors.operands import require_memory, require_values
+from kernels.tensors.padding import in_blocks, padded, unpadded
 from kernels.tensors.tracing import batched, lasting, transformed, watched
 
 OURS = {"cpu": "native", "cuda": "cuda"}  # by device: what the sparse path is computed by; plain torch on others
@@ -41,12 +43,12 @@ def dropped(values: Tensor, bits: Tensor, drop: float) -> Tensor:
 
 
 class Pattern:
-    """Where the kept blocks of one weight lie."""
+    """Where the kept blocks of one weight lie, each of its gates padded by itself where they do not divide it."""
 
-    def __init__(self, weight: Tensor, mask: BlockMask) -> None:
-        self.mask = mask
+    def __init__(self, weight: Tensor, mask: BlockMask, gates: int = 1) -> None:
+        self.mask, self.gates, self.shape = mask, gates, tuple(weight.shape)
         with lasting():
-            self.matrix = BSRMatrix.from_dense(weight.detach(), mask)
+            self.matrix = blocks_of(weight.detach(), mask, gates)
             size, (_, grid_cols) = mask.block_size, mask.grid
             rows = self.matrix.row_indices.long()[:, None] * size + torch.arange(size, device=weight.device)
             self.slices = (rows * grid_cols + self.matrix.indices.long()[:, None]).flatten()  # of `as_slices`
@@ -60,7 +62,7 @@ class Pattern:
 
     def gather(self, weight: Tensor) -> Tensor:
         """The kept blocks, copied. [rows, cols] -> [nnzb, b, b]."""
-        blocks = self.as_slices(weight).index_select(0, self.slices)
+        blocks = self.as_slices(padded(weight, self.gates, self.mask.shape)).index_select(0, self.slices)
         return blocks.view(-1, self.mask.block_size, self.mask.block_size)
 
     def spread(self, grad: Tensor) -> Tensor:
@@ -71,10 +73,11 @@ class Pattern:
         slices, shape = self.as_slices(grad), self.mask.shape
         if torch.is_grad_enabled() or watched(grad) or batched(grad):
             zeros = torch.zeros(shape, dtype=grad.dtype, device=grad.device)
-            return self.as_slices(zeros).index_copy(0, self.slices, slices).view(shape)
+            whole = self.as_slices(zeros).index_copy(0, self.slices, slices).view(shape)
+            return unpadded(whole, self.gates, self.shape)
         whole = POOL.empty(shape, grad.dtype) if grad.is_cpu else grad.new_empty(shape)
         self.as_slices(whole.zero_()).index_copy_(0, self.slices, slices)
-        return whole
+        return unpadded(whole, self.gates, self.shape)
 
     def of(self, weight: Tensor, drop: float, dtype: torch.dtype, inside: torch.dtype) -> BSRMatrix:
         """The kept blocks of `weight`, rounded to `dtype`, as `inside`, a share `drop` of their elements dropped.
@@ -114,6 +117,7 @@ class Followed(nn.Module):
     """
 
     KINDS: tuple[frozenset[str], ...] = ()
+    GATES = 1  # parts of a weight's rows that share no block
     suffix = ""
 
     patterns: dict[str, Pattern]
@@ -161,9 +165,9 @@ class Followed(nn.Module):
         """ValueError where `mask` is none of that weight."""
         weight, name = self.weight_of(kind), kind + self.suffix
         require_values(name, weight)
-        if tuple(weight.shape) != mask.shape:
+        if weight.ndim != 2 or in_blocks((weight.shape[0], weight.shape[1]), self.GATES, mask.block_size) != mask.shape:
             raise ValueError(f"{name} is {list(weight.shape)}, and the mask it follows {list(mask.shape)}")
-        return Pattern(weight, mask)
+        return Pattern(weight, mask, self.GATES)
 
     def pattern(self, kind: str) -> Pattern:
         """That of one weight, on the device where the weight is by now.
@@ -172,7 +176,7 @@ class Followed(nn.Module):
         """
         weight, pattern = self.weight_of(kind), self.patterns[kind]
         require_memory(kind + self.suffix, weight)
-        if weight.device != pattern.slices.device or tuple(weight.shape) != pattern.mask.shape:
+        if weight.device != pattern.slices.device or tuple(weight.shape) != pattern.shape:
             pattern = self.patterns[kind] = self._pattern_of(kind, pattern.mask)
         return pattern
 

@@ -14,7 +14,7 @@ from bench.models.mlp import MLP, Classifier, States
 from bench.pruning.stored import Exported, field, here, pack, require_masks, unpack
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.layers.weight import BlockSparseWeight
+from kernels.layers.weight import BlockSparseWeight, blocks_of
 from kernels.modules import BlockSparseLinear, freeze
 from kernels.tensors.operands import require_memory
 
@@ -83,7 +83,7 @@ def final_classifier(model: MLP, masks: Mapping[str, BlockMask]) -> FinalClassif
     for number, layer in enumerate(model.layers):
         weight, bias = _folded(layer, None if model.norms is None else model.norms[number])
         own = masks.get(f"layers.{number}.weight")
-        layers.append({"weight": weight if own is None else BSRMatrix.from_dense(weight, own), "bias": bias})
+        layers.append({"weight": weight if own is None else blocks_of(weight, own), "bias": bias})
     output = {name: getattr(model.output, name).detach().clone() for name in PAIR}
     return FinalClassifier(layers, output)
 
@@ -101,13 +101,13 @@ def _folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
 def _linear(pair: Mapping[str, Any]) -> nn.Module:
     """A linear layer that has these tensors, not copies of them."""
     weight, bias = pair["weight"], pair["bias"]
-    rows, into = weight.shape
+    rows, into = _shape(weight)
     if not isinstance(weight, BSRMatrix):
         dense = nn.Linear(into, rows, device="meta")
         dense.weight, dense.bias = nn.Parameter(weight), nn.Parameter(bias)
         return dense
-    made = BlockSparseLinear(into, rows, weight.mask, device="meta", dtype=bias.dtype)
-    made.weight, made.bias = BlockSparseWeight(weight, weight.shape), nn.Parameter(bias)
+    made = BlockSparseLinear(into, rows, weight.mask, device="meta", dtype=bias.dtype, pad=True)
+    made.weight, made.bias = BlockSparseWeight(weight, (rows, into)), nn.Parameter(bias)
     return made
 
 
@@ -129,7 +129,7 @@ def _check(layers: Sequence[Mapping[str, Any]], output: Mapping[str, Any]) -> No
         if not isinstance(weight, BSRMatrix):
             require_memory(f"{place}.weight", weight)
         require_memory(f"{place}.bias", bias)
-        values, shape = weight.data, tuple(weight.shape)
+        values, shape = weight.data, _shape(weight)
         alike = all(each.dtype == first.dtype and each.device == first.device for each in (values, bias))
         if len(shape) != 2 or 0 in shape or tuple(bias.shape) != shape[:1] or not alike:
             wanted = f"{_kind(first)} [out, in] and [out] on {first.device}"
@@ -138,9 +138,14 @@ def _check(layers: Sequence[Mapping[str, Any]], output: Mapping[str, Any]) -> No
     if isinstance(output["weight"], BSRMatrix):
         raise ValueError("output.weight must be dense, got a block-sparse one")
     for (_, below), (place, pair) in pairwise(places):
-        if pair["weight"].shape[1] != below["weight"].shape[0]:
-            given = f"got {pair['weight'].shape[1]} columns"
-            raise ValueError(f"{place}.weight must read the {below['weight'].shape[0]} units below it, {given}")
+        if _shape(pair["weight"])[1] != _shape(below["weight"])[0]:
+            given = f"got {_shape(pair['weight'])[1]} columns"
+            raise ValueError(f"{place}.weight must read the {_shape(below['weight'])[0]} units below it, {given}")
+
+
+def _shape(weight: Tensor | BSRMatrix) -> tuple[int, ...]:
+    """Of a weight, without padding."""
+    return weight.unpadded if isinstance(weight, BSRMatrix) else tuple(weight.shape)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kernels.registry import Registry
+from kernels.tensors.rounding import in_blocks
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -31,6 +32,7 @@ class Evidence:
     steps so far. The gradients are those of what is minimised, a penalty in the loss among them, before clipping; in
     the empty blocks of the sparse path they are zero. curvature: w² times the Hessian's diagonal, as `curvature`
     estimates it on the batch of the step at whose end masks change, of the loss alone, without penalties and dropout.
+    gates: parts of the rows that are padded by themselves, where blocks do not divide the weight.
     """
 
     weight: Tensor
@@ -40,15 +42,24 @@ class Evidence:
     square: Tensor | None = None
     movement: Tensor | None = None
     curvature: Tensor | None = None
+    gates: int = 1
 
     def blocks(self, x: Tensor) -> Tensor:
         """A view with the blocks' elements on dimensions 1 and 3. [rows, cols] -> [grid_rows, b, grid_cols, b]."""
-        return as_blocks(x, self.block_size)
+        return as_blocks(x, self.block_size, self.gates)
 
 
-def as_blocks(weight: Tensor, block_size: int) -> Tensor:
-    """A view with the blocks' elements on dimensions 1 and 3. [rows, cols] -> [grid_rows, b, grid_cols, b]."""
-    rows, cols = weight.shape
+def as_blocks(weight: Tensor, block_size: int, gates: int = 1) -> Tensor:
+    """A view with the blocks' elements on dimensions 1 and 3. [rows, cols] -> [grid_rows, b, grid_cols, b].
+
+    Where whole blocks are more than the weight it is of a copy with zeros behind the rows of each gate, and behind the
+    columns.
+    """
+    rows, cols = in_blocks((weight.shape[0], weight.shape[1]), gates, block_size)
+    if (rows, cols) != tuple(weight.shape):
+        from kernels.tensors.padding import padded  # here, for naming the criteria must not load torch
+
+        weight = padded(weight, gates, (rows, cols))
     return weight.view(rows // block_size, block_size, cols // block_size, block_size)
 
 
@@ -97,7 +108,8 @@ def random(evidence: Evidence) -> Tensor:
     """Uniform noise, drawn on the CPU: the control."""
     import torch  # here, for naming the criteria must not load it
 
-    (rows, cols), size = evidence.weight.shape, evidence.block_size
+    shape, size = (evidence.weight.shape[0], evidence.weight.shape[1]), evidence.block_size
+    rows, cols = in_blocks(shape, evidence.gates, size)
     drawn = torch.empty(rows // size, cols // size, dtype=evidence.weight.dtype).uniform_(generator=evidence.generator)
     return drawn.to(evidence.weight.device)
 

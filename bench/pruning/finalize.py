@@ -7,6 +7,7 @@ torch.nn.Module of `kernels.modules`: with a state_dict, for torch.compile and t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 import torch
@@ -17,11 +18,13 @@ from bench.models.decoders import AdaptiveSoftmax, Decoder, adaptive_of
 from bench.pruning.stored import Exported, field, here, pack, require_masks, unpack
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.layers.weight import BlockSparseWeight
+from kernels.layers.weight import BlockSparseWeight, blocks_of
 from kernels.modules import BlockSparseLSTM, freeze
 from kernels.tensors.operands import require_memory
+from kernels.tensors.rounding import in_blocks
 
 FORMAT = "block-sparse LSTM language model 1"
+GATES = BlockSparseLSTM.GATES
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 State = tuple[Tensor, Tensor]
@@ -33,7 +36,8 @@ class FinalModel(Exported):
 
     embedding: [vocabulary, size], the decoder's weight too where decoder_bias, [vocabulary], is given; else head is
     the decoder. layers: of each `weight_ih` [4 units, in] and `weight_hh` [4 units, units], block-sparse or dense,
-    `bias_ih` and `bias_hh` [4 units]. They become `BlockSparseLSTM`s of one layer.
+    `bias_ih` and `bias_hh` [4 units]; block-sparse ones in whole blocks, each gate padded by itself. They become
+    `BlockSparseLSTM`s of one layer.
     No parameter asks for a gradient, and the block-sparse weights are frozen: a copy of each is kept, and on a CPU a
     packed one beside it from the first call on. `requires_grad_()` makes it one to be trained further, without dropout.
     ValueError naming the field where the tensors are not those of one model.
@@ -54,7 +58,8 @@ class FinalModel(Exported):
         self.decoder_bias = None
         if decoder_bias is not None and head is None:
             self.decoder_bias = nn.Parameter(decoder_bias, requires_grad=False)
-        self.layers = nn.ModuleList(map(_layer, layers))
+        widths = pairwise([embedding.shape[1], *(layer["bias_ih"].shape[0] // GATES for layer in layers)])
+        self.layers = nn.ModuleList(_layer(each, *sizes) for each, sizes in zip(layers, widths, strict=True))
         self.head = head
         freeze(self.eval().requires_grad_(False))
 
@@ -128,16 +133,13 @@ def finalize(model: nn.Module, masks: Mapping[str, BlockMask]) -> FinalModel:
         for number, layer in enumerate(model.layers)  # type: ignore[arg-type]
         for kind in ("weight_ih", "weight_hh")
     }
-    require_masks(masks, shapes)
+    require_masks(masks, shapes, GATES)
 
     def final(number: int, layer: nn.Module, name: str) -> Tensor | BSRMatrix:
         weight, mask = getattr(layer, f"{name}_l0").detach(), masks.get(f"{name}_l{number}")
-        return weight.clone() if mask is None else BSRMatrix.from_dense(weight, mask)
+        return weight.clone() if mask is None else blocks_of(weight, mask, GATES)
 
-    layers = [
-        {name: final(number, layer, name) for name in WEIGHTS}
-        for number, layer in enumerate(model.layers)  # type: ignore[arg-type]
-    ]
+    layers = [{name: final(number, layer, name) for name in WEIGHTS} for number, layer in enumerate(model.layers)]  # type: ignore[arg-type]
     embedding: Tensor = model.embedding.weight.detach().clone()  # type: ignore[operator, union-attr]
     if isinstance(model.head, AdaptiveSoftmax):
         head = adaptive_of({name: each.detach().clone() for name, each in model.head.state_dict().items()})
@@ -145,14 +147,13 @@ def finalize(model: nn.Module, masks: Mapping[str, BlockMask]) -> FinalModel:
     return FinalModel(embedding, model.decoder_bias.detach().clone(), layers)  # type: ignore[operator]
 
 
-def _layer(weights: Mapping[str, Tensor | BSRMatrix]) -> BlockSparseLSTM:
+def _layer(weights: Mapping[str, Tensor | BSRMatrix], into: int, units: int) -> BlockSparseLSTM:
     """An LSTM layer that has these weights, not copies of them."""
-    rows, into = weights["weight_ih"].shape
     masks = {f"{name}_l0": each.mask for name, each in weights.items() if isinstance(each, BSRMatrix)}
-    gates = BlockSparseLSTM.GATES
-    layer = BlockSparseLSTM(into, rows // gates, masks, device="meta", dtype=weights["bias_ih"].dtype)
+    layer = BlockSparseLSTM(into, units, masks, device="meta", dtype=weights["bias_ih"].dtype, pad=True)
     for name, each in weights.items():
-        part = BlockSparseWeight(each, each.shape, gates) if isinstance(each, BSRMatrix) else nn.Parameter(each)
+        shape = GATES * units, into if name == "weight_ih" else units
+        part = BlockSparseWeight(each, shape, GATES) if isinstance(each, BSRMatrix) else nn.Parameter(each)
         setattr(layer, f"{name}_l0", part)
     return layer
 
@@ -195,9 +196,12 @@ def _check(
         raise ValueError("layers must be one or more, got none")
     for number, layer in enumerate(layers):
         place, recurrent = f"layers[{number}]", layer["weight_hh"]
-        if not isinstance(recurrent, BSRMatrix):
+        if isinstance(recurrent, BSRMatrix):
+            require_memory(f"{place}.bias_ih", layer["bias_ih"])
+            into, size = size, layer["bias_ih"].data.numel() // GATES
+        else:
             require_memory(f"{place}.weight_hh", recurrent)
-        into, size = size, recurrent.shape[-1] if recurrent.shape else 0
+            into, size = size, recurrent.shape[-1] if recurrent.shape else 0
         _require(f"{place}.weight_hh", recurrent, (4 * size, size), embedding)
         _require(f"{place}.weight_ih", layer["weight_ih"], (4 * size, into), embedding)
         for name in ("bias_ih", "bias_hh"):
@@ -225,8 +229,10 @@ def _require(place: str, weight: Tensor | BSRMatrix, shape: tuple[int, ...], lik
     """ValueError where `weight` is not of that shape, and of the type and on the device of `like`, the embedding."""
     if not (isinstance(weight, BSRMatrix) and len(shape) == 2):
         require_memory(place, weight)
-    values = weight.data
-    if tuple(weight.shape) != shape or values.dtype != like.dtype or values.device != like.device:
+    values, whole = weight.data, shape
+    if isinstance(weight, BSRMatrix):
+        whole = in_blocks((shape[0], shape[1]), GATES, weight.block_size) if len(shape) == 2 else ()
+    if tuple(weight.shape) != whole or values.dtype != like.dtype or values.device != like.device:
         kind = f"{str(values.dtype).removeprefix('torch.')} {list(weight.shape)} on {values.device}"
         wanted = f"{str(like.dtype).removeprefix('torch.')} {list(shape)} on {like.device}, as the embedding"
         raise ValueError(f"{place} must be {wanted}, got {kind}")

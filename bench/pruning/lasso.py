@@ -21,11 +21,12 @@ from torch import Tensor
 
 from bench.pruning.criteria import as_blocks
 from bench.pruning.settings import LassoSettings
+from kernels.tensors.padding import in_blocks, unpadded
 
 
-def block_norms(weight: Tensor, block_size: int) -> Tensor:
+def block_norms(weight: Tensor, block_size: int, gates: int = 1) -> Tensor:
     """The L2 norm of every block; its gradient at a zero block is zero. [rows, cols] -> [grid_rows, grid_cols]."""
-    norms: Tensor = torch.linalg.vector_norm(as_blocks(weight, block_size), dim=(1, 3))
+    norms: Tensor = torch.linalg.vector_norm(as_blocks(weight, block_size, gates), dim=(1, 3))
     return norms
 
 
@@ -33,7 +34,8 @@ def block_norms(weight: Tensor, block_size: int) -> Tensor:
 class Lasso:
     """One block lasso: `strength` is lambda, `budget` is k, on blocks of block_size x block_size elements.
 
-    multiplier: lambda as it is now, which begins as `strength`; only the dual form changes it, by `rate` a step.
+    multiplier: lambda as it is now, which begins as `strength`; only the dual form changes it, by `rate` a step. gates:
+    of the weights, padded by themselves where blocks do not divide these; p_g is that of a whole block there, too.
     """
 
     form: str
@@ -42,6 +44,7 @@ class Lasso:
     scaled: bool = True
     budget: float = 0.0
     rate: float = 0.0
+    gates: int = 1
     multiplier: float | Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,7 +53,7 @@ class Lasso:
     @classmethod
     def of(cls, cell: LassoSettings) -> Lasso:
         given = cell.lasso_strength, cell.block_size, cell.lasso_scaled, cell.lasso_budget, cell.lasso_rate
-        return cls(cell.lasso, *given)
+        return cls(cell.lasso, *given, gates=cell.gates)
 
     @property
     def scale(self) -> float:
@@ -68,7 +71,7 @@ class Lasso:
 
     def total(self, weights: Iterable[Tensor]) -> Tensor:
         """The sum of the block norms of all weights, scaled."""
-        return self.scale * torch.stack([block_norms(weight, self.block_size).sum() for weight in weights]).sum()
+        return self.scale * torch.stack([self._norms(weight).sum() for weight in weights]).sum()
 
     @property
     def in_loss(self) -> bool:
@@ -92,7 +95,7 @@ class Lasso:
             self.multiplier = torch.clamp(risen, min=0.0)
         if self.form not in ("proximal", "projection"):
             return
-        norms = [block_norms(weight, self.block_size) for weight in held]
+        norms = [self._norms(weight) for weight in held]
         threshold: float | Tensor
         if self.form == "projection":
             threshold = ball_threshold(torch.cat([each.flatten() for each in norms]), self.budget / self.scale)
@@ -100,7 +103,19 @@ class Lasso:
             threshold = learning_rate * self.strength * self.scale
         for weight, each in zip(held, norms, strict=True):
             keep = (1.0 - threshold / each.clamp(min=torch.finfo(each.dtype).tiny)).clamp(min=0.0)
-            as_blocks(weight, self.block_size).mul_(keep[:, None, :, None])
+            self._scale_(weight, keep)
+
+    def _norms(self, weight: Tensor) -> Tensor:
+        return block_norms(weight, self.block_size, self.gates)
+
+    def _scale_(self, weight: Tensor, by: Tensor) -> None:
+        """Multiply the blocks of a weight in place. by: [grid_rows, grid_cols]."""
+        size = self.block_size
+        if in_blocks((weight.shape[0], weight.shape[1]), self.gates, size) == tuple(weight.shape):
+            as_blocks(weight, size).mul_(by[:, None, :, None])
+        else:
+            whole = by.repeat_interleave(size, 0).repeat_interleave(size, 1)
+            weight.mul_(unpadded(whole, self.gates, weight.shape))
 
 
 def ball_threshold(norms: Tensor, most: float) -> Tensor:

@@ -65,7 +65,8 @@ def without_dead_neurons(model: FinalClassifier) -> FinalClassifier:
     for number, (part, layer, own) in enumerate(zip((*model.layers, model.output), layers, kept, strict=True)):
         bias = layer["bias"]
         if below is not None:
-            gone = torch.where(below.repeat_interleave(size), 0.0, constants[number - 1][1])
+            stays = below.repeat_interleave(size)[: layer["weight"].shape[1]]
+            gone = torch.where(stays, 0.0, constants[number - 1][1])
             bias = bias + layer["weight"] @ gone
         weight = narrowed_weight(part.weight, own, below, size)
         found.append({"weight": weight, "bias": narrowed_bias(bias, own, size)})

@@ -19,6 +19,7 @@ from bench.pruning.rewinding import Rewinding
 from bench.pruning.schedules import cuts_done, sparsity_at
 from bench.pruning.settings import PruningSettings
 from kernels.blockmask import BlockMask
+from kernels.tensors.padding import in_blocks, unpadded
 
 Bias = tuple[Parameter, tuple[str, ...]]
 
@@ -66,10 +67,7 @@ class Pruner:
         self._curvature: dict[str, Tensor] = {}  # of the weights, likewise
         self._steps_seen = 0  # in the sums but that of `movement`, which goes on
         self.generator = torch.Generator().manual_seed(cell.seed)
-        self.masks = {
-            name: BlockMask.full(weight.shape[0], weight.shape[1], cell.block_size)
-            for name, weight in self.weights.items()
-        }
+        self.masks = {name: self._full(weight) for name, weight in self.weights.items()}
         self._emptied: dict[str, Tensor] = {}  # bool[rows, cols], True = pruned
         self.biases = dict(biases or {}) if cell.prunes and cell.prune_biases else {}
         self._bare: dict[str, Tensor] = {}  # of each bias, bool[rows]: no block is kept of the row, in any weight
@@ -83,6 +81,11 @@ class Pruner:
         self.after_step(0)
         if cell.scaled_start and cell.schedule == "pre":
             self._scale()
+
+    def _full(self, weight: Tensor) -> BlockMask:
+        """The mask of a weight that keeps all of it."""
+        size, shape = self.cell.block_size, (weight.shape[0], weight.shape[1])
+        return BlockMask.full(*in_blocks(shape, self.cell.gates, size), size)
 
     @torch.no_grad()
     def _scale(self) -> None:
@@ -117,11 +120,24 @@ class Pruner:
 
     def _take(self, name: str, mask: BlockMask) -> None:
         self.masks[name], self._sparsity = mask, None
-        self._emptied[name] = ~mask.expand(self.weights[name].device)
+        self._emptied[name] = ~self._expanded(name)
         for of, (bias, rows) in self.biases.items():
             if name in rows:
                 held = torch.stack([self.masks[each].kept.any(dim=1) for each in rows]).any(dim=0)
-                self._bare[of] = ~held.repeat_interleave(mask.block_size).to(bias.device)
+                whole = held.repeat_interleave(mask.block_size)[:, None].to(bias.device)
+                self._bare[of] = ~unpadded(whole, self.cell.gates, (len(bias), 1))[:, 0]
+
+    def _expanded(self, name: str) -> Tensor:
+        """The mask of a weight, bool[rows, cols]."""
+        weight = self.weights[name]
+        return unpadded(self.masks[name].expand(weight.device), self.cell.gates, weight.shape)
+
+    @property
+    def padded_share(self) -> float:
+        """Share of the elements of the kept blocks that is padding; 0 where nothing is padded, or no block is kept."""
+        stored = sum(mask.nnzb * mask.block_size**2 for mask in self.masks.values())
+        inside = sum(int(self._expanded(name).sum()) for name in self.masks)
+        return 1.0 - inside / stored if stored else 0.0
 
     def scheduled(self, step: int) -> float | None:
         """The sparsity the schedule asks for after `step` optimizer steps; None where a threshold decides."""
@@ -165,10 +181,10 @@ class Pruner:
         What the criterion looks at is added up; where empty blocks will grow by their gradients, those are kept.
         """
         if self.cell.reads_empty_gradients and self._regrows(step):
-            size = self.cell.block_size
+            size, gates = self.cell.block_size, self.cell.gates
             weights = self.weights.items()
             self._growing = {
-                name: block_norms(weight.grad, size) for name, weight in weights if weight.grad is not None
+                name: block_norms(weight.grad, size, gates) for name, weight in weights if weight.grad is not None
             }
         summed = [each for each in self.looks_at if each != "curvature"]
         if not summed or self.is_done:
@@ -192,7 +208,7 @@ class Pruner:
 
     def see_curvature(self, loss: Tensor) -> None:
         """See how the loss is curved in the kept blocks. loss: of the step's batch, twice differentiable."""
-        kept = {name: mask.expand(self.weights[name].device) for name, mask in self.masks.items()}
+        kept = {name: self._expanded(name) for name in self.masks}
         self._curvature = curvature(loss, self.weights, self.generator, self.cell.curvature_probes, kept)
 
     @property
@@ -207,7 +223,7 @@ class Pruner:
         means = {each: total if each == "movement" else total / steps for each, total in found.items()}
         if "curvature" in self.looks_at:
             means["curvature"] = self._curvature.get(name, torch.zeros_like(weight))
-        return Evidence(weight, self.cell.block_size, self.generator, **means)
+        return Evidence(weight, self.cell.block_size, self.generator, **means, gates=self.cell.gates)
 
     def mask_gradients(self) -> None:
         """Zero the gradients of pruned blocks: to be done before clipping, so that they do not count in the norm."""
@@ -262,7 +278,7 @@ class Pruner:
         """
         share = 0.5 * self.cell.regrow_share * (1.0 + math.cos(math.pi * step / (self.cell.prune_end * self.steps)))
         for name, mask in self.masks.items():
-            norms = block_norms(self.weights[name].detach(), mask.block_size).cpu()
+            norms = block_norms(self.weights[name].detach(), mask.block_size, self.cell.gates).cpu()
             count = min(int(share * int(mask.kept.sum())), mask.num_empty)
             if self.cell.regrow == "set":
                 scores = torch.rand(mask.kept.shape, generator=self.generator, dtype=torch.float64, device="cpu")
@@ -333,7 +349,7 @@ class Pruner:
                 continue  # nothing of it is pruned yet
             mask, emptied = self.masks[name], self._emptied[name]
             for tensor in self._tensors(self.weights[name], optimizer):
-                if step is None:
+                if step is None or mask.shape != tuple(tensor.shape):
                     leaks = (tensor.ne(0.0) & emptied).any()
                 else:
                     row = step % mask.grid[0]

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bench.pruning.allocation import GATES
 from bench.pruning.finalize import WEIGHTS, FinalModel, Weights
 from bench.pruning.stored import as_dense
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.layers.weight import BlockSparseWeight
+from kernels.layers.weight import BlockSparseWeight, blocks_of
 from kernels.modules import BlockSparseLSTM
 
 CANDIDATE = 2  # of the gates i, f, g, o
@@ -100,8 +101,8 @@ def _narrowed(layer: BlockSparseLSTM, below: Tensor | None, own: Tensor | None, 
 
 
 def live_blocks(live: Tensor, size: int) -> Tensor:
-    """Which blocks of `size` units have a live one; the first, where none has. bool[units] -> bool[units / size]."""
-    blocks = live.view(-1, size).any(dim=1)
+    """Which blocks of `size` units have a live one; the first, where none has. bool[units] -> bool[⌈units / size⌉]."""
+    blocks = F.pad(live, (0, -len(live) % size)).view(-1, size).any(dim=1)
     blocks[0] |= ~blocks.any()
     return blocks
 
@@ -113,9 +114,8 @@ def narrowed_weight(
     narrow = _take(as_dense(part), units, inputs, size, gates).clone(memory_format=torch.contiguous_format)
     if not isinstance(part, BlockSparseWeight):
         return narrow
-    return BSRMatrix.from_dense(
-        narrow, BlockMask(_take(part.matrix.mask.kept, units, inputs, 1, gates), part.block_size)
-    )
+    mask = BlockMask(_take(part.matrix.mask.kept, units, inputs, 1, gates), part.block_size)
+    return blocks_of(narrow, mask, gates)
 
 
 def narrowed_bias(bias: Tensor, units: Tensor | None, size: int, gates: int = 1) -> Tensor:
@@ -126,9 +126,14 @@ def narrowed_bias(bias: Tensor, units: Tensor | None, size: int, gates: int = 1)
 def _take(matrix: Tensor, units: Tensor | None, inputs: Tensor | None, size: int, gates: int) -> Tensor:
     """The rows of some blocks of units in every gate, and the columns of some blocks of inputs. [gates units, in]."""
     if units is not None:
-        rows = units.repeat_interleave(size).to(matrix.device)
-        matrix = matrix.view(gates, -1, matrix.shape[1])[:, rows].flatten(0, 1)
-    return matrix if inputs is None else matrix[:, inputs.repeat_interleave(size).to(matrix.device)]
+        parts = matrix.view(gates, -1, matrix.shape[1])
+        matrix = parts[:, _each(units, size, parts.shape[1]).to(matrix.device)].flatten(0, 1)
+    return matrix if inputs is None else matrix[:, _each(inputs, size, matrix.shape[1]).to(matrix.device)]
+
+
+def _each(blocks: Tensor, size: int, count: int) -> Tensor:
+    """Of blocks of units, bool[count] of the units; the last block may have fewer than `size`."""
+    return blocks.repeat_interleave(size)[:count]
 
 
 def counts(live: Sequence[Tensor]) -> list[int]:

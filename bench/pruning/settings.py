@@ -31,6 +31,11 @@ class Sparsifying(Settings):
         return False
 
     @property
+    def gates(self) -> int:
+        """Parts of a weight's rows that share no block: of an LSTM's the gates."""
+        return 1
+
+    @property
     def divided(self) -> dict[str, int]:
         """Settings that the size of a block must divide, by name."""
         return {}
@@ -46,17 +51,31 @@ class BlockSettings(Sparsifying):
         "layers), or every LSTM matrix (of an mlp every one but the output layer's)",
     )
 
+    pad: bool = Field(
+        False,
+        description="sizes that block_size does not divide are padded with zeros inside, instead of refused, each gate "
+        "by itself; sparsity is counted over the blocks of the padded weights, and one that reaches beyond the weight "
+        "is a block like any other",
+    )
+
     @model_validator(mode="after")
     def _blocks_divide(self) -> Self:
-        if self.uses_blocks:
+        if self.uses_blocks and not self.pad:
             for name, size in self.divided.items():
-                require_division(name, size, self.block_size)
+                require_division(name, size, self.block_size, pads=True)
         return self
 
     def idle(self) -> Iterator[str]:
         yield from super().idle()
         if not self.uses_blocks:
-            yield from ("block_size", "scope")
+            yield from ("block_size", "scope", "pad")
+        elif not self.has_odd_sizes:
+            yield "pad"
+
+    @property
+    def has_odd_sizes(self) -> bool:
+        """Whether blocks do not divide what they must, or else is padded."""
+        return any(size % self.block_size for size in self.divided.values())
 
 
 class LassoSettings(BlockSettings):

@@ -22,6 +22,7 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.layers.weight import BlockSparseWeight
 from kernels.system.resources import in_words
+from kernels.tensors.rounding import in_blocks
 
 PARTS = ("data", "indices", "indptr", "shape")  # of a block-sparse weight
 
@@ -46,9 +47,13 @@ class Exported(nn.Module):
         raise NotImplementedError
 
     @property
+    def _pruned(self) -> list[BlockSparseWeight]:
+        return [each for each in self.layers.modules() if isinstance(each, BlockSparseWeight)]
+
+    @property
     def sparse_weights(self) -> list[BSRMatrix]:
         """The weights that were pruned."""
-        return [each.matrix for each in self.layers.modules() if isinstance(each, BlockSparseWeight)]
+        return [each.matrix for each in self._pruned]
 
     @property
     def stepped_weights(self) -> list[BSRMatrix]:
@@ -86,7 +91,7 @@ class Exported(nn.Module):
     @property
     def dense_nbytes(self) -> int:
         """Bytes of the same weights as dense matrices."""
-        pruned = sum(weight.shape[0] * weight.shape[1] * weight.dtype.itemsize for weight in self.sparse_weights)
+        pruned = sum(weight.shape[0] * weight.shape[1] * weight.dtype.itemsize for weight in self._pruned)
         return pruned or self._matrix_nbytes
 
     @property
@@ -142,12 +147,12 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
         return {}
 
 
-def require_masks(masks: Mapping[str, BlockMask], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """ValueError for a mask of another name than the weights of a model have, or of another size."""
+def require_masks(masks: Mapping[str, BlockMask], shapes: Mapping[str, tuple[int, ...]], gates: int = 1) -> None:
+    """ValueError for a mask of another name than the weights of a model have, or of another size in whole blocks."""
     for name, mask in masks.items():
         if name not in shapes:
             raise ValueError(f"masks: {name!r} is no weight of the model; accepted: {', '.join(shapes)}")
-        if mask.shape != shapes[name]:
+        if mask.shape != in_blocks((shapes[name][0], shapes[name][1]), gates, mask.block_size):
             raise ValueError(f"masks: that of {name} covers {mask.shape}, and the weight is {shapes[name]}")
 
 
@@ -166,14 +171,15 @@ def pack(weight: Tensor | BlockSparseWeight) -> Tensor | dict[str, Any]:
     if isinstance(weight, Tensor):
         return here(weight)
     matrix = weight.matrix
-    return dict(zip(PARTS, (*map(here, (matrix.data, *matrix.pattern)), matrix.shape), strict=True))
+    own = {"unpadded": weight.shape} if weight.gates == 1 and weight.padded != weight.shape else {}
+    return dict(zip(PARTS, (*map(here, (matrix.data, *matrix.pattern)), matrix.shape), strict=True)) | own
 
 
 def unpack(place: str, stored: Any) -> Any:
     """A weight that a file holds; ValueError naming the place where a block-sparse one is none."""
     if not isinstance(stored, dict):
         return stored
-    if set(stored) != set(PARTS):
+    if set(stored) - {"unpadded"} != set(PARTS):
         raise ValueError(f"{place} must have {', '.join(PARTS)}, got {', '.join(map(str, stored)) or 'nothing'}")
     try:
         matrix = BSRMatrix(**stored)

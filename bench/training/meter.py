@@ -23,6 +23,7 @@ from bench.pruning.exported import exported, live, load, narrowed
 from bench.pruning.lasso import block_norms
 from bench.pruning.pruner import Pruner
 from bench.pruning.removal import counts
+from bench.pruning.settings import BlockSettings
 from bench.pruning.stored import Exported
 from bench.training.paths import Paths, autocast, kernel_of, type_of_products
 from bench.training.scores import Scores
@@ -103,15 +104,16 @@ class Meter:
         }
 
 
-def norms_of(weights: dict[str, nn.Parameter], block_size: int) -> dict[str, Tensor]:
-    """The L2 norm of every block, [grid_rows, grid_cols], for each weight that the block size divides.
+def norms_of(weights: dict[str, nn.Parameter], cell: BlockSettings) -> dict[str, Tensor]:
+    """The L2 norm of every block, [grid_rows, grid_cols], for each weight that is padded or divided.
 
     A dense run's need not be divided.
     """
+    size = cell.block_size
     return {
-        name: block_norms(weight.detach(), block_size)
+        name: block_norms(weight.detach(), size, cell.gates if cell.pad else 1)
         for name, weight in weights.items()
-        if weight.shape[0] % block_size == weight.shape[1] % block_size == 0
+        if cell.pad or weight.shape[0] % size == weight.shape[1] % size == 0
     }
 
 
@@ -240,6 +242,7 @@ def measure_final(
         equally = beside and in_pairs(beside[1].to(window.device, dtype))
     scores = evaluate(final)
     return {
+        "padded_share": pruner.padded_share,
         "dense_bytes": stored.dense_nbytes,
         "final_bytes": stored.nbytes,
         "live_units": counts(live(stored)),

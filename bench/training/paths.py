@@ -42,6 +42,7 @@ from kernels.system.cache import DoubtError, cache_folder, make_way, read, say
 from kernels.system.compiler import CompileError
 from kernels.system.resources import in_words, shown
 from kernels.system.threads import in_force
+from kernels.tensors.rounding import in_blocks
 
 
 def multiplying(device: str, precision: str) -> AbstractContextManager[None]:
@@ -122,7 +123,9 @@ class Shape:
         generator = torch.Generator().manual_seed(0)
         widths = {"weight_ih": self.inputs, "weight_hh": self.hidden}
         return {
-            kind: BlockMask.random(4 * self.hidden, width, self.block_size, sparsity, generator)
+            kind: BlockMask.random(
+                *in_blocks((4 * self.hidden, width), 4, self.block_size), self.block_size, sparsity, generator
+            )
             for kind, width in widths.items()
             if self.scope == "all" or kind == self.scope
         }
@@ -161,7 +164,7 @@ class LinearShape:
     def masks(self, sparsity: float) -> dict[str, BlockMask]:
         """A random pattern of the weight."""
         generator = torch.Generator().manual_seed(0)
-        return {"weight": BlockMask.random(self.hidden, self.inputs, self.block_size, sparsity, generator)}
+        return {"weight": BlockMask.random(self.hidden, self.inputs, self.block_size, sparsity, generator, pad=True)}
 
     def layer(self) -> Followed:
         """One of them, freshly initialised."""

@@ -200,6 +200,16 @@ def copied(parameter: Tensor) -> nn.Parameter:
     return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
 
 
+def blocks_of(weight: Tensor, mask: BlockMask, gates: int = 1) -> BSRMatrix:
+    """The blocks of a layer's dense weight that `mask` keeps, copied; the rows of each gate are padded by themselves.
+
+    Of one gate the product takes and gives the sizes of the weight; of more, those of the mask.
+    """
+    if gates == 1:
+        return BSRMatrix.from_dense(weight, mask, pad=True)
+    return BSRMatrix.from_dense(padded(weight, gates, mask.shape), mask)
+
+
 def sparse_from(weight: Tensor, mask: BlockMask, gates: int = 1) -> BlockSparseWeight:
     """The kept blocks of a layer's dense weight, copied, that ask for gradients where it does."""
     rows, cols = weight.shape
