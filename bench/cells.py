@@ -540,7 +540,7 @@ class TrainCell(
 
     @property
     def gates(self) -> int:
-        return GATES if self.is_recurrent else 1
+        return GATES if self.is_recurrent and self.pad else 1
 
     @property
     def has_odd_sizes(self) -> bool:

@@ -32,7 +32,7 @@ class Sparsifying(Settings):
 
     @property
     def gates(self) -> int:
-        """Parts of a weight's rows that share no block: of an LSTM's the gates."""
+        """Parts of a weight's rows that are padded by themselves: of an LSTM's the gates; 1 where none is padded."""
         return 1
 
     @property

@@ -111,7 +111,7 @@ def norms_of(weights: dict[str, nn.Parameter], cell: BlockSettings) -> dict[str,
     """
     size = cell.block_size
     return {
-        name: block_norms(weight.detach(), size, cell.gates if cell.pad else 1)
+        name: block_norms(weight.detach(), size, cell.gates)
         for name, weight in weights.items()
         if cell.pad or weight.shape[0] % size == weight.shape[1] % size == 0
     }
