@@ -19,6 +19,7 @@ from kernels.cuda.wgmma import (
     MULTIPLIERS,
     THREADS,
     Listed,
+    deal,
     list_columns,
     unsupported,
 )
@@ -106,8 +107,8 @@ class SampledArguments(ctypes.Structure):
     """As struct Arguments in sdd_wgmma.cu."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("grad", "x", "values", "tasks", "columns", "blocks")),
-        *((name, ctypes.c_int) for name in ("n", "k", "m", "tasks_count")),
+        *((name, ctypes.c_void_p) for name in ("grad", "x", "values", "tasks", "begins", "columns", "blocks")),
+        *((name, ctypes.c_int) for name in ("n", "k", "m")),
     )
 
 
@@ -127,13 +128,14 @@ class WgmmaSampled:
         """n: at least 1; at most `ctas` CTAs, one a multiprocessor."""
         self.kernel = load(sampled_variant(element, block_size, tile))
         rows, columns = tile.strips(block_size)
-        self.listed = list_columns(index, block_size, rows)
-        self.tasks = cut_columns(self.listed, columns)
-        pointers = (each.data_ptr() for each in (self.tasks, self.listed.columns, self.listed.blocks))
+        listed = list_columns(index, block_size, rows)
+        tasks = cut_columns(listed, columns)
+        self.dealt = deal(tasks, [-(-n // tile.depth)] * len(tasks), ctas)  # columns that are none are multiplied, too
+        self.tables = self.dealt.work, self.dealt.begins, listed.columns, listed.blocks
+        pointers = (each.data_ptr() for each in self.tables)
         k, m = ((each.numel() - 1) * block_size for each in (index.column_indptr, index.indptr))
-        count = self.tasks.shape[0]
-        self.arguments = SampledArguments(None, None, None, *pointers, n, k, m, count)
-        self.grid = (min(ctas, count), 1, 1)
+        self.arguments = SampledArguments(None, None, None, *pointers, n, k, m)
+        self.grid = (len(self.dealt.loads), 1, 1)
 
     def __call__(self, grad: Tensor, x: Tensor, values: Tensor) -> None:
         """grad: [n, m]; x: [n, k], all contiguous and at multiples of 16 bytes; only addresses are read."""

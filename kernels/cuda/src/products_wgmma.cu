@@ -1,7 +1,7 @@
 // dsd and its transpose by wgmma (sm_90a): Y[n, m] = X[n, k] W^T, or TURNED X W; X and Y token-major, W by its kept blocks.
 //
-// WARPGROUPS warpgroups multiply, one more gathers. CTAs stay and take tile after tile, heavy row groups first; the stages
-// of the next tile are filled while the sums of one are written.
+// WARPGROUPS warpgroups multiply, one more gathers. CTAs stay and take the tiles that the plan deals to each; the stages of the
+// next tile are filled while the sums of one are written.
 #if BLOCK >= 64
 #include "wgmma_tall.h"
 #else
@@ -11,7 +11,7 @@
 DEVICE void produce(const Arguments& given, const Ring& ring, int thread) {
     const int lane = thread % 32;
     int filled = 0;
-    for (int number = blockIdx.x; number < tiles(given); number += gridDim.x) {
+    for (int number = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1]; number < end; ++number) {
         const Tile tile(given, number);
         Step next(given, tile, 0, lane);
         for (int at = 0; at < tile.steps; ++at, ++filled) {
@@ -54,7 +54,7 @@ DEVICE void sum_tile(Sums& sums, const Tile& tile, const Ring& ring, int group, 
 DEVICE void consume(const Arguments& given, const Ring& ring, int group, int thread) {
     Sums sums;
     int used = 0;
-    for (int number = blockIdx.x; number < tiles(given); number += gridDim.x) {
+    for (int number = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1]; number < end; ++number) {
         const Tile tile(given, number);
         clear(sums);
         sum_tile(sums, tile, ring, group, used);

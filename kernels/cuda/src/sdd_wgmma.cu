@@ -12,9 +12,10 @@ struct Arguments {  // mirrored in Python, field by field
     const Storage *grad, *x;  // [n, m], [n, k]
     Storage* values;          // [nnzb, b, b]
     const int* tasks;         // [tasks, 3]: strip, where its columns begin in the list, how many
+    const int* begins;        // [CTAs + 1]: where the tasks of a CTA begin
     const int* columns;       // [listed]: block columns
     const int* blocks;        // [listed, heights]: which block of `values`, by block row of the strip; -1 is not kept
-    int n, k, m, tasks_count;
+    int n, k, m;
 };
 
 static const int strips = BLOCK == 128 ? 2 : 1;            // of 64 rows; one a warpgroup where there are two
@@ -71,7 +72,7 @@ DEVICE void gather(const Arguments& given, const Lines& lines, char* to, int tok
 
 DEVICE void produce(const Arguments& given, const Ring& ring, int thread) {
     int filled = 0;
-    for (int number = blockIdx.x; number < given.tasks_count; number += gridDim.x) {
+    for (int number = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1]; number < end; ++number) {
         const Lines lines(given, Task(given, number), thread % 8);
         for (int token = 0; token < given.n; token += DEPTH, ++filled) {
             ring.wait_empty(filled);
@@ -123,7 +124,7 @@ DEVICE void store(const float (&sum)[COLUMNS / 2], const Arguments& given, const
 DEVICE void consume(const Arguments& given, const Ring& ring, int group, int thread) {
     float sum[COLUMNS / 2];
     int used = 0;
-    for (int number = blockIdx.x; number < given.tasks_count; number += gridDim.x) {
+    for (int number = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1]; number < end; ++number) {
         sum_task(sum, given, ring, group, used);
         store(sum, given, Task(given, number), group, thread);
     }
