@@ -41,8 +41,6 @@ DEVICE void sum_tile(Sums& sums, const Tile& tile, const Ring& ring, int group, 
     for (int at = 0; at < tile.steps; ++at, ++used) {
         ring.wait_full(used);
         multiply_step(sums, ring.at(used), group, ring.kept[used % STAGES]);
-        wgmma_commit();
-        wgmma_wait<behind>();
         if (at >= behind) ring.release(used - behind);
     }
     wgmma_wait<0>();

@@ -54,6 +54,8 @@ DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
                         multiply_wide<width, Element, TURNED>(
                             sums.at[half][slot], a[column][half][i],
                             b + descriptor_step((column * slots + slot) * piece_bytes + block_step * i), true);
+    wgmma_commit();
+    wgmma_wait<behind>();
 }
 #else
 // Block rows from the first, of each the columns that it keeps. The bits of `kept` are pairs: column * slots + slot.
@@ -74,6 +76,8 @@ DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
                         sums.at[half][slot], tokens + descriptor_step(half * 64 * line + 32 * i),
                         block + descriptor_step(block_step * i), true);
         }
+    wgmma_commit();
+    wgmma_wait<behind>();
 }
 #endif
 

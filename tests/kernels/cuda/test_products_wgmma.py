@@ -98,7 +98,9 @@ FAULTS = {
     "no proxy fence": ("wgmma_ring.h", "        proxy_fence();\n", ""),
     "no wait for copies": ("wgmma_ring.h", "        copy_wait<lag>();\n", ""),
     "copies waited for one stage late": ("wgmma_ring.h", "copy_wait<lag>", "copy_wait<lag + 1>"),
-    "no wait for products": ("products_wgmma.cu", "        wgmma_wait<behind>();\n", ""),
+    "no wait for products": ("wgmma_tall.h", "    wgmma_wait<behind>();\n", ""),
+    "no wait where nothing is multiplied": ("wgmma_tall.h", "        wgmma_wait<0>();", "        "),
+    "no commit": ("wgmma_tall.h", "    wgmma_commit();\n", ""),
     "a stage let go while it is read": ("products_wgmma.cu", "release(used - behind)", "release(used)"),
     "stage not let go": ("products_wgmma.cu", "if (at >= behind) ring", "if (at > behind) ring"),
     "wrong phase": ("wgmma_ring.h", "(number / STAGES & 1) ^ 1", "number / STAGES & 1"),
@@ -117,6 +119,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
     source, kept = plant(tmp_path, "products_wgmma.cu", FAULTS[fault]), kept_blocks("full", 3, 5)
+    if fault == "no wait where nothing is multiplied":
+        kept[0, 1:] = False
     for schedule in SCHEDULES:
         if fault == "no barrier before the store" and schedule[0] == "forward":
             continue  # ordinary stores are found by their values alone
