@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -129,10 +130,15 @@ def in_bands(tile: WgmmaTile, n: int) -> list[WgmmaTile]:
 
 
 def default_tile(element: str, block_size: int, n: int) -> WgmmaTile:
-    """Without measurements: the most rows and tokens whose sums fit, tokens no more than n asks for."""
+    """Without measurements: the most rows and tokens whose sums fit, tokens no more than n asks for.
+
+    Of blocks of 16 the most tokens, since each place of the group's rows and a step's columns is looked at whether or
+    not a block is kept there; of larger ones the most rows, which share X.
+    """
     found = list(tiles(element, block_size))
     enough = [tile for tile in found if tile.tokens < 2 * n or tile.tokens == min(each.tokens for each in found)]
-    return max(enough, key=lambda tile: (tile.rows * tile.tokens, tile.rows, tile.register_a, -tile.panels))
+    side = attrgetter("tokens" if block_size == 16 else "rows")
+    return max(enough, key=lambda tile: (tile.rows * tile.tokens, side(tile), tile.register_a, -tile.panels))
 
 
 def all_variants() -> Iterator[Variant]:

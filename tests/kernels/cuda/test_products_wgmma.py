@@ -69,6 +69,12 @@ def test_default_tile(op: str, element: str, block_size: int) -> None:
     check(op, element, kept, block_size, 33, default_tile(element, block_size, 33), ("random", "random"))
 
 
+def test_blocks_of_16_are_looked_for_in_few_rows() -> None:
+    assert default_tile("Bfloat16", 16, 4096) == WgmmaTile(128, 256, 4, register_a=True)
+    assert default_tile("Tf32", 16, 4096) == WgmmaTile(128, 256, 4, register_a=True)
+    assert default_tile("Bfloat16", 32, 4096) == WgmmaTile(256, 128, 4, register_a=True)
+
+
 @pytest.mark.emulate
 @pytest.mark.parametrize("n", WIDTHS)
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -107,6 +113,15 @@ FAULTS = {
     "no fence of sums": ("wgmma_tall.h", "    wgmma_fence();\n", ""),
     "next stage's blocks": ("wgmma_tall.h", "stage + blocks_at + group", "stage + stage_bytes + blocks_at + group"),
     "off by one step": ("wgmma_tall.h", "descriptor_step(32 * i), true", "descriptor_step(32 * i + 32), true"),
+    "no fence of sums of small blocks": ("wgmma_flat.h", "                wgmma_fence();\n", ""),
+    "no commit of small blocks": ("wgmma_flat.h", "                wgmma_commit();\n", ""),
+    "no wait for small blocks": ("wgmma_flat.h", "    wgmma_wait<behind>();\n}", "}"),
+    "four block rows too few": (
+        "wgmma_flat.h",
+        "first = 0; first < slots; first += together",
+        "first = together; first < slots; first += together",
+    ),
+    "the next four are asked for": ("wgmma_flat.h", "slots + first) & any", "slots + first + together) & any"),
     "one token too many": ("wgmma_gather.h", "tile.token + token < given.n", "tile.token + token <= given.n"),
     "no barrier before the store": (
         "wgmma_tall.h",
@@ -121,11 +136,15 @@ def test_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
     source, kept = plant(tmp_path, "products_wgmma.cu", FAULTS[fault]), kept_blocks("full", 3, 5)
     if fault == "no wait where nothing is multiplied":
         kept[0, 1:] = False
+    small = FAULTS[fault][0] == "wgmma_flat.h"
+    block_size, tile = (16, WgmmaTile(128, 128, 3, register_a=True)) if small else (64, WgmmaTile(128, 32, 3))
+    if small:
+        kept = kept_blocks("random", 9, 30)  # more steps than stages
     for schedule in SCHEDULES:
         if fault == "no barrier before the store" and schedule[0] == "forward":
             continue  # ordinary stores are found by their values alone
         with pytest.raises((EmulationError, AssertionError)):
-            check("dsd", "Bfloat16", kept, 64, 33, WgmmaTile(128, 32, 3), schedule, source)
+            check("dsd", "Bfloat16", kept, block_size, 33, tile, schedule, source)
 
 
 def test_lists_name_each_kept_block_once() -> None:
