@@ -286,7 +286,7 @@ def prepare_by(choice: Choice, task: Task, index: BSRIndex, shape: tuple[int, in
         else:
             run = wgmma.WgmmaProduct(task.op, *given, choice, gpu.multiprocessors, gpu.load)
         table_bytes = sum(each.numel() * each.element_size() for each in run.tables)
-        return Prepared(run, _describe(choice, task, 1, gpu), table_bytes)
+        return Prepared(run, _describe(choice, task, run.parts, gpu), table_bytes)
     return _by_threads(choice, _plan(choice, index), task, index, shape, gpu)
 
 

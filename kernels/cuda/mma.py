@@ -234,15 +234,20 @@ Parts = structure("Parts", "parts out", "numbers count")
 
 
 class AddParts:
-    """The sum of `count` parts of `numbers` floats each, in a fixed order, rounded to `element`; owns the parts."""
+    """The sum of `count` parts of `numbers` floats each, in a fixed order, rounded to `element`; owns the parts.
 
-    def __init__(self, element: str, numbers: int, count: int, device: torch.device, load: Loader) -> None:
+    skipped: bytes of the output before the first number.
+    """
+
+    def __init__(
+        self, element: str, numbers: int, count: int, device: torch.device, load: Loader, skipped: int = 0
+    ) -> None:
         self.parts = torch.empty((count, numbers), dtype=torch.float32, device=device)
         self.kernel, self.grid = load(adding(element)), (-(-numbers // 1024), 1, 1)
-        self.arguments = Parts(self.parts.data_ptr(), None, numbers, count)
+        self.arguments, self.skipped = Parts(self.parts.data_ptr(), None, numbers, count), skipped
 
     def __call__(self, out: Tensor) -> None:
-        self.arguments.out = out.data_ptr()
+        self.arguments.out = out.data_ptr() + self.skipped
         self.kernel(self.grid, self.arguments)
 
 

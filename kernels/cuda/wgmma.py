@@ -249,6 +249,8 @@ class Arguments(ctypes.Structure):
 class WgmmaProduct:
     """A prepared out = x W^T (or x W) for one pattern, one n and any values. A call launches only."""
 
+    parts = 1  # of a reduction
+
     def __init__(
         self,
         op: str,

@@ -72,13 +72,23 @@ def test_every_product_of_the_sweep_is_within_five_percent_of_its_mean(planned: 
         assert unevenness(run.dealt.loads) <= 1.05, (task, index.rows.numel())
 
 
-def test_tasks_of_the_sampled_product_go_in_whole_rounds(planned: list[Planned]) -> None:
-    """Each costs the same, so that dealing cannot mend a last round that is not full."""
-    sampled = [each.run.dealt for each in planned if isinstance(each.run, WgmmaSampled)]
-    assert len(sampled) >= 12
-    for dealt in sampled:
-        rounds, cost = -(-len(dealt.work) // MULTIPROCESSORS), sum(dealt.loads) / len(dealt.work)
-        assert max(dealt.loads) == rounds * cost
+def test_tasks_of_the_sampled_product_are_divided_where_the_last_round_is_not_full(planned: list[Planned]) -> None:
+    """All cost the same, so that dealing cannot mend such a round: before, it was up to 1.49 times the mean.
+
+    5 percent hold where the parts are few enough to be added for less than they save: of most, not of all.
+    """
+    sampled = [each for each in planned if isinstance(each.run, WgmmaSampled)]
+    found = []
+    for task, _, run in sampled:
+        assert isinstance(run, WgmmaSampled)
+        work, parts = run.dealt.work, run.parts
+        tasks, steps = int((work[:, 5] <= 0).sum()), -(-task.n // run.tile.depth)
+        rounds = -(-tasks * parts // MULTIPROCESSORS)
+        assert max(run.dealt.loads) <= (steps // parts + 1 + wgmma.EPILOGUE) * rounds
+        assert parts == 1 or max(run.dealt.loads) < -(-tasks // MULTIPROCESSORS) * steps
+        found.append(unevenness(run.dealt.loads))
+        assert found[-1] <= (1.14 if parts > 1 else 1.3)
+    assert len(found) >= 12 and sum(each <= 1.052 for each in found) >= 8
 
 
 def test_bands_cost_little_balance(planned: list[Planned]) -> None:
