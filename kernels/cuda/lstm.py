@@ -53,7 +53,7 @@ def recurrence_of(pattern: Pattern, dtype: torch.dtype, batch: int) -> Recurrenc
     """The time steps of a layer with this recurrent pattern; UnsupportedError where our kernels cannot compute them.
 
     One cooperative launch where it fits, else a launch a step. float32 is multiplied as torch does: by TF32 where
-    torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
+    torch.backends.cuda.matmul says so, else exactly.
     """
     element, kept = pattern.element(dtype), pattern.recurrences
     with cuda_products.one_at_a_time:

@@ -27,7 +27,7 @@ class Pattern:
     index: derived by us, which operators are given; own: the copy that everything is prepared from.
 
     Its products are of tensors [k, n] and [m, n] that are read and written column by column; others are copied first.
-    float32 is multiplied as torch does: by TF32 where torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
+    float32 is multiplied as torch does: by TF32 where torch.backends.cuda.matmul says so, else exactly.
     """
 
     kernel = "cuda"
@@ -99,8 +99,15 @@ class Pattern:
 KEPT = "cuda"  # what weights keep their pattern as; another name for an emulated GPU
 
 _patterns: OrderedDict[tuple[int, ...], Pattern] = OrderedDict()
-allows_tf32 = torch._C._get_cublas_allow_tf32  # torch.backends asks the same, and takes a microsecond
 one_at_a_time = threading.Lock()  # autograd has threads of its own, and a prepared launch one set of arguments
+
+
+def allows_tf32() -> bool:
+    """Whether torch multiplies float32 by TF32 on a GPU now, by whichever of its names that was set.
+
+    The older name refuses to answer where only the newer was set; torch.backends asks the same and takes a microsecond.
+    """
+    return bool(torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32")
 
 
 def by_columns(x: Tensor) -> Tensor:
