@@ -59,10 +59,12 @@ def recurrence_of(pattern: Pattern, dtype: torch.dtype, batch: int) -> Recurrenc
     with cuda_products.one_at_a_time:
         found: Recurrence | None = kept.get((element, batch))
         if found is not None:
+            cuda_products.pin_captured(found, pattern.device)
             return found
         refusals = pattern.refusals
         if reason := refusals.get((element, batch)):
             raise UnsupportedError(reason)
+        cuda_products.require_no_capture(pattern.device)
         if len(kept) + len(refusals) == MOST_PREPARED:
             kept.clear()
             refusals.clear()

@@ -234,20 +234,25 @@ Parts = structure("Parts", "parts out", "numbers count")
 
 
 class AddParts:
-    """The sum of `count` parts of `numbers` floats each, in a fixed order, rounded to `element`; owns the parts.
+    """The sum of `count` parts of `numbers` floats each, in a fixed order, rounded to `element`.
 
-    skipped: bytes of the output before the first number.
+    skipped: bytes of the output before the first number. Every launch has parts of its own, so that streams do not
+    share them and a CUDA graph owns what it writes.
     """
 
     def __init__(
         self, element: str, numbers: int, count: int, device: torch.device, load: Loader, skipped: int = 0
     ) -> None:
-        self.parts = torch.empty((count, numbers), dtype=torch.float32, device=device)
+        self.shape, self.device = (count, numbers), device
         self.kernel, self.grid = load(adding(element)), (-(-numbers // 1024), 1, 1)
-        self.arguments, self.skipped = Parts(self.parts.data_ptr(), None, numbers, count), skipped
+        self.arguments, self.skipped = Parts(None, None, numbers, count), skipped
 
-    def __call__(self, out: Tensor) -> None:
-        self.arguments.out = out.data_ptr() + self.skipped
+    def empty(self) -> Tensor:
+        """Parts for one launch: torch gives them to no other stream before it is done."""
+        return torch.empty(self.shape, dtype=torch.float32, device=self.device)
+
+    def __call__(self, parts: Tensor, out: Tensor) -> None:
+        self.arguments.parts, self.arguments.out = parts.data_ptr(), out.data_ptr() + self.skipped
         self.kernel(self.grid, self.arguments)
 
 
@@ -279,10 +284,14 @@ class MmaProduct:
         """All contiguous and at multiples of 16 bytes; only their addresses are read."""
         arguments = self.arguments
         arguments.values, arguments.x = values.data_ptr(), x.data_ptr()
-        arguments.out = out.data_ptr() if self.add is None else self.add.parts.data_ptr()
+        if self.add is None:
+            arguments.out = out.data_ptr()
+            self.kernel(self.grid, arguments)
+            return
+        parts = self.add.empty()
+        arguments.out = parts.data_ptr()
         self.kernel(self.grid, arguments)
-        if self.add is not None:
-            self.add(out)
+        self.add(parts, out)
 
 
 class MmaSampled:
@@ -318,10 +327,14 @@ class MmaSampled:
         if not self.grid[0]:
             return
         arguments.grad, arguments.x = grad.data_ptr(), x.data_ptr()
-        arguments.blocks = blocks.data_ptr() if self.add is None else self.add.parts.data_ptr()
+        if self.add is None:
+            arguments.blocks = blocks.data_ptr()
+            self.kernel(self.grid, arguments)
+            return
+        parts = self.add.empty()
+        arguments.blocks = parts.data_ptr()
         self.kernel(self.grid, arguments)
-        if self.add is not None:
-            self.add(blocks)
+        self.add(parts, blocks)
 
 
 def parts_for(ctas: int, stages: int, multiprocessors: int = MULTIPROCESSORS) -> int:

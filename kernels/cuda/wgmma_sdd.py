@@ -223,6 +223,7 @@ class WgmmaSampled:
             if self.add is None:
                 self.kernel(self.grid, arguments)
                 return
-            arguments.parts = self.add.parts.data_ptr()
+            parts = self.add.empty()
+            arguments.parts = parts.data_ptr()
             self.kernel(self.grid, arguments)
-            self.add(values)
+            self.add(parts, values)
