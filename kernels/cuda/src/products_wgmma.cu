@@ -12,7 +12,7 @@ DEVICE void produce(const Arguments& given, const Ring& ring, int thread) {
     const int lane = thread % 32;
     int filled = 0;
     for (int number = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1]; number < end; ++number) {
-        const Tile tile(given, number);
+        const Tile tile(Tile::load(given, number));
         Step next(given, tile, 0, lane);
         for (int at = 0; at < tile.steps; ++at, ++filled) {
             const Step step = next;
@@ -51,9 +51,11 @@ DEVICE void sum_tile(Sums& sums, const Tile& tile, const Ring& ring, int group, 
 
 DEVICE void consume(const Arguments& given, const Ring& ring, int group, int thread) {
     Sums sums;
-    int used = 0;
-    for (int number = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1]; number < end; ++number) {
-        const Tile tile(given, number);
+    const int begin = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1];
+    uint4 next = Tile::load(given, begin);  // no CTA is without tiles
+    for (int number = begin, used = 0; number < end; ++number) {
+        const Tile tile(next);
+        next = Tile::load(given, min(number + 1, end - 1));  // early: it comes while this one is multiplied
         clear(sums);
         sum_tile(sums, tile, ring, group, used);
         store_sums(given, sums, tile, ring.room + group * output_bytes, group, thread);

@@ -144,9 +144,11 @@ DEVICE void store(const float (&sum)[COLUMNS / 2], const Arguments& given, const
 
 DEVICE void consume(const Arguments& given, const Ring& ring, int group, int thread) {
     float sum[COLUMNS / 2];
-    int used = 0;
-    for (int number = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1]; number < end; ++number) {
-        const Task task(given, number);
+    const int begin = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1];
+    Task next(given, begin);  // no CTA is without tasks
+    for (int number = begin, used = 0; number < end; ++number) {
+        const Task task = next;
+        next = Task(given, min(number + 1, end - 1));  // early: it comes while this one is multiplied
         sum_task(sum, task, ring, group, used);
         store(sum, given, task, group, thread);
     }

@@ -43,8 +43,8 @@ static_assert(!TURNED || Element::bytes == 2, "wgmma turns 16-bit operands only"
 
 struct Tile {  // of the output: one row group, TOKENS tokens
     int group, token, first, count, steps;
-    DEVICE Tile(const Arguments& given, int number) {
-        const uint4 tile = *(const uint4*)(given.tiles + 4 * number);
+    static DEVICE uint4 load(const Arguments& given, int number) { return *(const uint4*)(given.tiles + 4 * number); }
+    DEVICE Tile(const uint4& tile) {
         group = tile.x, token = tile.y, first = tile.z, count = tile.w;
         steps = (count + listed - 1) / listed * parts;
     }
