@@ -178,9 +178,9 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session
 def cuda(session: nox.Session) -> None:
-    """Compile every CUDA kernel, no GPU needed (about half an hour): nox -s cuda [-- PYTEST ARGS].
+    """Compile every CUDA kernel, no GPU needed (about 45 minutes): nox -s cuda [-- PYTEST ARGS].
 
-    For sm_80, 86, 90a and 100a.
+    For sm_80, 86, 89, 90a, 100a and 120a.
     """
     run(session, "-m", "pytest", "tests/kernels/cuda/test_compile.py", "-m", "nvrtc or not nvrtc", *session.posargs)
 

@@ -54,10 +54,20 @@ def settings_of(dtype: str, math: str) -> list[Setting]:
     return wanted.get(dtype, [])
 
 
+def _now(owner: Any, name: str) -> Any:
+    """A setting: torch does not tell its older name of TF32 where the newer contradicts it, which says it, too."""
+    if name != "allow_tf32":
+        return getattr(owner, name)
+    try:
+        return owner.allow_tf32
+    except RuntimeError:
+        return owner.fp32_precision != "tf32"
+
+
 @contextmanager
 def applied(chosen: Sequence[Setting]) -> Iterator[None]:
     """Inside, the settings are as chosen; then as before."""
-    before = [getattr(owner, name) for owner, name, _ in chosen]
+    before = [_now(owner, name) for owner, name, _ in chosen]
     for owner, name, value in chosen:
         setattr(owner, name, value)
     try:

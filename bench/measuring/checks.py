@@ -26,12 +26,16 @@ from kernels.registry import BACKENDS
 from kernels.system.programs import run
 
 COLUMNS_OF_X = (1, 7, 33, 100, 300)  # the last is wide enough for the kernels by wgmma
+SQUARE = (
+    4096  # on a GPU: so many tiles that a CTA takes several, and those of the tuned table, which are measured at it
+)
 BATCHES = (1, 7, 33, 100)
 STEPS = 4
 LAYER_SPARSITIES = {"random": 0.6, "all empty": 1.0, "full": 0.0}  # a layer draws its own patterns
 SANITIZER = "compute-sanitizer"
 FOUND_STATUS = 86  # exit status by which the sanitizer says that it found something
 WATCHED_SECONDS = 300
+WATCHED = (7, 33, 300)  # of COLUMNS_OF_X, for every kernel one
 
 
 def pattern(name: str, rows: int, cols: int, block_size: int) -> BlockMask:
@@ -53,10 +57,14 @@ def pattern(name: str, rows: int, cols: int, block_size: int) -> BlockMask:
     return random
 
 
-def product_problem(cell: CheckCell, name: str, n: int) -> GemmProblem:
-    """A grid of at least 6 x 5 blocks; of small blocks more, so that several tiles are filled and the last is not."""
+def product_problem(cell: CheckCell, name: str, n: int, shape: tuple[int, int] | None = None) -> GemmProblem:
+    """A weight of `shape`.
+
+    By default a grid of at least 6 x 5 blocks; of small blocks more, so that several tiles are filled and the last is
+    not.
+    """
     size = cell.block_size
-    m, k = size * max(6, 192 // size + 1), size * max(5, 160 // size + 2)
+    m, k = shape or (size * max(6, 192 // size + 1), size * max(5, 160 // size + 2))
     mask = pattern(name, m, k, size)
     settings: dict[str, Any] = {"dtype": cell.dtype, "device": cell.device, "math": cell.math, "op": cell.op}
     return GemmProblem(m, k, n, size, mask.sparsity, given_mask=mask, seed=n, **settings)
@@ -71,11 +79,13 @@ def layer_problem(cell: CheckCell, name: str, n: int) -> LstmProblem:
 
 
 def problems(cell: CheckCell) -> Iterator[tuple[str, int, Problem]]:
-    """(pattern, n, problem) of everything that is checked."""
+    """(pattern, n, problem) of everything that is checked; on a GPU a product of SQUARE too, the last."""
     is_layer = cell.op in ("forward", "forward_backward")
     for name in LAYER_SPARSITIES if is_layer else PATTERNS:
         for n in BATCHES if is_layer else COLUMNS_OF_X:
             yield name, n, layer_problem(cell, name, n) if is_layer else product_problem(cell, name, n)
+    if cell.device == "cuda" and not is_layer:
+        yield "random", SQUARE, product_problem(cell, "random", SQUARE, (SQUARE, SQUARE))
 
 
 @initial_modes()
@@ -133,7 +143,7 @@ def watched(cell: CheckCell) -> Row:
 def main(settings: str) -> int:
     """Check a few problems of a cell given as JSON; 1 where one is not right."""
     cell = CheckCell.model_validate_json(settings)
-    few = [problem for name, n, problem in problems(cell) if n in (7, 33) and name in ("random", "full")]
+    few = [problem for name, n, problem in problems(cell) if n in WATCHED and name in ("random", "full")]
     rows = [check_problem(cell.backend, problem) for problem in few]
     for row in rows:
         print(row["status"], row["reason"])

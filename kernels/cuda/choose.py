@@ -205,9 +205,10 @@ def offered(task: Task, gpu: Gpu) -> dict[str, Choice]:
         if choice.variant.shared_bytes <= gpu.shared_bytes and choice.variant.runs_on(gpu.capability)
     ]
     if has_wide(task, gpu):
-        sampled = task.op == "sdd"
-        tiles = wgmma_sdd.sampled_tiles(task.block_size) if sampled else wgmma.tiles(*task[1:3])
-        found += tiles
+        if task.op == "sdd":
+            found += wgmma_sdd.sampled_tiles(task.block_size)
+        else:
+            found += (each for tile in wgmma.tiles(*task[1:3]) for each in wgmma.in_bands(tile, task.n))
     return {json.dumps(named(choice), sort_keys=True): choice for choice in found}
 
 
@@ -216,7 +217,10 @@ def tuned_choice(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) 
     grid = (index.indptr.numel() - 1) * (index.column_indptr.numel() - 1)
     sparsity = 1 - index.indices.numel() / grid
     entry = nearest(task.op, *SETTINGS[task.element], task.block_size, *shape, task.n, sparsity)
-    return None if entry is None else offered(task, gpu).get(json.dumps(entry, sort_keys=True))
+    if entry is None:
+        return None
+    found, whole = offered(task, gpu), {name: 0 if name == "band" else value for name, value in entry.items()}
+    return found.get(json.dumps(entry, sort_keys=True)) or found.get(json.dumps(whole, sort_keys=True))
 
 
 def prepare(task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
@@ -281,8 +285,8 @@ def prepare_by(choice: Choice, task: Task, index: BSRIndex, shape: tuple[int, in
             run = wgmma_sdd.WgmmaSampled(*given, choice, gpu.multiprocessors, gpu.load)
         else:
             run = wgmma.WgmmaProduct(task.op, *given, choice, gpu.multiprocessors, gpu.load)
-        listed_bytes = sum(each.numel() * each.element_size() for each in run.listed)
-        return Prepared(run, _describe(choice, task, 1, gpu), listed_bytes)
+        table_bytes = sum(each.numel() * each.element_size() for each in run.tables)
+        return Prepared(run, _describe(choice, task, run.parts, gpu), table_bytes)
     return _by_threads(choice, _plan(choice, index), task, index, shape, gpu)
 
 
@@ -305,7 +309,9 @@ def _by_threads(
 def _describe(choice: Choice, task: Task, parts: int, gpu: Gpu) -> str:
     names = named(choice)
     tile = " ".join(
-        f"{name}={names[name]}" for name in ("rows", "cols", "tokens", "columns", "depth", "stages") if name in names
+        f"{name}={names[name]}"
+        for name in ("rows", "cols", "tokens", "columns", "depth", "stages", "band")
+        if names.get(name)
     )
     shared = f" in {parts} parts" if parts > 1 else ""
     return f"cuda {names['rung']} {arch_of(gpu.capability)} {task.element} {tile}{shared}"

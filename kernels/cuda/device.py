@@ -57,6 +57,10 @@ class Variant:
 class Kernel(Protocol):
     """A compiled variant. Calling it launches; the caller keeps the tensors behind `arguments` alive."""
 
+    @property
+    def resident(self) -> int:
+        """CTAs of it that a multiprocessor holds at once."""
+
     def __call__(self, grid: tuple[int, int, int], arguments: ctypes.Structure, cooperative: bool = False) -> None: ...
 
 
@@ -197,9 +201,13 @@ class LoadedKernel:
             self.module = cupy.RawModule(path=str(self.cubin.path))
             function = self.module.get_function(variant.name)
             function.max_dynamic_shared_size_bytes = variant.shared_bytes
+            function.preferred_shared_memory_carveout = (
+                100  # percent: else the driver may leave room for one CTA of two
+            )
             self.handle = ctypes.c_void_p(function.kernel.ptr)
             self.context = ctypes.c_void_p()
             _driver().cuCtxGetCurrent(ctypes.byref(self.context))
+            self.resident = resident(self.handle, variant)
         self.variant, self.device = variant, device
         self.shape = (variant.threads, 1, 1, variant.shared_bytes)
         self.launch: Callable[..., int]
@@ -222,6 +230,15 @@ class LoadedKernel:
         if status:
             raise RuntimeError(f"{self.variant} did not launch on grid {grid}: {error_name(status)}")
         return None
+
+
+def resident(handle: ctypes.c_void_p, variant: Variant) -> int:
+    """CTAs of a loaded kernel that a multiprocessor holds at once; RuntimeError where the driver does not say."""
+    count, shared = ctypes.c_int(), ctypes.c_size_t(variant.shared_bytes)
+    ask = _driver().cuOccupancyMaxActiveBlocksPerMultiprocessor
+    if status := ask(ctypes.byref(count), handle, variant.threads, shared):
+        raise RuntimeError(f"the driver does not say how many CTAs of {variant} fit: {error_name(status)}")
+    return count.value
 
 
 @functools.cache

@@ -11,6 +11,7 @@ batch and type, so that all later ones can be captured in a CUDA graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -53,16 +54,18 @@ def recurrence_of(pattern: Pattern, dtype: torch.dtype, batch: int) -> Recurrenc
     """The time steps of a layer with this recurrent pattern; UnsupportedError where our kernels cannot compute them.
 
     One cooperative launch where it fits, else a launch a step. float32 is multiplied as torch does: by TF32 where
-    torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
+    torch.backends.cuda.matmul says so, else exactly.
     """
     element, kept = pattern.element(dtype), pattern.recurrences
     with cuda_products.one_at_a_time:
         found: Recurrence | None = kept.get((element, batch))
         if found is not None:
+            cuda_products.pin_captured(found, pattern.device)
             return found
         refusals = pattern.refusals
         if reason := refusals.get((element, batch)):
             raise UnsupportedError(reason)
+        cuda_products.require_no_capture(pattern.device)
         if len(kept) + len(refusals) == MOST_PREPARED:
             kept.clear()
             refusals.clear()
@@ -83,23 +86,27 @@ class Steps(NamedTuple):
     together: bool
 
 
-def steps_for(index: BSRIndex, sizes: Sizes, dtype: torch.dtype, exact: bool, gpu: Gpu) -> Steps:
+def steps_for(index: BSRIndex, sizes: Sizes, dtype: torch.dtype, exact: bool, gpu: Gpu, together: bool = True) -> Steps:
     """The time steps of a layer as they are best computed on `gpu`; UnsupportedError where our kernels cannot.
 
-    index: of the recurrent weight; exact: without tensor cores.
+    index: of the recurrent weight; exact: without tensor cores; together: in one launch if that fits.
     """
     if index.indices.numel() * sizes.block**2 > MOST_NUMBERS:  # where a piece lies is an int
         raise UnsupportedError(f"cuda goes through the steps of weights of at most {MOST_NUMBERS} kept values")
     plans, device = plans_for(index, sizes.block, dtype), device_of(gpu)
-    try:
-        return Steps(plans, tiles_for(plans, sizes, exact, device, True), together=True)
-    except UnsupportedError:
-        return Steps(plans, tiles_for(plans, sizes, exact, device, False), together=False)
+    if together:
+        with suppress(UnsupportedError):
+            return Steps(plans, tiles_for(plans, sizes, exact, device, True), together=True)
+    return Steps(plans, tiles_for(plans, sizes, exact, device, False), together=False)
 
 
 def _prepare(pattern: Pattern, sizes: Sizes, element: str, dtype: torch.dtype) -> Recurrence:
-    found = steps_for(pattern.own, sizes, dtype, element == "Float32", pattern.gpu)
-    return Recurrence(sizes, element, *found, pattern.gpu.load)
+    """In one launch where its CTAs are together on the GPU by the driver's count as well as by ours."""
+    given = pattern.own, sizes, dtype, element == "Float32", pattern.gpu
+    found = Recurrence(sizes, element, *steps_for(*given), pattern.gpu.load)
+    if not found.together or all(each.fits(pattern.gpu.multiprocessors) for each in (found.ahead, found.back)):
+        return found
+    return Recurrence(sizes, element, *steps_for(*given, together=False), pattern.gpu.load)
 
 
 def describe(pattern: Pattern, dtype: torch.dtype, batch: int) -> str:

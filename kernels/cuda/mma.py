@@ -2,7 +2,8 @@
 
 Of the tiles there is every legal one for a tuner and for CI, and the one taken where nothing was tuned. They are built
 by what a multiprocessor of an H200 has: 65536 registers, 227 KB of shared memory; the smaller ones fit the 99 KB of
-compute capability 8.6 and 12.0 too. A measured table may name another variant; nothing here is a measurement.
+compute capability 8.6, 8.9 and 12.0 too, and for each op there are some of two stages, of which two fit there together.
+A measured table may name another variant; nothing here is a measurement.
 
 Operands lie token by token: X is [n, k] and Y [n, m] in memory, values are [nnzb, b, b]. A prepared launch holds its
 plan and the kernel's arguments; a call sets three pointers and launches on the current stream.
@@ -26,6 +27,7 @@ BLOCKS = (8, 16, 32, 64, 128)
 OPS = ("dsd", "dsd_t", "sdd")
 SHARED_BYTES = 232448  # of a CTA on an H200: 227 KB
 SMALLEST_SHARED_BYTES = 101376  # of all we compile for: 99 KB on 8.6
+HALF_SHARED_BYTES = 50176  # 49 KB: two such CTAs share its 100 KB, of which the driver takes a KB each
 LINE_BYTES = 128  # of a tile whose lines run along the reduction: free of bank conflicts, and whole sectors in memory
 
 
@@ -72,16 +74,18 @@ def product_choice(
     stages: int,
     ctas: int = 1,
     parts: bool = False,
+    limit: int | None = None,
 ) -> ProductChoice:
     """dsd with CTAs of rows x tokens, warps along rows, tokens and the reduction, `ctas` on a multiprocessor.
 
-    stages: at most; as many as an H200 has shared memory for, or an 8.6 if rows and tokens are at most 256 together.
+    stages: at most; as many as fit into `limit` bytes of shared memory, by default those of an H200, or of an 8.6 if
+    rows and tokens are at most 256 together.
     """
     size = BYTES[element]
     depth = LINE_BYTES // size
     tile = ProductTile(block, rows, depth, transposed, paired=block == 8 and size == 2)
     stage = (rows + tokens) * depth * size + 2 * tile.entry * 4
-    limit = SMALLEST_SHARED_BYTES if rows + tokens <= 256 else SHARED_BYTES
+    limit = limit or (SMALLEST_SHARED_BYTES if rows + tokens <= 256 else SHARED_BYTES)
     stages = min(stages, limit // stage)
     staged = warps[2] * tokens * (rows + 8) * (4 if parts or warps[2] > 1 else size)
     shared = stages * stage if is_exact(element) else max(stages * stage, staged)
@@ -106,16 +110,27 @@ def product_choice(
 
 
 def sampled_choice(
-    element: str, block: int, rows: int, cols: int, warps: int, units: int, ctas: int = 1, parts: bool = False
+    element: str,
+    block: int,
+    rows: int,
+    cols: int,
+    warps: int,
+    units: int,
+    ctas: int = 1,
+    parts: bool = False,
+    limit: int | None = None,
 ) -> SampledChoice:
-    """sdd with jobs of at most rows x cols, `units` a warp (of exact ones, blocks as many as the threads make)."""
+    """sdd with jobs of at most rows x cols, `units` a warp (of exact ones, blocks as many as the threads make).
+
+    limit: bytes of shared memory that the stages fit into, by default those of an H200, or of an 8.6 with few warps.
+    """
     size, exact = BYTES[element], is_exact(element)
     depth = 16 if exact else 32
     side = block if exact else min(block, 64)
     bins, units = (1, warps * 2048 // block**2) if exact else (warps, units)
     tile = SampledTile(block, rows, cols, side, bins, units, paired=block == 8 and not exact)
     stage = (rows + cols) * depth * size
-    limit = SMALLEST_SHARED_BYTES if warps == 4 or exact else SHARED_BYTES
+    limit = limit or (SMALLEST_SHARED_BYTES if warps == 4 or exact else SHARED_BYTES)
     stages = min(4, (limit - tile.job * 4) // stage)
     defines: dict[str, str | int] = {
         "BINS": bins,
@@ -145,8 +160,10 @@ def adding(element: str) -> Variant:
 def _products(element: str, block: int, transposed: bool, n: int, parts: bool) -> Iterator[ProductChoice]:
     """Best guess first. Warps of small blocks differ in tokens only, so that all of them have the same work."""
 
-    def choice(rows: int, tokens: int, warps: tuple[int, int, int], stages: int, ctas: int = 1) -> ProductChoice:
-        return product_choice(element, block, transposed, rows, tokens, warps, stages, ctas, parts)
+    def choice(
+        rows: int, tokens: int, warps: tuple[int, int, int], stages: int, ctas: int = 1, limit: int | None = None
+    ) -> ProductChoice:
+        return product_choice(element, block, transposed, rows, tokens, warps, stages, ctas, parts, limit)
 
     if is_exact(element):
         if n > 64:  # alone on its multiprocessor: 128 registers a thread do not suffice
@@ -162,6 +179,7 @@ def _products(element: str, block: int, transposed: bool, n: int, parts: bool) -
             yield choice(256, 128, (1, 8, 1), 4)
     if n > 80:
         yield choice(128, 128, (1, 4, 1) if small else (2, 2, 1), 3, 2)
+        yield choice(64, 64 if block == 8 else 128, (1, 4, 1) if small else (2, 2, 1), 2, 2, HALF_SHARED_BYTES)
     if 64 < n <= 80 or 128 < n <= 160:
         yield choice(32, 80, (1, 1, 4), 6, 2)
     if 32 < n <= 160 and not parts:
@@ -173,7 +191,7 @@ def _products(element: str, block: int, transposed: bool, n: int, parts: bool) -
 
 
 def _sampled(element: str, block: int, parts: bool) -> Iterator[SampledChoice]:
-    """Best guess first; the second fits 99 KB."""
+    """Best guess first; the second fits 99 KB, the third fits twice."""
     if is_exact(element):
         yield sampled_choice(
             element, block, max(64, min(block * 4, 128)), 128 if block == 128 else 256, 8, 0, parts=parts
@@ -185,6 +203,10 @@ def _sampled(element: str, block: int, parts: bool) -> Iterator[SampledChoice]:
     yield sampled_choice(element, block, rows, cols, 8, units, parts=parts)
     rows, units = {128: (128, 1), 64: (64, 1), 32: (128, 2), 16: (128, 8), 8: (128, 8)}[block]
     yield sampled_choice(element, block, rows, 128 if element == "Tf32" or block == 128 else 256, 4, units, 2, parts)
+    half = 64 if element == "Tf32" and block <= 64 else 128
+    if element != "Tf32" or block <= 64:  # of 128 x 128 numbers of 4 bytes there is room for one stage
+        units = min(units, half // block * (rows // block) * (block // min(block, 64)) ** 2)
+        yield sampled_choice(element, block, rows, half, 4, units, 2, parts, HALF_SHARED_BYTES)
 
 
 def variants(op: str, element: str, block: int, n: int, parts: bool = False) -> Iterator[ProductChoice | SampledChoice]:
@@ -234,15 +256,25 @@ Parts = structure("Parts", "parts out", "numbers count")
 
 
 class AddParts:
-    """The sum of `count` parts of `numbers` floats each, in a fixed order, rounded to `element`; owns the parts."""
+    """The sum of `count` parts of `numbers` floats each, in a fixed order, rounded to `element`.
 
-    def __init__(self, element: str, numbers: int, count: int, device: torch.device, load: Loader) -> None:
-        self.parts = torch.empty((count, numbers), dtype=torch.float32, device=device)
+    skipped: bytes of the output before the first number. Every launch has parts of its own, so that streams do not
+    share them and a CUDA graph owns what it writes.
+    """
+
+    def __init__(
+        self, element: str, numbers: int, count: int, device: torch.device, load: Loader, skipped: int = 0
+    ) -> None:
+        self.shape, self.device = (count, numbers), device
         self.kernel, self.grid = load(adding(element)), (-(-numbers // 1024), 1, 1)
-        self.arguments = Parts(self.parts.data_ptr(), None, numbers, count)
+        self.arguments, self.skipped = Parts(None, None, numbers, count), skipped
 
-    def __call__(self, out: Tensor) -> None:
-        self.arguments.out = out.data_ptr()
+    def empty(self) -> Tensor:
+        """Parts for one launch: torch gives them to no other stream before it is done."""
+        return torch.empty(self.shape, dtype=torch.float32, device=self.device)
+
+    def __call__(self, parts: Tensor, out: Tensor) -> None:
+        self.arguments.parts, self.arguments.out = parts.data_ptr(), out.data_ptr() + self.skipped
         self.kernel(self.grid, self.arguments)
 
 
@@ -274,10 +306,14 @@ class MmaProduct:
         """All contiguous and at multiples of 16 bytes; only their addresses are read."""
         arguments = self.arguments
         arguments.values, arguments.x = values.data_ptr(), x.data_ptr()
-        arguments.out = out.data_ptr() if self.add is None else self.add.parts.data_ptr()
+        if self.add is None:
+            arguments.out = out.data_ptr()
+            self.kernel(self.grid, arguments)
+            return
+        parts = self.add.empty()
+        arguments.out = parts.data_ptr()
         self.kernel(self.grid, arguments)
-        if self.add is not None:
-            self.add(out)
+        self.add(parts, out)
 
 
 class MmaSampled:
@@ -313,10 +349,14 @@ class MmaSampled:
         if not self.grid[0]:
             return
         arguments.grad, arguments.x = grad.data_ptr(), x.data_ptr()
-        arguments.blocks = blocks.data_ptr() if self.add is None else self.add.parts.data_ptr()
+        if self.add is None:
+            arguments.blocks = blocks.data_ptr()
+            self.kernel(self.grid, arguments)
+            return
+        parts = self.add.empty()
+        arguments.blocks = parts.data_ptr()
         self.kernel(self.grid, arguments)
-        if self.add is not None:
-            self.add(blocks)
+        self.add(parts, blocks)
 
 
 def parts_for(ctas: int, stages: int, multiprocessors: int = MULTIPROCESSORS) -> int:

@@ -27,7 +27,7 @@ class Pattern:
     index: derived by us, which operators are given; own: the copy that everything is prepared from.
 
     Its products are of tensors [k, n] and [m, n] that are read and written column by column; others are copied first.
-    float32 is multiplied as torch does: by TF32 where torch.backends.cuda.matmul.allow_tf32 is set, else exactly.
+    float32 is multiplied as torch does: by TF32 where torch.backends.cuda.matmul says so, else exactly.
     """
 
     kernel = "cuda"
@@ -45,6 +45,7 @@ class Pattern:
     def __call__(self, task: Task) -> Prepared:
         found = self.prepared.get(task)
         if found is None:
+            require_no_capture(self.device)
             if len(self.prepared) == MOST_PREPARED:
                 self.prepared.clear()
                 self.at_once.clear()
@@ -62,6 +63,7 @@ class Pattern:
             if found is None:
                 found = self(Task(op, self.element(dtype), self.block_size, n))
                 self.at_once[key] = found
+            pin_captured(found, self.device)
             found.run(left, right, out)
 
     def dsd(self, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
@@ -99,8 +101,35 @@ class Pattern:
 KEPT = "cuda"  # what weights keep their pattern as; another name for an emulated GPU
 
 _patterns: OrderedDict[tuple[int, ...], Pattern] = OrderedDict()
-allows_tf32 = torch._C._get_cublas_allow_tf32  # torch.backends asks the same, and takes a microsecond
+_pinned: dict[int, object] = {}  # what CUDA graphs may replay, which tell nobody when they end
 one_at_a_time = threading.Lock()  # autograd has threads of its own, and a prepared launch one set of arguments
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether what is launched on the current stream goes into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def require_no_capture(device: torch.device) -> None:
+    """RuntimeError, one line, where a first call is being captured: it waits for the GPU, which no graph can hold."""
+    if is_captured(device):
+        raise RuntimeError(
+            "the first call of a pattern, type and batch prepares kernels: call it once before capturing"
+        )
+
+
+def pin_captured(prepared: object, device: torch.device) -> None:
+    """Keep for good what a CUDA graph is capturing the addresses of: patterns and products are forgotten when many."""
+    if is_captured(device):
+        _pinned[id(prepared)] = prepared
+
+
+def allows_tf32() -> bool:
+    """Whether torch multiplies float32 by TF32 on a GPU now, by whichever of its names that was set.
+
+    The older name refuses to answer where only the newer was set; torch.backends asks the same and takes a microsecond.
+    """
+    return bool(torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32")
 
 
 def by_columns(x: Tensor) -> Tensor:
@@ -120,6 +149,8 @@ def pattern_of(index: BSRIndex, block_size: int) -> Pattern:
     own = own_copy(index)
     with one_at_a_time:
         found = _patterns.get(key)
+        if own is None or found is None:
+            require_no_capture(index.indices.device)
         if found is None or not (_alike(found.own, index) if own is None else found.own is own):
             found = _patterns[key] = Pattern(adopted(index), block_size)
             if len(_patterns) > MOST_PATTERNS:

@@ -80,6 +80,10 @@ class Pass:
         self.variant = variant_of(name, plan, sizes, tiles, element)
         self.kernel = load(self.variant)
 
+    def fits(self, multiprocessors: int) -> bool:
+        """Whether all its CTAs can be on the GPU at once, as its driver counts them."""
+        return self.grid[0] * self.grid[1] <= multiprocessors * self.kernel.resident
+
     def given(self, steps: int, **tensors: Tensor | None) -> Any:
         """Arguments of a call's own, by name; the caller keeps the tensors until all is launched."""
         arguments: Any = type(self.same).from_buffer_copy(self.same)

@@ -7,8 +7,11 @@ blocks [nnzb, b, b]. sdd: kernels.cuda.wgmma_sdd.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -27,6 +30,8 @@ MULTIPLIERS = 2  # warpgroups; one more gathers
 OUTPUT_BYTES = MULTIPLIERS * 64 * (LINE + 16)  # where sums are rearranged on their way out
 THREADS = 128 * (MULTIPLIERS + 1)
 MOST_SHARED = 227 * 1024
+EPILOGUE = 2  # steps that writing a tile takes the time of, as estimated from the instructions
+BAND = 4  # token tiles of a band, where there are bands
 
 
 def unsupported(op: str, element: str, block_size: int) -> str | None:
@@ -46,7 +51,8 @@ def unsupported(op: str, element: str, block_size: int) -> str | None:
 class WgmmaTile:
     """What a CTA makes at a time, rows x tokens, and its ring: `stages` of `panels` lines of 128 bytes a token.
 
-    register_a: tokens are loaded into registers once for all block rows (blocks below 64).
+    register_a: tokens are loaded into registers once for all block rows (blocks below 64); band: token tiles whose row
+    groups all come before those of the next tokens, so that X is read once and W stays in the L2 cache; 0: all tokens.
     """
 
     rows: int
@@ -54,10 +60,19 @@ class WgmmaTile:
     stages: int
     panels: int = 1
     register_a: bool = False
+    band: int = 0
+
+    def columns(self, element: str, block_size: int) -> int:
+        """Listed columns of a step."""
+        return max(1, LINE // (block_size * BYTES[element])) * self.panels
+
+    def steps(self, listed: int, element: str, block_size: int) -> int:
+        """Steps of a row group that lists so many columns."""
+        return -(-listed // self.columns(element, block_size)) * max(1, block_size * BYTES[element] // LINE)
 
     def stage_bytes(self, element: str, block_size: int) -> int:
         """Bytes of a stage: tokens' lines, and a place for every block that the rows may keep in its columns."""
-        columns = max(1, LINE // (block_size * BYTES[element])) * self.panels
+        columns = self.columns(element, block_size)
         width = min(LINE, block_size * BYTES[element])
         return self.panels * self.tokens * LINE + columns * self.rows * width
 
@@ -67,7 +82,7 @@ class WgmmaTile:
 
     def fits(self, element: str, block_size: int) -> bool:
         """Whether shared memory, registers and the 64-bit word of kept blocks suffice."""
-        columns = max(1, LINE // (block_size * BYTES[element])) * self.panels
+        columns = self.columns(element, block_size)
         sums = self.rows * self.tokens // (MULTIPLIERS * 128)
         room = self.shared_bytes(element, block_size) <= MOST_SHARED and sums <= 128
         if block_size >= 64:
@@ -99,7 +114,7 @@ def variant(op: str, element: str, block_size: int, tile: WgmmaTile) -> Variant:
 
 
 def tiles(element: str, block_size: int) -> Iterator[WgmmaTile]:
-    """Every tile worth trying, deepest ring first; a tuner times them."""
+    """Every tile worth trying, deepest ring first; a tuner times them, each in bands too (`in_bands`)."""
     flat = block_size < 64
     for rows in (256, 128) if flat else (64 * MULTIPLIERS,):
         for tokens in (128, 256) if flat else (256, 128, 64, 32):
@@ -109,11 +124,21 @@ def tiles(element: str, block_size: int) -> Iterator[WgmmaTile]:
                     yield from [tile for tile in deepest if tile.fits(element, block_size)][:1]
 
 
+def in_bands(tile: WgmmaTile, n: int) -> list[WgmmaTile]:
+    """The tile in the orders that differ for n tokens: all tokens of a row group together, and in bands."""
+    return [tile, replace(tile, band=BAND)] if n > BAND * tile.tokens else [tile]
+
+
 def default_tile(element: str, block_size: int, n: int) -> WgmmaTile:
-    """Without measurements: the most rows and tokens whose sums fit, tokens no more than n asks for."""
+    """Without measurements: the most rows and tokens whose sums fit, tokens no more than n asks for.
+
+    Of blocks of 16 the most tokens, since each place of the group's rows and a step's columns is looked at whether or
+    not a block is kept there; of larger ones the most rows, which share X.
+    """
     found = list(tiles(element, block_size))
     enough = [tile for tile in found if tile.tokens < 2 * n or tile.tokens == min(each.tokens for each in found)]
-    return max(enough, key=lambda tile: (tile.rows * tile.tokens, tile.rows, tile.register_a, -tile.panels))
+    side = attrgetter("tokens" if block_size == 16 else "rows")
+    return max(enough, key=lambda tile: (tile.rows * tile.tokens, side(tile), tile.register_a, -tile.panels))
 
 
 def all_variants() -> Iterator[Variant]:
@@ -128,11 +153,10 @@ def all_variants() -> Iterator[Variant]:
 class Listed(NamedTuple):
     """By row group (`rows` rows of the output): the block columns that any of its block rows keeps, ascending; int32.
 
-    order: [groups], by falling length; first: [groups + 1], where a group's columns begin; columns: [listed];
-    blocks: [listed, block rows of a group], the block's number in the values or -1.
+    first: [groups + 1], where a group's columns begin; columns: [listed]; blocks: [listed, block rows of a group], the
+    block's number in the values or -1.
     """
 
-    order: Tensor
     first: Tensor
     columns: Tensor
     blocks: Tensor
@@ -158,21 +182,74 @@ def list_columns(index: BSRIndex, block_size: int, rows: int, transposed: bool =
     blocks = torch.full((keys.numel(), slots), -1, dtype=torch.int32, device=row.device)
     blocks[place, row % slots] = block.to(torch.int32)
     first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    order = torch.argsort(counts, descending=True, stable=True)
-    return Listed(order.to(torch.int32), first.to(torch.int32), (keys % grid_cols).to(torch.int32), blocks)
+    return Listed(first.to(torch.int32), (keys % grid_cols).to(torch.int32), blocks)
+
+
+class Dealt(NamedTuple):
+    """The work of every CTA of a kernel whose CTAs stay.
+
+    work: int32 [pieces, ints], CTA c's from begins[c] on; begins: int32 [CTAs + 1]; loads: what each CTA's pieces cost.
+    """
+
+    work: Tensor
+    begins: Tensor
+    loads: tuple[float, ...]
+
+
+def deal(work: Tensor, costs: Iterable[float], ctas: int) -> Dealt:
+    """Pieces of work, in their order, each to the CTA that is done first; at most `ctas` CTAs, none without work.
+
+    Longest first this is the LPT rule: at most 4/3 of the best makespan (Graham 1969, SIAM J. Appl. Math. 17(2)).
+    """
+    ctas = min(ctas, len(work))
+    loads = [(0.0, cta) for cta in range(ctas)]
+    owner = []
+    for cost in costs:
+        load, cta = loads[0]
+        owner.append(cta)
+        heapq.heapreplace(loads, (load + cost, cta))
+    owners = torch.tensor(owner, dtype=torch.long, device="cpu")
+    begins = torch.nn.functional.pad(torch.bincount(owners, minlength=ctas).cumsum(0), (1, 0))
+    dealt, by_cta = work.cpu()[torch.argsort(owners, stable=True)], sorted(loads, key=lambda each: each[1])
+    table, firsts = (each.to(device=work.device, dtype=torch.int32).contiguous() for each in (dealt, begins))
+    return Dealt(table, firsts, tuple(load for load, _ in by_cta))
+
+
+def deal_tiles(listed: Listed, tile: WgmmaTile, element: str, block_size: int, n: int, ctas: int) -> Dealt:
+    """The tiles of n tokens, the longest first, in bands where `tile` has them.
+
+    Of each its row group, first token, where the group's columns begin in the list, and how many they are. Costs are in
+    steps of the reduction.
+    """
+    first, across = listed.first.tolist(), -(-n // tile.tokens)
+    counts = [after - before for before, after in pairwise(first)]
+    falling = sorted(range(len(counts)), key=lambda group: -counts[group])
+    band = tile.band or across
+    order = [
+        (group, token)
+        for begin in range(0, across, band)
+        for group in falling
+        for token in range(begin, min(begin + band, across))
+    ]
+    costs = [tile.steps(count, element, block_size) + EPILOGUE for count in counts]
+    work = [(group, token * tile.tokens, first[group], counts[group]) for group, token in order]
+    table = torch.tensor(work, dtype=torch.int32, device="cpu").to(listed.first.device)
+    return deal(table, (costs[group] for group, _ in order), ctas)
 
 
 class Arguments(ctypes.Structure):
     """As struct Arguments in wgmma_gather.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("values", "x", "y", "order", "first", "columns", "blocks")),
-        *((name, ctypes.c_int) for name in ("n", "k", "m", "groups")),
+        *((name, ctypes.c_void_p) for name in ("values", "x", "y", "tiles", "begins", "columns", "blocks")),
+        *((name, ctypes.c_int) for name in ("n", "k", "m")),
     )
 
 
 class WgmmaProduct:
     """A prepared out = x W^T (or x W) for one pattern, one n and any values. A call launches only."""
+
+    parts = 1  # of a reduction
 
     def __init__(
         self,
@@ -191,10 +268,12 @@ class WgmmaProduct:
             [(each.numel() - 1) * block_size for each in (index.column_indptr, index.indptr)],
         )
         self.kernel = load(variant(op, element, block_size, tile))
-        self.listed = list_columns(index, block_size, tile.rows, transposed)
-        groups, pointers = self.listed.order.numel(), (each.data_ptr() for each in self.listed)
-        self.arguments = Arguments(None, None, None, *pointers, n, *(lines[::-1] if transposed else lines), groups)
-        self.grid = (min(ctas, groups * -(-n // tile.tokens)), 1, 1)
+        listed = list_columns(index, block_size, tile.rows, transposed)
+        self.dealt = deal_tiles(listed, tile, element, block_size, n, ctas)
+        self.tables = self.dealt.work, self.dealt.begins, listed.columns, listed.blocks
+        pointers = (each.data_ptr() for each in self.tables)
+        self.arguments = Arguments(None, None, None, *pointers, n, *(lines[::-1] if transposed else lines))
+        self.grid = (len(self.dealt.loads), 1, 1)
 
     def __call__(self, values: Tensor, x: Tensor, out: Tensor) -> None:
         """values: [nnzb, b, b]; x: [n, k]; out: [n, m], contiguous, at multiples of 16 bytes: addresses are read."""

@@ -27,7 +27,7 @@ def load(variant: Variant) -> LoadedKernel:
     """
     kernel = object.__new__(LoadedKernel)
     kernel.variant, kernel.device, kernel.handle, kernel.context = variant, 0, ctypes.c_void_p(), ctypes.c_void_p()
-    kernel.shape = (variant.threads, 1, 1, variant.shared_bytes)
+    kernel.shape, kernel.resident = (variant.threads, 1, 1, variant.shared_bytes), 32
     kernel.launch = kernel.launch_together = ctypes.CDLL(None).labs
     kernel.stream, kernel.current_device = abs, int  # of device 0: stream 0
     return kernel

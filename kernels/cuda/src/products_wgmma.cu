@@ -1,7 +1,7 @@
 // dsd and its transpose by wgmma (sm_90a): Y[n, m] = X[n, k] W^T, or TURNED X W; X and Y token-major, W by its kept blocks.
 //
-// WARPGROUPS warpgroups multiply, one more gathers. CTAs stay and take tile after tile, heavy row groups first; the stages
-// of the next tile are filled while the sums of one are written.
+// WARPGROUPS warpgroups multiply, one more gathers. CTAs stay and take the tiles that the plan deals to each; the stages of the
+// next tile are filled while the sums of one are written.
 #if BLOCK >= 64
 #include "wgmma_tall.h"
 #else
@@ -11,8 +11,8 @@
 DEVICE void produce(const Arguments& given, const Ring& ring, int thread) {
     const int lane = thread % 32;
     int filled = 0;
-    for (int number = blockIdx.x; number < tiles(given); number += gridDim.x) {
-        const Tile tile(given, number);
+    for (int number = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1]; number < end; ++number) {
+        const Tile tile(Tile::load(given, number));
         Step next(given, tile, 0, lane);
         for (int at = 0; at < tile.steps; ++at, ++filled) {
             const Step step = next;
@@ -41,8 +41,6 @@ DEVICE void sum_tile(Sums& sums, const Tile& tile, const Ring& ring, int group, 
     for (int at = 0; at < tile.steps; ++at, ++used) {
         ring.wait_full(used);
         multiply_step(sums, ring.at(used), group, ring.kept[used % STAGES]);
-        wgmma_commit();
-        wgmma_wait<behind>();
         if (at >= behind) ring.release(used - behind);
     }
     wgmma_wait<0>();
@@ -53,9 +51,11 @@ DEVICE void sum_tile(Sums& sums, const Tile& tile, const Ring& ring, int group, 
 
 DEVICE void consume(const Arguments& given, const Ring& ring, int group, int thread) {
     Sums sums;
-    int used = 0;
-    for (int number = blockIdx.x; number < tiles(given); number += gridDim.x) {
-        const Tile tile(given, number);
+    const int begin = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1];
+    uint4 next = Tile::load(given, begin);  // no CTA is without tiles
+    for (int number = begin, used = 0; number < end; ++number) {
+        const Tile tile(next);
+        next = Tile::load(given, min(number + 1, end - 1));  // early: it comes while this one is multiplied
         clear(sums);
         sum_tile(sums, tile, ring, group, used);
         store_sums(given, sums, tile, ring.room + group * output_bytes, group, thread);

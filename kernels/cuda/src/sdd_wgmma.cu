@@ -3,6 +3,7 @@
 // A CTA takes a strip of block rows, 64 rows (128 where blocks are 128), and gathers, for each warpgroup, COLUMNS of the
 // columns that any of them keeps; a warpgroup's sums are D[64 rows, COLUMNS]. Tokens are the lines of both operands, which are
 // read turned. Where a strip has several block rows, blocks that are not kept are multiplied with the others and dropped.
+// The last strips may be divided: a task is then a part of the tokens, and what it leaves are floats for add_parts.
 #include "wgmma_ring.h"
 
 typedef ELEMENT Element;
@@ -11,10 +12,12 @@ typedef Element::Storage Storage;
 struct Arguments {  // mirrored in Python, field by field
     const Storage *grad, *x;  // [n, m], [n, k]
     Storage* values;          // [nnzb, b, b]
-    const int* tasks;         // [tasks, 3]: strip, where its columns begin in the list, how many
+    float* parts;             // [parts, numbers]: of the blocks from `divided` on
+    const int* tasks;         // [tasks, 8]: strip, where its columns begin in the list, how many; tokens; part, -1: whole
+    const int* begins;        // [CTAs + 1]: where the tasks of a CTA begin
     const int* columns;       // [listed]: block columns
     const int* blocks;        // [listed, heights]: which block of `values`, by block row of the strip; -1 is not kept
-    int n, k, m, tasks_count;
+    int n, k, m, divided, numbers;
 };
 
 static const int strips = BLOCK == 128 ? 2 : 1;            // of 64 rows; one a warpgroup where there are two
@@ -30,10 +33,11 @@ static_assert(Element::bytes == 2, "wgmma turns 16-bit operands only");
 static_assert(DEPTH % 16 == 0 && COLUMNS % BLOCK == 0 && WARPGROUPS == 2, "a warpgroup has whole blocks");
 
 struct Task {
-    int strip, first, count;
+    int strip, first, count, begin, end, part;
     DEVICE Task(const Arguments& given, int number) {
-        const int* task = given.tasks + 3 * number;
-        strip = task[0], first = task[1], count = task[2];
+        const uint4* task = (const uint4*)(given.tasks + 8 * number);
+        const uint4 what = task[0], when = task[1];
+        strip = what.x, first = what.y, count = what.z, begin = what.w, end = when.x, part = when.y;
     }
 };
 
@@ -71,9 +75,10 @@ DEVICE void gather(const Arguments& given, const Lines& lines, char* to, int tok
 
 DEVICE void produce(const Arguments& given, const Ring& ring, int thread) {
     int filled = 0;
-    for (int number = blockIdx.x; number < given.tasks_count; number += gridDim.x) {
-        const Lines lines(given, Task(given, number), thread % 8);
-        for (int token = 0; token < given.n; token += DEPTH, ++filled) {
+    for (int number = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1]; number < end; ++number) {
+        const Task task(given, number);
+        const Lines lines(given, task, thread % 8);
+        for (int token = task.begin; token < task.end; token += DEPTH, ++filled) {
             ring.wait_empty(filled);
             gather(given, lines, ring.at(filled), token + thread / 8, thread);
             ring.filled(filled);
@@ -82,11 +87,11 @@ DEVICE void produce(const Arguments& given, const Ring& ring, int thread) {
     ring.close(filled);
 }
 
-DEVICE void sum_task(float (&sum)[COLUMNS / 2], const Arguments& given, const Ring& ring, int group, int& used) {
+DEVICE void sum_task(float (&sum)[COLUMNS / 2], const Task& task, const Ring& ring, int group, int& used) {
     const int strip = strips == 2 ? group : 0, span = spans == 2 ? group : 0;
     UNROLL for (int i = 0; i < COLUMNS / 2; ++i) sum[i] = 0.0f;
     settle(sum);
-    for (int token = 0; token < given.n; token += DEPTH, ++used) {
+    for (int token = task.begin; token < task.end; token += DEPTH, ++used) {
         ring.wait_full(used);
         wgmma_fence();
         const u64 a = descriptor<line>(ring.at(used) + strip * part_bytes);
@@ -96,11 +101,26 @@ DEVICE void sum_task(float (&sum)[COLUMNS / 2], const Arguments& given, const Ri
                                                         b + descriptor_step(16 * line * i), true);
         wgmma_commit();
         wgmma_wait<1>();
-        if (token > 0) ring.release(used - 1);
+        if (token > task.begin) ring.release(used - 1);
     }
     wgmma_wait<0>();
     ring.release(used - 1);
     settle(sum);
+}
+
+DEVICE void store_values(Storage* to, const float* pairs) {
+    UNROLL for (int j = 0; j < BLOCK / 8; ++j) {
+        const float* pair = pairs + 4 * j;
+        *(u32*)(to + 8 * j) = pack(pair[0], pair[1], Element());
+        *(u32*)(to + 8 * BLOCK + 8 * j) = pack(pair[2], pair[3], Element());
+    }
+}
+DEVICE void store_part(float* to, const float* pairs) {
+    UNROLL for (int j = 0; j < BLOCK / 8; ++j) {
+        const float* pair = pairs + 4 * j;
+        *(float2*)(to + 8 * j) = make_float2(pair[0], pair[1]);
+        *(float2*)(to + 8 * BLOCK + 8 * j) = make_float2(pair[2], pair[3]);
+    }
 }
 
 // Each thread holds pairs of neighbours in two rows of each block.
@@ -111,21 +131,26 @@ DEVICE void store(const float (&sum)[COLUMNS / 2], const Arguments& given, const
         const int entry = (task.first + place) * heights + (strips == 2 ? 0 : row / BLOCK);
         const int block = place < task.count ? given.blocks[entry] : -1;
         if (block < 0) continue;
-        Storage* to = given.values + ((u64)block * BLOCK + inner) * BLOCK + thread % 4 * 2;
-        UNROLL for (int j = 0; j < BLOCK / 8; ++j) {
-            const float* pair = sum + (column * (BLOCK / 8) + j) * 4;
-            *(u32*)(to + 8 * j) = pack(pair[0], pair[1], Element());
-            *(u32*)(to + 8 * BLOCK + 8 * j) = pack(pair[2], pair[3], Element());
+        const u64 at = inner * BLOCK + thread % 4 * 2;
+        const float* pairs = sum + column * (BLOCK / 2);
+        if (task.part < 0) {
+            store_values(given.values + (u64)block * BLOCK * BLOCK + at, pairs);
+        } else {
+            float* part = given.parts + (u64)task.part * given.numbers;
+            store_part(part + (u64)(block - given.divided) * BLOCK * BLOCK + at, pairs);
         }
     }
 }
 
 DEVICE void consume(const Arguments& given, const Ring& ring, int group, int thread) {
     float sum[COLUMNS / 2];
-    int used = 0;
-    for (int number = blockIdx.x; number < given.tasks_count; number += gridDim.x) {
-        sum_task(sum, given, ring, group, used);
-        store(sum, given, Task(given, number), group, thread);
+    const int begin = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1];
+    Task next(given, begin);  // no CTA is without tasks
+    for (int number = begin, used = 0; number < end; ++number) {
+        const Task task = next;
+        next = Task(given, min(number + 1, end - 1));  // early: it comes while this one is multiplied
+        sum_task(sum, task, ring, group, used);
+        store(sum, given, task, group, thread);
     }
 }
 

@@ -1,6 +1,7 @@
 // Blocks below 64 in products_wgmma.cu: a warpgroup's sums are D[64 tokens, b] for each block row of the group, kept apart.
 //
-// Each kept block is a product of its own, the others are skipped. With REGISTER_A the tokens are loaded into registers once
+// Each kept block is a product of its own, with its fence and its commit, for ptxas closes a group where a branch around it
+// ends; the others are skipped. With REGISTER_A the tokens are loaded into registers once
 // for all block rows; otherwise each product reads its 64 tokens from shared memory, 16 cycles for 16 elements. Many rows share
 // X best, many tokens share what it costs to look for the blocks that are kept: which is better is to be measured.
 #pragma once
@@ -12,6 +13,8 @@ static const int along = column_bytes / 32;                           // product
 static const int behind = REGISTER_A ? 0 : 1;                         // steps that may still be multiplied when one ends
 static const int block_step = TURNED ? 16 * column_bytes : 32;        // bytes from one to the next
 static const u64 any_slot = ((u64)1 << slots) - 1;
+static const int together = 4;  // block rows asked for at once, before each alone
+static const u64 any_together = ((u64)1 << together) - 1;
 
 struct Sums {
     float at[halves][kinds][width / 2];
@@ -45,15 +48,21 @@ DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
                     const u32 at = swizzled<line>(((group * halves + half) * 64 + row) * line + byte);
                     load_matrix(a[column][half][i], stage + column / in_panel * panel_bytes + at);
                 }
-    wgmma_fence();
     UNROLL for (int column = 0; column < listed; ++column)
-        UNROLL for (int slot = 0; slot < slots; ++slot)
-            if (kept >> (column * slots + slot) & 1)
+        UNROLL for (int first = 0; first < slots; first += together) {
+            if (!(kept >> (column * slots + first) & any_together)) continue;
+            UNROLL for (int slot = first; slot < first + together; ++slot) {
+                if (!(kept >> (column * slots + slot) & 1)) continue;
+                wgmma_fence();
                 UNROLL for (int half = 0; half < halves; ++half)
                     UNROLL for (int i = 0; i < along; ++i)
                         multiply_wide<width, Element, TURNED>(
                             sums.at[half][slot], a[column][half][i],
                             b + descriptor_step((column * slots + slot) * piece_bytes + block_step * i), true);
+                wgmma_commit();
+            }
+        }
+    wgmma_wait<behind>();
 }
 #else
 // Block rows from the first, of each the columns that it keeps. The bits of `kept` are pairs: column * slots + slot.
@@ -62,18 +71,20 @@ DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
     const u64 b = descriptor<column_bytes>(stage + blocks_at);
     u64 every = 0;
     UNROLL for (int i = 0; i < listed; ++i) every |= (u64)1 << (i * slots);
-    wgmma_fence();
     UNROLL for (int slot = 0; slot < slots; ++slot)
         for (u64 bits = kept >> slot & every; bits; bits &= bits - 1) {
             const int first = __ffsll((long long)bits) - 1, column = first / slots;
             const u64 tokens = a + descriptor_step(column / in_panel * panel_bytes + column % in_panel * column_bytes);
             const u64 block = b + descriptor_step((first + slot) * piece_bytes);
+            wgmma_fence();
             UNROLL for (int half = 0; half < halves; ++half)
                 UNROLL for (int i = 0; i < along; ++i)
                     multiply_wide<width, Element, false, TURNED>(
                         sums.at[half][slot], tokens + descriptor_step(half * 64 * line + 32 * i),
                         block + descriptor_step(block_step * i), true);
+            wgmma_commit();
         }
+    wgmma_wait<behind>();  // every column that is listed keeps a block: what may go on is of this step
 }
 #endif
 

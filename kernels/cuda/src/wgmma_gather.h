@@ -11,11 +11,11 @@ typedef Element::Storage Storage;
 struct Arguments {  // mirrored in Python, field by field
     const Storage *values, *x;  // [nnzb, b, b] and [n, k]
     Storage* y;                 // [n, m]
-    const int* order;           // [groups]: row groups by falling work
-    const int* first;           // [groups + 1]: where a group's columns begin in the list
+    const int* tiles;           // [tiles, 4]: row group, first token, where the group's columns begin in the list, how many
+    const int* begins;          // [CTAs + 1]: where the tiles of a CTA begin
     const int* columns;         // [listed]: block columns that any row of the group keeps
     const int* blocks;          // [listed, slots]: which block of `values`, by block row of the group; -1 is empty
-    int n, k, m, groups;
+    int n, k, m;
 };
 
 static const int column_bytes = BLOCK * Element::bytes;          // of one listed column in one line of X
@@ -43,16 +43,12 @@ static_assert(!TURNED || Element::bytes == 2, "wgmma turns 16-bit operands only"
 
 struct Tile {  // of the output: one row group, TOKENS tokens
     int group, token, first, count, steps;
-    DEVICE Tile(const Arguments& given, int number) {
-        const int across = (given.n + TOKENS - 1) / TOKENS;
-        group = given.order[number / across];
-        token = number % across * TOKENS;
-        first = given.first[group];
-        count = given.first[group + 1] - first;
+    static DEVICE uint4 load(const Arguments& given, int number) { return *(const uint4*)(given.tiles + 4 * number); }
+    DEVICE Tile(const uint4& tile) {
+        group = tile.x, token = tile.y, first = tile.z, count = tile.w;
         steps = (count + listed - 1) / listed * parts;
     }
 };
-DEVICE int tiles(const Arguments& given) { return given.groups * ((given.n + TOKENS - 1) / TOKENS); }
 
 struct Step {  // what a step gathers, spread over a warp: lane l holds column l and the blocks of pairs l, l + 32
     int column, block[(pairs + 31) / 32], part;

@@ -27,13 +27,20 @@ DEVICE void gather_blocks(const Arguments& given, const Step& step, char* to, in
     }
 }
 
+// Commit and wait stand where the products are: past the end of a branch around them ptxas would close their group by itself,
+// and the one committed would be empty. A block of 128 is a row group's only one, so that every column listed has it.
 DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
-    if (!(kept >> (group * 64 / BLOCK) & 1)) return;
+    if (BLOCK < 128 && !(kept >> (group * 64 / BLOCK) & 1)) {
+        wgmma_wait<0>();  // the step before may still be multiplied, and its stage is let go next
+        return;
+    }
     wgmma_fence();
     const u64 a = descriptor<line>(stage + blocks_at + group * piece_bytes), b = descriptor<line>(stage);
     UNROLL for (int i = 0; i < steps_in_line; ++i)
         multiply_wide<width, Element, TURNED>(sums.at[0][0], a + descriptor_step((TURNED ? 16 * line : 32) * i),
                                               b + descriptor_step(32 * i), true);
+    wgmma_commit();
+    wgmma_wait<behind>();
 }
 
 DEVICE void store_sums(const Arguments& given, const Sums& sums, const Tile& tile, char* room, int group, int thread) {

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from bench.cells import CheckCell
-from bench.measuring.checks import BATCHES, COLUMNS_OF_X, check_cell, pattern, problems
+from bench.measuring.checks import BATCHES, COLUMNS_OF_X, WATCHED, check_cell, pattern, problems
 from bench.schema import CHECK, PATTERNS
 from kernels.backends.dense import DenseLaunch
+from kernels.cuda.choose import WIDE
 from kernels.problem import GemmProblem
 from kernels.registry import BACKENDS
 
@@ -37,6 +38,22 @@ def test_every_block_size_has_problems(block_size: int, op: str) -> None:
     wanted = COLUMNS_OF_X if op == "dsd" else BATCHES
     assert {n for _, n, _ in found} == set(wanted)
     assert len({name for name, _, _ in found}) * len(wanted) == len(found)
+
+
+def test_a_gpu_is_given_more_tiles_than_it_has_multiprocessors() -> None:
+    for block_size in (16, 128):
+        for op in ("dsd", "dsd_t", "sdd"):
+            cell = CheckCell(backend="cuda", op=op, block_size=block_size, dtype="bfloat16", device="cuda")
+            (*_, (name, n, problem)) = problems(cell)
+            assert isinstance(problem, GemmProblem) and (name, n) == ("random", problem.n)
+            tiles = (problem.m // 128) * (problem.k // 128 if op == "sdd" else problem.n // 256)
+            assert min(problem.m, problem.k, problem.n) >= 4096 and tiles > 2 * 148  # of the largest GPU
+    layer = CheckCell(backend="cuda", op="forward", dtype="bfloat16", device="cuda")
+    assert {n for _, n, _ in problems(layer)} == set(BATCHES)
+
+
+def test_compute_sanitizer_watches_every_kind_of_kernel() -> None:
+    assert set(WATCHED) <= set(COLUMNS_OF_X) and min(WATCHED) < WIDE <= max(WATCHED)
 
 
 @pytest.mark.parametrize("op", ["dsd", "dsd_t", "sdd"])

@@ -93,6 +93,7 @@ class Kernel:
     order: int
     copies: int
     seed: int
+    resident: int = 32  # as many as a GPU ever holds
 
     def __call__(self, grid: tuple[int, int, int], arguments: ctypes.Structure, cooperative: bool = False) -> None:
         """Run every CTA of `grid`; all together where `cooperative`. EmulationError, one line, for a fault."""

@@ -6,7 +6,9 @@ Which kernel it takes, right results from end to end, and reasons where it decli
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
+import emulator
 import pytest
 import torch
 from emulated_gpu import emulated_gpu
@@ -109,6 +111,15 @@ def test_a_layer_whose_input_weight_is_dense(dtype: str) -> None:
 def test_a_layer_too_large_for_one_launch_goes_step_by_step(scope: str) -> None:
     with emulated_gpu(multiprocessors=1):
         assert "a launch a step" in assert_right(LstmProblem(32, 64, 40, 2, 8, 0.5, scope=scope, dtype="bfloat16"))
+
+
+@pytest.mark.parametrize(("resident", "how"), [(0, "a launch a step"), (1, "all steps in one cooperative launch")])
+def test_a_layer_whose_ctas_the_driver_does_not_hold_together_goes_step_by_step(resident: int, how: str) -> None:
+    """As where it leaves less shared memory than there is: a cooperative launch would be refused, and the cell fail."""
+    with emulated_gpu() as gpu:
+        few = gpu._replace(load=lambda variant: replace(emulator.load(variant), resident=resident))
+        with mock.patch.object(choose, "gpu", return_value=few):
+            assert how in assert_right(LstmProblem(32, 64, 5, 2, 16, 0.6, dtype="bfloat16"))
 
 
 @pytest.mark.parametrize(("dtype", "math", "element"), [("float32", "ieee", "Float32"), ("float32", "tf32", "Tf32")])

@@ -23,9 +23,10 @@ from kernels.cuda.recurrence import Sizes, plans_for, tiles_for, variant_of
 from kernels.system.compiler import CompileError
 from kernels.system.resources import UnsupportedError
 
-CAPABILITIES = (80, 86, 90, 100)
-MULTIPROCESSORS = {80: 108, 86: 84, 90: 132, 100: 148}
-SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # of a CTA
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
+MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
+KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+SHARED_BYTES = {capability: 1024 * kib for capability, kib in KIB.items()}  # of a CTA
 PRODUCTS = ("dsd.cu", "dsd_fp32.cu", "sdd.cu", "sdd_fp32.cu", "products_wgmma.cu", "sdd_wgmma.cu")
 DTYPES = {"Float32": torch.float32, "Tf32": torch.float32, "Bfloat16": torch.bfloat16, "Float16": torch.float16}
 
@@ -118,6 +119,35 @@ def test_every_product_has_a_variant_on_every_gpu() -> None:
                     for parts in (False, True):
                         chosen = mma.default(op, element, block, 80, parts, SHARED_BYTES[capability])
                         assert chosen.variant.runs_on(capability)
+
+
+def half_sized(op: str, element: str, block: int, parts: bool) -> list[Variant]:
+    """Those of which two fit into the 100 KB of a multiprocessor of 8.6, 8.9 and 12.0, with two stages or more."""
+    found = [each.variant for each in mma.variants(op, element, block, 4096, parts)]
+    return [
+        each
+        for each in found
+        if 2 * (each.shared_bytes + CTA_OVERHEAD) <= SHARED_BYTES[86] + CTA_OVERHEAD
+        and dict(each.defines)["CTAS"] == 2
+        and int(dict(each.defines)["STAGES"]) >= 2
+    ]
+
+
+def test_two_ctas_share_a_multiprocessor_of_100_kb() -> None:
+    """One alone, of four warps, hides little of what it waits for. Not exact sdd, nor TF32's of the largest blocks."""
+    for op in mma.OPS:
+        for element in mma.ELEMENTS:
+            for block in mma.BLOCKS:
+                if op != "sdd" or (element != "Float32" and (element, block) != ("Tf32", 128)):
+                    assert all(half_sized(op, element, block, parts) for parts in (False, True)), (op, element, block)
+
+
+@pytest.mark.builds
+@pytest.mark.parametrize("capability", [89, 120])
+def test_they_compile_for_the_cards_that_have_it(capability: int) -> None:
+    chosen = [half_sized(op, element, 16, False)[0] for op in ("dsd", "sdd") for element in ("Bfloat16", "Tf32")]
+    wrong = all_faults(chosen, capability)
+    assert not wrong, wrong
 
 
 @pytest.mark.nvrtc

@@ -10,7 +10,9 @@ from kernels.cuda.device import Variant, compile_cubin
 from kernels.system.compiler import CompileError
 
 VARIANTS = [*wgmma.all_variants(), *wgmma_sdd.all_variants()]
-FIRST = {(each.source, dict(each.defines)["ELEMENT"]): each for each in reversed(VARIANTS)}
+FIRST = {
+    (each.source, *(dict(each.defines)[name] for name in ("ELEMENT", "BLOCK"))): each for each in reversed(VARIANTS)
+}
 
 
 def assert_good(wanted: Variant) -> None:
@@ -21,8 +23,9 @@ def assert_good(wanted: Variant) -> None:
         pytest.skip(str(error))
     cubin = compile_cubin(wanted, "sm_90a")
     assert cubin.spill_bytes == 0
-    # C7519 is a fence more, which NVRTC 13.0 injects and 13.5 does not; the others say that wgmma is serialised.
-    assert not re.search(r"\(C75(?!19)\d\d\)", cubin.log), cubin.log
+    # C7519 is a fence more, where a group of products was closed before its commit; the others say
+    # that wgmma is serialised.
+    assert not re.search(r"\(C75\d\d\)", cubin.log), cubin.log
 
 
 @pytest.mark.parametrize("wanted", FIRST.values(), ids=str)

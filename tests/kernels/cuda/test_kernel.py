@@ -3,10 +3,12 @@
 import ctypes
 import io
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -200,6 +202,33 @@ def test_why_there_are_no_cuda_kernels_here() -> None:
     reason = unavailable()
     assert reason is not None and "\n" not in reason
     assert any(word in reason for word in ("no NVIDIA driver", "built without CUDA", "finds no GPU"))
+
+
+def test_a_kernel_asks_for_all_shared_memory_and_how_many_ctas_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for CuPy and the driver."""
+    variant, asked = Variant("lstm.cu", "lstm_forward", (), 96, 50000), []
+
+    def count(found: object, handle: ctypes.c_void_p, threads: int, shared: ctypes.c_size_t) -> int:
+        asked.append((handle.value, threads, shared.value))
+        ctypes.cast(found, ctypes.POINTER(ctypes.c_int))[0] = 3  # type: ignore[arg-type]
+        return len(asked) - 1  # an error, the second time
+
+    driver, cupy = mock.MagicMock(), mock.MagicMock()
+    driver.cuOccupancyMaxActiveBlocksPerMultiprocessor = count
+    function = cupy.RawModule.return_value.get_function.return_value
+    function.kernel.ptr = 4711
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(cuda_kernel, "_driver", lambda: driver)
+    monkeypatch.setattr(cuda_kernel, "capability", lambda: 90)
+    monkeypatch.setattr(cuda_kernel, "compile_cubin", lambda *_: mock.MagicMock())
+    monkeypatch.setattr(cuda_kernel, "error_name", lambda status: f"error {status}")
+    for name in ("_cuda_getCurrentRawStream", "_cuda_getDevice"):
+        monkeypatch.setattr(torch._C, name, None, raising=False)
+    assert cuda_kernel.LoadedKernel(variant, 0).resident == 3 and asked == [(4711, 96, 50000)]
+    assert function.preferred_shared_memory_carveout == 100
+    assert function.max_dynamic_shared_size_bytes == 50000
+    with pytest.raises(RuntimeError, match=r"how many CTAs of lstm\.cu:lstm_forward .*: error 1"):
+        cuda_kernel.LoadedKernel(variant, 0)
 
 
 @pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -58,6 +60,36 @@ def test_products_and_gradients(dtype: torch.dtype, by_columns: bool) -> None:
     for one, other in zip(got, wanted, strict=True):
         assert one.dtype == dtype
         torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+
+
+SAID = {  # how a user may have told torch what float32 is multiplied by; True: by TF32
+    "torch.backends.fp32_precision = 'tf32'": True,
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'": True,
+    "torch.backends.cuda.matmul.fp32_precision = 'ieee'": False,
+    "torch.backends.cuda.matmul.allow_tf32 = True": True,
+    "torch.set_float32_matmul_precision('high')": True,
+    "torch.set_float32_matmul_precision('high'); torch.backends.cuda.matmul.fp32_precision = 'ieee'": False,
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_float32_is_multiplied_as_torch_was_told_by_whichever_name(said: str) -> None:
+    """In a process of its own: what was set by a newer name hides an older one from then on."""
+    lines = [
+        "import torch",
+        "from kernels.cuda.products import allows_tf32",
+        "from kernels.launches import applied, settings_of",
+        said,
+        "print(allows_tf32())",
+        "for math in ('ieee', 'tf32'):",
+        "    with applied(settings_of('float32', math)):",
+        "        print(allows_tf32(), torch.backends.cuda.matmul.allow_tf32)",
+        "print(allows_tf32())",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert done.stdout.split() == [str(each) for each in (SAID[said], False, False, True, True, SAID[said])], (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -19,6 +19,7 @@ from kernels.cuda.device import FOLDER, Kernel, Variant
 from kernels.cuda.mma import (
     BLOCKS,
     ELEMENTS,
+    HALF_SHARED_BYTES,
     OPS,
     MmaProduct,
     MmaSampled,
@@ -67,6 +68,15 @@ def test_random_pattern(op: str, element: str, blocks: tuple[int, ...]) -> None:
     for block in blocks:
         each, choice = case(element, block, 33, "random"), narrow(op, element, block)
         assert each.error(choice, each.result(choice, emulator.load)) <= 1.0
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("element", "block"), [("Bfloat16", 8), ("Bfloat16", 32), ("Tf32", 16), ("Float16", 64)])
+def test_tiles_of_which_two_share_100_kb(op: str, element: str, block: int) -> None:
+    chosen = [each for each in variants(op, element, block, 4096) if each.variant.shared_bytes <= HALF_SHARED_BYTES]
+    each = case(element, block, 33, "random")
+    for loader in list(LOADERS.values())[:2]:
+        assert each.error(chosen[0], each.result(chosen[0], loader)) <= 1.0
 
 
 @pytest.mark.parametrize("op", OPS)
