@@ -513,7 +513,7 @@ def compare(a: FolderA, b: FolderB, results: Results = HERE, json: AsJson = Fals
     are speedups over dense, and perplexities by seed; on one GPU times too. Unlike things are refused in one line.
     """
     with _environment_errors():
-        from bench.terminal.output import analysed
+        from bench.terminal.analysed import analysed
 
         where = [] if results == HERE else ["--results", str(results)]
         status = analysed("compare", a, b, *where, *(["--json"] if json else []))

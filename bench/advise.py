@@ -27,7 +27,7 @@ from bench.advising.layers import (
 )
 from bench.cells import number
 from bench.sweep import Sweep
-from bench.terminal.output import analysed
+from bench.terminal.analysed import analysed
 
 if TYPE_CHECKING:
     from bench.advising.modules import Made

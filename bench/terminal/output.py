@@ -13,7 +13,6 @@ import errno
 import io
 import os
 import select
-import subprocess
 import sys
 import unicodedata
 from typing import Any
@@ -50,11 +49,6 @@ def outlive_readers(patience: float | None = None) -> None:
 def be_hasty() -> None:
     """From here on, a reader who reads nothing for PATIENCE seconds loses what is printed until he reads again."""
     _Lasting.patience = PATIENCE
-
-
-def analysed(*arguments: str) -> int:
-    """Run `python -m analysis ARGUMENTS`, a program of its own since it sees results through parquet; its status."""
-    return subprocess.run([sys.executable, "-m", "analysis", *arguments], check=False).returncode
 
 
 def lost_text() -> str:
