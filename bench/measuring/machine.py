@@ -195,10 +195,14 @@ def _output(*command: str, environment: dict[str, str] | None = None) -> str | N
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-QUERIES = ("sm_clock_mhz", "memory_clock_mhz", "temperature_celsius", "power_watts")
+QUERIES = ("sm_clock_mhz", "memory_clock_mhz", "temperature_celsius", "power_watts", "clock_limits")
 NVML_CLOCK_MEM = 2
+CLOCK_LIMITS = {  # bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h)
+    0x1: "idle", 0x2: "clocks as set", 0x4: "power cap", 0x8: "hardware slowdown", 0x10: "sync boost",
+    0x20: "thermal, software", 0x40: "thermal, hardware", 0x80: "power brake", 0x100: "display",
+}  # fmt: skip
 
-State = dict[str, float | None]
+State = dict[str, float | str | None]
 
 
 def gpu_state(device: str) -> State:
@@ -208,13 +212,18 @@ def gpu_state(device: str) -> State:
         return state
     from torch import cuda
 
-    queries: tuple[Callable[[], Any], ...] = (
-        cuda.clock_rate,
-        lambda: import_module("pynvml").nvmlDeviceGetClockInfo(cuda._get_pynvml_handler(), NVML_CLOCK_MEM),
-        cuda.temperature,
+    queries: tuple[Callable[[], float | str], ...] = (
+        lambda: float(cuda.clock_rate()),
+        lambda: float(import_module("pynvml").nvmlDeviceGetClockInfo(cuda._get_pynvml_handler(), NVML_CLOCK_MEM)),
+        lambda: float(cuda.temperature()),
         lambda: cuda.power_draw() / 1e3,
+        lambda: _limits(import_module("pynvml").nvmlDeviceGetCurrentClocksEventReasons(cuda._get_pynvml_handler())),
     )
     for name, query in zip(QUERIES, queries, strict=True):
         with suppress(Exception):  # no nvidia-ml-py, no driver, or none that answers: each in a class of its own
-            state[name] = float(query())
+            state[name] = query()
     return state
+
+
+def _limits(reasons: int) -> str:
+    return ", ".join(words for bit, words in CLOCK_LIMITS.items() if reasons & bit)

@@ -99,6 +99,7 @@ def pretended_driver(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     driver.nvmlDeviceGetClockInfo = lambda gpu, kind: clocks[gpu, kind]
     driver.nvmlDeviceGetTemperature = lambda gpu, _: (30, 45)[gpu]
     driver.nvmlDeviceGetPowerUsage = lambda gpu: (70000, 312550)[gpu]
+    driver.nvmlDeviceGetCurrentClocksEventReasons = lambda gpu: (0x1, 0x4 | 0x20)[gpu]
     monkeypatch.setitem(sys.modules, "pynvml", driver)
     monkeypatch.setattr(torch.cuda, "pynvml", driver, raising=False)
     monkeypatch.setattr(torch.cuda, "_HAS_PYNVML", True)
@@ -110,8 +111,8 @@ def pretended_driver(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_state_of_a_gpu_is_that_of_torchs_and_what_it_does_not_say_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(gpu_state("cpu").values()) == {None}
     driver = pretended_driver(monkeypatch)
-    names = ("sm_clock_mhz", "memory_clock_mhz", "temperature_celsius", "power_watts")
-    assert gpu_state("cuda") == dict(zip(names, (1980.0, 3201.0, 45.0, 312.55), strict=True))
+    found = (1980.0, 3201.0, 45.0, 312.55, "power cap, thermal, software")
+    assert gpu_state("cuda") == dict(zip(QUERIES, found, strict=True))
     assert set(gpu_state("cpu").values()) == {None}
     del driver.nvmlDeviceGetTemperature
     assert gpu_state("cuda")["temperature_celsius"] is None and gpu_state("cuda")["power_watts"] == 312.55
