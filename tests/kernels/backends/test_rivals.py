@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from kernels import cusparse
-from kernels.backends.triton_bsr import require_shape
+from kernels.backends import triton_bsr
+from kernels.backends.triton_bsr import TritonLaunch, Tuned, axes, default, require_shape, widths
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check
@@ -92,9 +97,9 @@ def test_a_refusal_is_told_in_the_librarys_words() -> None:
     ("settings", "reason"),
     [
         ({"n": 20}, "n divisible by 16, got 20"),
-        ({"n": 80, "block_size": 32}, "n = 80 into 2 tiles"),
+        ({"n": 80, "block_size": 32}, None),
         ({"n": 80, "block_size": 16}, None),
-        ({"n": 80, "block_size": 64}, "n = 80 into 1 tiles"),
+        ({"n": 80, "block_size": 64}, None),
         ({"n": 4096, "block_size": 128}, None),
         ({"n": 16, "block_size": 8}, "blocks of a power of two from 16 on, not 8"),
         ({"n": 16, "dtype": "float64"}, "no float64"),
@@ -107,6 +112,87 @@ def test_what_tritons_tiles_cannot_cut_is_refused(settings: dict[str, object], r
     refused = nullcontext() if reason is None else pytest.raises(UnsupportedError, match=re.escape(reason))
     with refused:
         require_shape(GemmProblem(256, 256, sparsity=0.5, **given))  # type: ignore[arg-type]
+
+
+def test_the_tiles_that_triton_is_tuned_over_cut_the_columns_evenly() -> None:
+    assert widths(4096) == [16, 32, 64, 128, 256] and widths(80) == [16] and widths(96) == [16, 32]
+    big = GemmProblem(4096, 4096, 4096, 128, 0.8)
+    assert default(big) == {"SPLIT_N": 32, "num_stages": 1, "num_warps": 4, "GROUP_SIZE_ROW": 4}
+    assert [len(axis) for axis in axes(big)] == [5, 5, 2, 3]
+    assert default(GemmProblem(256, 256, 80, 32, 0.8))["SPLIT_N"] == 5
+
+
+BEST = ("column", {"SPLIT_N": 2, "num_stages": 4, "num_warps": 8, "GROUP_SIZE_ROW": 8})
+
+
+def cost(layout: str, meta: Mapping[str, int]) -> int:
+    """How far a variant is from the best one."""
+    return (layout != BEST[0]) + sum(abs(meta[key] - value) for key, value in BEST[1].items())
+
+
+def by_cost(ways: Mapping[str, Any], _: str) -> str:
+    return min(ways, key=lambda name: cost(*ways[name].args))
+
+
+def test_triton_is_tuned_along_each_axis_and_over_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variants that do not compile, as for want of shared memory, are passed over."""
+    monkeypatch.setattr(triton_bsr, "fastest", by_cost)
+    problem, ran = GemmProblem(64, 64, 64, 32, 0.5), []
+
+    def run(layout: str, meta: dict[str, int]) -> None:
+        ran.append((layout, tuple(meta.values())))
+        if meta["num_stages"] == 5:
+            raise RuntimeError("out of resource: shared memory")
+
+    tuned = Tuned(problem, run)
+    assert (tuned.layout, tuned.meta) == BEST
+    assert len(ran) == len(set(ran)) == len(tuned.tried) < tuned.of == 2 * 15 * 2 * 3
+    assert not any("num_stages 5" in name for name in tuned.ways)
+    assert str(tuned).startswith("x by columns, SPLIT_N 2, num_stages 4") and f"of {tuned.of})" in str(tuned)
+
+
+def test_tuning_ends_in_time_with_something_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_bsr, "TUNING_SECONDS", 0.0)
+    assert len(Tuned(GemmProblem(64, 64, 64, 32, 0.5), lambda *_: None).ways) == 1
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    with pytest.raises(UnsupportedError, match="compiles in no variant"):
+        Tuned(GemmProblem(64, 64, 64, 32, 0.5), refuse)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("op", ["dsd", "dsd_t", "sdd"])
+def test_triton_is_told_what_it_was_tuned_to(op: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's module is pretended: it multiplies the operands that it is given, on the CPU."""
+    told: list[dict[str, int]] = []
+
+    def addmm(given: Any, bsr: Any, x: Any, *, alpha: int, beta: int, out: Any, skip_checks: bool, meta: Any) -> None:
+        assert given is out and (alpha, beta, skip_checks) == (1, 0, True)
+        told.append({**meta, "column": int(x.mT.is_contiguous())})
+        out.copy_(bsr.to_dense() @ x)
+
+    def sampled(bsr: Any, left: Any, x: Any, *, beta: float, out: Any, skip_checks: bool) -> None:
+        assert beta == 0.0 and skip_checks
+        assert bsr.values().shape == out.values().shape
+        out.values().copy_(BSRMatrix.from_dense(left @ x, problem.mask).data)
+
+    triton = ModuleType("triton")
+    triton.__version__ = "3.7"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton", triton)
+    monkeypatch.setattr(
+        triton_bsr, "_operations", lambda: SimpleNamespace(bsr_dense_addmm=addmm, sampled_addmm=sampled)
+    )
+    monkeypatch.setattr(triton_bsr, "fastest", by_cost)
+    problem = GemmProblem(64, 96, 64, 16, 0.5, op=op, dtype=dtype)
+    launch = TritonLaunch(problem)
+    told.clear()
+    assert check(launch, problem)[1] is None
+    assert ("summed in float64" in launch.kernel) is (dtype == "float32")
+    if op != "sdd":
+        assert told == [{**BEST[1], "column": 1}]
+        assert "bsr_dense_addmm" in launch.kernel and "num_stages 4" in launch.kernel
 
 
 @pytest.mark.parametrize("op", ["dsd", "dsd_t"])
