@@ -50,6 +50,7 @@ from bench.terminal.options import (
     Pad,
     PassesOf,
     Plugin,
+    Renew,
     Repair,
     Results,
     ResumeFrom,
@@ -379,9 +380,10 @@ def campaign(
     give_way: GiveWay = False,
     background: Background = False,
     mix_machines: MixMachines = False,
+    renew: Renew = False,
     plugin: Plugin = [],  # noqa: ARG001, B006
 ) -> None:
-    """Check every kernel on a GPU, then time and train sweeps, most important cells first, within a budget; resumable.
+    """Time and train sweeps on a GPU, most important cells first, each kernel checked before; a budget; resumable.
 
     OUT holds few files, each with its checksum. check.parquet says how each kernel's check ended; a kernel that it
     found wrong is not timed, and one whose check was cut short (--timeout, a crash) waits until the check is made
@@ -410,7 +412,7 @@ def campaign(
         if give_way:
             behind.give_way()
         terms = Terms(timeout=timeout, together=together, wait_quiet=wait_quiet)
-        status = run_campaign(sweeps, out, budget, device, resume_from, checkpoint_mib, terms, mix_machines)
+        status = run_campaign(sweeps, out, budget, device, resume_from, checkpoint_mib, terms, mix_machines, renew)
     raise typer.Exit(status)
 
 

@@ -297,7 +297,8 @@ STORAGE = (
 
 PROVENANCE = (
     Column("schema_version", pa.int64(), "provenance", "", "version of these columns"),
-    Column("commit", pa.string(), "provenance", "", "git commit of the suite, empty outside a checkout"),
+    Column("commit", pa.string(), "provenance", "",
+           "git commit of the suite; outside a checkout what BENCH_COMMIT says, or empty"),
     Column("dirty", pa.bool_(), "provenance", "", "the checkout had uncommitted changes"),
     Column("source_hash", pa.string(), "provenance", "",
            "sha256 of the sources that compute a cell, of kernels/ and bench/, and of plugins, 16 hex digits"),
@@ -313,6 +314,8 @@ PROVENANCE = (
            "threads in force: read back from torch, and no more than OpenMP starts"),
     Column("os", pa.string(), "provenance", "", "operating system and machine"),
     Column("driver", pa.string(), "provenance", "", "GPU driver version, empty on a CPU"),
+    Column("gpu_libraries", pa.string(), "provenance", "",
+           "versions of CUDA, cuBLAS, cuDNN and NVRTC, as far as they are known; empty on a CPU, null in older rows"),
     Column("sm_clock_mhz", pa.float64(), "provenance", "MHz",
            "clock of the GPU's multiprocessors right after the samples; as it was, never set; null on a CPU or where "
            "the driver does not say"),

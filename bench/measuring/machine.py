@@ -11,11 +11,11 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ COMPUTES = (  # what a cell's rows depend on: not the commands, nor where cells 
     "bench/measuring", "bench/models", "bench/pruning", "bench/training",
 )  # fmt: skip
 SOURCES = (".py", ".c", ".cpp", ".h", ".hpp", ".cu", ".cuh")
+TUNED = "tuned.json"  # by which our CUDA kernels choose their tiles, so it is a source of what they take
+COMMIT_VARIABLE = "BENCH_COMMIT"
 
 
 @cache
@@ -49,6 +51,7 @@ def facts(device: str) -> dict[str, Any]:
         "machine": machine(device),
         "os": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
         "driver": gpu_driver() if on_gpu else "",
+        "gpu_libraries": gpu_libraries() if on_gpu else "",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "blas": blas(torch.__config__.show()),
@@ -89,10 +92,11 @@ def _processor_parts() -> list[str]:
 
 
 def revision() -> tuple[str, bool | None]:
-    """(commit, dirty) of the checkout the suite runs from; ('', None) where there is none."""
+    """(commit, dirty) of the checkout the suite runs from; where there is none, what BENCH_COMMIT says of a copy."""
     top = (_git("rev-parse", "--show-toplevel", "HEAD") or "").splitlines()
     if len(top) != 2 or Path(top[0]).resolve() != ROOT:
-        return "", None
+        said = os.environ.get(COMMIT_VARIABLE, "")
+        return said if re.fullmatch("[0-9a-f]{40}", said) else "", None
     changes = _git("status", "--porcelain", "--untracked-files=normal")
     return top[1], None if changes is None else bool(changes)
 
@@ -137,7 +141,7 @@ def _above(top: str) -> Path:
 def _is_source(path: Path) -> bool:
     """Whether a path is a source: no folder, no link to nothing, and not hidden, as the lock files of editors are."""
     try:
-        return path.suffix in SOURCES and not path.name.startswith(".") and path.is_file()
+        return (path.suffix in SOURCES or path.name == TUNED) and not path.name.startswith(".") and path.is_file()
     except OSError:
         return False
 
@@ -175,6 +179,31 @@ def gpu_driver() -> str:
     """The GPU driver's version, or nothing where nvidia-smi is not there to ask."""
     answer = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or ""
     return (answer.splitlines() or [""])[0]
+
+
+def gpu_libraries() -> str:
+    """'CUDA 13.0, cuBLAS 13.1.0.3, cuDNN 91300, NVRTC 13.0': of torch's build and of our compiler, as far as known."""
+    import torch
+
+    from kernels.cuda.compile import nvrtc
+
+    found: dict[str, Callable[[], object]] = {
+        "CUDA": lambda: torch.version.cuda,
+        "cuBLAS": lambda: next(_versions("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12")),
+        "cuDNN": torch.backends.cudnn.version,  # type: ignore[no-untyped-call]
+        "NVRTC": lambda: nvrtc().version,
+    }
+    said = []
+    for name, ask in found.items():
+        with suppress(Exception):  # no package of that name, no library, none that can be loaded
+            said.append(f"{name} {ask()}")
+    return ", ".join(said)
+
+
+def _versions(*packages: str) -> Iterator[str]:
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            yield version(package)
 
 
 def _git(*arguments: str) -> str | None:

@@ -189,6 +189,8 @@ SENT = "URL that each cell is sent to, too, as s3://bucket/results (with the pac
 MirrorUrl = Annotated[str | None, typer.Option("--mirror", metavar="URL", help=SENT)]
 MIXED = "let timings of several machines, or library versions, stand in one table"
 MixMachines = Annotated[bool, typer.Option("--mix-machines", help=MIXED)]
+OLDER = "take timings on a GPU anew that older sources made, or kernels that were tuned otherwise"
+Renew = Annotated[bool, typer.Option("--renew", help=OLDER)]
 MEND = "set aside what is damaged, remove what is half written, write the tables from the cells"
 Repair = Annotated[bool, typer.Option("--repair", help=MEND)]
 EVERY = "seconds between two checkpoints of a cell that trains; it goes on from the last"

@@ -15,6 +15,7 @@ import torch
 from bench.measuring import machine
 from bench.measuring.machine import QUERIES, gpu_state
 from bench.schema import PROVENANCE
+from kernels.cuda.compile import Nvrtc
 
 OF_THE_CELL = {"plugins", "started_at", "cell_seconds", "peak_memory_mib", "peak_gpu_memory_mib"}
 GIVEN_BY_THE_RUN = {"schema_version", "threads_used", "workers", *OF_THE_CELL, *QUERIES}
@@ -76,6 +77,36 @@ def test_outside_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PATH", "")
     assert machine.revision() == ("", None)
     assert machine.gpu_driver() == ""
+
+
+def test_a_copy_without_git_is_told_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a folder that is copied to a machine is; a checkout says its own."""
+    monkeypatch.setenv("BENCH_COMMIT", "a" * 40)
+    assert machine.revision()[0] != "a" * 40 or not (machine.ROOT / ".git").exists()
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert machine.revision() == ("a" * 40, None)
+    monkeypatch.setenv("BENCH_COMMIT", "main\n")
+    assert machine.revision() == ("", None)
+
+
+def test_the_tuned_table_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kernels" / "cuda").mkdir(parents=True)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    before = machine.source_hash.__wrapped__("kernels")
+    (tmp_path / "kernels" / "cuda" / "other.json").write_text("{}")
+    assert machine.source_hash.__wrapped__("kernels") == before
+    (tmp_path / "kernels" / "cuda" / "tuned.json").write_text("{}")
+    assert machine.source_hash.__wrapped__("kernels") != before
+
+
+def test_libraries_of_a_gpu_are_named_as_far_as_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91300)
+    monkeypatch.setattr(machine, "_versions", lambda *_: iter(["13.1.0.3"]))
+    monkeypatch.setattr("kernels.cuda.compile.nvrtc", lambda: Nvrtc("13.0", lambda *_: (b"", "")))
+    assert machine.gpu_libraries() == "CUDA 13.0, cuBLAS 13.1.0.3, cuDNN 91300, NVRTC 13.0"
+    monkeypatch.setattr(machine, "_versions", lambda *_: iter([]))
+    assert machine.gpu_libraries() == "CUDA 13.0, cuDNN 91300, NVRTC 13.0"
 
 
 def test_blas_is_read_from_torchs_build() -> None:

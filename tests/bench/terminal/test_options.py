@@ -68,7 +68,7 @@ STATES = ("missing", "folder", "file", "shut", "in a file")
 FLAGS = {
     *(("plan", "--retry"), ("run", "--retry"), ("run", "--share"), ("show", "--watch"), ("fsck", "--repair")),
     *((command, "--mix-machines") for command in ("run", "campaign", "merge")),
-    *(("campaign", "--background"), ("campaign", "--give-way")),
+    *(("campaign", "--background"), ("campaign", "--give-way"), ("campaign", "--renew")),
 }
 ADVISE = (
     "shape",
