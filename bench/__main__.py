@@ -1,4 +1,4 @@
-"""The command line: list, plan, run, show, doctor, campaign, tune, yardsticks, advise.
+"""The command line: list, plan, run, show, doctor, campaign, tune, bundle, yardsticks, advise.
 
 Flags say where and how to run; what is measured stands in sweep files.
 
@@ -30,6 +30,7 @@ from bench.terminal.options import (
     Batch,
     BlockSizes,
     Budget,
+    BundleOut,
     CampaignOut,
     CheckpointMib,
     CheckpointSeconds,
@@ -434,6 +435,25 @@ def tune(
         be_hasty()
         status = run_tuner(sweeps, out, budget, device, Terms(timeout=timeout))
     raise typer.Exit(status)
+
+
+@app.command()
+def bundle(names: Names, out: BundleOut = HERE / "gpu") -> None:
+    """Make the folder that goes along to a GPU without a network, and print the commands to run there.
+
+    OUT gets wheels that the machine may lack, our kernels compiled (where NVRTC is here), and setup.sh. It stands
+    inside the checkout, which is copied with it, git or no git.
+    """
+    with _sweeps(names) as sweeps, _text_is_all():
+        from bench.bundle import make
+
+        try:
+            found = make(sweeps, out)
+        except ValueError as error:
+            raise ending(str(error), ENVIRONMENT) from None
+        print("then, on the GPU, each with $OUT an empty folder:")
+        for number, command in enumerate(found, 1):
+            print(f"{number}. {command}")
 
 
 @app.command()

@@ -5,7 +5,8 @@ first cell, and makes a few checks once more under compute-sanitizer at the end,
 is on the disk after every cell: <out>/check.parquet and <out>/<sweep>/gemm.parquet or lstm.parquet, each with its
 checksum, and <out>/<sweep>/.sweep, which file that sweep is: two sweeps leave eight files. Cells that a sweep no longer
 has are kept apart (`bench.engines.origin`). Cells that train run too, several side by side where that is asked for:
-where checkpoints are, each that does not fit is put aside in <out>/.checkpoints when the time is up, and goes on in the next call.
+where checkpoints are, each that does not fit is put aside in <out>/.checkpoints when the time is up, and goes on in the
+next call.
 
 The tuner times the variants of our kernels for the shapes of sweeps: <folder>/tune.parquet holds every variant with its
 samples and provenance, a JSON file the winners, with provenance, as a table that backends read.

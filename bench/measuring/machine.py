@@ -190,7 +190,7 @@ def gpu_libraries() -> str:
     found: dict[str, Callable[[], object]] = {
         "CUDA": lambda: torch.version.cuda,
         "cuBLAS": lambda: next(_versions("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12")),
-        "cuDNN": torch.backends.cudnn.version,  # type: ignore[no-untyped-call]
+        "cuDNN": torch.backends.cudnn.version,
         "NVRTC": lambda: nvrtc().version,
     }
     said = []
