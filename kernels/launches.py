@@ -364,6 +364,7 @@ class Replayed:
         self.graph = capture(self.launch)
         self.held = dict(vars(self.launch))
         self.weight_bytes, self.index_bytes = launch.weight_bytes, launch.index_bytes
+        self.own_weight: Tensor | None = getattr(self.launch, "own_weight", None)
 
     def __call__(self) -> None:
         self.graph.replay()

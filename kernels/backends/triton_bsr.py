@@ -114,8 +114,10 @@ class Tuned:
 
 
 class TritonLaunch(ProductLaunch):
-    def __init__(self, problem: GemmProblem) -> None:
-        self.operations = _operations()
+    """operations: the module that has the kernels; by default torch's, else another called `origin`."""
+
+    def __init__(self, problem: GemmProblem, operations: Any = None, origin: str = "torch.sparse._triton_ops") -> None:
+        self.operations = operations or _operations()
         triton = importlib.import_module("triton").__version__
         summed = ", summed in float64" if problem.dtype == "float32" else ""
         if problem.op == "sdd":
@@ -125,7 +127,7 @@ class TritonLaunch(ProductLaunch):
             bsr, transposed = left_factor(problem)
             self.run, tuned = self._tuned(problem, bsr)
             what = f"bsr_dense_addmm, triton {triton}, {tuned}{summed}{transposed}"
-        self.kernel = f"torch.sparse._triton_ops.{what}"
+        self.kernel = f"{origin}.{what}"
         self.weight_bytes = bsr.values_nbytes
         self.index_bytes = 2 * bsr.index_nbytes
         self()  # compiles

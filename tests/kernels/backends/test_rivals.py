@@ -14,18 +14,20 @@ import pytest
 import torch
 
 from kernels import cusparse
-from kernels.backends import triton_bsr
+from kernels.backends import cusparselt, gather_bmm, stk, torchao_bsr, triton_bsr
+from kernels.backends.stk import StkLaunch
 from kernels.backends.triton_bsr import TritonLaunch, Tuned, axes, default, require_shape, widths
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.check import check
 from kernels.cusparse import LAYOUTS, BlockedEll
 from kernels.launches import left_factor
-from kernels.problem import GemmProblem, LstmProblem
+from kernels.problem import Backend, GemmProblem, LstmProblem
 from kernels.registry import BACKENDS
 from kernels.system.resources import UnsupportedError
 
 RIVALS = ["cusparse_bsr", "cusparse_ell", "triton_bsr"]
+ON_A_GPU = [*RIVALS, "cusparselt", "gather_bmm", "stk", "torchao_bsr"]
 
 
 def uneven() -> GemmProblem:
@@ -204,7 +206,7 @@ def test_the_masked_product_multiplies_the_pruned_weight(op: str) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", ON_A_GPU)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("op", ["dsd", "dsd_t", "sdd"])
 def test_on_a_gpu_they_are_right_or_decline(name: str, dtype: str, op: str) -> None:
@@ -213,3 +215,133 @@ def test_on_a_gpu_they_are_right_or_decline(name: str, dtype: str, op: str) -> N
     if reason:
         pytest.skip(reason)
     assert check(BACKENDS[name].prepare(problem), problem)[1] is None
+
+
+class PretendedStk(ModuleType):
+    """stk as far as it is called, multiplying on the CPU what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__("stk")
+        self.ops = SimpleNamespace(dsd=lambda matrix, x: matrix.dense() @ x, sdd=self._sampled)
+
+    class Matrix:
+        def __init__(self, size: Any, data: Any, rows: Any, columns: Any, offsets: Any) -> None:
+            assert data.dtype == torch.float16 and rows.dtype == columns.dtype == torch.int16
+            assert offsets.dtype == torch.int32 and offsets.numel() == size[0] // 128 + 1
+            self.size, self.data, self.rows, self.columns = size, data, rows.long(), columns.long()
+
+        def dense(self) -> Any:
+            grid = torch.zeros(self.size[0] // 128, self.size[1] // 128, 128, 128, dtype=self.data.dtype)
+            grid[self.rows, self.columns] = self.data
+            return grid.permute(0, 2, 1, 3).reshape(self.size)
+
+    def _sampled(self, left: Any, right: Any, topology: Any) -> Any:
+        product = (left @ right).view(topology.size[0] // 128, 128, -1, 128).permute(0, 2, 1, 3)
+        return SimpleNamespace(data=product[topology.rows, topology.columns].contiguous())
+
+
+@pytest.mark.parametrize("op", ["dsd", "dsd_t", "sdd"])
+def test_stk_is_given_its_own_matrix(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "stk", PretendedStk())
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.7.1")
+    problem = GemmProblem(256, 384, 128, 128, 0.5, dtype="float16", op=op)
+    launch = StkLaunch(problem)
+    assert check(launch, problem)[1] is None and launch.kernel.startswith("stk 0.7.1, ")
+    assert launch.index_bytes == 4 * problem.mask.nnzb + 4 * ((3 if op == "dsd_t" else 2) + 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"block_size": 64}, "blocks of 128 alone, not 64"),
+        ({"n": 80}, "n divisible by 128, got 80"),
+        ({"sparsity": 1.0}, "no matrix without a block"),
+    ],
+)
+def test_what_stk_has_not_is_refused(settings: dict[str, Any], reason: str) -> None:
+    given = {"block_size": 128, "n": 128, "sparsity": 0.5, "dtype": "float16", "device": "cuda", **settings}
+    with pytest.raises(UnsupportedError, match=re.escape(reason)):
+        stk.require_shape(GemmProblem(256, 256, **given))
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [(stk.BACKEND, "float16"), (torchao_bsr.BACKEND, "bfloat16")])
+def test_a_rival_whose_package_is_absent_says_so(backend: Backend, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None if module != "triton" else object())
+    problem = GemmProblem(256, 256, 128, 128, 0.5, dtype=dtype, device="cuda")
+    with pytest.raises(UnsupportedError, match=r"the package \S+ is missing; the extra rivals has it"):
+        backend.needs(problem)
+    assert "GPU only" in str(backend.unsupported(GemmProblem(256, 256, 128, 128, 0.5, dtype=dtype)))
+
+
+def test_torchaos_copy_is_called_and_tuned_as_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def addmm(_: Any, bsr: Any, x: Any, *, out: Any, **given: Any) -> None:
+        told.append(given["meta"])
+        out.copy_(bsr.to_dense() @ x)
+
+    told: list[dict[str, int]] = []
+    modules = {name: ModuleType(name) for name in ("triton", "torchao", "torchao.kernel", torchao_bsr.MODULE)}
+    modules["triton"].__version__, modules["torchao"].__version__ = "3.7", "0.18.0"  # type: ignore[attr-defined]
+    modules[torchao_bsr.MODULE].bsr_dense_addmm = addmm  # type: ignore[attr-defined]
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(triton_bsr, "fastest", by_cost)
+    problem = GemmProblem(64, 96, 64, 16, 0.5)
+    launch = torchao_bsr._launch(problem)
+    assert check(launch, problem)[1] is None and told[-1] == BEST[1]
+    assert launch.kernel.startswith("torchao 0.18.0.bsr_dense_addmm, triton 3.7, x by columns")
+
+
+def test_two_of_four_keeps_the_larger_ones() -> None:
+    weight = torch.tensor([[1.0, -4.0, 2.0, 3.0, 0.5, 0.25, -0.75, 0.1]])
+    assert cusparselt.pruned(weight).tolist() == [[0.0, -4.0, 0.0, 3.0, 0.5, 0.0, -0.75, 0.0]]
+    assert int((cusparselt.pruned(torch.ones(8, 16)) != 0).sum()) == 64, "ties too"
+
+
+def test_two_of_four_is_checked_against_its_own_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuSPARSELt is pretended: packed is the weight itself, and its search takes algorithm 3."""
+
+    def multiply(packed: Any, x: Any, *, transpose_result: bool, alg_id: int) -> Any:
+        assert alg_id == 3
+        found = packed[:, : x.shape[0]] @ x
+        return found.T.contiguous() if transpose_result else found
+
+    monkeypatch.setattr(torch, "_cslt_compress", lambda weight: weight)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", lambda *_, **__: 3)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", multiply)
+    monkeypatch.setattr(torch.backends.cusparselt, "version", lambda: 800)
+    problem = GemmProblem(32, 64, 16, 16, 0.5, dtype="bfloat16")
+    for chosen in range(4):
+        monkeypatch.setattr(cusparselt, "fastest", lambda ways, _, chosen=chosen: list(ways)[chosen])
+        launch = cusparselt.SemiStructuredLaunch(problem)
+        assert check(launch, problem)[1] is None and "algorithm 3" in launch.kernel
+        assert launch.weight_bytes == 32 * 64 // 2 * 2
+        launch.own_weight = problem.weight
+        assert check(launch, problem)[1] is not None, "the blocks' weight is another"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"op": "dsd_t"}, "dsd alone"),
+        ({"sparsity": 0.8}, "2:4 sparsity empties half, not 0.8"),
+        ({"n": 20}, "divisible by 16"),
+    ],
+)
+def test_where_two_of_four_is_not_what_is_asked_for(settings: dict[str, Any], reason: str) -> None:
+    given = {"n": 64, "sparsity": 0.5, "dtype": "bfloat16", "device": "cuda", **settings}
+    with pytest.raises(UnsupportedError, match=re.escape(reason)):
+        cusparselt.require_shape(GemmProblem(64, 64, block_size=16, **given))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("op", ["dsd", "dsd_t", "sdd"])
+def test_plain_torch_gathers_and_multiplies(op: str, dtype: str) -> None:
+    """Each way by itself; in 16 bits no sums of blocks, whose roundings the check would find."""
+    problem = GemmProblem(128, 96, 20, 16, 0.6, dtype=dtype, op=op)
+    launch = BACKENDS["gather_bmm"].prepare(problem)
+    assert check(launch, problem)[1] is None
+    if op != "sdd":
+        bsr, x = left_factor(problem)[0], problem.factors(dense=False)[1].contiguous()
+        wanted = bsr.to_dense().double() @ x.double()
+        for way in (gather_bmm.by_row, gather_bmm.by_block)[: 2 if problem.torch_dtype.itemsize > 2 else 1]:
+            torch.testing.assert_close(way(bsr, x)().double(), wanted, rtol=0.02, atol=0.2)
