@@ -69,6 +69,8 @@ def ways(problem: GemmProblem) -> dict[str, Way]:
 
 def _settings_on_gpu(problem: GemmProblem) -> dict[str, list[Setting]]:
     """Torch's libraries of dense products and ways to sum, in words: what is to be set for each."""
+    if torch.version.hip is not None:  # torch calls AMD's GPUs cuda too
+        return {" by ROCm's library": []}
     libraries: dict[str, list[Setting]] = {"": [], **({" by cuBLASLt": [BY_CUBLASLT]} if has_cublaslt() else {})}
     loose = settings_of_partial_sums(problem.dtype)
     sums = {"": [], **({LOOSE: loose} if loose else {})}

@@ -124,6 +124,12 @@ def test_the_baseline_on_a_gpu_has_both_libraries_and_sums(
             assert loose is name.endswith("parts summed in 16 bits")
 
 
+def test_on_amds_gpus_the_library_is_not_called_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "7.1")
+    found = ways(on_a_pretended_gpu(32, 48, 4, "bfloat16"))
+    assert len(found) == 8 and all(name.endswith(" by ROCm's library") for name in found)
+
+
 class PretendedProblem(GemmProblem):
     """A product that says it is on a GPU, and whose operands are not."""
 
