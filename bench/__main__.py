@@ -1,4 +1,4 @@
-"""The command line: list, plan, run, show, doctor, campaign, tune, bundle, yardsticks, advise.
+"""The command line: list, plan, run, show, doctor, campaign, tune, bundle, expected, yardsticks, advise.
 
 Flags say where and how to run; what is measured stands in sweep files.
 
@@ -37,6 +37,7 @@ from bench.terminal.options import (
     Device,
     DeviceOrAuto,
     EngineName,
+    ExpectedOut,
     FolderA,
     FolderB,
     GiveWay,
@@ -454,6 +455,22 @@ def bundle(names: Names, out: BundleOut = HERE / "gpu") -> None:
         print("then, on the GPU, each with $OUT an empty folder:")
         for number, command in enumerate(found, 1):
             print(f"{number}. {command}")
+
+
+@app.command()
+def expected(out: ExpectedOut = Path("analysis/goals/expected.json")) -> None:
+    """Estimate what our CUDA kernels will reach, by their plans and a model of a GPU: no measurement, and never a row.
+
+    The analysis shows OUT beside the goals, as expected. To be written anew after a change to the plans.
+    """
+    with _one_line_errors(), _environment_errors():
+        from bench.expected import estimates, write
+
+        found = list(estimates())
+        write(out, found)
+        for each in found:
+            low, high = each.longest_first
+            print(f"block {each.block_size}, sparsity {each.sparsity:g}: {low:.2f} to {high:.2f} of theory")
 
 
 @app.command()

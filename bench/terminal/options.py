@@ -203,6 +203,7 @@ WHERE = "cells of which device; cpu runs those of the CPU the same way"
 Device = Annotated[str, one_of("--device", WHERE, "cuda", "cpu")]
 CampaignOut = Annotated[Path, folder("--out", "folder that the tables are written to, and continued from")]
 BundleOut = Annotated[Path, folder("--out", "folder that is made, inside the checkout")]
+ExpectedOut = Annotated[Path, typer.Option("--out", help="file that is written")]
 EARLIER = "the --out of an earlier campaign"
 ResumeFrom = Annotated[Path | None, folder("--resume-from", f"{EARLIER}, to continue from", existing=EARLIER)]
 KEPT = "keep checkpoints of cells that train in OUT, of up to so many MiB each; 0: none"

@@ -92,7 +92,7 @@ ELSEWHERE = {  # test_merge.py, test_advise.py, test_altered.py, test_bundle.py 
     *(("show", "--csv"), ("compare", "--json"), ("compare", "--results")),  # tests/analysis/test_versus.py
     *(("advise", f"--{name}") for name in ADVISE),
     *(("plan", "--shard"), ("run", "--shard"), ("run", "--mirror"), ("merge", "--results")),
-    *(("run", "--address"), ("run", "--slurm"), ("bundle", "--out")),
+    *(("run", "--address"), ("run", "--slurm"), ("bundle", "--out"), ("expected", "--out")),
 }
 
 
