@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from bench.cells import CHECK_SECONDS, Cell, TrainCell, is_training
+from bench.cells import CHECK_SECONDS, Cell, TrainCell, is_training, number
 from bench.data.corpus import Sizes, known_sizes
 from bench.data.images import ImageSizes
 from bench.measuring.machine import physical_cores
@@ -116,16 +116,14 @@ def by_worth(cells: Sequence[TrainCell]) -> tuple[list[TrainCell], list[TrainCel
 
 
 def roof_lines(cells: Iterable[Cell]) -> list[str]:
-    """What a plan says of training on a GPU: the least hours by its roof, what is worth most first. Nothing of others."""
+    """What a plan says of training on a GPU: the least time by its roof, what is worth most first."""
     trained = [cell for cell in cells if is_training(cell) and cell.device == "cuda"]
     if not trained:
         return []
     first, again = by_worth(trained)
-    line = (
-        f"roof: an H100 takes {spoken(sum(map(roof_seconds, first)))} at least for each of {len(first)} variants once"
-    )
+    line = f"roof: an H100 takes at least {spoken(sum(map(roof_seconds, first)))} for {number(len(first), 'variant')}"
     if again:
-        line += f", then {spoken(sum(map(roof_seconds, again)))} for {len(again)} more seeds"
+        line += f", each once, then {spoken(sum(map(roof_seconds, again)))} for {number(len(again), 'more seed')}"
     rates = ", ".join(f"{name} {ROOF[name] / 1e12:g}" for name in sorted({cell.precision for cell in trained}))
     return [f"{line} (TFLOP/s: {rates}; {ROOF_BYTES / 1e12:g} TB/s; dense, and no time step waiting for another)"]
 
