@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bench.cells import Cell, GemmCell, LstmCell
+from bench.cells import Cell
 from bench.measuring.machine import ROOT, revision
 from bench.sweep import Sweep
 from kernels.system.programs import run
@@ -118,11 +118,12 @@ def variants(cells: Iterable[Cell]) -> list[Any]:
         return lambda *_, **__: None
 
     gpu = Gpu(CAPABILITY, MULTIPROCESSORS, SHARED_BYTES, load)
-    ours = [cell for cell in cells if isinstance(cell, GemmCell | LstmCell) and cell.backend in ("cuda", "cuda_mma")]
+    timed: list[Any] = [cell for cell in cells if cell.kind in ("gemm", "lstm")]
+    ours = [cell for cell in timed if cell.backend in ("cuda", "cuda_mma")]
     alike = {cell.model_copy(update=dict.fromkeys(("baseline", "cache"))).model_dump_json(): cell for cell in ours}
     for cell in alike.values():
         problem: Any = cell.model_copy(update={"device": "cpu"}).problem()
-        if isinstance(cell, LstmCell):
+        if cell.kind == "lstm":
             _layer(cell, problem, gpu)
         else:
             _products([cell.op], problem.mask, problem, cell.n, cell.backend, gpu)
@@ -152,7 +153,7 @@ def _index(mask: Any) -> Any:
     return BSRMatrix.from_dense(torch.zeros(mask.shape, dtype=torch.bool), mask).index
 
 
-def _layer(cell: LstmCell, problem: Any, gpu: Any) -> None:
+def _layer(cell: Any, problem: Any, gpu: Any) -> None:
     from kernels.cuda.choose import element_of
     from kernels.cuda.lstm import steps_for
     from kernels.cuda.recurrence import Recurrence, Sizes
