@@ -186,6 +186,15 @@ def cuda(session: nox.Session) -> None:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """Make the folder that goes along to a GPU without a network, results/gpu, and print what to run there.
+
+    With our kernels compiled: a few minutes.
+    """
+    run(session, "-m", "bench", "bundle", "gemm_gpu", "lstm_gpu", "--out", "results/gpu", *session.posargs)
+
+
+@nox.session
 def emulate(session: nox.Session) -> None:
     """Run the CUDA kernels' whole test grid, no GPU needed (about 45 minutes): nox -s emulate [-- PYTEST ARGS].
 

@@ -1,4 +1,4 @@
-"""The command line: list, plan, run, show, doctor, campaign, tune, yardsticks, advise.
+"""The command line: list, plan, run, show, doctor, campaign, tune, bundle, expected, yardsticks, advise.
 
 Flags say where and how to run; what is measured stands in sweep files.
 
@@ -30,12 +30,14 @@ from bench.terminal.options import (
     Batch,
     BlockSizes,
     Budget,
+    BundleOut,
     CampaignOut,
     CheckpointMib,
     CheckpointSeconds,
     Device,
     DeviceOrAuto,
     EngineName,
+    ExpectedOut,
     FolderA,
     FolderB,
     GiveWay,
@@ -50,6 +52,7 @@ from bench.terminal.options import (
     Pad,
     PassesOf,
     Plugin,
+    Renew,
     Repair,
     Results,
     ResumeFrom,
@@ -378,9 +381,10 @@ def campaign(
     give_way: GiveWay = False,
     background: Background = False,
     mix_machines: MixMachines = False,
+    renew: Renew = False,
     plugin: Plugin = [],  # noqa: ARG001, B006
 ) -> None:
-    """Check every kernel on a GPU, then time and train sweeps, most important cells first, within a budget; resumable.
+    """Time and train sweeps on a GPU, most important cells first, each kernel checked before; a budget; resumable.
 
     OUT holds few files, each with its checksum. check.parquet says how each kernel's check ended; a kernel that it
     found wrong is not timed, and one whose check was cut short (--timeout, a crash) waits until the check is made
@@ -409,7 +413,7 @@ def campaign(
         if give_way:
             behind.give_way()
         terms = Terms(timeout=timeout, together=together, wait_quiet=wait_quiet)
-        status = run_campaign(sweeps, out, budget, device, resume_from, checkpoint_mib, terms, mix_machines)
+        status = run_campaign(sweeps, out, budget, device, resume_from, checkpoint_mib, terms, mix_machines, renew)
     raise typer.Exit(status)
 
 
@@ -431,6 +435,41 @@ def tune(
         be_hasty()
         status = run_tuner(sweeps, out, budget, device, Terms(timeout=timeout))
     raise typer.Exit(status)
+
+
+@app.command()
+def bundle(names: Names, out: BundleOut = HERE / "gpu") -> None:
+    """Make the folder that goes along to a GPU without a network, and print the commands to run there.
+
+    OUT gets wheels that the machine may lack, our kernels compiled (where NVRTC is here), and setup.sh. It stands
+    inside the checkout, which is copied with it, git or no git.
+    """
+    with _sweeps(names) as sweeps, _text_is_all():
+        from bench.bundle import make
+
+        try:
+            found = make(sweeps, out)
+        except ValueError as error:
+            raise ending(str(error), ENVIRONMENT) from None
+        print("then, on the GPU, each with $OUT an empty folder:")
+        for number, command in enumerate(found, 1):
+            print(f"{number}. {command}")
+
+
+@app.command()
+def expected(out: ExpectedOut = Path("analysis/goals/expected.json")) -> None:
+    """Estimate what our CUDA kernels will reach, by their plans and a model of a GPU: no measurement, and never a row.
+
+    The analysis shows OUT beside the goals, as expected. To be written anew after a change to the plans.
+    """
+    with _one_line_errors(), _environment_errors():
+        from bench.expected import estimates, write
+
+        found = list(estimates())
+        write(out, found)
+        for each in found:
+            low, high = each.longest_first
+            print(f"block {each.block_size}, sparsity {each.sparsity:g}: {low:.2f} to {high:.2f} of theory")
 
 
 @app.command()

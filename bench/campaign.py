@@ -1,11 +1,12 @@
 """Campaign and tune: all that is to be measured on a machine lent for minutes, each as one resumable command.
 
-A campaign checks every kernel on the device first, then times cells in the order of their sweep files, then makes a few
-checks once more under compute-sanitizer, until the time is up. What is finished is on the disk after every cell:
-<out>/check.parquet and <out>/<sweep>/gemm.parquet or lstm.parquet, each with its checksum, and <out>/<sweep>/.sweep,
-which file that sweep is: three sweeps leave at most eleven files. Cells that a sweep no longer has are kept apart
-(`bench.engines.origin`). Cells that train run too, several side by side where that is asked for: where checkpoints are,
-each that does not fit is put aside in <out>/.checkpoints when the time is up, and goes on in the next call.
+A campaign times cells in the order of their sweep files, of several sweeps in turns, checks each kernel just before its
+first cell, and makes a few checks once more under compute-sanitizer at the end, until the time is up. What is finished
+is on the disk after every cell: <out>/check.parquet and <out>/<sweep>/gemm.parquet or lstm.parquet, each with its
+checksum, and <out>/<sweep>/.sweep, which file that sweep is: two sweeps leave eight files. Cells that a sweep no longer
+has are kept apart (`bench.engines.origin`). Cells that train run too, several side by side where that is asked for:
+where checkpoints are, each that does not fit is put aside in <out>/.checkpoints when the time is up, and goes on in the
+next call.
 
 The tuner times the variants of our kernels for the shapes of sweeps: <folder>/tune.parquet holds every variant with its
 samples and provenance, a JSON file the winners, with provenance, as a table that backends read.
@@ -18,8 +19,9 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain, zip_longest
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -96,23 +98,25 @@ def says(rows: Rows) -> bool:
     return not any(map(lacked, rows)) and ("wrong" in statuses or statuses <= set(FINE))
 
 
-def is_finished(tables: Tables, cell: Cell) -> bool:
+def is_finished(tables: Tables, cell: Cell, renewed: bool = False) -> bool:
     """Whether a cell need not run. One that ended ill, and every check, is run again by other sources.
 
     One for which the machine lacked something is run again always, and so is a check that did not say what its kernel
-    is.
+    is. renewed: so is a timing on a GPU by other sources, the tuned table of its kernels among them.
     """
     rows = tables.rows(cell)
     if any(map(lacked, rows)) or (cell.checks and not says(rows)):
         return False
-    settled = rows and all(row["status"] == "ok" for row in rows) and not cell.checks
+    old = renewed and cell.device == "cuda" and is_timing(cell)
+    settled = rows and all(row["status"] == "ok" for row in rows) and not cell.checks and not old
     return bool(settled or (rows and rows[0]["source_hash"] == source_hash()))
 
 
 class Campaign:
     """What is to be measured of `sweeps` on a device, and what of it is stored in `out`."""
 
-    def __init__(self, sweeps: Sequence[Sweep], out: Path, device: str) -> None:
+    def __init__(self, sweeps: Sequence[Sweep], out: Path, device: str, renewed: bool = False) -> None:
+        self.renewed = renewed
         self.device, self.cells = device, [cell for sweep in sweeps for cell in sweep.cells]
         self.checks = checks_for([cell for cell in self.cells if cell.device == device])
         self.watched = watched(self.checks, "cuda") if device == "cuda" else []
@@ -132,12 +136,20 @@ class Campaign:
         if earlier and not self.checked.tables and not any(each.tables.tables for each in self.kept):
             say(f"note: nothing of these sweeps is stored in {earlier}")
 
+    def is_finished(self, job: Job[Tables]) -> bool:
+        return is_finished(job.tables, job.cell, self.renewed)
+
     def jobs(self) -> list[Job[Tables]]:
-        """All in their order: checks, what is timed and trained, a few checks once more."""
-        jobs = [Job(check, self.checked) for check in self.checks]
-        for each, cells in zip(self.kept, self.timed, strict=True):
-            jobs += [Job(cell, each.tables, partial(verdict, self.checked, cell)) for cell in cells]
+        """All in their order: what is timed and trained, each kernel's check before its first cell; a few once more."""
+        jobs: list[Job[Tables]] = []
+        checks = {check.cell_id: check for check in self.checks}
+        for job in in_turns([self._jobs_of(each, cells) for each, cells in zip(self.kept, self.timed, strict=True)]):
+            first = [checks.pop(check.cell_id, None) for check in job.cell.kernel_checks()]
+            jobs += [*(Job(check, self.checked) for check in first if check is not None), job]
         return [*jobs, *(Job(check, self.checked) for check in self.watched)]
+
+    def _jobs_of(self, kept: Kept, cells: Sequence[Cell]) -> list[Job[Tables]]:
+        return [Job(cell, kept.tables, partial(verdict, self.checked, cell)) for cell in cells]
 
     def lines(self, jobs: Sequence[Job[Tables]], todo: Sequence[Job[Tables]]) -> list[str]:
         """The plan in words."""
@@ -158,6 +170,16 @@ class Campaign:
                 tables.write(kind)
 
 
+def in_turns(sweeps: Sequence[Sequence[Job[Tables]]]) -> list[Job[Tables]]:
+    """One job of each sweep after the other, so that none waits for the end of another.
+
+    Where some train they follow each other: those that train stand together, to run side by side.
+    """
+    if any(job.cell.trains for jobs in sweeps for job in jobs):
+        return list(chain.from_iterable(sweeps))
+    return [job for turn in zip_longest(*sweeps) for job in turn if job is not None]
+
+
 def run_campaign(
     sweeps: Sequence[Sweep],
     out: str | PathLike[str],
@@ -167,22 +189,23 @@ def run_campaign(
     checkpoint_mib: float = 0.0,
     terms: Terms = TERMS,
     mix_machines: bool = False,
+    renew: bool = False,
 ) -> int:
     """Run what is missing and return the exit status: 0, 1 (something failed) or 130 (interrupted).
 
     budget: seconds for all. resume_from: the `out` of an earlier campaign, where that is another folder.
     checkpoint_mib: the largest checkpoint that is kept; 0 keeps none. mix_machines: timings may stand in one table with
-    those of another machine. A cell of several sweeps runs once and is stored
-    for each. Raises UnusableError, LockedError or OSError where the environment is at fault, SweepError where two
-    sweeps would share a folder, or one has another's.
+    those of another machine. renew: timings on a GPU by older sources, or before its kernels were tuned, are taken
+    anew. A cell of several sweeps runs once and is stored for each. Raises UnusableError, LockedError or OSError where
+    the environment is at fault, SweepError where two sweeps would share a folder, or one has another's.
     """
     deadline = time.monotonic() + budget
     sweeps, out, earlier = distinct(sweeps), Path(out), None if resume_from is None else Path(resume_from)
     if earlier is not None:
         os.scandir(earlier).close()  # raises where it is missing, no folder, or shut
     require_device(device)
-    with locked(out) as unseen:
-        campaign = Campaign(sweeps, out, device)
+    with locked(out, leave=False) as unseen:
+        campaign = Campaign(sweeps, out, device, renew)
         if unseen:
             say(f"{unseen}; but what both store in one moment may be lost")
         else:
@@ -191,8 +214,8 @@ def run_campaign(
             )
         campaign.load(earlier)
         jobs = campaign.jobs()
-        share(jobs)
-        todo = [job for job in jobs if not is_finished(job.tables, job.cell)]
+        share(jobs, campaign.is_finished)
+        todo = [job for job in jobs if not campaign.is_finished(job)]
         if not mix_machines:
             require_one_machine(jobs, todo, device)
         stored = [(job.tables.folder.name, job.cell, rows[-1]) for job in jobs if (rows := job.tables.rows(job.cell))]
@@ -230,11 +253,11 @@ def require_one_machine(jobs: Sequence[Job[Tables]], todo: Sequence[Job[Tables]]
         )
 
 
-def share(jobs: Sequence[Job[Tables]]) -> None:
+def share(jobs: Sequence[Job[Tables]], is_done: Callable[[Job[Tables]], bool]) -> None:
     """What is finished for one sweep is so for every other that has the same cell."""
-    finished = {job.cell.cell_id: job.tables for job in jobs if is_finished(job.tables, job.cell)}
+    finished = {job.cell.cell_id: job.tables for job in jobs if is_done(job)}
     for job in jobs:
-        if job.cell.cell_id in finished and not is_finished(job.tables, job.cell):
+        if job.cell.cell_id in finished and not is_done(job):
             job.tables.take(job.cell.cell_id, finished[job.cell.cell_id])
 
 
@@ -307,7 +330,7 @@ def run_tuner(
     require_file(out)  # known before anything is timed
     require_device(device)
     cells, pace = tune_cells(sweeps, device), Pace()
-    with locked(out.parent) as unseen:
+    with locked(out.parent, leave=False) as unseen:
         if unseen:
             say(f"{unseen}; but what both store in one moment may be lost")
         else:

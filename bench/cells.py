@@ -24,7 +24,6 @@ from bench.data.corpus import known_sizes, names_of, task_of
 from bench.data.images import ImageSizes
 from bench.data.settings import TextSettings, WindowSettings
 from bench.models.settings import ModelSettings
-from bench.pruning.allocation import GATES
 from bench.pruning.settings import LassoSettings, PruningSettings, ScaleSettings
 from bench.settings import BlockSize, Count, Fraction, Settings, require_division
 from bench.training.settings import ArithmeticSettings, OptimizerSettings, PathSettings, ReportSettings
@@ -47,6 +46,7 @@ MATH = "how float32 is multiplied on a GPU: exactly, or by tensor cores with 10 
 Backend = Annotated[str, BACKENDS]
 Grids = dict[str, tuple[int, int]]
 
+LSTM_GATES = 4  # parts of a weight's rows that share no block
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 LAUNCHES = 60  # timed for a cell, backend and baseline together
 LONGEST_TIMING = 20.0  # seconds; launches that take long are timed fewer times
@@ -137,7 +137,7 @@ def _layer_grids(widths: Sequence[int], block_size: int, scope: str) -> Grids:
     for number, (into, out) in enumerate(pairwise(widths)):
         kinds = {"weight_ih": into, "weight_hh": out} if scope == "all" else {"weight_hh": out}
         for name, columns in kinds.items():
-            rows, whole = in_blocks((4 * out, columns), 4, block_size)
+            rows, whole = in_blocks((LSTM_GATES * out, columns), LSTM_GATES, block_size)
             found[f"{name}_l{number}"] = rows // block_size, whole // block_size
     return found
 
@@ -540,7 +540,7 @@ class TrainCell(
 
     @property
     def gates(self) -> int:
-        return GATES if self.is_recurrent and self.pad else 1
+        return LSTM_GATES if self.is_recurrent and self.pad else 1
 
     @property
     def has_odd_sizes(self) -> bool:

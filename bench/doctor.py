@@ -24,6 +24,8 @@ PACKAGES = (
     "nvidia-cuda-nvrtc",
     "ziglang",
 )
+TCGEN05 = (100, 103, 110)  # compute capabilities of data-centre Blackwell
+WITHOUT_TCGEN05 = "; this GPU's own tensor instructions, tcgen05, are not used: expect far less than cuBLAS"
 COMPILERS = ("c++", "g++", "clang++", "cl")
 
 Finding = tuple[str, str]
@@ -66,6 +68,9 @@ def _sparse_path() -> str:
 def _cuda() -> str:
     import torch
 
+    if torch.version.hip is not None and torch.cuda.is_available():
+        own = f"{torch.cuda.get_device_name()}, ROCm {torch.version.hip}"
+        return f"{own}: AMD's, which torch calls cuda too; none of our kernels runs there, dense products are hipBLAS's"
     if torch.version.cuda is None:
         return "no: this torch is built without CUDA"
     if not torch.cuda.is_available():
@@ -76,9 +81,10 @@ def _cuda() -> str:
 def _cuda_kernels() -> str:
     """Whether our CUDA kernels run here, and which of them; else why not."""
     from kernels.cuda.choose import describe
+    from kernels.cuda.device import capability
 
     try:
-        return describe()
+        return describe() + (WITHOUT_TCGEN05 if capability() in TCGEN05 else "")
     except UnsupportedError as reason:
         return f"no: {reason}"
     except ResourceError as error:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeGuard
 from bench.cells import KINDS, Cell, Row, TrainCell, is_training, number
 from bench.data.corpus import TEXT, DataError, data_dir, load_data
 from bench.engines.driver import Ended, Job, LeftError, Terms, run_jobs, say
-from bench.engines.estimate import Pace, spoken
+from bench.engines.estimate import Pace, roof_lines, spoken
 from bench.engines.families import terminable
 from bench.engines.local import run_cells
 from bench.engines.origin import claim, require_own
@@ -131,6 +131,7 @@ class Plan:
             lines.append(f"shard {self.shard}: {len(self.cells)} of them")
         lines.append(f"stored: {len(self.stored)}" + (f" ({counted(statuses)})" if statuses else ""))
         lines.append(self.left(workers))
+        lines += roof_lines(self.todo)
         lines += [*memory_lines(self.todo, training_workers(self.todo, workers)), *needs_lines(self.todo)]
         lines += warnings(self.todo)
         if self.halfway:

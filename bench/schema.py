@@ -87,9 +87,17 @@ def _paired(what: str, error: str, backend: str = "the backend") -> tuple[Column
         Column("attempts", pa.int64(), "measured", "",
                "times the pairs were sampled: a noisy attempt is thrown away, at most 3 are made"),
         Column("timer", pa.string(), "measured", "",
-               "clock that took the samples; launches under 20 us on a GPU are replayed from a CUDA graph"),
+               "clock that took the samples; on a GPU both sides are replayed from a CUDA graph where either takes "
+               "less than 20 us, or the processor half as long to launch it"),
         Column("host_ms", pa.float64(), "measured", "ms",
                f"processor time to launch one {what} of {backend} on a GPU; null on a CPU"),
+        Column("eager_ms", pa.float64(), "measured", "ms",
+               f"median time of one {what} by {backend} launched without a graph, several in a row; null where the "
+               "samples are such, and in older tables"),
+        Column("baseline_eager_ms", pa.float64(), "measured", "ms", f"the same of one {what} by the baseline"),
+        Column("empty_ms", pa.float64(), "measured", "ms",
+               "median time of an empty launch on a GPU, taken as the samples are: what of a short one is no work; "
+               "null on a CPU and in older tables"),
     )
 
 
@@ -109,6 +117,14 @@ def _timed(what: str, error: str) -> tuple[Column, ...]:
         Column("index_bytes", pa.int64(), "result", "bytes",
                "indices of the sparse weights as the backend stores them"),
         *_paired(what, error),
+        Column("roof_ms", pa.float64(), "measured", "ms",
+               "the least time that the GPU's rates allow: the longer one of the arithmetic of the kept elements at "
+               "peak_tflops and of operands and results, each moved once, at copy_gb_per_second; this and these two: "
+               "null on a CPU and in older tables"),
+        Column("peak_tflops", pa.float64(), "measured", "TFLOP/s",
+               "rate of cuBLAS on a product of 8192 x 8192 matrices of this type, in the same process"),
+        Column("copy_gb_per_second", pa.float64(), "measured", "GB/s",
+               "rate of a copy of 1 GiB, read and written bytes together, in the same process"),
     )
 
 
@@ -284,7 +300,8 @@ STORAGE = (
 
 PROVENANCE = (
     Column("schema_version", pa.int64(), "provenance", "", "version of these columns"),
-    Column("commit", pa.string(), "provenance", "", "git commit of the suite, empty outside a checkout"),
+    Column("commit", pa.string(), "provenance", "",
+           "git commit of the suite; outside a checkout what BENCH_COMMIT says, or empty"),
     Column("dirty", pa.bool_(), "provenance", "", "the checkout had uncommitted changes"),
     Column("source_hash", pa.string(), "provenance", "",
            "sha256 of the sources that compute a cell, of kernels/ and bench/, and of plugins, 16 hex digits"),
@@ -300,12 +317,17 @@ PROVENANCE = (
            "threads in force: read back from torch, and no more than OpenMP starts"),
     Column("os", pa.string(), "provenance", "", "operating system and machine"),
     Column("driver", pa.string(), "provenance", "", "GPU driver version, empty on a CPU"),
+    Column("gpu_libraries", pa.string(), "provenance", "",
+           "versions of CUDA, cuBLAS, cuDNN and NVRTC, as far as they are known; empty on a CPU, null in older rows"),
     Column("sm_clock_mhz", pa.float64(), "provenance", "MHz",
            "clock of the GPU's multiprocessors right after the samples; as it was, never set; null on a CPU or where "
            "the driver does not say"),
     Column("memory_clock_mhz", pa.float64(), "provenance", "MHz", "clock of the GPU's memory, likewise"),
     Column("temperature_celsius", pa.float64(), "provenance", "degrees Celsius", "temperature of the GPU, likewise"),
     Column("power_watts", pa.float64(), "provenance", "W", "power drawn by the GPU, likewise"),
+    Column("clock_limits", pa.string(), "provenance", "",
+           "why the GPU's clocks were no higher, in the driver's words, likewise; empty where nothing held them; null "
+           "in older rows"),
     Column("python", pa.string(), "provenance", "", "Python version"),
     Column("torch", pa.string(), "provenance", "", "torch version"),
     Column("blas", pa.string(), "provenance", "", "BLAS torch was built with"),

@@ -67,10 +67,10 @@ class LockedError(RuntimeError):
 
 
 @contextmanager
-def locked(folder: Path, hint: str = "", name: str = LOCK, patience: float = 0.0) -> Iterator[str]:
+def locked(folder: Path, hint: str = "", name: str = LOCK, patience: float = 0.0, leave: bool = True) -> Iterator[str]:
     """Hold a folder, made where it is missing, for one run. LockedError, with `hint`, where another has it.
 
-    name: of the file that is locked. patience: seconds after which that is said.
+    name: of the file that is locked. patience: seconds after which that is said. leave: whether the file stays.
 
     A line where nothing can be locked there, as on some network file systems, and the run goes on; else nothing.
     """
@@ -82,6 +82,9 @@ def locked(folder: Path, hint: str = "", name: str = LOCK, patience: float = 0.0
                 "ignore"
             )  # of filelock, that it goes by the file's existence instead: a kill leaves it
             lock.acquire()
+            while not _is_at_its_place(lock):  # who held it before has removed it since it was opened here
+                lock.release()
+                lock.acquire()
         held = True
     except (filelock.Timeout, NotImplementedError, OSError) as error:
         if isinstance(error, filelock.Timeout) and not _goes_by_existence(lock):
@@ -95,7 +98,21 @@ def locked(folder: Path, hint: str = "", name: str = LOCK, patience: float = 0.0
         yield "" if held else UNSEEN.format(folder=folder)
     finally:
         if held:
+            if not leave:
+                with suppress(OSError):  # some systems remove nothing that is open
+                    Path(lock.lock_file).unlink()
             lock.release()
+
+
+def _is_at_its_place(lock: filelock.BaseFileLock) -> bool:
+    """Whether the file that is locked is the one that others will find."""
+    number = lock._context.lock_file_fd
+    if number is None or _goes_by_existence(lock) or os.name == "nt":
+        return True
+    try:
+        return os.path.samestat(os.fstat(number), Path(lock.lock_file).stat())
+    except FileNotFoundError:
+        return False
 
 
 def _goes_by_existence(lock: object) -> bool:

@@ -15,10 +15,11 @@ from statistics import median, quantiles
 import torch
 
 from bench.cells import Row, StorageCell, Tell, TimedCell
-from bench.measuring.clocks import Evictor, Timer, count_launches, host_ms, timer_for
+from bench.measuring.clocks import Evictor, Timer, count_launches, eager_ms, empty_ms, host_ms, timer_for
 from bench.measuring.machine import gpu_state, physical_cores
 from bench.measuring.memory import require_operands
 from bench.measuring.modes import initial_modes
+from bench.measuring.roofs import roof
 from kernels.check import check
 from kernels.problem import Launch, Problem
 from kernels.registry import BACKENDS
@@ -146,7 +147,7 @@ def _measure(cell: TimedCell, problem: Problem, tell: Tell) -> Row:
         "index_bytes": backend.index_bytes,
     }
     row |= compared(cell, problem, backend, baseline, tell)
-    return row if row["status"] == "wrong" else {"prepare_ms": prepare_ms, **row}
+    return row if row["status"] == "wrong" else {"prepare_ms": prepare_ms, **row, **roof(problem)}
 
 
 def compared(cell: TimedCell | StorageCell, problem: Problem, backend: Launch, baseline: Launch, tell: Tell) -> Row:
@@ -185,5 +186,8 @@ def compared(cell: TimedCell | StorageCell, problem: Problem, backend: Launch, b
         "attempts": attempts,
         "timer": timer.name,
         "host_ms": host_ms(cell.device, backend),
+        "eager_ms": eager_ms(timer, backend),
+        "baseline_eager_ms": eager_ms(timer, baseline),
+        "empty_ms": empty_ms(cell.device, timer, samples.launches),
         **state,
     }

@@ -76,14 +76,15 @@ def lstm_tolerance(problem: LstmProblem) -> float:
     return sums + (sqrt(GATE_ERRORS) + sqrt(problem.steps)) * between
 
 
-def expected_outputs(problem: Problem, dense: bool) -> Expected:
-    """What a right launch gives, and how far from it it may be."""
+def expected_outputs(problem: Problem, dense: bool, own_weight: Tensor | None = None) -> Expected:
+    """What a right launch gives, and how far from it it may be. own_weight: of dsd, in place of the problem's."""
     if isinstance(problem, LstmProblem):
         results = lstm_reference(problem, dense)
         tolerance = lstm_tolerance(problem)
         largest = {name: result.abs().max() if result.numel() else result.sum() for name, result in results.items()}
         return {name: (result, tolerance * largest[name].expand_as(result)) for name, result in results.items()}
     left, right = problem.factors(dense)
+    left = left if own_weight is None else own_weight
     product = left.double() @ right.double()
     bound = error_bound(left, right, product, problem.math)
     return {"output": (problem.wanted(product), problem.wanted(bound))}
@@ -92,13 +93,14 @@ def expected_outputs(problem: Problem, dense: bool) -> Expected:
 def check(launch: Launch, problem: Problem) -> tuple[float, str | None]:
     """Run `launch` into NaN-filled outputs: (largest |error| / bound, None or one line saying what is wrong).
 
-    The ratio is infinite where an output is unusable.
+    The ratio is infinite where an output is unusable. A launch that prunes in another way has the weight that it
+    multiplies as `own_weight`.
     """
     with _nan_filled_memory():
         launch.poison()
         launch()
         outputs = launch.outputs()
-    expected, largest = expected_outputs(problem, launch.dense), 0.0
+    expected, largest = expected_outputs(problem, launch.dense, getattr(launch, "own_weight", None)), 0.0
     if outputs.keys() != expected.keys():
         return float("inf"), f"outputs are {', '.join(outputs)}, wanted {', '.join(expected)}"
     for name, (wanted, bound) in expected.items():

@@ -6,7 +6,8 @@ ways (`fastest`), and replays of CUDA graphs (`Replayed`).
 
 Torch's GPU products use the problem's arithmetic while a baseline runs, whatever the process has set. float32: exactly
 or by TF32, as `problem.math` says; cuDNN's layers are on TF32 unless told otherwise. 16-bit types: summed in float32 to
-the end, as our kernels do and the check expects, while cuBLAS may otherwise add parts of a sum in 16 bits. The settings
+the end, as our kernels do and the check expects, while cuBLAS may otherwise add parts of a sum in 16 bits: that is
+offered as a way of its own, which has to pass the check. The settings
 are put back after each launch: about 2 us on the processor, nothing in a CUDA graph.
 """
 
@@ -64,6 +65,37 @@ def _now(owner: Any, name: str) -> Any:
         return owner.fp32_precision != "tf32"
 
 
+def settings_of_partial_sums(dtype: str) -> list[Setting]:
+    """What lets cuBLAS add parts of a sum in 16 bits, as torch does by itself; nothing of other types."""
+    name = {"bfloat16": "allow_bf16_reduced_precision_reduction", "float16": "allow_fp16_reduced_precision_reduction"}
+    return [(torch.backends.cuda.matmul, name[dtype], True)] if dtype in name else []
+
+
+class Blas:
+    """The library of torch's dense products on a GPU, as a setting."""
+
+    @property
+    def library(self) -> Any:
+        """Any of what `torch.backends.cuda.preferred_blas_library` takes."""
+        return torch.backends.cuda.preferred_blas_library()
+
+    @library.setter
+    def library(self, chosen: Any) -> None:
+        torch.backends.cuda.preferred_blas_library(chosen)
+
+
+BY_CUBLASLT: Setting = (Blas(), "library", "cublaslt")
+
+
+def has_cublaslt() -> bool:
+    """Whether torch's products can be told to use it."""
+    try:
+        with applied([BY_CUBLASLT]):
+            return True
+    except RuntimeError:  # this torch is built without it
+        return False
+
+
 @contextmanager
 def applied(chosen: Sequence[Setting]) -> Iterator[None]:
     """Inside, the settings are as chosen; then as before."""
@@ -77,9 +109,9 @@ def applied(chosen: Sequence[Setting]) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def under(problem: Problem, run: Callable[[], T]) -> Callable[[], T]:
-    """`run` with the arithmetic of `problem`; itself where nothing is to be set."""
-    chosen = settings(problem)
+def under(problem: Problem, run: Callable[[], T], also: Sequence[Setting] = ()) -> Callable[[], T]:
+    """`run` with the arithmetic of `problem`, and what is to be set besides; itself where nothing is to be set."""
+    chosen = [*settings(problem), *also]
     if not chosen:
         return run
 
@@ -222,28 +254,84 @@ def block_sparse_launch(
 ROUNDS = 5
 PATIENCE_SECONDS = 1.0  # then no further round begins
 LONG_SECONDS = 0.1  # filling the caches is nothing to such a launch
+RANKED_LAUNCHES = 20  # of a way on a GPU, timed together
+RANKED_MS = 0.5  # a launch that takes longer is timed alone
+WARM_UPS = 3
+LEAD_CYCLES = (
+    60_000  # about 30 us in which the processor runs ahead of the GPU, so that it waits for nothing once timed
+)
+
+Way = Callable[[], object]
 
 
-def fastest(ways: Mapping[str, Callable[[], object]], device: str) -> str:
-    """The name of the way with the shortest launch. In turns, twice each: its own operands are in the caches then."""
-    wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
+def fastest(ways: Mapping[str, Way], device: str, captured: bool = True) -> str:
+    """The name of the way with the shortest launch."""
+    return ranked(ways, device, captured)[0]
+
+
+def ranked(ways: Mapping[str, Way], device: str, captured: bool = True) -> list[str]:
+    """The names of the ways, the one with the shortest launch first; each by its best of a few rounds, in turns.
+
+    On a GPU a launch is its time between two events; of several replayed from a CUDA graph, where every way can be
+    captured, since the processor would be ranked otherwise. captured: false where some ways are replays themselves.
+    """
+    times = _between_events_of(ways, captured) if device == "cuda" else _on_the_wall(ways)
+    return sorted(times, key=lambda name: times[name])
+
+
+def _on_the_wall(ways: Mapping[str, Way]) -> dict[str, float]:
+    """Seconds of one launch of each. Twice in a row: its own operands are in the caches then."""
     shortest, begin = dict.fromkeys(ways, float("inf")), time.perf_counter()
     for _ in range(ROUNDS):
         for name, way in ways.items():
             for _again in range(2):
                 began = time.perf_counter()
                 way()
-                wait()
                 taken = time.perf_counter() - began
                 shortest[name] = min(shortest[name], taken)
                 if taken > LONG_SECONDS:
                     break
         if time.perf_counter() - begin > PATIENCE_SECONDS:
             break
-    return min(shortest, key=lambda name: shortest[name])
+    return shortest
 
 
-WARM_UPS = 3
+def _between_events_of(ways: Mapping[str, Way], captured: bool) -> dict[str, float]:
+    """Milliseconds of one launch of each on a GPU."""
+    first = [
+        between_events(way) for way in ways.values() for _ in range(2)
+    ]  # the first call of each chooses, allocates
+    launches = RANKED_LAUNCHES if min(first) < RANKED_MS else 1
+    works: dict[str, Callable[[], object]] = {name: partial(_repeat, way, launches) for name, way in ways.items()}
+    if captured and launches > 1:
+        try:
+            works = {name: graph_of(way, launches).replay for name, way in ways.items()}
+        except RuntimeError:  # one of them cannot be captured: then all are launched
+            torch.cuda.synchronize()
+    shortest, begin = dict.fromkeys(ways, float("inf")), time.perf_counter()
+    for _ in range(ROUNDS):
+        for name, work in works.items():
+            shortest[name] = min(shortest[name], between_events(work) / launches)
+        if time.perf_counter() - begin > PATIENCE_SECONDS:
+            break
+    return shortest
+
+
+def _repeat(way: Way, launches: int) -> None:
+    for _ in range(launches):
+        way()
+
+
+def between_events(work: Callable[[], object], lead: int = LEAD_CYCLES) -> float:
+    """Milliseconds that a GPU spends on `work`. lead: cycles that it is held before, for the processor to run ahead."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    if lead:
+        torch.cuda._sleep(lead)  # type: ignore[no-untyped-call]
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end))
 
 
 class Graph(Protocol):
@@ -252,12 +340,13 @@ class Graph(Protocol):
     def replay(self) -> None: ...
 
 
-def graph_of(launch: Launch, launches: int = 1) -> Graph:
+def graph_of(launch: Way, launches: int = 1) -> Graph:
     """`launches` launches one after another as one CUDA graph. RuntimeError where the launch cannot be captured.
 
     Warmed up on a side stream, as torch asks for: libraries allocate and choose at their first calls, which no graph
-    holds.
+    holds. Of a replay what it replays is captured anew: no graph holds another.
     """
+    launch = _within(launch)
     side, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
     side.wait_stream(current)
     with torch.cuda.stream(side):
@@ -280,10 +369,12 @@ class Replayed:
     def __init__(
         self, launch: Launch, capture: Callable[[Launch], Graph] = graph_of, kernel: str | None = None
     ) -> None:
-        self.launch, self.graph = launch, capture(launch)
-        self.held = dict(vars(launch))
         self.kernel, self.dense = kernel or launch.kernel, launch.dense
+        self.launch: Launch = launch.launch if isinstance(launch, Replayed) else launch
+        self.graph = capture(self.launch)
+        self.held = dict(vars(self.launch))
         self.weight_bytes, self.index_bytes = launch.weight_bytes, launch.index_bytes
+        self.own_weight: Tensor | None = getattr(self.launch, "own_weight", None)
 
     def __call__(self) -> None:
         self.graph.replay()
@@ -299,3 +390,24 @@ class Replayed:
         self._recall()
         self.launch.poison()
         self._recall()  # a launch may drop its results to have them made anew
+
+
+def _within(launch: Way) -> Way:
+    """What a replay replays; any other launch itself."""
+    return launch.launch if isinstance(launch, Replayed) else launch
+
+
+REPLAYED = ", replayed as a CUDA graph"
+
+
+def with_replays(ways: Mapping[str, Launch], again: Callable[[str], Launch]) -> dict[str, Launch]:
+    """The ways, and a replay of each that can be captured, of a launch of its own. again: makes that, by its name."""
+    found = dict(ways)
+    for name in ways:
+        try:
+            replay = Replayed(again(name), kernel=f"{name}{REPLAYED}")
+        except RuntimeError:
+            torch.cuda.synchronize()
+            continue
+        found[replay.kernel] = replay
+    return found

@@ -55,6 +55,7 @@ NOT_RUN = {
     "nox -s sanitize": LONG,
     "nox -s sanitize -- -k sdd": LONG,
     "nox -s cuda": LONG,
+    "nox -s gpu": "compiles kernels for minutes, asks the package index; tests/bench/test_bundle.py has a small one",
     "nox -s emulate": LONG,
     "nox -s lock": "asks the package index of today, whose answer is not that of the day before",
     "python -m bench run wikitext2_small": TRAINS,

@@ -17,6 +17,7 @@ import pandas as pd
 
 from analysis import compare
 from analysis.load import records
+from analysis.stats import median_interval
 from analysis.study import Part, Study
 
 HOST_MS = 0.01  # that a launch on a GPU may take of the processor
@@ -29,7 +30,8 @@ class Goal:
     """One figure to reach: `reach` or more in every cell of `grids`.
 
     kind: what is compared, 'efficiency' or 'speedup' of `backend`, 'rival' (another one's time over its own),
-    'relative' (efficiency of an op over that of dsd), 'host' (HOST_MS over the processor's time of a launch); of runs
+    'relative' (efficiency of an op over that of dsd), 'host' (HOST_MS over the processor's time of a launch), 'roof'
+    (the least time that the device's own rates allow over the time taken); of runs
     that prune gradually 'integral' (of the LSTM layers, measured over theory), 'whole' (speedup of the whole run over
     that theory) or 'inference' (speedup of the whole finished model). threads: judged in so many, None: in any. bound:
     what holds it back where it was not reached, said in one sentence by who measured it.
@@ -61,8 +63,8 @@ def points(studies: Sequence[Study], goal: Goal) -> pd.DataFrame:
 def _measured(part: Part, goal: Goal) -> pd.DataFrame:
     if goal.table == "train":
         return _runs(part, goal.kind)
-    if goal.kind == "host":
-        return _host_times(part.rows, goal.backend)
+    if goal.kind in ("host", "roof"):
+        return {"host": _host_times, "roof": _under_the_roof}[goal.kind](part.rows, goal.backend)
     if goal.threads is not None:
         part = part.on_threads(goal.threads)
     found = part.points.assign(math=next(iter(part.rows["math"].dropna()), "ieee"))
@@ -109,6 +111,14 @@ def _runs(part: Part, kind: str) -> pd.DataFrame:
 def _host_times(timed: pd.DataFrame, backend: str) -> pd.DataFrame:
     rows = timed[(timed["status"] == "ok") & (timed["backend"] == backend) & timed["host_ms"].notna()]
     return rows.assign(value=HOST_MS / rows["host_ms"], low=math.nan, high=math.nan)
+
+
+def _under_the_roof(timed: pd.DataFrame, backend: str) -> pd.DataFrame:
+    """Share of the roof that was reached; the bounds are those of the median of the samples."""
+    rows = timed[(timed["status"] == "ok") & (timed["backend"] == backend) & timed["roof_ms"].notna()]
+    rows = rows[rows["baseline"] == "dense"]  # a cell stands beside each of its baselines
+    shares = [median_interval([row["roof_ms"] / sample for sample in row["samples_ms"]]) for row in records(rows)]
+    return rows.assign(**{name: [getattr(one, name) for one in shares] for name in ("value", "low", "high")})
 
 
 def _inside(found: pd.DataFrame, grid: Grid) -> np.ndarray:

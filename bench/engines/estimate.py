@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
-from bench.cells import CHECK_SECONDS, Cell, TrainCell, is_training
+from bench.cells import CHECK_SECONDS, Cell, TrainCell, is_training, number
 from bench.data.corpus import Sizes, known_sizes
 from bench.data.images import ImageSizes
 from bench.measuring.machine import physical_cores
+from bench.measuring.memory import FLOAT_BYTES, KEPT_AN_OUTPUT, STATES, logits_of, parameters_of
 
 FLOPS_PER_SECOND = 20e9  # of one thread; only a start, corrected by the first cells that end
 GPU_FLOPS_PER_SECOND = 20e12  # of a GPU, float64 for the reference included
 GPU_TRAINING = {"ieee": 30e12, "tf32": 150e12, "bfloat16": 300e12}  # operations a second, by precision
 GPU_TIME_STEP = 15e-6  # seconds that a time step of one layer takes at least; the backward pass has two of them
+ROOF = {"ieee": 50e12, "tf32": 400e12, "bfloat16": 720e12}  # operations a second that dense products reach on an H100
+ROOF_BYTES = 3e12  # a second that a copy in its memory reaches
 STEP_SECONDS = 1e-3  # that a step of a small classifier takes at least
 UNTOLD = Sizes(train=90_000, valid=11_000, test=11_000, vocabulary=5_000)  # where a data set does not tell its own
 
@@ -76,6 +80,52 @@ def _training_seconds(cell: TrainCell, rate: float) -> float:
         time_steps = cell.epochs * (3 * train / cell.batch_size + evaluated / 10) + evaluated / 2 / cell.test_batch_size
         seconds += GPU_TIME_STEP * cell.num_layers * time_steps
     return seconds
+
+
+def roof_seconds(cell: TrainCell) -> float:
+    """The least that training takes on an H100, dense: the longer one of its arithmetic and of its bytes.
+
+    Bytes: of each step the weights, gradients and the optimizer's states, read and written; of each target its logits
+    and what an LSTM's outputs keep for the backward pass, written and read. That time steps wait for each other is no
+    part of it.
+    """
+    sizes = known_sizes(cell.dataset) or UNTOLD
+    if isinstance(sizes, ImageSizes):
+        tokens, evaluated, window = sizes.train, sizes.valid + sizes.test, cell.batch_size
+    else:
+        tokens, evaluated = cell.train_tokens or sizes.train, 2 * cell.eval_tokens or sizes.valid + sizes.test
+        window = cell.batch_size * cell.bptt
+    logits, outputs = logits_of(cell, sizes), sum(cell.layer_widths[1:])
+    operations = 2 * (cell.layer_weights + logits * cell.layer_widths[-1]) * (3 * tokens + evaluated)
+    states = STATES.get(cell.optimizer, 1 if cell.momentum else 0)
+    a_step = parameters_of(cell, sizes) * (2 + 2 + 2 * states)
+    moved = FLOAT_BYTES * (a_step * tokens / window + 2 * (tokens + evaluated) * (logits + KEPT_AN_OUTPUT * outputs))
+    return cell.epochs * max(operations / ROOF[cell.precision], moved / ROOF_BYTES)
+
+
+def by_worth(cells: Sequence[TrainCell]) -> tuple[list[TrainCell], list[TrainCell]]:
+    """The first of each variant in the order of the file, which tells the most, and those that repeat it by a seed."""
+    seen: Counter[str] = Counter()
+    first: list[TrainCell] = []
+    again: list[TrainCell] = []
+    for cell in cells:
+        variant = cell.model_copy(update={"seed": 0}).model_dump_json()
+        (again if seen[variant] else first).append(cell)
+        seen[variant] += 1
+    return first, again
+
+
+def roof_lines(cells: Iterable[Cell]) -> list[str]:
+    """What a plan says of training on a GPU: the least time by its roof, what is worth most first."""
+    trained = [cell for cell in cells if is_training(cell) and cell.device == "cuda"]
+    if not trained:
+        return []
+    first, again = by_worth(trained)
+    line = f"roof: an H100 takes at least {spoken(sum(map(roof_seconds, first)))} for {number(len(first), 'variant')}"
+    if again:
+        line += f", each once, then {spoken(sum(map(roof_seconds, again)))} for {number(len(again), 'more seed')}"
+    rates = ", ".join(f"{name} {ROOF[name] / 1e12:g}" for name in sorted({cell.precision for cell in trained}))
+    return [f"{line} (TFLOP/s: {rates}; {ROOF_BYTES / 1e12:g} TB/s; dense, and no time step waiting for another)"]
 
 
 def spoken(seconds: float) -> str:

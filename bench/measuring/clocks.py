@@ -1,8 +1,9 @@
 """Clocks: for launches, and what empties the caches between them; moments of a run; two pieces of work timed in turns.
 
-On a GPU times are those between two CUDA events on torch's current stream. Launches shorter than GRAPH_BELOW_MS are
-replayed from a CUDA graph, both sides alike: else the processor would be timed, which takes as long to launch them. A
-moment is the processor's, or a GPU's, which gets there later and is asked later.
+On a GPU times are those between two CUDA events on torch's current stream. Launches are replayed from a CUDA graph,
+both sides alike, where either is shorter than GRAPH_BELOW_MS or keeps the processor for more than HOST_SHARE of its
+time: else the processor would be timed, which takes as long to launch them. What they take without a graph stands
+beside it. A moment is the processor's, or a GPU's, which gets there later and is asked later.
 """
 
 from __future__ import annotations
@@ -15,16 +16,15 @@ from typing import Any, Protocol
 
 import torch
 
-from kernels.launches import Graph, Replayed, graph_of
+from kernels.launches import Graph, Replayed, between_events, graph_of
 from kernels.problem import Launch
 
 FALLBACK_CACHE_BYTES = 64 * 2**20
 GRAPH_BELOW_MS = 0.02
+HOST_SHARE = 0.5  # of the time of a launch: the processor may be late for the next one
 TRIALS = 5  # launches timed to choose the timer
-LEAD_CYCLES = (
-    60_000  # about 30 us in which the processor runs ahead of the GPU, so that it waits for nothing once timed
-)
 HOST_LAUNCHES = 20
+EAGER_SAMPLES = 5
 SAMPLE_MS = 0.2
 WARM_UP_SECONDS = 0.05
 
@@ -68,7 +68,7 @@ class EventTimer:
             for _ in range(launches):
                 launch()
 
-        return _between_events(work) / launches
+        return between_events(work) / launches
 
 
 class GraphTimer:
@@ -83,18 +83,7 @@ class GraphTimer:
         key = id(launch), launches
         if key not in self.graphs:
             self.graphs[key] = launch, graph_of(launch, launches)
-        return _between_events(self.graphs[key][1].replay) / launches
-
-
-def _between_events(work: Callable[[], None]) -> float:
-    """Milliseconds on the GPU."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    torch.cuda._sleep(LEAD_CYCLES)  # type: ignore[no-untyped-call]
-    begin.record()
-    work()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end))
+        return between_events(self.graphs[key][1].replay) / launches
 
 
 def timer_for(device: str, sides: Sequence[Launch]) -> tuple[Timer, list[Replayed]]:
@@ -102,7 +91,7 @@ def timer_for(device: str, sides: Sequence[Launch]) -> tuple[Timer, list[Replaye
     if device != "cuda":
         return WallTimer(device), []
     events = EventTimer()
-    if min(events.time(launch, 1) for launch in sides for _ in range(TRIALS)) >= GRAPH_BELOW_MS:
+    if not any(_is_late(events, launch) for launch in sides):
         return events, []
     replayed: list[Replayed] = []
     for launch in sides:
@@ -112,6 +101,52 @@ def timer_for(device: str, sides: Sequence[Launch]) -> tuple[Timer, list[Replaye
             torch.cuda.synchronize()
             return EventTimer(f"{launch.kernel} cannot be captured as a graph"), []
     return GraphTimer(), replayed
+
+
+def _is_late(events: EventTimer, launch: Launch) -> bool:
+    """Whether the processor may take longer to launch it than a GPU to be done with it."""
+    shortest = min(events.time(launch, 1) for _ in range(TRIALS))
+    if shortest < GRAPH_BELOW_MS:
+        return True
+    spent = host_ms("cuda", launch)
+    return spent is not None and spent > HOST_SHARE * shortest
+
+
+def eager_ms(timer: Timer, launch: Launch) -> float | None:
+    """Milliseconds of one of several launches in a row without a graph; None where that is what `timer` takes.
+
+    The processor's, where it is the slower one: what a program pays that captures nothing.
+    """
+    if not isinstance(timer, GraphTimer):
+        return None
+
+    def work() -> None:
+        for _ in range(HOST_LAUNCHES):
+            launch()
+
+    return median(between_events(work, lead=0) / HOST_LAUNCHES for _ in range(EAGER_SAMPLES))
+
+
+class Empty:
+    """A launch of a kernel that does nothing, on a GPU."""
+
+    kernel, dense, weight_bytes, index_bytes = "empty", False, 0, 0
+
+    def __call__(self) -> None:
+        torch.cuda._sleep(0)  # type: ignore[no-untyped-call]
+
+    def outputs(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def poison(self) -> None: ...
+
+
+def empty_ms(device: str, timer: Timer, launches: int) -> float | None:
+    """Milliseconds that `timer` finds of an empty launch on a GPU, `launches` timed together; None on a CPU."""
+    if device != "cuda":
+        return None
+    empty = Empty()
+    return median(timer.time(empty, launches) for _ in range(TRIALS))
 
 
 def host_ms(device: str, launch: Launch) -> float | None:
@@ -129,14 +164,21 @@ def host_ms(device: str, launch: Launch) -> float | None:
 
 
 class Evictor:
-    """Pushes operands out of the caches by writing a buffer twice as large as the last-level cache."""
+    """Pushes operands out of the caches by writing a buffer twice as large as the last-level cache.
+
+    On a GPU another as large is read afterwards: else the lines that were written would have to go to memory while what
+    is timed needs it.
+    """
 
     def __init__(self, device: str) -> None:
         size = torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else last_level_cache_bytes()
         self.buffer = torch.zeros(2 * size // 4, dtype=torch.float32, device=device)
+        self.clean = torch.zeros_like(self.buffer) if device == "cuda" else None
 
     def __call__(self) -> None:
         self.buffer.add_(1.0)
+        if self.clean is not None:
+            self.clean.sum()
 
 
 def last_level_cache_bytes() -> int:

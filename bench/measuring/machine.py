@@ -11,11 +11,11 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ COMPUTES = (  # what a cell's rows depend on: not the commands, nor where cells 
     "bench/measuring", "bench/models", "bench/pruning", "bench/training",
 )  # fmt: skip
 SOURCES = (".py", ".c", ".cpp", ".h", ".hpp", ".cu", ".cuh")
+TUNED = "tuned.json"  # by which our CUDA kernels choose their tiles, so it is a source of what they take
+COMMIT_VARIABLE = "BENCH_COMMIT"
 
 
 @cache
@@ -49,6 +51,7 @@ def facts(device: str) -> dict[str, Any]:
         "machine": machine(device),
         "os": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
         "driver": gpu_driver() if on_gpu else "",
+        "gpu_libraries": gpu_libraries() if on_gpu else "",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "blas": blas(torch.__config__.show()),
@@ -89,10 +92,11 @@ def _processor_parts() -> list[str]:
 
 
 def revision() -> tuple[str, bool | None]:
-    """(commit, dirty) of the checkout the suite runs from; ('', None) where there is none."""
+    """(commit, dirty) of the checkout the suite runs from; where there is none, what BENCH_COMMIT says of a copy."""
     top = (_git("rev-parse", "--show-toplevel", "HEAD") or "").splitlines()
     if len(top) != 2 or Path(top[0]).resolve() != ROOT:
-        return "", None
+        said = os.environ.get(COMMIT_VARIABLE, "")
+        return said if re.fullmatch("[0-9a-f]{40}", said) else "", None
     changes = _git("status", "--porcelain", "--untracked-files=normal")
     return top[1], None if changes is None else bool(changes)
 
@@ -137,7 +141,7 @@ def _above(top: str) -> Path:
 def _is_source(path: Path) -> bool:
     """Whether a path is a source: no folder, no link to nothing, and not hidden, as the lock files of editors are."""
     try:
-        return path.suffix in SOURCES and not path.name.startswith(".") and path.is_file()
+        return (path.suffix in SOURCES or path.name == TUNED) and not path.name.startswith(".") and path.is_file()
     except OSError:
         return False
 
@@ -177,6 +181,31 @@ def gpu_driver() -> str:
     return (answer.splitlines() or [""])[0]
 
 
+def gpu_libraries() -> str:
+    """'CUDA 13.0, cuBLAS 13.1.0.3, cuDNN 91300, NVRTC 13.0': of torch's build and of our compiler, as far as known."""
+    import torch
+
+    from kernels.cuda.compile import nvrtc
+
+    found: dict[str, Callable[[], object]] = {
+        "CUDA": lambda: torch.version.cuda,
+        "cuBLAS": lambda: next(_versions("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12")),
+        "cuDNN": torch.backends.cudnn.version,
+        "NVRTC": lambda: nvrtc().version,
+    }
+    said = []
+    for name, ask in found.items():
+        with suppress(Exception):  # no package of that name, no library, none that can be loaded
+            said.append(f"{name} {ask()}")
+    return ", ".join(said)
+
+
+def _versions(*packages: str) -> Iterator[str]:
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            yield version(package)
+
+
 def _git(*arguments: str) -> str | None:
     """What git says of the checkout at ROOT, whatever repository the environment names and whoever owns the folder."""
     settings = ("-c", f"safe.directory={ROOT}", "-c", "core.fsmonitor=false")
@@ -195,10 +224,14 @@ def _output(*command: str, environment: dict[str, str] | None = None) -> str | N
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-QUERIES = ("sm_clock_mhz", "memory_clock_mhz", "temperature_celsius", "power_watts")
+QUERIES = ("sm_clock_mhz", "memory_clock_mhz", "temperature_celsius", "power_watts", "clock_limits")
 NVML_CLOCK_MEM = 2
+CLOCK_LIMITS = {  # bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h)
+    0x1: "idle", 0x2: "clocks as set", 0x4: "power cap", 0x8: "hardware slowdown", 0x10: "sync boost",
+    0x20: "thermal, software", 0x40: "thermal, hardware", 0x80: "power brake", 0x100: "display",
+}  # fmt: skip
 
-State = dict[str, float | None]
+State = dict[str, float | str | None]
 
 
 def gpu_state(device: str) -> State:
@@ -208,13 +241,18 @@ def gpu_state(device: str) -> State:
         return state
     from torch import cuda
 
-    queries: tuple[Callable[[], Any], ...] = (
-        cuda.clock_rate,
-        lambda: import_module("pynvml").nvmlDeviceGetClockInfo(cuda._get_pynvml_handler(), NVML_CLOCK_MEM),
-        cuda.temperature,
+    queries: tuple[Callable[[], float | str], ...] = (
+        lambda: float(cuda.clock_rate()),
+        lambda: float(import_module("pynvml").nvmlDeviceGetClockInfo(cuda._get_pynvml_handler(), NVML_CLOCK_MEM)),
+        lambda: float(cuda.temperature()),
         lambda: cuda.power_draw() / 1e3,
+        lambda: _limits(import_module("pynvml").nvmlDeviceGetCurrentClocksEventReasons(cuda._get_pynvml_handler())),
     )
     for name, query in zip(QUERIES, queries, strict=True):
         with suppress(Exception):  # no nvidia-ml-py, no driver, or none that answers: each in a class of its own
-            state[name] = float(query())
+            state[name] = query()
     return state
+
+
+def _limits(reasons: int) -> str:
+    return ", ".join(words for bit, words in CLOCK_LIMITS.items() if reasons & bit)

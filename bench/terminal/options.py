@@ -189,6 +189,8 @@ SENT = "URL that each cell is sent to, too, as s3://bucket/results (with the pac
 MirrorUrl = Annotated[str | None, typer.Option("--mirror", metavar="URL", help=SENT)]
 MIXED = "let timings of several machines, or library versions, stand in one table"
 MixMachines = Annotated[bool, typer.Option("--mix-machines", help=MIXED)]
+OLDER = "take timings on a GPU anew that older sources made, or kernels that were tuned otherwise"
+Renew = Annotated[bool, typer.Option("--renew", help=OLDER)]
 MEND = "set aside what is damaged, remove what is half written, write the tables from the cells"
 Repair = Annotated[bool, typer.Option("--repair", help=MEND)]
 EVERY = "seconds between two checkpoints of a cell that trains; it goes on from the last"
@@ -200,6 +202,8 @@ Budget = Annotated[float, seconds("--budget", "seconds for all, 1 or more; no ce
 WHERE = "cells of which device; cpu runs those of the CPU the same way"
 Device = Annotated[str, one_of("--device", WHERE, "cuda", "cpu")]
 CampaignOut = Annotated[Path, folder("--out", "folder that the tables are written to, and continued from")]
+BundleOut = Annotated[Path, folder("--out", "folder that is made, inside the checkout")]
+ExpectedOut = Annotated[Path, typer.Option("--out", help="file that is written")]
 EARLIER = "the --out of an earlier campaign"
 ResumeFrom = Annotated[Path | None, folder("--resume-from", f"{EARLIER}, to continue from", existing=EARLIER)]
 KEPT = "keep checkpoints of cells that train in OUT, of up to so many MiB each; 0: none"

@@ -26,7 +26,15 @@ from kernels.cuda.choose import (
 from kernels.cuda.lstm import recurrence_of, steps_for
 from kernels.cuda.products import pattern_for
 from kernels.cuda.recurrence import Sizes
-from kernels.launches import LstmLaunch, ProductLaunch, Replayed, block_sparse_launch, block_sparse_weights, under
+from kernels.launches import (
+    LstmLaunch,
+    ProductLaunch,
+    block_sparse_launch,
+    block_sparse_weights,
+    fastest,
+    under,
+    with_replays,
+)
 from kernels.ops import lstm_kernel
 from kernels.problem import OPS, Backend, GemmProblem, Launch, LstmProblem, Problem, Variants
 
@@ -96,11 +104,13 @@ def _chosen(name: str, choice: Choice, task: Task, index: BSRIndex, shape: tuple
 
 
 def _layer(problem: LstmProblem) -> Launch:
-    launch, together = lstm_launch(problem)
+    """The layer, on a GPU or its replay: cuDNN's is offered as one too."""
+    launch, _ = lstm_launch(problem)
     launch()  # what is allocated at the first call is there before a graph is captured
-    if together or problem.device != "cuda":
+    if problem.device != "cuda":
         return launch
-    return Replayed(launch, kernel=f"{launch.kernel}, replayed as a CUDA graph")
+    ways = with_replays({launch.kernel: launch}, lambda _: lstm_launch(problem)[0])
+    return ways[fastest(ways, problem.device, captured=False)]
 
 
 def _variants(problem: GemmProblem) -> Variants:
@@ -115,8 +125,8 @@ def _variants(problem: GemmProblem) -> Variants:
 class CudaBackend(Backend):
     """float32 (exact or tf32), bfloat16 and float16, blocks of 8 to 128, on GPUs of compute capability 8.0 and later.
 
-    The steps of a layer are one cooperative launch where all of its CTAs fit on the GPU at once, else a launch each,
-    replayed as a CUDA graph.
+    The steps of a layer are one cooperative launch where all of its CTAs fit on the GPU at once, else a launch each;
+    a layer is replayed as a CUDA graph where that is faster.
     """
 
     def require(self, problem: Problem) -> None:

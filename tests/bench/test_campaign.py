@@ -21,7 +21,7 @@ import pytest
 from forked import Forked, gone
 from rows import timed
 
-from bench.campaign import checks_for, is_finished, verdict
+from bench.campaign import Campaign, checks_for, is_finished, verdict
 from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell
 from bench.measuring.machine import source_hash
 from bench.storing.parquet import checksum_line, checksum_of, from_parquet
@@ -95,9 +95,58 @@ def test_checks_come_first_then_cells_in_file_order_and_nothing_runs_twice(sweep
     assert {row["status"] for row in table(out / "check.parquet")} == {"ok"}
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     tables = ["check.parquet", "check.parquet.sha256", "small/gemm.parquet", "small/gemm.parquet.sha256"]
-    assert files == [".lock", tables[0], tables[1], "small/.sweep", *tables[2:]]
+    assert files == [tables[0], tables[1], "small/.sweep", *tables[2:]]
     status, said, _ = finished(*arguments, said=None)
     assert status == 0 and "0 to run" in said and "[1/" not in said
+
+
+def test_a_check_stands_before_its_kernels_first_cell_and_sweeps_take_turns(tmp_path: Path) -> None:
+    """A short lease sees cells of every sweep, and no kernel is checked that it does not come to."""
+    campaign = Campaign([load("gemm_gpu"), load("lstm_gpu")], tmp_path, "cuda")
+    cells = [job.cell for job in campaign.jobs()]
+    assert [cell.kind for cell in cells[:7]] == ["check", "gemm", "check", "lstm", "check", "gemm", "lstm"]
+    done: set[str] = set()
+    for cell in cells:
+        if cell.checks:
+            assert cell.cell_id not in done
+            done.add(cell.cell_id)
+        assert all(check.cell_id in done for check in cell.kernel_checks())
+    kinds = [cell.kind for cell in cells if not cell.checks]
+    layers = kinds.count("lstm")
+    assert kinds[: 2 * layers] == ["gemm", "lstm"] * layers and set(kinds[2 * layers :]) == {"gemm"}
+    checks = [cell for cell in cells if isinstance(cell, CheckCell)]
+    assert len(checks) == len(campaign.checks) + len(campaign.watched)
+    assert [cell.tool for cell in cells[-len(campaign.watched) :] if isinstance(cell, CheckCell)].count("none") == 0
+
+
+def test_sweeps_that_train_follow_each_other(tmp_path: Path) -> None:
+    """Cells that train stand together, so that they can run side by side."""
+    for name, kind, seeds in (("one", "gemm", "[1, 2]"), ("two", "train", "[1, 2]")):
+        (tmp_path / f"{name}.toml").write_text(f'kind = "{kind}"\n[axes]\nseed = {seeds}\n')
+    sweeps = [load(tmp_path / "one.toml"), load(tmp_path / "two.toml")]
+    jobs = Campaign(sweeps, tmp_path, "cpu").jobs()
+    assert [job.cell.kind for job in jobs] == ["check", "gemm", "gemm", "train", "train"]
+
+
+def test_in_gemm_gpu_sparsities_gradients_and_rivals_come_before_other_types() -> None:
+    cells = [cell for cell in load("gemm_gpu").cells if isinstance(cell, GemmCell)]
+    first = next(number for number, cell in enumerate(cells) if cell.dtype != "bfloat16")
+    early = cells[:first]
+    assert {cell.op for cell in early} == {"dsd", "dsd_t", "sdd"} and {cell.cache for cell in early} == {"hot"}
+    assert {cell.target_sparsity for cell in early} == {0.5, 0.7, 0.8, 0.9}
+    assert {cell.baseline for cell in early} >= {"dense", "triton_bsr", "cusparse_bsr", "cusparse_ell"}
+    assert all(cell.dtype == "bfloat16" and cell.op == "dsd" for cell in early[:22])
+
+
+def test_timings_of_older_sources_are_taken_anew_when_asked(tmp_path: Path) -> None:
+    tables = Tables(tmp_path, [])
+    on_gpu, on_cpu = GemmCell(backend="cuda", device="cuda"), GemmCell()
+    for cell in (on_gpu, on_cpu):
+        tables.put(cell, timed(), {**PROVENANCE, "source_hash": "old"})
+        assert is_finished(tables, cell)
+    assert not is_finished(tables, on_gpu, renewed=True) and is_finished(tables, on_cpu, renewed=True)
+    tables.put(on_gpu, timed(), PROVENANCE)
+    assert is_finished(tables, on_gpu, renewed=True)
 
 
 def test_without_a_gpu_it_says_so_with_status_3(sweep_file: Path, tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pyarrow as pa
 import pytest
 from rows import timed, trained
 
 from bench.cells import Cell, GemmCell, TrainCell
 from bench.schema import arrow_schema, columns
-from bench.store import LockedError, Store, _read_table
+from bench.store import LockedError, Store, _read_table, locked
 from bench.storing import parquet as module
 from bench.storing.parquet import DamagedError, checksum_of
 
@@ -50,6 +51,31 @@ def flip_a_bit(path: Path, rng: random.Random) -> None:
     data = bytearray(path.read_bytes())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     path.write_bytes(data)
+
+
+def test_a_lock_that_was_removed_meanwhile_is_not_mistaken_for_ones_own(tmp_path: Path) -> None:
+    """Who has opened the file of a run that ends and removes it would else hold what nobody after it finds."""
+    with locked(tmp_path, leave=False):
+        assert (tmp_path / ".lock").exists()
+        with pytest.raises(LockedError), locked(tmp_path, leave=False):
+            raise AssertionError
+    assert list(tmp_path.iterdir()) == []
+    acquire, taken = filelock.FileLock.acquire, []
+
+    def late(lock: filelock.FileLock) -> object:
+        found = acquire(lock)
+        taken.append(lock)
+        if len(taken) == 1:
+            (tmp_path / ".lock").unlink()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filelock.FileLock, "acquire", late)
+        with locked(tmp_path):
+            patch.undo()
+            assert len(taken) == 2
+            with pytest.raises(LockedError), locked(tmp_path):
+                raise AssertionError
 
 
 def test_a_row_comes_back_with_identity_settings_and_provenance(store: Store) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor
@@ -70,6 +74,22 @@ def test_a_graph_that_does_nothing_is_found_out(problem: GemmProblem | LstmProbl
     assert wrong is not None and "NaN" in wrong
 
 
+def test_a_replay_of_a_replay_is_one_of_the_launch_itself() -> None:
+    """No graph holds another; and each is read where its own graph writes."""
+    captured: list[Launch] = []
+
+    def capture(launch: Launch) -> Graph:
+        captured.append(launch)
+        return Recorded(launch)
+
+    launch = prepared(PROBLEMS[1])
+    first = Replayed(launch, capture, kernel="replayed")
+    second = Replayed(first, capture)
+    assert captured == [launch, launch] and second.kernel == "replayed"
+    launch()
+    assert check(second, PROBLEMS[1])[1] is None and check(first, PROBLEMS[1])[1] is None
+
+
 def test_on_a_cpu_the_wall_is_the_clock() -> None:
     launch = DENSE.prepare(PROBLEMS[0])
     timer, replays = timer_for("cpu", [launch])
@@ -77,35 +97,93 @@ def test_on_a_cpu_the_wall_is_the_clock() -> None:
 
 
 class Chosen:
-    """The choice of a timer with times given for every launch."""
+    """The choice of a timer with times given for every launch, of a GPU and of the processor."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, milliseconds: float, capture: type[Exception] | None) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        milliseconds: float,
+        capture: type[Exception] | None = None,
+        host: tuple[float, float] = (0.001, 0.001),
+    ) -> None:
         def replayed(launch: Launch) -> Launch:
             if capture:
                 raise capture("operation not permitted when stream is capturing\nand more")
             return launch
 
+        sides = [DENSE.prepare(PROBLEMS[0]) for _ in range(2)]
+        spent = {id(launch): each for launch, each in zip(sides, host, strict=True)}
         monkeypatch.setattr(EventTimer, "time", lambda *_: milliseconds)
+        monkeypatch.setattr(clocks, "host_ms", lambda _, launch: spent[id(launch)])
         monkeypatch.setattr(clocks, "Replayed", replayed)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-        self.timer, self.replays = timer_for("cuda", [DENSE.prepare(PROBLEMS[0])] * 2)
+        self.timer, self.replays = timer_for("cuda", sides)
 
 
 def test_short_launches_are_replayed_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = Chosen(monkeypatch, 0.019, None)
+    chosen = Chosen(monkeypatch, 0.019)
     assert isinstance(chosen.timer, GraphTimer) and len(chosen.replays) == 2
     assert chosen.timer.name == "CUDA events, graph replay"
 
 
 def test_long_launches_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = Chosen(monkeypatch, 0.021, None)
+    chosen = Chosen(monkeypatch, 0.045)
     assert isinstance(chosen.timer, EventTimer) and chosen.timer.name == "CUDA events" and not chosen.replays
+
+
+@pytest.mark.parametrize("host", [(0.15, 0.004), (0.004, 0.15), (0.004, 0.023)])
+def test_both_are_replayed_where_the_processor_is_late_for_one(
+    host: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch of 45 us that takes 150 us of Python would be timed as Python, and so would its rival look slow."""
+    chosen = Chosen(monkeypatch, 0.045, host=host)
+    assert isinstance(chosen.timer, GraphTimer) and len(chosen.replays) == 2
 
 
 def test_one_that_cannot_be_captured_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = Chosen(monkeypatch, 0.001, RuntimeError)
     assert isinstance(chosen.timer, EventTimer) and not chosen.replays
     assert chosen.timer.name.endswith("cannot be captured as a graph)") and "torch.mm" in chosen.timer.name
+
+
+def test_what_is_replayed_has_its_eager_time_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[int] = []
+
+    def between(work: Callable[[], None], lead: int) -> float:
+        assert lead == 0, "nothing runs ahead of what a program pays without a graph"
+        work()
+        return 2.0 * len(launched)
+
+    monkeypatch.setattr(clocks, "between_events", between)
+    launch = cast("Launch", lambda: launched.append(1))
+    assert clocks.eager_ms(EventTimer(), launch) is None and clocks.eager_ms(WallTimer("cpu"), launch) is None
+    assert clocks.eager_ms(GraphTimer(), launch) == 6.0  # the median of 5 samples of 20 launches
+
+
+def test_an_empty_launch_is_timed_as_the_samples_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int]] = []
+
+    class Timer:
+        name = "given"
+
+        def time(self, launch: Launch, launches: int) -> float:
+            seen.append((launch.kernel, launches))
+            return 0.002
+
+    assert clocks.empty_ms("cpu", Timer(), 7) is None
+    assert clocks.empty_ms("cuda", Timer(), 7) == 0.002 and set(seen) == {("empty", 7)}
+
+
+def test_lines_that_evicting_wrote_are_clean_before_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a second buffer is read after the first was written."""
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, dtype, device: zeros(*size, dtype=dtype))  # noqa: ARG005
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(L2_cache_size=2**12))
+    evict, read = clocks.Evictor("cuda"), []
+    assert evict.clean is not None and evict.clean.numel() == evict.buffer.numel() == 2**11
+    monkeypatch.setattr(torch.Tensor, "sum", lambda each: read.append((each is evict.clean, float(evict.buffer[0]))))
+    evict()
+    assert read == [(True, 1.0)]
 
 
 @on_gpu

@@ -15,6 +15,7 @@ import torch
 from bench.measuring import machine
 from bench.measuring.machine import QUERIES, gpu_state
 from bench.schema import PROVENANCE
+from kernels.cuda.compile import Nvrtc
 
 OF_THE_CELL = {"plugins", "started_at", "cell_seconds", "peak_memory_mib", "peak_gpu_memory_mib"}
 GIVEN_BY_THE_RUN = {"schema_version", "threads_used", "workers", *OF_THE_CELL, *QUERIES}
@@ -78,6 +79,36 @@ def test_outside_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pyte
     assert machine.gpu_driver() == ""
 
 
+def test_a_copy_without_git_is_told_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a folder that is copied to a machine is; a checkout says its own."""
+    monkeypatch.setenv("BENCH_COMMIT", "a" * 40)
+    assert machine.revision()[0] != "a" * 40 or not (machine.ROOT / ".git").exists()
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert machine.revision() == ("a" * 40, None)
+    monkeypatch.setenv("BENCH_COMMIT", "main\n")
+    assert machine.revision() == ("", None)
+
+
+def test_the_tuned_table_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kernels" / "cuda").mkdir(parents=True)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    before = machine.source_hash.__wrapped__("kernels")
+    (tmp_path / "kernels" / "cuda" / "other.json").write_text("{}")
+    assert machine.source_hash.__wrapped__("kernels") == before
+    (tmp_path / "kernels" / "cuda" / "tuned.json").write_text("{}")
+    assert machine.source_hash.__wrapped__("kernels") != before
+
+
+def test_libraries_of_a_gpu_are_named_as_far_as_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91300)
+    monkeypatch.setattr(machine, "_versions", lambda *_: iter(["13.1.0.3"]))
+    monkeypatch.setattr("kernels.cuda.compile.nvrtc", lambda: Nvrtc("13.0", lambda *_: (b"", "")))
+    assert machine.gpu_libraries() == "CUDA 13.0, cuBLAS 13.1.0.3, cuDNN 91300, NVRTC 13.0"
+    monkeypatch.setattr(machine, "_versions", lambda *_: iter([]))
+    assert machine.gpu_libraries() == "CUDA 13.0, cuDNN 91300, NVRTC 13.0"
+
+
 def test_blas_is_read_from_torchs_build() -> None:
     show = "  - Intel(R) oneAPI Math Kernel Library Version 2024.2-Product\n  - Build settings: BLAS_INFO=mkl, X=1"
     assert machine.blas(show) == "mkl 2024.2"
@@ -99,6 +130,7 @@ def pretended_driver(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     driver.nvmlDeviceGetClockInfo = lambda gpu, kind: clocks[gpu, kind]
     driver.nvmlDeviceGetTemperature = lambda gpu, _: (30, 45)[gpu]
     driver.nvmlDeviceGetPowerUsage = lambda gpu: (70000, 312550)[gpu]
+    driver.nvmlDeviceGetCurrentClocksEventReasons = lambda gpu: (0x1, 0x4 | 0x20)[gpu]
     monkeypatch.setitem(sys.modules, "pynvml", driver)
     monkeypatch.setattr(torch.cuda, "pynvml", driver, raising=False)
     monkeypatch.setattr(torch.cuda, "_HAS_PYNVML", True)
@@ -110,8 +142,8 @@ def pretended_driver(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_state_of_a_gpu_is_that_of_torchs_and_what_it_does_not_say_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(gpu_state("cpu").values()) == {None}
     driver = pretended_driver(monkeypatch)
-    names = ("sm_clock_mhz", "memory_clock_mhz", "temperature_celsius", "power_watts")
-    assert gpu_state("cuda") == dict(zip(names, (1980.0, 3201.0, 45.0, 312.55), strict=True))
+    found = (1980.0, 3201.0, 45.0, 312.55, "power cap, thermal, software")
+    assert gpu_state("cuda") == dict(zip(QUERIES, found, strict=True))
     assert set(gpu_state("cpu").values()) == {None}
     del driver.nvmlDeviceGetTemperature
     assert gpu_state("cuda")["temperature_celsius"] is None and gpu_state("cuda")["power_watts"] == 312.55

@@ -68,7 +68,7 @@ STATES = ("missing", "folder", "file", "shut", "in a file")
 FLAGS = {
     *(("plan", "--retry"), ("run", "--retry"), ("run", "--share"), ("show", "--watch"), ("fsck", "--repair")),
     *((command, "--mix-machines") for command in ("run", "campaign", "merge")),
-    *(("campaign", "--background"), ("campaign", "--give-way")),
+    *(("campaign", "--background"), ("campaign", "--give-way"), ("campaign", "--renew")),
 }
 ADVISE = (
     "shape",
@@ -85,14 +85,14 @@ ADVISE = (
 )
 ADVISE += ("pad", "name", "results", "mix-machines", "retry", "json", "apply")
 PLUGGED = ("list", "plan", "run", "show", "merge", "fsck", "doctor", "campaign", "tune")
-ELSEWHERE = {  # test_merge.py, test_advise.py, test_altered.py and test_show.py of tests/bench, and its engines
+ELSEWHERE = {  # test_merge.py, test_advise.py, test_altered.py, test_bundle.py and test_show.py of tests/bench
     *((command, "--plugin") for command in PLUGGED),  # tests/test_plugins.py
     *((command, option) for command in ("plan", "run", "show") for option in ("--set", "--only")),
     *((command, "--json") for command in ("list", "plan", "show", "doctor")),
     *(("show", "--csv"), ("compare", "--json"), ("compare", "--results")),  # tests/analysis/test_versus.py
     *(("advise", f"--{name}") for name in ADVISE),
     *(("plan", "--shard"), ("run", "--shard"), ("run", "--mirror"), ("merge", "--results")),
-    *(("run", "--address"), ("run", "--slurm")),
+    *(("run", "--address"), ("run", "--slurm"), ("bundle", "--out"), ("expected", "--out")),
 }
 
 

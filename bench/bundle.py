@@ -1,0 +1,190 @@
+"""What goes along to a machine with a GPU and without a network: wheels, compiled kernels, and what to run there.
+
+<out>/wheels/    pure packages that its Python may lack, of the versions of requirements.lock
+<out>/cache/     our CUDA kernels compiled for ARCH, as the user's cache folder has them; where NVRTC is here
+<out>/setup.sh   what each command begins with: installs the wheels, puts the cache in place, says the commit
+
+The folder travels inside the checkout, at most MOST_BYTES. Each command writes at most MOST_FILES files into $OUT.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from bench.cells import Cell
+from bench.measuring.machine import ROOT, revision
+from bench.sweep import Sweep
+from kernels.system.programs import run
+
+MOST_BYTES = 40 * 2**20
+MOST_FILES = 8
+CAPABILITY, MULTIPROCESSORS, SHARED_BYTES = 90, 132, 227 * 1024  # of an H100 or H200
+ARCH = "sm_90a"
+PACKAGES = (
+    "pebble", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "filelock",
+)  # fmt: skip
+WHEEL_SECONDS = 300.0
+SETUP = """# Sourced by each command, in the root of the checkout: the machine may be a fresh one every time.
+bundle={folder}
+python -m pip install -q --no-index --no-deps --find-links "$bundle/wheels" {packages} || true
+export BENCH_COMMIT={commit}
+export XDG_CACHE_HOME="${{TMPDIR:-/tmp}}/bundle-cache-$(id -u)"
+mkdir -p "$XDG_CACHE_HOME" && cp -r "$bundle/cache/." "$XDG_CACHE_HOME" && chmod -R go-rwx "$XDG_CACHE_HOME"
+"""
+Say = Callable[[str], None]
+
+
+def commands(folder: str, sweeps: Sequence[str], device: str = "cuda") -> list[str]:
+    """The plan: is it right and what are the best tiles; the numbers that matter; the rest of them.
+
+    Between the first two tuned.json is put beside kernels/cuda/choose.py; what the second brought back goes to
+    <folder>/earlier before the third.
+    """
+    names, setup = " ".join(sweeps), f". {folder}/setup.sh"
+    campaign = f"python -m bench campaign {names} --device {device} --out $OUT --timeout 40 --renew"
+    right = "python -m pytest -q tests/kernels/cuda/test_kernel.py tests/kernels/cuda/test_on_gpu.py"
+    look = f"python -m bench.measuring.smoke --device {device}"
+    tune = f"python -m bench tune {sweeps[0]} --device {device} --out $OUT/tuned.json --budget 110"
+    first = f"{setup}; python -m bench doctor > $OUT/doctor.txt; ({look} --quick; {right}; {look}) | tee $OUT/smoke.txt"
+    return [
+        f"{first}; {tune}",
+        f"{setup}; {campaign} --budget 540",
+        f"{setup}; {campaign} --budget 430 --resume-from {folder}/earlier",
+    ]
+
+
+def make(sweeps: Sequence[Sweep], out: Path, say: Say = print) -> list[str]:
+    """Make the folder anew and answer the commands; ValueError where it is larger than MOST_BYTES."""
+    shutil.rmtree(out / "wheels", ignore_errors=True)
+    for name in ("wheels", "cache"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    (out / "cache").chmod(stat.S_IRWXU)
+    say(wheels(out / "wheels"))
+    say(cubins([cell for sweep in sweeps for cell in sweep.cells], out / "cache"))
+    commit, dirty = revision()
+    if dirty:
+        say("note: the checkout has changes that BENCH_COMMIT does not tell of")
+    folder = os.path.relpath(out, ROOT) if out.resolve().is_relative_to(ROOT) else str(out)
+    text = SETUP.format(folder=folder, packages=" ".join(PACKAGES), commit=commit or '""')
+    (out / "setup.sh").write_text(text, encoding="utf-8")
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if size > MOST_BYTES:
+        raise ValueError(f"{out} has {size / 2**20:.0f} MiB; accepted: at most {MOST_BYTES / 2**20:.0f}")
+    say(f"{out}: {size / 2**20:.1f} MiB")
+    return commands(folder, [sweep.name for sweep in sweeps])
+
+
+def locked_versions() -> Iterator[str]:
+    """'pydantic==2.12.0' of PACKAGES, as requirements.lock has them."""
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    for name in PACKAGES:
+        if found := re.search(rf"^{re.escape(name)}==[^ ;\\]+", text, re.MULTILINE):
+            yield found[0]
+
+
+def wheels(folder: Path) -> str:
+    """Fetch them for Linux and this version of Python; a line that says how many, or why there are none."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    where = ("--platform", "manylinux2014_x86_64", "--python-version", python, "--only-binary", ":all:")
+    command = (sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), *where)
+    try:
+        done = run((*command, *locked_versions()), WHEEL_SECONDS)
+        failed = done.returncode and (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+    except (OSError, subprocess.SubprocessError) as error:
+        failed = str(error)
+    found = len(list(folder.glob("*.whl")))
+    return f"wheels: {found} of {len(PACKAGES)}" + (f", since {failed}" if failed else "")
+
+
+def variants(cells: Iterable[Cell]) -> list[Any]:
+    """Our kernels that these cells and their checks ask for on a GPU of CAPABILITY, by the rule of now, each once."""
+    from bench.measuring.checks import COLUMNS_OF_X, product_problem
+    from kernels.cuda.choose import Gpu
+    from kernels.problem import OPS
+
+    asked: dict[Any, None] = {}
+
+    def load(variant: Any) -> Any:
+        asked[variant] = None
+        return lambda *_, **__: None
+
+    gpu = Gpu(CAPABILITY, MULTIPROCESSORS, SHARED_BYTES, load)
+    timed: list[Any] = [cell for cell in cells if cell.kind in ("gemm", "lstm")]
+    ours = [cell for cell in timed if cell.backend in ("cuda", "cuda_mma")]
+    alike = {cell.model_copy(update=dict.fromkeys(("baseline", "cache"))).model_dump_json(): cell for cell in ours}
+    for cell in alike.values():
+        problem: Any = cell.model_copy(update={"device": "cpu"}).problem()
+        if cell.kind == "lstm":
+            _layer(cell, problem, gpu)
+        else:
+            _products([cell.op], problem.mask, problem, cell.n, cell.backend, gpu)
+    checks = {check.cell_id: check for cell in ours for check in cell.kernel_checks()}
+    for check in checks.values():
+        for n in COLUMNS_OF_X if check.op in OPS else ():
+            problem = product_problem(check.model_copy(update={"device": "cpu"}), "random", n)
+            _products([check.op], problem.mask, problem, n, check.backend, gpu)
+    return list(asked)
+
+
+def _products(ops: Sequence[str], mask: Any, problem: Any, n: int, backend: str, gpu: Any) -> None:
+    from kernels.cuda.choose import Task, element_of, prepare, prepare_by_warps
+
+    element, by = element_of(problem.torch_dtype, problem.math == "tf32"), prepare
+    if backend == "cuda_mma":
+        by = prepare_by_warps
+    for op in ops:
+        by(Task(op, element, mask.block_size, n), _index(mask), mask.shape, gpu)
+
+
+def _index(mask: Any) -> Any:
+    import torch
+
+    from kernels.bsr import BSRMatrix
+
+    return BSRMatrix.from_dense(torch.zeros(mask.shape, dtype=torch.bool), mask).index
+
+
+def _layer(cell: Any, problem: Any, gpu: Any) -> None:
+    from kernels.cuda.choose import element_of
+    from kernels.cuda.lstm import steps_for
+    from kernels.cuda.recurrence import Recurrence, Sizes
+    from kernels.problem import OPS
+    from kernels.system.resources import UnsupportedError
+
+    mask, dtype = problem.masks["weight_hh"], problem.torch_dtype
+    element, index = element_of(dtype, cell.math == "tf32"), _index(mask)
+    sizes = Sizes(cell.batch_size, mask.shape[1], cell.block_size)
+    with suppress(UnsupportedError):
+        Recurrence(sizes, element, *steps_for(index, sizes, dtype, element == "Float32", gpu), gpu.load)
+    for name, each in problem.masks.items():
+        _products(["sdd"] if name == "weight_hh" else OPS, each, problem, cell.batch_size * cell.bptt, "cuda", gpu)
+
+
+def cubins(cells: Iterable[Cell], folder: Path) -> str:
+    """Compile them into `folder` as a user's cache; a line that says how many, or why there are none."""
+    from kernels.cuda.compile import nvrtc
+    from kernels.cuda.device import compile_cubin
+    from kernels.system.compiler import CompileError
+
+    try:
+        version = nvrtc().version
+    except CompileError as error:
+        return f"kernels: none compiled: {error}"
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(folder.resolve())
+    try:
+        found = [compile_cubin(variant, ARCH) for variant in variants(cells)]
+    finally:
+        os.environ.pop("XDG_CACHE_HOME")
+        if before is not None:
+            os.environ["XDG_CACHE_HOME"] = before
+    return f"kernels: {len(found)} compiled for {ARCH} by NVRTC {version}"
