@@ -114,7 +114,9 @@ def test_a_tighter_mask_leaves_nothing_of_the_old_gradient():
 def test_an_index_is_made_only_where_a_mask_changed(monkeypatch: pytest.MonkeyPatch):
     made = []
     init = Pattern.__init__
-    monkeypatch.setattr(Pattern, "__init__", lambda self, weight, mask: made.append(mask) or init(self, weight, mask))
+    monkeypatch.setattr(
+        Pattern, "__init__", lambda self, weight, mask, gates: made.append(mask) or init(self, weight, mask, gates)
+    )
     wanted = masks(SCOPES["all"], 0.5)
     ours, _ = twins(wanted)
     ours.follow(dict(wanted))

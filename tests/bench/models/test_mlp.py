@@ -131,7 +131,7 @@ REFUSED = [
     (
         {"dataset": "mnist1d", "block_size": 16, **PRUNED},
         "block_size: 16 does not divide the 40 numbers of an example of mnist1d; accepted: 1, 2, 4, 5, 8, 10, 20, 40, "
-        "or scope = weight_hh",
+        "pad = true, or scope = weight_hh",
     ),
     ({"hidden_size": 36, **PRUNED}, "hidden_size: 36 is not divisible by block_size 8"),
     ({"optimizer": "asgd", "batch_norm": True}, "optimizer: asgd averages weights, not what batch_norm measures; "),

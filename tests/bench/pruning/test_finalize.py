@@ -261,7 +261,8 @@ MISFITS: list[Any] = [
     ("layers[2].bias_ih", lambda each: each.half()),
     ("layers[2].bias_ih", lambda each: None),  # noqa: ARG005
     ("layers[0].bias_ih", lambda each: each.tolist()),
-    ("embedding", lambda each: each[:, :-1], "layers[0].weight_ih"),  # the first that is not as the embedding
+    ("embedding", lambda each: each[:, :-1], "layers[2].weight_hh"),  # the first block-sparse one may be padded
+    ("embedding", lambda each: each[:, :-8], "layers[0].weight_ih"),
     ("embedding", lambda each: each.int()),
     ("embedding", lambda each: each[0]),
     ("embedding", lambda each: None),  # noqa: ARG005
