@@ -85,8 +85,8 @@ class Text(NamedTuple):
 
 
 def texts(sweeps: Iterable[Sweep]) -> list[Text]:
-    """The texts that the networks of sweeps are trained and evaluated on, each once."""
-    cells = (cell for sweep in sweeps for cell in sweep.cells if is_training(cell))
+    """The texts that the language models of sweeps are trained and evaluated on, each once."""
+    cells = (cell for sweep in sweeps for cell in sweep.cells if is_training(cell) and cell.is_recurrent)
     found = (
         Text(cell.dataset, cell.train_tokens, cell.epochs if cell.train_tokens else 1, cell.eval_tokens, cell.source)
         for cell in cells

@@ -48,6 +48,7 @@ def test_texts_of_a_sweep_are_named_once(small: Path):
         yardsticks.Text("pydoc", 3000, 3, 500, "pydoc"),
     ]
     assert yardsticks.texts([sweep.load("gemm")]) == []
+    assert {text.dataset for text in yardsticks.texts([sweep.load("smoke")])} == {"pydoc"}, "digits are no text"
     whole = yardsticks.texts([sweep.load("wikitext2_chars")])
     assert whole == [yardsticks.Text("wikitext2_chars", 0, 1, 0, "wikitext2_chars")]  # of 4 and of 8 epochs
 
