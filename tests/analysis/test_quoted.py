@@ -25,6 +25,7 @@ from analysis.awd import answers, equal
 from analysis.awd.lines import FOUR
 from analysis.goals import cpu, judge
 from analysis.load import REFERENCE, records
+from analysis.runs import pooled
 from analysis.stats import Estimate, change
 from analysis.study import Part, Study
 
@@ -248,6 +249,14 @@ def words_saved(units: int) -> list[float]:
     """By how many per cent the pruned network of each seed has less perplexity than the smaller dense one."""
     pruned, smaller = (words_of(*setting).set_index("seed")["test_ppl"] for setting in ((256, 0.8), (units, 0.0)))
     return [100.0 * float(share) for share in (1.0 - pruned / smaller).dropna()]
+
+
+def words_against(units: int) -> list[Quoted]:
+    """The same of all seeds together, in per cent, with the interval of the pooled residual."""
+    pruned, smaller = (words_of(*setting).set_index("seed")["test_ppl"] for setting in ((256, 0.8), (units, 0.0)))
+    [found] = pooled(words().runs).compared([(pruned / smaller).dropna().tolist()], [True])
+    assert found.side < 0, "decided: lower"
+    return [Quoted(100.0 * (1.0 - part)) for part in (found.value, found.high, found.low)]
 
 
 def test_the_table_of_networks_that_have_learned() -> None:
@@ -504,11 +513,13 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
     "Of `wikitext2_words`, {} of its 33 cells: the dense networks of three seeds end at {}, {} and {} in test ({}, {} "
     "and {} in validation), where a Kneser–Ney 6-gram of the same text has {}": words_so_far,
     "Pruned gradually to 80 % in blocks of 16, three seeds end at {}, {} and {}: +{} % [+{}, +{}]": words_pruned_so_far,
-    "(104 units) end at {} and {}, and at 90 % (69 units) at {} and {}: the pruned networks of those seeds have {} % "
-    "and {} % less perplexity than": lambda: [
+    "(104 units) end at {}, {} and {}, and at 90 % (69 units) at {}, {} and {}: the pruned networks have {} %, {} % and "
+    "{} % less perplexity than those of 104 units of the same seeds, together {} % [{}, {}]": lambda: [
         *(Quoted(value) for units in (104, 69) for value in words_of(units, 0.0)["test_ppl"]),
         *(Quoted(value) for value in words_saved(104)),
+        *words_against(104),
     ],
+    "cost more: the pruned ones have {} % [{}, {}] less": lambda: words_against(104),
     "a Kneser–Ney 6-gram of it stands at {}": lambda: [Quoted(words().ladder[-1].test_ppl)],
     "These are {} of the 33 cells of the sweep `wikitext2_words`": lambda: [Quoted(len(words().runs))],
     "At n = 80 the same kernel reaches {}× to {}× at 80 %, and {}× to {}× at 90 %": lambda: [
