@@ -201,9 +201,8 @@ class LoadedKernel:
             self.module = cupy.RawModule(path=str(self.cubin.path))
             function = self.module.get_function(variant.name)
             function.max_dynamic_shared_size_bytes = variant.shared_bytes
-            function.preferred_shared_memory_carveout = (
-                100  # percent: else the driver may leave room for one CTA of two
-            )
+            # All of it, in percent: else the driver may leave room for one CTA of two.
+            function.preferred_shared_memory_carveout = 100
             self.handle = ctypes.c_void_p(function.kernel.ptr)
             self.context = ctypes.c_void_p()
             _driver().cuCtxGetCurrent(ctypes.byref(self.context))
