@@ -513,8 +513,8 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
     "Of `wikitext2_words`, {} of its 33 cells: the dense networks of three seeds end at {}, {} and {} in test ({}, {} "
     "and {} in validation), where a Kneser–Ney 6-gram of the same text has {}": words_so_far,
     "Pruned gradually to 80 % in blocks of 16, three seeds end at {}, {} and {}: +{} % [+{}, +{}]": words_pruned_so_far,
-    "(104 units) end at {}, {} and {}, and at 90 % (69 units) at {}, {} and {}: the pruned networks have {} %, {} % and "
-    "{} % less perplexity than those of 104 units of the same seeds, together {} % [{}, {}]": lambda: [
+    "(104 units) end at {}, {} and {}, and at 90 % (69 units) at {}, {} and {}: the pruned networks have {} %, {} % "
+    "and {} % less perplexity than those of 104 units of the same seeds, together {} % [{}, {}]": lambda: [
         *(Quoted(value) for units in (104, 69) for value in words_of(units, 0.0)["test_ppl"]),
         *(Quoted(value) for value in words_saved(104)),
         *words_against(104),
