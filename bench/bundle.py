@@ -27,6 +27,7 @@ from kernels.system.programs import run
 
 MOST_BYTES = 40 * 2**20
 MOST_FILES = 8
+MARK = ".bundle"  # lies in a folder of ours
 CAPABILITY, MULTIPROCESSORS, SHARED_BYTES = 90, 132, 227 * 1024  # of an H100 or H200
 ARCH = "sm_90a"
 PACKAGES = (
@@ -63,17 +64,28 @@ def commands(folder: str, sweeps: Sequence[str], device: str = "cuda") -> list[s
 
 
 def make(sweeps: Sequence[Sweep], out: Path, say: Say = print) -> list[str]:
-    """Make the folder anew and answer the commands; ValueError where it is larger than MOST_BYTES."""
+    """Make the folder and answer the commands; kernels that it has from an earlier time are not compiled again.
+
+    ValueError where it would be larger than MOST_BYTES, and where what lies there is no such folder.
+    """
+    if out.exists() and not (out.is_dir() and ((out / MARK).is_file() or not any(out.iterdir()))):
+        raise ValueError(
+            f"{out} is there and was not made by this command; accepted: another --out, or an empty folder"
+        )
     shutil.rmtree(out / "wheels", ignore_errors=True)
     for name in ("wheels", "cache"):
         (out / name).mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
     (out / "cache").chmod(stat.S_IRWXU)
     say(wheels(out / "wheels"))
     say(cubins([cell for sweep in sweeps for cell in sweep.cells], out / "cache"))
     commit, dirty = revision()
     if dirty:
         say("note: the checkout has changes that BENCH_COMMIT does not tell of")
-    folder = os.path.relpath(out, ROOT) if out.resolve().is_relative_to(ROOT) else str(out)
+    is_inside = out.resolve().is_relative_to(ROOT)
+    if not is_inside:
+        say(f"note: {out} lies outside the checkout: copy it along, and name its place there in the commands")
+    folder = os.path.relpath(out, ROOT) if is_inside else str(out)
     text = SETUP.format(folder=folder, packages=" ".join(PACKAGES), commit=commit or '""')
     (out / "setup.sh").write_text(text, encoding="utf-8")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

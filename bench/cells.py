@@ -543,6 +543,15 @@ class TrainCell(
         return LSTM_GATES if self.is_recurrent and self.pad else 1
 
     @property
+    def divided(self) -> dict[str, int]:
+        """Of an LSTM model those that are a side of a weight in blocks."""
+        found = super().divided
+        if not self.is_recurrent:
+            return found
+        widths = self.layer_widths[1:] if self.scope == "weight_hh" else self.layer_widths
+        return {name: size for name, size in found.items() if size in widths}
+
+    @property
     def has_odd_sizes(self) -> bool:
         of_inputs = not self.is_recurrent and self.scope == "all" and self.input_width % self.block_size > 0
         return super().has_odd_sizes or of_inputs

@@ -187,7 +187,7 @@ def _alike(label: str, rows: list[Row], measured: Measured) -> Alike:
         mine = [row for row in rows if (row["block_size"], row["target_sparsity"]) == key and row["lost"] is not None]
         if mine:
             lost[key] = fmean(row["lost"] for row in mine), fmean(row["lost_at_random"] for row in mine)
-    notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
+    notes = list(dict.fromkeys(note for row in rows if row["note"] for note in row["note"].split("; ")))
     dense = {row["block_size"]: row["reason"] for row in rows if not row["candidate"]}
     return Alike(f"{count} × {label}" if count > 1 else label, names, curves, lost, notes, dense)
 

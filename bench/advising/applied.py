@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bench.advising.layers import GATES, AdviceError, Layer, Setting, timing
 from bench.advising.weights import Weights
+from bench.cells import number
 from bench.storing.parquet import publish, require_file
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
@@ -83,7 +84,10 @@ def write(path: Path, found: Mapping[str, Tensor | BlockSparseWeight], setting: 
     path.parent.mkdir(parents=True, exist_ok=True)
     publish(path, data)
     kept = sum(each.values.numel() for each in sparse.values())
-    return f"{path}: {len(sparse)} block-sparse weights with {kept:,} values kept, {len(data) / 1e6:.1f} MB in all"
+    weights = number(len(sparse), "block-sparse weight")
+    said = f"{path}: {weights} with {kept:,} values kept, {len(data) / 1e6:.1f} MB in all"
+    ill = [name for name, each in sparse.items() if not each.values.isfinite().all()]
+    return f"{said}; not all finite, and so kept first: {', '.join(ill)}" if ill else said
 
 
 def _parts(name: str, held: Tensor | BlockSparseWeight) -> dict[str, Tensor]:

@@ -53,14 +53,10 @@ def lost_shares(
     return [Lost(by / totals, at / totals) if totals and isfinite(totals) else None for by, at in losses]
 
 
-def not_finite(weights: Weights) -> str:
-    """A line where values of a layer's weights are NaN or infinite; nothing where none is."""
+def not_finite(name: str, weights: Weights) -> str:
+    """A line where values of the weights of that layer are NaN or infinite; nothing where none is."""
     count = sum(int((~weight.detach().isfinite()).sum()) for weight in weights.values())
-    return (
-        f"{number(count, 'value')} of its weights not finite: what pruning takes away of them is not known"
-        if count
-        else ""
-    )
+    return f"{number(count, 'value')} of {name} not finite: what pruning takes away of it is not known" if count else ""
 
 
 def _block_norms(weight: Tensor, gates: int, block_size: int) -> Tensor:

@@ -105,7 +105,7 @@ def _rows_of(layer: Layer, weights: Weights, settings: Sequence[Setting], own: R
     """Of one layer in one block size."""
     size, sparsities = settings[0].block_size, [each.sparsity for each in settings]
     lost = lost_shares(layer, weights, timing(layer, settings[0]), size, sparsities)
-    unknown, rows = not_finite(weights), list[Row]()
+    unknown, rows = not_finite(layer.name, weights), list[Row]()
     for setting, loss in zip(settings, lost, strict=True):
         found = timing(layer, setting)
         rows.append(

@@ -149,8 +149,8 @@ class _Drive:
                     group = list(alike)
                     with nullcontext() if trains else self._turn(group[0].cell.device):
                         self._run_group(group, min(self.terms.together, len(group)) if trains else 1)
-            except SpentError:  # after the checkpoint of what was running
-                self.display.line("the time is up: what was running is left for the next run")
+            except SpentError as spent:  # after the checkpoint of what was running
+                self.display.line(f"the time is up: {spent or 'what was running is left for the next run'}")
             finally:
                 self._store_last()
 
@@ -162,6 +162,8 @@ class _Drive:
     def _await_turn(self, is_first: bool) -> None:
         if is_first:
             self.display.line("another run is timing on this machine: waiting until it is done")
+        if time.monotonic() > self.deadline:
+            raise SpentError("another run was timing on this machine all along")
         self._watch({})
 
     def _store_last(self) -> None:

@@ -132,7 +132,7 @@ def test_weights_that_are_not_numbers_are_said(invoke: Invoke, weights: Path) ->
     save_file(values, weights)
     assert invoke(weights, *FEW, "--sparsity", "0.5", "--minutes", "5").exit_code == 0
     rows = {row["name"]: row for row in rows_of(Path("results/advise/model"), tables.LAYERS)}
-    assert "3 values of its weights not finite" in rows["fc.weight"]["note"]
+    assert "3 values of fc.weight not finite" in rows["fc.weight"]["note"]
     assert rows["fc.weight"]["lost"] is None and rows["lstm.weight_l0"]["lost"] is not None
 
 

@@ -92,6 +92,7 @@ def test_the_folder_has_a_limit_and_its_setup_says_the_commit(
     monkeypatch.setattr(bundle, "revision", lambda: ("b" * 40, False))
     said: list[str] = []
     found = make([load(one)], tmp_path / "gpu", said.append)
+    assert "lies outside the checkout" in said[-2]
     assert len(found) == 3 and f"BENCH_COMMIT={'b' * 40}" in (tmp_path / "gpu" / "setup.sh").read_text()
     assert subprocess.run(["sh", "-n", tmp_path / "gpu" / "setup.sh"], check=False).returncode == 0
     assert all(subprocess.run(["sh", "-n", "-c", each], check=False).returncode == 0 for each in found)
@@ -99,6 +100,16 @@ def test_the_folder_has_a_limit_and_its_setup_says_the_commit(
     (tmp_path / "gpu" / "cache" / "large").write_bytes(bytes(41 * 2**20))
     with pytest.raises(ValueError, match="41 MiB; accepted: at most 40"):
         make([load(one)], tmp_path / "gpu", said.append)
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(one: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "wheels" / "file"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    for out in (tmp_path / "mine", mine):
+        with pytest.raises(ValueError, match="was not made by this command; accepted: another --out"):
+            make([load(one)], out)
+    assert mine.is_file()
 
 
 def test_every_command_is_one_that_the_suite_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,6 +161,10 @@ def test_padding_is_said_where_sizes_are_refused_and_is_no_setting_where_blocks_
         TrainCell(**ODD | {"pad": False})
     with pytest.raises(ValidationError, match=r"does not divide the 64 numbers of an example.*pad = true"):
         TrainCell(**CLASSIFIER | {"pad": False, "hidden_size": 24})
+    hidden = TrainCell(**ODD | {"scope": "weight_hh", "decoder": "adaptive", "hidden_size": 24})
+    assert not hidden.canonical().pad, "no block has a side of the embedding's"
+    single = {"num_layers": 1, "embedding_size": 24}
+    assert not TrainCell(**ODD | single).canonical().pad, "no layer has that many hidden units"
     even = {**ODD, "hidden_size": 16, "embedding_size": 16}
     assert TrainCell(**even).cell_id == TrainCell(**even | {"pad": False}).cell_id
     assert TrainCell(**CLASSIFIER | {"hidden_size": 24}).canonical().pad, "the input is odd"
