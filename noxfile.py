@@ -157,7 +157,7 @@ def kills(session: nox.Session) -> None:
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Kill, fill, flip and delay at hundreds of moments, and print what was lost (about an hour): nox -s chaos."""
+    """Kill, fill, flip and delay at hundreds of moments, and print what was lost (about three hours): nox -s chaos."""
     run(session, *PYTEST, "tests/chaos", "tests/bench/engines/test_cluster.py", "--full", *session.posargs)
 
 
