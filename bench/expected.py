@@ -11,7 +11,6 @@ as published; trust them to 20 %.
 
 from __future__ import annotations
 
-import heapq
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -124,11 +123,8 @@ def in_turns(costs: Sequence[float]) -> list[float]:
 
 
 def longest_first(costs: Sequence[float]) -> list[float]:
-    """What each has where the next of a falling list goes to the one that has least."""
-    loads = [0.0] * MULTIPROCESSORS
-    for cost in costs:
-        heapq.heapreplace(loads, loads[0] + cost)
-    return loads
+    """What each has where the next of a falling list goes to the one that is done first, as the plan deals tiles."""
+    return list(wgmma.first_done(costs, MULTIPROCESSORS)[1])
 
 
 def write(path: Path, found: Sequence[Expected]) -> None:

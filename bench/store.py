@@ -97,10 +97,10 @@ def locked(folder: Path, hint: str = "", name: str = LOCK, patience: float = 0.0
     try:
         yield "" if held else UNSEEN.format(folder=folder)
     finally:
+        if not leave:
+            with suppress(OSError):  # some systems remove nothing that is open
+                Path(lock.lock_file).unlink()
         if held:
-            if not leave:
-                with suppress(OSError):  # some systems remove nothing that is open
-                    Path(lock.lock_file).unlink()
             lock.release()
 
 
@@ -161,22 +161,17 @@ class Store:
         part = f"share-{secrets.token_hex(8)}" if share else shard.replace("/", "-of-")
         name, hint = f"{LOCK}-{part}" if part else LOCK, "; wait for it, or choose another --results"
         # Who shares and looks for what kills have left may hold this one's lock for a moment, too, and remove its file.
-        with locked(self.folder, hint, name, LOOK_SECONDS if share else 0.0) as unseen:
+        with locked(self.folder, hint, name, LOOK_SECONDS if share else 0.0, leave=not share) as unseen:
             others = [self.folder / LOCK] if part else list(self.folder.glob(f"{LOCK}-*"))
             for stale in self.folder.glob(f"{LOCK}-share-*") if share and not unseen else ():
-                with suppress(LockedError), locked(self.folder, "", stale.name):  # left by a kill
-                    stale.unlink(missing_ok=True)
-            for other in [] if unseen else others:  # first its own, then those of others: of two at once, none goes on
-                with locked(self.folder, hint, other.name, LOOK_SECONDS if part else 0.0):  # several may look at once
+                with suppress(LockedError), locked(self.folder, "", stale.name, leave=False):  # left by a kill
                     pass
-                if other.name.startswith(f"{LOCK}-share-"):  # left by a kill
-                    other.unlink(missing_ok=True)
+            for other in [] if unseen else others:  # first its own, then those of others: of two at once, none goes on
+                patience, by_a_kill = LOOK_SECONDS if part else 0.0, other.name.startswith(f"{LOCK}-share-")
+                with locked(self.folder, hint, other.name, patience, leave=not by_a_kill):  # several may look at once
+                    pass
             self.is_shared = bool(unseen or part)
-            try:
-                yield [unseen] * bool(unseen) + self._put_right()
-            finally:
-                if share:
-                    (self.folder / name).unlink(missing_ok=True)
+            yield [unseen] * bool(unseen) + self._put_right()
 
     def _put_right(self) -> list[str]:
         if not self.is_shared:

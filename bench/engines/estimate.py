@@ -63,20 +63,27 @@ def rough_seconds(cell: Cell) -> float:
     return cell.seconds_at(GPU_FLOPS_PER_SECOND if cell.device == "cuda" else rate)
 
 
+def _targets(cell: TrainCell, sizes: Sizes | ImageSizes) -> tuple[int, int]:
+    """What is learned in an epoch, and what its evaluations ask for: words or examples."""
+    if isinstance(sizes, ImageSizes):
+        return sizes.train, sizes.valid + sizes.test
+    return cell.train_tokens or sizes.train, 2 * cell.eval_tokens or sizes.valid + sizes.test
+
+
+def _operations(cell: TrainCell, sizes: Sizes | ImageSizes) -> int:
+    """Of an epoch, dense, a multiply-add being two; the backward pass costs twice the forward pass."""
+    train, evaluated = _targets(cell, sizes)
+    weights = cell.layer_weights + logits_of(cell, sizes) * cell.layer_widths[-1]
+    return 2 * weights * (3 * train + evaluated)
+
+
 def _training_seconds(cell: TrainCell, rate: float) -> float:
     sizes = known_sizes(cell.dataset) or UNTOLD
+    train, evaluated = _targets(cell, sizes)
+    seconds = CHECK_SECONDS + cell.epochs * _operations(cell, sizes) / rate
     if isinstance(sizes, ImageSizes):
-        weights = cell.layer_weights + cell.layer_widths[-1] * sizes.classes
-        seen = 3 * sizes.train + sizes.valid + sizes.test
-        steps = cell.epochs * sizes.train / cell.batch_size
-        return CHECK_SECONDS + steps * STEP_SECONDS + cell.epochs * 2 * weights * seen / rate
-    train = cell.train_tokens or sizes.train
-    evaluated = 2 * cell.eval_tokens or sizes.valid + sizes.test
-    words = cell.least_logits(sizes.vocabulary)
-    per_token = 2 * (cell.layer_weights + words * cell.layer_widths[-1])
-    # the backward pass costs twice the forward pass
-    seconds = CHECK_SECONDS + cell.epochs * per_token * (3 * train + evaluated) / rate
-    if cell.device == "cuda":
+        seconds += cell.epochs * train / cell.batch_size * STEP_SECONDS
+    elif cell.device == "cuda":
         time_steps = cell.epochs * (3 * train / cell.batch_size + evaluated / 10) + evaluated / 2 / cell.test_batch_size
         seconds += GPU_TIME_STEP * cell.num_layers * time_steps
     return seconds
@@ -90,17 +97,13 @@ def roof_seconds(cell: TrainCell) -> float:
     part of it.
     """
     sizes = known_sizes(cell.dataset) or UNTOLD
-    if isinstance(sizes, ImageSizes):
-        tokens, evaluated, window = sizes.train, sizes.valid + sizes.test, cell.batch_size
-    else:
-        tokens, evaluated = cell.train_tokens or sizes.train, 2 * cell.eval_tokens or sizes.valid + sizes.test
-        window = cell.batch_size * cell.bptt
-    logits, outputs = logits_of(cell, sizes), sum(cell.layer_widths[1:])
-    operations = 2 * (cell.layer_weights + logits * cell.layer_widths[-1]) * (3 * tokens + evaluated)
+    train, evaluated = _targets(cell, sizes)
+    window = cell.batch_size * (cell.bptt if cell.is_recurrent else 1)
+    outputs = logits_of(cell, sizes) + KEPT_AN_OUTPUT * sum(cell.layer_widths[1:])
     states = STATES.get(cell.optimizer, 1 if cell.momentum else 0)
     a_step = parameters_of(cell, sizes) * (2 + 2 + 2 * states)
-    moved = FLOAT_BYTES * (a_step * tokens / window + 2 * (tokens + evaluated) * (logits + KEPT_AN_OUTPUT * outputs))
-    return cell.epochs * max(operations / ROOF[cell.precision], moved / ROOF_BYTES)
+    moved = FLOAT_BYTES * (a_step * train / window + 2 * (train + evaluated) * outputs)
+    return cell.epochs * max(_operations(cell, sizes) / ROOF[cell.precision], moved / ROOF_BYTES)
 
 
 def by_worth(cells: Sequence[TrainCell]) -> tuple[list[TrainCell], list[TrainCell]]:

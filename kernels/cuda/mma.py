@@ -306,14 +306,11 @@ class MmaProduct:
         """All contiguous and at multiples of 16 bytes; only their addresses are read."""
         arguments = self.arguments
         arguments.values, arguments.x = values.data_ptr(), x.data_ptr()
-        if self.add is None:
-            arguments.out = out.data_ptr()
-            self.kernel(self.grid, arguments)
-            return
-        parts = self.add.empty()
-        arguments.out = parts.data_ptr()
+        sums = out if self.add is None else self.add.empty()
+        arguments.out = sums.data_ptr()
         self.kernel(self.grid, arguments)
-        self.add(parts, out)
+        if self.add is not None:
+            self.add(sums, out)
 
 
 class MmaSampled:
@@ -349,14 +346,11 @@ class MmaSampled:
         if not self.grid[0]:
             return
         arguments.grad, arguments.x = grad.data_ptr(), x.data_ptr()
-        if self.add is None:
-            arguments.blocks = blocks.data_ptr()
-            self.kernel(self.grid, arguments)
-            return
-        parts = self.add.empty()
-        arguments.blocks = parts.data_ptr()
+        sums = blocks if self.add is None else self.add.empty()
+        arguments.blocks = sums.data_ptr()
         self.kernel(self.grid, arguments)
-        self.add(parts, blocks)
+        if self.add is not None:
+            self.add(sums, blocks)
 
 
 def parts_for(ctas: int, stages: int, multiprocessors: int = MULTIPROCESSORS) -> int:

@@ -196,23 +196,29 @@ class Dealt(NamedTuple):
     loads: tuple[float, ...]
 
 
-def deal(work: Tensor, costs: Iterable[float], ctas: int) -> Dealt:
-    """Pieces of work, in their order, each to the CTA that is done first; at most `ctas` CTAs, none without work.
+def first_done(costs: Iterable[float], ctas: int) -> tuple[list[int], tuple[float, ...]]:
+    """Pieces of work, in their order, each to the CTA that is done first: whose each is, and what each CTA's cost.
 
     Longest first this is the LPT rule: at most 4/3 of the best makespan (Graham 1969, SIAM J. Appl. Math. 17(2)).
     """
-    ctas = min(ctas, len(work))
     loads = [(0.0, cta) for cta in range(ctas)]
-    owner = []
+    owners = []
     for cost in costs:
         load, cta = loads[0]
-        owner.append(cta)
+        owners.append(cta)
         heapq.heapreplace(loads, (load + cost, cta))
-    owners = torch.tensor(owner, dtype=torch.long, device="cpu")
+    return owners, tuple(load for load, _ in sorted(loads, key=lambda each: each[1]))
+
+
+def deal(work: Tensor, costs: Iterable[float], ctas: int) -> Dealt:
+    """Pieces of work by `first_done`, on at most `ctas` CTAs, none without work."""
+    ctas = min(ctas, len(work))
+    whose, loads = first_done(costs, ctas)
+    owners = torch.tensor(whose, dtype=torch.long, device="cpu")
     begins = torch.nn.functional.pad(torch.bincount(owners, minlength=ctas).cumsum(0), (1, 0))
-    dealt, by_cta = work.cpu()[torch.argsort(owners, stable=True)], sorted(loads, key=lambda each: each[1])
+    dealt = work.cpu()[torch.argsort(owners, stable=True)]
     table, firsts = (each.to(device=work.device, dtype=torch.int32).contiguous() for each in (dealt, begins))
-    return Dealt(table, firsts, tuple(load for load, _ in by_cta))
+    return Dealt(table, firsts, loads)
 
 
 def deal_tiles(listed: Listed, tile: WgmmaTile, element: str, block_size: int, n: int, ctas: int) -> Dealt:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nvrtc import needs_nvrtc
 from rows import timed
 
 import bench.campaign
@@ -25,19 +26,9 @@ from bench.measuring import smoke
 from bench.measuring.machine import source_hash
 from bench.measuring.smoke import Look, ask, looks, spoken
 from bench.sweep import load
-from kernels.cuda.compile import nvrtc
-from kernels.system.compiler import CompileError
 
 ONE = 'kind = "gemm"\n[base]\n'
 ONE += 'backend = "cuda"\ndevice = "cuda"\ndtype = "bfloat16"\nm = 512\nk = 512\nn = 256\nblock_size = 32\n'
-
-
-def missing_compiler() -> str | None:
-    try:
-        nvrtc()
-    except CompileError as error:
-        return str(error)
-    return None
 
 
 @pytest.fixture
@@ -55,7 +46,7 @@ def test_what_a_sweep_asks_of_a_gpu_is_known_without_one(one: Path) -> None:
     )
 
 
-@pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
+@needs_nvrtc
 def test_kernels_are_found_compiled_where_the_folder_is_the_cache(
     one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

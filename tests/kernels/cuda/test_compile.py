@@ -12,11 +12,11 @@ from contextlib import suppress
 
 import pytest
 import torch
+from nvrtc import needs_nvrtc
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.cuda import mma, wgmma, wgmma_sdd
-from kernels.cuda.compile import nvrtc
 from kernels.cuda.device import Variant, arch_of, compile_cubin
 from kernels.cuda.lstm_plan import CTA_OVERHEAD, Device, most_registers
 from kernels.cuda.recurrence import Sizes, plans_for, tiles_for, variant_of
@@ -31,15 +31,7 @@ PRODUCTS = ("dsd.cu", "dsd_fp32.cu", "sdd.cu", "sdd_fp32.cu", "products_wgmma.cu
 DTYPES = {"Float32": torch.float32, "Tf32": torch.float32, "Bfloat16": torch.bfloat16, "Float16": torch.float16}
 
 
-def missing_compiler() -> str | None:
-    try:
-        nvrtc()
-    except CompileError as error:
-        return str(error)
-    return None
-
-
-pytestmark = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
+pytestmark = needs_nvrtc
 
 
 def lstm_variants(capability: int, blocks: Sequence[int], batches: Sequence[int]) -> Iterator[Variant]:

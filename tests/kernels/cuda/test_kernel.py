@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+from nvrtc import needs_nvrtc
 
 from kernels.cuda import compile
 from kernels.cuda import device as cuda_kernel
@@ -51,17 +52,6 @@ ptxas info    : Used 12 registers, used 0 barriers
 
 class Arguments(ctypes.Structure):
     _fields_ = (("x", ctypes.c_void_p), ("y", ctypes.c_void_p), ("n", ctypes.c_int))
-
-
-def missing_compiler() -> str | None:
-    try:
-        compile.nvrtc()
-    except CompileError as error:
-        return str(error)
-    return None
-
-
-needs_nvrtc = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 
 
 @pytest.fixture

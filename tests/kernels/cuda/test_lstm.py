@@ -16,11 +16,11 @@ import torch
 from emulated_gpu import emulated_gpu
 from emulator import CUDA, EmulationError
 from lstm_case import DTYPES, MATHS, PATTERNS, ROUNDOFF, Case, Layer, Load, assert_near, tolerance
+from nvrtc import needs_nvrtc
 from torch import Tensor
 
 from kernels.backends.cuda import BACKEND
 from kernels.bsr import BSRMatrix
-from kernels.cuda import compile
 from kernels.cuda import lstm as cuda_lstm
 from kernels.cuda.device import Kernel, Variant, compile_cubin
 from kernels.cuda.lstm_plan import Device, Tiles
@@ -28,7 +28,6 @@ from kernels.cuda.recurrence import Kept, Recurrence, Sizes, plans_for, tiles_fo
 from kernels.launches import block_sparse_weights
 from kernels.ops import block_sparse_lstm
 from kernels.problem import LstmProblem
-from kernels.system.compiler import CompileError
 from kernels.system.resources import UnsupportedError
 
 ELEMENTS = list(ROUNDOFF)
@@ -209,14 +208,6 @@ def test_what_cannot_be_computed_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         assert "20 keeps more columns in a block row" in str(BACKEND.unsupported(problem))
 
 
-def missing_compiler() -> str | None:
-    try:
-        compile.nvrtc()
-    except CompileError as error:
-        return str(error)
-    return None
-
-
 def spills(element: str, block: int, batch: int, arch: str) -> dict[str, int]:
     """Bytes that the kernels of a layer of 1152 units keep in memory because registers do not suffice."""
     problem = Layer(1152, 1152, batch, 70, block, 0.8, dtype=DTYPES[element])
@@ -229,9 +220,6 @@ def spills(element: str, block: int, batch: int, arch: str) -> dict[str, int]:
             variant = variant_of(name, plan, sizes, tiles, element)
             found[str(variant)] = compile_cubin(variant, arch).spill_bytes
     return found
-
-
-needs_nvrtc = pytest.mark.skipif(missing_compiler() is not None, reason=str(missing_compiler()))
 
 
 @needs_nvrtc
