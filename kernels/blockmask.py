@@ -6,13 +6,14 @@ With an r x c grid of blocks, K = `num_empty` and K_i = `num_empty_per_row`, spa
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kernels.tensors.operands import contiguous, require_values, require_whole
-from kernels.tensors.padding import padded
+from kernels.tensors.padding import padded, unpadded
 from kernels.tensors.rounding import blocks_to_empty, nearest_multiples
 from kernels.tensors.tracing import lasting
 
@@ -134,3 +135,15 @@ class BlockMask:
         """The element mask, bool[rows, cols]."""
         size = self.block_size
         return self.kept.to(device).repeat_interleave(size, dim=0).repeat_interleave(size, dim=1)
+
+    def inside(self, shape: Sequence[int], gates: int = 1, device: torch.device | str = "cpu") -> Tensor:
+        """Which elements of a weight of `shape` are kept, whose gates are each padded to the mask: bool[rows, cols]."""
+        return unpadded(self.expand(device), gates, shape)
+
+
+def padded_share(masks: Mapping[str, BlockMask], shapes: Mapping[str, Sequence[int]], gates: int = 1) -> float:
+    """Share of the elements of all kept blocks that is padding; 0 where no block is kept. shapes: of the weights."""
+    stored = sum(mask.nnzb * mask.block_size**2 for mask in masks.values())
+    if not stored or all(mask.shape == tuple(shapes[name]) for name, mask in masks.items()):
+        return 0.0
+    return 1.0 - sum(int(mask.inside(shapes[name], gates).sum()) for name, mask in masks.items()) / stored

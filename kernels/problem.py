@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from kernels.blockmask import BlockMask, grid_shape
+from kernels.blockmask import BlockMask, grid_shape, padded_share
 from kernels.bsr import BSRMatrix
 from kernels.system.driver import missing_gpu
 from kernels.system.resources import UnsupportedError, refusal
-from kernels.tensors.padding import in_blocks, padded, shortened, unpadded
+from kernels.tensors.padding import in_blocks, padded, shortened
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OPS = ("dsd", "dsd_t", "sdd")
@@ -99,13 +99,11 @@ class _Problem:
 
     def padded_share(self) -> float:
         """Share of the elements of all kept blocks that is padding; 0 where no block is kept."""
-        stored = sum(mask.nnzb * mask.block_size**2 for mask in self.masks.values())
-        kept = sum(int(self._kept(name).sum()) for name in self.masks) if self.padded else stored
-        return 1 - kept / stored if stored else 0.0
+        return padded_share(self.masks, {name: self.shape_of(name) for name in self.masks}, self.GATES)
 
     def _kept(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """The elements of that weight in kept blocks: bool[rows, cols]."""
-        return unpadded(self.masks[name].expand(device), self.GATES, self.shape_of(name))
+        return self.masks[name].inside(self.shape_of(name), self.GATES, device)
 
     def _normal(self, stream: int, *shape: int, scale: float = 1.0) -> Tensor:
         drawn = torch.randn(shape, generator=self._generator(stream), dtype=torch.float32, device="cpu") * scale

@@ -18,7 +18,7 @@ from bench.pruning.ranking import above, ranked
 from bench.pruning.rewinding import Rewinding
 from bench.pruning.schedules import cuts_done, sparsity_at
 from bench.pruning.settings import PruningSettings
-from kernels.blockmask import BlockMask
+from kernels.blockmask import BlockMask, padded_share
 from kernels.tensors.padding import in_blocks, unpadded
 
 Bias = tuple[Parameter, tuple[str, ...]]
@@ -130,14 +130,12 @@ class Pruner:
     def _expanded(self, name: str) -> Tensor:
         """The mask of a weight, bool[rows, cols]."""
         weight = self.weights[name]
-        return unpadded(self.masks[name].expand(weight.device), self.cell.gates, weight.shape)
+        return self.masks[name].inside(weight.shape, self.cell.gates, weight.device)
 
     @property
     def padded_share(self) -> float:
         """Share of the elements of the kept blocks that is padding; 0 where nothing is padded, or no block is kept."""
-        stored = sum(mask.nnzb * mask.block_size**2 for mask in self.masks.values())
-        inside = sum(int(self._expanded(name).sum()) for name in self.masks)
-        return 1.0 - inside / stored if stored else 0.0
+        return padded_share(self.masks, {name: each.shape for name, each in self.weights.items()}, self.cell.gates)
 
     def scheduled(self, step: int) -> float | None:
         """The sparsity the schedule asks for after `step` optimizer steps; None where a threshold decides."""
