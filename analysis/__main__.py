@@ -138,8 +138,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print it as JSON")]
 def advice(name: AdviceName, results: Results = None, json: AsJson = False) -> None:
     """Show what python -m bench advise measured of a model, write its report, and say whether sparsity is worth it."""
     with _one_line_errors():
-        from analysis import advice as advising
         from analysis.advising.stored import find
+        from analysis.commands import advice as advising
 
         found, beside = advising.advice(find(name, results))
         path = advising.write(found, beside)
@@ -161,7 +161,7 @@ Page = Annotated[
 def compare(a: One, b: Other, results: Results = None, out: Page = None, json: AsJson = False) -> None:
     """Set two folders of results side by side, cell by cell: ratios with intervals, and which of them are decided."""
     with _one_line_errors():
-        from analysis import versus
+        from analysis.commands import versus
         from analysis.load import find_folder, results_folder
         from analysis.study import read
 

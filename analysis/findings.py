@@ -12,10 +12,10 @@ from analysis import compare
 from analysis.accuracy.units import Unit
 from analysis.accuracy.yardsticks import standing
 from analysis.load import records
-from analysis.methods import at_a_target
 from analysis.runs import best_replicated, common_sparsity, is_dense, is_pruned, without_path
 from analysis.stats import Estimate, change, factor, judged, median_interval, times
 from analysis.study import Part
+from analysis.studying.methods import at_a_target
 from analysis.theory import Breakeven
 
 OURS = "native"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import compare, methods, realised, runs, storage
+from analysis import compare, runs
 from analysis.accuracy.units import Unit, unit_of
 from analysis.accuracy.yardsticks import Yardstick, of_part
 from analysis.load import (
@@ -28,6 +28,7 @@ from analysis.load import (
 )
 from analysis.loading.schema import BadInputError, columns
 from analysis.runs import Pool
+from analysis.studying import methods, realised, storage
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bench.terminal.options import (
+from bench.commands.options import (
     BAD_INPUT,
     Address,
     AdviceName,
@@ -160,7 +160,7 @@ def _stoppable() -> Iterator[None]:
 @contextmanager
 def _text_is_all() -> Iterator[None]:
     """Where a command makes nothing but what it prints, that is not lost in silence."""
-    from bench.terminal.output import lost_text
+    from bench.engines.output import lost_text
 
     yield
     if why := lost_text():
@@ -172,7 +172,7 @@ def list_(json: AsJson = False, plugin: Plugin = []) -> None:  # noqa: ARG001, B
     """List the sweeps that come with the suite, and the names sweep files can use."""
     with _one_line_errors(), _text_is_all():
         if json:
-            from bench.show import listed
+            from bench.commands.show import listed
 
             print(listed())
             return
@@ -201,8 +201,8 @@ def plan(
 ) -> None:
     """Say what a sweep has to run, what is stored already and how long it will take; change nothing."""
     with _sweeps([name], settings, only) as (sweep,), _text_is_all():
+        from bench.commands.show import planned
         from bench.run import Shard, make_plan
-        from bench.show import planned
 
         plan = make_plan(sweep, results, retry, shard=Shard(*shard))
         print(planned(plan, workers) if json else "\n".join(plan.lines(workers)))
@@ -242,8 +242,8 @@ def run(
     """
     with _stoppable(), _sweeps([name], settings, only) as (sweep,):
         from bench.engines.driver import Terms
+        from bench.engines.output import be_hasty
         from bench.run import Shard, run_jobs_of, run_sweep
-        from bench.terminal.output import be_hasty
 
         be_hasty()
         terms = Terms(timeout=timeout, wait_quiet=wait_quiet)
@@ -306,8 +306,8 @@ def show(
 ) -> None:
     """Show the stored cells of a sweep by status, with their key figures."""
     with _sweeps([name], settings, only) as (sweep,), _text_is_all():
+        from bench.commands.show import as_csv, as_json, print_cells, watch_cells
         from bench.run import make_plan
-        from bench.show import as_csv, as_json, print_cells, watch_cells
         from bench.store import Store
 
         if json + csv + watch > 1:
@@ -331,7 +331,7 @@ def merge(
 ) -> None:
     """Take what other folders have of a sweep into RESULTS: parts run with --shard, or what a campaign brought back."""
     with _sweeps([name]) as (sweep,):
-        from bench.merge import merge as merged
+        from bench.commands.merge import merge as merged
 
         for source in (source for source in sources if not source.strip()):
             raise ending(f"SOURCES: {source!r} is empty; accepted: folders of results, or URLs", BAD_INPUT)
@@ -348,7 +348,7 @@ def fsck(
 ) -> None:
     """Check every file that is stored of a sweep; change nothing without --repair. 1 where something is damaged."""
     with _sweeps([name]) as (sweep,), _text_is_all():
-        from bench.fsck import check
+        from bench.commands.fsck import check
 
         status = check(sweep, results / sweep.name, repair)
     raise typer.Exit(status)
@@ -358,7 +358,7 @@ def fsck(
 def doctor(json: AsJson = False, plugin: Plugin = []) -> None:  # noqa: ARG001, B006
     """Say what works on this machine: compiler, backends, GPU, data sets; and why the rest does not."""
     with _one_line_errors(), _text_is_all(), _environment_errors():
-        from bench.doctor import as_json, findings
+        from bench.commands.doctor import as_json, findings
 
         if json:
             print(as_json())
@@ -398,10 +398,10 @@ def campaign(
     be on a GPU.
     """
     with _sweeps(names) as sweeps:
-        from bench.campaign import run_campaign
+        from bench.commands.campaign import run_campaign
         from bench.engines import background as behind
         from bench.engines.driver import Terms
-        from bench.terminal.output import be_hasty
+        from bench.engines.output import be_hasty
 
         be_hasty()
         if background:
@@ -428,9 +428,9 @@ def tune(
 ) -> None:
     """Time every variant of our kernels for the products of sweeps, and write which is the fastest; resumable."""
     with _sweeps(names) as sweeps:
-        from bench.campaign import run_tuner
+        from bench.commands.campaign import run_tuner
         from bench.engines.driver import Terms
-        from bench.terminal.output import be_hasty
+        from bench.engines.output import be_hasty
 
         be_hasty()
         status = run_tuner(sweeps, out, budget, device, Terms(timeout=timeout))
@@ -445,7 +445,7 @@ def bundle(names: Names, out: BundleOut = HERE / "gpu") -> None:
     inside the checkout, which is copied with it, git or no git.
     """
     with _sweeps(names) as sweeps, _text_is_all():
-        from bench.bundle import make
+        from bench.commands.bundle import make
 
         try:
             found = make(sweeps, out)
@@ -463,7 +463,7 @@ def expected(out: ExpectedOut = Path("analysis/goals/expected.json")) -> None:
     The analysis shows OUT beside the goals, as expected. To be written anew after a change to the plans.
     """
     with _one_line_errors(), _environment_errors():
-        from bench.expected import estimates, write
+        from bench.commands.expected import estimates, write
 
         found = list(estimates())
         write(out, found)
@@ -480,8 +480,8 @@ def yardsticks(names: Names, out: YardsticksOut = HERE / "yardsticks") -> None:
     OUT. A text that is there already is not counted again.
     """
     with _sweeps(names) as sweeps:
+        from bench.commands.yardsticks import compute
         from bench.data.corpus import DataError
-        from bench.yardsticks import compute
 
         try:
             compute(sweeps, out)
@@ -519,9 +519,9 @@ def advise(
     is shown, and written as report.html there: `python -m analysis advice NAME` shows it again.
     """
     with _stoppable(), _advice_errors(), _environment_errors():
-        from bench import advise as adviser
-        from bench.campaign import require_device
-        from bench.terminal.output import be_hasty
+        from bench.commands import advise as adviser
+        from bench.commands.campaign import require_device
+        from bench.engines.output import be_hasty
 
         be_hasty()
         if device != "cpu":
@@ -552,7 +552,7 @@ def compare(a: FolderA, b: FolderB, results: Results = HERE, json: AsJson = Fals
     are speedups over dense, and perplexities by seed; on one GPU times too. Unlike things are refused in one line.
     """
     with _environment_errors():
-        from bench.terminal.analysed import analysed
+        from bench.commands.analysed import analysed
 
         where = [] if results == HERE else ["--results", str(results)]
         status = analysed("compare", a, b, *where, *(["--json"] if json else []))
@@ -608,7 +608,7 @@ class _WithoutPandas(MetaPathFinder):
 
 def main() -> None:
     """The command line as a process of its own."""
-    from bench.terminal.output import outlive_readers
+    from bench.engines.output import outlive_readers
 
     outlive_readers()
     sys.meta_path.insert(0, _WithoutPandas())

@@ -21,7 +21,7 @@ ONLY_IN = {
         "bench.storing.rules",
         "bench.storing.validation",
         "bench.store",
-        "bench.yardsticks",
+        "bench.commands.yardsticks",
         "bench.advising.tables",
         "analysis.loading.rules",
         "analysis.loading.validation",
@@ -78,10 +78,10 @@ def test_package_files_are_empty(package: str) -> None:
 def test_what_stands_on_both_sides_of_the_wall_is_the_same() -> None:
     """`analysis` cannot import it from `bench`: a change of one is made to the other."""
     ours, theirs = (
-        (ROOT / wing / "output.py").read_text(encoding="utf-8") for wing in ("bench/terminal", "analysis/reporting")
+        (ROOT / wing / "output.py").read_text(encoding="utf-8") for wing in ("bench/engines", "analysis/reporting")
     )
-    assert ours.count("`analysis.reporting.output`") == theirs.count("`bench.terminal.output`") == 1
-    assert ours.replace("`analysis.reporting.output`", "`bench.terminal.output`") == theirs
+    assert ours.count("`analysis.reporting.output`") == theirs.count("`bench.engines.output`") == 1
+    assert ours.replace("`analysis.reporting.output`", "`bench.engines.output`") == theirs
 
 
 def test_tests_have_no_package_files() -> None:

@@ -26,8 +26,8 @@ LONG, TRAINS = "takes minutes, on a machine that does nothing else", "trains for
 GPU = "needs a GPU, or what the commands above it wrote on one"
 RUNS_THIS = "is what runs this test"
 CLUSTER = "has daemons stay; tests/bench/engines/test_cluster.py has a cluster of its own"
-SHARED = "needs folders of other machines; tests/bench/test_merge.py has some"
-MODEL = "needs a model of the reader's; tests/bench/test_advise.py has some"
+SHARED = "needs folders of other machines; tests/bench/commands/test_merge.py has some"
+MODEL = "needs a model of the reader's; tests/bench/commands/test_advise.py has some"
 NOT_RUN = {
     "python -m pip install nox && nox -s sweep": (
         "installs, and times and trains for 5 minutes; a tiny sweep is run below"
@@ -55,7 +55,7 @@ NOT_RUN = {
     "nox -s sanitize": LONG,
     "nox -s sanitize -- -k sdd": LONG,
     "nox -s cuda": LONG,
-    "nox -s gpu": "compiles kernels for minutes, asks the package index; tests/bench/test_bundle.py has a small one",
+    "nox -s gpu": "minutes of compiling, asks the package index; tests/bench/commands/test_bundle.py has a small one",
     "nox -s emulate": LONG,
     "nox -s lock": "asks the package index of today, whose answer is not that of the day before",
     "python -m bench run wikitext2_small": TRAINS,
@@ -67,7 +67,7 @@ NOT_RUN = {
     "ray start --address 10.0.0.1:6379": CLUSTER,
     "python -m bench run mine.toml --engine ray --address auto": CLUSTER,
     "python -m bench compare gemm results/reference/gemm": (
-        "compares results of one's own; tests/analysis/test_versus.py has some"
+        "compares results of one's own; tests/analysis/commands/test_versus.py has some"
     ),
     "python -m bench run mine.toml --results /shared/results --share": SHARED,
     "python -m bench run mine.toml --shard 1/2": SHARED,

@@ -17,10 +17,10 @@ import pandas as pd
 from analysis.awd.lines import DENSE, FOUR, GRADUAL, PRE, Line, Row
 from analysis.load import REFERENCE, records, reference_folder
 from analysis.loading.schema import BadInputError
-from analysis.realised import over_seeds
 from analysis.runs import lstm_weights, threshold, trained
 from analysis.stats import Comparison, Estimate
 from analysis.study import Part, Study, not_run, read
+from analysis.studying.realised import over_seeds
 
 SWEEPS = ("paper", "best", "wide")
 SMALL = "_small"

@@ -13,10 +13,10 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from analysis.figures import style
 from analysis.load import records
-from analysis.methods import FLOAT_BYTES, at_a_target, has_classes
 from analysis.runs import by_scales, by_threshold, is_dense
 from analysis.stats import Estimate
 from analysis.study import Part
+from analysis.studying.methods import FLOAT_BYTES, at_a_target, has_classes
 
 UNSTRUCTURED = "block 1: unstructured"
 

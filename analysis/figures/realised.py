@@ -15,10 +15,10 @@ from matplotlib.patches import Patch
 from analysis.figures import style
 from analysis.figures.panels import panels
 from analysis.load import records
-from analysis.realised import layers_speedup, probes
 from analysis.runs import SETTING, wanted
 from analysis.stats import Estimate, factor, times
 from analysis.study import Part
+from analysis.studying.realised import layers_speedup, probes
 
 MAX_RUNS = 3
 TICK = {"markersize": 12, "markeredgewidth": 2.5}

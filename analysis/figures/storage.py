@@ -9,11 +9,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis import compare, storage
+from analysis import compare
 from analysis.figures import style
 from analysis.figures.panels import not_measured, nothing_measured
 from analysis.load import one_of, records
 from analysis.study import Part
+from analysis.studying import storage
 
 SHARES = np.linspace(0.0, 0.999, 400)
 MARGIN = 1.25  # of an axis, beyond what is drawn

@@ -3,7 +3,7 @@
 A pipe that was closed, a full disk, a stream that was closed from the start and an encoding without a character are
 each the reader's loss alone, unless a command makes nothing else (`lost_text`). A reader who stops reading, as a
 pager or a terminal that stands still, is waited for, but not by a command that runs cells (`be_hasty`).
-`bench.terminal.output` is the same on the other side of the parquet wall.
+`bench.engines.output` is the same on the other side of the parquet wall.
 """
 
 from __future__ import annotations

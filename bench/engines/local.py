@@ -23,11 +23,11 @@ from pebble import CONSTS, ProcessExpired, ProcessPool
 
 from bench.cells import Cell, Progress, Row, Tell
 from bench.engines.families import Interrupts, children, end_children, kill_groups, lead
+from bench.engines.output import PATIENCE, outlive_readers
 from bench.engines.starts import Starts, be_ready, take_up
 from bench.measuring.causes import one_line, status_of
 from bench.measuring.machine import physical_cores
 from bench.measuring.peaks import forget, peaks
-from bench.terminal.output import PATIENCE, outlive_readers
 from bench.training.checkpoint import Checkpoints
 from kernels.system.temporary import temporary_folder
 from kernels.system.threads import in_force

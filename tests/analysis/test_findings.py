@@ -10,8 +10,8 @@ import pytest
 
 from analysis.findings import findings
 from analysis.load import TABLES
-from analysis.realised import realised
 from analysis.stats import times
+from analysis.studying.realised import realised
 from bench.cells import GemmCell, LstmCell, TrainCell
 
 LINEAR = {"lasso": "subgradient", "schedule": "linear", "target_sparsity": 0.8}

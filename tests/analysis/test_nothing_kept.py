@@ -24,8 +24,8 @@ from analysis import report, stats, tables, theory
 from analysis.findings import findings
 from analysis.goals import cpu, judge
 from analysis.load import TABLES
-from analysis.realised import amdahl, over_seeds
 from analysis.reporting.execution import NOTEBOOKS
+from analysis.studying.realised import amdahl, over_seeds
 from bench.cells import TrainCell
 
 pytestmark = pytest.mark.examples  # they draw, or read all that is committed

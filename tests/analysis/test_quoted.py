@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import methods, realised, stats, study, theory
+from analysis import stats, study, theory
 from analysis.awd import answers, equal
 from analysis.awd.lines import FOUR
 from analysis.goals import cpu, judge
@@ -28,6 +28,7 @@ from analysis.load import REFERENCE, records
 from analysis.runs import pooled
 from analysis.stats import Estimate, change
 from analysis.study import Part, Study
+from analysis.studying import methods, realised
 
 pytestmark = pytest.mark.examples  # they draw, or read all that is committed
 

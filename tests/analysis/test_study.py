@@ -11,10 +11,10 @@ import pytest
 
 from analysis import load, study
 from analysis.load import TABLES
-from analysis.realised import realised
 from analysis.report import write_figures, write_report
 from analysis.reporting import sections
 from analysis.runs import runs
+from analysis.studying.realised import realised
 from bench.cells import LstmCell
 
 Sweep = Callable[..., Path]

@@ -27,7 +27,13 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-IMPORTED = ["torch._dynamo", "bench.campaign", "bench.timing", "bench.train", "work"]  # torch.optim imports _dynamo
+IMPORTED = [
+    "torch._dynamo",
+    "bench.commands.campaign",
+    "bench.timing",
+    "bench.train",
+    "work",
+]  # torch.optim imports _dynamo
 
 
 class Forked:

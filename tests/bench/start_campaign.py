@@ -12,10 +12,10 @@ from typing import Any
 
 import work
 
-import bench.campaign
+import bench.commands.campaign
 import bench.engines.driver
-from bench.campaign import run_campaign
 from bench.cells import Cell
+from bench.commands.campaign import run_campaign
 from bench.engines.driver import Terms
 from bench.engines.local import Tell
 from bench.measuring.machine import source_hash
@@ -37,7 +37,7 @@ def slow_checks(cell: Cell, tell: Tell) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     bench.engines.driver.facts = lambda _: {"source_hash": source_hash()}  # torch is slow to import
-    bench.campaign.check_datasets = lambda *_: None
+    bench.commands.campaign.check_datasets = lambda *_: None
     file, out, budget, together, name = [*sys.argv[1:], *("1", "fake")[len(sys.argv) - 4 :]]
     terms = Terms(globals()[name], 1.0 if name == "slow_checks" else 120.0, int(together))
     sys.exit(run_campaign([load(file)], Path(out), float(budget), "cpu", terms=terms))

@@ -18,12 +18,12 @@ from rows import trained
 
 import bench.run
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell, number
+from bench.commands.show import key_figures
 from bench.data.corpus import DataError, Sizes, known_sizes
 from bench.engines.driver import Terms
 from bench.engines.estimate import Pace, rough_seconds, spoken
 from bench.engines.progress import _current
 from bench.run import UnusableError, make_plan, run_sweep, training_workers
-from bench.show import key_figures
 from bench.store import LockedError, Store, Stored
 from bench.sweep import Sweep, load
 

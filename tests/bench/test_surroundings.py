@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from rows import trained
 
-from bench.campaign import run_tuner
 from bench.cells import TrainCell
+from bench.commands.campaign import run_tuner
 from bench.data.corpus import load_corpus
 from bench.measuring import machine
 from bench.measuring.machine import revision, source_hash
@@ -52,7 +52,7 @@ def test_a_run_goes_on_without_its_reader_and_ends_with_its_own_status(tmp_path:
 ENCODINGS = """
 import io, os, sys
 from bench.__main__ import app
-from bench.terminal.output import outlive_readers
+from bench.engines.output import outlive_readers
 for encoding in ("ascii", "cp1252", "utf-8"):
     for name, number in (("stdout", 1), ("stderr", 2)):
         setattr(sys, name, io.TextIOWrapper(os.fdopen(os.dup(number), "wb"), encoding=encoding, errors="strict"))
@@ -126,7 +126,7 @@ for cell in cells:
     rows = measure(cell, lambda _: None)
     assert rows[-1]["status"] == "ok", rows[-1]
 os.environ["BENCH_DATA_DIR"] = "~/data"
-from bench.doctor import _datasets
+from bench.commands.doctor import _datasets
 print(dict(_datasets()))
 """
     done = _python(code, tmp_path, TMPDIR=str(tmp_path))

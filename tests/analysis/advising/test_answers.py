@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis import advice, compare, theory
+from analysis import compare, theory
 from analysis.advising import references, stored, words
 from analysis.advising.answers import Answer, answer, as_json
+from analysis.commands import advice
 from analysis.loading.schema import BadInputError
 from bench.advising import tables
 from bench.advising.layers import Layer, Setting, in_order_of_worth, of_lstm, of_shape, timing

@@ -16,8 +16,8 @@ import torch
 import typer
 
 from bench.__main__ import ENVIRONMENT, columns
-from bench.campaign import run_tuner
 from bench.cells import TrainCell
+from bench.commands.campaign import run_tuner
 from bench.engines.origin import origin
 from bench.models.registry import MODELS
 from bench.pruning.finalize import FinalModel, finalize
@@ -145,7 +145,7 @@ def test_links_to_files_and_what_is_not_there_are_no_hindrance(tmp_path: Path) -
 
 
 def test_the_doctor_goes_on_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import doctor
+    from bench.commands import doctor
     from bench.training import paths
 
     def refuse(*_: Any) -> Path:

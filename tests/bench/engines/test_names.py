@@ -11,10 +11,10 @@ import pytest
 import work
 from rows import ended_ok, timed
 
-import bench.campaign
+import bench.commands.campaign
 import bench.engines.driver
 from bench.__main__ import app
-from bench.campaign import run_campaign
+from bench.commands.campaign import run_campaign
 from bench.engines.driver import Terms
 from bench.engines.origin import ORIGIN, RETIRED
 from bench.run import make_plan, run_sweep
@@ -131,7 +131,7 @@ def campaign(
 ) -> Callable[..., tuple[str, list[int]]]:
     """campaign(file, folder) -> (what is said, seeds of the table that is left); stand-in work."""
     monkeypatch.setattr(bench.engines.driver, "facts", lambda _: PROVENANCE)
-    monkeypatch.setattr(bench.campaign, "check_datasets", lambda *_: None)
+    monkeypatch.setattr(bench.commands.campaign, "check_datasets", lambda *_: None)
 
     def call(file: Path, out: str = "out", **more: Any) -> tuple[str, list[int]]:
         capsys.readouterr()
@@ -221,7 +221,7 @@ def test_a_cell_of_several_sweeps_runs_once_and_is_stored_for_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench.engines.driver, "facts", lambda _: PROVENANCE)
-    monkeypatch.setattr(bench.campaign, "check_datasets", lambda *_: None)
+    monkeypatch.setattr(bench.commands.campaign, "check_datasets", lambda *_: None)
     content = {"one": (1, 2, 2), "two": (2, 3), "three": (3, 1)}
     files = {name: sweep_file(tmp_path / f"{name}.toml", *seeds, kind="train") for name, seeds in content.items()}
     out = tmp_path / "out"

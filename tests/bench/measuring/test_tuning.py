@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bench.campaign import _is_stale, run_tuner, tune_cells, winner
 from bench.cells import TuneCell
+from bench.commands.campaign import _is_stale, run_tuner, tune_cells, winner
 from bench.engines.driver import Terms
 from bench.measuring import tuning
 from bench.measuring.machine import source_hash

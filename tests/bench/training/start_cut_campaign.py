@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import bench.engines.driver
-from bench.campaign import run_campaign
+from bench.commands.campaign import run_campaign
 from bench.sweep import load
 
 if __name__ == "__main__":

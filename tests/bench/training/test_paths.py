@@ -17,7 +17,7 @@ import torch
 from rows import silent
 
 from bench.cells import TrainCell
-from bench.doctor import findings
+from bench.commands.doctor import findings
 from bench.models.registry import MODELS
 from bench.pruning.pruner import Pruner
 from bench.train import train_cell

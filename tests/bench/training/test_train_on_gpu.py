@@ -17,8 +17,8 @@ from twins import masks, twins
 from twins import train as train_layer
 
 from bench import train
-from bench.campaign import run_campaign
 from bench.cells import TrainCell
+from bench.commands.campaign import run_campaign
 from bench.engines.driver import Terms
 from bench.storing.tables import Tables
 from bench.sweep import load

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-import bench.campaign
+import bench.commands.campaign
 import bench.run
 from bench.__main__ import app
 from bench.engines.driver import Ended, Terms
@@ -89,7 +89,7 @@ ELSEWHERE = {  # test_merge.py, test_advise.py, test_altered.py, test_bundle.py 
     *((command, "--plugin") for command in PLUGGED),  # tests/test_plugins.py
     *((command, option) for command in ("plan", "run", "show") for option in ("--set", "--only")),
     *((command, "--json") for command in ("list", "plan", "show", "doctor")),
-    *(("show", "--csv"), ("compare", "--json"), ("compare", "--results")),  # tests/analysis/test_versus.py
+    *(("show", "--csv"), ("compare", "--json"), ("compare", "--results")),  # tests/analysis/commands/test_versus.py
     *(("advise", f"--{name}") for name in ADVISE),
     *(("plan", "--shard"), ("run", "--shard"), ("run", "--mirror"), ("merge", "--results")),
     *(("run", "--address"), ("run", "--slurm"), ("bundle", "--out"), ("expected", "--out")),
@@ -124,8 +124,8 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(bench.run, "run_sweep", record)
     monkeypatch.setattr(bench.run, "run_jobs_of", record)
     monkeypatch.setattr(bench.run, "make_plan", lambda *_, **__: Nothing())
-    monkeypatch.setattr(bench.campaign, "run_campaign", record)
-    monkeypatch.setattr(bench.campaign, "run_tuner", record)
+    monkeypatch.setattr(bench.commands.campaign, "run_campaign", record)
+    monkeypatch.setattr(bench.commands.campaign, "run_tuner", record)
     return calls
 
 
@@ -210,7 +210,7 @@ def test_a_path_that_cannot_be_used_is_one_line(
     """Nothing is measured here; the rest is real."""
     if state == "shut" and (os.name != "posix" or os.geteuid() == 0):
         pytest.skip("needs a user who may not read everything")
-    for module in (bench.campaign, bench.run):
+    for module in (bench.commands.campaign, bench.run):
         monkeypatch.setattr(module, "run_jobs", lambda *_, **__: Ended([], False))
     monkeypatch.setattr(bench.run, "_summary", lambda *_: 0)
     path, wanted = made(state, tmp_path), PATHS[command, option][STATES.index(state)]
@@ -246,10 +246,10 @@ def test_a_campaign_from_python_does_not_pass_over_a_missing_folder(tmp_path: Pa
     file = tmp_path / "one.toml"
     file.write_text('kind = "gemm"\n[base]\nbackend = "reference"\n')
     with pytest.raises(FileNotFoundError):
-        bench.campaign.run_campaign([load(file)], tmp_path / "out", 9.0, "cpu", tmp_path / "missing")
+        bench.commands.campaign.run_campaign([load(file)], tmp_path / "out", 9.0, "cpu", tmp_path / "missing")
     (tmp_path / "tuned.json").mkdir()
     with pytest.raises(FileExistsError, match=r"tuned\.json is a folder"):
-        bench.campaign.run_tuner([load(file)], tmp_path / "tuned.json", 9.0, "cpu")
+        bench.commands.campaign.run_tuner([load(file)], tmp_path / "tuned.json", 9.0, "cpu")
     assert not (tmp_path / "out").exists()
 
 

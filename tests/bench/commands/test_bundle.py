@@ -13,13 +13,13 @@ import pytest
 from nvrtc import needs_nvrtc
 from rows import timed
 
-import bench.campaign
+import bench.commands.campaign
 import bench.engines.driver
-from bench import bundle
 from bench.__main__ import app
-from bench.bundle import MOST_FILES, commands, cubins, locked_versions, make, variants, wheels
-from bench.campaign import run_campaign, run_tuner
 from bench.cells import Cell, TuneCell
+from bench.commands import bundle
+from bench.commands.bundle import MOST_FILES, commands, cubins, locked_versions, make, variants, wheels
+from bench.commands.campaign import run_campaign, run_tuner
 from bench.engines.driver import Terms
 from bench.engines.local import Ending
 from bench.measuring import smoke
@@ -108,7 +108,7 @@ def test_every_command_is_one_that_the_suite_has(tmp_path: Path, monkeypatch: py
     (tmp_path / "gpu" / "earlier").mkdir(parents=True)
     given: list[tuple[Any, ...]] = []
     for name in ("run_campaign", "run_tuner"):
-        monkeypatch.setattr(bench.campaign, name, lambda *each: given.append(each) or 0)
+        monkeypatch.setattr(bench.commands.campaign, name, lambda *each: given.append(each) or 0)
     for line in commands(str(tmp_path / "gpu"), ["gemm_gpu", "lstm_gpu"]):
         for part in re.findall(r"python -m bench (?:campaign|tune)[^;|)]*", line):
             with pytest.raises(SystemExit) as ended:
@@ -147,8 +147,8 @@ class PretendedGpu:
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], PretendedGpu]:
-    monkeypatch.setattr(bench.campaign, "require_device", lambda _: None)
-    monkeypatch.setattr(bench.campaign, "machine", lambda _: "0123abcd")
+    monkeypatch.setattr(bench.commands.campaign, "require_device", lambda _: None)
+    monkeypatch.setattr(bench.commands.campaign, "machine", lambda _: "0123abcd")
     facts = {"source_hash": source_hash(), "machine": "0123abcd", "device_name": "Pretended", "torch": "2.13"}
     monkeypatch.setattr(bench.engines.driver, "facts", lambda _: facts)
     return PretendedGpu

@@ -7,11 +7,12 @@ import math
 import pandas as pd
 import pytest
 
-from analysis import methods, study
+from analysis import study
 from analysis.figures import methods as figures
 from analysis.load import REFERENCE, records
 from analysis.stats import Estimate
 from analysis.study import Part
+from analysis.studying import methods
 from analysis.tables import methods_table
 
 PLACE = (8, 0.95)

@@ -18,22 +18,22 @@ import typer
 import work
 
 from bench import store as storing
-from bench.campaign import run_campaign
 from bench.cells import Cell, GemmCell, TrainCell
+from bench.commands.campaign import run_campaign
+from bench.commands.fsck import check
+from bench.commands.merge import merge
+from bench.commands.options import shard
 from bench.engines.driver import LeftError, Terms
-from bench.fsck import check
-from bench.merge import merge
 from bench.run import Shard, UnusableError, _Shelf, make_plan, run_sweep
 from bench.store import LockedError, Store, locked
 from bench.storing import claims as claiming
 from bench.storing.claims import Claims
 from bench.storing.mirror import Mirror
 from bench.sweep import Sweep, load
-from bench.terminal.options import shard
 from kernels.system.resources import ResourceError
 
-ROOT = Path(__file__).parents[2]
-START = Path(__file__).parent / "start.py"
+ROOT = Path(__file__).parents[3]
+START = Path(__file__).parents[1] / "start.py"
 PROVENANCE = {"started_at": "2026-01-01", "cell_seconds": 1.0, "device_name": "one", "torch": "2", "machine": "0" * 8}
 
 
@@ -160,7 +160,7 @@ def test_a_campaign_times_on_one_machine_unasked(tmp_path: Path, monkeypatch: py
     terms = Terms(work=work.end_well)
     few = sweep_of(*TRAINED.cells, GemmCell(seed=0, backend="dense"))
     assert run_campaign([few], tmp_path, 1000.0, "cpu", terms=terms) == 0
-    monkeypatch.setattr("bench.campaign.machine", lambda _: "another")
+    monkeypatch.setattr("bench.commands.campaign.machine", lambda _: "another")
     more = sweep_of(*few.cells, GemmCell(seed=1, backend="dense"))
     with pytest.raises(UnusableError, match="1 timing stored on another machine or with other libraries"):
         run_campaign([more], tmp_path, 1000.0, "cpu", terms=terms)

@@ -13,7 +13,7 @@ from analysis.advising import words
 from analysis.advising.answers import Answer, answer, as_json
 from analysis.advising.references import Cost, costs
 from analysis.advising.stored import in_checkout, read
-from analysis.reporting.screen import print_table
+from analysis.commands.screen import print_table
 from analysis.reporting.sections import Section, sections, shown
 from analysis.study import Study
 

@@ -12,8 +12,8 @@ import pytest
 
 from analysis import study, tables
 from analysis.figures import realised as realised_figures
-from analysis.realised import COLUMNS, _shorter, amdahl, over_seeds, probes, realised
 from analysis.stats import integral_ratio, step_weights
+from analysis.studying.realised import COLUMNS, _shorter, amdahl, over_seeds, probes, realised
 from bench.cells import TrainCell
 
 CUBIC = {"schedule": "cubic", "target_sparsity": 0.8}

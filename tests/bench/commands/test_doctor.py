@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import doctor
+from bench.commands import doctor
 
 
 @pytest.mark.parametrize(

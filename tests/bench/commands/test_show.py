@@ -12,12 +12,12 @@ import pytest
 import work
 from commands import command
 
+from bench.commands.show import as_csv, as_json, listed, planned
 from bench.engines.driver import Terms
 from bench.run import make_plan, run_sweep
-from bench.show import as_csv, as_json, listed, planned
 from bench.sweep import Sweep, load, names
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FILE = 'kind = "gemm"\n[base]\nm = 64\nk = 64\nn = 4\nthreads = 1\n[axes]\nblock_size = [8, 16]\n'
 
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from bench.counting.ngrams import CHURCH_GALE, KNESER_NEY, WITTEN_BELL, perplexities, probabilities, unigram_perplexity
+from bench.commands.ngrams import CHURCH_GALE, KNESER_NEY, WITTEN_BELL, perplexities, probabilities, unigram_perplexity
 
 TEXT = np.array([0, 1, 0, 1, 2, 0, 1])  # a b a b c a b
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from bench.cells import is_training
-from bench.counting.ngrams import HALF_ADDED, KNESER_NEY, WITTEN_BELL, Smoothing, perplexities, unigram_perplexity
+from bench.commands.ngrams import HALF_ADDED, KNESER_NEY, WITTEN_BELL, Smoothing, perplexities, unigram_perplexity
 from bench.data.corpus import Corpus, data_dir, load_corpus
 from bench.data.text import Source
 from bench.measuring.machine import revision, source_hash
@@ -148,7 +148,7 @@ def _measured(text: Text, corpus: Corpus) -> list[dict[str, Any]]:
         "schema_version": SCHEMA_VERSION,
         "commit": commit,
         "dirty": dirty,
-        "source_hash": source_hash("bench/counting", "bench/data", "bench/yardsticks.py"),
+        "source_hash": source_hash("bench/commands/ngrams.py", "bench/commands/yardsticks.py", "bench/data"),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "started_at": began.isoformat(timespec="seconds"),

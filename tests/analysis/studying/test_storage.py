@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import storage, study, theory
+from analysis import study, theory
 from analysis.findings import findings
 from analysis.load import records
+from analysis.studying import storage
 from analysis.tables import STORAGE, storage_table
 from bench.cells import StorageCell
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SWEEP = """
 kind = "storage"
 [base]

@@ -12,12 +12,12 @@ import pytest
 from commands import command
 from rich.console import Console
 
-from analysis import versus
+from analysis.commands import versus
 from analysis.load import REFERENCE
 from analysis.loading.schema import BadInputError
 from analysis.study import Study, read
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def study(name: str, **tables: pd.DataFrame) -> Study:

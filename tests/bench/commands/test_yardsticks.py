@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import typer.testing
 
-from bench import sweep, yardsticks
+from bench import sweep
 from bench.__main__ import app
+from bench.commands import yardsticks
 from bench.data.corpus import Corpus, load_corpus
 from bench.schema import Column
 from bench.storing.parquet import DamagedError, from_parquet, read_table
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 SWEEP = """
 kind = "train"

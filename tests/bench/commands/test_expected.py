@@ -9,8 +9,17 @@ import pytest
 import torch
 
 from analysis.goals.expected import expected_table, said
-from bench import expected
-from bench.expected import BLOCKS, MULTIPROCESSORS, SPARSITIES, estimates, in_turns, longest_first, tile_seconds, write
+from bench.commands import expected
+from bench.commands.expected import (
+    BLOCKS,
+    MULTIPROCESSORS,
+    SPARSITIES,
+    estimates,
+    in_turns,
+    longest_first,
+    tile_seconds,
+    write,
+)
 from kernels.blockmask import BlockMask
 from kernels.cuda.wgmma import default_tile
 
@@ -48,7 +57,7 @@ def test_memory_of_an_h100_ends_nine_tenths_near_four_fifths() -> None:
 def test_what_is_written_is_what_notebook_4_shows(tmp_path: Path) -> None:
     write(tmp_path / "expected.json", list(estimates((128,), (0.9,))))
     ours = json.loads((tmp_path / "expected.json").read_text())
-    committed = json.loads((Path(expected.__file__).parents[1] / "analysis/goals/expected.json").read_text())
+    committed = json.loads((Path(expected.__file__).parents[2] / "analysis/goals/expected.json").read_text())
     assert ours.keys() == committed.keys() and ours["assumed"] == committed["assumed"]
     assert ours["estimates"][0].keys() == committed["estimates"][0].keys()
     told = [(each["block_size"], each["sparsity"]) for each in committed["estimates"]]

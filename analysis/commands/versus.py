@@ -19,15 +19,15 @@ import pandas as pd
 from rich.console import Console
 
 from analysis import report, stats
+from analysis.commands.screen import print_table
 from analysis.compare import LAYER_SIDES, SHAPE, layer_name, shape_name
 from analysis.load import one_of, records
 from analysis.loading.schema import BadInputError, columns
-from analysis.methods import with_errors
-from analysis.reporting.screen import print_table
 from analysis.reporting.sections import Section, shown
 from analysis.runs import SETTING
 from analysis.stats import ERROR_RATE, Estimate, holm, ratio_interval, times
 from analysis.study import Study
+from analysis.studying.methods import with_errors
 
 OVER = ("backend", "baseline", "device")  # what two folders may differ in as a whole, and still be paired
 ALONE = ("machine", "timer", "math")  # of which each folder must have one

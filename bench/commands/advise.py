@@ -26,8 +26,8 @@ from bench.advising.layers import (
     require_candidates,
 )
 from bench.cells import number
+from bench.commands.analysed import analysed
 from bench.sweep import Sweep
-from bench.terminal.analysed import analysed
 
 if TYPE_CHECKING:
     from bench.advising.modules import Made
@@ -183,7 +183,7 @@ def measure(asked: Asked, subject: Subject) -> int:
     Raises UnusableError, LockedError or OSError where the environment is at fault.
     """
     from bench.advising import tables
-    from bench.campaign import is_finished, require_one_machine
+    from bench.commands.campaign import is_finished, require_one_machine
     from bench.engines.driver import Job, say
     from bench.engines.origin import Kept
     from bench.run import counted, failures

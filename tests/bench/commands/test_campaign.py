@@ -21,15 +21,15 @@ import pytest
 from forked import Forked, gone
 from rows import timed
 
-from bench.campaign import Campaign, checks_for, is_finished, verdict
 from bench.cells import Cell, CheckCell, GemmCell, LstmCell, TrainCell
+from bench.commands.campaign import Campaign, checks_for, is_finished, verdict
 from bench.measuring.machine import source_hash
 from bench.storing.parquet import checksum_line, checksum_of, from_parquet
 from bench.storing.tables import Tables
 from bench.sweep import load
 
-ROOT = Path(__file__).parents[2]
-START = Path(__file__).parent / "start_campaign.py"
+ROOT = Path(__file__).parents[3]
+START = Path(__file__).parents[1] / "start_campaign.py"
 
 SWEEP = """
 [[grids]]
