@@ -19,7 +19,7 @@ from kernels.cuda.products import kept_pattern, pattern_for
 from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
 from kernels.native import products as native_products
-from kernels.products import How, NativeProducts, our_dsd, product, recorded, writable
+from kernels.products import NativeProducts, Registered, product, recorded, writable
 from kernels.products import dsd as dsd
 from kernels.products import sdd as sdd
 from kernels.system.resources import UnsupportedError
@@ -145,18 +145,18 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
         raise ValueError(f"the weight is on {data.device} and x on {device}; they must be on one device")
     seen = watched(data, x)
     if not seen and kernel in ("auto", "cuda") and (pattern := kept_pattern(weight, dtype, device)) is not None:
-        return our_dsd(pattern, data, x)
+        return product(pattern, data, x)
     chosen = kernel_for(kernel, dtype, device, **_sizes(weight))
     if not seen and chosen == "cuda":
-        return our_dsd(pattern_for(weight), data, x)
+        return product(pattern_for(weight), data, x)
     if not seen and chosen == "native":
         if recorded(data, x):
-            return our_dsd(NativeProducts(weight.index, weight.block_size), data, x)
+            return product(NativeProducts(weight.index, weight.block_size), data, x)
         if frozen:
             return native_products.frozen_dsd(weight, x)
         lies = not native_products.by_rows(x)
         return native_products.dsd(native_products.packed(weight, shape[1], lies=lies), x)
-    return product(data, x, How(weight.index, False, chosen))
+    return product(Registered(weight.index, chosen), data, x)
 
 
 def block_sparse_linear(x: Tensor, weight: BSRMatrix, bias: Tensor | None = None, kernel: str = "auto") -> Tensor:

@@ -124,111 +124,52 @@ def _(
     return x.new_empty(indices.shape[0], size, size)
 
 
-Grads = tuple[Tensor | None, Tensor | None]
-
-
-@dataclass(slots=True)
-class How:
-    """What a product is told besides its operands. A transform of torch.func does not look inside."""
-
-    index: BSRIndex
-    transposed: bool
-    kernel: str
-
-
-def product(data: Tensor, x: Tensor, how: How) -> Tensor:
-    """`dsd`, with every derivative that is asked for. data: [nnzb, b, b], x: [k, n]."""
-    if transformed():
-        found: Tensor = TransformedDsd.apply(data, x, how)  # type: ignore[no-untyped-call]
-    else:
-        found = dsd(data, *how.index, x, how.transposed, how.kernel)
-    return found
-
-
-def sampled(grad: Tensor, x: Tensor, how: How) -> Tensor:
-    """`sdd` likewise. grad: [m, n], x: [k, n]."""
-    if transformed():
-        found: Tensor = TransformedSdd.apply(grad, x, how)  # type: ignore[no-untyped-call]
-    else:
-        found = sdd(grad, x, *how.index, how.kernel)
-    return found
-
-
-def conjugate(x: Tensor) -> Tensor:
-    """`x` as the derivative of a product has it."""
-    return x.conj() if x.is_complex() else x
-
-
-def _dsd_grads(
-    wanted: Sequence[bool],
-    data: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    index: Sequence[Tensor],
-    transposed: bool,
-    kernel: str,
-) -> Grads:
-    """Of data and x."""
-    how = How(BSRIndex(*index), not transposed, kernel)
-    left, right = (conjugate(x), grad) if transposed else (grad, conjugate(x))
-    grad_data = sampled(left, right, how) if wanted[0] else None
-    return grad_data, product(conjugate(data), grad, how) if wanted[1] else None
-
-
-def _sdd_grads(
-    wanted: Sequence[bool], grad_data: Tensor, grad: Tensor, x: Tensor, index: Sequence[Tensor], kernel: str
-) -> Grads:
-    """Of grad and x."""
-    ahead, back = (How(BSRIndex(*index), transposed, kernel) for transposed in (False, True))
-    grad_grad = product(grad_data, conjugate(x), ahead) if wanted[0] else None
-    return grad_grad, product(grad_data, conjugate(grad), back) if wanted[1] else None
-
-
-def _save_dsd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs[:8])
-    ctx.transposed, ctx.kernel = inputs[8:]
-
-
-def _dsd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (data, *index, x), needs = ctx.saved_tensors, ctx.needs_input_grad
-    grad_data, grad_x = _dsd_grads((needs[0], needs[7]), data, x, grad, index, ctx.transposed, ctx.kernel)
-    return grad_data, *[None] * 6, grad_x, None, None
-
-
-def _save_sdd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs[:8])
-    ctx.kernel = inputs[8]
-
-
-def _sdd_backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:
-    grad, x, *index = ctx.saved_tensors
-    return *_sdd_grads(ctx.needs_input_grad, grad_data, grad, x, index, ctx.kernel), *[None] * 7
-
-
-dsd.register_autograd(_dsd_backward, setup_context=_save_dsd)
-sdd.register_autograd(_sdd_backward, setup_context=_save_sdd)
-
-
-def recorded(*tensors: Tensor) -> bool:
-    """Whether autograd will want a way back."""
-    if is_grad_enabled():
-        for each in tensors:  # a generator takes as long as all the rest
-            if each.requires_grad:
-                return True
-    return False
-
-
-class Ours(Protocol):
-    """Products by one of our own kernels with a pattern of blocks, past torch's dispatcher."""
+class Products(Protocol):
+    """Products with one pattern of blocks, by whichever kernel."""
 
     index: BSRIndex
 
     @property
     def kernel(self) -> str: ...
 
-    def dsd(self, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor: ...
+    def dsd(self, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
+        """W x, or W^T x if `transposed`: [m, n] in the memory order of x. data: [nnzb, b, b]; x: [k, n]."""
 
-    def sdd(self, grad: Tensor, x: Tensor) -> Tensor: ...
+    def sdd(self, grad: Tensor, x: Tensor) -> Tensor:
+        """The kept blocks of grad @ x^T: [nnzb, b, b]. grad: [m, n], x: [k, n]."""
+
+
+@dataclass(slots=True)
+class Registered:
+    """`Products` as torch's operators, which whatever watches can see; tens of microseconds slower than others."""
+
+    index: BSRIndex
+    kernel: str
+
+    def dsd(self, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
+        found: Tensor = dsd(data, *self.index, x, transposed, self.kernel)
+        return found
+
+    def sdd(self, grad: Tensor, x: Tensor) -> Tensor:
+        found: Tensor = sdd(grad, x, *self.index, self.kernel)
+        return found
+
+
+@dataclass(slots=True)
+class NativeProducts:
+    """`Products` on the CPU. block_size: what a product sampled at blocks is asked for; values have theirs."""
+
+    index: BSRIndex
+    block_size: int = 0
+    kernel = "native"
+
+    def dsd(self, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
+        lies = not native_products.by_rows(x)
+        matrix = native_products.pack(data, self.index, x.shape[1], transposed, lies=lies)
+        return _no_view(native_products.dsd(matrix, x))
+
+    def sdd(self, grad: Tensor, x: Tensor) -> Tensor:
+        return native_products.sdd(grad, x, self.index, self.block_size)
 
 
 def _no_view(y: Tensor) -> Tensor:
@@ -243,81 +184,190 @@ def _no_view(y: Tensor) -> Tensor:
     return made
 
 
-@dataclass(slots=True)
-class NativeProducts:
-    """`Ours` on the CPU. block_size: what a product sampled at blocks is asked for; values have theirs."""
-
-    index: BSRIndex
-    block_size: int = 0
-    kernel = "native"
-
-    def dsd(self, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
-        """W x, or W^T x if `transposed`: [m, n] in the memory order of x. data: [nnzb, b, b]; x: [k, n]."""
-        lies = not native_products.by_rows(x)
-        matrix = native_products.pack(data, self.index, x.shape[1], transposed, lies=lies)
-        return _no_view(native_products.dsd(matrix, x))
-
-    def sdd(self, grad: Tensor, x: Tensor) -> Tensor:
-        """The kept blocks of grad @ x^T: [nnzb, b, b]. grad: [m, n], x: [k, n]."""
-        return native_products.sdd(grad, x, self.index, self.block_size)
+def recorded(*tensors: Tensor) -> bool:
+    """Whether autograd will want a way back."""
+    if is_grad_enabled():
+        for each in tensors:  # a generator takes as long as all the rest
+            if each.requires_grad:
+                return True
+    return False
 
 
-class RecordedDsd(torch.autograd.Function):
-    """`dsd` by our kernels past torch's dispatcher, which takes up to ten times as long as they do."""
+def product(by: Products, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
+    """`by.dsd`, with every derivative that is asked for. Nothing may be `watched` unless `by` is `Registered`."""
+    if type(by) is Registered:
+        if transformed():
+            found: Tensor = Dsd.apply(data, x, by, transposed)  # type: ignore[no-untyped-call]
+            return found
+    elif recorded(data, x):
+        return _record_dsd(data, x, by, transposed)
+    return by.dsd(data, x, transposed)
+
+
+def sampled(by: Products, grad: Tensor, x: Tensor) -> Tensor:
+    """`by.sdd` likewise."""
+    if type(by) is Registered:
+        if transformed():
+            found: Tensor = Sdd.apply(grad, x, by)  # type: ignore[no-untyped-call]
+            return found
+    elif recorded(grad, x):
+        return _record_sdd(grad, x, by)
+    return by.sdd(grad, x)
+
+
+def conjugate(x: Tensor) -> Tensor:
+    """`x` as the derivative of a product has it."""
+    return x.conj() if x.is_complex() else x
+
+
+Grads = tuple[Tensor | None, Tensor | None]
+
+
+def _dsd_grads(wanted: Sequence[bool], data: Tensor, x: Tensor, grad: Tensor, by: Products, transposed: bool) -> Grads:
+    """Of data and x."""
+    left, right = (conjugate(x), grad) if transposed else (grad, conjugate(x))
+    grad_data = sampled(by, left, right) if wanted[0] else None
+    return grad_data, product(by, conjugate(data), grad, not transposed) if wanted[1] else None
+
+
+def _sdd_grads(wanted: Sequence[bool], grad_data: Tensor, grad: Tensor, x: Tensor, by: Products) -> Grads:
+    """Of grad and x."""
+    grad_grad = product(by, grad_data, conjugate(x)) if wanted[0] else None
+    return grad_grad, product(by, grad_data, conjugate(grad), True) if wanted[1] else None
+
+
+def _save_dsd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[:8])
+    ctx.transposed, ctx.kernel = inputs[8:]
+
+
+def _dsd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (data, *index, x), needs = ctx.saved_tensors, ctx.needs_input_grad
+    by = Registered(BSRIndex(*index), ctx.kernel)
+    grad_data, grad_x = _dsd_grads((needs[0], needs[7]), data, x, grad, by, ctx.transposed)
+    return grad_data, *[None] * 6, grad_x, None, None
+
+
+def _save_sdd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(*inputs[:8])
+    ctx.kernel = inputs[8]
+
+
+def _sdd_backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:
+    grad, x, *index = ctx.saved_tensors
+    by = Registered(BSRIndex(*index), ctx.kernel)
+    return *_sdd_grads(ctx.needs_input_grad, grad_data, grad, x, by), *[None] * 7
+
+
+# Of the operators in a graph that was compiled or exported, which knows nothing of the functions below
+dsd.register_autograd(_dsd_backward, setup_context=_save_dsd)
+sdd.register_autograd(_sdd_backward, setup_context=_save_sdd)
+
+
+def _seen(by: Products, *tensors: Tensor) -> Products:
+    """`by`, or what whatever watches can see on the way back. tensors: the last is the gradient that came."""
+    if type(by) is not Registered and (watched(*tensors) or batched(tensors[-1])):
+        return Registered(by.index, by.kernel)
+    return by
+
+
+class Dsd(torch.autograd.Function):
+    """`Products.dsd`: recorded past torch's dispatcher, or for transforms of torch.func and forward mode, to any order.
+
+    The dispatcher takes up to ten times as long as our kernels do, and has formulas for first derivatives only.
+    """
 
     @staticmethod
-    def forward(ctx: Any, data: Tensor, x: Tensor, pattern: Ours, transposed: bool) -> Tensor:
-        ctx.save_for_backward(data, *pattern.index, x)  # what the operator saves: one may go back the way of the other
-        ctx.how = pattern, transposed
-        return pattern.dsd(data, x, transposed)
+    def forward(data: Tensor, x: Tensor, by: Products, transposed: bool) -> Tensor:
+        return by.dsd(data, x, transposed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Products, bool], output: Tensor) -> None:  # noqa: ARG004
+        data, x, ctx.by, ctx.transposed = inputs
+        if type(ctx.by) is Registered:
+            ctx.save_for_backward(data, x)
+            ctx.save_for_forward(data, x)
+        else:  # what the operator saves: one may go back the way of the other
+            ctx.save_for_backward(data, *ctx.by.index, x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (data, *_, x), (pattern, transposed), wanted = ctx.saved_tensors, ctx.how, ctx.needs_input_grad
-        if watched(data, x, grad) or batched(grad):
-            return (*_dsd_grads(wanted, data, x, grad, pattern.index, transposed, pattern.kernel), None, None)
-        left, right = (x, grad) if transposed else (grad, x)
-        grad_data = our_sdd(pattern, left, right) if wanted[0] else None
-        return grad_data, our_dsd(pattern, data, grad, not transposed) if wanted[1] else None, None, None
-
-
-class RecordedSdd(torch.autograd.Function):
-    """`sdd` likewise."""
+        data, *_, x = ctx.saved_tensors
+        by = _seen(ctx.by, data, x, grad)
+        return (*_dsd_grads(ctx.needs_input_grad, data, x, grad, by, ctx.transposed), None, None)
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, x: Tensor, pattern: Ours) -> Tensor:
-        ctx.save_for_backward(grad, x, *pattern.index)
-        ctx.pattern = pattern
-        return pattern.sdd(grad, x)
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        return _tangent(ctx, lambda data, x: product(ctx.by, data, x, ctx.transposed), tangents)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Sequence[int | None], data: Tensor, x: Tensor, by: Products, transposed: bool
+    ) -> tuple[Tensor, int]:
+        if in_dims[0] is None and in_dims[1] is not None:  # many operands of one matrix are one wide operand
+            columns = x.movedim(in_dims[1], 1)  # [k, batch, n]
+            wide = product(by, data, columns.flatten(1), transposed)
+            return wide.reshape(-1, *columns.shape[1:]), 1
+        return _one_by_one(lambda one, other: product(by, one, other, transposed), info.batch_size, in_dims, data, x)
+
+
+class Sdd(torch.autograd.Function):
+    """`Products.sdd` likewise."""
+
+    @staticmethod
+    def forward(grad: Tensor, x: Tensor, by: Products) -> Tensor:
+        return by.sdd(grad, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Products], output: Tensor) -> None:  # noqa: ARG004
+        grad, x, ctx.by = inputs
+        if type(ctx.by) is Registered:
+            ctx.save_for_backward(grad, x)
+            ctx.save_for_forward(grad, x)
+        else:
+            ctx.save_for_backward(grad, x, *ctx.by.index)
 
     @staticmethod
     def backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:
-        (grad, x, *_), pattern, wanted = ctx.saved_tensors, ctx.pattern, ctx.needs_input_grad
-        if watched(grad_data, grad, x) or batched(grad_data):
-            return (*_sdd_grads(wanted, grad_data, grad, x, pattern.index, pattern.kernel), None)
-        grad_grad = our_dsd(pattern, grad_data, x) if wanted[0] else None
-        return grad_grad, our_dsd(pattern, grad_data, grad, True) if wanted[1] else None, None
+        grad, x, *_ = ctx.saved_tensors
+        by = _seen(ctx.by, grad, x, grad_data)
+        return (*_sdd_grads(ctx.needs_input_grad, grad_data, grad, x, by), None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        return _tangent(ctx, lambda grad, x: sampled(ctx.by, grad, x), tangents)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[int | None], grad: Tensor, x: Tensor, by: Products) -> tuple[Tensor, int]:
+        return _one_by_one(lambda one, other: sampled(by, one, other), info.batch_size, in_dims, grad, x)
 
 
 # What Function.apply ends with; before, it looks for transforms, which `watched` has done
-_record_dsd: Any = super(torch.autograd.Function, RecordedDsd).apply
-_record_sdd: Any = super(torch.autograd.Function, RecordedSdd).apply
+_record_dsd: Callable[..., Tensor] = super(torch.autograd.Function, Dsd).apply
+_record_sdd: Callable[..., Tensor] = super(torch.autograd.Function, Sdd).apply
+
+Bilinear = Callable[[Tensor, Tensor], Tensor]
 
 
-def our_dsd(pattern: Ours, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
-    """`dsd` by our kernels where nothing is `watched`."""
-    if recorded(data, x):
-        product: Tensor = _record_dsd(data, x, pattern, transposed)
-        return product
-    return pattern.dsd(data, x, transposed)
+def _tangent(ctx: Any, call: Bilinear, tangents: Sequence[Tensor | None]) -> Tensor:
+    """Of left times right: that of left times right, and left times that of right."""
+    with forward_ad._set_fwd_grad_enabled(True):  # off in here, so that the tangent would have none of outer levels
+        unpack: Any = forward_ad.unpack_dual
+        left, right = (unpack(each).primal for each in ctx.saved_tensors)
+        parts = [] if tangents[0] is None else [call(tangents[0], right)]
+        parts += [] if tangents[1] is None else [call(left, tangents[1])]
+        return sum(parts[1:], parts[0])
 
 
-def our_sdd(pattern: Ours, grad: Tensor, x: Tensor) -> Tensor:
-    """`sdd` likewise."""
-    if recorded(grad, x):
-        blocks: Tensor = _record_sdd(grad, x, pattern)
-        return blocks
-    return pattern.sdd(grad, x)
+def _one_by_one(
+    call: Bilinear, size: int, dims: Sequence[int | None], left: Tensor, right: Tensor
+) -> tuple[Tensor, int]:
+    """Of every member of a batch of `size`, stacked. dims: where the batch lies, None where all share an operand."""
+    lefts, rights = (
+        [each] * size if dim is None else list(each.movedim(dim, 0))
+        for each, dim in zip((left, right), dims[:2], strict=True)
+    )
+    return torch.stack([call(one, other) for one, other in zip(lefts, rights, strict=True)]), 0
 
 
 class Writable(torch.autograd.Function):
@@ -336,83 +386,3 @@ def writable(y: Tensor) -> Tensor:
     """`y`, which nobody else holds, as a result that its users may write to in place."""
     found: Tensor = Writable.apply(y)  # type: ignore[no-untyped-call]
     return found
-
-
-Bilinear = Callable[[Tensor, Tensor, How], Tensor]
-
-
-def _tangent(ctx: Any, call: Bilinear, tangents: Sequence[Tensor | None]) -> Tensor:
-    """Of left times right: that of left times right, and left times that of right."""
-    with forward_ad._set_fwd_grad_enabled(True):  # off in here, so that the tangent would have none of outer levels
-        unpack: Any = forward_ad.unpack_dual
-        left, right = (unpack(each).primal for each in ctx.saved_tensors)
-        parts = [] if tangents[0] is None else [call(tangents[0], right, ctx.how)]
-        parts += [] if tangents[1] is None else [call(left, tangents[1], ctx.how)]
-        return sum(parts[1:], parts[0])
-
-
-def _one_by_one(
-    call: Bilinear, size: int, dims: Sequence[int | None], left: Tensor, right: Tensor, how: How
-) -> tuple[Tensor, int]:
-    """Of every member of a batch of `size`, stacked. dims: where the batch lies, None where all share an operand."""
-    lefts, rights = (
-        [each] * size if dim is None else list(each.movedim(dim, 0))
-        for each, dim in zip((left, right), dims[:2], strict=True)
-    )
-    return torch.stack([call(one, other, how) for one, other in zip(lefts, rights, strict=True)]), 0
-
-
-class TransformedDsd(torch.autograd.Function):
-    """`dsd` for transforms of torch.func and forward mode, made of itself and `TransformedSdd` to any order."""
-
-    @staticmethod
-    def forward(data: Tensor, x: Tensor, how: How) -> Tensor:
-        found: Tensor = dsd(data, *how.index, x, how.transposed, how.kernel)
-        return found
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, How], output: Tensor) -> None:  # noqa: ARG004
-        *operands, ctx.how = inputs
-        ctx.save_for_backward(*operands)
-        ctx.save_for_forward(*operands)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (data, x), how = ctx.saved_tensors, ctx.how
-        return (*_dsd_grads(ctx.needs_input_grad, data, x, grad, how.index, how.transposed, how.kernel), None)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        return _tangent(ctx, product, tangents)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Sequence[int | None], data: Tensor, x: Tensor, how: How) -> tuple[Tensor, int]:
-        if in_dims[0] is None and in_dims[1] is not None:  # many operands of one matrix are one wide operand
-            columns = x.movedim(in_dims[1], 1)  # [k, batch, n]
-            wide = product(data, columns.flatten(1), how)
-            return wide.reshape(-1, *columns.shape[1:]), 1
-        return _one_by_one(product, info.batch_size, in_dims, data, x, how)
-
-
-class TransformedSdd(torch.autograd.Function):
-    """`sdd` likewise."""
-
-    @staticmethod
-    def forward(grad: Tensor, x: Tensor, how: How) -> Tensor:
-        found: Tensor = sdd(grad, x, *how.index, how.kernel)
-        return found
-
-    setup_context = TransformedDsd.setup_context
-
-    @staticmethod
-    def backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:
-        (grad, x), how = ctx.saved_tensors, ctx.how
-        return (*_sdd_grads(ctx.needs_input_grad, grad_data, grad, x, how.index, how.kernel), None)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        return _tangent(ctx, sampled, tangents)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Sequence[int | None], grad: Tensor, x: Tensor, how: How) -> tuple[Tensor, int]:
-        return _one_by_one(sampled, info.batch_size, in_dims, grad, x, how)

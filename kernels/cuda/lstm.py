@@ -283,6 +283,13 @@ def _(
     return found + [torch.empty_like(each, memory_format=torch.contiguous_format) for each in shaped]
 
 
+def _spread(found: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+    """What `backward` has found, in its order, with None where nothing was wanted: h0 and c0 are so together."""
+    bias, *rest = found
+    each = iter(rest)
+    return [bias, *(next(each) if want else None for want in (wanted[0], wanted[1], *wanted[1:]))]
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     given, _, _, _, c0, weight, into = inputs
     states, _, _, cells, gates = output
@@ -300,13 +307,10 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     of_y = None if of_states is None else of_states.narrow(0, 1, of_states.shape[0] - 1)
     wants_states = bool(needs[3] or needs[4])
     wanted = [bool(needs[0]), wants_states, bool(needs[5][0]), bool(into) and bool(needs[6][0])]
-    bias, *rest = lstm_backward(of_y, of_h, of_c, kept, weight, into, wanted)
-    found = iter(rest)
-    inputs = next(found) if wanted[0] else None
-    h0, c0 = (next(found), next(found)) if wants_states else (None, None)
+    found = lstm_backward(of_y, of_h, of_c, kept, weight, into, wanted)
+    bias, inputs, h0, c0, *values = _spread(found, wanted)
     if h0 is not None and of_states is not None:
         h0 = h0 + of_states.select(0, 0)  # whose first row is a copy of h0
-    values = [next(found) if want else None for want in wanted[2:]]
     lists = [[value, *[None] * 6] if each else [] for value, each in zip(values, (weight, into), strict=True)]
     return inputs, bias, bias, h0, c0, *lists
 
@@ -358,12 +362,8 @@ class RecordedLstm(torch.autograd.Function):
         else:
             left, into = Kept(states, cells, gates), Weight(into_data, into_pattern) if given else None
             found = backward(grads, left, c0, inputs, Weight(data, pattern), into, wanted)
-        bias, *rest = found
-        others = iter(rest)
-        of_inputs = next(others) if wanted[0] else None
-        of_states = (next(others), next(others)) if wanted[1] else (None, None)
-        of_values = [next(others) if want else None for want in wanted[2:]]
-        return of_inputs, bias, bias, *of_states, *of_values, None, None
+        bias, of_inputs, *others = _spread(found, wanted)
+        return of_inputs, bias, bias, *others, None, None
 
 
 # What Function.apply ends with; before, it looks for transforms, which `watched` has done
