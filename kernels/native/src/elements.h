@@ -5,7 +5,7 @@
 // No C++ library is used: zig would build its own first, for more than a minute.
 #pragma once
 #include <stdint.h>
-#if defined(__AVX512VL__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 

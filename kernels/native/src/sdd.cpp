@@ -49,13 +49,13 @@ inline Scalar *waiting(const Sampled &job, Element *to) {
 
 // `whole`: every row of the panel and every element of the vectors belongs to the blocks.
 template <int N, int V, bool whole>
-void sampled_tile(const Sampled &job, const Chunk &chunk, const Group &group, const Scalar *panel, int64_t rows) {
+__attribute__((noinline)) void sampled_tile(const Sampled &job, const Chunk &chunk, const Group &group, const Scalar *panel, int64_t rows) {
     Vector<N> sums[P][V] = {};
     const Scalar *x[V];
     UNROLL for (int v = 0; v < V; ++v) x[v] = group.x[v];
     for (int64_t step = 0; step < chunk.steps; ++step, panel += P) {
         Vector<N> columns[V];
-        UNROLL for (int v = 0; v < V; ++v) columns[v] = load<N>(x[v] + step * N);
+        UNROLL for (int v = 0; v < V; ++v) in_register(columns[v] = load<N>(x[v] + step * N));
         UNROLL for (int r = 0; r < P; ++r)
             UNROLL for (int v = 0; v < V; ++v) add_products<N>(sums[r][v], columns[v], panel[r]);
     }
@@ -214,19 +214,22 @@ template <int R, int C> inline void add_up(Vector<lanes> (&sums)[R][C], Scalar *
 }
 
 // to[r * size + c], or what is added to it, = the products of R rows of G and C rows of X over `count` columns.
-template <int R, int C> void along_tile(const Lines &g, const Lines &x, int64_t count, Scalar *to, int64_t size, bool more) {
+template <int R, int C> __attribute__((noinline)) void along_tile(const Lines &g, const Lines &x, int64_t count, Scalar *to, int64_t size, bool more) {
     Vector<lanes> sums[R][C] = {};
-    const auto add = [&](int64_t at, int64_t used) {
+    int64_t at = 0;
+    for (; at + lanes <= count; at += lanes) {
         Vector<lanes> columns[C];
-        UNROLL for (int c = 0; c < C; ++c) columns[c] = load_some<lanes>(x.first + c * x.stride + at, used);
+        UNROLL for (int c = 0; c < C; ++c) in_register(columns[c] = load<lanes>(x.first + c * x.stride + at));
         UNROLL for (int r = 0; r < R; ++r) {
-            const Vector<lanes> row = load_some<lanes>(g.first + r * g.stride + at, used);
+            Vector<lanes> row = load<lanes>(g.first + r * g.stride + at);
+            in_register(row);
             UNROLL for (int c = 0; c < C; ++c) sums[r][c] += row * columns[c];
         }
-    };
-    int64_t at = 0;
-    for (; at + lanes <= count; at += lanes) add(at, lanes);
-    if (at < count) add(at, count - at);
+    }
+    if (at < count)
+        UNROLL for (int r = 0; r < R; ++r)
+            UNROLL for (int c = 0; c < C; ++c)
+                sums[r][c] += load_some<lanes>(g.first + r * g.stride + at, count - at) * load_some<lanes>(x.first + c * x.stride + at, count - at);
     Scalar totals[divide_up(R * C, lanes) * lanes + 8];
     add_up<R, C>(sums, totals);
     UNROLL for (int r = 0; r < R; ++r) {

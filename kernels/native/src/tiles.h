@@ -136,7 +136,7 @@ template <int A, int R, int C> void lying_tile(const Tile &tile) {
         const auto add = [&](Vector<lanes> (&to)[R][C]) {
             prefetch<R * lanes>(values);
             Vector<lanes> column[R];
-            UNROLL for (int r = 0; r < R; ++r) column[r] = load<lanes>(values + r * lanes);
+            UNROLL for (int r = 0; r < R; ++r) in_register(column[r] = load<lanes>(values + r * lanes));
             UNROLL for (int c = 0; c < C; ++c) {
                 const Scalar *from = x[c / near] + c % near * stride;
                 if constexpr (A == 1) {
@@ -206,7 +206,7 @@ template <int A, int P, int V> void wide_tile(const Tile &tile, int64_t last, in
         for (int64_t step = 0; step < tile.depth; step += A, x += A * tile.stride, values += A * tile.rows) {
             prefetch<A * P>(values);
             Vector<lanes> columns_of[V];
-            UNROLL for (int v = 0; v < V; ++v) columns_of[v] = load<lanes>(x + A * (v < V - 1 ? v * each : last));
+            UNROLL for (int v = 0; v < V; ++v) in_register(columns_of[v] = load<lanes>(x + A * (v < V - 1 ? v * each : last)));
             UNROLL for (int r = 0; r < P; ++r) {
                 if constexpr (A == 1) {
                     UNROLL for (int v = 0; v < V; ++v) add_products<lanes>(sums[r][v], columns_of[v], values[r]);

@@ -38,6 +38,13 @@ template <int N, class From> inline Vector<N> load(const From *from) {
     return vector;
 }
 
+// Of a vector that is used again and again: g++ would rather read it anew each time, where registers are few.
+template <class V> inline void in_register(V &vector) {
+#if defined(__AVX__) && !defined(__AVX512F__)
+    if constexpr (sizeof(V) >= 16) __asm__("" : "+x"(vector));
+#endif
+}
+
 template <int N> inline void store(Scalar *to, const Vector<N> &vector) { __builtin_memcpy(to, &vector, sizeof vector); }
 
 template <class To, class From> inline To same_bits(const From &from) {
@@ -55,41 +62,67 @@ template <class To, class From> inline To same_bits(const From &from) {
 #define SANITIZED
 #endif
 
-#if defined(__AVX512VL__) && !defined(SANITIZED)  // which does not look at what masks let through
-#define MASKED 1
-template <int N> inline Vector<N> load_masked(const float *from, unsigned mask) {
+// Loads and stores of the first `count` elements, where there are instructions for it that a sanitizer sees through.
+#if defined(__AVX512VL__) && !defined(SANITIZED)
+constexpr int masked_loads = 64, masked_stores = 64;  // bytes, at most
+
+template <int N> inline Vector<N> load_masked(const float *from, int64_t count) {
+    const unsigned mask = (1u << count) - 1;
     if constexpr (N == 16) return same_bits<Vector<N>>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from));
     if constexpr (N == 8) return same_bits<Vector<N>>(_mm256_maskz_loadu_ps(static_cast<__mmask8>(mask), from));
     if constexpr (N == 4) return same_bits<Vector<N>>(_mm_maskz_loadu_ps(static_cast<__mmask8>(mask), from));
 }
 
-template <int N> inline Vector<N> load_masked(const double *from, unsigned mask) {
+template <int N> inline Vector<N> load_masked(const double *from, int64_t count) {
+    const unsigned mask = (1u << count) - 1;
     if constexpr (N == 8) return same_bits<Vector<N>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from));
     if constexpr (N == 4) return same_bits<Vector<N>>(_mm256_maskz_loadu_pd(static_cast<__mmask8>(mask), from));
 }
 
-template <int N> inline void store_masked(float *to, const Vector<N> &vector, unsigned mask) {
+template <int N> inline void store_masked(float *to, const Vector<N> &vector, int64_t count) {
+    const unsigned mask = (1u << count) - 1;
     if constexpr (N == 16) _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), same_bits<__m512>(vector));
     if constexpr (N == 8) _mm256_mask_storeu_ps(to, static_cast<__mmask8>(mask), same_bits<__m256>(vector));
     if constexpr (N == 4) _mm_mask_storeu_ps(to, static_cast<__mmask8>(mask), same_bits<__m128>(vector));
 }
 
-template <int N> inline void store_masked(double *to, const Vector<N> &vector, unsigned mask) {
+template <int N> inline void store_masked(double *to, const Vector<N> &vector, int64_t count) {
+    const unsigned mask = (1u << count) - 1;
     if constexpr (N == 8) _mm512_mask_storeu_pd(to, static_cast<__mmask8>(mask), same_bits<__m512d>(vector));
     if constexpr (N == 4) _mm256_mask_storeu_pd(to, static_cast<__mmask8>(mask), same_bits<__m256d>(vector));
 }
 #else
-#define MASKED 0
-template <int N> Vector<N> load_masked(const Scalar *from, unsigned mask);
-template <int N> void store_masked(Scalar *to, const Vector<N> &vector, unsigned mask);
+constexpr int masked_stores = 0;
+
+template <int N> void store_masked(Scalar *to, const Vector<N> &vector, int64_t count);
+
+#if defined(__AVX__) && !defined(SANITIZED)  // whose masked stores some processors take apart, at ten times the price
+constexpr int masked_loads = 32;
+
+template <int N> inline Vector<N> load_masked(const float *from, int64_t count) {
+    static constexpr int32_t masks[2 * N] = {-1, -1, -1, -1, N == 8 ? -1 : 0, N == 8 ? -1 : 0, N == 8 ? -1 : 0, N == 8 ? -1 : 0};
+    const int32_t *mask = masks + N - count;
+    if constexpr (N == 8) return same_bits<Vector<N>>(_mm256_maskload_ps(from, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(mask))));
+    if constexpr (N == 4) return same_bits<Vector<N>>(_mm_maskload_ps(from, _mm_loadu_si128(reinterpret_cast<const __m128i *>(mask))));
+}
+
+template <int N> inline Vector<N> load_masked(const double *from, int64_t count) {
+    static constexpr int64_t masks[2 * N] = {-1, -1, -1, -1};
+    return same_bits<Vector<N>>(_mm256_maskload_pd(from, _mm256_loadu_si256(reinterpret_cast<const __m256i *>(masks + N - count))));
+}
+#else
+constexpr int masked_loads = 0;
+
+template <int N> Vector<N> load_masked(const Scalar *from, int64_t count);
+#endif
 #endif
 
-template <int N> constexpr bool maskable = MASKED && N * sizeof(Scalar) >= 16 && N * sizeof(Scalar) <= 64 && N >= 4;
+template <int N> constexpr bool maskable(int most) { return N >= 4 && N * static_cast<int>(sizeof(Scalar)) <= most; }
 
 // As load and store, of the first `count` <= N elements; the others are zero.
 template <int N> inline Vector<N> load_some(const Scalar *from, int64_t count) {
     if (count == N) return load<N>(from);
-    if constexpr (maskable<N>) return load_masked<N>(from, (1u << count) - 1);
+    if constexpr (maskable<N>(masked_loads)) return load_masked<N>(from, count);
     Vector<N> vector = {};
     for (int64_t i = 0; i < count; ++i) vector[i] = from[i];
     return vector;
@@ -97,8 +130,17 @@ template <int N> inline Vector<N> load_some(const Scalar *from, int64_t count) {
 
 template <int N> inline void store_some(Scalar *to, const Vector<N> &vector, int64_t count) {
     if (count == N) return store<N>(to, vector);
-    if constexpr (maskable<N>) return store_masked<N>(to, vector, (1u << count) - 1);
-    for (int64_t i = 0; i < count; ++i) to[i] = vector[i];
+    if constexpr (maskable<N>(masked_stores)) return store_masked<N>(to, vector, count);
+    if constexpr (N > 1) {
+        Vector<N / 2> half;
+        const bool low = count < N / 2;
+        __builtin_memcpy(&half, &vector, sizeof half);
+        if (!low) {
+            store<N / 2>(to, half);
+            __builtin_memcpy(&half, reinterpret_cast<const char *>(&vector) + sizeof half, sizeof half);
+        }
+        store_some<N / 2>(low ? to : to + N / 2, half, low ? count : count - N / 2);
+    }
 }
 
 template <int N> struct IntegersOf {

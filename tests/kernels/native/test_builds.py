@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import builds
 import pytest
 
 from kernels.native.library import FOLDER
+from kernels.system.compiler import candidates
 
 pytestmark = pytest.mark.builds
 
@@ -96,3 +98,50 @@ def test_without_sanitizers_or_with_an_unknown_build_one_line_says_so(monkeypatc
     monkeypatch.setattr(builds, "candidates", list)
     assert builds.main("sanitized") == "no C++ compiler with sanitizers found; install g++ or clang++"
     assert builds.main("fast") == "unknown build 'fast'; accepted: sanitized, avx2, 128-bit"
+
+
+def inner_loops(assembly: str) -> dict[str, list[list[str]]]:
+    """By mangled function: the instructions of each loop that has no other in it and several products."""
+    loops: dict[str, list[list[str]]] = {}
+    lines, labels, function = assembly.splitlines(), {}, ""
+    for number, line in enumerate(lines):
+        if label := re.match(r"(\.?[\w.]+):", line):
+            labels[label[1]] = number
+            function = function if label[1].startswith(".") else label[1]
+        elif (jump := re.match(r"\s+j\w+\s+(\.L\w+)", line)) and jump[1] in labels:
+            body = lines[labels[jump[1]] : number]
+            if (
+                not any(re.match(r"\s+j\w+\s+\.L", each) for each in body)
+                and sum("vfmadd" in each for each in body) > 5
+            ):
+                loops.setdefault(function, []).append(body)
+    return loops
+
+
+@pytest.mark.parametrize(("march", "lanes", "panel"), [("x86-64-v3", 8, 4), ("x86-64-v4", 16, 8)])
+def test_sampled_sums_stay_in_registers(march: str, lanes: int, panel: int, tmp_path: Path) -> None:
+    """A loop that reads its columns anew for each row, or keeps a copy of them, takes up to 2.5 times as long."""
+    command = next((each for each in candidates() if "ziglang" not in each and platform.machine() == "x86_64"), None)
+    if command is None or "clang" in command[0]:
+        pytest.skip("g++ on x86-64 has the faults that are looked for")
+    made = tmp_path / "sdd.s"
+    flags = [
+        "-std=c++17",
+        "-O3",
+        f"-march={march}",
+        "-mprefer-vector-width=512",
+        "-DELEMENT=float",
+        "-fPIC",
+        "-w",
+        "-S",
+    ]
+    subprocess.run([*command, *flags, str(FOLDER / "sdd.cpp"), "-o", str(made)], check=True)
+    loops = inner_loops(made.read_text())
+    vectors = 3
+    found = [bodies for name, bodies in loops.items() if f"sampled_tileILi{lanes}ELi{vectors}ELb1E" in name]
+    assert [len(bodies) for bodies in found] == [1]
+    (body,) = found[0]
+    assert sum("vfmadd" in line for line in body) == vectors * panel
+    assert not any("(%rsp" in line or "(%rbp" in line for line in body), "\n".join(body)
+    read = [line for line in body if "(%" in line and "lea" not in line]
+    assert len(read) == vectors + panel, "\n".join(body)
