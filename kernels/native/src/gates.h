@@ -28,14 +28,33 @@ struct Exponential {
     Vector<lanes> power, rest;  // exp(x) - 1 = power * rest + (power - 1)
 };
 
-inline Vector<lanes> clamp(Vector<lanes> x) {
-    const Vector<lanes> most = Vector<lanes>{} + largest_exponent;
-    x = x > most ? most : x;
-    return x < -most ? -most : x;
+// The least of `bound` and `x`, which stays NaN: as one instruction, for which g++ takes two.
+inline Vector<lanes> at_most(const Vector<lanes> &x, const Vector<lanes> &bound) {
+#if defined(__AVX512F__)
+    if constexpr (is_float) return same_bits<Vector<lanes>>(_mm512_min_ps(same_bits<__m512>(bound), same_bits<__m512>(x)));
+    else return same_bits<Vector<lanes>>(_mm512_min_pd(same_bits<__m512d>(bound), same_bits<__m512d>(x)));
+#elif defined(__AVX__)
+    if constexpr (is_float) return same_bits<Vector<lanes>>(_mm256_min_ps(same_bits<__m256>(bound), same_bits<__m256>(x)));
+    else return same_bits<Vector<lanes>>(_mm256_min_pd(same_bits<__m256d>(bound), same_bits<__m256d>(x)));
+#else
+    return x > bound ? bound : x;
+#endif
+}
+
+inline Vector<lanes> at_least(const Vector<lanes> &x, const Vector<lanes> &bound) {
+#if defined(__AVX512F__)
+    if constexpr (is_float) return same_bits<Vector<lanes>>(_mm512_max_ps(same_bits<__m512>(bound), same_bits<__m512>(x)));
+    else return same_bits<Vector<lanes>>(_mm512_max_pd(same_bits<__m512d>(bound), same_bits<__m512d>(x)));
+#elif defined(__AVX__)
+    if constexpr (is_float) return same_bits<Vector<lanes>>(_mm256_max_ps(same_bits<__m256>(bound), same_bits<__m256>(x)));
+    else return same_bits<Vector<lanes>>(_mm256_max_pd(same_bits<__m256d>(bound), same_bits<__m256d>(x)));
+#else
+    return x < bound ? bound : x;
+#endif
 }
 
 inline Exponential exponential(const Vector<lanes> &given) {
-    const Vector<lanes> x = clamp(given);
+    const Vector<lanes> most = Vector<lanes>{} + largest_exponent, x = at_least(at_most(given, most), -most);
     const Vector<lanes> shifted = x * static_cast<Scalar>(1.4426950408889634) + rounder;
     const Vector<lanes> k = shifted - rounder;
     const Vector<lanes> r = (x - k * log2_high) - k * log2_low;

@@ -106,13 +106,19 @@ void forward_item(const Forward &layer, const Part &part, int64_t step, int64_t 
                 if (keeps) store_some<lanes>(own.at(c, gate) + r, gates[gate], used);
             }
             const Vector<lanes> next = gates[1] * load_some<lanes>(old_cell + r, used) + gates[0] * gates[2];
-            const Vector<lanes> output = gates[3] * tangent(next);
             store_some<lanes>(own.at(c, cell) + r, next, used);
-            store_some<lanes>(layer.y + at * hidden + unit, output, used);
             if (step + 1 == layer.steps) store_some<lanes>(layer.last_cell + sample * hidden + unit, next, used);
-            store<lanes>(sums, output);
+            store<lanes>(sums + plane, next);
+            store<lanes>(sums, gates[3]);
         }
     }
+    for (int64_t c = 0; c < part.columns; ++c)  // apart: each waits for its cell, and many of them wait at once
+        for (int64_t r = 0; r < part.rows; r += lanes) {
+            Scalar *place = scratch + c * span + r;
+            const Vector<lanes> output = load<lanes>(place) * tangent(load<lanes>(place + plane));
+            store_some<lanes>(layer.y + (step * batch + part.column + c) * hidden + part.row + r, output, smaller(lanes, part.rows - r));
+            store<lanes>(place, output);
+        }
     state_of(layer, step + 1).fill(scratch, span, part.columns, part.rows, part.row, part.column);
 }
 
