@@ -34,6 +34,30 @@ def test_a_busy_machine_decides_nothing() -> None:
     assert gate.verdict(Samples(1, both, both), 1.5) == "undecided"
 
 
+@pytest.mark.parametrize(
+    ("ratios", "busy", "looks", "outcome"),
+    [
+        ([2.0], False, [12], "ok"),
+        ([1.0, 2.0], False, [12, 40], "ok"),  # noise at first
+        ([1.0], False, [12, 40, 160], "slow"),
+        ([1.0], True, [12, 40], "undecided"),  # more would decide nothing either
+    ],
+)
+def test_looks(
+    ratios: list[float], busy: bool, looks: list[int], outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def made(launches: object, pairs: int, times: int) -> Samples:
+        taken.append(pairs * times)
+        ratio, backend = ratios[min(len(taken), len(ratios)) - 1], [0.1 if busy else 1.0, *[1.0] * (pairs * times - 1)]
+        return Samples(1, backend, [ratio * each for each in backend])
+
+    monkeypatch.setattr(gate, "measure", made)
+    samples, found = gate.looked_at((None, None), 1.5)
+    assert (taken, found, len(samples.ratios)) == (looks, outcome, looks[-1])
+
+
 def test_every_entry_has_a_floor_and_every_floor_an_entry() -> None:
     assert all(gate.floor_of(name) > 0 for name in gate.PROBLEMS)
     assert set(gate.PROBLEMS) == set(tomllib.loads(gate.FLOORS.read_text()))

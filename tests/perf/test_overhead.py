@@ -27,11 +27,12 @@ from kernels.ops import block_sparse_lstm, block_sparse_matmul
 pytestmark = pytest.mark.alone
 BATCH, SIZE, STEPS = 20, 256, 5
 
-# The most that each may take, in empty operators: one and a half times to twice what it took when this was written.
+# The most that each may take, in empty operators: one and a half times to twice what it took when this was written, on
+# the processor where it took most (of `matmul forward` 2.1, on an AMD EPYC without AVX-512).
 MOST = {
     "prepared": 0.4,
     "matmul inference": 1.4,
-    "matmul forward": 2.0,
+    "matmul forward": 3.3,
     "matmul backward": 6.5,
     "lstm inference": 10.0,
     "lstm forward": 12.0,
