@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeG
 
 from pydantic import Field, model_validator
 
-from bench.data.corpus import known_sizes, names_of, task_of
+from bench.data.datasets import known_sizes, names_of, task_of
 from bench.data.images import ImageSizes
 from bench.data.settings import TextSettings, WindowSettings
 from bench.models.settings import ModelSettings

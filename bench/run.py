@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from bench.cells import KINDS, Cell, Row, TrainCell, is_training, number
-from bench.data.corpus import TEXT, DataError, data_dir, load_data
+from bench.data.corpus import TEXT, DataError, data_dir
+from bench.data.datasets import load_data
 from bench.engines.driver import Ended, Job, LeftError, Terms, run_jobs, say
 from bench.engines.estimate import Pace, roof_lines, spoken
 from bench.engines.families import terminable

@@ -155,7 +155,8 @@ def _breakevens() -> Iterator[Finding]:
 
 
 def _datasets() -> Iterator[Finding]:
-    from bench.data.corpus import DATA_DIR_VARIABLE, DATASETS, DataError, data_dir, missing_files
+    from bench.data.corpus import DATA_DIR_VARIABLE, DataError, data_dir
+    from bench.data.datasets import DATASETS, missing_files
 
     try:
         folder = data_dir()

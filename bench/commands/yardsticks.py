@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from bench.cells import is_training
 from bench.commands.ngrams import HALF_ADDED, KNESER_NEY, WITTEN_BELL, Smoothing, perplexities, unigram_perplexity
-from bench.data.corpus import Corpus, data_dir, load_corpus
+from bench.data.corpus import Corpus, data_dir
+from bench.data.datasets import load_corpus
 from bench.data.text import Source
 from bench.measuring.machine import revision, source_hash
 from bench.schema import PROVENANCE, Column, documented

@@ -1,55 +1,30 @@
-"""Corpora: token streams over one vocabulary, how they are cut into batches; data sets by name, and where they lie.
+"""Corpora: token streams over one vocabulary, how they are cut into batches, and where their files lie.
 
-torch is imported inside the functions: naming the datasets must not load it.
+torch is imported inside the functions: naming a data set must not load it.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import os
 import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-from bench.data.images import Images, ImageSizes
-from kernels.registry import Catalogue
 from kernels.system.folders import NAME, make_private, user_cache
 from kernels.system.resources import is_of_disk
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.data.text import Source
-
 TEXT = "text:"  # a path behind it names a text of one's own
 
 
-class Datasets(Catalogue):
-    """The data sets by name, and any text as `text:PATH`."""
-
-    def accepts(self, name: str) -> bool:
-        return (name.startswith(TEXT) and len(name) > len(TEXT)) or super().accepts(name)
-
-    def accepted(self) -> list[str]:
-        return [*super().accepted(), f"{TEXT}PATH"]
-
-    def module(self, name: str) -> ModuleType:
-        return _text() if name.startswith(TEXT) else super().module(name)
-
-
-def _text() -> ModuleType:
-    return importlib.import_module("bench.data.text")  # which imports this one
-
-
-DATASETS = Datasets("dataset", "bench.data", "load", helpers=("corpus", "images", "settings", "text"))
 LANGUAGE, CLASSIFICATION = "language", "classification"  # tasks
 
 DATA_DIR_VARIABLE = "BENCH_DATA_DIR"
@@ -174,58 +149,6 @@ def download_into(home: Path, sources: Iterable[Callable[[Path], dict[str, Path]
                 path.replace(home / name)
             return True
     return False
-
-
-def load_data(source: str | Source, folder: str | PathLike[str]) -> Corpus | Images:
-    """One data set, by its name or as a text of one's own is read; numbered once in a process.
-
-    ValueError for an unknown name, DataError for unusable files.
-    """
-    return _load_data(source, Path(folder))
-
-
-@functools.cache
-def _load_data(source: str | Source, folder: Path) -> Corpus | Images:
-    data: Corpus | Images = DATASETS[source](folder) if isinstance(source, str) else _text().load(source)
-    return data
-
-
-def load_corpus(source: str | Source, folder: str | PathLike[str]) -> Corpus:
-    """`load_data` of a text; ValueError for a data set that is none."""
-    if task_of(str(source)) != LANGUAGE:
-        raise ValueError(f"dataset: {source} is no text; accepted: {', '.join(names_of(LANGUAGE))}")
-    data = load_data(source, folder)
-    assert isinstance(data, Corpus)
-    return data
-
-
-@functools.cache
-def task_of(name: str) -> str:
-    """What is learned from a data set: LANGUAGE, or what its module says (`TASK`). Every training cell asks."""
-    return str(getattr(DATASETS.module(name), "TASK", LANGUAGE))
-
-
-def names_of(task: str) -> list[str]:
-    """The data sets of a task."""
-    return [name for name in DATASETS if task_of(name) == task]
-
-
-def missing_files(name: str, folder: str | PathLike[str]) -> str | None:
-    """What of a data set is not in `folder` yet, as its module says (`missing(folder)`), or None.
-
-    Some data sets need no files.
-    """
-    missing = getattr(DATASETS.module(name), "missing", None)
-    absent: str | None = missing(Path(folder)) if missing else None
-    return absent
-
-
-@functools.cache
-def known_sizes(name: str) -> Sizes | ImageSizes | None:
-    """The sizes of a data set, where its module can tell them (`sizes()`) without torch or a file; else None."""
-    module = DATASETS.module(name)
-    sizes: Sizes | ImageSizes | None = module.sizes() if hasattr(module, "sizes") else None
-    return sizes
 
 
 def batchify(tokens: Tensor, batch_size: int) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bench.data.corpus import DATASETS, TEXT
+from bench.data.corpus import TEXT
+from bench.data.datasets import DATASETS
 from bench.data.text import Source
 from bench.settings import Count, Fraction, Natural, NonNegative, ProperFraction, Settings
 

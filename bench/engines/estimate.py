@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from bench.cells import CHECK_SECONDS, Cell, TrainCell, is_training, number
-from bench.data.corpus import Sizes, known_sizes
+from bench.data.corpus import Sizes
+from bench.data.datasets import known_sizes
 from bench.data.images import ImageSizes
 from bench.measuring.machine import physical_cores
 from bench.measuring.memory import FLOAT_BYTES, KEPT_AN_OUTPUT, STATES, logits_of, parameters_of

@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 
 from bench.cells import Cell, StorageCell, TimedCell, TrainCell, is_training
-from bench.data.corpus import EVAL_BATCH, Sizes, known_sizes, window_lengths
+from bench.data.corpus import EVAL_BATCH, Sizes, window_lengths
+from bench.data.datasets import known_sizes
 from bench.data.images import EVAL_EXAMPLES, ImageSizes
 
 GIB = 2**30

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.cells import Cell, TrainCell, is_training, number
-from bench.data.corpus import EVAL_BATCH, DataError, Sizes, data_dir, known_sizes, missing_files
+from bench.data.corpus import EVAL_BATCH, DataError, Sizes, data_dir
+from bench.data.datasets import known_sizes, missing_files
 from bench.data.images import ImageSizes
 from bench.measuring.machine import physical_cores, processors
 from bench.measuring.memory import time_steps

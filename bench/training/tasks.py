@@ -22,10 +22,10 @@ from bench.data.corpus import (
     cut,
     data_dir,
     epoch_slice,
-    load_data,
     window_lengths,
     windows,
 )
+from bench.data.datasets import load_data
 from bench.data.images import EVAL_EXAMPLES, Examples, Images, shuffled
 from bench.measuring.memory import time_steps
 from bench.models.layers import State

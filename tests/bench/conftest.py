@@ -51,11 +51,11 @@ def texts_of_pydoc() -> tuple[list[str], ...]:
 @contextmanager
 def vocabulary(at_least: int) -> Iterator[None]:
     """What is trained in this process knows the words of pydoc that its training text has so often."""
-    from bench.data import corpus, pydoc
+    from bench.data import datasets, pydoc
 
     *texts, every = texts_of_pydoc()
     known = every if at_least == 2 else [pydoc.UNK, *pydoc.build_vocabulary(texts[0], at_least)]
-    kept = (corpus._load_data, corpus.known_sizes)
+    kept = (datasets._load_data, datasets.known_sizes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pydoc, "words", lambda: (*texts, known))
         for read in kept:

@@ -19,7 +19,8 @@ from rows import trained
 import bench.run
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell, number
 from bench.commands.show import key_figures
-from bench.data.corpus import DataError, Sizes, known_sizes
+from bench.data.corpus import DataError, Sizes
+from bench.data.datasets import known_sizes
 from bench.engines.driver import Terms
 from bench.engines.estimate import Pace, rough_seconds, spoken
 from bench.engines.progress import _current

@@ -14,7 +14,7 @@ from rows import trained
 
 from bench.cells import TrainCell
 from bench.commands.campaign import run_tuner
-from bench.data.corpus import load_corpus
+from bench.data.datasets import load_corpus
 from bench.measuring import machine
 from bench.measuring.machine import revision, source_hash
 from bench.run import make_plan, run_sweep

@@ -12,7 +12,8 @@ import typer.testing
 from bench import sweep
 from bench.__main__ import app
 from bench.commands import yardsticks
-from bench.data.corpus import Corpus, load_corpus
+from bench.data.corpus import Corpus
+from bench.data.datasets import load_corpus
 from bench.schema import Column
 from bench.storing.parquet import DamagedError, from_parquet, read_table
 

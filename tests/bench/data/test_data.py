@@ -15,16 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.data import pydoc, wikitext2
-from bench.data.corpus import (
-    Corpus,
-    batchify,
-    build_vocabulary,
-    data_dir,
-    epoch_slice,
-    load_corpus,
-    names_of,
-    windows,
-)
+from bench.data.corpus import Corpus, batchify, build_vocabulary, data_dir, epoch_slice, windows
+from bench.data.datasets import load_corpus, names_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -150,7 +142,8 @@ def test_pydoc_tokens():
 
 def test_names_are_known_without_torch():
     script = (
-        "import sys; from bench.data.corpus import DATASETS, data_dir; from bench.models.registry import MODELS;"
+        "import sys; from bench.data.corpus import data_dir; from bench.data.datasets import DATASETS;"
+        "from bench.models.registry import MODELS;"
         "from bench.pruning.criteria import CRITERIA; from bench.pruning.schedules import SCHEDULES;"
         "print(*DATASETS.names(), *MODELS.names(), *CRITERIA, *SCHEDULES); assert 'torch' not in sys.modules"
     )

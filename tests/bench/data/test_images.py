@@ -18,7 +18,8 @@ from rows import DIGITS
 
 from bench.cells import TrainCell
 from bench.data import digits, mnist, mnist1d
-from bench.data.corpus import DATASETS, DataError, known_sizes, load_corpus, load_data, missing_files, names_of, task_of
+from bench.data.corpus import DataError
+from bench.data.datasets import DATASETS, known_sizes, load_corpus, load_data, missing_files, names_of, task_of
 from bench.data.images import Images, ImageSizes, shuffled
 from bench.training.needs import data_fault
 from bench.training.tasks import task_on
@@ -236,7 +237,7 @@ def test_an_order_is_that_of_its_seed_everywhere() -> None:
 def test_naming_and_sizes_need_neither_torch_nor_the_packages() -> None:
     script = (
         "import sys; from bench.cells import TrainCell;"
-        "from bench.data.corpus import known_sizes, names_of; print(*map(known_sizes, names_of('classification')));"
+        "from bench.data.datasets import known_sizes, names_of; print(*map(known_sizes, names_of('classification')));"
         "print(TrainCell(model='mlp', dataset='mnist1d').cell_id);"
         "assert not {'torch', 'numpy', 'sklearn', 'mnist1d', 'pooch'} & set(sys.modules)"
     )

@@ -9,7 +9,8 @@ import pytest
 from commands import command
 
 from bench.cells import TrainCell
-from bench.data.corpus import EOS, UNK, DataError, load_corpus, load_data
+from bench.data.corpus import EOS, UNK, DataError
+from bench.data.datasets import load_corpus, load_data
 from bench.data.text import Source, load
 from bench.store import Store
 

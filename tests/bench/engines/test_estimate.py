@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.cells import GemmCell, TrainCell
-from bench.data.corpus import known_sizes
+from bench.data.datasets import known_sizes
 from bench.engines.estimate import ROOF, ROOF_BYTES, by_worth, roof_lines, roof_seconds, rough_seconds
 from bench.measuring.memory import parameters_of
 from bench.sweep import load

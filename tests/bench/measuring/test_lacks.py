@@ -16,7 +16,8 @@ from rows import silent
 from bench.cells import Cell, CheckCell, GemmCell, LstmCell, StorageCell, TrainCell, TuneCell
 from bench.commands.doctor import findings
 from bench.data import wikitext2
-from bench.data.corpus import data_dir, load_corpus
+from bench.data.corpus import data_dir
+from bench.data.datasets import load_corpus
 from bench.engines.local import _work_on, measure
 from bench.run import UnusableError, check_datasets
 from bench.train import train_cell

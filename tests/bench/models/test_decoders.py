@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.cells import TrainCell
-from bench.data.corpus import Sizes, data_dir, load_corpus
+from bench.data.corpus import Sizes, data_dir
+from bench.data.datasets import load_corpus
 from bench.measuring import memory
 from bench.models.decoders import AdaptiveSoftmax, Decoder, adaptive_of
 from bench.models.registry import MODELS

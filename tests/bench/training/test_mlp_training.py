@@ -11,7 +11,7 @@ from rows import DIGITS, results, silent
 
 from bench import train
 from bench.cells import TrainCell
-from bench.data.corpus import load_data
+from bench.data.datasets import load_data
 from bench.models.mlp import MLP
 from bench.pruning.exported import load
 from bench.pruning.pruner import Pruner

@@ -14,7 +14,8 @@ from rows import DIGITS
 
 from bench import train
 from bench.cells import Cell, GemmCell, LstmCell, TrainCell
-from bench.data.corpus import Sizes, data_dir, known_sizes, load_corpus, load_data
+from bench.data.corpus import Sizes, data_dir
+from bench.data.datasets import known_sizes, load_corpus, load_data
 from bench.data.images import ImageSizes
 from bench.engines.driver import Terms
 from bench.engines.local import measure

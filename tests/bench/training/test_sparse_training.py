@@ -15,7 +15,8 @@ from rows import results, silent
 
 from bench import train
 from bench.cells import TrainCell
-from bench.data.corpus import data_dir, load_corpus
+from bench.data.corpus import data_dir
+from bench.data.datasets import load_corpus
 from bench.models.layers import LSTMLayer
 from bench.pruning.finalize import FinalModel
 from bench.pruning.pruner import Pruner
