@@ -158,21 +158,36 @@ void backward_units(const Backward &layer, const Part &part, int64_t step, int64
     UNROLL for (int gate = 0; gate < 4; ++gate) store_some<lanes>(grad_bias + gate * hidden + unit, sums[gate], used);
 }
 
-// The gradients of one gate of an item, in the panels that sdd reads. Each block row begins a panel.
-void fill_panels(const Backward &layer, const Split &split, const Part &part, int64_t gate, int64_t step, const Scalar *grads) {
+// Where the gradients of one gate of an item go, in the panels that sdd reads: visit(row, rows, place). Each block row begins one.
+template <class Visit> void each_panel(const Backward &layer, const Split &split, const Part &part, int64_t gate, int64_t step, const Visit &visit) {
     constexpr int64_t P = sampled_rows;
-    if (layer.panel_stride) {
-        Scalar *to = layer.panels + (gate * layer.hidden + part.row) * layer.panel_stride + step * layer.batch + part.column;
-        return turn(grads, span, part.columns, part.rows, to, layer.panel_stride);
-    }
-    const int64_t heights = divide_up(split.size, P), places = layer.steps * layer.batch;
+    const int64_t heights = divide_up(split.size, P), places = layer.steps * layer.batch, column = step * layer.batch + part.column;
     for (int64_t row = 0; row < part.rows;) {
         const int64_t block_row = (part.row + row) / split.size, inside = (part.row + row) % split.size;
         const int64_t rows = smaller(smaller(P, split.size - inside), part.rows - row);
-        Scalar *to = layer.panels + (((gate * split.grid + block_row) * heights + inside / P) * places + step * layer.batch + part.column) * P;
-        for (int64_t c = 0; c < part.columns; ++c) store_some<P>(to + c * P, load_some<P>(grads + c * span + row, rows), rows);
+        visit(row, rows, layer.panels + (((gate * split.grid + block_row) * heights + inside / P) * places + column) * P);
         row += rows;
     }
+}
+
+// Where rows are panels, the place of the first of an item.
+Scalar *panel_rows(const Backward &layer, const Part &part, int64_t gate, int64_t step) {
+    return layer.panels + (gate * layer.hidden + part.row) * layer.panel_stride + step * layer.batch + part.column;
+}
+
+void claim_panels(const Backward &layer, const Split &split, const Part &part, int64_t gate, int64_t step) {
+    if (!layer.panels) return;
+    if (layer.panel_stride)
+        for (int64_t row = 0; row < part.rows; ++row) claim(panel_rows(layer, part, gate, step) + row * layer.panel_stride, part.columns);
+    else each_panel(layer, split, part, gate, step, [&](int64_t, int64_t, const Scalar *to) { claim(to, part.columns * sampled_rows); });
+}
+
+void fill_panels(const Backward &layer, const Split &split, const Part &part, int64_t gate, int64_t step, const Scalar *grads) {
+    constexpr int64_t P = sampled_rows;
+    if (layer.panel_stride) return turn(grads, span, part.columns, part.rows, panel_rows(layer, part, gate, step), layer.panel_stride);
+    each_panel(layer, split, part, gate, step, [&](int64_t row, int64_t rows, Scalar *to) {
+        for (int64_t c = 0; c < part.columns; ++c) store_some<P>(to + c * P, load_some<P>(grads + c * span + row, rows), rows);
+    });
 }
 
 // The columns that `step` leaves for the one before it, and for the gradients of the inputs.
@@ -186,7 +201,11 @@ void backward_item(const Backward &layer, const Split &split, const Part &part, 
     if (step + 1 < layer.steps)
         multiply_part(layer.recurrent, 0, part, columns_of(layer, step + 1).columns(place(step + 1), part.columns), scratch, span);
     Scalar *grad_bias = layer.grad_bias + part.column / layer.chunk * 4 * hidden;
-    for (int64_t r = 0; r < part.rows; r += lanes) backward_units(layer, part, step, r, scratch, grad_bias);
+    const int64_t rounds = divide_up(part.rows, lanes);
+    for (int64_t round = 0; round < rounds; ++round) {
+        for (int64_t gate = 4 * round / rounds; gate < 4 * (round + 1) / rounds; ++gate) claim_panels(layer, split, part, gate, step);
+        backward_units(layer, part, step, round * lanes, scratch, grad_bias);
+    }
     for (int64_t gate = 0; gate < 4; ++gate) {
         const Scalar *grads = scratch + gate * plane;
         columns_of(layer, step).fill(grads, span, part.columns, part.rows, gate * hidden + part.row, place(step));
