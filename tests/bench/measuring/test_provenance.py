@@ -52,7 +52,7 @@ def test_a_docstring_of_a_command_is_no_source_of_a_cell() -> None:
     """Else it would make checkpoints, tunings and break-evens unusable."""
     named = {machine.ROOT / top for top in machine.COMPUTES}
     assert all(path.exists() for path in named)
-    stations = ("__main__", "campaign", "doctor", "run", "store", "engines/local", "storing/parquet")
+    stations = ("__main__", "commands/campaign", "commands/doctor", "run", "store", "engines/local", "storing/parquet")
     for name in stations:
         path = machine.ROOT / "bench" / f"{name}.py"
         assert path.is_file() and not {path, *path.parents} & named
