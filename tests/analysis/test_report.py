@@ -316,7 +316,11 @@ def test_figures_of_one_backend_are_of_one_that_was_timed(sweep: Sweep, monkeypa
     assert drawn == ["cuda"] * 3
 
 
-INTERVALS = (("compare", "median_interval"), ("realised", "median_interval"), ("realised", "integral_ratio"))
+INTERVALS = (
+    ("compare", "median_interval"),
+    ("studying.realised", "median_interval"),
+    ("studying.realised", "integral_ratio"),
+)
 
 
 @pytest.mark.examples
