@@ -240,7 +240,7 @@ def measure_final(
 
         whole, layers, narrower = in_pairs(final), in_pairs(final, "run_layers", x), in_pairs(narrow)
         equally = beside and in_pairs(beside[1].to(window.device, dtype))
-    scores = evaluate(final)
+    scores, stepped = evaluate(final), final.stepped_weights
     return {
         "padded_share": pruner.padded_share,
         "dense_bytes": stored.dense_nbytes,
@@ -248,9 +248,7 @@ def measure_final(
         "live_units": counts(live(stored)),
         "final_ppl": scores.perplexity,
         "final_accuracy": scores.accuracy,
-        "inference_kernel": kernel_of(final.stepped_weights, window.shape[1], paths.is_recurrent)
-        if final.stepped_weights
-        else "",
+        "inference_kernel": kernel_of(stepped, window.shape[1], paths.is_recurrent) if stepped else "",
         "inference_dense_ms": whole[0],
         "inference_ms": whole[1],
         "inference_lstm_dense_ms": layers[0],
