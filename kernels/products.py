@@ -307,7 +307,7 @@ class Dsd(torch.autograd.Function):
         if in_dims[0] is None and in_dims[1] is not None:  # many operands of one matrix are one wide operand
             columns = x.movedim(in_dims[1], 1)  # [k, batch, n]
             wide = product(by, data, columns.flatten(1), transposed)
-            return wide.reshape(-1, *columns.shape[1:]), 1
+            return wide.reshape(wide.shape[0], *columns.shape[1:]), 1
         return _one_by_one(lambda one, other: product(by, one, other, transposed), info.batch_size, in_dims, data, x)
 
 
@@ -367,6 +367,13 @@ def _one_by_one(
         [each] * size if dim is None else list(each.movedim(dim, 0))
         for each, dim in zip((left, right), dims[:2], strict=True)
     )
+    if not size:  # of no member, whose shapes are those of any
+        one, other = (
+            each if dim is None else each.new_zeros(each.movedim(dim, 0).shape[1:])
+            for each, dim in zip((left, right), dims[:2], strict=True)
+        )
+        found = call(one, other)
+        return found.new_empty(0, *found.shape), 0
     return torch.stack([call(one, other) for one, other in zip(lefts, rights, strict=True)]), 0
 
 

@@ -360,3 +360,24 @@ def test_a_training_layer_under_transforms() -> None:
     for name, each in layer.named_parameters():
         torch.testing.assert_close(found[name], each.grad, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(samples[name].sum(0), each.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("batch", "columns"), [(2, 0), (0, 5), (0, 0)])
+def test_vmap_of_nothing(kernel: str, batch: int, columns: int) -> None:
+    """As dense: no member, or members without a column, are of a shape too, and so are their derivatives."""
+    mask = BlockMask(torch.ones(3, 2, dtype=torch.bool), 3)
+    weight = BSRMatrix.from_dense(torch.randn(9, 6, dtype=torch.float64), mask)
+    dense, x = weight.to_dense(), torch.randn(batch, 6, columns, dtype=torch.float64)
+    data = weight.data.expand(batch, *weight.data.shape)
+
+    def product(operand: Tensor) -> Tensor:
+        return block_sparse_matmul(weight, operand, kernel)
+
+    def of_values(values: Tensor) -> Tensor:
+        return block_sparse_matmul(weight.with_data(values), torch.ones(6, columns, dtype=torch.float64), kernel)
+
+    assert vmap(product)(x).shape == vmap(lambda each: dense @ each)(x).shape
+    assert vmap(of_values)(data).shape == (batch, 9, columns)
+    one = x.new_zeros(6, columns)
+    assert jacrev(product)(one).shape == jacrev(lambda each: dense @ each)(one).shape

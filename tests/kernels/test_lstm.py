@@ -14,7 +14,7 @@ from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
-from kernels.ops import block_sparse_lstm
+from kernels.ops import block_sparse_lstm, lstm_kernel
 from kernels.system.resources import refusal
 
 Guards = Callable[[], AbstractContextManager[None]]
@@ -178,3 +178,21 @@ def test_operands_that_do_not_fit_are_refused() -> None:
     for bias in (short, short[:1], wide):
         with pytest.raises(ValueError, match=r"biases must be torch.float64 \[32\]"):
             block_sparse_lstm(case.x, states, *case.weights, bias)
+
+
+@needs_native
+def test_what_computes_a_layer_is_said() -> None:
+    weight = BSRMatrix.from_dense(torch.ones(32, 8), BlockMask(torch.ones(4, 1, dtype=torch.bool), 8))
+    assert lstm_kernel(weight, 5, "native").startswith("native ")
+    assert lstm_kernel(weight, 5, "torch") == "torch, step by step"
+
+
+@needs_native
+def test_a_nan_of_any_bits_stays_nan() -> None:
+    """Sanitizers look at what becomes of its bits (`nox -s sanitize`)."""
+    weight = BSRMatrix.from_dense(torch.zeros(32, 8), BlockMask(torch.zeros(4, 1, dtype=torch.bool), 8))
+    for bits in (-1, 0x7FFFFFFF, 0x7FC00000, 0x7F800001):
+        x = torch.zeros(1, 1, 1)
+        x.view(torch.int32).fill_(bits)
+        y, (_, c) = block_sparse_lstm(x, None, torch.ones(32, 1), weight, kernel="native")
+        assert y.isnan().all() and c.isnan().all()

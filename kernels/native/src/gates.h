@@ -8,7 +8,9 @@
 namespace {
 
 constexpr bool is_float = sizeof(Scalar) == 4;
-using Bits = decltype(Vector<lanes>{} < Vector<lanes>{});
+template <bool narrow> struct WordOf { using type = uint32_t; };
+template <> struct WordOf<false> { using type = uint64_t; };
+typedef WordOf<is_float>::type Bits __attribute__((vector_size(vector_bytes)));  // unsigned: those of NaN overflow
 
 constexpr int degree = is_float ? 7 : 13;
 constexpr int mantissa_bits = is_float ? 23 : 52, exponent_bias = is_float ? 127 : 1023;

@@ -39,7 +39,7 @@ template <int N, class From> inline Vector<N> load(const From *from) {
 }
 
 // Of a vector that is used again and again: g++ would rather read it anew each time, where registers are few.
-template <class V> inline void in_register(V &vector) {
+template <class V> inline void in_register([[maybe_unused]] V &vector) {
 #if defined(__AVX__) && !defined(__AVX512F__)
     if constexpr (sizeof(V) >= 16) __asm__("" : "+x"(vector));
 #endif
