@@ -84,7 +84,7 @@ def lstm_kernel(weight_hh: BSRMatrix, batch: int, kernel: str = "auto") -> str:
     data = require_sparse("weight_hh", weight_hh).data
     chosen = kernel_for(kernel, data.dtype, data.device, layer=True, **_sizes(weight_hh))
     if chosen == "native":
-        return native_library.describe(native_library.library("dsd", data.dtype), in_force())  # which knows of all
+        return native_library.describe(native_library.library("dsd", data.dtype), in_force())
     if chosen == "torch":
         return "torch, step by step"
     try:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TEXT = "text:"  # a path behind it names a text of one's own
-
-
 LANGUAGE, CLASSIFICATION = "language", "classification"  # tasks
 
 DATA_DIR_VARIABLE = "BENCH_DATA_DIR"

@@ -47,7 +47,8 @@ inline Scalar *waiting(const Sampled &job, Element *to) {
     return paired ? job.sums + (to - job.blocks) : reinterpret_cast<Scalar *>(to);
 }
 
-// `whole`: every row of the panel and every element of the vectors belongs to the blocks.
+// `whole`: every row of the panel and every element of the vectors belongs to the blocks. Tiles are functions of their own: where
+// many are inlined into one, g++ keeps their sums in memory.
 template <int N, int V, bool whole>
 __attribute__((noinline)) void sampled_tile(const Sampled &job, const Chunk &chunk, const Group &group, const Scalar *panel, int64_t rows) {
     Vector<N> sums[P][V] = {};
