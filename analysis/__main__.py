@@ -138,8 +138,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print it as JSON")]
 def advice(name: AdviceName, results: Results = None, json: AsJson = False) -> None:
     """Show what python -m bench advise measured of a model, write its report, and say whether sparsity is worth it."""
     with _one_line_errors():
-        from analysis.advising.stored import find
         from analysis.commands import advice as advising
+        from analysis.commands.advising.stored import find
 
         found, beside = advising.advice(find(name, results))
         path = advising.write(found, beside)

@@ -561,7 +561,7 @@ def compare(a: FolderA, b: FolderB, results: Results = HERE, json: AsJson = Fals
 
 @contextmanager
 def _advice_errors() -> Iterator[None]:
-    from bench.advising.layers import AdviceError
+    from bench.commands.advising.layers import AdviceError
 
     try:
         yield

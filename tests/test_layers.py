@@ -22,7 +22,7 @@ ONLY_IN = {
         "bench.storing.validation",
         "bench.store",
         "bench.commands.yardsticks",
-        "bench.advising.tables",
+        "bench.commands.advising.tables",
         "analysis.loading.rules",
         "analysis.loading.validation",
         "analysis.load",

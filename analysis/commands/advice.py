@@ -9,10 +9,10 @@ import pandas as pd
 from rich.console import Console
 
 from analysis import report, study
-from analysis.advising import words
-from analysis.advising.answers import Answer, answer, as_json
-from analysis.advising.references import Cost, costs
-from analysis.advising.stored import in_checkout, read
+from analysis.commands.advising import words
+from analysis.commands.advising.answers import Answer, answer, as_json
+from analysis.commands.advising.references import Cost, costs
+from analysis.commands.advising.stored import in_checkout, read
 from analysis.commands.screen import print_table
 from analysis.reporting.sections import Section, sections, shown
 from analysis.study import Study

@@ -1,8 +1,8 @@
 """Advise: whether a block-sparse network is worth having for a model that somebody has, measured on this machine.
 
 What is measured lies in results/advise/<name>: gemm.parquet and lstm.parquet, cells as those of any sweep, each stored
-when it is finished; layers.parquet and model.parquet (`bench.advising.tables`). The answer is computed from these by
-`python -m analysis advice`.
+when it is finished; layers.parquet and model.parquet (`bench.commands.advising.tables`). The answer is computed from
+these by `python -m analysis advice`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.advising.layers import (
+from bench.cells import number
+from bench.commands.advising.layers import (
     PASSES,
     AdviceError,
     Layer,
@@ -25,13 +26,12 @@ from bench.advising.layers import (
     of_shape,
     require_candidates,
 )
-from bench.cells import number
 from bench.commands.analysed import analysed
 from bench.sweep import Sweep
 
 if TYPE_CHECKING:
-    from bench.advising.modules import Made
-    from bench.advising.weights import Weights
+    from bench.commands.advising.modules import Made
+    from bench.commands.advising.weights import Weights
     from bench.engines.driver import Ended
 
 BLOCK_SIZES = (32, 16, 64)  # in order of worth, as sparsities
@@ -138,13 +138,13 @@ def _found(asked: Asked) -> Subject:
     source, through = asked.source, (asked.tokens, asked.batch, asked.steps)
     path = Path(source)
     if _is_factory(source) and not path.exists():
-        from bench.advising import modules
+        from bench.commands.advising import modules
 
         with modules.pandas_allowed():
             made = modules.to(modules.make(source), asked.device)
             layers, held = modules.layers_of(source, made, *through)
         return Subject(source, layers, held, made=made)
-    from bench.advising import weights
+    from bench.commands.advising import weights
 
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -167,7 +167,7 @@ def apply(asked: Asked, out: Path) -> str:
     if out.exists() and Path(asked.source).exists() and out.samefile(asked.source):
         raise AdviceError(f"--apply: {out} is SOURCE itself; accepted: another file")
     subject, (setting, *_) = look_at(asked), asked.settings()
-    from bench.advising import applied
+    from bench.commands.advising import applied
 
     made = subject.made
     if made is not None:
@@ -182,7 +182,7 @@ def measure(asked: Asked, subject: Subject) -> int:
 
     Raises UnusableError, LockedError or OSError where the environment is at fault.
     """
-    from bench.advising import tables
+    from bench.commands.advising import tables
     from bench.commands.campaign import is_finished, require_one_machine
     from bench.engines.driver import Job, say
     from bench.engines.origin import Kept
@@ -253,7 +253,7 @@ def _run(asked: Asked, subject: Subject, jobs: list, todo: list, settings: Seque
 
 def _time_whole(asked: Asked, subject: Subject, settings: Sequence[Setting], deadline: float) -> None:
     """Time the whole model in each setting that is not stored and fits, each stored at once."""
-    from bench.advising import tables, whole
+    from bench.commands.advising import tables, whole
     from bench.engines.driver import say
     from bench.measuring.machine import machine, source_hash
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bench.__main__ import app
-from bench.advising import applied, tables
 from bench.commands import advise
+from bench.commands.advising import applied, tables
 from bench.storing.parquet import from_parquet, read_table
 from bench.sweep import load
 from kernels.modules import BlockSparseLinear

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.advising.layers import Layer
-from bench.advising.weights import layers_of, read
+from bench.commands.advising.layers import Layer
+from bench.commands.advising.weights import layers_of, read
 
 
 def layers_in(package: str, module: str, file: str) -> list[Layer]:

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bench.advising.layers import AdviceError, Layer
-from bench.advising.weights import layers_of, read
+from bench.commands.advising.layers import AdviceError, Layer
+from bench.commands.advising.weights import layers_of, read
 
 
 def found(weights: dict[str, torch.Tensor]) -> dict[str, Layer]:

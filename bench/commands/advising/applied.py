@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bench.advising.layers import GATES, AdviceError, Layer, Setting, timing
-from bench.advising.weights import Weights
 from bench.cells import number
+from bench.commands.advising.layers import GATES, AdviceError, Layer, Setting, timing
+from bench.commands.advising.weights import Weights
 from bench.storing.parquet import publish, require_file
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.advising.layers import Setting
-from bench.advising.modules import Made, call, tensors
+from bench.commands.advising.layers import Setting
+from bench.commands.advising.modules import Made, call, tensors
 from bench.measuring.clocks import WallTimer
 from bench.measuring.machine import facts
 from bench.schema import SCHEMA_VERSION

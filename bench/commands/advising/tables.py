@@ -13,9 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from bench.advising.layers import Layer, Setting, timing
-from bench.advising.norms import lost_shares, not_finite, stored_bytes
-from bench.advising.weights import Weights
+from bench.commands.advising.layers import Layer, Setting, timing
+from bench.commands.advising.norms import lost_shares, not_finite, stored_bytes
+from bench.commands.advising.weights import Weights
 from bench.schema import SCHEMA_VERSION, Column, documented
 from bench.storing.parquet import DamagedError, from_parquet, publish_pair, read_table, to_parquet
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.advising.layers import GATES, AdviceError, Layer
+from bench.commands.advising.layers import GATES, AdviceError, Layer
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 RECURRENT = re.compile(r"(?P<prefix>.*?)weight_(?P<which>ih|hh|hr)(?P<place>(_l\d+)?(_reverse)?)(_raw)?")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from bench.advising.layers import AdviceError, Layer
-from bench.advising.weights import Weights
+from bench.commands.advising.layers import AdviceError, Layer
+from bench.commands.advising.weights import Weights
 from kernels.sparsify import Survey
 
 RECURRENT = {nn.LSTM: "lstm", nn.GRU: "gru"}

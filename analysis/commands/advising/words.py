@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis import theory
-from analysis.advising.answers import GOAL, INTERPOLATED, SHOWN, Answer, Curve, Point
-from analysis.advising.references import Cost
-from analysis.advising.stored import Row
+from analysis.commands.advising.answers import GOAL, INTERPOLATED, SHOWN, Answer, Curve, Point
+from analysis.commands.advising.references import Cost
+from analysis.commands.advising.stored import Row
 from analysis.stats import times
 from analysis.tables import NOTHING
 from analysis.theory import Breakeven

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.advising.layers import (
+from bench.cells import GemmCell, LstmCell
+from bench.commands.advising.layers import (
     AdviceError,
     Layer,
     Setting,
@@ -15,7 +16,6 @@ from bench.advising.layers import (
     require_candidates,
     timing,
 )
-from bench.cells import GemmCell, LstmCell
 
 FORWARD = Setting("forward", 16, 0.8)
 TRAINING = Setting("training", 16, 0.8)

@@ -15,13 +15,13 @@ import pytest
 from rich.console import Console
 
 from analysis import compare, theory
-from analysis.advising import references, stored, words
-from analysis.advising.answers import Answer, answer, as_json
 from analysis.commands import advice
+from analysis.commands.advising import references, stored, words
+from analysis.commands.advising.answers import Answer, answer, as_json
 from analysis.loading.schema import BadInputError
-from bench.advising import tables
-from bench.advising.layers import Layer, Setting, in_order_of_worth, of_lstm, of_shape, timing
 from bench.cells import Cell
+from bench.commands.advising import tables
+from bench.commands.advising.layers import Layer, Setting, in_order_of_worth, of_lstm, of_shape, timing
 
 SPARSITIES = (0.2, 0.5, 0.8, 0.9, 0.95)
 Relative = Callable[[Cell], float]  # time of a cell over dense

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.advising.layers import GATES, Layer, Timing
-from bench.advising.weights import Weights
 from bench.cells import number
+from bench.commands.advising.layers import GATES, Layer, Timing
+from bench.commands.advising.weights import Weights
 from kernels.sparsify import CRITERIA
 from kernels.tensors.padding import in_blocks, padded
 from kernels.tensors.rounding import blocks_to_empty

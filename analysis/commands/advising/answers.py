@@ -15,7 +15,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from analysis import theory
-from analysis.advising.stored import Measured, Row
+from analysis.commands.advising.stored import Measured, Row
 from analysis.stats import Estimate, integral_ratio, median_interval
 from analysis.theory import Breakeven
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.advising import modules, whole
-from bench.advising.layers import AdviceError, Setting
+from bench.commands.advising import modules, whole
+from bench.commands.advising.layers import AdviceError, Setting
 from kernels.sparsify import sparsify
 
 
@@ -63,7 +63,7 @@ def test_candidates_are_what_sparsify_replaces(named: str) -> None:
     made = modules.make(f"{named}:build")
     layers, held = modules.layers_of(named, modules.Made(made.model, None, {}), 8, 3, 7)
     _, report = sparsify(copy.deepcopy(made.model), 16, 0.5)
-    from bench.advising.layers import timing
+    from bench.commands.advising.layers import timing
 
     fine = [layer for layer in layers if not layer.reason and not timing(layer, Setting("forward", 16, 0.5)).reason]
     assert sum(len(held[layer.name]) for layer in fine) == len(report.replaced)
