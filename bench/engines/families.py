@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import parent_process
+from multiprocessing import parent_process, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -30,6 +30,20 @@ def lead(parent: int) -> None:
     if IN_SLURM and hasattr(signal, "SIGUSR2"):  # which the parent hears, and tells
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def start_tracker() -> None:
+    """Start what counts the semaphores of multiprocessing, before it starts itself.
+
+    Deaf to SIGUSR2 in a job of SLURM, which sends that to every process there: what is blocked stays so in what is
+    started.
+    """
+    if IN_SLURM and hasattr(signal, "SIGUSR2"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        try:
+            resource_tracker.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
 
 
 def _end_with(parent: int) -> None:

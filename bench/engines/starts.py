@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from bench.engines.families import kill_groups
+from bench.engines.families import kill_groups, start_tracker
 
 TRIES = 3
 LONGEST_PAUSE = 2.0  # seconds before another try
@@ -28,6 +28,7 @@ class Starts:
     """
 
     def __init__(self, folder: Path, cause: Callable[[int | None], str]) -> None:
+        start_tracker()
         self.context, self.folder, self.cause = get_context("spawn"), folder, cause
         self.fresh: dict[BaseProcess, float] = {}  # and when each was made
         self.hung: set[BaseProcess] = set()

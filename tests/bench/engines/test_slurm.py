@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from bench.engines.slurm import FOLDER, run_on_slurm
+from bench.engines.slurm import FOLDER, Array, run_on_slurm
 from bench.store import Store
 from kernels.system.resources import ResourceError
 
@@ -94,3 +95,38 @@ def test_an_option_that_is_none_is_refused(given: str, tmp_path: Path) -> None:
     done = subprocess.run(line, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--slurm: " in done.stderr
     assert not (tmp_path / "results").exists()
+
+
+class Submitted:
+    """What a job of submitit is to an array."""
+
+    def __init__(self, folder: Path, job_id: str) -> None:
+        self.job_id, self.paths = job_id, SimpleNamespace(result_pickle=folder / job_id, stdout=folder / "said")
+
+
+def test_a_job_that_the_queue_has_no_longer_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program stands for squeue here; `test_real_slurm.py` asks SLURM's."""
+    squeue = tmp_path / "squeue"
+    squeue.write_text('#!/bin/sh\ncat "$0.says"; cat "$0.errs" >&2; exit $(cat "$0.status")\n')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def say(lines: str, status: int = 0, errs: str = "") -> None:
+        for kind, text in (("says", lines), ("status", str(status)), ("errs", errs)):
+            (tmp_path / f"squeue.{kind}").write_text(text)
+
+    first, second = jobs = [Submitted(tmp_path, "7_0"), Submitted(tmp_path, "7_1")]
+    array = Array(jobs, "slurm")
+    say("7_0|RUNNING\n7_1|PENDING\n")
+    assert array.at_work() == jobs and [array.state(job) for job in jobs] == ["running", "pending"]
+    say("", 1, "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+    assert array.at_work() == array.at_work() == jobs, "a queue that does not answer says nothing of a job"
+    say("7_0|RUNNING\n")
+    assert array.at_work() == jobs, "its result may be late"
+    assert array.at_work() == [first] and array.state(second) == "gone"
+    assert array.why_ill(second) == "", "it never began"
+    (tmp_path / "said").touch()
+    assert "it was killed, or its node was lost" in array.why_ill(second)
+    say("", 1, "slurm_load_jobs error: Invalid job id specified")
+    first.paths.result_pickle.touch()
+    assert array.at_work() == [] and array.state(first) == "done"

@@ -1,0 +1,147 @@
+"""A sweep on a real SLURM, where one is installed: its daemons, its queue, its signals, without accounting."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from slurm_cluster import lacks, slurm_cluster, told
+
+from bench.engines.slurm import FOLDER, MOST_LIMITS
+from bench.store import Store
+
+pytest.importorskip("submitit", reason="needs submitit: pip install 'block-sparse-bench[slurm]'")
+
+pytestmark = [
+    pytest.mark.kills,
+    pytest.mark.timeout(420),
+    pytest.mark.skipif(bool(lacks()), reason=lacks()),
+]
+
+ROOT = Path(__file__).parents[3]
+TINY = 'kind = "gemm"\n[base]\nthreads = 1\nm = 32\nk = 32\nn = 2\nblock_size = 8\nbackend = "torch_bsr"\n'
+TRAINS = (
+    'kind = "train"\n[base]\ntrain_tokens = 40000\neval_tokens = 1000\nembedding_size = 16\nhidden_size = 32\n'
+    "num_layers = 1\nepochs = {epochs}\nthreads = 1\n[axes]\nseed = [0, 1]\n"
+)
+LONG, SHORT = TRAINS.format(epochs=2000), TRAINS.format(epochs=8)
+
+Environment = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Environment]:
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="slurm") as folder, slurm_cluster(Path(folder)) as variables:
+        yield {**os.environ, **variables, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def begun(slurm: Environment, file: Path, *more: str, jobs: int = 2) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "bench", "run", str(file), "--results", str(file.parent / "results")]
+    line += ["--engine", "slurm", "--jobs", str(jobs), *more]
+    return subprocess.Popen(
+        line, env=slurm, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def sweep(folder: Path, text: str) -> tuple[Path, Path]:
+    """Its file, and the folder of its results."""
+    file = folder / "sweep.toml"
+    file.write_text(text)
+    return file, folder / "results" / "sweep"
+
+
+def until(is_so: Callable[[], object], run: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline and run.poll() is None, run.communicate(timeout=60)
+        time.sleep(0.3)
+
+
+def queue(slurm: Environment) -> list[list[str]]:
+    """[job of an array, its state, its node] of those that have not ended."""
+    return [line.split("|") for line in told(slurm, "squeue", "-h", "-r", "-o", "%i|%T|%N").splitlines()]
+
+
+def runs_of(file: Path) -> list[psutil.Process]:
+    """The processes `python -m bench run` of the jobs."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if str(file) in line and "--share" in line:
+            found.append(process)
+    return found
+
+
+def test_jobs_share_a_sweep_and_nothing_else_is_said(slurm: Environment, tmp_path: Path) -> None:
+    file, folder = sweep(tmp_path, f"{TINY}[axes]\nseed = {list(range(6))}\n")
+    with begun(slurm, file, "--slurm", "time=10") as run:
+        out, _ = run.communicate(timeout=240)
+    assert run.returncode == 0 and "6 of 6 cells ok" in out, out
+    assert "sacct" not in out and "accounting" not in out, "what submitit asks need not be there"
+    assert Store(folder).read("gemm").num_rows == 6
+    said = "".join(path.read_text() for path in (folder / FOLDER).rglob("*.out"))
+    assert said.count("] ok in ") == 6, "a cell ran twice, or never"
+
+
+def test_ctrl_c_cancels_the_jobs_and_what_trains_is_put_aside(slurm: Environment, tmp_path: Path) -> None:
+    file, folder = sweep(tmp_path, LONG)
+    with begun(slurm, file, "--slurm", "time=10", "--checkpoint-seconds", "3") as run:
+        until(lambda: len(list((folder / ".checkpoints").glob("*.pt"))) == 2, run)
+        run.send_signal(signal.SIGINT)
+        out, _ = run.communicate(timeout=120)
+    assert run.returncode == 130 and "interrupted: 0 of 2 cells are stored" in out, out
+    assert not queue(slurm) and not runs_of(file)
+    assert len(list((folder / ".checkpoints").glob("*.pt"))) == 2
+
+
+def test_a_job_that_vanished_is_told_and_its_cell_goes_on_in_another(slurm: Environment, tmp_path: Path) -> None:
+    """All its processes are killed, SLURM's own among them, so that nothing of it can say how it ended."""
+    file, folder = sweep(tmp_path, SHORT)
+    with begun(slurm, file, "--slurm", "time=10", "--checkpoint-seconds", "1") as run:
+        until(lambda: len(runs_of(file)) == 2 and any(folder.glob(".checkpoints/*.pt")), run)
+        job = next(each for each in runs_of(file)[0].parents() if each.name() == "slurmstepd")
+        vanished = [*job.children(recursive=True), job]
+        for process in vanished:
+            process.kill()
+        out, _ = run.communicate(timeout=300)
+    assert run.returncode == 0 and "2 of 2 cells ok" in out, out
+    assert re.search(r"^job \d+_\d ended ill: ", out, re.M), out
+    assert Store(folder).read("train").num_rows > 2
+
+
+def test_a_job_at_its_time_limit_is_queued_again_and_goes_on(slurm: Environment, tmp_path: Path) -> None:
+    """SLURM lets it wait two minutes in between."""
+    file, folder = sweep(tmp_path, LONG.replace("seed = [0, 1]", "seed = [0]"))
+
+    def said() -> str:
+        return "".join(path.read_text() for path in (folder / FOLDER).rglob("*_log.*"))
+
+    limit = ("--slurm", "time=1", "--slurm", "signal_delay_s=35")
+    with begun(slurm, file, *limit, "--checkpoint-seconds", "3600", jobs=1) as run:
+        until(lambda: "go on from a checkpoint" in said(), run, 300.0)
+        so_far = said()
+        run.send_signal(signal.SIGINT)
+        out, _ = run.communicate(timeout=120)
+    assert run.returncode == 130, out
+    assert f"({MOST_LIMITS - 1} remaining timeouts)" in so_far
+    assert "Traceback" not in so_far and "resource_tracker" not in so_far, so_far
+
+
+def test_jobs_that_still_wait_when_all_is_stored_are_cancelled(slurm: Environment, tmp_path: Path) -> None:
+    file, _ = sweep(tmp_path, f"{TINY}[axes]\nseed = {list(range(3))}\n")
+    with begun(slurm, file, "--slurm", "time=10", jobs=3) as run:
+        until(lambda: len(queue(slurm)) >= 3, run)  # two nodes of one processor
+        held = next(job for job, state, _ in queue(slurm) if state == "PENDING")
+        told(slurm, "scontrol", "hold", held)
+        out, _ = run.communicate(timeout=240)
+    assert run.returncode == 0 and "3 of 3 cells ok" in out and "ended ill" not in out, out
+    assert not queue(slurm)
