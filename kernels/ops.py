@@ -22,6 +22,7 @@ from kernels.native import products as native_products
 from kernels.products import NativeProducts, Registered, product, recorded, writable
 from kernels.products import dsd as dsd
 from kernels.products import sdd as sdd
+from kernels.steps import in_steps
 from kernels.system.resources import UnsupportedError
 from kernels.system.threads import in_force
 from kernels.tensors.autocast import autocast_type, is_any_autocast, lowered
@@ -29,7 +30,7 @@ from kernels.tensors.dense import DENSE, linear
 from kernels.tensors.exchange import refuse_sparse
 from kernels.tensors.operands import require, require_memory
 from kernels.tensors.padding import heightened, shortened
-from kernels.tensors.tracing import refuse_functionalize, transformed, watched
+from kernels.tensors.tracing import refuse_lost_derivatives, transformed, watched
 
 KERNELS = ("auto", "cuda", "native", "torch")
 
@@ -128,7 +129,7 @@ def block_sparse_matmul(weight: BSRMatrix, x: Tensor, kernel: str = "auto") -> T
     if type(weight) is FrozenBSRMatrix and (found := _repeated(weight, x, kernel, False)) is not None:
         return found
     require_memory("x", x)
-    refuse_functionalize()
+    refuse_lost_derivatives()
     (rows, cols), shape, dtype, device = require_sparse("weight", weight).unpadded, x.shape, x.dtype, x.device
     if len(shape) != 2 or shape[0] != cols:
         raise ValueError(f"the weight is {(rows, cols)}, so x must be [{cols}, n], got {tuple(shape)}")
@@ -216,17 +217,6 @@ def _matmul_as(dtype: torch.dtype, weight: BSRMatrix, x: Tensor, kernel: str) ->
         return block_sparse_matmul(weight.with_data(data.to(inside)), x.to(inside), kernel).to(dtype)
 
 
-def _loop(projected: Tensor, h: Tensor, c: Tensor, weight: BSRMatrix, kernel: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, h, c) of the layer, one step after the other: products by `kernel`, gates in plain torch."""
-    outputs = []
-    for step in projected:
-        i, f, g, o = (step + block_sparse_matmul(weight, h.T, kernel).T).chunk(4, dim=1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
-        outputs.append(h)
-    return torch.stack(outputs), h, c
-
-
 def _check_shapes(x: Tensor, state: tuple[Tensor, Tensor], shape: tuple[int, ...], weight_hh: BSRMatrix) -> None:
     if len(shape) != 2:
         raise ValueError(f"weight_ih must be [rows, in], got {list(shape)}")
@@ -303,7 +293,7 @@ def block_sparse_lstm(
     weighing = kernel if chosen == "cuda" else chosen  # cuda was chosen for the recurrent weight's blocks
     inputs = x if into else _weighted(x, weight_ih, weighing, dense)
     if not whole:
-        y, h, c = _loop(inputs + bias, h0, c0, weight_hh, chosen)
+        y, h, c = in_steps(inputs + bias, h0, c0, lambda x: block_sparse_matmul(weight_hh, x, chosen))
     elif is_inference(inputs, bias, h0, c0, weight_hh.data, *([into.data] if into else [])):
         y, c = native_lstm.infer(inputs, bias, h0, c0, weight_hh, into)
         h = y[-1].clone()
@@ -331,7 +321,7 @@ def _check_operands(
         raise ValueError(f"state must be (h0, c0) or None, got {type(state).__name__}")
     for name, each in zip(("h0", "c0"), state or (), strict=False):
         require_memory(name, each)
-    refuse_functionalize()
+    refuse_lost_derivatives()
     for name, each in (("weight_ih", weight_ih), ("weight_hh", require_sparse("weight_hh", weight_hh))):
         if isinstance(each, BSRMatrix) and each.shape != each.unpadded:
             raise ValueError(

@@ -18,6 +18,7 @@ from kernels.bsr import BSRIndex
 from kernels.cuda.products import pattern_of
 from kernels.native import products as native_products
 from kernels.tensors.autocast import as_given
+from kernels.tensors.forward import dual_product, primal, register_forward
 from kernels.tensors.index import checked
 from kernels.tensors.tracing import batched, transformed, watched
 
@@ -349,11 +350,23 @@ _record_sdd: Callable[..., Tensor] = super(torch.autograd.Function, Sdd).apply
 Bilinear = Callable[[Tensor, Tensor], Tensor]
 
 
+def _forward_dsd(data: Tensor, *operands: Any) -> Tensor:
+    *index, x, transposed, kernel = operands
+    return dual_product(lambda data, x: dsd(data, *index, x, transposed, kernel), data, x)
+
+
+def _forward_sdd(grad: Tensor, x: Tensor, *operands: Any) -> Tensor:
+    return dual_product(lambda grad, x: sdd(grad, x, *operands), grad, x)
+
+
+register_forward(dsd, _forward_dsd)
+register_forward(sdd, _forward_sdd)
+
+
 def _tangent(ctx: Any, call: Bilinear, tangents: Sequence[Tensor | None]) -> Tensor:
     """Of left times right: that of left times right, and left times that of right."""
     with forward_ad._set_fwd_grad_enabled(True):  # off in here, so that the tangent would have none of outer levels
-        unpack: Any = forward_ad.unpack_dual
-        left, right = (unpack(each).primal for each in ctx.saved_tensors)
+        left, right = map(primal, ctx.saved_tensors)
         parts = [] if tangents[0] is None else [call(tangents[0], right)]
         parts += [] if tangents[1] is None else [call(left, tangents[1])]
         return sum(parts[1:], parts[0])

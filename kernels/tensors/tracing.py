@@ -15,7 +15,7 @@ from torch.nn import Parameter
 PLAIN = Tensor, Parameter
 _modes_before: Callable[[], int] = _len_torch_dispatch_stack_pre_dispatch
 _modes, _transforms = torch._C._len_torch_dispatch_stack, torch._C._functorch.peek_interpreter_stack
-_FUNCTIONALIZE = torch._C._functorch.TransformType.Functionalize
+_FUNCTIONALIZE, _JVP = torch._C._functorch.TransformType.Functionalize, torch._C._functorch.TransformType.Jvp
 _tracer = torch._C._get_tracing_state
 batched = torch._C._functorch.is_legacy_batchedtensor  # a gradient, by torch.autograd.grad with is_grads_batched
 
@@ -48,9 +48,40 @@ def transformed() -> bool:
     return not is_compiling() and (_transforms() is not None or forward_ad._current_level >= 0)
 
 
-def refuse_functionalize() -> None:
-    """ValueError inside torch.func.functionalize, for which torch has no rule for derivatives of one's own."""
-    if is_compiling() or _transforms() is None:
+def in_forward_mode() -> bool:
+    """Whether an operator that torch's dispatcher calls may have operands with tangents, and would be asked for them.
+
+    Compilers count no levels where torch does: the transform alone tells then.
+    """
+    if forward_ad._current_level < 0 and ((inner := _transforms()) is None or inner.key() != _JVP):
+        return False
+    return torch._C._is_fwd_grad_enabled()
+
+
+def _is_dual_alone() -> bool:
+    """Whether forward mode was entered by dual tensors, and not by a transform, which compilers see."""
+    return _transforms() is None
+
+
+# As torch.compiler.assume_constant_result does, which imports the compiler
+_is_dual_alone._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def refuse_lost_derivatives() -> None:
+    """ValueError or NotImplementedError where torch would lose derivatives of ours, and say nothing.
+
+    That is inside torch.func.functionalize, which has no rule for derivatives of one's own, and where torch.compile is
+    called with dual tensors, whose tangents inductor drops: unless it was told to make one graph, it then leaves the
+    product out of what it compiles, and nothing is lost.
+    """
+    if is_compiling():
+        if forward_ad._current_level >= 0 and _is_dual_alone():
+            raise NotImplementedError(
+                "torch.compile loses the tangents of dual tensors: accepted: torch.func.jvp inside the compiled "
+                "function, or no fullgraph"
+            )
+        return
+    if _transforms() is None:
         return
     if any(each.key() == _FUNCTIONALIZE for each in torch._C._functorch.get_interpreter_stack() or ()):
         raise ValueError(

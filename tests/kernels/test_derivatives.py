@@ -21,7 +21,9 @@ from bench.models.layers import LSTMLayer
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.native import library as native_library
+from kernels.native import lstm as native_lstm
 from kernels.ops import block_sparse_lstm, block_sparse_matmul
+from kernels.products import dsd, sdd
 from kernels.system.resources import refusal
 
 NO_NATIVE = refusal(native_library.require_kernel, torch.float64, torch.device("cpu"))
@@ -115,6 +117,65 @@ def test_layers_under_transforms(kernel: str, transform: str) -> None:
     wanted = TRANSFORMS[transform](by_loop, dense.weights[1].data, dense.x)
     for into in (True, False):
         assert_same(TRANSFORMS[transform](layer(case, kernel, into), case.weights[1].data, case.x), wanted)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_operators_have_derivatives_in_forward_mode(kernel: str) -> None:
+    """Called as they are in a graph that was exported: a product, a sampled one, and whole layers."""
+    (weight, x), grad_y = matrix(), torch.randn(4, 3, dtype=torch.float64)
+    for transposed, right in ((False, x), (True, grad_y)):
+        dense = weight.to_dense().T if transposed else weight.to_dense()
+        columns = right.T.contiguous().T
+        for each in (right, columns):
+            found = jvp(
+                lambda data, x, transposed=transposed: dsd(data, *weight.index, x, transposed, kernel),
+                (weight.data, each), (weight.data.cos(), each.sin()),
+            )  # fmt: skip
+            of_weight = weight.with_data(weight.data.cos()).to_dense()
+            of_weight = of_weight.T if transposed else of_weight
+            assert_same(found, (dense @ right, of_weight @ right + dense @ right.sin()))
+    found = jvp(lambda grad, x: sdd(grad, x, *weight.index, kernel), (grad_y, x), (grad_y.cos(), x.sin()))
+    products = grad_y @ x.T, grad_y.cos() @ x.T + grad_y @ x.sin().T
+    assert_same(found, tuple(BSRMatrix.from_dense(each, weight.mask).data for each in products))
+
+
+@needs_native
+@pytest.mark.parametrize("dense_input", [False, True])
+def test_a_layers_operator_has_derivatives_in_forward_mode(dense_input: bool) -> None:
+    case = Case(2, 1, 2, 2, 2)
+    x = case.x @ case.weights[0].to_dense().T if dense_input else case.x
+    bias, states = case.biases[0], [each[0] for each in case.states]
+
+    def layer(operator: bool) -> Callable[..., tuple[Tensor, ...]]:
+        def run(x: Tensor, bias: Tensor, h0: Tensor, c0: Tensor, data: Tensor, into: Tensor) -> tuple[Tensor, ...]:
+            listed = [] if dense_input else [into, *case.weights[0].index]
+            if operator:
+                return native_lstm.lstm(x, bias, h0, c0, [data, *case.weights[1].index], listed)[:3]
+            one = torch.eye(x.shape[2], dtype=x.dtype) if dense_input else case.weights[0].with_data(into)
+            recurrent = case.weights[1].with_data(data)
+            y, (h, c) = block_sparse_lstm(x, (h0[None], c0[None]), one, recurrent, bias, kernel="torch")
+            return y, h[0], c[0]
+
+        return run
+
+    operands = x, bias, *states, case.weights[1].data, case.weights[0].data
+    tangents = tuple(map(torch.cos, operands))
+    assert_same(jvp(layer(True), operands, tangents), jvp(layer(False), operands, tangents))
+
+
+@needs_native
+def test_a_layers_way_back_that_a_compiler_has_split_off_is_refused_in_forward_mode() -> None:
+    case = Case(2, 1, 2, 2, 2)
+    x, states = case.x @ case.weights[0].to_dense().T, [each[0] for each in case.states]
+    weight = [case.weights[1].data, *case.weights[1].index]
+    y, h, _, saved = native_lstm.lstm(x, case.biases[0], *states, weight, [])
+
+    def back(grad: Tensor) -> list[Tensor]:
+        return native_lstm.lstm_backward(grad, h, None, [x, y, saved, *states], weight, [], [True, True, False])
+
+    assert len(back(y)) == 5
+    with pytest.raises(NotImplementedError, match=r"^an LSTM layer's way back has no forward-mode derivatives.*$"):
+        jvp(back, (y,), (y.cos(),))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -300,6 +361,21 @@ def test_compiled_products_are_the_same(kernel: str, instructions: str | None, m
             found, wanted = compiled(x), run(x)
         torch.testing.assert_close(found, wanted)
         assert_same(torch.autograd.grad(found.sum(), x), torch.autograd.grad(wanted.sum(), x))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.builds
+def test_forward_mode_inside_a_compiled_function(kernel: str, backend: str) -> None:
+    torch._dynamo.reset()
+    weight, x = matrix()
+    assert weight.index is not None
+
+    def pushed(x: Tensor) -> tuple[Tensor, Tensor]:
+        return jvp(lambda x: block_sparse_matmul(weight, x, kernel).sin(), (x,), (x.cos(),))
+
+    wanted = pushed(x)
+    assert_same(torch.compile(pushed, backend=backend, fullgraph=True)(x), wanted)
 
 
 def sparse_layer() -> tuple[LSTMLayer, Tensor]:

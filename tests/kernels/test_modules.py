@@ -12,6 +12,7 @@ import pytest
 import torch
 from layer import has_bfloat16_layers
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 from torch.utils.checkpoint import checkpoint
@@ -383,6 +384,53 @@ def test_compiled_and_exported(kind: str) -> None:
         torch.testing.assert_close(one.grad, other.grad)
     exported = torch.export.export(copy.deepcopy(layer), (x,), strict=False)
     torch.testing.assert_close(first(exported.module()(x)), wanted)
+
+
+def dual(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The tangent of what `function` gives, by dual tensors."""
+    with forward_ad.dual_level():
+        found: Tensor = forward_ad.unpack_dual(function(forward_ad.make_dual(x, x.cos()))).tangent
+    return found
+
+
+FORWARD: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x.cos(),)),
+    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x),
+    "jvp of jvp": lambda f, x: torch.func.jvp(
+        lambda x: torch.func.jvp(lambda y: f(y).sin(), (x,), (x.cos(),))[1], (x,), (x.sin(),)
+    ),
+    "dual tensors": dual,
+}
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_mode_of_what_was_exported(kind: str, trained: bool) -> None:
+    layer, x = layers()[kind].requires_grad_(trained), X[:2]
+    exported = torch.export.export(copy.deepcopy(layer), (x,), strict=False).module()
+    for transform in FORWARD.values():
+        found, wanted = (transform(lambda x, each=each: first(each(x)), x) for each in (exported, layer))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.builds
+def test_forward_mode_of_what_was_compiled(kind: str, backend: str) -> None:
+    layer, x = layers()[kind].requires_grad_(False), X[:2]
+
+    def run(x: Tensor) -> Tensor:
+        return first(layer(x))
+
+    for transform in (FORWARD["jvp"], dual):
+        torch._dynamo.reset()
+        compiled = torch.compile(run, backend=backend)
+        compiled(x)
+        torch.testing.assert_close(transform(compiled, x), transform(run, x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(
+        (NotImplementedError, torch._dynamo.exc.Unsupported), match="loses the tangents of dual tensors"
+    ):
+        dual(torch.compile(lambda x: first(layer(x)), backend=backend, fullgraph=True), x)
 
 
 @pytest.mark.parametrize("kind", KINDS)
