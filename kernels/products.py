@@ -285,11 +285,9 @@ class Dsd(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Products, bool], output: Tensor) -> None:  # noqa: ARG004
         data, x, ctx.by, ctx.transposed = inputs
+        ctx.save_for_backward(data, *ctx.by.index, x)  # as the operator: one may go back the way of the other
         if type(ctx.by) is Registered:
-            ctx.save_for_backward(data, x)
             ctx.save_for_forward(data, x)
-        else:  # what the operator saves: one may go back the way of the other
-            ctx.save_for_backward(data, *ctx.by.index, x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -322,11 +320,9 @@ class Sdd(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Products], output: Tensor) -> None:  # noqa: ARG004
         grad, x, ctx.by = inputs
+        ctx.save_for_backward(grad, x, *ctx.by.index)
         if type(ctx.by) is Registered:
-            ctx.save_for_backward(grad, x)
             ctx.save_for_forward(grad, x)
-        else:
-            ctx.save_for_backward(grad, x, *ctx.by.index)
 
     @staticmethod
     def backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:

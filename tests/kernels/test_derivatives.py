@@ -322,6 +322,27 @@ def test_checkpointed_products_and_layers_are_the_same(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("inside", ["there", "back", "vmap of the way back"])
+def test_a_checkpoint_may_be_crossed_by_a_transform(kernel: str, inside: str) -> None:
+    """Of the two times that a product is computed then, one is seen by forward mode or vmap, and one is not."""
+    weight, x = matrix()
+    leaves = weight.data.clone().requires_grad_(), x.requires_grad_()
+
+    def run(data: Tensor, x: Tensor) -> Tensor:
+        return block_sparse_matmul(weight.with_data(data), x, kernel).cos()
+
+    wanted = torch.autograd.grad(run(*leaves).sum(), leaves)
+    with forward_ad.dual_level() if inside == "there" else nullcontext():
+        y = checkpoint(run, *leaves, use_reentrant=False)
+    if inside == "vmap of the way back":
+        found = vmap(lambda each: torch.autograd.grad(y, leaves, each))(torch.ones(1, *y.shape, dtype=y.dtype))
+        assert_same(tuple(each[0] for each in found), wanted)
+        return
+    with forward_ad.dual_level() if inside == "back" else nullcontext():
+        assert_same(torch.autograd.grad(y.sum(), leaves), wanted)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_many_gradients_at_once_are_right_or_refused(kernel: str) -> None:
     weight, x = matrix()
     leaves = weight.data.clone().requires_grad_(), x.requires_grad_()
