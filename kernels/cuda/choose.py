@@ -319,6 +319,6 @@ def _describe(choice: Choice, task: Task, parts: int, gpu: Gpu) -> str:
 
 def aligned(x: Tensor) -> Tensor:
     """`x` contiguous and at a multiple of 16 bytes, copied only where it is not."""
-    if not x.is_contiguous() or x.is_neg():
+    if not x.is_contiguous() or x.is_neg() or x._is_zerotensor():
         x = contiguous(x)
     return x.clone() if x.data_ptr() % 16 else x

@@ -16,7 +16,7 @@ from kernels.bsr import BSRMatrix
 from kernels.cuda import choose
 from kernels.cuda.choose import ELEMENTS, Prepared, Task, aligned, prepare
 from kernels.tensors.index import BSRIndex, adopted, checked, own_copy
-from kernels.tensors.operands import require
+from kernels.tensors.operands import require, settled
 
 MOST_PATTERNS, MOST_PREPARED = 128, 64  # kept; of patterns the last used
 
@@ -68,7 +68,7 @@ class Pattern:
 
     def dsd(self, data: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
         """W x, or W^T x if `transposed`: [m, n] in the memory order of x. data: [nnzb, b, b]; x: [k, n]."""
-        x = x.resolve_neg()
+        x = settled(x)
         self._check(data, x, self.shape[not transposed])
         (k, n), rows = x.shape, self.shape[transposed]
         if n > 1 and x.stride() != (1, k):
@@ -134,7 +134,7 @@ def allows_tf32() -> bool:
 
 def by_columns(x: Tensor) -> Tensor:
     """`x` [k, n], column by column and at a multiple of 16 bytes, copied only where it is not."""
-    x = x.resolve_neg()
+    x = settled(x)
     return x if x.stride() == (1, x.shape[0]) and not x.data_ptr() % 16 else aligned(x.mT).mT
 
 

@@ -284,7 +284,7 @@ class Repeated(NamedTuple):
     def __call__(self, x: Tensor) -> Tensor:
         """The product with `x`. ValueError where that has no memory."""
         run, plan, _, shape, turned, size, most, rooms = self
-        place = x.data_ptr() or address(x)
+        place = x.data_ptr() or address(x := settled(x))
         out = native_library.empty(shape, dtype=x.dtype)
         if size is None:
             run(plan, place, out.data_ptr(), None, min(in_force(), most))

@@ -15,13 +15,17 @@ STRIDED = torch.strided
 
 
 def settled(x: Tensor) -> Tensor:
-    """`x` whose memory holds what it shows: a view that torch negates or conjugates when it is read is copied."""
-    return x.resolve_conj().resolve_neg()
+    """`x` whose memory holds what it shows: a view that torch negates or conjugates when it is read is copied.
+
+    So are zeros without memory, which derivatives of torch's make (torch._efficientzerotensor).
+    """
+    x = x.resolve_conj().resolve_neg()
+    return x.clone() if x._is_zerotensor() else x
 
 
 def contiguous(x: Tensor) -> Tensor:
     """The same, row by row; copied only where it is not so already."""
-    return x.resolve_conj().resolve_neg().contiguous()
+    return settled(x).contiguous()
 
 
 def require_memory(name: str, x: object) -> None:

@@ -133,6 +133,16 @@ def test_views_and_a_pattern_seen_through_them(view: Callable[[torch.Tensor], to
         torch.testing.assert_close(one, other)
 
 
+def test_zeros_without_memory() -> None:
+    bsr, x = operands(16, 32, 8, 6, torch.float32)
+    leaves = bsr.data.clone().requires_grad_(), x.clone().requires_grad_()
+    y = block_sparse_matmul(bsr.with_data(leaves[0]), leaves[1], "cuda")
+    zeros = torch._efficientzerotensor(y.shape)
+    assert not any(bool(each.any()) for each in torch.autograd.grad(y, leaves, zeros))
+    assert not block_sparse_matmul(bsr, torch._efficientzerotensor(x.shape), "cuda").any()
+    assert not block_sparse_matmul(bsr.with_data(torch._efficientzerotensor(bsr.data.shape)), x, "cuda").any()
+
+
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_whatever_torchs_defaults_are(device: str) -> None:
     """Plans, buffers and outputs name their device and type."""

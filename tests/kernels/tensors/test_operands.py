@@ -27,7 +27,7 @@ from kernels.bsr import BSRMatrix
 from kernels.check import check
 from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
-from kernels.ops import block_sparse_lstm, block_sparse_matmul, dsd, lstm_kernel, lstm_refusal, sdd
+from kernels.ops import block_sparse_linear, block_sparse_lstm, block_sparse_matmul, dsd, lstm_kernel, lstm_refusal, sdd
 from kernels.problem import GemmProblem, LstmProblem
 from kernels.registry import BACKENDS
 from kernels.system.resources import refusal
@@ -567,6 +567,59 @@ def test_a_mask_is_nobody_elses() -> None:
     mask = BlockMask(kept, 4)
     kept.fill_(True)
     assert mask.nnzb == 3
+
+
+def without_memory(x: Tensor) -> Tensor:
+    """Zeros of that shape as derivatives of torch's make them: no memory is behind them."""
+    zeros: Tensor = torch._efficientzerotensor(x.shape, dtype=x.dtype)
+    assert not zeros.data_ptr()
+    return zeros
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_zeros_without_memory_are_zeros(kernel: str, dtype: torch.dtype) -> None:
+    indices, indptr = pattern(4)
+    weight = BSRMatrix(normal(8, SIZE, SIZE).to(dtype), indices, indptr, (4 * SIZE, 3 * SIZE))
+    x = normal(3 * SIZE, 5).to(dtype)
+    for zeros in (without_memory(x), without_memory(x.T).T):
+        for each in (weight, weight.freeze()):
+            assert block_sparse_matmul(each, zeros + x, kernel).any()
+            for _ in range(2):  # a frozen weight knows the second
+                assert not block_sparse_matmul(each, zeros, kernel).any()
+                assert not block_sparse_linear(zeros.T, each, kernel=kernel).any()
+    assert not block_sparse_matmul(weight.with_data(without_memory(weight.data)), x, kernel).any()
+    leaves = weight.data.clone().requires_grad_(), x.clone().requires_grad_()
+    y = block_sparse_matmul(weight.with_data(leaves[0]), leaves[1], kernel)
+    firsts = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+    for outputs, grads in ((y, without_memory(y)), (firsts, [without_memory(each) for each in leaves])):
+        for found in torch.autograd.grad(outputs, leaves, grads, retain_graph=True):
+            assert not found.any()
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("place", range(7))
+def test_a_layer_takes_zeros_without_memory(place: int, dtype: torch.dtype) -> None:
+    """In the place of x, a state, a bias, either weight, or the gradient that comes back."""
+    (indices, indptr), into = pattern(4 * HIDDEN // SIZE), 3 * SIZE
+    index = BSRMatrix(normal(len(indices), SIZE, SIZE).to(dtype), indices, indptr, (4 * HIDDEN, into))
+    recurrent = BSRMatrix.from_dense(normal(4 * HIDDEN, HIDDEN).to(dtype), BlockMask(torch.ones(8, 2).bool(), SIZE))
+    shapes = (STEPS, BATCH, into), (1, BATCH, HIDDEN), (1, BATCH, HIDDEN), (4 * HIDDEN,)
+    operands = [normal(*shape).to(dtype) for shape in shapes] + [index.data, recurrent.data]
+    operands.append(normal(STEPS, BATCH, HIDDEN).to(dtype))
+
+    def run(zeros: Callable[[Tensor], Tensor], recorded: bool) -> list[Tensor]:
+        given = [zeros(each) if here == place else each for here, each in enumerate(operands)]
+        leaf = torch.zeros(shapes[3], dtype=dtype, requires_grad=recorded)
+        x, h, c, bias, of_into, of_recurrent, grad = given
+        weights = index.with_data(of_into), recurrent.with_data(of_recurrent)
+        y, _ = block_sparse_lstm(x, (h, c), *weights, bias, leaf, "native")
+        return [y, *(torch.autograd.grad(y, leaf, grad) if recorded else ())]
+
+    for recorded in (False, True):
+        for found, wanted in zip(run(without_memory, recorded), run(torch.zeros_like, recorded), strict=True):
+            assert torch.equal(found, wanted)
 
 
 if __name__ == "__main__":
