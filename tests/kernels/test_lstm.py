@@ -155,6 +155,33 @@ def test_nan_spreads_and_infinity_saturates(kernel: str) -> None:
     assert bool(y[:, 1].isnan().all()) and bool(y[:, [0, 2]].isfinite().all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_extreme_sums_give_torchs_gates(kernel: str, dtype: torch.dtype) -> None:
+    """Each gate by itself; a cell that is as large as can be shows a gate that is not quite shut."""
+    bound, large = (-200.0, 1e37) if dtype == torch.float32 else (-1500.0, 1e307)
+    sums = [float("-inf"), 10 * bound, bound, -50.0, 50.0, -bound, float("inf"), float("nan")]
+    hidden, weight = (
+        len(sums),
+        BSRMatrix.from_dense(torch.zeros(32, 8, dtype=dtype), BlockMask(torch.zeros(4, 1) > 0, 8)),
+    )
+    layer = torch.nn.LSTM(1, hidden, dtype=dtype)
+    for cell in (0.5, large, float("inf")):
+        for gate in range(4):
+            bias = torch.full((4, hidden), 0.25, dtype=dtype)
+            bias[gate] = torch.tensor(sums, dtype=dtype)
+            leaves = [bias.flatten(), *(torch.full((1, 1, hidden), each, dtype=dtype) for each in (0.5, cell))]
+            bias, h, c = (each.requires_grad_() for each in leaves)
+            x, into = torch.zeros(1, 1, 1, dtype=dtype), torch.zeros(32, 1, dtype=dtype)
+            y, states = block_sparse_lstm(x, (h, c), into, weight, bias, kernel=kernel)
+            given = {"weight_ih_l0": into, "weight_hh_l0": into.expand(-1, hidden)}
+            given |= {"bias_ih_l0": bias, "bias_hh_l0": torch.zeros_like(bias)}
+            theirs, their_states = torch.func.functional_call(layer, given, (x, (h, c)))
+            torch.testing.assert_close([y, *states], [theirs, *their_states], equal_nan=True)
+            found, wanted = (torch.autograd.grad(each, (bias, c), torch.ones_like(each)) for each in (y, theirs))
+            torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
 def test_states_and_biases_may_be_missing() -> None:
     case = Case(4, 2, 1, 3, 5)
     zeros = torch.zeros(1, 5, 8, dtype=torch.float64)

@@ -73,9 +73,11 @@ inline Exponential exponential(const Vector<lanes> &given) {
 
 constexpr Scalar one = 1, two = 2;
 
+// Zero where exp(-x) is past what `exponential` takes: infinity shuts a gate, whatever it is multiplied by.
 inline Vector<lanes> sigmoid(const Vector<lanes> &x) {
     const Exponential e = exponential(-x);
-    return one / (one + (e.power * e.rest + e.power));
+    const Vector<lanes> open = one / (one + (e.power * e.rest + e.power));
+    return x < -(Vector<lanes>{} + largest_exponent) ? Vector<lanes>{} : open;
 }
 
 inline Vector<lanes> tangent(const Vector<lanes> &x) {
