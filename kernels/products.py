@@ -224,22 +224,37 @@ def conjugate(x: Tensor) -> Tensor:
 Grads = tuple[Tensor | None, Tensor | None]
 
 
-def _dsd_grads(wanted: Sequence[bool], data: Tensor, x: Tensor, grad: Tensor, by: Products, transposed: bool) -> Grads:
-    """Of data and x."""
-    left, right = (conjugate(x), grad) if transposed else (grad, conjugate(x))
-    grad_data = sampled(by, left, right) if wanted[0] else None
-    return grad_data, product(by, conjugate(data), grad, not transposed) if wanted[1] else None
+def needed(wanted: Sequence[bool], left: Tensor, right: Tensor) -> Grads:
+    """The factors of a product that its way back needs: each for the gradient of the other.
+
+    One that is not may be changed in place meanwhile, as torch has it of dense products.
+    """
+    return left if wanted[1] else None, right if wanted[0] else None
 
 
-def _sdd_grads(wanted: Sequence[bool], grad_data: Tensor, grad: Tensor, x: Tensor, by: Products) -> Grads:
-    """Of grad and x."""
-    grad_grad = product(by, grad_data, conjugate(x)) if wanted[0] else None
-    return grad_grad, product(by, grad_data, conjugate(grad), True) if wanted[1] else None
+def _dsd_grads(
+    wanted: Sequence[bool], data: Tensor | None, x: Tensor | None, grad: Tensor, by: Products, transposed: bool
+) -> Grads:
+    """Of data and x. wanted: which; the factor that none of them needs may be None."""
+    grad_data = grad_x = None
+    if wanted[0] and x is not None:
+        left, right = (conjugate(x), grad) if transposed else (grad, conjugate(x))
+        grad_data = sampled(by, left, right)
+    if wanted[1] and data is not None:
+        grad_x = product(by, conjugate(data), grad, not transposed)
+    return grad_data, grad_x
+
+
+def _sdd_grads(wanted: Sequence[bool], grad_data: Tensor, grad: Tensor | None, x: Tensor | None, by: Products) -> Grads:
+    """Of grad and x likewise."""
+    grad_grad = product(by, grad_data, conjugate(x)) if wanted[0] and x is not None else None
+    return grad_grad, product(by, grad_data, conjugate(grad), True) if wanted[1] and grad is not None else None
 
 
 def _save_dsd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs[:8])
-    ctx.transposed, ctx.kernel = inputs[8:]
+    data, *index, x, ctx.transposed, ctx.kernel = inputs
+    data, x = needed((ctx.needs_input_grad[0], ctx.needs_input_grad[7]), data, x)
+    ctx.save_for_backward(data, *index, x)
 
 
 def _dsd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -250,8 +265,8 @@ def _dsd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _save_sdd(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs[:8])
-    ctx.kernel = inputs[8]
+    grad, x, *index, ctx.kernel = inputs
+    ctx.save_for_backward(*needed(ctx.needs_input_grad, grad, x), *index)
 
 
 def _sdd_backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:
@@ -265,9 +280,9 @@ dsd.register_autograd(_dsd_backward, setup_context=_save_dsd)
 sdd.register_autograd(_sdd_backward, setup_context=_save_sdd)
 
 
-def _seen(by: Products, *tensors: Tensor) -> Products:
-    """`by`, or what whatever watches can see on the way back. tensors: the last is the gradient that came."""
-    if type(by) is not Registered and (watched(*tensors) or batched(tensors[-1])):
+def _seen(by: Products, grad: Tensor, *factors: Tensor | None) -> Products:
+    """`by`, or what whatever watches can see on the way back. grad: that came; factors: those that are needed."""
+    if type(by) is not Registered and (batched(grad) or watched(grad, *(each for each in factors if each is not None))):
         return Registered(by.index, by.kernel)
     return by
 
@@ -285,14 +300,15 @@ class Dsd(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Products, bool], output: Tensor) -> None:  # noqa: ARG004
         data, x, ctx.by, ctx.transposed = inputs
-        ctx.save_for_backward(data, *ctx.by.index, x)  # as the operator: one may go back the way of the other
+        left, right = needed(ctx.needs_input_grad, data, x)
+        ctx.save_for_backward(left, *ctx.by.index, right)  # as the operator: one may go back the way of the other
         if type(ctx.by) is Registered:
             ctx.save_for_forward(data, x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         data, *_, x = ctx.saved_tensors
-        by = _seen(ctx.by, data, x, grad)
+        by = _seen(ctx.by, grad, data, x)
         return (*_dsd_grads(ctx.needs_input_grad, data, x, grad, by, ctx.transposed), None, None)
 
     @staticmethod
@@ -320,14 +336,14 @@ class Sdd(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Products], output: Tensor) -> None:  # noqa: ARG004
         grad, x, ctx.by = inputs
-        ctx.save_for_backward(grad, x, *ctx.by.index)
+        ctx.save_for_backward(*needed(ctx.needs_input_grad, grad, x), *ctx.by.index)
         if type(ctx.by) is Registered:
             ctx.save_for_forward(grad, x)
 
     @staticmethod
     def backward(ctx: Any, grad_data: Tensor) -> tuple[Tensor | None, ...]:
         grad, x, *_ = ctx.saved_tensors
-        by = _seen(ctx.by, grad, x, grad_data)
+        by = _seen(ctx.by, grad_data, grad, x)
         return (*_sdd_grads(ctx.needs_input_grad, grad_data, grad, x, by), None)
 
     @staticmethod

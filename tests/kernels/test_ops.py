@@ -690,3 +690,30 @@ def test_a_repeated_product_has_a_buffer_of_its_own_in_every_thread() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(many, range(8)))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("by", ["matmul", "linear", "operator", "sampled"])
+@pytest.mark.parametrize("trained", [0, 1])
+def test_a_factor_whose_gradient_alone_is_wanted_may_be_changed(trained: int, by: str, kernel: str) -> None:
+    """As of dense products: each factor is needed for the gradient of the other, and for no more."""
+    mask = BlockMask(torch.tensor([[True, False, True], [False, True, True]]), 2)
+    weight = BSRMatrix.from_dense(torch.randn(4, 6, dtype=torch.float64), mask)
+    products: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "matmul": lambda data, x: block_sparse_matmul(weight.with_data(data), x, kernel),
+        "linear": lambda data, x: block_sparse_linear(x.mT, weight.with_data(data), None, kernel),
+        "operator": lambda data, x: dsd(data, *weight.index, x, False, kernel),
+        "sampled": lambda grad, x: sdd(grad, x, *weight.index, kernel),
+    }
+    factors = [torch.randn(4, 3).double() if by == "sampled" else weight.data, torch.randn(6, 3).double()]
+    leaf = factors[trained].requires_grad_()
+    wanted = torch.autograd.grad(products[by](*factors).sum(), leaf)
+    own = [each * 1 for each in factors]
+    y = products[by](*own)
+    with torch.no_grad():
+        own[trained].add_(1)
+    assert torch.equal(*torch.autograd.grad(y.sum(), leaf, retain_graph=True), *wanted)
+    with torch.no_grad():
+        own[1 - trained].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(y.sum(), leaf)
