@@ -199,7 +199,9 @@ def backward(
     """Gradients from those of all outputs and of the last states. states: inputs, y, saved, h0, c0."""
     dtype, data = weight[0].dtype, weight[0]
     _check_kept(grads, states, data, into, states[3].shape[-1])
-    inputs, y, saved, h0, c0 = (contiguous(each) for each in states)
+    inputs, *others = states
+    inputs = contiguous(inputs) if wanted.into else inputs  # else their shape alone matters
+    y, saved, h0, c0 = map(contiguous, others)
     given = [None if each is None else contiguous(each) for each in grads]
     sizes = Sizes.of(inputs, y.shape[2])
     steps, batch, hidden = sizes[:3]
@@ -301,14 +303,20 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     y, _, _, saved = output
     ctx.mark_non_differentiable(saved)
     ctx.set_materialize_grads(False)
-    ctx.parts = len(weight), len(into)
-    ctx.save_for_backward(given, y, saved, h0, c0, *weight, *into)
+    ctx.parts, ctx.shapes = (len(weight), len(into)), (given.shape, into[0].shape if into else None)
+    needs, last = ctx.needs_input_grad, 4 + len(weight)  # one by one here, in lists on the way back
+    kept = given if into and needs[last] else None  # each for the gradient of the other, as of a product
+    of_into = [into[0] if needs[0] else None, *into[1:]] if into else []
+    ctx.save_for_backward(kept, y, saved, h0, c0, *weight, *of_into)
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     refuse_transforms(*grads)
     saved, own = list(ctx.saved_tensors), 5 + ctx.parts[0]  # torch.utils.checkpoint gives them only once
     states, weight, into = saved[:5], saved[5:own], saved[own:]
+    for place, shape in zip((states, into), ctx.shapes, strict=True):
+        if place and place[0] is None:  # nobody reads its values
+            place[0] = weight[0].new_empty(1).expand(shape)
     needs = ctx.needs_input_grad
     wanted = [bool(needs[0]), bool(needs[4][0]), bool(into) and bool(needs[5][0])]
     found = iter(lstm_backward(*grads[:3], states, weight, into, wanted))

@@ -182,6 +182,29 @@ def test_extreme_sums_give_torchs_gates(kernel: str, dtype: torch.dtype) -> None
             torch.testing.assert_close(found, wanted, equal_nan=True)
 
 
+@needs_native
+@pytest.mark.parametrize("changed", ["x", "input weight", "weighted inputs"])
+def test_what_no_wanted_gradient_needs_may_be_changed(changed: str) -> None:
+    """x beside a frozen input weight, that weight beside an x without gradient, and sums that came from outside."""
+    case, results = Case(2, 2, 2, 3, 4), []
+    recurrent, index = case.weights[1], case.weights[0].index
+    for change in (False, True):
+        into = case.weights[0].data.clone().requires_grad_(changed == "input weight")
+        x = case.x.clone().requires_grad_(changed != "input weight")
+        data = recurrent.data.clone().requires_grad_()
+        inputs, listed = x * 1, into * 1
+        if changed == "weighted inputs":
+            inputs = inputs @ case.weights[0].to_dense().T
+        lists = [data, *recurrent.index], [] if changed == "weighted inputs" else [listed, *index]
+        y, *_ = native_lstm.lstm(inputs, case.biases[0], case.states[0][0], case.states[1][0], *lists)
+        if change:
+            with torch.no_grad():
+                (listed if changed == "input weight" else inputs).add_(1)
+        results.append(torch.autograd.grad(y.sum(), [data, into if changed == "input weight" else x]))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_states_and_biases_may_be_missing() -> None:
     case = Case(4, 2, 1, 3, 5)
     zeros = torch.zeros(1, 5, 8, dtype=torch.float64)
