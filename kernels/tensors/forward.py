@@ -49,7 +49,7 @@ def dual_product(multiply: Callable[[Tensor, Tensor], Tensor], left: Tensor, rig
 def register_forward(operator: CustomOpDef, formula: Callable[..., Any]) -> None:
     """Call `formula` in the place of `operator` where an operand has a tangent: it gives results that have theirs.
 
-    Elsewhere torch's own registration stands, and costs what it did.
+    Elsewhere torch's own registration stands, at about two microseconds more.
     """
     by_torch = make_autograd_impl(operator._opoverload, operator)
 
