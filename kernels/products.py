@@ -18,7 +18,7 @@ from kernels.bsr import BSRIndex
 from kernels.cuda.products import pattern_of
 from kernels.native import products as native_products
 from kernels.tensors.autocast import as_given
-from kernels.tensors.forward import dual_product, primal, register_forward
+from kernels.tensors.forward import dual_product, primal, register_forward, tangent_of
 from kernels.tensors.index import checked
 from kernels.tensors.tracing import batched, transformed, watched
 
@@ -376,12 +376,9 @@ register_forward(sdd, _forward_sdd)
 
 
 def _tangent(ctx: Any, call: Bilinear, tangents: Sequence[Tensor | None]) -> Tensor:
-    """Of left times right: that of left times right, and left times that of right."""
+    """Of the product of what `ctx` saved."""
     with forward_ad._set_fwd_grad_enabled(True):  # off in here, so that the tangent would have none of outer levels
-        left, right = map(primal, ctx.saved_tensors)
-        parts = [] if tangents[0] is None else [call(tangents[0], right)]
-        parts += [] if tangents[1] is None else [call(left, tangents[1])]
-        return sum(parts[1:], parts[0])
+        return tangent_of(call, [*map(primal, ctx.saved_tensors)], tangents)
 
 
 def _one_by_one(

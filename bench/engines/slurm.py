@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def run_on_slurm(
     try:
         _await(array, done, say)
     except BaseException:
-        array.cancel(submitted)
+        cancel(submitted)
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline and array.at_work():
             time.sleep(1.0)
@@ -132,12 +132,9 @@ class Array:
         """'running', as SLURM has it."""
         if self.is_local:
             return str(job.state).lower()
-        ended = "done" if job.paths.result_pickle.exists() else "gone" if job.job_id in self.gone else "unknown"
-        return ended if ended != "unknown" else self.states.get(job.job_id, ended)
-
-    def cancel(self, jobs: Sequence[Any]) -> None:
-        for job in jobs:
-            job.cancel(check=False)
+        if job.paths.result_pickle.exists():
+            return "done"
+        return "gone" if job.job_id in self.gone else self.states.get(job.job_id, "unknown")
 
     def why_ill(self, job: Any) -> str:
         """Why it did not end well, in one line; empty where it did, or never began."""
@@ -146,6 +143,11 @@ class Array:
             return "it was killed, or its node was lost; what it was at is not stored" if began else ""
         why = job.exception()
         return "" if why is None else " ".join(str(why).split())[-300:]
+
+
+def cancel(jobs: Iterable[Any]) -> None:
+    for job in jobs:
+        job.cancel(check=False)
 
 
 def queued(array: str) -> dict[str, str] | None:
@@ -172,8 +174,7 @@ def _await(array: Array, done: Callable[[], tuple[int, int]], say: Callable[[str
         with suppress(OSError, RuntimeError, ValueError):  # what cannot be read now can be in a minute
             stored, of = done()
             states = Counter(map(array.state, array.jobs))
-            say(
-                f"... {stored} of {of} stored; jobs: {', '.join(f'{count} {state}' for state, count in states.items())}"
-            )
+            now = ", ".join(f"{count} {state}" for state, count in states.items())
+            say(f"... {stored} of {of} stored; jobs: {now}")
             if stored == of:
-                array.cancel([job for job in left if array.state(job) == PENDING])
+                cancel(job for job in left if array.state(job) == PENDING)

@@ -7,7 +7,7 @@ a transform is seen before; in a graph that was exported, compiled or traced it 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from torch import Tensor
@@ -36,13 +36,20 @@ def has_tangent(x: Any) -> bool:
     return forward_ad.unpack_dual(x, level=LEVEL).tangent is not None  # type: ignore[no-untyped-call]
 
 
+def tangent_of(
+    multiply: Callable[[Tensor, Tensor], Tensor], factors: Sequence[Tensor], tangents: Sequence[Tensor | None]
+) -> Tensor:
+    """Of a product: that of left times right, and left times that of right. One of the two tangents may be missing."""
+    parts = [] if tangents[0] is None else [multiply(tangents[0], factors[1])]
+    parts += [] if tangents[1] is None else [multiply(factors[0], tangents[1])]
+    return sum(parts[1:], parts[0])
+
+
 def dual_product(multiply: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor) -> Tensor:
-    """left times right with its tangent: that of left times right, and left times that of right."""
+    """left times right with its tangent."""
     unpack, make_dual = cast("Any", forward_ad.unpack_dual), cast("Any", forward_ad.make_dual)
     (one, its), (other, of_other) = (unpack(each, level=LEVEL) for each in (left, right))
-    parts = [] if its is None else [multiply(its, other)]
-    parts += [] if of_other is None else [multiply(one, of_other)]
-    found: Tensor = make_dual(multiply(one, other), sum(parts[1:], parts[0]), level=LEVEL)
+    found: Tensor = make_dual(multiply(one, other), tangent_of(multiply, (one, other), (its, of_other)), level=LEVEL)
     return found
 
 

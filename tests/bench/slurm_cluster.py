@@ -1,4 +1,4 @@
-"""A SLURM of our own: its real daemons, two nodes on this machine, in a folder."""
+"""A SLURM of our own: its real daemons, two nodes on this machine, in a folder; and sweeps for it."""
 
 from __future__ import annotations
 
@@ -44,6 +44,12 @@ NodeName=one NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealM
 NodeName=two NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=8000
 PartitionName=all Nodes=one,two Default=YES MaxTime=INFINITE State=UP
 """
+
+TINY = 'kind = "gemm"\n[base]\nthreads = 1\nm = 32\nk = 32\nn = 2\nblock_size = 8\nbackend = "torch_bsr"\n'
+TRAINS = (
+    'kind = "train"\n[base]\ntrain_tokens = 40000\neval_tokens = 1000\nembedding_size = 16\nhidden_size = 32\n'
+    "num_layers = 1\nepochs = {epochs}\nthreads = 1\n[axes]\nseed = [0, 1]\n"
+)
 
 
 def lacks() -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from slurm_cluster import lacks, slurm_cluster, told
+from slurm_cluster import TINY, TRAINS, lacks, slurm_cluster, told
 
 from bench.engines.slurm import FOLDER, MOST_LIMITS
 from bench.store import Store
@@ -28,11 +28,6 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[3]
-TINY = 'kind = "gemm"\n[base]\nthreads = 1\nm = 32\nk = 32\nn = 2\nblock_size = 8\nbackend = "torch_bsr"\n'
-TRAINS = (
-    'kind = "train"\n[base]\ntrain_tokens = 40000\neval_tokens = 1000\nembedding_size = 16\nhidden_size = 32\n'
-    "num_layers = 1\nepochs = {epochs}\nthreads = 1\n[axes]\nseed = [0, 1]\n"
-)
 LONG, SHORT = TRAINS.format(epochs=2000), TRAINS.format(epochs=8)
 
 Environment = dict[str, str]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from slurm_cluster import TINY, TRAINS
 
 from bench.engines.slurm import FOLDER, Array, run_on_slurm
 from bench.store import Store
@@ -22,11 +23,6 @@ pytest.importorskip("submitit", reason="needs submitit: pip install 'block-spars
 pytestmark = [pytest.mark.kills, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[3]
-TINY = 'kind = "gemm"\n[base]\nthreads = 1\nm = 32\nk = 32\nn = 2\nblock_size = 8\nbackend = "torch_bsr"\n'
-TRAINS = (
-    'kind = "train"\n[base]\ntrain_tokens = 40000\neval_tokens = 1000\nembedding_size = 16\nhidden_size = 32\n'
-    "num_layers = 1\nepochs = 2000\nthreads = 1\n[axes]\nseed = [0, 1]\n"
-)
 
 
 def command(file: Path, results: Path, *more: str) -> list[str]:
@@ -54,7 +50,7 @@ def test_jobs_share_a_sweep_and_the_run_tells_how_it_ended(tmp_path: Path) -> No
 
 def test_ctrl_c_ends_the_jobs_and_what_trains_is_put_aside(tmp_path: Path) -> None:
     file, results = tmp_path / "trains.toml", tmp_path / "results"
-    file.write_text(TRAINS)
+    file.write_text(TRAINS.format(epochs=2000))
     with subprocess.Popen(
         command(file, results, "--checkpoint-seconds", "3"), env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
