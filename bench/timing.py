@@ -72,6 +72,28 @@ class Samples:
         return any(median(times) > 2 * min(times) for times in (self.backend, self.baseline))
 
 
+def sampled(
+    backend: Launch, baseline: Launch, timer: Timer, evict: Callable[[], None] | None = None
+) -> Iterator[Samples]:
+    """The same samples after each further pair, for as long as more are asked for.
+
+    Hot (no `evict`): each side launches once untimed before its sample, so that its own operands are in the caches and
+    not the other side's. Cold: the caches are evicted before each sample, which is a single launch.
+    """
+    samples = Samples(1 if evict else count_launches(timer, [backend, baseline]))
+    sides = [(backend, samples.backend), (baseline, samples.baseline)]
+    short = True
+    while True:
+        for launch, times in sides if len(samples.backend) % 2 == 0 else sides[::-1]:
+            if evict:
+                evict()
+            elif short:
+                launch()
+            times.append(timer.time(launch, samples.launches))
+        short = min(samples.backend[-1], samples.baseline[-1]) < LONG_LAUNCH_MS
+        yield samples
+
+
 def sample_pairs(
     backend: Launch,
     baseline: Launch,
@@ -80,31 +102,19 @@ def sample_pairs(
     tell: Tell | None = None,
     min_pairs: int = MIN_PAIRS,
 ) -> Samples:
-    """Interleaved pairs, at least `min_pairs` and MIN_SECONDS of them; FEWEST_PAIRS once they take LONG_SECONDS.
-
-    Hot (no `evict`): each side launches once untimed before its sample, so that its own operands are in the caches and
-    not the other side's. Cold: the caches are evicted before each sample, which is a single launch.
-    """
-    samples = Samples(1 if evict else count_launches(timer, [backend, baseline]))
-    sides = [(backend, samples.backend), (baseline, samples.baseline)]
+    """Interleaved pairs, at least `min_pairs` and MIN_SECONDS of them; FEWEST_PAIRS once they take LONG_SECONDS."""
     begin = told = time.perf_counter()
-    timed, short = 0.0, True
-    while True:
-        for launch, times in sides if len(samples.backend) % 2 == 0 else sides[::-1]:
-            if evict:
-                evict()
-            elif short:
-                launch()
-            times.append(timer.time(launch, samples.launches))
-            timed += times[-1] * samples.launches / 1e3
-        short = min(samples.backend[-1], samples.baseline[-1]) < LONG_LAUNCH_MS
+    timed = 0.0
+    for samples in sampled(backend, baseline, timer, evict):
+        timed += (samples.backend[-1] + samples.baseline[-1]) * samples.launches / 1e3
         pairs, now = len(samples.backend), time.perf_counter()
         if tell and now - told > TELL_SECONDS:
             tell({"pairs": pairs, "backend_ms": median(samples.backend), "baseline_ms": median(samples.baseline)})
             told = now
         enough = timed >= MIN_SECONDS or now - begin >= MAX_SECONDS
         if (pairs >= min_pairs and enough) or (pairs >= FEWEST_PAIRS and now - begin >= LONG_SECONDS):
-            return samples
+            break
+    return samples
 
 
 def prepare(name: str, problem: Problem) -> tuple[Launch, float]:

@@ -1,10 +1,17 @@
 """The gate of test_regression itself: what passes, what fails, and that nothing is skipped in silence."""
 
 import importlib.util
+import os
+import subprocess
+import sys
+import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
+import waits
 
 from bench.timing import Samples
 
@@ -35,27 +42,104 @@ def test_a_busy_machine_decides_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratios", "busy", "looks", "outcome"),
+    ("ratios", "disturbed", "quiet", "looks", "outcome"),
     [
-        ([2.0], False, [12], "ok"),
-        ([1.0, 2.0], False, [12, 40], "ok"),  # noise at first
-        ([1.0], False, [12, 40, 160], "slow"),
-        ([1.0], True, [12, 40], "undecided"),  # more would decide nothing either
+        ([2.0], False, True, [12], "ok"),
+        ([1.0, 2.0], False, True, [12, 40], "ok"),  # noise at first
+        ([1.0], False, True, [12, 40, 160], "slow"),
+        ([1.0], True, True, [12, 40], "undecided"),  # more would decide nothing either
+        ([1.0], False, False, [12], "undecided"),
+        ([2.0], False, False, [12], "ok"),  # among others' work, too
     ],
 )
 def test_looks(
-    ratios: list[float], busy: bool, looks: list[int], outcome: str, monkeypatch: pytest.MonkeyPatch
+    ratios: list[float],
+    disturbed: bool,
+    quiet: bool,
+    looks: list[int],
+    outcome: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken = []
 
-    def made(launches: object, pairs: int, times: int) -> Samples:
-        taken.append(pairs * times)
-        ratio, backend = ratios[min(len(taken), len(ratios)) - 1], [0.1 if busy else 1.0, *[1.0] * (pairs * times - 1)]
-        return Samples(1, backend, [ratio * each for each in backend])
+    def made(launches: object, pairs: int) -> tuple[Samples, bool]:
+        taken.append(pairs)
+        ratio, backend = ratios[min(len(taken), len(ratios)) - 1], [0.1 if disturbed else 1.0, *[1.0] * (pairs - 1)]
+        return Samples(1, backend, [ratio * each for each in backend]), quiet
 
     monkeypatch.setattr(gate, "measure", made)
     samples, found = gate.looked_at((None, None), 1.5)
     assert (taken, found, len(samples.ratios)) == (looks, outcome, looks[-1])
+
+
+class Machine:
+    """Launches, their clock, and the accounts of what they waited for."""
+
+    def __init__(self, waits: Callable[[int], float]) -> None:
+        self.now = self.waited = 0.0  # seconds
+        self.waits, self.launches = waits, 0
+
+    def launch(self) -> None:
+        waited = self.waits(self.launches)
+        self.launches += 1
+        self.waited += waited
+        self.now += 0.001 + waited
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], float]], Machine]:
+    def make(waited: Callable[[int], float]) -> Machine:
+        made = Machine(waited)
+        monkeypatch.setattr("time.perf_counter", lambda: made.now)
+        monkeypatch.setattr("time.perf_counter_ns", lambda: int(made.now * 1e9))
+        monkeypatch.setattr(waits, "waited_ns", lambda: int(made.waited * 1e9))
+        return made
+
+    return make
+
+
+def test_nobody_waits_for_a_core_of_its_own(machine: Callable[..., Machine]) -> None:
+    made = machine(lambda _: 0.0)
+    samples, quiet = gate.measure((made.launch, made.launch), 12)
+    assert quiet and len(samples.ratios) >= 12 and made.now >= gate.LEAST_SECONDS
+
+
+def test_pairs_that_waited_are_left_out(machine: Callable[..., Machine]) -> None:
+    random = Random(0)
+    made = machine(lambda _: 0.01 if random.random() < 0.05 else 0.0)
+    samples, quiet = gate.measure((made.launch, made.launch), 40)
+    assert quiet and len(samples.ratios) >= 40
+    assert samples.ratios == pytest.approx([1.0] * len(samples.ratios))
+
+
+@pytest.mark.parametrize("wait", [0.003, 3.0])
+def test_where_most_pairs_wait_no_more_are_taken(wait: float, machine: Callable[..., Machine]) -> None:
+    made = machine(lambda _: wait)
+    _, quiet = gate.measure((made.launch, made.launch), 40)
+    assert not quiet and made.now < 5 * gate.BUSY_SECONDS + 4 * wait
+
+
+@pytest.mark.skipif(not waits.waited_ns(), reason="this system keeps no accounts of waiting")
+@pytest.mark.alone
+def test_a_thread_that_shares_its_core_waits_for_it() -> None:
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(ours)})
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])  # on the same core
+    try:
+        time.sleep(0.5)
+        assert not waits.cores_are_free(patience=0.3)
+    finally:
+        busy.kill()
+        busy.wait()
+        os.sched_setaffinity(0, ours)
+
+
+def test_accounts_that_cannot_be_read_count_nothing(tmp_path: Path) -> None:
+    for thread, text in (("1", "5 7 1\n"), ("2", ""), ("3", "none kept here\n")):
+        (tmp_path / thread).mkdir()
+        (tmp_path / thread / "schedstat").write_text(text)
+    assert waits.waited_ns(tmp_path) == 7
+    assert waits.waited_ns(tmp_path / "none") == 0
 
 
 def test_every_entry_has_a_floor_and_every_floor_an_entry() -> None:
