@@ -33,7 +33,9 @@ class Classifier(nn.Module):
 class MLP(Classifier):
     """A multilayer perceptron: `num_layers` hidden layers of `hidden_size` units, each perhaps batch-normalised.
 
-    Dropout acts on what comes out of each hidden layer. penalty: as of `bench.models.lstm.LSTM`.
+    Biases before a normalisation stay zero (Ioffe and Szegedy 2015, section 3.2): it takes them away again, so that
+    their gradients are rounding errors and nothing else, of which Adam makes steps as large as any. Dropout acts on
+    what comes out of each hidden layer. penalty: as of `bench.models.lstm.LSTM`.
     """
 
     penalty: Tensor | None = None
@@ -43,6 +45,9 @@ class MLP(Classifier):
         self.layers = nn.ModuleList(LinearLayer(into, out) for into, out in pairwise(cell.layer_widths))
         widths = cell.layer_widths[1:]
         self.norms = nn.ModuleList(map(nn.BatchNorm1d, widths)) if cell.batch_norm else None
+        if cell.batch_norm:
+            for layer in self.layers:
+                nn.init.zeros_(layer.bias.requires_grad_(False))  # type: ignore[arg-type]
         self.output = nn.Linear(widths[-1], classes)
         self.dropout = nn.Dropout(cell.dropout)
         self.scope = cell.scope
@@ -71,10 +76,11 @@ class MLP(Classifier):
         return {f"layers.{number}.weight": self.layers[number].weight for number in self._pruned()}  # type: ignore[misc]
 
     def biases(self) -> dict[str, tuple[nn.Parameter, tuple[str, ...]]]:
-        """The biases of the prunable weights' rows, by torch's names, with the names of these weights."""
+        """The trained biases of the prunable weights' rows, by torch's names, with the names of these weights."""
+        trained = () if self.norms is not None else self._pruned()
         return {
             f"layers.{number}.bias": (self.get_parameter(f"layers.{number}.bias"), (f"layers.{number}.weight",))
-            for number in self._pruned()
+            for number in trained
         }
 
     def names(self) -> list[dict[str, str]]:
