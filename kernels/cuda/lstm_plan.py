@@ -134,11 +134,11 @@ def tables(pieces: Pieces, units: int, device: torch.device) -> Plan:
     return Plan(tensors[0], tensors[1], tensors[2], tensors[3], most_items, most_slots, most_pieces)
 
 
-L2_BYTES, SHARED_BYTES, LATENCY = 25, 128, 800
+L2_BYTES, PORT_BYTES, SHARED_BYTES, LATENCY = 25, 64, 128, 800  # a cycle and multiprocessor; cycles
 PARTITIONS, REGISTERS = 4, 16384  # of a multiprocessor; of a partition, whose warps get 8 a thread at a time
 MOST_REGISTERS = 255  # of a thread
 MOST_THREADS = 512  # of a CTA
-SAMPLES = 16  # of a tile
+SAMPLES, MOST_TILES = 16, 5  # of a tile; of a CTA
 CTA_OVERHEAD = 1024  # bytes of shared memory that a CTA takes beside its own
 
 
@@ -154,7 +154,7 @@ class Tiles(NamedTuple):
     """Tile parameters of cuda/lstm.h: a CTA's hidden units, tiles of 16 samples, and warps that share each tile.
 
     ahead: items whose operands a warp loads before it multiplies; resident: weights stay in shared memory; ctas: that
-    must live on one multiprocessor together.
+    must live on one multiprocessor together; rows: samples of a CTA, 0 for as many as its tiles hold.
     """
 
     units: int
@@ -163,13 +163,18 @@ class Tiles(NamedTuple):
     ahead: int
     resident: bool = True
     ctas: int = 1
+    rows: int = 0
+
+    @property
+    def samples(self) -> int:
+        return self.rows or SAMPLES * self.tiles
 
     @property
     def threads(self) -> int:
         return 32 * self.tiles * self.split
 
     def grid(self, hidden: int, batch: int) -> tuple[int, int, int]:
-        return hidden // self.units, ceil(batch / (SAMPLES * self.tiles)), 1
+        return hidden // self.units, ceil(batch / self.samples), 1
 
     def sums_bytes(self, gates: int) -> int:
         """Shared memory for partial sums, or for the sums of the bias gradients. gates: 4 forward, 1 backward."""
@@ -189,14 +194,17 @@ class Tiles(NamedTuple):
         sums = gates * self.units // 2 * (4 if exact else 1)
         return (70 if self.resident else 96) + sums + 8 * self.ahead + 18 * pairs
 
-    def cycles(self, plan: Plan, gates: int, batch: int, together: bool, ctas: int) -> float:
-        """Of a step on the multiprocessor with most to do, `ctas` of them, without what any step costs."""
-        state = min(SAMPLES * self.tiles, batch) * PIECE_BYTES * plan.most_pieces
-        weights = self.weight_bytes(plan)
+    def cycles(self, plan: Plan, gates: int, shape: tuple[int, int], together: bool, multiprocessors: int) -> float:
+        """Of a step on the multiprocessor with most to do, without what any step costs. shape: hidden, batch."""
+        across, groups, _ = self.grid(*shape)
+        ctas = ceil(across * groups / multiprocessors)
+        samples, weights = min(self.samples, shape[1]), self.weight_bytes(plan)
+        state = samples * PIECE_BYTES * plan.most_pieces
         from_cache = state if together and self.resident else state + weights
-        shared = weights * self.tiles + 2 * self.sums_bytes(gates)
+        sums = 4 * self.split * gates * samples * self.units
         rounds = ceil(plan.most_items / (self.split * self.ahead))
-        return max(rounds * LATENCY, ctas * from_cache / L2_BYTES) + ctas * shared / SHARED_BYTES
+        own, everybody = ctas * from_cache / PORT_BYTES, across * groups * from_cache / (L2_BYTES * multiprocessors)
+        return max(rounds * LATENCY, own, everybody) + ctas * (weights * self.tiles + 2 * sums) / SHARED_BYTES
 
 
 def most_registers(warps: int) -> int:
@@ -205,12 +213,14 @@ def most_registers(warps: int) -> int:
 
 
 def candidates(block: int, batch: int, exact: bool) -> Iterator[Tiles]:
-    """Every cut there is code for, `ctas` not yet counted."""
-    for units in (8, 16, 32):
-        for tiles in range(1, min(5, ceil(batch / SAMPLES)) + 1):
+    """Every cut there is code for, `ctas` not yet counted; samples are dealt out evenly, 20 among 3 as 7, 7 and 6."""
+    most = min(batch, MOST_TILES * SAMPLES)
+    for rows in sorted({ceil(batch / ceil(batch / rows)) for rows in range(1, most + 1)}):
+        tiles = ceil(rows / SAMPLES)
+        for units in (8, 16, 32):
             for split in (1, 2, 4, 8):
                 for resident in (True, False):
-                    tile = Tiles(units, tiles, split, 2 if exact else 4, resident)
+                    tile = Tiles(units, tiles, split, 2 if exact else 4, resident, rows=rows)
                     if block % units == 0 and tile.threads <= MOST_THREADS:
                         yield tile
 
@@ -230,7 +240,8 @@ def choose(plan: Plan, gates: int, sizes: tuple[int, int, int], exact: bool, dev
         shared = tile.shared_bytes(plan, gates)
         fits = tile.ctas * (shared + CTA_OVERHEAD) <= device.shared_bytes and shared <= device.cta_bytes
         if fits and tile.registers(gates, exact) <= most_registers(tile.ctas * tile.threads // 32):
-            legal.append((not tile.resident, tile.cycles(plan, gates, batch, together, ctas), tile))
+            cycles = tile.cycles(plan, gates, (hidden, batch), together, device.multiprocessors)
+            legal.append((not tile.resident, cycles, tile))
     if not legal:
         layer = f"an LSTM layer of {hidden} hidden units at batch {batch}"
         if together:

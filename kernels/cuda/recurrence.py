@@ -25,13 +25,13 @@ from kernels.cuda.lstm_plan import GATES, Device, Plan, PlanPointers, Tiles, bac
 
 
 def _arguments(name: str, pointers: str) -> type[ctypes.Structure]:
-    sizes = "begin end steps batch hidden most_items"
+    sizes = "begin end steps batch hidden most_items rows"
     fields: list[Any] = [("plan", PlanPointers), *((each, ctypes.c_void_p) for each in pointers.split())]
     return type(name, (ctypes.Structure,), {"_fields_": [*fields, *((each, ctypes.c_int) for each in sizes.split())]})
 
 
-Forward = _arguments("Forward", "values projected bias_ih bias_hh h0 c0 states last_cell kept cells flags")
-Backward = _arguments("Backward", "values grad_y grad_h grad_c c0 kept cells grads grad_h0 carry grad_bias flags")
+Forward = _arguments("Forward", "values projected bias_ih bias_hh h0 c0 states last_cell kept cells")
+Backward = _arguments("Backward", "values grad_y grad_h grad_c c0 kept cells grads grad_h0 carry grad_bias")
 
 
 class Sizes(NamedTuple):
@@ -54,7 +54,8 @@ def pointer(tensor: Tensor | None) -> int | None:
 
 def variant_of(name: str, plan: Plan, sizes: Sizes, tiles: Tiles, element: str) -> Variant:
     """Kernel `name`, lstm_forward or lstm_backward, for one element type of cuda/device.h."""
-    macros: dict[str, str | int] = {name.upper(): int(value) for name, value in tiles._asdict().items()}
+    named = {name: value for name, value in tiles._asdict().items() if name != "rows"}  # which a launch is given
+    macros: dict[str, str | int] = {name.upper(): int(value) for name, value in named.items()}
     macros |= {"ELEMENT": element, "BLOCK": sizes.block}
     shared = tiles.shared_bytes(plan, GATES if name == "lstm_forward" else 1)
     return Variant("lstm.cu", name, tuple(sorted(macros.items())), tiles.threads, shared)
@@ -73,9 +74,11 @@ class Pass:
         load: Callable[[Variant], Kernel],
         together: bool,
     ) -> None:
-        self.plan, self.tiles, self.together = plan, tiles, together
+        self.together = together
         self.grid = tiles.grid(sizes.hidden, sizes.batch)
-        self.same: Any = kind(plan=plan.pointers, most_items=plan.most_items, batch=sizes.batch, hidden=sizes.hidden)
+        shape = {"batch": sizes.batch, "hidden": sizes.hidden, "rows": tiles.samples}
+        self.plan = plan  # whose tensors must live as long
+        self.same: Any = kind(plan=plan.pointers, most_items=plan.most_items, **shape)
         name = "lstm_backward" if kind is Backward else "lstm_forward"
         self.variant = variant_of(name, plan, sizes, tiles, element)
         self.kernel = load(self.variant)
@@ -95,9 +98,6 @@ class Pass:
     def run(self, given: Any, begin: int, end: int) -> None:
         """Launch for the steps from `begin` to `end`."""
         given.begin, given.end = begin, end
-        if self.together:  # else nobody waits
-            flags = torch.zeros(self.grid[0] * self.grid[1], dtype=torch.int32, device=self.plan.items.device)
-            given.flags = pointer(flags)
         self.kernel(self.grid, given, self.together)
 
 
@@ -137,6 +137,16 @@ def empty(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.empty(shape, device=device, dtype=dtype)
 
 
+def absent(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
+    """The same for what CTAs of a launch wait for: full of the NaN that says that an element is not there yet.
+
+    One launch, which a CUDA graph captures too, of as many bytes as the kernel writes there afterwards.
+    """
+    found = empty(device, dtype, *shape)
+    found.view(torch.int32).fill_(-1)
+    return found
+
+
 class Recurrence:
     """The steps prepared for one pattern, batch and element type; any number of steps.
 
@@ -163,8 +173,9 @@ class Recurrence:
         """(last cells, what is kept); outputs: `states[1:]`. projected: weighted inputs [steps, batch, 4 hidden]."""
         (batch, hidden, _), steps, device = self.sizes, projected.shape[0], projected.device
         last_cell = empty(device, projected.dtype, batch, hidden)
+        outputs = absent if self.together and steps > 1 else empty
         kept = Kept(
-            empty(device, projected.dtype, steps + 1, batch, hidden),
+            outputs(device, projected.dtype, steps + 1, batch, hidden),
             empty(device, torch.float32, steps if keep else 1, batch, hidden),
             empty(device, torch.float32, steps, batch, GATES * hidden) if keep else None,
         )
@@ -198,7 +209,7 @@ class Recurrence:
         """Gradients from those of the outputs, the last state and the last cells. Of `kept`, states are not read."""
         assert kept.gates is not None
         (batch, hidden, _), steps, device, dtype = self.sizes, kept.cells.shape[0], values.device, values.dtype
-        sums = empty(device, dtype, steps, batch, GATES * hidden)
+        sums = (absent if self.together else empty)(device, dtype, steps, batch, GATES * hidden)
         carry = empty(device, torch.float32, batch, hidden)
         grad_bias = empty(device, torch.float32, self.back.grid[1], GATES * hidden)
         grad_h0 = empty(device, dtype, batch, hidden) if wants_states else None

@@ -1,10 +1,10 @@
 // One LSTM layer with a block-sparse recurrent weight: the time steps from `begin` to `end`, forward or backward. Gates in
 // torch's order i, f, g, o; the inputs were weighted before, and the gradients of the weights and inputs are taken afterwards.
 //
-// A cooperative launch does all steps: a CTA keeps its weights in shared memory and its cells in registers, and before each
-// step waits, warp by warp, for just the CTAs whose units its weights look at: each counts its finished steps in a flag.
-// An ordinary launch does one step, and waits for nobody. Every step has its place in memory, so nobody overwrites what
-// another still reads.
+// A cooperative launch does all steps: a CTA keeps its weights in shared memory and its cells in registers, and at each step
+// waits, lane by lane, for just the elements that its weights are multiplied by, which are their own message (lstm.h): every
+// step has its place in memory, filled beforehand with what no output can be. So an output takes a store to the L2 cache and a
+// load from there to the CTAs that need it, and no CTA waits for more. An ordinary launch does one step, and waits for nobody.
 #include "lstm.h"
 
 struct Forward {  // mirrored in Python, field by field
@@ -12,12 +12,11 @@ struct Forward {  // mirrored in Python, field by field
     const Storage *values, *projected;  // projected: [steps, batch, 4 hidden], the weighted inputs
     const Storage *bias_ih, *bias_hh;   // [4 hidden]
     const Storage *h0, *c0;             // [batch, hidden]
-    Storage *states;                    // [steps + 1, batch, hidden]: h0, then every step's output
+    Storage *states;                    // [steps + 1, batch, hidden]: h0, then every step's output; `absent` if it does many
     Storage *last_cell;                 // [batch, hidden]
     float *kept;                        // [steps, batch, hidden / 2, 4, 2]: the gates, or null where there is no way back
     float *cells;                       // [steps, batch, hidden]; [batch, hidden] where `kept` is null
-    u32 *flags;                         // [groups of samples, hidden / UNITS], zero
-    int begin, end, steps, batch, hidden, most_items;
+    int begin, end, steps, batch, hidden, most_items, rows;  // rows: samples of a CTA, at most 16 * TILES
 };
 
 struct Backward {  // mirrored in Python, field by field
@@ -27,18 +26,16 @@ struct Backward {  // mirrored in Python, field by field
     const Storage *grad_h, *grad_c;  // [batch, hidden], or null
     const Storage *c0;
     const float *kept, *cells;
-    Storage *grads;    // [steps, batch, 4 hidden]: of what goes into the gates
+    Storage *grads;    // [steps, batch, 4 hidden]: of what goes into the gates; `absent` if it does many steps
     Storage *grad_h0;  // [batch, hidden], or null
     float *carry;      // [batch, hidden]: gradient of the cells before `end`; in the end, of c0
     float *grad_bias;  // [groups of samples, 4 hidden]
-    u32 *flags;
-    int begin, end, steps, batch, hidden, most_items;
+    int begin, end, steps, batch, hidden, most_items, rows;  // rows: samples of a CTA, at most 16 * TILES
 };
 
 KERNEL(lstm_forward, Forward, lstm_threads, CTAS) {
-    const Part<false> part(given.plan, given.values, given.hidden, given.batch, given.most_items);
+    const Part<false> part(given);
     const int hidden = given.hidden, unit = part.own_unit();
-    u32 *flags = given.flags + blockIdx.y * (hidden / UNITS);
     Pair bias[4], cell[lstm_pairs];
     UNROLL for (int gate = 0; gate < 4; ++gate)
         bias[gate] = load_pair(given.bias_ih + gate * hidden + unit) + load_pair(given.bias_hh + gate * hidden + unit);
@@ -52,8 +49,7 @@ KERNEL(lstm_forward, Forward, lstm_threads, CTAS) {
         UNROLL for (int which = 0; which < lstm_pairs; ++which)
             UNROLL for (int gate = 0; gate < 4; ++gate)
                 if (part.exists(which)) gates[which][gate] = load_pair(given.projected + (part.at(step, which) * 4 + gate) * hidden + unit);
-        if (step > given.begin) part.wait(flags, (u32)(step - given.begin));
-        part.multiply_items(step ? given.states + part.batch * (u64)step * hidden : given.h0, hidden);
+        part.multiply_items(step ? given.states + part.batch * (u64)step * hidden : given.h0, hidden, step > given.begin);
         __syncthreads();
         UNROLL for (int which = 0; which < lstm_pairs; ++which) {
             if (!part.exists(which)) continue;
@@ -62,9 +58,8 @@ KERNEL(lstm_forward, Forward, lstm_threads, CTAS) {
                 gates[which][gate] = gate == 2 ? tangent(sum) : sigmoid(sum);
             }
             cell[which] = gates[which][1] * cell[which] + gates[which][0] * gates[which][2];
-            store_pair(given.states + part.at(step + 1, which) * hidden + unit, gates[which][3] * tangent(cell[which]));
+            publish_pair(given.states + part.at(step + 1, which) * hidden + unit, gates[which][3] * tangent(cell[which]));
         }
-        if (step + 1 < given.end) part.publish(flags);
         UNROLL for (int which = 0; which < lstm_pairs; ++which) {  // nobody waits for this
             if (!part.exists(which)) continue;
             const u64 place = part.at(step, which) * hidden + unit, state = part.at(0, which) * hidden + unit;
@@ -92,11 +87,10 @@ DEVICE void add_up(const Backward &given, const Part<true> &part, const Pair (&s
 }
 
 KERNEL(lstm_backward, Backward, lstm_threads, CTAS) {
-    const Part<true> part(given.plan, given.values, given.hidden, given.batch, given.most_items);
+    const Part<true> part(given);
     const int hidden = given.hidden, unit = part.own_unit();
     const u64 step_size = (u64)given.batch * 4 * hidden;
     const Pair zero = {0.0f, 0.0f}, one = {1.0f, 1.0f};
-    u32 *flags = given.flags + blockIdx.y * (hidden / UNITS);
     Pair sums[4] = {}, carry[lstm_pairs] = {};
     UNROLL for (int which = 0; which < lstm_pairs; ++which) {
         if (!part.exists(which)) continue;
@@ -118,8 +112,7 @@ KERNEL(lstm_backward, Backward, lstm_threads, CTAS) {
             if (last && given.grad_h) grad_y[which] = grad_y[which] + load_pair(given.grad_h + state);
         }
         if (!last) {
-            if (step + 1 < given.end) part.wait(flags, (u32)(given.end - 1 - step));
-            part.multiply_items(given.grads + (step + 1) * step_size, 4 * hidden);
+            part.multiply_items(given.grads + (step + 1) * step_size, 4 * hidden, step + 1 < given.end);
             __syncthreads();
         }
         UNROLL for (int which = 0; which < lstm_pairs; ++which) {
@@ -133,19 +126,16 @@ KERNEL(lstm_backward, Backward, lstm_threads, CTAS) {
             carry[which] = grad_c * f;
             UNROLL for (int gate = 0; gate < 4; ++gate) {
                 sums[gate] = sums[gate] + grads[gate];
-                store_pair(given.grads + (part.at(step, which) * 4 + gate) * hidden + unit, grads[gate]);
+                publish_pair(given.grads + (part.at(step, which) * 4 + gate) * hidden + unit, grads[gate]);
             }
         }
-        if (step > given.begin || given.grad_h0) part.publish(flags);
     }
 
     add_up(given, part, sums);
     UNROLL for (int which = 0; which < lstm_pairs; ++which)
         if (part.exists(which)) store_pair(given.carry + part.at(0, which) * hidden + unit, carry[which]);
     if (!given.grad_h0) return;
-    __syncthreads();
-    if (given.begin < given.end) part.wait(flags, (u32)(given.end - given.begin));
-    part.multiply_items(given.grads, 4 * hidden);
+    part.multiply_items(given.grads, 4 * hidden, given.begin < given.end);
     __syncthreads();
     UNROLL for (int which = 0; which < lstm_pairs; ++which)
         if (part.exists(which)) store_pair(given.grad_h0 + part.at(0, which) * hidden + unit, part.total(0, part.row(which), part.pair()));

@@ -1,7 +1,7 @@
 // What the LSTM kernels share: a CTA's part of a layer, and the product of one time step.
 //
-// A CTA owns UNITS hidden units for TILES * 16 samples, all time steps. Its weights (forward: the rows of its units in all four
-// gates; backward, TURNED: the columns of its units) are gathered once into shared memory, in the order in which lanes multiply
+// A CTA owns UNITS hidden units for at most TILES * 16 samples, all time steps. Its weights (forward: the rows of its units in all
+// four gates; backward, TURNED: the columns of its units) are gathered once into shared memory, in the order in which lanes multiply
 // them. What they are multiplied by comes straight from the L2 cache into registers, every step, 16 bytes a lane.
 //
 // A `piece` is 16 bytes of one row: 8 columns of 16-bit elements or 4 of float. An item is four pieces, of any columns, that are
@@ -9,6 +9,19 @@
 // which k of the instruction does not matter, as long as both sides agree: so neither side is ever rearranged by ldmatrix.
 // Columns that the same gates keep share an item, so that what a lane loaded serves all these gates. A warp has one tile of 16
 // samples and every SPLIT-th item; the SPLIT sums meet in shared memory.
+//
+// What one CTA computes and others multiply is its own message: there are no flags. Before the launch its place is filled with
+// `absent`, words of ones, which are NaNs that nobody publishes; whoever needs 16 bytes of it loads them until no word is absent.
+// That is right by the PTX memory model:
+// - Each word (two 16-bit elements, or a float) is stored once in a launch, by one store, and stores and loads of it are relaxed
+//   at GPU scope, of the same size: so strong, no race, and a load gives the word of the fill, which ended before this kernel
+//   began, or the word stored, nothing between. Coherence forbids the former after the latter.
+// - The 16 bytes of a load are four loads in any order; each of the four words is looked at.
+// - Nothing is concluded from a word about any other memory, so nothing must be ordered: no fence, no release, no acquire. What
+//   else a launch writes (gates, cells, gradients of cells and biases) is read by its own thread or by later launches alone.
+// - A store becomes visible in finite time, and a CTA stores all of a step before it waits for the next, which all CTAs of a
+//   cooperative launch do side by side: so every wait ends. h0, samples beyond the batch and places of no piece are never waited
+//   for, nor is anything where a launch does one step: what an earlier launch wrote may be any bits, so may what a user gives.
 #pragma once
 #include "device.h"
 
@@ -60,6 +73,21 @@ DEVICE uint4 zeros() {
     uint4 none;
     none.x = none.y = none.z = none.w = 0;
     return none;
+}
+
+// A word that nobody has published yet.
+constexpr u32 absent = 0xffffffffu;
+DEVICE bool any_absent(uint4 piece) { return piece.x == absent || piece.y == absent || piece.z == absent || piece.w == absent; }
+
+// What other CTAs may wait for: no element of it has the bits of `absent`, for a NaN is stored as the one whose sign is clear.
+DEVICE float present(float value) { return value == value ? value : bits_float(0x7fffffffu); }
+DEVICE void publish_pair(float *to, Pair value) {
+    uint2 words;
+    words.x = float_bits(present(value.x)), words.y = float_bits(present(value.y));
+    store_relaxed((uint2 *)to, words);
+}
+DEVICE void publish_pair(u16 *to, Pair value) {
+    store_relaxed((u32 *)to, (u32)Convert<Element>::narrow(present(value.x)) | (u32)Convert<Element>::narrow(present(value.y)) << 16);
 }
 
 // 16 bytes as the instruction wants them: tf32 rounded to nearest, as the instruction does not.
@@ -119,20 +147,21 @@ template <bool TURNED> struct Part {
     static constexpr int floats = sums > scratch ? sums : scratch;
     const Storage *values;
     const int *sources;  // of its first slot on
-    int hidden, batch, unit, sample, items;
-    float *memory;  // [SPLIT, gates, unit_tiles, lstm_samples, 8]
+    int hidden, batch, unit, sample, samples, items;  // samples: as many as there are, from `sample` on
+    float *memory;  // [SPLIT, gates, unit_tiles, lstm_samples, 8]: sums
     Item *item;
     uint4 *weights;  // [slots, unit_tiles, 32]
 
-    DEVICE Part(const Plan &plan, const Storage *values, int hidden, int batch, int most_items) : values(values), hidden(hidden), batch(batch) {
-        unit = (int)blockIdx.x * UNITS, sample = (int)blockIdx.y * lstm_samples;
+    template <class Given> DEVICE Part(const Given &given) : values(given.values), hidden(given.hidden), batch(given.batch) {
+        const Plan &plan = given.plan;
+        unit = (int)blockIdx.x * UNITS, sample = (int)blockIdx.y * given.rows, samples = min(given.rows, batch - sample);
         const int block = unit / BLOCK, first = plan.first_item[block], slot = plan.first_slot[block];
         const int slots = plan.first_slot[block + 1] - slot;
         items = plan.first_item[block + 1] - first;
         sources = plan.sources + 4 * slot;
         memory = (float *)shared_memory();
         item = (Item *)(memory + floats);
-        weights = (uint4 *)(item + most_items);
+        weights = (uint4 *)(item + given.most_items);
         for (int at = (int)threadIdx.x; at < items; at += lstm_threads) item[at] = plan.items[first + at];
         if (RESIDENT)
             for (int at = (int)threadIdx.x; at < slots * unit_tiles * 32; at += lstm_threads)
@@ -150,31 +179,30 @@ template <bool TURNED> struct Part {
         return rounded(column, Element());
     }
 
-    // Until the CTAs that compute what this warp multiplies next have published `done` steps.
-    DEVICE void wait(const u32 *flags, u32 done) const {
-        const int lane = (int)threadIdx.x % 32, split = (int)threadIdx.x / 32 % SPLIT;
-        for (int at = split + lane / 4 * SPLIT; at < items; at += 8 * SPLIT) {
-            const int column = item[at].column[lane % 4];
-            if (column >= 0)
-                while (load_acquire(flags + column % hidden / UNITS) < done) relax();
-        }
-        __syncwarp();
-    }
-
-    // This warp's sums of weights times `from`, [batch, width], into shared memory.
-    DEVICE void multiply_items(const Storage *from, int width) const {
+    // This warp's sums of weights times `from`, [batch, width], into shared memory, once all warps have read what lies there.
+    // `awaited`: other CTAs publish `from` during this launch.
+    DEVICE void multiply_items(const Storage *from, int width, bool awaited) const {
         const int lane = (int)threadIdx.x % 32, split = (int)threadIdx.x / 32 % SPLIT, tile = (int)threadIdx.x / 32 / SPLIT;
-        const int row = sample + 16 * tile + lane / 4;
+        const int row = 16 * tile + lane / 4;
         Sum<Element> sum[gates][unit_tiles];
+        __syncwarp();  // no lane waits for what another lane of its warp has yet to publish
         for (int first = split; first < items; first += AHEAD * SPLIT) {
             uint4 x[AHEAD][2];
-            UNROLL for (int ahead = 0; ahead < AHEAD; ++ahead) {
+            const auto load = [&](int ahead, int half) {
                 const int at = first + ahead * SPLIT, column = at < items ? item[at].column[lane % 4] : -1;
-                UNROLL for (int half = 0; half < 2; ++half) {
-                    const bool exists = column >= 0 && row + 8 * half < batch;
-                    x[ahead][half] = exists ? load_fresh((const uint4 *)(from + (u64)(row + 8 * half) * width + column)) : zeros();
-                }
+                if (column < 0 || row + 8 * half >= samples) return zeros();
+                return load_relaxed((const uint4 *)(from + (u64)(sample + row + 8 * half) * width + column));
+            };
+            UNROLL for (int ahead = 0; ahead < AHEAD; ++ahead)
+                UNROLL for (int half = 0; half < 2; ++half) x[ahead][half] = load(ahead, half);
+            for (bool again = awaited; again;) {
+                again = false;
+                UNROLL for (int ahead = 0; ahead < AHEAD; ++ahead)
+                    UNROLL for (int half = 0; half < 2; ++half)
+                        if (any_absent(x[ahead][half])) x[ahead][half] = load(ahead, half), again = true;
+                if (again) relax();
             }
+            __syncwarp();
             UNROLL for (int ahead = 0; ahead < AHEAD; ++ahead) {
                 const int at = first + ahead * SPLIT;
                 if (at >= items) continue;
@@ -191,12 +219,14 @@ template <bool TURNED> struct Part {
                     }
             }
         }
+        __syncthreads();
         UNROLL for (int gate = 0; gate < gates; ++gate)
             UNROLL for (int each = 0; each < unit_tiles; ++each) {
                 sum[gate][each].finish(lane);
                 const float (&total)[4] = sum[gate][each].total;
                 UNROLL for (int half = 0; half < 2; ++half)
-                    store_pair(place(split, gate, 16 * tile + lane / 4 + 8 * half, each * 4 + lane % 4), {total[2 * half], total[2 * half + 1]});
+                    if (row + 8 * half < samples)
+                        store_pair(place(split, gate, row + 8 * half, each * 4 + lane % 4), {total[2 * half], total[2 * half + 1]});
             }
     }
 
@@ -209,17 +239,11 @@ template <bool TURNED> struct Part {
         return sum;
     }
 
-    // Thread t computes unit pair t % unit_pairs of these rows, each < lstm_samples; `exists` where there is such a sample.
+    // Thread t computes unit pair t % unit_pairs of these rows; `exists` where there is such a sample.
     DEVICE int pair() const { return (int)threadIdx.x % unit_pairs; }
     DEVICE int row(int which) const { return ((int)threadIdx.x + which * lstm_threads) / unit_pairs; }
-    DEVICE bool exists(int which) const { return row(which) < lstm_samples && sample + row(which) < batch; }
+    DEVICE bool exists(int which) const { return row(which) < samples; }
     DEVICE int own_unit() const { return unit + 2 * pair(); }
     // Number of the sample among those of all steps.
     DEVICE u64 at(int step, int which) const { return (u64)step * batch + sample + row(which); }
-
-    // Makes what all threads have written visible to the CTAs that wait for one step more.
-    DEVICE void publish(u32 *flags) const {
-        __syncthreads();
-        if (threadIdx.x == 0) add_release(flags + blockIdx.x, 1);
-    }
 };

@@ -59,16 +59,18 @@ ENGINE void proxy_fence() { emulated::now->fenced = emulated::event(*emulated::n
 template <int REGISTERS> ENGINE void give_registers() {}
 template <int REGISTERS> ENGINE void take_registers() {}
 
-ENGINE void add_release(u32 *flag, u32 value) {
-    emulated::order_by_atomics();
-    *flag += value;
+// After each word of a store other threads run, so that what is half written is seen by whoever looks there.
+ENGINE void store_relaxed(u32 *to, u32 word) {
+    *to = word;
     emulated::run.spins = 0;
+    emulated::let_others_run("store_relaxed");
 }
-ENGINE u32 load_acquire(const u32 *flag) {
-    emulated::let_others_run("load_acquire");
-    emulated::order_by_atomics();
-    return *flag;
+ENGINE void store_relaxed(uint2 *to, uint2 words) {
+    u32 *place = (u32 *)to;
+    const bool forward = emulated::pick_lane(3u) == 0;
+    store_relaxed(place + !forward, forward ? words.x : words.y);
+    store_relaxed(place + forward, forward ? words.y : words.x);
 }
-ENGINE uint4 load_fresh(const uint4 *from) { return *from; }
+ENGINE uint4 load_relaxed(const uint4 *from) { return *from; }
 ENGINE void relax() { emulated::let_others_run("relax"); }
 ENGINE float fast_exp(float x) { return expf(x); }

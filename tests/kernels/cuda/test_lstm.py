@@ -22,6 +22,7 @@ from torch import Tensor
 from kernels.backends.cuda import BACKEND
 from kernels.bsr import BSRMatrix
 from kernels.cuda import lstm as cuda_lstm
+from kernels.cuda import recurrence as cuda_recurrence
 from kernels.cuda.device import Kernel, Variant, compile_cubin
 from kernels.cuda.lstm_plan import Device, Tiles
 from kernels.cuda.recurrence import Kept, Recurrence, Sizes, plans_for, tiles_for, variant_of
@@ -110,7 +111,7 @@ def test_inference_keeps_nothing(together: bool, monkeypatch: pytest.MonkeyPatch
 def test_tiles_chosen_for_a_gpu(element: str) -> None:
     case = Case(layer(element, 16, grid=4), element)
     case.check()
-    case.check()  # flags and sums begin anew
+    case.check()  # what is awaited and summed begins anew
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -151,45 +152,155 @@ def torchs_gradients(shape: Layer, grads: list[Tensor]) -> dict[str, Tensor]:
     return found | {name: BSRMatrix.from_dense(found[name], mask).data for name, mask in shape.masks.items()}
 
 
+LOOKED_AT = "piece.x == absent || piece.y == absent || piece.z == absent || piece.w == absent"
+SUMS = """        UNROLL for (int gate = 0; gate < gates; ++gate)
+            UNROLL for (int each = 0; each < unit_tiles; ++each) {
+                sum[gate][each].finish(lane);"""
 FAULTS = {
-    "no wait": ("part.wait(flags, (u32)(step - given.begin));", "{}"),
-    "no wait backward": ("part.wait(flags, (u32)(given.end - 1 - step));", "{}"),
-    "no publication": ("if (step + 1 < given.end) part.publish(flags);", ""),
-    "a step too early": ("(u32)(step - given.begin)", "(u32)(step - given.begin - 1)"),
-    "another column": ("items[at].column[lane % 4];", "items[at].column[0];"),
+    "nothing is looked at": (LOOKED_AT, "false"),
+    "only the first word is looked at": (LOOKED_AT, "piece.x == absent"),
+    "only the last word is looked at": (LOOKED_AT, "piece.w == absent"),
+    "no wait": ("hidden, step > given.begin);", "hidden, false);"),
+    "no wait backward": ("4 * hidden, step + 1 < given.end);", "4 * hidden, false);"),
+    "what was absent is loaded once more": ("load(ahead, half), again = true;", "load(ahead, half);"),
+    "no publication": ("            publish_pair(given.states", "            if (step) publish_pair(given.states"),
+    "a step too early": ("part.batch * (u64)step * hidden", "part.batch * (u64)(step - 1) * hidden"),
+    "another column": ("at < items ? item[at].column[lane % 4]", "at < items ? item[at].column[0]"),
+    "another sample": ("(u64)(sample + row + 8 * half)", "(u64)(sample + row)"),
     "no barrier before the gates": (
-        "part.multiply_items(step ? given.states + part.batch * (u64)step * hidden : given.h0, hidden);\n"
-        "        __syncthreads();",
-        "part.multiply_items(step ? given.states + part.batch * (u64)step * hidden : given.h0, hidden);",
+        ": given.h0, hidden, step > given.begin);\n        __syncthreads();",
+        ": given.h0, hidden, step > given.begin);",
     ),
-    "no barrier before publishing": (
-        "__syncthreads();\n        if (threadIdx.x == 0) add_release",
-        "if (threadIdx.x == 0) add_release",
-    ),
-    "waits for some pieces only": ("at < items; at += 8 * SPLIT", "at < items - 1; at += 8 * SPLIT"),
+    "no barrier before the sums": ("        __syncthreads();\n" + SUMS, SUMS),
     "the next unit's gate": ("gate == 2 ? tangent", "gate == 1 ? tangent"),
-    "one sample too many": ("sample + row(which) < batch", "sample + row(which) <= batch"),
+    "one sample too many": ("min(given.rows, batch - sample)", "min(given.rows, batch - sample + 1)"),
+    "one sample too few": ("min(given.rows, batch - sample)", "min(given.rows, batch - sample - 1)"),
+    "samples as many as there is room for": ("(int)blockIdx.y * given.rows", "(int)blockIdx.y * lstm_samples"),
 }
 
 
-def planted(folder: Path, fault: str) -> Load:
-    """A loader of the kernels with `fault` in them."""
-    right, wrong = FAULTS[fault]
+def planted(folder: Path, right: str, wrong: str, order: str = "random") -> Load:
+    """A loader of the kernels with `wrong` in the place of `right`."""
     texts = {name: (CUDA / name).read_text() for name in ("lstm.cu", "lstm.h")}
     assert sum(text.count(right) for text in texts.values()) == 1
     for name, text in texts.items():
         (folder / name).write_text(text.replace(right, wrong))
 
     def load(variant: Variant) -> Kernel:
-        return emulator.load(replace(variant, source=str(folder / "lstm.cu")), order="random")
+        return emulator.load(replace(variant, source=str(folder / "lstm.cu")), order=order)
 
     return load
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str, tmp_path: Path) -> None:
+    load = planted(tmp_path, *FAULTS[fault])
+    case = Case(layer("Float32", 8, "full", 20, 4), "Float32", TILES[8]._replace(rows=12), load=load)
     with pytest.raises((AssertionError, EmulationError)):
-        Case(layer("Float32", 8, "full", 20, 4), "Float32", TILES[8], load=planted(tmp_path, fault)).check()
+        case.check()
+
+
+def test_pieces_of_16_bit_elements_that_are_half_there_are_seen(tmp_path: Path) -> None:
+    """Whose four words are stored by four threads: else a fault of waiting would not show."""
+    load = planted(tmp_path, *FAULTS["only the first word is looked at"])
+    with pytest.raises(AssertionError):
+        Case(layer("Bfloat16", 8, "full", 20, 4), "Bfloat16", TILES[8], load=load).check()
+
+
+def test_what_is_never_published_is_a_deadlock(tmp_path: Path) -> None:
+    load = planted(tmp_path, *FAULTS["no publication"])
+    with pytest.raises(EmulationError, match=r"deadlock: .* relax"):
+        Case(layer("Bfloat16", 8, "full", 20, 4), "Bfloat16", TILES[8], load=load).check()
+
+
+def test_a_buffer_that_is_not_filled_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other NaNs than `absent` lie there: so they would be taken for outputs."""
+    case = Case(layer("Bfloat16", 8, "full", 20, 4), "Bfloat16", TILES[8])
+    monkeypatch.setattr(cuda_recurrence, "absent", lambda *given: cuda_recurrence.empty(*given))
+    with pytest.raises(AssertionError, match="error nan"):
+        case.check()
+
+
+# Of what a user gives: both NaNs without a zero, of which a kernel may turn one into the other, and infinity.
+BITS = {"absent": -1, "its negative": {2: 0x7FFF, 4: 0x7FFFFFFF}, "infinity": {2: 0x7F80, 4: 0x7F800000}}
+
+
+def spoilt(whole: Tensor, places: tuple[int, ...], bits: str) -> Tensor:
+    """A copy with one element of these bits."""
+    found, pattern = whole.clone(), BITS[bits]
+    value = pattern if isinstance(pattern, int) else pattern[whole.itemsize]
+    if whole.dtype is torch.float16 and bits == "infinity":
+        value = 0x7C00
+    found.view({2: torch.int16, 4: torch.int32}[whole.itemsize])[places] = value
+    return found
+
+
+def differentiated(case: Case, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs and the gradients of x, h0 and c0. given: x, h0, c0 and the gradient of y."""
+    bsr = block_sparse_weights(case.layer)
+    leaves = {name: given[name].clone().requires_grad_() for name in ("x", "h0", "c0")}
+    x, h0, c0 = leaves.values()
+    y, (h, c) = block_sparse_lstm(
+        x, (h0, c0), bsr["weight_ih"], bsr["weight_hh"], *case.layer.biases.values(), kernel="cuda"
+    )
+    found = torch.autograd.grad(y, list(leaves.values()), given["grad_y"])
+    return {"y": y, "h": h, "c": c, **{f"grad_{name}": grad for name, grad in zip(leaves, found, strict=True)}}
+
+
+def spoilt_layer(case: Case, name: str, bits: str) -> None:
+    """AssertionError where such a number in sample 3 of an operand leaves no NaN there, or changes other samples."""
+    (h0, c0), shape = case.layer.state, case.layer
+    given = {"x": shape.x, "h0": h0, "c0": c0, "grad_y": shape.grad_y}
+    with case.gpu():
+        plain = differentiated(case, given)
+        assert not any(value.isnan().any() for value in plain.values())
+        found = differentiated(case, given | {name: spoilt(given[name], (-1, 3, 5), bits)})
+        assert bits == "infinity" or any(value[:, 3].isnan().any() for value in found.values())
+        for key, value in found.items():
+            others = [sample for sample in range(shape.batch_size) if sample != 3]
+            assert torch.equal(value[:, others], plain[key][:, others]), key
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("element", ["Float32", "Bfloat16", "Float16"])
+def test_whatever_a_user_gives_no_cta_waits_for_ever(element: str, bits: str, together: bool) -> None:
+    for name in ("x", "h0", "c0", "grad_y"):
+        case = Case(layer(element, 8, "full", 7, 3), element, TILES[8], together)
+        spoilt_layer(case, name, bits)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "name", "bits"),
+    [
+        ("value == value ? value", "true ? value", "x", "its negative"),
+        ("value == value ? value", "true ? value", "grad_y", "absent"),
+        (": given.h0, hidden, step > given.begin);", ": given.h0, hidden, true);", "h0", "absent"),
+    ],
+)
+def test_a_nan_that_is_taken_for_absent_is_a_deadlock(
+    right: str, wrong: str, name: str, bits: str, tmp_path: Path
+) -> None:
+    case = Case(layer("Float32", 8, "full", 7, 3), "Float32", TILES[8], load=planted(tmp_path, right, wrong))
+    with pytest.raises(EmulationError, match=r"deadlock: .* relax"):
+        spoilt_layer(case, name, bits)
+
+
+def test_no_wait_for_the_first_step_s_gradients(tmp_path: Path) -> None:
+    """Those that the gradient of h0 is taken of."""
+    shape = layer("Float32", 8, "full", 20, 3, grid=6)
+    spoilt_layer(Case(shape, "Float32", TILES[8]), "x", "infinity")
+    load = planted(tmp_path, "4 * hidden, given.begin < given.end);", "4 * hidden, false);")
+    with pytest.raises(AssertionError):
+        spoilt_layer(Case(shape, "Float32", TILES[8], load=load), "x", "infinity")
+
+
+@pytest.mark.parametrize("rows", [1, 7, 9, 12, 20])
+@pytest.mark.parametrize("element", ["Float32", "Bfloat16"])
+def test_samples_dealt_out_evenly(element: str, rows: int) -> None:
+    tiles = Tiles(8, -(-rows // 16), 2, 2, rows=rows)
+    for together in (True, False):
+        Case(layer(element, 8, batch=20, steps=3), element, tiles, together).check()
 
 
 def test_what_cannot_be_computed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,8 +133,8 @@ KERNEL(rounds, Arguments, 64, 1) {
             __syncthreads();
             wanted += gridDim.x;
             if (threadIdx.x == 0) {
-                if (given.kind != 2 || blockIdx.x != 1) add_release(flag, 1);
-                while (load_acquire(flag) < wanted && (given.kind != 1 || blockIdx.x != 2)) relax();
+                if (given.kind != 2 || blockIdx.x != 1) atomicAdd(flag, 1u);
+                while (atomicAdd(flag, 0u) < wanted && (given.kind != 1 || blockIdx.x != 2)) relax();
             }
             __syncthreads();
         }
