@@ -5,12 +5,21 @@ that a block is a few pieces wide. Forward, the four gates of some units are mul
 same gates share an item, so that they are read once. Items of many gates come first, so that the warps that share them
 end together.
 
-The cut is what fits on a GPU and takes least by a simple count of cycles. A step of a CTA: its samples' part of the
-state comes from the L2 cache, about L2_BYTES a cycle and multiprocessor, in rounds of LATENCY cycles; weights are read
-from shared memory once per 16 samples, and partial sums are written and read there. On an H200 (132 multiprocessors,
-1.75 GHz), hidden 1152, sparsity 0.8, 16-bit: a multiprocessor keeps 30 to 90 kB of weights and reads 27 to 43 kB of
-state a step at batch 20, 43 to 65 kB at 80, which is 0.6 to 1.5 us; publishing a step and seeing it published are three
-trips to the L2 cache, about 1.2 us; sums and gates 0.5 us. So a step takes 2.5 to 3.5 us by this estimate.
+The cut is what fits on a GPU and takes least by a simple count of cycles, of the multiprocessor with most to do, for
+which all others wait at each step. Its samples' part of the state comes from the L2 cache in rounds of LATENCY cycles,
+at most PORT_BYTES a cycle, or L2_BYTES where all take at once; weights are read from shared memory once per 16 samples,
+at about the pace at which they are multiplied, and partial sums are written and read there, LINES samples at a time.
+
+Units go in eights, as many as an instruction has. Hidden 1152 is 144 eights: of 132 multiprocessors some have two, and
+with 16 units a CTA 72 are as fast. More are of use by dealing out samples, each CTA reading its own samples' state
+only: so a CTA may have fewer than its tiles hold. At batch 20 and blocks of 32 (sparsity 0.8, 16 bits), 36 x 3 CTAs of
+32 units and 7 samples read half as much as 72 x 1 of 16 units and 20 samples, in one round for two, and their weights,
+twice as many, for one tile instead of two: 1984 cycles a step for 2656. 144 x 2 CTAs of 8 units are three to a
+multiprocessor, 264 being two to each; in 16 bits they are best only where blocks of 16 leave no 32 units. At batch 80
+multiplying is most of it: 36 x 3 CTAs of 27 samples, 3968 cycles, where 32, 32 and 16 take 4178.
+
+On an H200 (1.75 GHz) these are 1.1 and 2.3 us. To them come gates, about 0.3 us, and what each step costs: an output's
+store to the L2 cache, and as much again as a load is repeated too late, about 0.4 us. Nothing of this was measured.
 """
 
 from __future__ import annotations
@@ -139,6 +148,7 @@ PARTITIONS, REGISTERS = 4, 16384  # of a multiprocessor; of a partition, whose w
 MOST_REGISTERS = 255  # of a thread
 MOST_THREADS = 512  # of a CTA
 SAMPLES, MOST_TILES = 16, 5  # of a tile; of a CTA
+LINES = 8  # of sums, that a warp writes at once
 CTA_OVERHEAD = 1024  # bytes of shared memory that a CTA takes beside its own
 
 
@@ -201,7 +211,7 @@ class Tiles(NamedTuple):
         samples, weights = min(self.samples, shape[1]), self.weight_bytes(plan)
         state = samples * PIECE_BYTES * plan.most_pieces
         from_cache = state if together and self.resident else state + weights
-        sums = 4 * self.split * gates * samples * self.units
+        sums = 4 * self.split * gates * self.units * LINES * ceil(samples / LINES)
         rounds = ceil(plan.most_items / (self.split * self.ahead))
         own, everybody = ctas * from_cache / PORT_BYTES, across * groups * from_cache / (L2_BYTES * multiprocessors)
         return max(rounds * LATENCY, own, everybody) + ctas * (weights * self.tiles + 2 * sums) / SHARED_BYTES
@@ -241,7 +251,7 @@ def choose(plan: Plan, gates: int, sizes: tuple[int, int, int], exact: bool, dev
         fits = tile.ctas * (shared + CTA_OVERHEAD) <= device.shared_bytes and shared <= device.cta_bytes
         if fits and tile.registers(gates, exact) <= most_registers(tile.ctas * tile.threads // 32):
             cycles = tile.cycles(plan, gates, (hidden, batch), together, device.multiprocessors)
-            legal.append((not tile.resident, cycles, tile))
+            legal.append((not tile.resident, cycles, across * groups, tile))
     if not legal:
         layer = f"an LSTM layer of {hidden} hidden units at batch {batch}"
         if together:

@@ -5,6 +5,8 @@ copies, warp-wide pieces and wgmma (copies read before a copy_wait and a barrier
 early); a missing proxy_fence; loads of what nobody wrote; places out of range or misaligned. Besides: warp-wide pieces
 that some lanes miss, sums touched before wgmma_wait, deadlocks, memory that is not mapped.
 
+Between CTAs, what store_relaxed brings is seen word by word by whoever runs in between.
+
 What is not: of several threads that load 2 bytes two are remembered, single bytes are not, and shared memory that
 atomics change is not checked; global memory is checked by nobody, neither for races nor outside a tensor, but for what
 a test lays around it; registers read before wgmma_wait show as NaN only; sums are float in another order than the

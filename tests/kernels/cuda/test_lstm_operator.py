@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from emulated_gpu import emulated_gpu
-from lstm_case import DTYPES
+from lstm_case import DTYPES, assert_near, tolerance
 from lstm_work import NAMES, Results, Work, assert_close, same
 from torch import Tensor
 
@@ -158,6 +158,39 @@ def test_gradients_by_finite_differences(inputs: str) -> None:
             ahead, behind = (value(work.operands | {name: each + sign * epsilon * way}) for sign in (1, -1))
             wanted = float((grads[name] * way).double().sum())
             assert abs(float(ahead - behind) / (2 * epsilon) - wanted) <= 5e-3 * max(1.0, abs(wanted)), name
+
+
+@pytest.mark.parametrize("inputs", ["same blocks", "dense"])
+def test_forward_mode_of_the_operator_against_float64(inputs: str) -> None:
+    """As it is called in a graph that was exported: by the steps of kernels.steps, their products by our kernels."""
+    work = Work("Float32", inputs)
+    given = {name: each[0] if name in ("h0", "c0") else each for name, each in work.operands.items()}
+    if work.dense is not None:
+        given["x"] = given["x"] @ work.dense.T
+    operands = tuple(given.values())
+    tangents = tuple(map(torch.cos, operands))
+    ran = list[Any]()
+
+    def operator(*given: Tensor) -> tuple[Tensor, ...]:
+        x, h0, c0, into, recurrent, *biases = given
+        listed = [] if work.dense is not None else [into, *work.into.index]
+        states, h, c, *kept = cuda_lstm.lstm(x, *biases, h0, c0, [recurrent, *work.recurrent.index], listed)
+        ran.extend(each.isnan().all() for each in kept)  # by the formula: nobody may go back from there
+        return states, h, c
+
+    def wanted(*given: Tensor) -> tuple[Tensor, ...]:
+        x, h0, c0, into, recurrent, *biases = given
+        weight = work.into.with_data(into) if work.dense is None else torch.eye(4 * 48, dtype=torch.float64)
+        layer = x, (h0[None], c0[None]), weight, work.recurrent.with_data(recurrent), *biases
+        y, (h, c) = block_sparse_lstm(*layer, kernel="torch")
+        return torch.cat([h0[None], y]), h[0], c[0]
+
+    found = torch.func.jvp(operator, operands, tangents)
+    expected = torch.func.jvp(wanted, *(tuple(each.double() for each in both) for both in (operands, tangents)))
+    assert len(ran) == 2 and all(ran)
+    for name, got, value in zip(("value", "tangent"), found, expected, strict=True):
+        for each, other in zip(got, value, strict=True):
+            assert_near(each, other, tolerance(work.layer, "Float32"), name)
 
 
 def test_the_operators_keep_torchs_rules() -> None:

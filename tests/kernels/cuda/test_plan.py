@@ -24,6 +24,7 @@ from kernels.cuda.mma import (
     variants,
 )
 from kernels.cuda.mma_plan import ProductTile, SampledTile, product_plan, sampled_plan
+from kernels.cuda.recurrence import Sizes, plans_for, tiles_for
 
 
 def pieces_of(plan: mma_plan.ProductPlan, tile: ProductTile) -> list[tuple[int, int, int]]:
@@ -113,6 +114,48 @@ def test_steps_of_a_layer_are_those_of_the_loops(block: int, itemsize: int) -> N
                 else:
                     assert found.dtype == wanted.dtype and torch.equal(found, wanted)
                     assert found.is_contiguous()
+
+
+def cut(block: int, batch: int, multiprocessors: int = 132) -> list[tuple[int, int, int]]:
+    """(CTAs along the units, along the samples, samples of each) for 1152 units in bfloat16, forward and backward."""
+    mask = BlockMask.random(4 * 1152, 1152, block, 0.8, torch.Generator().manual_seed(0))
+    index = BSRMatrix.from_dense(torch.zeros(mask.shape, dtype=torch.bool), mask).index
+    plans, device = (
+        plans_for(index, block, torch.bfloat16),
+        lstm_plan.Device()._replace(multiprocessors=multiprocessors),
+    )
+    chosen = tiles_for(plans, Sizes(batch, 1152, block), False, device, True)
+    return [(*tiles.grid(1152, batch)[:2], tiles.samples) for tiles in chosen]
+
+
+def test_layers_take_most_multiprocessors() -> None:
+    """At batch 20 they were 72 of 132, before samples were dealt out."""
+    assert cut(16, 20) == [(144, 2, 10), (72, 3, 7)]
+    assert cut(32, 20) == cut(64, 20) == cut(128, 20) == [(36, 3, 7), (36, 3, 7)]
+    assert cut(16, 80) == [(72, 5, 16), (72, 5, 16)]
+    assert cut(32, 80) == cut(128, 80) == [(36, 3, 27), (36, 3, 27)]
+    assert cut(64, 80) == [(36, 3, 27), (36, 5, 16)]
+
+
+def test_few_multiprocessors_get_few_ctas() -> None:
+    assert all(across * groups <= 2 * 72 for across, groups, _ in cut(32, 20, multiprocessors=72))
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16, 20, 33, 80, 81, 4000])
+def test_samples_are_dealt_out_evenly(batch: int) -> None:
+    tried = list(lstm_plan.candidates(32, batch, exact=False))
+    assert tried == list(dict.fromkeys(tried))
+    for tiles in tried:
+        groups = tiles.grid(64, batch)[1]
+        assert tiles.samples <= 16 * tiles.tiles < tiles.samples + 16
+        assert 0 <= groups * tiles.samples - batch < groups  # with one sample less they would be too few
+    assert max(tiles.samples for tiles in tried) == (batch if batch <= 80 else max(ceil_of(batch)))
+
+
+def ceil_of(batch: int) -> list[int]:
+    """Samples of a CTA where they are dealt out to any number of CTAs, at most 80 each."""
+    found = {-(-batch // groups) for groups in range(1, batch + 1)}
+    return [each for each in found if each <= 80]
 
 
 def test_too_many_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
