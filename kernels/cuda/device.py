@@ -61,6 +61,9 @@ class Kernel(Protocol):
     def resident(self) -> int:
         """CTAs of it that a multiprocessor holds at once."""
 
+    def encode_tiled(self, *given: object) -> int:
+        """cuTensorMapEncodeTiled of the driver that runs it: its status."""
+
     def __call__(self, grid: tuple[int, int, int], arguments: ctypes.Structure, cooperative: bool = False) -> None: ...
 
 
@@ -229,6 +232,14 @@ class LoadedKernel:
         if status:
             raise RuntimeError(f"{self.variant} did not launch on grid {grid}: {error_name(status)}")
         return None
+
+    def encode_tiled(self, *given: object) -> int:
+        """A tensor map, made by the driver (CUDA 12.0 and newer); its status."""
+        status: int = _driver().cuTensorMapEncodeTiled(*given)
+        if status == INVALID_CONTEXT:  # as of a launch
+            _driver().cuCtxSetCurrent(self.context)
+            status = _driver().cuTensorMapEncodeTiled(*given)
+        return status
 
 
 def resident(handle: ctypes.c_void_p, variant: Variant) -> int:

@@ -28,6 +28,11 @@ struct Float16 {
     static const int bytes = 2;
 };
 
+// What the driver says of a matrix in memory, of which TMA copies boxes: a field of the kernel's arguments, made by the host.
+struct alignas(64) TensorMap {
+    u64 words[16];
+};
+
 #ifdef EMULATED
 #include "emulated.h"
 #else

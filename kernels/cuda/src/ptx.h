@@ -8,6 +8,9 @@
 // KERNEL(name, Arguments, threads, ctas) { body } : `given` is its one argument, by value; `ctas` of them share a multiprocessor.
 #define KERNEL(name, Arguments, threads, ctas) \
     extern "C" __global__ void __launch_bounds__(threads, ctas) name(const __grid_constant__ Arguments given)
+// The same in clusters of so many CTAs, neighbours in x.
+#define CLUSTERED(name, Arguments, threads, ctas, cluster) \
+    extern "C" __global__ void __cluster_dims__(cluster, 1, 1) __launch_bounds__(threads, ctas) name(const __grid_constant__ Arguments given)
 
 DEVICE char* shared_memory() {  // the dynamic shared memory of this CTA, aligned to 1024 bytes
     extern __shared__ __align__(1024) char memory[];
@@ -100,6 +103,29 @@ DEVICE void mbarrier_wait(u64* barrier, u32 parity) {  // until the phase of tha
 DEVICE void copy_bulk(void* shared, const void* global, u32 bytes, u64* barrier) {  // one thread; multiples of 16 bytes
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  ::"r"(shared_address(shared)), "l"(global), "r"(bytes), "r"(shared_address(barrier)) : "memory");
+}
+// The box of a matrix at column x and row y, as its map says how large, how swizzled: one thread. `shared` a multiple of 128 bytes, and
+// of 1024 where swizzled() is to find it. Outside the matrix are zeros, which count as bytes too.
+DEVICE void copy_box(void* shared, const TensorMap& map, int x, int y, u64* barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+                 ::"r"(shared_address(shared)), "l"(&map), "r"(x), "r"(y), "r"(shared_address(barrier)) : "memory");
+}
+// The same to the same place of each CTA of the cluster whose bit is in `ranks`, counted by the mbarrier at the same place there.
+DEVICE void copy_box_to(u16 ranks, void* shared, const TensorMap& map, int x, int y, u64* barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;"
+                 ::"r"(shared_address(shared)), "l"(&map), "r"(x), "r"(y), "r"(shared_address(barrier)), "h"(ranks) : "memory");
+}
+DEVICE void prefetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
+
+// Between the CTAs of a cluster. All their threads that have not exited, whole warps together.
+DEVICE void cluster_barrier() { asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory"); }
+DEVICE void mbarrier_arrive_at(u64* barrier, u32 rank) {  // at the same place of CTA `rank`, perhaps this one
+    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}"
+                 ::"r"(shared_address(barrier)), "r"(rank) : "memory");
+}
+DEVICE void mbarrier_wait_cluster(u64* barrier, u32 parity) {  // mbarrier_wait where other CTAs arrive
+    asm volatile("{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@done bra DONE;\nbra AGAIN;\nDONE:\n}"
+                 ::"r"(shared_address(barrier)), "r"(parity) : "memory");
 }
 // Makes this thread's ordinary writes to shared memory (copy_async's too, once waited for) visible to wgmma and copy_bulk.
 DEVICE void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

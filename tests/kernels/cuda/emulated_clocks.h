@@ -1,9 +1,9 @@
 // What happened before what: a race between copies and warp-wide pieces is found whatever the order of the threads is.
 //
 // Each thread has a vector clock: clock[t] is the last event of thread t that it knows to be over. A barrier joins the
-// clocks of those who meet; __syncthreads() begins an era instead, before which everything is over for everybody. Each 2
-// bytes of shared memory know who wrote them last and who read them last, each 16 bytes when each warp read them last by a
-// piece.
+// clocks of those who meet; __syncthreads() begins an era instead, before which everything is over for everybody, where
+// CTAs are alone. Each 2 bytes of shared memory know who wrote them last and who read them last, each 16 bytes when each
+// warp read them last by a piece. In a cluster threads are numbered through, for others write there too.
 #pragma once
 #include "emulated_fibres.h"
 
@@ -24,7 +24,9 @@ struct Named {  // barriers 1 to 15
     u32 *clock;
 };
 
+struct Cta;
 struct Mbarrier {
+    Cta *cta;
     u32 offset, count, pending, phase, begun;  // begun: the time of mbarrier_init
     int initialiser;
     bool published;
@@ -36,17 +38,19 @@ struct Cta {
     uint3 index;
     char *memory;  // shared, between two guards
     Fibre *fibres;
-    int live, synchronising;
-    u32 time, era;  // of the last event; before `era` everything is over for everybody
+    int live, synchronising, rank;  // rank: in its cluster
+    u32 era;                        // before it everything is over for everybody
     Half *halves;
     u32 *readers;  // [16 bytes, warp]
     u32 *atomics;  // a clock
+    u32 *visits;   // a clock of what other CTAs of the cluster did here last
+    u32 *left;     // a clock of the threads that have left
     Named named[most_named];
     Mbarrier mbarriers[most_mbarriers];
     int mbarrier_count;
 };
 
-ENGINE int clock_size() { return (int)(run.options.threads + 7) & ~7; }
+ENGINE int clock_size() { return ((int)run.options.threads * run.cluster + 7) & ~7; }
 ENGINE int warps_of_a_cta() { return (int)(run.options.threads + 31) / 32; }
 
 static void fault(const char *format, ...) {
@@ -71,15 +75,17 @@ ENGINE void join(u32 *into, const u32 *from) {
     }
 }
 
-ENGINE u32 event(Fibre &thread) { return thread.clock[thread.number] = ++thread.cta->time; }
+ENGINE u32 event(Fibre &thread) { return thread.clock[thread.place] = ++run.time; }
+// A thread of `cta` by its place in the cluster.
+ENGINE Fibre &thread_at(const Cta &cta, int place) { return cta.fibres[place - cta.rank * (int)run.options.threads]; }
 ENGINE bool over_for(const Fibre &thread, int other, u32 time) { return time < thread.cta->era || thread.clock[other] >= time; }
 
-// A warp reads by a piece of all its lanes: it is over once any of them is known to be further.
-ENGINE bool read_over_for(const Fibre &thread, int warp, u32 time) {
-    if (time < thread.cta->era) return true;
-    const int first = warp * lanes_of_a_warp;
-    for (int lane = 0; lane < lanes_of_a_warp && first + lane < (int)run.options.threads; ++lane)
-        if (thread.clock[first + lane] >= time) return true;
+// A warp of `cta` reads by a piece of all its lanes: it is over once any of them is known to be further.
+ENGINE bool read_over_for(const Fibre &thread, const Cta &cta, int warp, u32 time) {
+    if (time < cta.era) return true;
+    const int first = warp * lanes_of_a_warp, threads = (int)run.options.threads;
+    for (int lane = 0; lane < lanes_of_a_warp && first + lane < threads; ++lane)
+        if (thread.clock[cta.rank * threads + first + lane] >= time) return true;
     return false;
 }
 
@@ -96,9 +102,8 @@ ENGINE void check_global(const void *pointer, u32 alignment, const char *piece) 
     if ((size_t)pointer % alignment) fault("%s from global address %p, which is not aligned to %u", piece, pointer, alignment);
 }
 
-// `thread` begins to write: nobody may still read or write there.
-ENGINE void begin_write(const Fibre &thread, u32 offset, u32 bytes, const char *piece) {
-    Cta &cta = *thread.cta;
+// `thread` begins to write to the memory of `cta`: nobody may still read or write there.
+ENGINE void begin_write(Cta &cta, const Fibre &thread, u32 offset, u32 bytes, const char *piece) {
     for (u32 i = offset / 2; i < (offset + bytes) / 2; ++i) {
         Half &half = cta.halves[i];
         if (half.state == flying) fault("%s writes byte %u of shared memory, which a copy of thread %d is still bringing", piece, 2 * i, half.writer);
@@ -106,21 +111,21 @@ ENGINE void begin_write(const Fibre &thread, u32 offset, u32 bytes, const char *
         for (int other = 0; other < 2; ++other)
             if (!over_for(thread, half.readers[other], half.read_times[other]))
                 fault("%s writes byte %u of shared memory, which thread %d read with no barrier between", piece, 2 * i, half.readers[other]);
-        half.state = flying, half.writer = (u16)thread.number;
+        half.state = flying, half.writer = (u16)thread.place;
     }
     const int warps = warps_of_a_cta();
     for (u32 i = offset / 16; i < (offset + bytes + 15) / 16; ++i)
         for (int warp = 0; warp < warps; ++warp) {
             const u32 time = cta.readers[i * (u32)warps + (u32)warp];
-            if (time >= cta.era && !read_over_for(thread, warp, time))
+            if (time >= cta.era && !read_over_for(thread, cta, warp, time))
                 fault("%s writes byte %u of shared memory, which warp %d %s", piece, 16 * i, warp, time == reading ? "is still multiplying" : "read with no barrier between");
         }
 }
 
-ENGINE void end_write(const Fibre &thread, u32 offset, u32 bytes, State state, u32 time) {
+ENGINE void end_write(Cta &cta, const Fibre &thread, u32 offset, u32 bytes, State state, u32 time) {
     for (u32 i = offset / 2; i < (offset + bytes) / 2; ++i) {
-        Half &half = thread.cta->halves[i];
-        half.time = time, half.writer = (u16)thread.number, half.state = (u16)state;
+        Half &half = cta.halves[i];
+        half.time = time, half.writer = (u16)thread.place, half.state = (u16)state;
     }
 }
 

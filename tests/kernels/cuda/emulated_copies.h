@@ -1,18 +1,19 @@
 // Copies to shared memory that go on beside the threads: done at once, or only when somebody must wait for them.
 #pragma once
-#include "emulated_barriers.h"
+#include "emulated_boxes.h"
 
 namespace emulated {
 
-enum Kind { bulk_copy, arrival_after_copies };
+enum Kind { bulk_copy, box_copy, arrival_after_copies };
 
 struct Pending {  // asynchronous, and waited for through an mbarrier
     Kind kind;
     Fibre *thread;
     Mbarrier *barrier;
     char *to;
-    const void *from;
+    const void *from;   // of a box, its map
     u32 bytes, copies;  // copies: how many of the thread's an arrival comes after
+    int x, y;
 };
 static Pending *pending;
 static int pending_count, pending_room;
@@ -29,7 +30,7 @@ ENGINE void begin_copy(void *shared, const void *global, u32 bytes, bool valid) 
     const u32 offset = shared_offset(shared, bytes, bytes, "copy_async");
     if (valid) check_global(global, bytes, "copy_async");
     Fibre &thread = *now;
-    begin_write(thread, offset, bytes, "copy_async");
+    begin_write(*thread.cta, thread, offset, bytes, "copy_async");
     if (thread.count - thread.first == thread.room) {
         const u32 room = thread.room ? 2 * thread.room : 16;
         Copy *copies = (Copy *)malloc(room * sizeof(Copy));
@@ -48,7 +49,7 @@ ENGINE void finish_copies(Fibre &thread, u32 last) {
     for (; thread.first != last; ++thread.first) {
         Copy &copy = copy_number(thread, thread.first);
         if (!copy.done) move_bytes(copy);
-        end_write(thread, (u32)(copy.to - thread.cta->memory), copy.bytes, stored, time);
+        end_write(*thread.cta, thread, (u32)(copy.to - thread.cta->memory), copy.bytes, stored, time);
     }
 }
 
@@ -72,11 +73,16 @@ ENGINE void finish(const Pending &one) {
         arrive(*one.barrier, thread, "mbarrier_arrive_after_copies");
         return;
     }
-    memcpy(one.to, one.from, one.bytes);
-    end_write(thread, (u32)(one.to - thread.cta->memory), one.bytes, brought, event(thread));
+    Cta &cta = *one.barrier->cta;
+    const char *piece = one.kind == box_copy ? "copy_box" : "copy_bulk";
+    const u32 offset = (u32)(one.to - cta.memory), time = event(thread);
+    visit(cta, thread, time, piece);
+    if (one.kind == box_copy) bring_box(map_at(*(const TensorMap *)one.from, piece), one.x, one.y, cta.memory, offset);
+    else memcpy(one.to, one.from, one.bytes);
+    end_write(cta, thread, offset, one.bytes, brought, time);
     join(one.barrier->arriving, thread.clock);
-    one.barrier->bytes -= one.bytes;
-    end_phase_if_over(*thread.cta, *one.barrier);
+    count_bytes(*one.barrier, -(long long)one.bytes, piece);
+    end_phase_if_over(*one.barrier);
 }
 
 ENGINE void begin_pending(const Pending &one) {
@@ -101,10 +107,31 @@ ENGINE void copy_bulk_begin(void *shared, const void *global, u32 bytes, u64 *po
     const u32 offset = shared_offset(shared, bytes, 16, "copy_bulk");
     check_global(global, 16, "copy_bulk");
     if (bytes % 16 || !bytes) fault("copy_bulk of %u bytes, no multiple of 16", bytes);
-    Mbarrier &barrier = mbarrier_at(pointer, "copy_bulk");
-    if (!barrier.published) fault("copy_bulk: thread %d has not called mbarrier_publish() after mbarrier_init", barrier.initialiser);
-    begin_write(*now, offset, bytes, "copy_bulk");
-    begin_pending({bulk_copy, now, &barrier, (char *)shared, global, bytes, 0});
+    Mbarrier &barrier = published_mbarrier_at(pointer, *now->cta, "copy_bulk");
+    begin_write(*now->cta, *now, offset, bytes, "copy_bulk");
+    begin_pending({bulk_copy, now, &barrier, (char *)shared, global, bytes, 0, 0, 0});
+}
+
+// To the same place of the memory of each CTA in `ranks`, whose mbarriers at the same place count the bytes.
+ENGINE void copy_box_begin(void *shared, const TensorMap &map, int x, int y, u64 *pointer, u32 ranks) {
+    const char *piece = "copy_box";
+    const u32 bytes = box_bytes(map_at(map, piece)), offset = shared_offset(shared, bytes, 128, piece);
+    for (u32 rank = 0; rank < 16; ++rank) {
+        if (!(ranks >> rank & 1)) continue;
+        Cta &cta = cta_of_cluster(rank, piece);
+        Mbarrier &barrier = published_mbarrier_at(pointer, cta, piece);
+        visit(cta, *now, event(*now), piece);
+        begin_write(cta, *now, offset, bytes, piece);
+        begin_pending({box_copy, now, &barrier, cta.memory + offset, &map, bytes, 0, x, y});
+    }
+}
+
+ENGINE void arrive_at(const u64 *pointer, u32 rank) {
+    const char *piece = "mbarrier_arrive_at";
+    Cta &cta = cta_of_cluster(rank, piece);
+    Mbarrier &barrier = published_mbarrier_at(pointer, cta, piece);
+    visit(cta, *now, event(*now), piece);
+    arrive(barrier, *now, piece);
 }
 
 }  // namespace emulated

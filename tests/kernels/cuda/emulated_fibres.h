@@ -53,6 +53,7 @@ struct Fibre {
     Warp *warp;
     uint3 thread;
     int number, lane;  // in the CTA, in the warp
+    int place;         // in the cluster: what clocks count by
     const char *waits_for;
     int waits_detail;
     const void *key;  // what wake() is given
@@ -87,6 +88,8 @@ struct Run {
     Warp *warps, *warp;
     Fibre *fibres;
     int cta_count, warp_count, live;
+    int cluster, synchronising;  // CTAs of a cluster, and how many threads of it are at cluster_barrier()
+    u32 time;                    // of the last event
     u32 todo;  // lanes of `warp` that run before another warp does
     u64 random, spins;
     void *caller;  // the stack to go back to

@@ -1,4 +1,4 @@
-// One launch of a kernel: the CTAs one after another, or all together where it is cooperative.
+// One launch of a kernel: its CTAs one after another, those of a cluster together, or all together where it is cooperative.
 #pragma once
 #include <setjmp.h>
 #include <signal.h>
@@ -22,7 +22,7 @@ ENGINE size_t shared_stride() { return ((size_t)run.options.shared_bytes + 2 * g
 
 static char *shared_blocks, *stacks;
 static u32 *thread_clocks, *barrier_clocks;
-constexpr size_t clocks_of_a_cta = 1 + most_named + 2 * most_mbarriers;
+constexpr size_t clocks_of_a_cta = 3 + most_named + 2 * most_mbarriers;
 
 ENGINE void make_room() {
     const size_t ctas = (size_t)run.cta_count, threads = ctas * run.options.threads, sixteens = run.options.shared_bytes / 16 + 1;
@@ -46,13 +46,14 @@ ENGINE void begin_cta(size_t place, uint3 index) {
     const size_t threads = run.options.threads, size = (size_t)clock_size();
     cta.index = index;
     cta.fibres = run.fibres + place * threads;
-    cta.live = (int)threads, cta.synchronising = 0, cta.mbarrier_count = 0, cta.era = ++cta.time;
+    cta.rank = run.cluster > 1 ? (int)place : 0;
+    cta.live = (int)threads, cta.synchronising = 0, cta.mbarrier_count = 0, cta.era = ++run.time;
     cta.memory = shared_blocks + place * shared_stride() + guard_bytes;
     memset(cta.memory - guard_bytes, 0xff, (size_t)run.options.shared_bytes + 2 * guard_bytes);
     memset(cta.halves, 0, run.options.shared_bytes / 2 * sizeof(Half));
     u32 *clock = barrier_clocks + place * clocks_of_a_cta * size;
     memset(clock, 0, clocks_of_a_cta * size * 4);
-    cta.atomics = clock;
+    cta.atomics = clock, cta.visits = clock += size, cta.left = clock += size;
     for (Named &barrier : cta.named) barrier = Named{0, 0, clock += size};
     for (Mbarrier &barrier : cta.mbarriers) barrier = Mbarrier{}, barrier.arriving = clock += size, barrier.done = clock += size;
     for (size_t i = 0; i < threads; ++i) {
@@ -66,7 +67,7 @@ ENGINE void begin_cta(size_t place, uint3 index) {
         *(u64 *)thread.stack = canary;
         thread.stack_pointer = fresh_stack(thread.stack + stack_bytes, begin_fibre);
         thread.cta = &cta, thread.warp = run.warps + place * (size_t)warps_of_a_cta() + i / lanes_of_a_warp;
-        thread.thread = uint3{(u32)i, 0, 0}, thread.number = (int)i, thread.lane = (int)(i % lanes_of_a_warp);
+        thread.thread = uint3{(u32)i, 0, 0}, thread.number = (int)i, thread.place = cta.rank * (int)threads + (int)i, thread.lane = (int)(i % lanes_of_a_warp);
         thread.clock = thread_clocks + number * size;
         if (thread.lane == 0) *thread.warp = Warp{}, thread.warp->lanes = &thread;
         thread.warp->ready |= 1u << thread.lane, thread.warp->live |= 1u << thread.lane;
@@ -126,7 +127,7 @@ struct Signals {  // caught on a stack of their own while it lives
 
 ENGINE void run_ctas() {
     run.warp = run.options.order == reverse ? run.warps : run.warps + run.warp_count - 1;
-    run.todo = 0, run.spins = 0, pending_count = 0;
+    run.todo = 0, run.spins = 0, run.synchronising = 0, pending_count = 0;
     now = next();
     const Signals caught;
     if (sigsetjmp(before_launch, 1) == 0) emulated_switch(&run.caller, now->stack_pointer);
@@ -153,18 +154,24 @@ ENGINE uint3 cta_index(u64 number) {
 }
 
 // Null, or what went wrong.
-ENGINE const char *launch(void (*body)(const void *), const void *given, const Options &options) {
+ENGINE const char *launch(void (*body)(const void *), const void *given, const Options &options, int cluster) {
+    if (options.grid[0] % (u32)cluster) return "a grid of clusters has whole clusters";
+    if (cluster > 1 && options.cooperative) return "cooperative launches of clusters are not emulated";
     run = Run{};
+    run.cluster = cluster;
     run.options = options, run.body = body, run.given = given, run.random = options.seed * 2654435761u + 88172645463325252ull;
-    const u64 count = (u64)options.grid[0] * options.grid[1] * options.grid[2];
+    const u64 count = (u64)options.grid[0] * options.grid[1] * options.grid[2] / (u64)cluster;
     u64 step = count / 3 * 2 + 1;
     while (common_divisor(step, count) != 1) ++step;
-    run.cta_count = options.cooperative ? (int)count : 1;
+    const u64 together = options.cooperative ? count : 1;  // of clusters, which are CTAs as a rule
+    run.cta_count = (int)together * cluster;
     run.warp_count = run.cta_count * warps_of_a_cta();
     make_room();
-    for (u64 number = 0; number < count && !run.failed; number += (u64)run.cta_count) {
-        for (int place = 0; place < run.cta_count; ++place)
-            begin_cta((size_t)place, cta_index(shuffled(number + (u64)place, count, step)));
+    for (u64 number = 0; number < count && !run.failed; number += together) {
+        for (int place = 0; place < run.cta_count; ++place) {
+            const u64 which = shuffled(number + (u64)(place / cluster), count, step);
+            begin_cta((size_t)place, cta_index(which * (u64)cluster + (u64)(place % cluster)));
+        }
         run_ctas();
     }
     for (u64 i = 0; i < (u64)run.cta_count * options.threads; ++i) free(run.fibres[i].copies);
@@ -174,8 +181,9 @@ ENGINE const char *launch(void (*body)(const void *), const void *given, const O
 
 }  // namespace emulated
 
-// KERNEL(name, Arguments, threads, ctas) { body }: emulator.py calls emulated_NAME.
-#define KERNEL(name, Arguments, threads_, ctas)                                                                              \
+// KERNEL(name, Arguments, threads, ctas) { body }, of clusters or not: emulator.py calls emulated_NAME.
+#define KERNEL(name, Arguments, threads, ctas) CLUSTERED(name, Arguments, threads, ctas, 1)
+#define CLUSTERED(name, Arguments, threads_, ctas, cluster)                                                                  \
     static void name(const Arguments &given);                                                                                \
     extern "C" __attribute__((visibility("default"))) const char *emulated_##name(const void *given, unsigned long long size, \
                                                                                   const emulated::Options *options) {         \
@@ -183,6 +191,6 @@ ENGINE const char *launch(void (*body)(const void *), const void *given, const O
             return "a CTA has 1 to 1024 threads and at most 227 KB of shared memory";                                        \
         if (size != sizeof(Arguments)) return "the arguments have another size than " #Arguments;                            \
         if (options->threads > (threads_)) return "launched with more threads than KERNEL tells";                            \
-        return emulated::launch([](const void *all) { name(*(const Arguments *)all); }, given, *options);                    \
+        return emulated::launch([](const void *all) { name(*(const Arguments *)all); }, given, *options, cluster);           \
     }                                                                                                                        \
     static void name(const Arguments &given)

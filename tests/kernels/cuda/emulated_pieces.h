@@ -41,7 +41,7 @@ ENGINE void mbarrier_init(u64 *barrier, u32 count) { emulated::initialise_mbarri
 ENGINE void mbarrier_publish() { emulated::publish_mbarriers(); }
 ENGINE void mbarrier_expect(u64 *barrier, u32 bytes) {
     emulated::Mbarrier &its = emulated::mbarrier_at(barrier, "mbarrier_expect");
-    its.bytes += bytes;
+    emulated::count_bytes(its, bytes, "mbarrier_expect");
     emulated::arrive(its, *emulated::now, "mbarrier_expect");
 }
 ENGINE void mbarrier_wait(u64 *barrier, u32 parity) { emulated::wait_for_phase(barrier, parity); }
@@ -50,11 +50,21 @@ ENGINE void mbarrier_arrive(u64 *barrier) {
 }
 ENGINE void mbarrier_arrive_after_copies(u64 *barrier) {
     emulated::Mbarrier &its = emulated::mbarrier_at(barrier, "mbarrier_arrive_after_copies");
-    emulated::begin_pending({emulated::arrival_after_copies, emulated::now, &its, nullptr, nullptr, 0, emulated::now->count});
+    emulated::begin_pending({emulated::arrival_after_copies, emulated::now, &its, nullptr, nullptr, 0, emulated::now->count, 0, 0});
 }
 ENGINE void copy_bulk(void *shared, const void *global, u32 bytes, u64 *barrier) {
     emulated::copy_bulk_begin(shared, global, bytes, barrier);
 }
+ENGINE void prefetch_map(const TensorMap &map) { emulated::map_at(map, "prefetch_map"); }
+ENGINE void copy_box(void *shared, const TensorMap &map, int x, int y, u64 *barrier) {
+    emulated::copy_box_begin(shared, map, x, y, barrier, 1u << emulated::now->cta->rank);
+}
+ENGINE void copy_box_to(u16 ranks, void *shared, const TensorMap &map, int x, int y, u64 *barrier) {
+    emulated::copy_box_begin(shared, map, x, y, barrier, ranks);
+}
+ENGINE void cluster_barrier() { emulated::synchronise_cluster(); }
+ENGINE void mbarrier_arrive_at(u64 *barrier, u32 rank) { emulated::arrive_at(barrier, rank); }
+ENGINE void mbarrier_wait_cluster(u64 *barrier, u32 parity) { emulated::wait_for_phase(barrier, parity); }
 ENGINE void proxy_fence() { emulated::now->fenced = emulated::event(*emulated::now); }
 template <int REGISTERS> ENGINE void give_registers() {}
 template <int REGISTERS> ENGINE void take_registers() {}

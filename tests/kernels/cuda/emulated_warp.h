@@ -43,10 +43,10 @@ constexpr u32 all_lanes = 0xffffffffu;
 
 // A read or product of the whole warp: its lanes are at the same time then.
 ENGINE u32 warp_event() {
-    const u32 time = ++now->cta->time;
+    const u32 time = ++run.time;
     for (int lane = 0; lane < lanes_of_a_warp; ++lane) {
         Fibre &thread = now->warp->lanes[lane];
-        thread.clock[thread.number] = time;
+        thread.clock[thread.place] = time;
     }
     run.spins = 0;
     return time;
@@ -106,9 +106,9 @@ ENGINE void store_matrices(char *row, const u32 *from, bool turned, const char *
         }
         Fibre &thread = now->warp->lanes[at];
         const u32 offset = (u32)(given_by<Given>(at).row - now->cta->memory);
-        begin_write(thread, offset, 16, piece);
+        begin_write(*thread.cta, thread, offset, 16, piece);
         memcpy(given_by<Given>(at).row, values, 16);
-        end_write(thread, offset, 16, stored, event(thread));
+        end_write(*thread.cta, thread, offset, 16, stored, event(thread));
     }
     part(all_lanes);
 }

@@ -22,15 +22,15 @@ ENGINE void watch_load(const void *pointer, size_t bytes) {
     for (u32 i = (u32)offset / 2; i < ((u32)offset + bytes) / 2; ++i) {
         Half &half = now->cta->halves[i];
         const int place = over_for(*now, half.readers[0], half.read_times[0]) ? 0 : 1;
-        half.read_times[place] = time, half.readers[place] = (u16)now->number;
+        half.read_times[place] = time, half.readers[place] = (u16)now->place;
     }
 }
 
 ENGINE void watch_store(const void *pointer, size_t bytes) {
     const long long offset = touched(pointer, bytes, "a store");
     if (offset < 0 || bytes < 2) return;
-    begin_write(*now, (u32)offset, (u32)bytes, "a store");
-    end_write(*now, (u32)offset, (u32)bytes, stored, event(*now));
+    begin_write(*now->cta, *now, (u32)offset, (u32)bytes, "a store");
+    end_write(*now->cta, *now, (u32)offset, (u32)bytes, stored, event(*now));
 }
 
 }  // namespace emulated

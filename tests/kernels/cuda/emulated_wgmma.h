@@ -25,7 +25,7 @@ struct Tensor {
 ENGINE void check_proxy(const Fibre &thread, u32 offset) {
     for (u32 i = offset / 2; i < offset / 2 + 8; ++i) {
         const Half &half = thread.cta->halves[i];
-        if (half.state == stored && thread.cta->fibres[half.writer].fenced < half.time && thread.fenced < half.time)
+        if (half.state == stored && thread_at(*thread.cta, half.writer).fenced < half.time && thread.fenced < half.time)
             fault("multiply_wide reads byte %u of shared memory, which thread %d wrote without a proxy_fence after", 2 * i, half.writer);
     }
 }

@@ -1,9 +1,10 @@
 """CUDA kernels run on the CPU: a .cu file compiled against emulated.h, its threads as fibres, faults found on the way.
 
 What is found in shared memory, in every order of the threads: races between any two of ordinary loads and stores,
-copies, warp-wide pieces and wgmma (copies read before a copy_wait and a barrier or an mbarrier, or written over too
-early); a missing proxy_fence; loads of what nobody wrote; places out of range or misaligned. Besides: warp-wide pieces
-that some lanes miss, sums touched before wgmma_wait, deadlocks, memory that is not mapped.
+copies, boxes by TMA, warp-wide pieces and wgmma (copies read before a copy_wait and a barrier or an mbarrier, or
+written over too early, by the own CTA or another one of its cluster); a missing proxy_fence; a CTA that exits before
+others of its cluster are done with its memory; loads of what nobody wrote; places out of range or misaligned. Besides:
+warp-wide pieces that some lanes miss, sums touched before wgmma_wait, deadlocks, memory that is not mapped.
 
 Between CTAs, what store_relaxed brings is seen word by word by whoever runs in between.
 
@@ -96,6 +97,11 @@ class Kernel:
     copies: int
     seed: int
     resident: int = 32  # as many as a GPU ever holds
+
+    def encode_tiled(self, *given: object) -> int:
+        """In the place of cuTensorMapEncodeTiled: the same arguments, a map of our own."""
+        status: int = self.handle.emulated_encode_tiled(*given)
+        return status
 
     def __call__(self, grid: tuple[int, int, int], arguments: ctypes.Structure, cooperative: bool = False) -> None:
         """Run every CTA of `grid`; all together where `cooperative`. EmulationError, one line, for a fault."""

@@ -271,6 +271,9 @@ class Driver:
         self.launched.append(handle)
         return 0
 
+    def cuTensorMapEncodeTiled(self, *_: object) -> int:
+        return cuda_kernel.INVALID_CONTEXT if self.current is None else 0
+
     def cuCtxSetCurrent(self, context: ctypes.c_void_p) -> int:
         self.current = context
         return 0
@@ -284,6 +287,13 @@ def test_a_launch_brings_the_context_to_a_thread_that_has_none(monkeypatch: pyte
     for _ in range(2):
         kernel((1, 1, 1), Arguments(None, None, 0))
     assert driver.launched == [5, 5] and driver.current is kernel.context
+
+
+def test_a_tensor_map_brings_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, kernel = Driver(), object.__new__(cuda_kernel.LoadedKernel)
+    monkeypatch.setattr(cuda_kernel, "_driver", lambda: driver)
+    kernel.context = ctypes.c_void_p(9)
+    assert kernel.encode_tiled() == 0 and driver.current is kernel.context
 
 
 def test_a_launch_is_made_on_the_device_of_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
