@@ -1,8 +1,8 @@
 """Which of our CUDA kernels computes a product, prepared for a pattern and a number of tokens.
 
 The rungs: wgmma on Hopper from WIDE tokens on (fewer leave its wide tiles half empty), mma.sync everywhere else, FFMA
-for exact float32; where a tuned table knows a like product, what it says. Operands lie token by token: x [n, k], out
-[n, m], grad [n, m].
+for exact float32; where a tuned table knows a like product, what it says, which may also be wgmma with operands by TMA.
+Operands lie token by token: x [n, k], out [n, m], grad [n, m].
 
 The tuned table says which variant was the fastest for the nearest shape that was measured. tuned.json, beside this
 file, is a result, written by `python -m bench tune` with its provenance and its own sha256; where it is absent, does
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from kernels.cuda import device as cuda_kernel
-from kernels.cuda import mma, wgmma, wgmma_sdd
+from kernels.cuda import mma, wgmma, wgmma_sdd, wgmma_tma
 from kernels.cuda.compile import nvrtc
 from kernels.cuda.device import Kernel, Variant, arch_of
 from kernels.cuda.mma import BLOCKS, MmaProduct, MmaSampled, ProductChoice, SampledChoice, is_exact, parts_for
@@ -190,7 +190,7 @@ def has_wide(task: Task, gpu: Gpu) -> bool:
 def named(choice: Choice) -> dict[str, Any]:
     """Rung and tile of a choice by name, as a tuned table has them."""
     if isinstance(choice, WideTile):
-        return {"rung": "wgmma", **asdict(choice)}
+        return {"rung": "wgmma tma" if isinstance(choice, wgmma_tma.TmaTile) else "wgmma", **asdict(choice)}
     defines = dict(choice.variant.defines)
     rung = "FFMA" if is_exact(str(defines["ELEMENT"])) else "mma.sync"
     return {"rung": rung, "parts": choice.parts, **{name.lower(): defines[name] for name in NAMED if name in defines}}
@@ -208,7 +208,8 @@ def offered(task: Task, gpu: Gpu) -> dict[str, Choice]:
         if task.op == "sdd":
             found += wgmma_sdd.sampled_tiles(task.block_size)
         else:
-            found += (each for tile in wgmma.tiles(*task[1:3]) for each in wgmma.in_bands(tile, task.n))
+            wide = [*wgmma.tiles(*task[1:3]), *wgmma_tma.tiles(*task[1:3])]
+            found += (each for tile in wide for each in wgmma.in_bands(tile, task.n))
     return {json.dumps(named(choice), sort_keys=True): choice for choice in found}
 
 
@@ -279,10 +280,12 @@ def _parts(choice: ProductChoice | SampledChoice, plan: MmaPlan, n: int, gpu: Gp
 def prepare_by(choice: Choice, task: Task, index: BSRIndex, shape: tuple[int, int], gpu: Gpu) -> Prepared:
     """The same by one choice."""
     if isinstance(choice, WideTile):
-        run: wgmma.WgmmaProduct | wgmma_sdd.WgmmaSampled
+        run: wgmma.WgmmaProduct | wgmma_tma.TmaProduct | wgmma_sdd.WgmmaSampled
         given = task.element, task.block_size, index, task.n
         if isinstance(choice, wgmma_sdd.WgmmaSampledTile):
             run = wgmma_sdd.WgmmaSampled(*given, choice, gpu.multiprocessors, gpu.load)
+        elif isinstance(choice, wgmma_tma.TmaTile):
+            run = wgmma_tma.TmaProduct(task.op, *given, choice, gpu.multiprocessors, gpu.load)
         else:
             run = wgmma.WgmmaProduct(task.op, *given, choice, gpu.multiprocessors, gpu.load)
         table_bytes = sum(each.numel() * each.element_size() for each in run.tables)
@@ -310,7 +313,7 @@ def _describe(choice: Choice, task: Task, parts: int, gpu: Gpu) -> str:
     names = named(choice)
     tile = " ".join(
         f"{name}={names[name]}"
-        for name in ("rows", "cols", "tokens", "columns", "depth", "stages", "band")
+        for name in ("rows", "cols", "tokens", "columns", "depth", "stages", "band", "cluster")
         if names.get(name)
     )
     shared = f" in {parts} parts" if parts > 1 else ""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kernels.cuda import lstm_plan, mma, recurrence, wgmma, wgmma_sdd
+from kernels.cuda import lstm_plan, mma, recurrence, wgmma, wgmma_sdd, wgmma_tma
+from kernels.cuda.tensor_map import TensorMap
 from kernels.native import library as native_library
 from kernels.native import lstm as native_lstm
 from kernels.native import products as native_products
@@ -22,6 +23,7 @@ MIRRORS: dict[str, type[ctypes.Structure]] = {  # file and struct -> what mirror
     "cuda/lstm.h Plan": lstm_plan.PlanPointers,
     "cuda/sampled.h Sampled": mma.Sampled,
     "cuda/sdd_wgmma.cu Arguments": wgmma_sdd.SampledArguments,
+    "cuda/wgmma_boxes.h Arguments": wgmma_tma.TmaArguments,
     "cuda/wgmma_gather.h Arguments": wgmma.Arguments,
     "native/dsd.cpp Packing": native_products.Packing,
     "native/dsd.cpp Product": native_products.Product,
@@ -33,7 +35,13 @@ MIRRORS: dict[str, type[ctypes.Structure]] = {  # file and struct -> what mirror
 }
 STRUCT = re.compile(r"^struct (\w+) \{  // mirrored\b[^\n]*\n(.*?)^\};", re.MULTILINE | re.DOTALL)
 FUNCTION = re.compile(r"\w+ \(\*(\w+)\)\(.*\)")
-KINDS: dict[object, str] = {ctypes.c_void_p: "pointer", ctypes.c_int: "int", ctypes.c_int64: "int64_t"}
+KINDS: dict[object, str] = {
+    ctypes.c_void_p: "pointer",
+    ctypes.c_int: "int",
+    ctypes.c_int64: "int64_t",
+    ctypes.c_uint64: "u64",
+    TensorMap: "TensorMap",
+}
 
 
 def declared(body: str) -> list[tuple[str, str]]:

@@ -2,13 +2,10 @@
 //
 // WARPGROUPS warpgroups multiply, one more gathers. CTAs stay and take the tiles that the plan deals to each; the stages of the
 // next tile are filled while the sums of one are written.
-#if BLOCK >= 64
-#include "wgmma_tall.h"
-#else
-#include "wgmma_flat.h"
-#endif
+#include "wgmma_gather.h"
+#include "wgmma_sums.h"
 
-DEVICE void produce(const Arguments& given, const Ring& ring, int thread) {
+DEVICE void produce(const Arguments& given, const StageRing& ring, int thread) {
     const int lane = thread % 32;
     int filled = 0;
     for (int number = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1]; number < end; ++number) {
@@ -28,42 +25,8 @@ DEVICE void produce(const Arguments& given, const Ring& ring, int thread) {
     ring.close(filled);
 }
 
-DEVICE void clear(Sums& sums) {
-    UNROLL for (int half = 0; half < halves; ++half)
-        UNROLL for (int slot = 0; slot < kinds; ++slot) {
-            UNROLL for (int i = 0; i < width / 2; ++i) sums.at[half][slot][i] = 0.0f;
-            settle(sums.at[half][slot]);
-        }
-}
-
-// The sums of one tile. `used`: stages taken so far, by all tiles.
-DEVICE void sum_tile(Sums& sums, const Tile& tile, const Ring& ring, int group, int& used) {
-    for (int at = 0; at < tile.steps; ++at, ++used) {
-        ring.wait_full(used);
-        multiply_step(sums, ring.at(used), group, ring.kept[used % STAGES]);
-        if (at >= behind) ring.release(used - behind);
-    }
-    wgmma_wait<0>();
-    if (behind && tile.steps > 0) ring.release(used - 1);
-    UNROLL for (int half = 0; half < halves; ++half)
-        UNROLL for (int slot = 0; slot < kinds; ++slot) settle(sums.at[half][slot]);
-}
-
-DEVICE void consume(const Arguments& given, const Ring& ring, int group, int thread) {
-    Sums sums;
-    const int begin = given.begins[blockIdx.x], end = given.begins[blockIdx.x + 1];
-    uint4 next = Tile::load(given, begin);  // no CTA is without tiles
-    for (int number = begin, used = 0; number < end; ++number) {
-        const Tile tile(next);
-        next = Tile::load(given, min(number + 1, end - 1));  // early: it comes while this one is multiplied
-        clear(sums);
-        sum_tile(sums, tile, ring, group, used);
-        store_sums(given, sums, tile, ring.room + group * output_bytes, group, thread);
-    }
-}
-
 KERNEL(dsd, Arguments, 128 * (WARPGROUPS + 1), 1) {
-    const Ring ring;
+    const StageRing ring;
     const int thread = threadIdx.x % 128, group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
     ring.open();
     if (group == WARPGROUPS) {

@@ -1,11 +1,11 @@
-// Blocks below 64 in products_wgmma.cu: a warpgroup's sums are D[64 tokens, b] for each block row of the group, kept apart.
+// Blocks below 64 of the kernels of dsd by wgmma: a warpgroup's sums are D[64 tokens, b] for each block row of the group, kept apart.
 //
 // Each kept block is a product of its own, with its fence and its commit, for ptxas closes a group where a branch around it
 // ends; the others are skipped. With REGISTER_A the tokens are loaded into registers once
 // for all block rows; otherwise each product reads its 64 tokens from shared memory, 16 cycles for 16 elements. Many rows share
 // X best, many tokens share what it costs to look for the blocks that are kept: which is better is to be measured.
 #pragma once
-#include "wgmma_gather.h"
+#include "wgmma_tile.h"
 
 static const int width = BLOCK;
 static const int halves = TOKENS / (64 * WARPGROUPS), kinds = slots;  // 64 tokens, one block row
@@ -19,20 +19,6 @@ static const u64 any_together = ((u64)1 << together) - 1;
 struct Sums {
     float at[halves][kinds][width / 2];
 };
-
-// Whole blocks, one a warp at a time.
-DEVICE void gather_blocks(const Arguments& given, const Step& step, char* to, int thread) {
-    const int lane = thread % 32;
-    UNROLL for (int first = 0; first < pairs; first += 4) {
-        const int pair = first + thread / 32;
-        const int block = __shfl_sync(0xffffffffu, step.block[first / 32], pair % 32);
-        if (block < 0 || pair >= pairs) continue;
-        const char* from = (const char*)given.values + (u64)block * piece_bytes;
-        UNROLL for (int byte = 0; byte < piece_bytes; byte += 512)
-            copy_async<16>(to + pair * piece_bytes + swizzled<column_bytes>(byte + 16 * lane),
-                           from + byte + 16 * lane, true);
-    }
-}
 
 #if REGISTER_A
 // Columns from the first; the tokens of one are loaded where any block row keeps it.
@@ -89,7 +75,8 @@ DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
 #endif
 
 // Each warp its own 16 tokens, 128 bytes of rows at a time.
-DEVICE void store_sums(const Arguments& given, const Sums& sums, const Tile& tile, char* room, int group, int thread) {
+template <class Given>
+DEVICE void store_sums(const Given& given, const Sums& sums, const Tile& tile, char* room, int group, int thread) {
     const int pitch = line + 16, rows = line / Element::bytes, lane = thread % 32, warp = thread / 32;
     room += warp * 16 * pitch;
     UNROLL for (int half = 0; half < halves; ++half)

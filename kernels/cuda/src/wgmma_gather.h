@@ -1,12 +1,6 @@
-// What the gathering warpgroup of products_wgmma.cu brings: listed columns of X, and the blocks kept in them.
-//
-// A stage holds 128 bytes of the reduction (times PANELS): TOKENS lines of X and, at a fixed place each, the blocks that the
-// row group keeps in those columns.
+// What the gathering warpgroup of products_wgmma.cu brings by cp.async: listed columns of X, and the blocks kept in them.
 #pragma once
-#include "wgmma_ring.h"
-
-typedef ELEMENT Element;
-typedef Element::Storage Storage;
+#include "wgmma_tile.h"
 
 struct Arguments {  // mirrored in Python, field by field
     const Storage *values, *x;  // [nnzb, b, b] and [n, k]
@@ -16,56 +10,6 @@ struct Arguments {  // mirrored in Python, field by field
     const int* columns;         // [listed]: block columns that any row of the group keeps
     const int* blocks;          // [listed, slots]: which block of `values`, by block row of the group; -1 is empty
     int n, k, m;
-};
-
-static const int column_bytes = BLOCK * Element::bytes;          // of one listed column in one line of X
-static const int per_chunk = 16 / Element::bytes;                // elements of a copy
-static const int parts = column_bytes > line ? column_bytes / line : 1;  // steps that one listed column takes
-static const int in_panel = column_bytes < line ? line / column_bytes : 1;
-static const int steps_in_line = line / 32;                     // products along a line
-static const int listed = in_panel * PANELS;                     // columns of a step
-static const int slots = ROWS / BLOCK;                           // block rows of a group
-static const int pairs = listed * slots;
-static const bool tall = BLOCK >= 64;                            // 64 rows of blocks a warpgroup, else 64 tokens
-static const int piece_bytes = tall ? 64 * line : BLOCK * column_bytes;  // of a block in a stage
-static const int pieces = tall ? WARPGROUPS : pairs;
-static const int panel_bytes = TOKENS * line;
-static const int blocks_at = PANELS * panel_bytes;                // in a stage, behind X
-static const int stage_bytes = blocks_at + pieces * piece_bytes;
-static const int output_bytes = 64 * (line + 16);  // a warpgroup's room to rearrange its sums
-typedef RingOf<stage_bytes, WARPGROUPS * output_bytes> Ring;
-
-static_assert(column_bytes >= 32, "a line holds whole products");
-static_assert(pairs <= 64 && (parts == 1 || PANELS == 1), "a step is listed in one 64-bit word");
-static_assert(!tall || (ROWS == 64 * WARPGROUPS && PANELS == 1), "a warpgroup multiplies 64 rows");
-static_assert(tall || TOKENS % (64 * WARPGROUPS) == 0, "a warpgroup multiplies 64 tokens");
-static_assert(!TURNED || Element::bytes == 2, "wgmma turns 16-bit operands only");
-
-struct Tile {  // of the output: one row group, TOKENS tokens
-    int group, token, first, count, steps;
-    static DEVICE uint4 load(const Arguments& given, int number) { return *(const uint4*)(given.tiles + 4 * number); }
-    DEVICE Tile(const uint4& tile) {
-        group = tile.x, token = tile.y, first = tile.z, count = tile.w;
-        steps = (count + listed - 1) / listed * parts;
-    }
-};
-
-struct Step {  // what a step gathers, spread over a warp: lane l holds column l and the blocks of pairs l, l + 32
-    int column, block[(pairs + 31) / 32], part;
-    DEVICE Step(const Arguments& given, const Tile& tile, int step, int lane) {
-        const int begin = step / parts * listed, left = step < tile.steps ? min(listed, tile.count - begin) : 0;
-        part = step % parts;
-        column = lane < left ? given.columns[tile.first + begin + lane] : -1;
-        UNROLL for (int i = 0; i < (pairs + 31) / 32; ++i) {
-            const int pair = 32 * i + lane;
-            block[i] = pair < left * slots ? given.blocks[(tile.first + begin) * slots + pair] : -1;
-        }
-    }
-    DEVICE u64 kept() const {
-        u64 bits = 0;
-        UNROLL for (int i = 0; i < (pairs + 31) / 32; ++i) bits |= (u64)__ballot_sync(0xffffffffu, block[i] >= 0) << (32 * i);
-        return bits;
-    }
 };
 
 DEVICE void gather_x(const Arguments& given, const Tile& tile, const Step& step, char* to, int thread) {
@@ -83,12 +27,32 @@ DEVICE void gather_x(const Arguments& given, const Tile& tile, const Step& step,
     }
 }
 
-DEVICE u32 pack(float, float, Tf32) { return 0; }  // never called
-DEVICE u32 pair(const float* sum) { return pack(sum[0], sum[1], Element()); }
-
-// 16 bytes of a line to Y. `row` is the first of them in the row group.
-DEVICE void store_chunk(const Arguments& given, const Tile& tile, int token, int row, const char* from) {
-    row += tile.group * ROWS;
-    if (tile.token + token < given.n && row < given.m)
-        *(uint4*)(given.y + (u64)(tile.token + token) * given.m + row) = *(const uint4*)from;
+#if BLOCK >= 64
+// 64 lines for each warpgroup: its rows of the block, or for the transpose the part's rows, of which it takes its columns.
+DEVICE void gather_blocks(const Arguments& given, const Step& step, char* to, int thread) {
+    UNROLL for (int group = 0; group < WARPGROUPS; ++group) {
+        const int block = __shfl_sync(0xffffffffu, step.block[0], group * 64 / BLOCK), piece = group * 64 % BLOCK;
+        if (block < 0) continue;
+        const int row = TURNED ? step.part * 64 : piece, byte = TURNED ? piece * Element::bytes : step.part * line;
+        const u64 first = (u64)block * BLOCK + row + thread / 8;
+        const char* from = (const char*)given.values + first * column_bytes + byte + 16 * (thread % 8);
+        UNROLL for (int down = 0; down < 64; down += 16)
+            copy_async<16>(to + group * piece_bytes + down * line + swizzled<line>(16 * thread),
+                           from + down * column_bytes, true);
+    }
 }
+#else
+// Whole blocks, one a warp at a time.
+DEVICE void gather_blocks(const Arguments& given, const Step& step, char* to, int thread) {
+    const int lane = thread % 32;
+    UNROLL for (int first = 0; first < pairs; first += 4) {
+        const int pair = first + thread / 32;
+        const int block = __shfl_sync(0xffffffffu, step.block[first / 32], pair % 32);
+        if (block < 0 || pair >= pairs) continue;
+        const char* from = (const char*)given.values + (u64)block * piece_bytes;
+        UNROLL for (int byte = 0; byte < piece_bytes; byte += 512)
+            copy_async<16>(to + pair * piece_bytes + swizzled<column_bytes>(byte + 16 * lane),
+                           from + byte + 16 * lane, true);
+    }
+}
+#endif

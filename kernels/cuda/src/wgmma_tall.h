@@ -1,9 +1,9 @@
-// Blocks of 64 and 128 in products_wgmma.cu: a warpgroup's sums are D[64 rows, TOKENS] = block rows times tokens.
+// Blocks of 64 and 128 of the kernels of dsd by wgmma: a warpgroup's sums are D[64 rows, TOKENS] = block rows times tokens.
 //
 // X is the wide operand: a step of 16 elements reads 2 KB of blocks and 32 TOKENS bytes of X from shared memory for 64 TOKENS
 // products each, which at TOKENS = 256 is 80 bytes a cycle of the 128 there are.
 #pragma once
-#include "wgmma_gather.h"
+#include "wgmma_tile.h"
 
 static const int width = TOKENS;
 static const int halves = 1, kinds = 1;
@@ -12,20 +12,6 @@ static const int behind = 1;  // steps that may still be multiplied when one end
 struct Sums {
     float at[halves][kinds][width / 2];
 };
-
-// 64 lines for each warpgroup: its rows of the block, or for the transpose the part's rows, of which it takes its columns.
-DEVICE void gather_blocks(const Arguments& given, const Step& step, char* to, int thread) {
-    UNROLL for (int group = 0; group < WARPGROUPS; ++group) {
-        const int block = __shfl_sync(0xffffffffu, step.block[0], group * 64 / BLOCK), piece = group * 64 % BLOCK;
-        if (block < 0) continue;
-        const int row = TURNED ? step.part * 64 : piece, byte = TURNED ? piece * Element::bytes : step.part * line;
-        const u64 first = (u64)block * BLOCK + row + thread / 8;
-        const char* from = (const char*)given.values + first * column_bytes + byte + 16 * (thread % 8);
-        UNROLL for (int down = 0; down < 64; down += 16)
-            copy_async<16>(to + group * piece_bytes + down * line + swizzled<line>(16 * thread),
-                           from + down * column_bytes, true);
-    }
-}
 
 // Commit and wait stand where the products are: past the end of a branch around them ptxas would close their group by itself,
 // and the one committed would be empty. A block of 128 is a row group's only one, so that every column listed has it.
@@ -43,7 +29,8 @@ DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
     wgmma_wait<behind>();
 }
 
-DEVICE void store_sums(const Arguments& given, const Sums& sums, const Tile& tile, char* room, int group, int thread) {
+template <class Given>
+DEVICE void store_sums(const Given& given, const Sums& sums, const Tile& tile, char* room, int group, int thread) {
     const int pitch = 64 * Element::bytes + 16, chunks = 64 * Element::bytes / 16;
     const int across = min(TOKENS, 128 / Element::bytes), lane = thread % 32, warp = thread / 32;
     UNROLL for (int first = 0; first < TOKENS; first += across) {

@@ -16,7 +16,7 @@ from nvrtc import needs_nvrtc
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.cuda import mma, wgmma, wgmma_sdd
+from kernels.cuda import mma, wgmma, wgmma_sdd, wgmma_tma
 from kernels.cuda.device import Variant, arch_of, compile_cubin
 from kernels.cuda.lstm_plan import CTA_OVERHEAD, Device, most_registers
 from kernels.cuda.recurrence import Sizes, plans_for, tiles_for, variant_of
@@ -27,7 +27,15 @@ CAPABILITIES = (80, 86, 89, 90, 100, 120)
 MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}
 KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 SHARED_BYTES = {capability: 1024 * kib for capability, kib in KIB.items()}  # of a CTA
-PRODUCTS = ("dsd.cu", "dsd_fp32.cu", "sdd.cu", "sdd_fp32.cu", "products_wgmma.cu", "sdd_wgmma.cu")
+PRODUCTS = (
+    "dsd.cu",
+    "dsd_fp32.cu",
+    "sdd.cu",
+    "sdd_fp32.cu",
+    "products_wgmma.cu",
+    "products_wgmma_tma.cu",
+    "sdd_wgmma.cu",
+)
 DTYPES = {"Float32": torch.float32, "Tf32": torch.float32, "Bfloat16": torch.bfloat16, "Float16": torch.float16}
 
 
@@ -93,7 +101,7 @@ def test_the_first_variant_of_each_product_compiles(source: str) -> None:
 
 
 def every_product() -> list[Variant]:
-    return [*mma.all_variants(), *wgmma.all_variants(), *wgmma_sdd.all_variants()]
+    return [*mma.all_variants(), *wgmma.all_variants(), *wgmma_tma.all_variants(), *wgmma_sdd.all_variants()]
 
 
 @pytest.mark.builds

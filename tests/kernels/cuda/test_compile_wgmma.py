@@ -4,14 +4,15 @@ import re
 
 import pytest
 
-from kernels.cuda import wgmma, wgmma_sdd
+from kernels.cuda import wgmma, wgmma_sdd, wgmma_tma
 from kernels.cuda.compile import nvrtc
 from kernels.cuda.device import Variant, compile_cubin
 from kernels.system.compiler import CompileError
 
-VARIANTS = [*wgmma.all_variants(), *wgmma_sdd.all_variants()]
+VARIANTS = [*wgmma.all_variants(), *wgmma_tma.all_variants(), *wgmma_sdd.all_variants()]
 FIRST = {
-    (each.source, *(dict(each.defines)[name] for name in ("ELEMENT", "BLOCK"))): each for each in reversed(VARIANTS)
+    (each.source, *(dict(each.defines).get(name) for name in ("ELEMENT", "BLOCK", "CLUSTER"))): each
+    for each in reversed(VARIANTS)
 }
 
 

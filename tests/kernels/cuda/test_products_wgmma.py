@@ -6,61 +6,16 @@ Every element against its bound, guards around the output, planted faults caught
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
-import emulator
 import pytest
 import torch
 from emulator import EmulationError
-from torch import Tensor
-from wgmma_cases import DTYPES, GUARD, PATTERNS, SCHEDULES, WIDTHS, grid_of, guarded, kept_blocks, plant
+from wgmma_cases import CASES, PATTERNS, SCHEDULES, WIDTHS, check, grid_of, kept_blocks, plant
 
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
-from kernels.check import error_bound
-from kernels.cuda import wgmma
-from kernels.cuda.device import Kernel, Variant
-from kernels.cuda.wgmma import WgmmaProduct, WgmmaTile, default_tile, list_columns, tiles, unsupported, variant
-
-CASES = [
-    (op, element, block_size)
-    for op in wgmma.OPS
-    for element in DTYPES
-    for block_size in wgmma.BLOCKS
-    if unsupported(op, element, block_size) is None
-]
-
-
-def check(
-    op: str,
-    element: str,
-    kept: Tensor,
-    block_size: int,
-    n: int,
-    tile: WgmmaTile,
-    schedule: tuple[str, str],
-    source: str | None = None,
-) -> None:
-    """Launch on few CTAs, so that each takes several tiles, and compare with float64."""
-    generator, mask, dtype = torch.Generator().manual_seed(n), BlockMask(kept, block_size), DTYPES[element]
-    bsr = BSRMatrix.from_dense(torch.randn(mask.shape, generator=generator).to(dtype), mask)
-    dense = bsr.to_dense().mT if op == "dsd_t" else bsr.to_dense()
-    _, x = guarded((n, dense.shape[1]), dtype)
-    x.copy_(torch.randn(x.shape, generator=generator))
-    buffer, out = guarded((n, dense.shape[0]), dtype)
-
-    def load(wanted: Variant) -> Kernel:
-        wanted = wanted if source is None else replace(wanted, source=source)
-        return emulator.load(wanted, order=schedule[0], copies=schedule[1], seed=n)  # type: ignore[arg-type]
-
-    WgmmaProduct(op, element, block_size, bsr.index, n, tile, 3, load)(bsr.data, x, out)
-    expected = dense.double() @ x.mT.double()
-    bound = error_bound(dense, x.mT, expected)
-    if element == "Tf32":  # each operand is cut to 10 bits of fraction
-        bound = bound + 2.0**-9 * (dense.double().abs() @ x.mT.double().abs())
-    assert bool(((out.mT.double() - expected).abs() <= bound).all())
-    assert bool(buffer[:GUARD].isnan().all() and buffer[-GUARD:].isnan().all()), "wrote outside the output"
+from kernels.cuda.wgmma import WgmmaTile, default_tile, list_columns, tiles, variant
 
 
 @pytest.mark.parametrize(("op", "element", "block_size"), CASES)
@@ -107,8 +62,8 @@ FAULTS = {
     "no wait for products": ("wgmma_tall.h", "    wgmma_wait<behind>();\n", ""),
     "no wait where nothing is multiplied": ("wgmma_tall.h", "        wgmma_wait<0>();", "        "),
     "no commit": ("wgmma_tall.h", "    wgmma_commit();\n", ""),
-    "a stage let go while it is read": ("products_wgmma.cu", "release(used - behind)", "release(used)"),
-    "stage not let go": ("products_wgmma.cu", "if (at >= behind) ring", "if (at > behind) ring"),
+    "a stage let go while it is read": ("wgmma_sums.h", "release(used - behind)", "release(used)"),
+    "stage not let go": ("wgmma_sums.h", "if (at >= behind) ring", "if (at > behind) ring"),
     "wrong phase": ("wgmma_ring.h", "(number / STAGES & 1) ^ 1", "number / STAGES & 1"),
     "no fence of sums": ("wgmma_tall.h", "    wgmma_fence();\n", ""),
     "next stage's blocks": ("wgmma_tall.h", "stage + blocks_at + group", "stage + stage_bytes + blocks_at + group"),
@@ -122,7 +77,7 @@ FAULTS = {
         "first = together; first < slots; first += together",
     ),
     "the next four are asked for": ("wgmma_flat.h", "slots + first) & any", "slots + first + together) & any"),
-    "one token too many": ("wgmma_gather.h", "tile.token + token < given.n", "tile.token + token <= given.n"),
+    "one token too many": ("wgmma_tile.h", "tile.token + token < given.n", "tile.token + token <= given.n"),
     "no barrier before the store": (
         "wgmma_tall.h",
         "        barrier_wait(1 + group, 128);\n        for",

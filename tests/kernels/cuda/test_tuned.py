@@ -67,6 +67,17 @@ def test_it_is_followed_where_it_knows_the_product(op: str, write: Write) -> Non
         assert "tuned" not in kernel_of(replace(problem, n=200))  # not like it
 
 
+@pytest.mark.parametrize("op", ["dsd", "dsd_t"])
+def test_operands_by_tma_are_a_rung_of_their_own(op: str, write: Write) -> None:
+    problem = GemmProblem(64, 64, 40, 16, 0.5, dtype="bfloat16", op=op)
+    with emulated_gpu():
+        for entry in entries(op, "wgmma tma")[:2]:
+            write([entry])
+            kernel = kernel_of(problem)
+            assert kernel.startswith("cuda wgmma tma sm_90a Bfloat16 rows=") and kernel.endswith(", tuned")
+            assert f"cluster={entry['variant']['cluster']}" in kernel
+
+
 def test_tf32_is_a_row_of_its_own(write: Write) -> None:
     problem = GemmProblem(64, 64, 40, 16, 0.5, math="tf32")
     with emulated_gpu(80):

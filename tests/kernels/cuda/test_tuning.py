@@ -44,6 +44,6 @@ def test_the_rungs_offered_are_those_of_the_gpu() -> None:
         with emulated_gpu(capability) as gpu:
             names = [json.loads(name) for name in offered(task, gpu)]
             rungs[capability] = {name["rung"] for name in names}
-    assert rungs == {80: {"mma.sync"}, 86: {"mma.sync"}, 90: {"mma.sync", "wgmma"}}
+    assert rungs == {80: {"mma.sync"}, 86: {"mma.sync"}, 90: {"mma.sync", "wgmma", "wgmma tma"}}
     with emulated_gpu(80) as gpu:
         assert {json.loads(name)["rung"] for name in offered(Task("dsd", "Float32", 32, 64), gpu)} == {"FFMA"}

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import emulator
 import torch
 from torch import Tensor
 
-from kernels.cuda.device import FOLDER
+from kernels.blockmask import BlockMask
+from kernels.bsr import BSRMatrix
+from kernels.check import error_bound
+from kernels.cuda import wgmma
+from kernels.cuda.device import FOLDER, Kernel, Variant
+from kernels.cuda.wgmma import WgmmaProduct, WgmmaTile, unsupported
+from kernels.cuda.wgmma_tma import TmaProduct, TmaTile
 
 DTYPES = {"Bfloat16": torch.bfloat16, "Float16": torch.float16, "Tf32": torch.float32}
 PATTERNS = ("random", "empty rows", "empty", "one block", "full row", "full")
 GUARD = 1024  # elements on either side, more than a line of the output
 WIDTHS = (1, 7, 33, 100, 300)
+CASES = [
+    (op, element, block_size)
+    for op in wgmma.OPS
+    for element in DTYPES
+    for block_size in wgmma.BLOCKS
+    if unsupported(op, element, block_size) is None
+]
 SCHEDULES = (("forward", "late"), ("reverse", "early"), ("random", "random"))
 
 
@@ -53,3 +68,35 @@ def plant(folder: Path, source: str, fault: tuple[str, str, str]) -> str:
     assert text.count(right) == 1, f"{name} says {right!r} {text.count(right)} times"
     (folder / name).write_text(text.replace(right, wrong), encoding="utf-8")
     return str(folder / source)
+
+
+def check(
+    op: str,
+    element: str,
+    kept: Tensor,
+    block_size: int,
+    n: int,
+    tile: WgmmaTile,
+    schedule: tuple[str, str],
+    source: str | None = None,
+) -> None:
+    """Launch on few CTAs, so that each takes several tiles, and compare with float64."""
+    generator, mask, dtype = torch.Generator().manual_seed(n), BlockMask(kept, block_size), DTYPES[element]
+    bsr = BSRMatrix.from_dense(torch.randn(mask.shape, generator=generator).to(dtype), mask)
+    dense = bsr.to_dense().mT if op == "dsd_t" else bsr.to_dense()
+    _, x = guarded((n, dense.shape[1]), dtype)
+    x.copy_(torch.randn(x.shape, generator=generator))
+    buffer, out = guarded((n, dense.shape[0]), dtype)
+
+    def load(wanted: Variant) -> Kernel:
+        wanted = wanted if source is None else replace(wanted, source=source)
+        return emulator.load(wanted, order=schedule[0], copies=schedule[1], seed=n)  # type: ignore[arg-type]
+
+    product = TmaProduct if isinstance(tile, TmaTile) else WgmmaProduct
+    product(op, element, block_size, bsr.index, n, tile, 3, load)(bsr.data, x, out)  # type: ignore[arg-type]
+    expected = dense.double() @ x.mT.double()
+    bound = error_bound(dense, x.mT, expected)
+    if element == "Tf32":  # each operand is cut to 10 bits of fraction
+        bound = bound + 2.0**-9 * (dense.double().abs() @ x.mT.double().abs())
+    assert bool(((out.mT.double() - expected).abs() <= bound).all())
+    assert bool(buffer[:GUARD].isnan().all() and buffer[-GUARD:].isnan().all()), "wrote outside the output"
