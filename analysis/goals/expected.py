@@ -50,6 +50,7 @@ def expected_table() -> pd.DataFrame:
                 "goal": f"≥ {goals[each['block_size']]:.2f}",
                 "expected, tiles in turns": _between(each["in_turns"]),
                 "expected, longest tile first": _between(each["longest_first"]),
+                "expected, by TMA in clusters of two": _between(each["by_tma"]),
                 "latest over mean SM": f"{each['imbalance_in_turns']:.2f}, {each['imbalance_longest_first']:.2f}",
                 "at most, by memory": ", ".join(roofs) or "–",
             }

@@ -5,8 +5,9 @@ expected, not measured. dsd, bfloat16, W 4096 x 4096, n 4096. Of each row group 
 the block columns that it gathers; a tile takes the longer one of its products and of its bytes from L2, then what its
 end and its beginning cost; a multiprocessor takes its tiles one after the other, dealt in turns from a list that falls
 (`in_turns`) or the longest to who is free (`longest_first`); a launch is its latest multiprocessor, or the time of its
-bytes from memory. The figures of a multiprocessor are those of an H100: read from compiled code where it tells, else
-as published; trust them to 20 %.
+bytes from memory. By the rung of `kernels.cuda.wgmma_tma`, in clusters of two (`by_tma`), what both of a cluster read
+comes from L2 once; what else differs there (who asks, how sums leave) is left out. The figures of a multiprocessor are
+those of an H100: read from compiled code where it tells, else as published; trust them to 20 %.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from kernels.blockmask import BlockMask
 from kernels.bsr import BSRMatrix
 from kernels.cuda import wgmma
+from kernels.cuda.wgmma_tma import TmaTile
 from kernels.problem import GemmProblem
 
 SIDE, ELEMENT, BYTES = 4096, "Bfloat16", 2
@@ -51,6 +53,7 @@ class Expected(NamedTuple):
     imbalance_longest_first: float
     in_turns: tuple[float, float]
     longest_first: tuple[float, float]
+    by_tma: tuple[float, float]
     roof: dict[str, float]
 
 
@@ -66,10 +69,11 @@ def _estimate(block_size: int, sparsity: float, tile: wgmma.WgmmaTile) -> Expect
     mask = GemmProblem(SIDE, SIDE, SIDE, block_size, sparsity, dtype="bfloat16").mask
     dense = 2 * SIDE**3 / CUBLAS
     allowed = {name: _memory_seconds(mask, rate) for name, rate in MEMORY.items()}
-    spans = [_spans(mask, tile, rate) for rate in L2]
+    paired = TmaTile(tile.rows, tile.tokens, tile.stages, tile.panels, tile.register_a, cluster=2)
+    spans = [(*_spans(mask, tile, rate), _span_of_clusters(mask, paired, rate)) for rate in L2]
     found = [
         tuple(dense * (1 - mask.sparsity) / (max(span, allowed["H200"]) + LAUNCH_SECONDS) for span in each)
-        for each in zip(*[span[:2] for span in spans], strict=True)
+        for each in zip(*[(*span[:2], span[3]) for span in spans], strict=True)
     ]
     mean = spans[0][2]
     return Expected(
@@ -80,6 +84,7 @@ def _estimate(block_size: int, sparsity: float, tile: wgmma.WgmmaTile) -> Expect
         spans[0][1] / mean,
         (found[0][0], found[0][1]),
         (found[1][0], found[1][1]),
+        (found[2][0], found[2][1]),
         {name: min(1.0, dense * (1 - mask.sparsity) / seconds) for name, seconds in allowed.items()},
     )
 
@@ -97,6 +102,18 @@ def _spans(mask: BlockMask, tile: wgmma.WgmmaTile, rate: float) -> tuple[float, 
     return max(in_turns(costs)), max(longest_first(costs)), mean
 
 
+def _span_of_clusters(mask: BlockMask, tile: TmaTile, rate: float) -> float:
+    """Seconds of the latest cluster, dealt longest first: of neighbours in tokens, or in rows, the longer counting."""
+    costs = tile_seconds(mask, tile, rate)
+    across = -(-SIDE // tile.tokens)
+    if mask.block_size >= TALL:
+        across = -(-across // tile.cluster)
+    else:
+        costs = [max(costs[first : first + tile.cluster]) for first in range(0, len(costs), tile.cluster)]
+    costs = [cost for cost in sorted(costs, reverse=True) for _ in range(across)]
+    return max(wgmma.first_done(costs, MULTIPROCESSORS // tile.cluster)[1])
+
+
 def tile_seconds(mask: BlockMask, tile: wgmma.WgmmaTile, rate: float) -> list[float]:
     """Of a tile of each row group. rate: bytes a second from L2 to all multiprocessors."""
     size = mask.block_size
@@ -106,13 +123,18 @@ def tile_seconds(mask: BlockMask, tile: wgmma.WgmmaTile, rate: float) -> list[fl
     kept = torch.zeros(columns.numel(), dtype=torch.float64)
     group = torch.arange(columns.numel()).repeat_interleave(listed.first.diff())
     kept.index_add_(0, group, (listed.blocks >= 0).sum(dim=1).double())
+    of_x, of_blocks = 1, 1  # how many share them
+    if isinstance(tile, TmaTile) and size >= TALL:
+        of_blocks = tile.cluster
+    elif isinstance(tile, TmaTile):
+        of_x, columns = tile.cluster, torch.full_like(columns, mask.kept.shape[1])  # every one comes
     products = kept * size**2 * tile.tokens / RATE
     if size < TALL:  # each warpgroup has half of the tokens, in parts of 64, and tests every pair
         pairs = columns * (tile.rows // size) * max(1, size // 16)
         parts = tile.tokens / (64 * wgmma.MULTIPLIERS)
         least = kept * max(1, size // 16) * KEPT * parts
         products = torch.maximum(products, least) + (pairs - kept * max(1, size // 16)).clamp(min=0) * SKIPPED
-    moved = BYTES * (columns * size * tile.tokens + kept * size**2)
+    moved = BYTES * (columns * size * tile.tokens / of_x + kept * size**2 / of_blocks)
     loads = moved / (rate / MULTIPROCESSORS) * CYCLES
     return ((torch.maximum(products, loads) + BETWEEN_TILES) / CYCLES).tolist()
 

@@ -1,8 +1,9 @@
 """Products by wgmma with operands that TMA brings (Hopper GPUs only): a rung beside that of kernels.cuda.wgmma.
 
-One thread asks for boxes of X and of the kept blocks by tensor maps, where in the other rung a warpgroup gathers them.
-In clusters of two CTAs each brings half of what both read to both (multicast): of blocks of 64 and 128 the blocks, for
-neighbours in tokens; of 32 and 16 X, for neighbours in rows, for whom every column of X is brought, listed or not.
+One warp asks for boxes of X and of the kept blocks by tensor maps, where in the other rung a warpgroup gathers them;
+sums leave as boxes, which are stored while the next tile is multiplied. In clusters of two CTAs each brings half of
+what both read to both (multicast): of blocks of 64 and 128 the blocks, for neighbours in tokens; of 32 and 16 X, for
+neighbours in rows, for whom every column of X is brought, listed or not.
 Nothing here is measured: a tuned table alone says where this rung runs.
 """
 
@@ -19,7 +20,19 @@ from kernels.bsr import BSRIndex
 from kernels.cuda import device, wgmma
 from kernels.cuda.device import Kernel, Variant
 from kernels.cuda.tensor_map import SWIZZLES, Map, TensorMap, encoded, placed
-from kernels.cuda.wgmma import BLOCKS, BYTES, LINE, OPS, Dealt, Listed, WgmmaTile, deal_tiles, list_columns
+from kernels.cuda.wgmma import (
+    BLOCKS,
+    BYTES,
+    LINE,
+    MULTIPLIERS,
+    OPS,
+    OUTPUT_BYTES,
+    Dealt,
+    Listed,
+    WgmmaTile,
+    deal_tiles,
+    list_columns,
+)
 
 MOST_MAPS = 64  # of tensors that a product has met; all are forgotten then
 CLUSTERS = (1, 2)
@@ -32,6 +45,10 @@ class TmaTile(WgmmaTile):
     """A tile as of the other rung, made by each of `cluster` CTAs that share what they read."""
 
     cluster: int = 1
+
+    def shared_bytes(self, element: str, block_size: int) -> int:
+        """As in the other rung, but for two boxes of sums of each warpgroup."""
+        return super().shared_bytes(element, block_size) - OUTPUT_BYTES + MULTIPLIERS * 2 * 64 * LINE
 
     def fits(self, element: str, block_size: int) -> bool:
         """As in the other rung; small blocks with tokens in registers alone, for of a step they may keep none."""
@@ -95,10 +112,9 @@ class TmaArguments(ctypes.Structure):
     """As struct Arguments in wgmma_boxes.h."""
 
     _fields_ = (
-        *((name, TensorMap) for name in ("x_map", "values_map")),
-        *((name, ctypes.c_void_p) for name in ("y", "tiles", "begins", "columns", "blocks")),
-        *((name, ctypes.c_int) for name in ("n", "m")),
-        *((name, ctypes.c_uint64) for name in ("unused", "unused_too")),
+        *((name, TensorMap) for name in ("x_map", "values_map", "y_map")),
+        *((name, ctypes.c_void_p) for name in ("tiles", "begins", "columns", "blocks")),
+        *((f"unused_{number}", ctypes.c_uint64) for number in range(4)),
     )
 
 
@@ -130,12 +146,12 @@ class TmaProduct:
         self.dealt = deal_clusters(listed, tile, element, block_size, n, ctas)
         self.tables = self.dealt.work, self.dealt.begins, listed.columns, listed.blocks
         self.arguments = placed(TmaArguments)
-        self.arguments.n, self.arguments.m = n, m
         for name, table in zip(("tiles", "begins", "columns", "blocks"), self.tables, strict=True):
             setattr(self.arguments, name, table.data_ptr())
         self.grid = (len(self.dealt.loads) * tile.cluster, 1, 1)
-        across, width = min(block_size, LINE // BYTES[element]), BYTES[element]
-        halves = 1 if block_size >= TALL else tile.cluster  # of the tokens, each brought by another CTA
+        tall, width = block_size >= TALL, BYTES[element]
+        across = min(block_size, LINE // width)
+        halves = 1 if tall else tile.cluster  # of the tokens, each brought by another CTA
         self.element, self.nnzb = element, index.indices.numel()
         self.maps: dict[tuple[str, int], Map] = {}
         self.boxes = {  # shape, box and swizzle of each
@@ -145,6 +161,7 @@ class TmaProduct:
                 (min(block_size, TALL), across),
                 SWIZZLES[across * width],
             ),
+            "y_map": ((n, m), (min(tile.tokens, LINE // width) if tall else 16, LINE // width), SWIZZLES[LINE]),
         }
 
     def _map(self, name: str, pointer: int) -> Map:
@@ -163,5 +180,5 @@ class TmaProduct:
         x_pointer = x.data_ptr()
         arguments.x_map = self._map("x_map", x_pointer)
         arguments.values_map = self._map("values_map", values.data_ptr() if self.nnzb else x_pointer)  # of none: any
-        arguments.y = out.data_ptr()
+        arguments.y_map = self._map("y_map", out.data_ptr())
         self.kernel(self.grid, arguments)

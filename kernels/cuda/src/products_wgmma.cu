@@ -25,6 +25,14 @@ DEVICE void produce(const Arguments& given, const StageRing& ring, int thread) {
     ring.close(filled);
 }
 
+struct ByThreads {  // each stores some of the tile, in whole lines
+    static const int room_bytes = output_bytes;
+    static DEVICE void write(const Arguments& given, const Sums& sums, const Tile& tile, char* room, int group, int thread) {
+        store_sums(given, sums, tile, room, group, thread);
+    }
+    static DEVICE void close(int) {}
+};
+
 KERNEL(dsd, Arguments, 128 * (WARPGROUPS + 1), 1) {
     const StageRing ring;
     const int thread = threadIdx.x % 128, group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
@@ -34,6 +42,6 @@ KERNEL(dsd, Arguments, 128 * (WARPGROUPS + 1), 1) {
         produce(given, ring, thread);
     } else {
         take_registers<multiplier_registers>();
-        consume(given, ring, group, thread);
+        consume<ByThreads>(given, ring, group, thread);
     }
 }

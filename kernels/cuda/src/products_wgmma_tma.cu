@@ -1,13 +1,13 @@
-// dsd and its transpose by wgmma (sm_90a) as in products_wgmma.cu, with operands that TMA brings, and perhaps clusters of two CTAs.
+// dsd and its transpose by wgmma (sm_90a) as in products_wgmma.cu, with operands that TMA brings and outputs that it takes,
+// and perhaps clusters of two CTAs.
 //
-// One warp asks for boxes by tensor maps instead of a warpgroup that gathers: it computes no addresses, needs no fence between
-// proxies and few registers. CTAs of a cluster take the same tiles, each its part, stage by stage together.
-#include "wgmma_boxes.h"
-#include "wgmma_sums.h"
+// One warp asks for boxes by tensor maps instead of a warpgroup that gathers: it computes no addresses, needs no fence
+// between proxies and few registers. CTAs of a cluster take the same tiles, each its part, stage by stage together.
+#include "wgmma_store.h"
 
 DEVICE void produce(const Arguments& given, const BoxRing& ring, int lane) {
     const int cluster = blockIdx.x / CLUSTER, end = given.begins[cluster + 1];
-    if (lane == 0) prefetch_map(given.x_map), prefetch_map(given.values_map);
+    if (lane == 0) prefetch_map(given.x_map), prefetch_map(given.values_map), prefetch_map(given.y_map);
     for (int number = given.begins[cluster], filled = 0; number < end; ++number) {
         const Tile tile(Tile::load(given, number));
         Step next(given, tile, 0, lane);
@@ -35,7 +35,7 @@ CLUSTERED(dsd, Arguments, 128 * (WARPGROUPS + 1), 1, CLUSTER) {
         if (thread < 32) produce(given, ring, thread);
     } else {
         take_registers<summer_registers>();
-        consume(given, ring, group, thread);
+        consume<ByBoxes>(given, ring, group, thread);
     }
     if (CLUSTER > 1) ring.meet();  // the other may still bring something here, or say that it has read it
 }

@@ -115,6 +115,14 @@ DEVICE void copy_box_to(u16 ranks, void* shared, const TensorMap& map, int x, in
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;"
                  ::"r"(shared_address(shared)), "l"(&map), "r"(x), "r"(y), "r"(shared_address(barrier)), "h"(ranks) : "memory");
 }
+// The way back: the box that lies at `shared` as copy_box would lay it, to column x and row y; what is outside the matrix is not written.
+// One thread, after a proxy_fence of those who wrote it and a barrier.
+DEVICE void store_box(const TensorMap& map, int x, int y, const void* shared) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(x), "r"(y), "r"(shared_address(shared)) : "memory");
+}
+DEVICE void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until all but the LEFT groups of this thread committed last have read shared memory, which may be written or given up then.
+template <int LEFT> DEVICE void store_wait() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory"); }
 DEVICE void prefetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
 // Between the CTAs of a cluster. All their threads that have not exited, whole warps together.

@@ -1,33 +1,34 @@
-// What one warp of products_wgmma_tma.cu brings by TMA: boxes of X and of the kept blocks, as the tensor maps of both describe them.
+// What one warp of products_wgmma_tma.cu brings by TMA: boxes of X and of the kept blocks, as their tensor maps describe
+// them.
 //
-// A box lands swizzled as swizzled() says and as gather_x and gather_blocks lay lines, so that who multiplies sees no difference;
-// tokens past the last are zeros. In a cluster of two each CTA brings half of what both need to both (multicast): of blocks of 64
-// and 128 every other 64 lines of the blocks, while each has its own tokens; of smaller ones half of the tokens, while each has
-// its own block rows.
+// A box lands swizzled as swizzled() says and as gather_x and gather_blocks lay lines, so that who multiplies sees no
+// difference; tokens past the last are zeros. In a cluster of two each CTA brings half of what both need to both
+// (multicast): of blocks of 64 and 128 every other 64 lines of the blocks, while each has its own tokens; of smaller ones
+// half of the tokens, while each has its own block rows.
 #pragma once
 #include "wgmma_tile.h"
 
 struct Arguments {  // mirrored in Python, field by field
-    TensorMap x_map, values_map;  // of X [n, k] and of all kept blocks, one below the other: [nnzb * b, b]
-    Storage* y;                   // [n, m]
-    const int* tiles;             // [tiles, 4]: as in wgmma_gather.h, of a whole cluster
-    const int* begins;            // [clusters + 1]: where the tiles of a cluster begin
-    const int* columns;           // [listed]: block columns; of blocks below 64 all of them, for each row group
-    const int* blocks;            // [listed, slots]: which block, by block row of the group; -1 is empty
-    int n, m;
-    u64 unused, unused_too;  // to a multiple of 64 bytes
+    TensorMap x_map, values_map, y_map;  // of X [n, k], the kept blocks, one below the other [nnzb * b, b], and Y [n, m]
+    const int* tiles;    // [tiles, 4]: as in wgmma_gather.h, of a whole cluster
+    const int* begins;   // [clusters + 1]: where the tiles of a cluster begin
+    const int* columns;  // [listed]: block columns; of blocks below 64 all of them, for each row group
+    const int* blocks;   // [listed, slots]: which block, by block row of the group; -1 is empty
+    u64 unused_0, unused_1, unused_2, unused_3;  // to a multiple of 64 bytes
 };
 
 static const int bringer_registers = 40, summer_registers = 232;  // of 168 each
 static const int per_line = line / Element::bytes;                // elements
 static const int block_bytes = BLOCK * column_bytes / parts;      // of a block in a step
 static const int x_bytes = PANELS * panel_bytes;
+static const int buffer_bytes = 64 * line;                        // of sums on their way out
+typedef RingOf<stage_bytes, WARPGROUPS * 2 * buffer_bytes> StageRing;
 static const u16 whole_cluster = (1 << CLUSTER) - 1;
 static_assert(tall || REGISTER_A, "a step may keep no block, after which no product of the one before may go on");
 static_assert(CLUSTER == 1 || (CLUSTER == 2 && WARPGROUPS % CLUSTER == 0), "two CTAs share what they read");
 
 struct BoxRing : StageRing {
-    // All threads of the cluster come here before any of its mbarriers is used, and again before any CTA's memory is given up.
+    // By all threads of the cluster, before any of its mbarriers is used and before any CTA's memory is given up.
     DEVICE void meet() const {
         if (CLUSTER > 1) cluster_barrier();
         else __syncthreads();
@@ -72,7 +73,8 @@ DEVICE void bring_x(const Arguments& given, const Tile& tile, const Step& step, 
     if (lane != 0) return;
     UNROLL for (int panel = 0; panel < PANELS; ++panel) {
         const int x = tall ? column * BLOCK + step.part * per_line : (at * PANELS + panel) * per_line;
-        bring(CLUSTER > 1 && !tall, to + panel * panel_bytes + tokens_on * line, given.x_map, x, tile.token + tokens_on, full);
+        bring(CLUSTER > 1 && !tall, to + panel * panel_bytes + tokens_on * line, given.x_map,
+              x, tile.token + tokens_on, full);
     }
 }
 
@@ -89,6 +91,7 @@ DEVICE void bring_blocks(const Arguments& given, const Step& step, char* to, u64
 #else
 DEVICE void bring_blocks(const Arguments& given, const Step& step, char* to, u64* full, int lane) {
     UNROLL for (int i = 0; i < (pairs + 31) / 32; ++i)
-        if (step.block[i] >= 0) bring(false, to + (32 * i + lane) * piece_bytes, given.values_map, 0, step.block[i] * BLOCK, full);
+        if (step.block[i] >= 0)
+            bring(false, to + (32 * i + lane) * piece_bytes, given.values_map, 0, step.block[i] * BLOCK, full);
 }
 #endif

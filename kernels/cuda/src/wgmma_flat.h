@@ -74,6 +74,18 @@ DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
 }
 #endif
 
+// Sums of a warp's 16 tokens and 16 rows from the given one on to shared memory, at place(token, row).
+template <class Place> DEVICE void lay_sums(const float* sum, int row, int lane, Place place) {
+    if (Element::bytes == 2) {
+        const u32 both[4] = {pair(sum), pair(sum + 2), pair(sum + 4), pair(sum + 6)};
+        store_matrix(place(lane % 16, row + lane / 16 * 8), both);
+    } else {
+        UNROLL for (int i = 0; i < 8; i += 2)
+            *(float2*)place(i / 2 % 2 * 8 + lane / 4, row + i / 4 * 8 + lane % 4 * 2) = make_float2(sum[i], sum[i + 1]);
+    }
+}
+DEVICE const float* sums_of(const Sums& sums, int half, int row) { return sums.at[half][row / BLOCK] + row % BLOCK / 2; }
+
 // Each warp its own 16 tokens, 128 bytes of rows at a time.
 template <class Given>
 DEVICE void store_sums(const Given& given, const Sums& sums, const Tile& tile, char* room, int group, int thread) {
@@ -81,18 +93,9 @@ DEVICE void store_sums(const Given& given, const Sums& sums, const Tile& tile, c
     room += warp * 16 * pitch;
     UNROLL for (int half = 0; half < halves; ++half)
         UNROLL for (int first = 0; first < ROWS; first += rows) {
-            UNROLL for (int row = 0; row < rows; row += 16) {
-                const float* sum = sums.at[half][(first + row) / BLOCK] + (first + row) % BLOCK / 2;
-                if (Element::bytes == 2) {
-                    const u32 both[4] = {pair(sum), pair(sum + 2), pair(sum + 4), pair(sum + 6)};
-                    store_matrix(room + lane % 16 * pitch + (row + lane / 16 * 8) * 2, both);
-                } else {
-                    UNROLL for (int i = 0; i < 8; i += 2) {
-                        const int token = i / 2 % 2 * 8 + lane / 4, at = row + i / 4 * 8 + lane % 4 * 2;
-                        *(float2*)(room + token * pitch + at * 4) = make_float2(sum[i], sum[i + 1]);
-                    }
-                }
-            }
+            UNROLL for (int row = 0; row < rows; row += 16)
+                lay_sums(sums_of(sums, half, first + row), row, lane,
+                         [=](int token, int at) { return room + token * pitch + at * Element::bytes; });
             __syncwarp();
             UNROLL for (int token = lane / 8; token < 16; token += 4)
                 store_chunk(given, tile, (group * halves + half) * 64 + warp * 16 + token,

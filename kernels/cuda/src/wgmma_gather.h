@@ -12,6 +12,8 @@ struct Arguments {  // mirrored in Python, field by field
     int n, k, m;
 };
 
+typedef RingOf<stage_bytes, WARPGROUPS * output_bytes> StageRing;
+
 DEVICE void gather_x(const Arguments& given, const Tile& tile, const Step& step, char* to, int thread) {
     const int chunk = 16 * (thread % 8), row = thread / 8;
     UNROLL for (int panel = 0; panel < PANELS; ++panel) {

@@ -1,4 +1,5 @@
-// What the multiplying warpgroups of dsd by wgmma do, whoever fills the ring: sums of one tile after the other, and on to Y.
+// What the multiplying warpgroups of dsd by wgmma do, whoever fills the ring: sums of one tile after the other, and on to
+// Y by a Writer.
 #pragma once
 #if BLOCK >= 64
 #include "wgmma_tall.h"
@@ -28,7 +29,7 @@ DEVICE void sum_tile(Sums& sums, const Tile& tile, const Ring& ring, int group, 
         UNROLL for (int slot = 0; slot < kinds; ++slot) settle(sums.at[half][slot]);
 }
 
-template <class Given, class Ring>
+template <class Writer, class Given, class Ring>
 DEVICE void consume(const Given& given, const Ring& ring, int group, int thread) {
     Sums sums;
     const int begin = given.begins[blockIdx.x / CLUSTER], end = given.begins[blockIdx.x / CLUSTER + 1];
@@ -38,6 +39,7 @@ DEVICE void consume(const Given& given, const Ring& ring, int group, int thread)
         next = Tile::load(given, min(number + 1, end - 1));  // early: it comes while this one is multiplied
         clear(sums);
         sum_tile(sums, tile, ring, group, used);
-        store_sums(given, sums, tile, ring.room + group * output_bytes, group, thread);
+        Writer::write(given, sums, tile, ring.room + group * Writer::room_bytes, group, thread);
     }
+    Writer::close(thread);
 }

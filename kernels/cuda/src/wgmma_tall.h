@@ -29,24 +29,26 @@ DEVICE void multiply_step(Sums& sums, const char* stage, int group, u64 kept) {
     wgmma_wait<behind>();
 }
 
+// Sums of 64 rows and 16 tokens from the j-th on to shared memory, at place(token, row).
+template <class Place> DEVICE void lay_sums(const float* sum, int j, int thread, Place place) {
+    const int lane = thread % 32, warp = thread / 32;
+    if (Element::bytes == 2) {
+        const u32 both[4] = {pair(sum), pair(sum + 2), pair(sum + 4), pair(sum + 6)};
+        store_matrix_turned(place(j + lane / 16 * 8 + lane % 8, 16 * warp + lane / 8 % 2 * 8), both);
+    } else {
+        UNROLL for (int i = 0; i < 8; ++i)
+            *(float*)place(j + i / 4 * 8 + 2 * (lane % 4) + i % 2, 16 * warp + i / 2 % 2 * 8 + lane / 4) = sum[i];
+    }
+}
+
 template <class Given>
 DEVICE void store_sums(const Given& given, const Sums& sums, const Tile& tile, char* room, int group, int thread) {
     const int pitch = 64 * Element::bytes + 16, chunks = 64 * Element::bytes / 16;
-    const int across = min(TOKENS, 128 / Element::bytes), lane = thread % 32, warp = thread / 32;
+    const int across = min(TOKENS, 128 / Element::bytes);
     UNROLL for (int first = 0; first < TOKENS; first += across) {
-        UNROLL for (int j = 0; j < across; j += 16) {
-            const float* sum = sums.at[0][0] + (first + j) / 2;
-            if (Element::bytes == 2) {
-                const u32 both[4] = {pair(sum), pair(sum + 2), pair(sum + 4), pair(sum + 6)};
-                const int token = j + lane / 16 * 8 + lane % 8, row = 16 * warp + lane / 8 % 2 * 8;
-                store_matrix_turned(room + token * pitch + row * 2, both);
-            } else {
-                UNROLL for (int i = 0; i < 8; ++i) {
-                    const int token = j + i / 4 * 8 + 2 * (lane % 4) + i % 2, row = 16 * warp + i / 2 % 2 * 8 + lane / 4;
-                    *(float*)(room + token * pitch + row * 4) = sum[i];
-                }
-            }
-        }
+        UNROLL for (int j = 0; j < across; j += 16)
+            lay_sums(sums.at[0][0] + (first + j) / 2, j, thread,
+                     [=](int token, int row) { return room + token * pitch + row * Element::bytes; });
         barrier_wait(1 + group, 128);
         for (int i = thread; i < across * chunks; i += 128)
             store_chunk(given, tile, first + i / chunks, 64 * group + i % chunks * per_chunk,

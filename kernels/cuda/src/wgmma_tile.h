@@ -1,8 +1,9 @@
-// What the kernels of dsd by wgmma agree on: a tile of the output, a step of its reduction, and what a stage of the ring holds.
+// What the kernels of dsd by wgmma agree on: a tile of the output, a step of its reduction, and what a stage of the ring
+// holds.
 //
-// A stage holds 128 bytes of the reduction (times PANELS): TOKENS lines of X and, at a fixed place each, the blocks that the
-// row group keeps in those columns. In a cluster of CLUSTER CTAs, if there are any, neighbours in tokens share the blocks of
-// 64 and 128, and neighbours in rows share X where blocks are smaller.
+// A stage holds 128 bytes of the reduction (times PANELS): TOKENS lines of X and, at a fixed place each, the blocks that
+// the row group keeps in those columns. In a cluster of CLUSTER CTAs, if there are any, neighbours in tokens share the
+// blocks of 64 and 128, and neighbours in rows share X where blocks are smaller.
 #pragma once
 #include "wgmma_ring.h"
 
@@ -28,7 +29,6 @@ static const int panel_bytes = TOKENS * line;
 static const int blocks_at = PANELS * panel_bytes;                // in a stage, behind X
 static const int stage_bytes = blocks_at + pieces * piece_bytes;
 static const int output_bytes = 64 * (line + 16);  // a warpgroup's room to rearrange its sums
-typedef RingOf<stage_bytes, WARPGROUPS * output_bytes> StageRing;
 
 static_assert(column_bytes >= 32, "a line holds whole products");
 static_assert(pairs <= 64 && (parts == 1 || PANELS == 1), "a step is listed in one 64-bit word");
@@ -38,10 +38,13 @@ static_assert(!TURNED || Element::bytes == 2, "wgmma turns 16-bit operands only"
 
 struct Tile {  // of the output: one row group, TOKENS tokens
     int group, token, first, count, steps;
-    template <class Given> static DEVICE uint4 load(const Given& given, int number) { return *(const uint4*)(given.tiles + 4 * number); }
+    template <class Given> static DEVICE uint4 load(const Given& given, int number) {
+        return *(const uint4*)(given.tiles + 4 * number);
+    }
     DEVICE Tile(const uint4& tile) {  // of a cluster's CTAs each its own
         const int rank = blockIdx.x % CLUSTER, groups_on = tall ? 0 : rank;
-        count = tile.w, group = tile.x + groups_on, first = tile.z + groups_on * count, token = tile.y + (rank - groups_on) * TOKENS;
+        count = tile.w, group = tile.x + groups_on, first = tile.z + groups_on * count;
+        token = tile.y + (rank - groups_on) * TOKENS;
         steps = (count + listed - 1) / listed * parts;
     }
 };
@@ -68,7 +71,8 @@ DEVICE u32 pack(float, float, Tf32) { return 0; }  // never called
 DEVICE u32 pair(const float* sum) { return pack(sum[0], sum[1], Element()); }
 
 // 16 bytes of a line to Y. `row` is the first of them in the row group.
-template <class Given> DEVICE void store_chunk(const Given& given, const Tile& tile, int token, int row, const char* from) {
+template <class Given>
+DEVICE void store_chunk(const Given& given, const Tile& tile, int token, int row, const char* from) {
     row += tile.group * ROWS;
     if (tile.token + token < given.n && row < given.m)
         *(uint4*)(given.y + (u64)(tile.token + token) * given.m + row) = *(const uint4*)from;

@@ -22,6 +22,7 @@ from bench.commands.expected import (
 )
 from kernels.blockmask import BlockMask
 from kernels.cuda.wgmma import default_tile
+from kernels.cuda.wgmma_tma import TmaTile
 
 
 def test_dealing_longest_first_evens_out_what_turns_do_not() -> None:
@@ -46,10 +47,22 @@ def test_a_tile_takes_its_products_or_its_bytes() -> None:
     assert slow[0] - end == pytest.approx(max(fast[0] - end, moved / (8e12 / MULTIPROCESSORS)))
 
 
+def test_what_a_cluster_shares_comes_from_l2_once() -> None:
+    kept = torch.zeros(2, 8, dtype=torch.bool)
+    kept[0, ::2] = True
+    end, rate = expected.BETWEEN_TILES / expected.CYCLES, 1e10  # so slow that bytes alone count
+    tall = tile_seconds(BlockMask(kept, 128), TmaTile(128, 256, 4, cluster=2), rate)
+    moved = 2 * (4 * 128 * 256 + 4 * 128**2 / 2)
+    assert tall == pytest.approx([end + moved / (rate / MULTIPROCESSORS), end])
+    flat = tile_seconds(BlockMask(kept.repeat(8, 1), 16), TmaTile(128, 128, 6, register_a=True, cluster=2), rate)
+    moved = 2 * (8 * 16 * 128 / 2 + 4 * 4 * 16**2)  # all columns, listed or not
+    assert flat == pytest.approx([end + moved / (rate / MULTIPROCESSORS)] * 2)
+
+
 def test_memory_of_an_h100_ends_nine_tenths_near_four_fifths() -> None:
     [found] = estimates((128,), (0.9,))
     assert found.roof["H100"] == pytest.approx(0.81, abs=0.01) and found.roof["H200"] == 1.0
-    for low, high in (found.in_turns, found.longest_first):
+    for low, high in (found.in_turns, found.longest_first, found.by_tma):
         assert 0.3 < low <= high < 1.0
     assert found.imbalance_longest_first < 1.1 < found.imbalance_in_turns
 

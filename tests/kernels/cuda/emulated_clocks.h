@@ -118,7 +118,7 @@ ENGINE void begin_write(Cta &cta, const Fibre &thread, u32 offset, u32 bytes, co
         for (int warp = 0; warp < warps; ++warp) {
             const u32 time = cta.readers[i * (u32)warps + (u32)warp];
             if (time >= cta.era && !read_over_for(thread, cta, warp, time))
-                fault("%s writes byte %u of shared memory, which warp %d %s", piece, 16 * i, warp, time == reading ? "is still multiplying" : "read with no barrier between");
+                fault("%s writes byte %u of shared memory, which warp %d %s", piece, 16 * i, warp, time == reading ? "is still reading" : "read with no barrier between");
         }
 }
 

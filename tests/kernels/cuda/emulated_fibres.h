@@ -59,6 +59,7 @@ struct Fibre {
     const void *key;  // what wake() is given
     u32 *clock;       // what happened before, see emulated_clocks.h
     u32 fenced;       // when proxy_fence() was last called
+    u32 store_groups; // of store_box, so far
     Copy *copies;     // a ring of `room`; those before `first` are over, `count` were begun in all
     u32 first, count, room;
     u32 groups[64], first_group, group_count;  // `count` at each copy_commit, a ring too
@@ -102,6 +103,7 @@ static Run run;
 static Fibre *now;
 
 ENGINE void leave_cta();         // by a thread that is over
+ENGINE void check_stores();
 ENGINE bool finish_something();  // an asynchronous operation that nobody has asked for yet; false where there is none
 
 ENGINE u32 random_below(u32 count) {
@@ -218,6 +220,7 @@ ENGINE void begin_fibre() {
     for (Meeting &meeting : warp->meetings)
         if (meeting.mask & lane) fault("exits while other lanes of its warp wait for it at %s", meeting.piece);
     if (warp->first) fault("exits while products go on: wgmma_wait is missing");
+    check_stores();
     warp->live &= ~lane;
     run.spins = 0;
     leave_cta();

@@ -127,7 +127,7 @@ struct Signals {  // caught on a stack of their own while it lives
 
 ENGINE void run_ctas() {
     run.warp = run.options.order == reverse ? run.warps : run.warps + run.warp_count - 1;
-    run.todo = 0, run.spins = 0, run.synchronising = 0, pending_count = 0;
+    run.todo = 0, run.spins = 0, run.synchronising = 0, pending_count = 0, store_count = 0;
     now = next();
     const Signals caught;
     if (sigsetjmp(before_launch, 1) == 0) emulated_switch(&run.caller, now->stack_pointer);

@@ -62,6 +62,9 @@ ENGINE void copy_box(void *shared, const TensorMap &map, int x, int y, u64 *barr
 ENGINE void copy_box_to(u16 ranks, void *shared, const TensorMap &map, int x, int y, u64 *barrier) {
     emulated::copy_box_begin(shared, map, x, y, barrier, ranks);
 }
+ENGINE void store_box(const TensorMap &map, int x, int y, const void *shared) { emulated::store_box_begin(map, x, y, shared); }
+ENGINE void store_commit() { ++emulated::now->store_groups; }
+template <int LEFT> ENGINE void store_wait() { emulated::wait_for_stores(LEFT); }
 ENGINE void cluster_barrier() { emulated::synchronise_cluster(); }
 ENGINE void mbarrier_arrive_at(u64 *barrier, u32 rank) { emulated::arrive_at(barrier, rank); }
 ENGINE void mbarrier_wait_cluster(u64 *barrier, u32 parity) { emulated::wait_for_phase(barrier, parity); }

@@ -21,20 +21,11 @@ struct Tensor {
     float *sums[lanes_of_a_warp], *saved;
 };
 
-// What threads wrote is seen by wgmma only after a proxy_fence of the writer, or of the reader once it knows of the write.
-ENGINE void check_proxy(const Fibre &thread, u32 offset) {
-    for (u32 i = offset / 2; i < offset / 2 + 8; ++i) {
-        const Half &half = thread.cta->halves[i];
-        if (half.state == stored && thread_at(*thread.cta, half.writer).fenced < half.time && thread.fenced < half.time)
-            fault("multiply_wide reads byte %u of shared memory, which thread %d wrote without a proxy_fence after", 2 * i, half.writer);
-    }
-}
-
 ENGINE void begin_reads(const Operand &operand, const char *piece) {
     const Fibre &thread = now->warp->lanes[0];
     each_chunk(operand, [&](u32 offset, int, int) {
         read_sixteen(thread, offset, reading, piece);
-        check_proxy(thread, offset);
+        check_proxy(thread, offset, piece);
     });
 }
 

@@ -66,6 +66,52 @@ def test_a_box_with_zeros_outside(element: str, line: int, corner: tuple[int, in
         assert np.array_equal(out.view(np.uint8), swizzled(wanted.view(torch.uint8).numpy()))
 
 
+def stored(fault: str, element: str = "Bfloat16", line: int = 128, corner: tuple[int, int] = (0, 0), **how) -> bool:
+    """Whether two boxes go where they belong, and nowhere else."""
+    dtype, rows = ELEMENTS[element], 16
+    across = line // dtype.itemsize
+    given = torch.randn(2, rows, across, generator=torch.manual_seed(1)).to(dtype)
+    whole = torch.zeros(100, 2 * across + 16, dtype=dtype)
+    wanted, (x, y) = whole.clone(), corner
+    for turn in range(2):
+        lines = wanted[y + 64 * turn : y + 64 * turn + rows, x : x + across]
+        lines.copy_(given[turn, : lines.shape[0], : lines.shape[1]])
+    kernel = loaded("back", 64, rows * line, **how)
+    shared = np.concatenate([swizzled(each.view(torch.uint8).numpy()) for each in given])
+    arguments = placed(Arguments)
+    box, swizzle = (rows, across), SWIZZLES.get(line, 0)
+    arguments.map = encoded(kernel.encode_tiled, element, whole.data_ptr(), tuple(whole.shape), box, swizzle)
+    arguments.out, arguments.x, arguments.y, arguments.bytes = shared.ctypes.data, x, y, rows * line
+    arguments.fault = faults_of("trial_boxes.cu")[fault]
+    kernel((1, 1, 1), arguments)
+    return torch.equal(whole, wanted)
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (8, 3), (16, 30)])
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_a_box_goes_back(element: str, line: int, corner: tuple[int, int]) -> None:
+    for copies in emulator.COPIES:
+        assert stored("none", element, line, (corner[0] * line // 32, corner[1]), copies=copies)
+
+
+STORE_FAULTS = {
+    "not_fenced": "store_box reads byte .* without a proxy_fence after",
+    "not_synchronised": "store_box reads byte .* (no barrier between|never written)",
+    "not_committed": "exits while store_box|is still reading",
+    "not_read": "exits while store_box|is still reading",
+    "written_too_early": "a store writes byte .* is still reading",
+}
+
+
+@pytest.mark.skipif(not emulator.watches(), reason="ziglang's compiler does not let us see ordinary accesses")
+@every_way
+@pytest.mark.parametrize("fault", STORE_FAULTS)
+def test_faults_of_a_box_on_its_way_back(fault: str, order, copies) -> None:
+    with pytest.raises(emulator.EmulationError, match=STORE_FAULTS[fault]):
+        stored(fault, order=order, copies=copies)
+
+
 def test_a_map_that_cannot_be_is_refused() -> None:
     kernel, x = loaded("box", 32, 2048), torch.zeros(64, 64, dtype=torch.bfloat16)
     for shape, box, swizzle, shift in (
@@ -123,7 +169,7 @@ def test_faults_of_a_shared_ring(fault: str, order, copies) -> None:
 
 
 def test_every_planted_fault_is_tried() -> None:
-    assert {*FAULTS, "none"} == set(faults_of("trial_boxes.cu"))
+    assert {*FAULTS, *STORE_FAULTS, "none"} == set(faults_of("trial_boxes.cu"))
 
 
 def test_half_a_cluster_is_refused() -> None:

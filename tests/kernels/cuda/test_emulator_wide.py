@@ -147,7 +147,7 @@ def test_products_with_a_in_registers(element) -> None:
 FAULTS = {
     "no_proxy_fence": "without a proxy_fence",
     "sums_touched": "sums of multiply_wide were written before wgmma_wait",
-    "read_late": "is still multiplying|still bringing",
+    "read_late": "is still reading|still bringing",
     "no_fence": "without a wgmma_fence",
     "not_together": "began other products",
     "no_wait": "wgmma_wait is missing",

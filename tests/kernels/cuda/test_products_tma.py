@@ -74,11 +74,13 @@ def test_every_tile(op: str, element: str, block_size: int) -> None:
             check(op, element, kept, block_size, 100, tile, schedule)
 
 
-BOXES, KERNEL, SUMS = "wgmma_boxes.h", "products_wgmma_tma.cu", "wgmma_sums.h"
+BOXES, KERNEL, STORE, SUMS = "wgmma_boxes.h", "products_wgmma_tma.cu", "wgmma_store.h", "wgmma_sums.h"
+TALL_FENCE = "            proxy_fence();\n            barrier_wait(1 + group, 128);\n            if"
+FLAT_FENCE = "            proxy_fence();\n            __syncwarp();\n            if"
 FAULTS = {  # block size and cluster, then what is planted
     "fewer bytes are expected": (64, 1, (BOXES, "x_bytes + __popcll(blocks) * block_bytes", "x_bytes")),
     "more bytes are expected": (64, 2, (BOXES, "x_bytes + __popcll", "128 + x_bytes + __popcll")),
-    "what is kept is told late": (
+    "what is kept is not told": (
         64,
         1,
         (BOXES, "        kept[number % STAGES] = blocks;\n        mbarrier_expect", "        mbarrier_expect"),
@@ -101,6 +103,24 @@ FAULTS = {  # block size and cluster, then what is planted
     "small blocks of another place": (16, 2, (BOXES, "step.block[i] * BLOCK, full", "step.block[i] * 8, full")),
     "the first columns of X always": (16, 1, (BOXES, "(at * PANELS + panel)", "panel")),
     "the other's rows": (16, 2, ("wgmma_tile.h", "tile.x + groups_on", "tile.x")),
+    "sums are not fenced": (64, 1, (STORE, TALL_FENCE, TALL_FENCE.replace("proxy_fence();", ""))),
+    "no barrier before a box leaves": (64, 1, (STORE, TALL_FENCE, "            proxy_fence();\n            if")),
+    "no wait for a box of sums": (64, 1, (STORE, "            if (thread == 0) store_wait<unread>();\n", "")),
+    "no barrier after a box of sums": (
+        64,
+        1,
+        (STORE, "store_wait<unread>();\n            barrier_wait(1 + group, 128);", "store_wait<unread>();"),
+    ),
+    "no last wait for a box of sums": (64, 1, (STORE, "if (thread == 0) store_wait<0>();", "")),
+    "a box of sums of other rows": (64, 1, (STORE, "+ group * 64;", ";")),
+    "small sums are not fenced": (16, 1, (STORE, FLAT_FENCE, FLAT_FENCE.replace("proxy_fence();", ""))),
+    "no wait for a box of small sums": (16, 1, (STORE, "            if (lane == 0) store_wait<unread>();\n", "")),
+    "no last wait for a box of small sums": (16, 1, (STORE, "if (thread % 32 == 0) store_wait<0>();", "")),
+    "no commit of a box of small sums": (
+        16,
+        1,
+        (STORE, "tile.token + token, to);\n            store_commit();", "tile.token + token, to);"),
+    ),
     "the other's tokens": (64, 2, ("wgmma_tile.h", "(rank - groups_on) * TOKENS", "0")),
 }
 
@@ -112,9 +132,10 @@ def test_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
     kept = kept_blocks("full", 3, 5) if block_size == 64 else kept_blocks("random", *grid_of(block_size))
     if block_size == 16:
         kept = kept_blocks("random", 9, 30)  # more steps than stages
+    n = 300 if "small sums" in fault else 70  # a box laid in a buffer for the second time, by some CTA
     for schedule in SCHEDULES:
         with pytest.raises((EmulationError, AssertionError)):
-            check("dsd", "Bfloat16", kept, block_size, 70, small_tile(block_size, cluster), schedule, source)
+            check("dsd", "Bfloat16", kept, block_size, n, small_tile(block_size, cluster), schedule, source)
 
 
 @pytest.mark.parametrize("block_size", [64, 16])
@@ -183,7 +204,7 @@ def test_maps_are_encoded_once_for_a_pointer_and_lie_at_multiples_of_64() -> Non
     first, second, out = (torch.zeros(200, 256, dtype=torch.bfloat16) for _ in range(3))
     for x in (first, second, first, first):
         product(bsr.data, x, out)
-    assert kernel.encodings == [first.data_ptr(), bsr.data.data_ptr(), second.data_ptr()]
+    assert kernel.encodings == [each.data_ptr() for each in (first, bsr.data, out, second)]
     assert [x_map[0] for _, x_map, _ in kernel.launches] == [each.data_ptr() for each in (first, second, first, first)]
     assert all(address % ALIGNMENT == 0 and of[0] == bsr.data.data_ptr() for address, _, of in kernel.launches)
     for place in range(3 * wgmma_tma.MOST_MAPS):
