@@ -243,6 +243,7 @@ def run(
     with _stoppable(), _sweeps([name], settings, only) as (sweep,):
         from bench.engines.driver import Terms
         from bench.engines.output import be_hasty
+        from bench.engines.slurm_options import OptionError
         from bench.run import Shard, run_jobs_of, run_sweep
 
         be_hasty()
@@ -263,7 +264,10 @@ def run(
             more |= {"--wait-quiet": wait_quiet, "--workers": workers, "--mirror": mirror}
             words = [str(word) for option, value in more.items() if value is not None for word in (option, value)]
             words += ["--mix-machines"] if mix_machines else []
-            status = run_jobs_of(sweep, results, jobs, _of_slurm(slurm), words)
+            try:
+                status = run_jobs_of(sweep, results, jobs, _of_slurm(slurm), words)
+            except OptionError as error:
+                raise ending(str(error), BAD_INPUT) from None
         else:
             status = run_sweep(
                 sweep, results, workers, retry, checkpoint_seconds, terms, mix_machines, part, share, mirror
@@ -272,16 +276,17 @@ def run(
 
 
 def _of_slurm(given: list[str]) -> dict[str, str]:
-    """The options of SLURM by their names; one line where one is none."""
+    """The options of SLURM by their names; OptionError, one line, where one is none."""
+    from bench.engines.slurm_options import OptionError, parsed
+
     pairs = [text.partition("=") for text in given]
     for name, equals, value in pairs:
         if not (name.isidentifier() and equals and value):
-            raise ending(f"--slurm: {name}{equals}{value} is no option; accepted: KEY=VALUE", BAD_INPUT)
+            raise OptionError(f"--slurm: {name}{equals}{value} is no option; accepted: KEY=VALUE")
     found = {name: value for name, _, value in pairs}
     if not {"time", "timeout_min"} & found.keys() and found.get("cluster") != "local":
-        raise ending(
-            "--slurm: no time limit is said; accepted: time=MINUTES, after which a job goes on anew", BAD_INPUT
-        )
+        raise OptionError("--slurm: no time limit is said; accepted: time=MINUTES, after which a job goes on anew")
+    parsed(found)
     return found
 
 

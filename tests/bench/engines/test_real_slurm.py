@@ -16,7 +16,7 @@ import psutil
 import pytest
 from slurm_cluster import TINY, TRAINS, lacks, slurm_cluster, told
 
-from bench.engines.slurm import FOLDER, MOST_LIMITS
+from bench.engines.slurm import FOLDER, LOOK_SECONDS, MOST_LIMITS
 from bench.store import Store
 
 pytest.importorskip("submitit", reason="needs submitit: pip install 'block-sparse-bench[slurm]'")
@@ -109,7 +109,7 @@ def test_a_job_that_vanished_is_told_and_its_cell_goes_on_in_another(slurm: Envi
             process.kill()
         out, _ = run.communicate(timeout=300)
     assert run.returncode == 0 and "2 of 2 cells ok" in out, out
-    assert re.search(r"^job \d+_\d ended ill: ", out, re.M), out
+    assert re.search(r"^job \d+_\d ended ill: it was killed ", out, re.M), out
     assert Store(folder).read("train").num_rows > 2
 
 
@@ -140,3 +140,76 @@ def test_jobs_that_still_wait_when_all_is_stored_are_cancelled(slurm: Environmen
         out, _ = run.communicate(timeout=240)
     assert run.returncode == 0 and "3 of 3 cells ok" in out and "ended ill" not in out, out
     assert not queue(slurm)
+
+
+def test_a_preempted_job_is_queued_again_and_awaited(slurm: Environment, tmp_path: Path) -> None:
+    """SLURM tells what trains to end, and lets the job wait two minutes; the run must not believe that it is over."""
+    file, folder = sweep(tmp_path, LONG.replace("seed = [0, 1]", "seed = [0]"))
+    with begun(slurm, file, "--slurm", "time=10", "--checkpoint-seconds", "1", jobs=1) as run:
+        until(lambda: any(folder.glob(".checkpoints/*.pt")), run)
+        ((job, *_),) = queue(slurm)
+        told(slurm, "scontrol", "requeue", job)
+        until(lambda: not runs_of(file), run)
+        until(lambda: [state for _, state, _ in queue(slurm)] == ["PENDING"], run)
+        time.sleep(3 * LOOK_SECONDS)
+        assert run.poll() is None, run.communicate()
+        run.send_signal(signal.SIGINT)
+        out, _ = run.communicate(timeout=120)
+    assert run.returncode == 130 and "ended ill" not in out, out
+    assert not queue(slurm)
+
+
+def test_what_cannot_be_cancelled_is_named(slurm: Environment, tmp_path: Path) -> None:
+    """SLURM's controller is down as the run ends, as in a restart."""
+    file, _ = sweep(tmp_path, LONG)
+    controller = psutil.Process(int((Path(slurm["SLURM_CONF"]).parent / "slurmctld.pid").read_text()))
+    with begun(slurm, file, "--slurm", "time=10", jobs=1) as run:
+        until(lambda: runs_of(file), run)
+        ((job, *_),) = queue(slurm)
+        controller.terminate()
+        controller.wait(20)
+        try:
+            run.send_signal(signal.SIGINT)
+            out, _ = run.communicate(timeout=180)
+        finally:
+            subprocess.run(["slurmctld"], env=slurm, check=True)
+    assert run.returncode == 130 and f"1 job could not be cancelled; to end them: scancel {job}\n" in out
+    until_ended(slurm, job)
+
+
+def until_ended(slurm: Environment, job: str) -> None:
+    """Cancel a job, and wait until it has ended, by a controller that may be starting."""
+    deadline = time.monotonic() + 90
+    while True:
+        subprocess.run(["scancel", job], env=slurm, check=False, capture_output=True)
+        listed = subprocess.run(["squeue", "-h"], env=slurm, capture_output=True, text=True, check=False)
+        if listed.returncode == 0 and not listed.stdout.strip():
+            return
+        assert time.monotonic() < deadline, listed
+        time.sleep(1.0)
+
+
+def test_a_run_in_a_job_of_its_own_says_nothing_of_that_to_its_jobs(slurm: Environment, tmp_path: Path) -> None:
+    """As in an interactive one, with other memory than the jobs are to have; srun refuses two kinds of it."""
+    file, _ = sweep(tmp_path, f"{TINY}[axes]\nseed = [0, 1]\n")
+    inside = {**slurm, "SLURM_JOB_ID": "999", "SLURM_MEM_PER_CPU": "100", "SLURM_NTASKS": "7"}
+    with begun(inside, file, "--slurm", "time=10", "--slurm", "mem_gb=0.5", jobs=1) as run:
+        out, _ = run.communicate(timeout=240)
+    assert run.returncode == 0 and "2 of 2 cells ok" in out, out
+
+
+def test_a_job_that_waits_in_vain_says_why_whatever_the_user_has_squeue_hide(
+    slurm: Environment, tmp_path: Path
+) -> None:
+    file, _ = sweep(tmp_path, f"{TINY}[axes]\nseed = [0, 1]\n")
+    hidden = {**slurm, "SQUEUE_STATES": "RUNNING"}
+    told(slurm, "scontrol", "update", "nodename=one,two", "state=drain", "reason=repair")
+    try:
+        with begun(hidden, file, "--slurm", "time=10", jobs=1) as run:
+            assert run.stdout is not None
+            assert any("jobs: 1 pending (" in line for line in iter(run.stdout.readline, "")), "it ended"
+            run.send_signal(signal.SIGINT)
+            run.communicate(timeout=120)
+    finally:
+        told(slurm, "scontrol", "update", "nodename=one,two", "state=resume")
+    assert run.returncode == 130 and not queue(slurm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import psutil
 import pytest
 from slurm_cluster import TINY, TRAINS
 
-from bench.engines.slurm import FOLDER, Array, run_on_slurm
+from bench.engines.slurm import FOLDER, Array, Part, run_on_slurm
+from bench.engines.slurm_options import OptionError
 from bench.store import Store
 from kernels.system.resources import ResourceError
 
@@ -83,7 +85,9 @@ def test_where_there_is_no_slurm_a_line_says_so(tmp_path: Path, monkeypatch: pyt
         run_on_slurm([], tmp_path / "sweep", 1, {}, lambda: (0, 0))
 
 
-@pytest.mark.parametrize("given", ["partition", "=gpu", "time=", "a b=c"])
+@pytest.mark.parametrize(
+    "given", ["partition", "=gpu", "time=", "a b=c", "time=soon", "time=0", "time=1", "mem_gb=lots", "signal_delay_s=x"]
+)
 def test_an_option_that_is_none_is_refused(given: str, tmp_path: Path) -> None:
     file = tmp_path / "tiny.toml"
     file.write_text(TINY)
@@ -93,19 +97,55 @@ def test_an_option_that_is_none_is_refused(given: str, tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"cluster": "elsewhere"}, "--slurm: cluster=elsewhere is none; accepted: slurm, local"),
+        ({"cluster": "local", "colour": "red"}, "--slurm: Unknown argument 'colour'"),
+    ],
+)
+def test_an_option_that_submitit_does_not_know_is_refused(
+    options: dict[str, str], refused: str, tmp_path: Path
+) -> None:
+    cluster = options.pop("cluster")
+    with pytest.raises(OptionError, match=rf"\A{re.escape(refused)}[^\n]*\Z"):
+        run_on_slurm([], tmp_path / "sweep", 1, options, lambda: (0, 0), cluster)
+
+
+def test_a_folder_that_slurm_would_read_as_a_pattern_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="accepted: a folder without %"):
+        run_on_slurm([], tmp_path / "at 100%a", 2, {}, lambda: (0, 0), "local")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_that_was_told_to_end_leaves_no_result_and_one_that_failed_does(tmp_path: Path) -> None:
+    """SLURM tells a job to end before it queues it again; a result would say that it is over."""
+    with pytest.raises(RuntimeError, match="exit status 2"):
+        Part(["no/such.toml"], str(tmp_path))()
+    plugin = tmp_path / "told.py"
+    plugin.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    with pytest.raises(SystemExit) as told:
+        Part(["smoke", "--plugin", str(plugin)], str(tmp_path))()
+    assert told.value.code == 130
+
+
 class Submitted:
     """What a job of submitit is to an array."""
 
     def __init__(self, folder: Path, job_id: str) -> None:
-        self.job_id, self.paths = job_id, SimpleNamespace(result_pickle=folder / job_id, stdout=folder / "said")
+        self.job_id = job_id
+        self.paths = SimpleNamespace(result_pickle=folder / job_id, stdout=folder / "said", stderr=folder / "errors")
 
 
 def test_a_job_that_the_queue_has_no_longer_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program stands for squeue here; `test_real_slurm.py` asks SLURM's."""
     squeue = tmp_path / "squeue"
-    squeue.write_text('#!/bin/sh\ncat "$0.says"; cat "$0.errs" >&2; exit $(cat "$0.status")\n')
+    squeue.write_text(
+        '#!/bin/sh\n[ -z "$SQUEUE_STATES" ] || exit 0\ncat "$0.says"; cat "$0.errs" >&2; exit $(cat "$0.status")\n'
+    )
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
 
     def say(lines: str, status: int = 0, errs: str = "") -> None:
         for kind, text in (("says", lines), ("status", str(status)), ("errs", errs)):
@@ -113,16 +153,19 @@ def test_a_job_that_the_queue_has_no_longer_has_ended(tmp_path: Path, monkeypatc
 
     first, second = jobs = [Submitted(tmp_path, "7_0"), Submitted(tmp_path, "7_1")]
     array = Array(jobs, "slurm")
-    say("7_0|RUNNING\n7_1|PENDING\n")
-    assert array.at_work() == jobs and [array.state(job) for job in jobs] == ["running", "pending"]
+    say("7_0|RUNNING|None\n7_1|PENDING|(a node, is down)\n")
+    assert array.at_work() == jobs
+    assert [array.state(job) for job in jobs] == ["running", "pending ((a node, is down))"]
     say("", 1, "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
     assert array.at_work() == array.at_work() == jobs, "a queue that does not answer says nothing of a job"
     say("7_0|RUNNING\n")
     assert array.at_work() == jobs, "its result may be late"
     assert array.at_work() == [first] and array.state(second) == "gone"
-    assert array.why_ill(second) == "", "it never began"
+    assert "cancelled, or its node does not see the folder" in array.why_ill(second), "it never began"
     (tmp_path / "said").touch()
-    assert "it was killed, or its node was lost" in array.why_ill(second)
+    (tmp_path / "errors").write_text("slurmstepd: error: *** JOB 7 CANCELLED DUE TO X ***\nsrun: error: exit code 1\n")
+    why = array.why_ill(second)
+    assert why == "it was killed or cancelled, or its node was lost: slurmstepd: error: *** JOB 7 CANCELLED DUE TO X"
     say("", 1, "slurm_load_jobs error: Invalid job id specified")
     first.paths.result_pickle.touch()
     assert array.at_work() == [] and array.state(first) == "done"
