@@ -166,7 +166,7 @@ class PruningSettings(BlockSettings):
     prune_biases: bool = Field(
         False,
         description="mask the biases of rows of which no block is kept, in whichever weight, too: such a unit or gate "
-        "is constant then",
+        "is constant then; batch_norm leaves no biases",
     )
     prune_every: Count = Field(10, description="steps between two mask updates")
     prune_rounds: Count = Field(
