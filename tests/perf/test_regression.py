@@ -139,9 +139,11 @@ def measure(launches: tuple[Launch, Launch], pairs: int) -> tuple[Samples, bool]
     All pairs, and no, where so few were that they say nothing.
     """
     timer, begin = Watched(), time.perf_counter()
+    kept: list[int] = []
     for samples in sampled(*launches, timer):
         spent, taken = time.perf_counter() - begin, len(samples.backend)
-        kept = timer.unhindered(taken)
+        if not timer.pair_waited():
+            kept.append(taken - 1)
         quiet = 2 * len(kept) >= taken
         told = spent >= (BUSY_SECONDS if taken >= FEWEST else 2 * BUSY_SECONDS)
         if (told and not quiet) or spent >= MOST_SECONDS or (len(kept) >= pairs and spent >= LEAST_SECONDS):

@@ -68,8 +68,6 @@ class Watched(WallTimer):
         self.before = now
         return took
 
-    def unhindered(self, pairs: int) -> list[int]:
-        """Numbers of those of the last `pairs` pairs in which nobody waited longer than MOST_WAITED of their time."""
-        first = len(self.took) - 2 * pairs
-        sums = [[sum(each[at : at + 2]) for at in range(first, len(each), 2)] for each in (self.took, self.waited)]
-        return [pair for pair, (took, waited) in enumerate(zip(*sums, strict=True)) if waited <= MOST_WAITED * took]
+    def pair_waited(self) -> bool:
+        """Whether somebody waited longer than MOST_WAITED of the time of the last two samples."""
+        return sum(self.waited[-2:]) > MOST_WAITED * sum(self.took[-2:])
