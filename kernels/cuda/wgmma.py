@@ -243,6 +243,12 @@ def deal_tiles(listed: Listed, tile: WgmmaTile, element: str, block_size: int, n
     return deal(table, (costs[group] for group, _ in order), ctas)
 
 
+def widths(index: BSRIndex, block_size: int, transposed: bool) -> tuple[int, int]:
+    """k and m of out [n, m] = x [n, k] W^T, or, transposed, x W."""
+    k, m = ((each.numel() - 1) * block_size for each in (index.column_indptr, index.indptr))
+    return (m, k) if transposed else (k, m)
+
+
 class Arguments(ctypes.Structure):
     """As struct Arguments in wgmma_gather.h."""
 
@@ -269,16 +275,13 @@ class WgmmaProduct:
         load: Callable[[Variant], Kernel] = device.load,
     ) -> None:
         """At most `ctas` CTAs, one a multiprocessor."""
-        transposed, lines = (
-            op == "dsd_t",
-            [(each.numel() - 1) * block_size for each in (index.column_indptr, index.indptr)],
-        )
+        transposed = op == "dsd_t"
         self.kernel = load(variant(op, element, block_size, tile))
         listed = list_columns(index, block_size, tile.rows, transposed)
         self.dealt = deal_tiles(listed, tile, element, block_size, n, ctas)
         self.tables = self.dealt.work, self.dealt.begins, listed.columns, listed.blocks
         pointers = (each.data_ptr() for each in self.tables)
-        self.arguments = Arguments(None, None, None, *pointers, n, *(lines[::-1] if transposed else lines))
+        self.arguments = Arguments(None, None, None, *pointers, n, *widths(index, block_size, transposed))
         self.grid = (len(self.dealt.loads), 1, 1)
 
     def __call__(self, values: Tensor, x: Tensor, out: Tensor) -> None:

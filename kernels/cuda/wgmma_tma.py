@@ -136,8 +136,7 @@ class TmaProduct:
     ) -> None:
         """At most `ctas` CTAs, one a multiprocessor, but a whole cluster always."""
         transposed = op == "dsd_t"
-        lines = [(each.numel() - 1) * block_size for each in (index.column_indptr, index.indptr)]
-        k, m = lines[::-1] if transposed else lines
+        k, m = wgmma.widths(index, block_size, transposed)
         self.kernel = load(variant(op, element, block_size, tile))
         if block_size >= TALL:
             listed = list_columns(index, block_size, tile.rows, transposed)
