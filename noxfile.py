@@ -182,7 +182,8 @@ def cuda(session: nox.Session) -> None:
 
     For sm_80, 86, 89, 90a, 100a and 120a.
     """
-    run(session, "-m", "pytest", "tests/kernels/cuda/test_compile.py", "-m", "nvrtc or not nvrtc", *session.posargs)
+    files = [f"tests/kernels/cuda/{name}.py" for name in ("test_compile", "test_compile_wgmma")]
+    run(session, "-m", "pytest", *files, "-m", "nvrtc or not nvrtc", *session.posargs)
 
 
 @nox.session

@@ -42,6 +42,7 @@ from bench.commands.options import (
     FolderB,
     GiveWay,
     Jobs,
+    LentMinutes,
     Lstms,
     Minutes,
     MirrorUrl,
@@ -57,6 +58,7 @@ from bench.commands.options import (
     Results,
     ResumeFrom,
     Retry,
+    RetryBefore,
     RetryNoisy,
     Schema,
     Set,
@@ -88,7 +90,7 @@ ENVIRONMENT, INTERRUPTED = 3, 130
 IGNORED = {  # options of run that an engine has no use for
     "local": ("--address", "--jobs", "--slurm"),
     "ray": ("--jobs", "--slurm", "--workers", "--wait-quiet"),
-    "slurm": ("--address", "--shard", "--share", "--retry"),
+    "slurm": ("--address", "--shard", "--share"),
 }
 
 app = typer.Typer(
@@ -225,6 +227,7 @@ def run(
     mirror: MirrorUrl = None,
     jobs: Jobs = 1,
     slurm: Slurm = [],  # noqa: B006 - typer's way to say none
+    retry_before: RetryBefore = "",
     settings: Set = [],  # noqa: B006
     only: Only = [],  # noqa: B006
     plugin: Plugin = [],  # noqa: ARG001, B006
@@ -252,7 +255,7 @@ def run(
             raise ending("--mirror: '' is empty; accepted: a URL", BAD_INPUT)
         given = {
             "--address": address is not None, "--jobs": jobs != 1, "--slurm": bool(slurm), "--shard": shard != (1, 1),
-            "--share": share, "--retry": retry, "--workers": workers is not None, "--wait-quiet": wait_quiet > 0,
+            "--share": share, "--workers": workers is not None, "--wait-quiet": wait_quiet > 0,
         }  # fmt: skip
         for option in (option for option, is_given in given.items() if is_given and option in IGNORED[engine]):
             raise ending(f"{option} has no meaning with --engine {engine}", BAD_INPUT)
@@ -265,12 +268,21 @@ def run(
             words = [str(word) for option, value in more.items() if value is not None for word in (option, value)]
             words += ["--mix-machines"] if mix_machines else []
             try:
-                status = run_jobs_of(sweep, results, jobs, _of_slurm(slurm), words)
+                status = run_jobs_of(sweep, results, jobs, _of_slurm(slurm), words, retry)
             except OptionError as error:
                 raise ending(str(error), BAD_INPUT) from None
         else:
             status = run_sweep(
-                sweep, results, workers, retry, checkpoint_seconds, terms, mix_machines, part, share, mirror
+                sweep,
+                results,
+                workers,
+                retry_before or retry,
+                checkpoint_seconds,
+                terms,
+                mix_machines,
+                part,
+                share,
+                mirror,
             )
     raise typer.Exit(status)
 
@@ -443,7 +455,7 @@ def tune(
 
 
 @app.command()
-def bundle(names: Names, out: BundleOut = HERE / "gpu") -> None:
+def bundle(names: Names, out: BundleOut = HERE / "gpu", minutes: LentMinutes = 30.0) -> None:
     """Make the folder that goes along to a GPU without a network, and print the commands to run there.
 
     OUT gets wheels that the machine may lack, our kernels compiled (where NVRTC is here), and setup.sh. It stands
@@ -453,7 +465,7 @@ def bundle(names: Names, out: BundleOut = HERE / "gpu") -> None:
         from bench.commands.bundle import make
 
         try:
-            found = make(sweeps, out)
+            found = make(sweeps, out, minutes=minutes)
         except ValueError as error:
             raise ending(str(error), ENVIRONMENT) from None
         print("then, on the GPU, each with $OUT an empty folder:")

@@ -20,8 +20,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bench.cells import Cell
+from bench.cells import Cell, TuneCell
+from bench.commands.campaign import tune_cells
 from bench.measuring.machine import ROOT, revision
+from bench.measuring.tuning import LEFT_OUT
 from bench.sweep import Sweep
 from kernels.system.programs import run
 
@@ -34,9 +36,14 @@ PACKAGES = (
     "pebble", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "filelock",
 )  # fmt: skip
 WHEEL_SECONDS = 300.0
+TUNED = 10  # shapes of which every kernel is compiled beforehand: about as many as the time for tuning allows
+MINUTES = 30.0
+FIRST_SECONDS, START_SECONDS = 360.0, 90.0  # of the first command, and of machines that start and end
+LEAST_SECONDS, MOST_SECONDS = 120.0, 540.0  # of a campaign: less is not worth a command, more is not allowed it
+AMPLE_MINUTES = 25.0  # from which on each kernel is timed in the first command, too
 SETUP = """# Sourced by each command, in the root of the checkout: the machine may be a fresh one every time.
 bundle={folder}
-python -m pip install -q --no-index --no-deps --find-links "$bundle/wheels" {packages} || true
+python3 -m pip install -q --no-index --no-deps --find-links "$bundle/wheels" {packages} || true
 export BENCH_COMMIT={commit}
 export XDG_CACHE_HOME="${{TMPDIR:-/tmp}}/bundle-cache-$(id -u)"
 mkdir -p "$XDG_CACHE_HOME" && cp -r "$bundle/cache/." "$XDG_CACHE_HOME" && chmod -R go-rwx "$XDG_CACHE_HOME"
@@ -44,27 +51,37 @@ mkdir -p "$XDG_CACHE_HOME" && cp -r "$bundle/cache/." "$XDG_CACHE_HOME" && chmod
 Say = Callable[[str], None]
 
 
-def commands(folder: str, sweeps: Sequence[str], device: str = "cuda") -> list[str]:
-    """The plan: is it right and what are the best tiles; the numbers that matter; the rest of them.
+def commands(folder: str, sweeps: Sequence[str], device: str = "cuda", minutes: float = MINUTES) -> list[str]:
+    """The plan for that many minutes: is it right and what are the best tiles; the numbers that matter; the others.
 
     Between the first two tuned.json is put beside kernels/cuda/choose.py; what the second brought back goes to
-    <folder>/earlier before the third.
+    <folder>/earlier before the third. Of the first nothing that hangs takes the time of the rest: the tests have a
+    limit from outside, and tuning leaves out kernels by TMA that a look of their own found wrong or hanging.
     """
     names, setup = " ".join(sweeps), f". {folder}/setup.sh"
-    campaign = f"python -m bench campaign {names} --device {device} --out $OUT --timeout 40 --renew"
-    right = "python -m pytest -q tests/kernels/cuda/test_kernel.py tests/kernels/cuda/test_on_gpu.py"
-    look = f"python -m bench.measuring.smoke --device {device}"
-    tune = f"python -m bench tune {sweeps[0]} --device {device} --out $OUT/tuned.json --budget 110"
-    first = f"{setup}; python -m bench doctor > $OUT/doctor.txt; ({look} --quick; {right}; {look}) | tee $OUT/smoke.txt"
-    return [
-        f"{first}; {tune}",
-        f"{setup}; {campaign} --budget 540",
-        f"{setup}; {campaign} --budget 430 --resume-from {folder}/earlier",
+    campaign = f"{setup}; python3 -m bench campaign {names} --device {device} --out $OUT --timeout 40 --renew"
+    tests = "tests/kernels/cuda/test_kernel.py tests/kernels/cuda/test_on_gpu.py -k 'loaded or on_gpu'"
+    right = f"timeout -k 5 150 python3 -m pytest -q -n 8 --timeout 60 --timeout-method thread {tests}"
+    look = f"python3 -m bench.measuring.smoke --device {device}"
+    looks = f"{look} --quick; {right}" + (f"; {look}" if minutes >= AMPLE_MINUTES else "")
+    safe = f"for c in 1 2; do {look} --cluster $c >> $OUT/smoke.txt || without=$without,cluster=$c; done"
+    tune = f"python3 -m bench tune {sweeps[0]} --device {device} --out $OUT/tuned.json --budget 110"
+    found = [
+        f"{setup}; python3 -m bench doctor > $OUT/doctor.txt; ({looks}) | tee $OUT/smoke.txt; without=; {safe}; "
+        f"tail -n 8 $OUT/smoke.txt; {LEFT_OUT}=$without {tune}"
     ]
+    left, more = 60 * minutes - FIRST_SECONDS - START_SECONDS, ""
+    while left >= LEAST_SECONDS:
+        budget = min(left, MOST_SECONDS)
+        found.append(f"{campaign} --budget {budget:.0f}{more}")
+        left, more = left - budget - START_SECONDS, f" --resume-from {folder}/earlier"
+    return found
 
 
-def make(sweeps: Sequence[Sweep], out: Path, say: Say = print) -> list[str]:
+def make(sweeps: Sequence[Sweep], out: Path, say: Say = print, minutes: float = MINUTES) -> list[str]:
     """Make the folder and answer the commands; kernels that it has from an earlier time are not compiled again.
+
+    minutes: for which the machine is lent, all commands together.
 
     ValueError where it would be larger than MOST_BYTES, and where what lies there is no such folder.
     """
@@ -78,7 +95,11 @@ def make(sweeps: Sequence[Sweep], out: Path, say: Say = print) -> list[str]:
     (out / MARK).touch()
     (out / "cache").chmod(stat.S_IRWXU)
     say(wheels(out / "wheels"))
-    say(cubins([cell for sweep in sweeps for cell in sweep.cells], out / "cache"))
+    say(
+        cubins(
+            [cell for sweep in sweeps for cell in sweep.cells], out / "cache", tune_cells(sweeps[:1], "cuda")[:TUNED]
+        )
+    )
     commit, dirty = revision()
     if dirty:
         say("note: the checkout has changes that BENCH_COMMIT does not tell of")
@@ -92,7 +113,7 @@ def make(sweeps: Sequence[Sweep], out: Path, say: Say = print) -> list[str]:
     if size > MOST_BYTES:
         raise ValueError(f"{out} has {size / 2**20:.0f} MiB; accepted: at most {MOST_BYTES / 2**20:.0f}")
     say(f"{out}: {size / 2**20:.1f} MiB")
-    return commands(folder, [sweep.name for sweep in sweeps])
+    return commands(folder, [sweep.name for sweep in sweeps], minutes=minutes)
 
 
 def locked_versions() -> Iterator[str]:
@@ -117,8 +138,11 @@ def wheels(folder: Path) -> str:
     return f"wheels: {found} of {len(PACKAGES)}" + (f", since {failed}" if failed else "")
 
 
-def variants(cells: Iterable[Cell]) -> list[Any]:
-    """Our kernels that these cells and their checks ask for on a GPU of CAPABILITY, by the rule of now, each once."""
+def variants(cells: Iterable[Cell], tuned: Iterable[TuneCell] = ()) -> list[Any]:
+    """Our kernels that these cells and their checks ask for on a GPU of CAPABILITY, by the rule of now, each once.
+
+    tuned: of these, every kernel that there is, which are to be compared.
+    """
     from bench.measuring.checks import COLUMNS_OF_X, product_problem
     from kernels.cuda.choose import Gpu
     from kernels.problem import OPS
@@ -144,7 +168,19 @@ def variants(cells: Iterable[Cell]) -> list[Any]:
         for n in COLUMNS_OF_X if check.op in OPS else ():
             problem = product_problem(check.model_copy(update={"device": "cpu"}), "random", n)
             _products([check.op], problem.mask, problem, n, check.backend, gpu)
+    for cell in tuned:
+        _all_kernels(cell, gpu)
     return list(asked)
+
+
+def _all_kernels(cell: TuneCell, gpu: Any) -> None:
+    from kernels.cuda.choose import Task, element_of, offered, prepare_by
+
+    problem: Any = cell.model_copy(update={"device": "cpu"}).problem()
+    task = Task(cell.op, element_of(problem.torch_dtype, problem.math == "tf32"), cell.block_size, cell.n)
+    index = _index(problem.mask)
+    for choice in offered(task, gpu).values():
+        prepare_by(choice, task, index, problem.mask.shape, gpu)
 
 
 def _products(ops: Sequence[str], mask: Any, problem: Any, n: int, backend: str, gpu: Any) -> None:
@@ -181,7 +217,7 @@ def _layer(cell: Any, problem: Any, gpu: Any) -> None:
         _products(["sdd"] if name == "weight_hh" else OPS, each, problem, cell.batch_size * cell.bptt, "cuda", gpu)
 
 
-def cubins(cells: Iterable[Cell], folder: Path) -> str:
+def cubins(cells: Iterable[Cell], folder: Path, tuned: Iterable[TuneCell] = ()) -> str:
     """Compile them into `folder` as a user's cache; a line that says how many, or why there are none."""
     from kernels.cuda.compile import nvrtc
     from kernels.cuda.device import compile_cubin
@@ -194,7 +230,7 @@ def cubins(cells: Iterable[Cell], folder: Path) -> str:
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(folder.resolve())
     try:
-        found = [compile_cubin(variant, ARCH) for variant in variants(cells)]
+        found = [compile_cubin(variant, ARCH) for variant in variants(cells, tuned)]
     finally:
         os.environ.pop("XDG_CACHE_HOME")
         if before is not None:

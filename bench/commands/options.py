@@ -170,6 +170,8 @@ Results = Annotated[Path, folder("--results", A_SWEEP_EACH)]
 Workers = Annotated[int | None, count("--workers", "training cells side by side; default: as many as fit the cores")]
 Timeout = Annotated[float, seconds("--timeout", "seconds a cell may take, 1 or more", least=1)]
 Retry = Annotated[bool, typer.Option("--retry", help="also run again every stored cell that did not end ok")]
+BEFORE = "as --retry, but only what ended before that moment (ISO 8601, UTC): what each job of SLURM is told"
+RetryBefore = Annotated[str, typer.Option("--retry-before", help=BEFORE, hidden=True)]
 PART = "run a part of the cells, as 2/4: every fourth from the second on; the others elsewhere, or beside it in RESULTS"
 ShardOf = Annotated[Any, typer.Option(parser=shard, metavar="I/N", help=PART)]
 AGAIN = "show it again and again while a run is at work, with the time left, until all is stored"
@@ -203,6 +205,8 @@ WHERE = "cells of which device; cpu runs those of the CPU the same way"
 Device = Annotated[str, one_of("--device", WHERE, "cuda", "cpu")]
 CampaignOut = Annotated[Path, folder("--out", "folder that the tables are written to, and continued from")]
 BundleOut = Annotated[Path, folder("--out", "folder that is made, inside the checkout")]
+LENT = "for which the GPU is lent, all commands together"
+LentMinutes = Annotated[float, number("--minutes", LENT, 10.0, 1440.0, "minutes", "MINUTES")]
 ExpectedOut = Annotated[Path, typer.Option("--out", help="file that is written")]
 EARLIER = "the --out of an earlier campaign"
 ResumeFrom = Annotated[Path | None, folder("--resume-from", f"{EARLIER}, to continue from", existing=EARLIER)]

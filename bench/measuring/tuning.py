@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,6 +21,7 @@ from kernels.problem import GemmProblem, Launch, Variants
 from kernels.registry import BACKENDS
 
 ROUNDS = 15
+LEFT_OUT = "BENCH_TUNE_WITHOUT"  # 'cluster=2,rung=FFMA': variants with one of these are not tried
 MAX_SECONDS = 10.0  # then no further round begins, once FEWEST_ROUNDS are in
 FEWEST_ROUNDS = 5
 
@@ -48,6 +50,13 @@ def _on_threads(backend: str, problem: GemmProblem, threads: int) -> Launch:
     return launch
 
 
+def left_out(variant: str) -> str:
+    """What of $BENCH_TUNE_WITHOUT a variant has, as 'cluster=2'; empty where it has none of it."""
+    asked = [each for each in os.environ.get(LEFT_OUT, "").split(",") if each]
+    has = {f"{name}={value}" for name, value in json.loads(variant).items()} if asked else set()
+    return next((each for each in asked if each in has), "")
+
+
 @initial_modes()
 def tune_cell(cell: TuneCell, tell: Tell) -> list[Row]:
     """A row for each variant: wrong, failed, or ok with its times, one of them chosen."""
@@ -59,6 +68,9 @@ def tune_cell(cell: TuneCell, tell: Tell) -> list[Row]:
     launches: dict[str, Launch] = {}
     rows: dict[str, Row] = {}
     for variant, prepare in candidates(cell.backend, problem).items():
+        if why := left_out(variant):
+            rows[variant] = {"status": "unsupported", "reason": f"{LEFT_OUT} has {why}"}
+            continue
         rows[variant], launch = _checked(problem, prepare)
         if launch is not None:
             launches[variant] = launch

@@ -209,7 +209,6 @@ class LoadedKernel:
             self.handle = ctypes.c_void_p(function.kernel.ptr)
             self.context = ctypes.c_void_p()
             _driver().cuCtxGetCurrent(ctypes.byref(self.context))
-            self.resident = resident(self.handle, variant)
         self.variant, self.device = variant, device
         self.shape = (variant.threads, 1, 1, variant.shared_bytes)
         self.launch: Callable[..., int]
@@ -232,6 +231,14 @@ class LoadedKernel:
         if status:
             raise RuntimeError(f"{self.variant} did not launch on grid {grid}: {error_name(status)}")
         return None
+
+    @functools.cached_property
+    def resident(self) -> int:
+        """As `Kernel.resident`; asked for when it is wanted: a kernel that no launch holds together needs no answer."""
+        import cupy
+
+        with cupy.cuda.Device(self.device):
+            return resident(self.handle, self.variant)
 
     def encode_tiled(self, *given: object) -> int:
         """A tensor map, made by the driver (CUDA 12.0 and newer); its status."""

@@ -30,6 +30,7 @@ static_assert(CLUSTER == 1 || (CLUSTER == 2 && WARPGROUPS % CLUSTER == 0), "two 
 struct BoxRing : StageRing {
     // By all threads of the cluster, before any of its mbarriers is used and before any CTA's memory is given up.
     DEVICE void meet() const {
+        __syncwarp();  // the cluster's barrier wants whole warps, and one thread may have been at work
         if (CLUSTER > 1) cluster_barrier();
         else __syncthreads();
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -19,7 +20,7 @@ from bench.__main__ import app
 from bench.cells import Cell, TuneCell
 from bench.commands import bundle
 from bench.commands.bundle import MOST_FILES, commands, cubins, locked_versions, make, variants, wheels
-from bench.commands.campaign import run_campaign, run_tuner
+from bench.commands.campaign import run_campaign, run_tuner, tune_cells
 from bench.engines.driver import Terms
 from bench.engines.local import Ending
 from bench.measuring import smoke
@@ -41,6 +42,8 @@ def one(tmp_path: Path) -> Path:
 def test_what_a_sweep_asks_of_a_gpu_is_known_without_one(one: Path) -> None:
     found = variants(load(one).cells)
     assert found and len(set(found)) == len(found) and all(each.runs_on(90) for each in found)
+    compared = set(variants([], tune_cells([load(one)], "cuda")))
+    assert len(compared) > 10 and "products_wgmma_tma.cu" in {each.source for each in compared}
     assert {each.source for each in found} >= {"products_wgmma.cu", "dsd.cu"}, (
         "checks of few columns take the first rung"
     )
@@ -52,7 +55,7 @@ def test_kernels_are_found_compiled_where_the_folder_is_the_cache(
 ) -> None:
     """Their names hash sources, architecture and NVRTC's version, and no path."""
     first = variants(load(one).cells)[:1]
-    monkeypatch.setattr(bundle, "variants", lambda _: first)
+    monkeypatch.setattr(bundle, "variants", lambda *_: first)
     folder = tmp_path / "cache"
     folder.mkdir(mode=0o700)
     assert re.fullmatch(r"kernels: 1 compiled for sm_90a by NVRTC [\d.]+", cubins([], folder))
@@ -110,7 +113,7 @@ def test_every_command_is_one_that_the_suite_has(tmp_path: Path, monkeypatch: py
     for name in ("run_campaign", "run_tuner"):
         monkeypatch.setattr(bench.commands.campaign, name, lambda *each: given.append(each) or 0)
     for line in commands(str(tmp_path / "gpu"), ["gemm_gpu", "lstm_gpu"]):
-        for part in re.findall(r"python -m bench (?:campaign|tune)[^;|)]*", line):
+        for part in re.findall(r"python3 -m bench (?:campaign|tune)[^;|)]*", line):
             with pytest.raises(SystemExit) as ended:
                 app(shlex.split(part.replace("$OUT", "out"))[3:])
             assert ended.value.code == 0
@@ -193,6 +196,52 @@ def test_a_look_comes_to_more_tiles_than_a_gpu_has_multiprocessors() -> None:
     whole = list(looks("cuda", quick=False))
     assert len(whole) == 3 + 12 and whole[0].op == "rates"
     assert all((look.side // 256) * (look.side // 128) > 148 for look in whole[1:])
+
+
+def test_the_plan_keeps_to_the_time_that_a_machine_is_lent_for() -> None:
+    for minutes, campaigns in ((10, 1), (15, 1), (30, 2), (60, 5)):
+        first, *rest = commands("gpu", ["gemm_gpu"], minutes=minutes)
+        budgets = [float(found) for line in rest for found in re.findall(r"--budget (\d+)", line)]
+        assert len(budgets) == campaigns and all(60 <= each <= 540 for each in budgets)
+        assert sum(budgets) + 360 + 90 * campaigns <= 60 * minutes, "with the first, and starts"
+        assert ["--resume-from gpu/earlier" in line for line in rest] == [False] + [True] * (campaigns - 1)
+        assert ("smoke --device cuda)" in first) == (minutes >= 30), "each kernel timed"
+
+
+@pytest.mark.parametrize("ill", ["cluster 2", "", "cluster 1", "tests"])
+def test_nothing_that_hangs_in_the_first_command_costs_the_rest(ill: str, tmp_path: Path) -> None:
+    """Run by a shell with stand-ins for its programs; what is ill ends with status 1, the tests by never ending."""
+    programs, out = tmp_path / "programs", tmp_path / "out"
+    for folder in (programs, out, tmp_path / "gpu"):
+        folder.mkdir()
+    (tmp_path / "gpu" / "setup.sh").touch()
+    hangs = 'case "$*" in *"-m pytest"*) sleep 60;; esac' if ill == "tests" else ""
+    python = f'#!/bin/sh\necho "$BENCH_TUNE_WITHOUT|$*" >> {tmp_path}/ran\n{hangs}\n'
+    python += f'case "$*" in *"{ill or "no such word"}"*) exit 1;; esac\n'
+    (programs / "python3").write_text(python)
+    (programs / "python3").chmod(0o755)
+    first = commands("gpu", ["gemm_gpu"], minutes=15)[0].replace("-k 5 150", "-k 1 1")
+    assert "timeout -k 1 1 python3 -m pytest" in first
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "OUT": str(out)}
+    subprocess.run(["bash", "-c", first], cwd=tmp_path, env=environment, check=True, timeout=30, capture_output=True)
+    *_, tuned = (tmp_path / "ran").read_text().splitlines()
+    assert tuned.startswith({"cluster 2": ",cluster=2|", "cluster 1": ",cluster=1|"}.get(ill, "|") + "-m bench tune")
+
+
+def test_kernels_by_tma_that_hang_are_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        asked = Look(*json.loads(command[-1]))
+        assert asked.cluster == 2
+        if asked.block_size == 32:
+            raise subprocess.TimeoutExpired(command, seconds, output=b'{"status": "crashed", "reason": "at tile 7"}\n')
+        said = '{"status": "ok", "count": 4, "error_ratio": 0.25}'
+        return subprocess.CompletedProcess(command, 0, said, "")
+
+    monkeypatch.setattr(smoke, "run", hang)
+    said: list[str] = []
+    assert smoke.clusters("cuda", 2, said.append) == 1
+    assert len(said) == 4 and "block 128: 4 kernels right, at most 0.25 of the error bound" in said[0]
+    assert "block 32: timeout: stopped after 60 s" in said[2] and "at tile 7" in said[2]
 
 
 @pytest.mark.slow

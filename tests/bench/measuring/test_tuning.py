@@ -67,6 +67,15 @@ class Spoiled(DenseLaunch):
         self.result[0, 0] += 1
 
 
+def test_a_variant_that_is_left_out_has_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "physical_cores", lambda: 2)
+    monkeypatch.setenv(tuning.LEFT_OUT, "cluster=2,threads=2")
+    cell = TuneCell(backend="scipy_bsr", m=64, k=64, n=4)
+    first, second = tune_cell(cell, silent)
+    assert first["status"] == "ok" and first["chosen"] and json.loads(first["variant"]) == {"threads": 1}
+    assert second["status"] == "unsupported" and second["reason"] == "BENCH_TUNE_WITHOUT has threads=2"
+
+
 def test_a_wrong_or_broken_variant_has_a_row_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: GemmProblem) -> DenseLaunch:
         raise RuntimeError("too many resources\nrequested")

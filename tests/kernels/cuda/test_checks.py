@@ -11,7 +11,7 @@ import pytest
 from emulated_gpu import emulated_gpu
 
 from bench.cells import CheckCell, GemmCell, LstmCell, TimedCell, TuneCell
-from bench.measuring import checks
+from bench.measuring import checks, smoke
 from bench.measuring.checks import check_cell
 from bench.measuring.tuning import tune_cell
 from bench.timing import time_cell
@@ -80,3 +80,17 @@ def test_a_product_is_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tune_cell(TuneCell(backend="cuda", op="sdd", m=64, k=64, n=20, block_size=16, dtype="bfloat16"), silent)
     assert {(row["status"], row["reason"]) for row in rows} == {("ok", "")} and sum(row["chosen"] for row in rows) == 1
     assert any("wgmma" in row["variant"] for row in rows)
+
+
+@pytest.mark.parametrize("cluster", [1, 2])
+def test_a_look_at_kernels_by_tma_runs_each_and_finds_a_wrong_one(
+    cluster: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = GemmProblem(384, 128, 160, 64, 0.5, dtype="bfloat16")
+    with emulated_gpu(90, 16):
+        found = smoke._all_right(problem, cluster)
+        assert found["status"] == "ok" and found["count"] >= 1 and found["error_ratio"] < 1
+        assert capsys.readouterr().out.count(f'\\"cluster\\": {cluster}') == found["count"]
+        monkeypatch.setattr("kernels.check.check", lambda *_: (3.0, "it is wrong"))
+        found = smoke._all_right(problem, cluster)
+    assert found["status"] == "wrong" and "wgmma tma" in found["kernel"]
