@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -157,13 +158,14 @@ class Plan:
 def make_plan(
     sweep: Sweep,
     results: str | PathLike[str],
-    retry: bool = False,
+    retry: bool | str = False,
     store: Store | None = None,
     shard: Shard = ALL,
 ) -> Plan:
-    """Compare a sweep with what is stored; changes nothing. retry: also run again what did not end ok.
+    """Compare a sweep with what is stored; changes nothing.
 
-    store: the sweep's, which need not read again what it has read.
+    retry: also run again what did not end ok; where it is a moment (ISO 8601, UTC), what did so before that. store: the
+    sweep's, which need not read again what it has read.
 
     SweepError where another file of the same name has cells there: the tables would become this file's.
     """
@@ -172,12 +174,17 @@ def make_plan(
     cells = tuple(shard.part(sweep.cells))
     ours = {cell.cell_id: finished[cell.cell_id] for cell in cells if cell.cell_id in finished}
     require_own(sweep, folder, finished.keys(), "--results")
-    todo = tuple(cell for cell in cells if cell.cell_id not in ours or (retry and ours[cell.cell_id].status != "ok"))
+    todo = tuple(cell for cell in cells if cell.cell_id not in ours or _is_again(ours[cell.cell_id], retry))
     checkpoints = Checkpoints(folder / FOLDER)
     halfway = sum(checkpoints.path(cell.cell_id).is_file() for cell in todo)
     alone = not finished and any((folder / f"{kind}.parquet").is_file() for kind in KINDS)
     other = len(finished.keys() - {cell.cell_id for cell in sweep.cells})
     return Plan(sweep, shard, cells, ours, todo, other, halfway, folder if alone else None)
+
+
+def _is_again(stored: Stored, retry: bool | str) -> bool:
+    """Whether a stored cell is to be run again."""
+    return stored.status != "ok" and (retry if isinstance(retry, bool) else stored.started_at < retry)
 
 
 def training_workers(cells: Sequence[Cell], wanted: int | None) -> int:
@@ -192,7 +199,7 @@ def run_sweep(
     sweep: Sweep,
     results: str | PathLike[str],
     workers: int | None = None,
-    retry: bool = False,
+    retry: bool | str = False,
     checkpoint_seconds: float = SECONDS,
     terms: Terms = Terms(),  # noqa: B008 - it is frozen
     mix_machines: bool = False,
@@ -206,8 +213,10 @@ def run_sweep(
     many as fit. checkpoint_seconds: between two checkpoints of a cell that trains. mix_machines: timings may stand in
     one table with those of another machine. shard: run a part only, beside runs of the other parts if need be. share:
     beside other runs that share the sweep too, on this machine or others with the same folder: each takes the next cell
-    that none is at. mirror_url: where each cell is sent, too. Raises OSError, LockedError or UnusableError where the
-    environment is at fault; every cell finished before that stays stored.
+    that none is at. retry: as `make_plan`'s. mirror_url: where each cell is sent, too.
+
+    Raises OSError, LockedError or UnusableError where the environment is at fault; every cell finished before that
+    stays stored.
     """
     store = Store(Path(results) / sweep.name)
     again = partial(make_plan, sweep, results, store=store, shard=shard)
@@ -231,7 +240,8 @@ def run_sweep(
             mirror.send(*(stored.path for stored in plan.stored.values()))
         check_datasets(plan.todo)
         begin = partial(_Shelf, store, claims=claims, mirror=mirror, mix_machines=mix_machines or alone)
-        ended, elsewhere = _run_all(plan, again, begin, checkpoints, workers, terms)
+        left = partial(again, retry if isinstance(retry, str) else False)
+        ended, elsewhere = _run_all(plan, left, begin, checkpoints, workers, terms)
         if not store.is_shared:
             checkpoints.tidy()
         store.compact(sweep.cells)
@@ -286,15 +296,18 @@ def run_jobs_of(
     jobs: int,
     options: Mapping[str, str],
     given: Sequence[str],
+    retry: bool = False,
 ) -> int:
     """Run a sweep as `jobs` jobs of SLURM that share its folder, and return the exit status as `run_sweep`.
 
     options: of SLURM; cluster=local runs the jobs here. given: more arguments of each job's `python -m bench run`.
-    Raises as `run_sweep`, but for locks.
+    retry: also run again, once, what did not end ok before now. Raises as `run_sweep`, but for locks.
     """
     folder = Path(results).absolute() / sweep.name
     store = Store(folder)
-    plan = make_plan(sweep, results, store=store)
+    before = datetime.now(UTC).isoformat(timespec="milliseconds") if retry else ""
+    again = partial(make_plan, sweep, results, before, store)
+    plan = again()
     for line in plan.lines():
         say(line)
     check_datasets(plan.todo, plan.last_rows())
@@ -302,9 +315,10 @@ def run_jobs_of(
     options = {name: value for name, value in options.items() if name != "cluster"}
     arguments = [str(Path(sweep.named).absolute()) if Path(sweep.named).suffix else sweep.named]
     arguments += [*sweep.altered, "--results", str(folder.parent), *given]
+    arguments += ["--retry-before", before] if retry else []
 
     def done() -> tuple[int, int]:
-        return len(make_plan(sweep, results, store=store).stored), len(sweep.cells)
+        return len(sweep.cells) - len(again().todo), len(sweep.cells)
 
     interrupted = False
     if plan.todo:

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,13 +98,15 @@ def run_on_slurm(
     except Exception as error:
         raise OptionError(f"--slurm: {_line(error).partition(' Known executors')[0]}") from None
     try:
-        with _outside_a_job(), redirect_stderr(io.StringIO()), executor.batch():  # which also raises what it prints
+        with _outside_a_job(), _held(cluster != "local") as told, redirect_stderr(io.StringIO()), executor.batch():
             submitted = [executor.submit(Part(arguments, str(Path.cwd()))) for _ in range(jobs)]
-    except Exception as error:
+    except Exception as error:  # which also says what sbatch printed
         raise ResourceError(f"SLURM takes no job: {_line(error)}") from None
-    say(f"{number(len(submitted), 'job')} submitted; what they say is in {folder / FOLDER}")
     array = Array(submitted, cluster)
     try:
+        if told:
+            raise KeyboardInterrupt
+        say(f"{number(len(submitted), 'job')} submitted; what they say is in {folder / FOLDER}")
         _await(array, done, say)
     except BaseException:
         _end(array, say)
@@ -134,6 +137,34 @@ def _outside_a_job() -> Iterator[None]:
         yield
     finally:
         os.environ.update(own)
+
+
+@contextmanager
+def _held(in_children: bool) -> Iterator[list[int]]:
+    """What would end this run is only noted meanwhile, so that no job is submitted that nobody knows to cancel.
+
+    Yields the signals that came. in_children: what is started is deaf to them, too: Ctrl-C reaches sbatch as well.
+    """
+    told: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        told.append(number)
+
+    ending = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
+    if threading.current_thread() is not threading.main_thread():  # only that one is told of signals
+        ending = set()
+    before = {
+        each: signal.signal(each, note) for each in ending if signal.getsignal(each) not in (signal.SIG_IGN, None)
+    }
+    if in_children:
+        signal.pthread_sigmask(signal.SIG_BLOCK, before)
+    try:
+        yield told
+    finally:
+        if in_children:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, before)  # now comes what waited
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Array:

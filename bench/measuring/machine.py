@@ -162,8 +162,28 @@ def physical_cores() -> int:
 
 
 def processors() -> int:
-    """Logical processors that this process may use, at least 1."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Logical processors that this process may use, at least 1.
+
+    The fewest of its affinity, the quota of its container and, in a job of SLURM, those given to its task: not every
+    SLURM binds a task to them.
+    """
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = [os.environ.get(name, "") for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")]
+    of_job = [int(count) for count in given if count.isdecimal()][:1] if "SLURM_JOB_ID" in os.environ else []
+    return max(1, min([here, *of_job, *_quota()]))
+
+
+def _quota(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """The processors' worth of time that a container may have, rounded up, as `docker run --cpus`; none without one.
+
+    folder: of the control groups, version 2 or 1, as a container sees its own.
+    """
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):  # "max", or a file that is not there
+            quota, period = map(int, " ".join((folder / file).read_text() for file in files).split())
+            if quota > 0 and period > 0:
+                return [-(-quota // period)]
+    return []
 
 
 def blas(build: str) -> str:

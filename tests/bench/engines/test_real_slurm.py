@@ -213,3 +213,147 @@ def test_a_job_that_waits_in_vain_says_why_whatever_the_user_has_squeue_hide(
     finally:
         told(slurm, "scontrol", "update", "nodename=one,two", "state=resume")
     assert run.returncode == 130 and not queue(slurm)
+
+
+def killed(slurm: Environment, file: Path, *more: str) -> None:
+    """A run begun and killed when its jobs run, so that it can say nothing to them."""
+    with begun(slurm, file, "--slurm", "time=10", *more) as run:
+        until(lambda: len(runs_of(file)) == 2, run)
+        run.kill()
+        run.communicate()
+
+
+def test_jobs_of_a_run_that_was_killed_go_on_and_another_run_shares_with_them(
+    slurm: Environment, tmp_path: Path
+) -> None:
+    file, folder = sweep(tmp_path, SHORT.replace("seed = [0, 1]", "seed = [0, 1, 2, 3]"))
+    killed(slurm, file)
+    assert len(queue(slurm)) == 2
+    with begun(slurm, file, "--slurm", "time=10") as run:
+        out, _ = run.communicate(timeout=300)
+    assert run.returncode == 0 and "4 of 4 cells ok" in out and "ended ill" not in out, out
+    once(folder, 4)
+    deadline = time.monotonic() + 60
+    while queue(slurm):
+        assert time.monotonic() < deadline, "jobs of the run that was killed stay when all is stored"
+        time.sleep(0.3)
+
+
+def test_jobs_of_a_run_that_was_killed_do_all_of_it(slurm: Environment, tmp_path: Path) -> None:
+    file, folder = sweep(tmp_path, SHORT.replace("seed = [0, 1]", "seed = [0, 1, 2]"))
+    killed(slurm, file)
+    deadline = time.monotonic() + 240
+    while queue(slurm):
+        assert time.monotonic() < deadline, queue(slurm)
+        time.sleep(0.3)
+    with begun(slurm, file, "--slurm", "time=10") as run:
+        out, _ = run.communicate(timeout=60)
+    assert run.returncode == 0 and "3 of 3 cells ok" in out and "submitted" not in out, out
+    once(folder, 3)
+
+
+def once(folder: Path, cells: int) -> None:
+    """Each cell ended once."""
+    said = "".join(path.read_text() for path in (folder / FOLDER).rglob("*.out"))
+    assert said.count("] ok in ") == cells, said
+    assert len(Store(folder).finished()) == cells
+
+
+def test_two_runs_on_one_folder_share_it(slurm: Environment, tmp_path: Path) -> None:
+    file, folder = sweep(tmp_path, SHORT.replace("seed = [0, 1]", "seed = [0, 1, 2, 3]"))
+    with begun(slurm, file, "--slurm", "time=10") as first, begun(slurm, file, "--slurm", "time=10") as second:
+        said = [run.communicate(timeout=360)[0] for run in (first, second)]
+    assert first.returncode == second.returncode == 0, said
+    assert all("4 of 4 cells ok" in out and "ended ill" not in out for out in said), said
+    once(folder, 4)
+    assert not queue(slurm)
+
+
+def test_what_ran_on_a_node_that_was_lost_goes_on(slurm: Environment, tmp_path: Path) -> None:
+    """Its daemon and all of the job on it die at once; SLURM finds out after 30 seconds, and queues the job again."""
+    file, folder = sweep(tmp_path, SHORT)
+    spool = Path(slurm["SLURM_CONF"]).parent
+    with begun(slurm, file, "--slurm", "time=10", "--checkpoint-seconds", "1") as run:
+        until(lambda: len(runs_of(file)) == 2 and any(folder.glob(".checkpoints/*.pt")), run)
+        daemon = psutil.Process(int((spool / "slurmd-two.pid").read_text()))
+        lost = [each for each in psutil.process_iter(["name"]) if each.info["name"] == "slurmstepd" and on_two(each)]
+        assert lost
+        for process in [daemon, *(child for each in lost for child in each.children(recursive=True)), *lost]:
+            process.kill()
+        try:
+            out, _ = run.communicate(timeout=360)
+        finally:
+            subprocess.run(["slurmd", "-N", "two"], env=slurm, check=True)
+    assert run.returncode == 0 and "2 of 2 cells ok" in out, out
+    assert Store(folder).read("train").num_rows > 2
+    deadline = time.monotonic() + 60
+    while told(slurm, "sinfo", "-h", "-o", "%t %D") != "idle 2":
+        assert time.monotonic() < deadline, told(slurm, "sinfo")
+        time.sleep(0.3)
+
+
+def on_two(process: psutil.Process) -> bool:
+    """Whether it is of the second node: SLURM tells a job's processes theirs."""
+    return any(each.environ().get("SLURMD_NODENAME") == "two" for each in process.children(recursive=True))
+
+
+def test_a_job_with_too_little_memory_is_told_and_a_cell_that_ends_all_is_left(
+    slurm: Environment, tmp_path: Path
+) -> None:
+    """SLURM kills what takes more than was asked for it: each of the jobs, and with it the run's cell, not the run."""
+    file, folder = sweep(tmp_path, f"{TINY}[axes]\nseed = [0, 1, 2]\n".replace("torch_bsr", "glutton"))
+    plugin = tmp_path / "glutton.py"
+    plugin.write_text(GLUTTON)
+    with begun(slurm, file, "--slurm", "time=10", "--slurm", "mem_gb=1", "--plugin", str(plugin)) as run:
+        out, _ = run.communicate(timeout=300)
+    assert run.returncode == 1 and not queue(slurm), out
+    assert re.search(r"^job \d+_\d ended ill: .*memory", out, re.M), out
+    assert "not stored; run again to go on" in out and len(Store(folder).finished()) < 3
+
+
+GLUTTON = """
+import dataclasses, time
+import numpy
+from kernels.backends.torch_bsr import BACKEND as WHOLE
+
+def product(problem):
+    if problem.seed == 1:
+        taken = numpy.ones(3 << 27)
+        time.sleep(20)
+    return WHOLE.product(problem)
+
+BACKEND = dataclasses.replace(WHOLE, name="glutton", product=product)
+"""
+
+
+def test_a_job_uses_the_processors_that_it_was_given(slurm: Environment, tmp_path: Path) -> None:
+    """One of each node here, while nothing binds the job's processes to it."""
+    file, folder = sweep(tmp_path, TINY.replace("threads = 1\n", ""))
+    here = {name: value for name, value in slurm.items() if name != "OMP_NUM_THREADS"}
+    with begun(here, file, "--slurm", "time=10", jobs=1) as run:
+        out, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, out
+    assert [row["threads_used"] for row in Store(folder).read("gemm").to_pylist()] == [1]
+
+
+def test_ctrl_c_while_a_busy_controller_takes_the_jobs_leaves_none(slurm: Environment, tmp_path: Path) -> None:
+    """In a terminal it reaches sbatch, too, which waits for SLURM's answer."""
+    file, _ = sweep(tmp_path, LONG)
+    controller = psutil.Process(int((Path(slurm["SLURM_CONF"]).parent / "slurmctld.pid").read_text()))
+    controller.suspend()
+    try:
+        run = begun(slurm, file, "--slurm", "time=10")
+
+        def submits() -> bool:
+            return any(child.name() == "sbatch" for child in psutil.Process(run.pid).children(recursive=True))
+
+        until(submits, run)
+        time.sleep(1.0)
+        os.killpg(run.pid, signal.SIGINT)
+        time.sleep(1.0)
+        assert run.poll() is None and submits()
+    finally:
+        controller.resume()
+    out, _ = run.communicate(timeout=120)
+    assert run.returncode == 130 and "interrupted: 0 of 2 cells are stored" in out, out
+    assert not queue(slurm) and not runs_of(file)

@@ -72,6 +72,72 @@ def test_ctrl_c_ends_the_jobs_and_what_trains_is_put_aside(tmp_path: Path) -> No
     assert len(list(checkpoints.glob("*.pt"))) == 2
 
 
+SPOILT = """
+import dataclasses
+from pathlib import Path
+from kernels.backends.torch_bsr import BACKEND as WHOLE
+
+def product(problem):
+    if Path({file!r}).exists():
+        raise ValueError("spoilt")
+    return WHOLE.product(problem)
+
+BACKEND = dataclasses.replace(WHOLE, name="spoilt", product=product)
+"""
+
+
+def test_a_retry_runs_again_what_failed_once_whatever_the_number_of_jobs(tmp_path: Path) -> None:
+    file, plugin, spoils = tmp_path / "tiny.toml", tmp_path / "spoilt.py", tmp_path / "spoils"
+    text = TINY.replace('backend = "torch_bsr"\n', "")
+    file.write_text(f'{text}[axes]\nseed = {list(range(4))}\nbackend = ["torch_bsr", "spoilt"]\n')
+    plugin.write_text(SPOILT.format(file=str(spoils)))
+    spoils.touch()
+    folder = tmp_path / "results" / "tiny"
+
+    def run(*more: str) -> tuple[int, str, dict[str, str]]:
+        line = command(file, tmp_path / "results", "--plugin", str(plugin), *more)
+        done = subprocess.run(line, env=environment(), capture_output=True, text=True)
+        rows = Store(folder).read("gemm").to_pylist()
+        return done.returncode, done.stdout + done.stderr, {row["cell_id"]: row["started_at"] for row in rows}
+
+    status, out, begun = run()
+    assert status == 1 and "4 of 8 cells ok; 4 failed: " in out, out
+    status, out, again = run("--retry")
+    assert status == 1 and "4 of 8 cells ok; 4 failed: " in out, out
+    assert sum(begun[cell] != again[cell] for cell in begun) == 4
+    said = "".join(path.read_text() for path in (folder / FOLDER).rglob("*.out"))
+    assert (said.count("] failed in "), said.count("] ok in ")) == (8, 4), "a cell ran twice, or never"
+    spoils.unlink()
+    status, out, _ = run("--retry")
+    assert status == 0 and "8 of 8 cells ok" in out, out
+    status, out, _ = run("--retry")
+    assert status == 0 and "submitted" not in out, out
+
+
+@pytest.mark.parametrize("told", ["os.kill(os.getppid(), 15)", "os.kill(0, 2)"])
+def test_what_ends_a_run_while_it_submits_leaves_no_job(told: str, tmp_path: Path) -> None:
+    """Programs stand for SLURM's here: sbatch takes a second, and the signal comes before it answers.
+
+    Ctrl-C reaches sbatch, too, a program that keeps what is blocked in it, as no shell does.
+    """
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    sbatch = f"#!{sys.executable}\nimport os, time\n{told}\ntime.sleep(1)\nprint('Submitted batch job 77')\n"
+    scancel = f'#!/bin/sh\necho "$@" >> {tmp_path}/cancelled\n'
+    for name, text in (("sbatch", sbatch), ("scancel", scancel), ("srun", "#!/bin/sh\n"), ("squeue", "#!/bin/sh\n")):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    file = tmp_path / "tiny.toml"
+    file.write_text(f"{TINY}[axes]\nseed = [0, 1]\n")
+    line = [sys.executable, "-m", "bench", "run", str(file), "--results", str(tmp_path / "results")]
+    run = subprocess.run(
+        [*line, "--engine", "slurm", "--jobs", "2", "--slurm", "time=5"], capture_output=True, text=True,
+        env={**environment(), "PATH": f"{programs}:{os.environ['PATH']}"}, start_new_session=True,
+    )  # fmt: skip
+    assert run.returncode == 130 and "interrupted: 0 of 2 cells are stored" in run.stdout, run.stdout + run.stderr
+    assert (tmp_path / "cancelled").read_text() == "77_0 77_1\n"
+
+
 def _line(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()

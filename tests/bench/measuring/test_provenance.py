@@ -116,6 +116,39 @@ def test_blas_is_read_from_torchs_build() -> None:
     assert machine.blas("") == "unknown"
 
 
+def test_a_job_has_the_processors_that_slurm_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("bench.measuring.machine._quota", lambda: [6])
+    for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    assert machine.processors() == 6
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "4")
+    assert machine.processors() == 6, "no job"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert machine.processors() == 4
+    for given, found in (("2", 2), ("16", 6), ("0", 1), ("many", 4)):
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", given)
+        assert machine.processors() == found
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({}, []),
+        ({"cpu.max": "max 100000\n"}, []),
+        ({"cpu.max": "150000 100000\n"}, [2]),
+        ({"cpu.max": "nonsense\n"}, []),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, []),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, [1]),
+    ],
+)
+def test_a_container_has_the_processors_of_its_quota(files: dict[str, str], found: list[int], tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert machine._quota(tmp_path) == found
+
+
 def test_there_is_a_core_to_use() -> None:
     assert machine.physical_cores() >= 1
 
