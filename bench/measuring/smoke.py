@@ -126,9 +126,9 @@ def ask(look: Look, limit: float) -> Answer:
     try:
         done = run(command, limit)
     except subprocess.TimeoutExpired as late:
-        at = str((late.stdout or b"").decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or "")
-        said = at.strip().splitlines()[-1:]
-        return {"status": "timeout", "reason": " ".join([f"stopped after {limit:g} s", *said])}
+        so_far = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
+        last = so_far.strip().splitlines()[-1:]
+        return {"status": "timeout", "reason": " ".join([f"stopped after {limit:g} s", *last])}
     said = (done.stdout.strip().splitlines() or [""])[-1]
     try:
         found = json.loads(said)
