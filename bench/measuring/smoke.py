@@ -127,8 +127,8 @@ def ask(look: Look, limit: float) -> Answer:
         done = run(command, limit)
     except subprocess.TimeoutExpired as late:
         so_far = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
-        last = so_far.strip().splitlines()[-1:]
-        return {"status": "timeout", "reason": " ".join([f"stopped after {limit:g} s", *last])}
+        at = so_far.strip().splitlines()[-1:]
+        return {"status": "timeout", "reason": " ".join([f"stopped after {limit:g} s", *at])}
     said = (done.stdout.strip().splitlines() or [""])[-1]
     try:
         found = json.loads(said)
