@@ -73,7 +73,7 @@ def answer(look: Look) -> Answer:
     from kernels.problem import GemmProblem
     from kernels.registry import BACKENDS
 
-    name = "dense" if look.op == "dense" else BACKEND[look.device]
+    name = "dense" if look.op == "dense" else "cuda" if look.cluster else BACKEND[look.device]
     op, size = ("dsd", 16) if look.op == "dense" else (look.op, look.block_size)
     given: dict[str, Any] = {"dtype": DTYPE[look.device], "device": look.device, "op": op}
     m, n = (look.side - less for less in (RAGGED if look.cluster else (0, 0)))
