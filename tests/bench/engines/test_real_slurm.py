@@ -193,7 +193,7 @@ def test_a_run_in_a_job_of_its_own_says_nothing_of_that_to_its_jobs(slurm: Envir
     """As in an interactive one, with other memory than the jobs are to have; srun refuses two kinds of it."""
     file, _ = sweep(tmp_path, f"{TINY}[axes]\nseed = [0, 1]\n")
     inside = {**slurm, "SLURM_JOB_ID": "999", "SLURM_MEM_PER_CPU": "100", "SLURM_NTASKS": "7"}
-    with begun(inside, file, "--slurm", "time=10", "--slurm", "mem_gb=0.5", jobs=1) as run:
+    with begun(inside, file, "--slurm", "time=10", "--slurm", "mem_gb=2", jobs=1) as run:
         out, _ = run.communicate(timeout=240)
     assert run.returncode == 0 and "2 of 2 cells ok" in out, out
 
