@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,6 +109,15 @@ def shard(given: Any) -> tuple[int, int]:
     return int(place), int(of)
 
 
+def moment(given: Any) -> str:
+    """As rows tell theirs; '' of ''."""
+    try:
+        told = str(given) and datetime.fromisoformat(str(given)).astimezone(UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError):
+        raise refusal("--retry-before", given, "is no time", "one as 2026-12-31T23:59:59+00:00") from None
+    return told
+
+
 def one_of(option: str, told: str, *names: str) -> Any:
     def parse(given: Any) -> str:
         if given not in names:
@@ -171,7 +181,7 @@ Workers = Annotated[int | None, count("--workers", "training cells side by side;
 Timeout = Annotated[float, seconds("--timeout", "seconds a cell may take, 1 or more", least=1)]
 Retry = Annotated[bool, typer.Option("--retry", help="also run again every stored cell that did not end ok")]
 BEFORE = "as --retry, but only what ended before that moment (ISO 8601, UTC): what each job of SLURM is told"
-RetryBefore = Annotated[str, typer.Option("--retry-before", help=BEFORE, hidden=True)]
+RetryBefore = Annotated[Any, typer.Option("--retry-before", parser=moment, metavar="TIME", help=BEFORE, hidden=True)]
 PART = "run a part of the cells, as 2/4: every fourth from the second on; the others elsewhere, or beside it in RESULTS"
 ShardOf = Annotated[Any, typer.Option(parser=shard, metavar="I/N", help=PART)]
 AGAIN = "show it again and again while a run is at work, with the time left, until all is stored"

@@ -93,6 +93,7 @@ ELSEWHERE = {  # test_merge.py, test_advise.py, test_altered.py, test_bundle.py 
     *(("advise", f"--{name}") for name in ADVISE),
     *(("plan", "--shard"), ("run", "--shard"), ("run", "--mirror"), ("merge", "--results")),
     *(("run", "--address"), ("run", "--slurm"), ("bundle", "--out"), ("expected", "--out")),
+    *(("run", "--retry-before"), ("bundle", "--minutes")),  # test_slurm.py of tests/bench/engines
 }
 
 

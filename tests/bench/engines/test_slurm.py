@@ -114,6 +114,17 @@ def test_a_retry_runs_again_what_failed_once_whatever_the_number_of_jobs(tmp_pat
     assert status == 0 and "submitted" not in out, out
 
 
+@pytest.mark.parametrize("given", ["soon", "2026-13-01", "1e9", " ", "9999-12-31T23:59:59-23:59"])
+def test_a_time_that_is_none_is_refused(given: str, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(TINY)
+    line = [sys.executable, "-m", "bench", "run", str(file), "--results", str(tmp_path / "results"), "--retry-before"]
+    done = subprocess.run([*line, given], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done
+    assert done.stderr.startswith(f"--retry-before: {given!r} is no time; accepted: "), done.stderr
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.mark.parametrize("told", ["os.kill(os.getppid(), 15)", "os.kill(0, 2)"])
 def test_what_ends_a_run_while_it_submits_leaves_no_job(told: str, tmp_path: Path) -> None:
     """Programs stand for SLURM's here: sbatch takes a second, and the signal comes before it answers.
