@@ -90,7 +90,7 @@ ENVIRONMENT, INTERRUPTED = 3, 130
 IGNORED = {  # options of run that an engine has no use for
     "local": ("--address", "--jobs", "--slurm"),
     "ray": ("--jobs", "--slurm", "--workers", "--wait-quiet"),
-    "slurm": ("--address", "--shard", "--share"),
+    "slurm": ("--address", "--shard", "--share", "--retry-before"),
 }
 
 app = typer.Typer(
@@ -255,7 +255,8 @@ def run(
             raise ending("--mirror: '' is empty; accepted: a URL", BAD_INPUT)
         given = {
             "--address": address is not None, "--jobs": jobs != 1, "--slurm": bool(slurm), "--shard": shard != (1, 1),
-            "--share": share, "--workers": workers is not None, "--wait-quiet": wait_quiet > 0,
+            "--share": share, "--retry-before": bool(retry_before), "--workers": workers is not None,
+            "--wait-quiet": wait_quiet > 0,
         }  # fmt: skip
         for option in (option for option, is_given in given.items() if is_given and option in IGNORED[engine]):
             raise ending(f"{option} has no meaning with --engine {engine}", BAD_INPUT)
@@ -289,14 +290,16 @@ def run(
 
 def _of_slurm(given: list[str]) -> dict[str, str]:
     """The options of SLURM by their names; OptionError, one line, where one is none."""
-    from bench.engines.slurm_options import OptionError, parsed
+    from bench.engines.slurm_options import CLUSTERS, OptionError, parsed
 
     pairs = [text.partition("=") for text in given]
     for name, equals, value in pairs:
         if not (name.isidentifier() and equals and value):
             raise OptionError(f"--slurm: {name}{equals}{value} is no option; accepted: KEY=VALUE")
     found = {name: value for name, _, value in pairs}
-    if not {"time", "timeout_min"} & found.keys() and found.get("cluster") != "local":
+    if (cluster := found.get("cluster", CLUSTERS[0])) not in CLUSTERS:
+        raise OptionError(f"--slurm: cluster={cluster} is none; accepted: {', '.join(CLUSTERS)}")
+    if not {"time", "timeout_min"} & found.keys() and cluster != "local":
         raise OptionError("--slurm: no time limit is said; accepted: time=MINUTES, after which a job goes on anew")
     parsed(found)
     return found

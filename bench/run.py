@@ -182,6 +182,11 @@ def make_plan(
     return Plan(sweep, shard, cells, ours, todo, other, halfway, folder if alone else None)
 
 
+def _now() -> str:
+    """The moment, as rows tell theirs."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def _is_again(stored: Stored, retry: bool | str) -> bool:
     """Whether a stored cell is to be run again."""
     return stored.status != "ok" and (retry if isinstance(retry, bool) else stored.started_at < retry)
@@ -219,6 +224,8 @@ def run_sweep(
     stays stored.
     """
     store = Store(Path(results) / sweep.name)
+    if isinstance(retry, str):  # what this run stores it runs no more, whatever the clocks of others say
+        retry = min(retry, _now())
     again = partial(make_plan, sweep, results, store=store, shard=shard)
     if any(map(_reads_own_text, sweep.cells)):  # before anything is made
         before = again(retry)
@@ -305,7 +312,7 @@ def run_jobs_of(
     """
     folder = Path(results).absolute() / sweep.name
     store = Store(folder)
-    before = datetime.now(UTC).isoformat(timespec="milliseconds") if retry else ""
+    before = _now() if retry else ""
     again = partial(make_plan, sweep, results, before, store)
     plan = again()
     for line in plan.lines():

@@ -74,6 +74,8 @@ def versus(a: Study, b: Study) -> Versus:
     found: dict[str, list[Pair]] = {}
     over: dict[str, str] = {}
     lines: list[str] = []
+    if a.folder.resolve() == b.folder.resolve():
+        lines.append(f"Both are {a.folder}: a folder beside itself.")
     for table in both:
         if table == "train":
             found[table], over[table] = _networks(a, b, lines), ""

@@ -95,11 +95,9 @@ def make(sweeps: Sequence[Sweep], out: Path, say: Say = print, minutes: float = 
     (out / MARK).touch()
     (out / "cache").chmod(stat.S_IRWXU)
     say(wheels(out / "wheels"))
-    say(
-        cubins(
-            [cell for sweep in sweeps for cell in sweep.cells], out / "cache", tune_cells(sweeps[:1], "cuda")[:TUNED]
-        )
-    )
+    say("kernels: planned, then compiled where NVRTC is here; a few minutes, and the next time it goes on")
+    cells, tuned = [cell for sweep in sweeps for cell in sweep.cells], tune_cells(sweeps[:1], "cuda")[:TUNED]
+    say(cubins(cells, out / "cache", tuned))
     commit, dirty = revision()
     if dirty:
         say("note: the checkout has changes that BENCH_COMMIT does not tell of")

@@ -86,8 +86,6 @@ def run_on_slurm(
     said = folder.absolute() / FOLDER
     if "%" in str(said):
         raise OptionError(f"--results: {said.parent}: SLURM takes % for a pattern; accepted: a folder without %")
-    if cluster not in ("slurm", "local"):
-        raise OptionError(f"--slurm: cluster={cluster} is none; accepted: slurm, local")
     asked = parsed(options)
     try:
         executor = submitit.AutoExecutor(folder=str(said / "%j"), cluster=cluster, slurm_max_num_timeout=MOST_LIMITS)

@@ -7,7 +7,9 @@ import shlex
 from collections.abc import Callable, Mapping
 
 OF_ALL = ("timeout_min", "mem_gb", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "stderr_to_stdout")
+CLUSTERS = ("slurm", "local")
 TIMES = ("time", "timeout_min")
+MOST, MOST_GB = 65_535, 1_000_000  # more than any node has, in numbers that SLURM reads
 SIGNAL = "signal_delay_s"
 SIGNAL_SECONDS = 90  # submitit's own
 
@@ -65,6 +67,20 @@ def _value(name: str, text: str) -> Value:
         raise OptionError(f"--slurm: {name}={text} is none; accepted: {accepted}") from None
 
 
+def _memory(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= MOST_GB:
+        raise ValueError
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= MOST:
+        raise ValueError
+    return value
+
+
 def _any(text: str) -> Value:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -77,8 +93,9 @@ def _alone(text: str) -> list[str]:
 
 FORMS: dict[str, tuple[Callable[[str], Value], str]] = {
     **dict.fromkeys(TIMES, (minutes, "minutes, or a time as 12:00:00 or 1-12 (days and hours)")),
-    "mem_gb": (float, "a number of GB"),
-    SIGNAL: (int, "a number of seconds"),
+    "mem_gb": (_memory, f"a number of GB up to {MOST_GB:,}"),
+    **dict.fromkeys(("nodes", "tasks_per_node", "cpus_per_task"), (_count, f"a number from 1 to {MOST:,}")),
+    SIGNAL: (_count, f"a number of seconds from 1 to {MOST:,}"),
     "setup": (_alone, "a line of shell"),
     "teardown": (_alone, "a line of shell"),
     "srun_args": (shlex.split, "words of a shell"),

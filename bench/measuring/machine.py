@@ -169,7 +169,8 @@ def processors() -> int:
     """
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = [os.environ.get(name, "") for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")]
-    of_job = [int(count) for count in given if count.isdecimal()][:1] if "SLURM_JOB_ID" in os.environ else []
+    told = [int(count) for count in given if re.fullmatch(r"[0-9]{1,9}", count)]
+    of_job = told[:1] if "SLURM_JOB_ID" in os.environ else []
     return max(1, min([here, *of_job, *_quota()]))
 
 

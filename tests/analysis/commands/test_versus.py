@@ -50,6 +50,7 @@ def test_the_same_twice_is_undecided() -> None:
     assert {each.verdict for each in found.pairs["lstm"]} == {versus.UNDECIDED}
     assert all(each.ratio.value == 1.0 for each in found.pairs["lstm"])
     assert "In the mean speedup over dense, A's over B's: 1.00×" in " ".join(versus.sentences(found))
+    assert f"Both are {REFERENCE / 'lstm'}: a folder beside itself." in versus.sentences(found)
 
 
 def test_folders_that_differ_in_their_backend_are_paired_by_the_rest() -> None:

@@ -86,7 +86,7 @@ def test_the_folder_has_a_limit_and_its_setup_says_the_commit(
     monkeypatch.setattr(bundle, "revision", lambda: ("b" * 40, False))
     said: list[str] = []
     found = make([load(one)], tmp_path / "gpu", said.append)
-    assert "lies outside the checkout" in said[-2]
+    assert "lies outside the checkout" in said[-2], said
     assert len(found) == 3 and f"BENCH_COMMIT={'b' * 40}" in (tmp_path / "gpu" / "setup.sh").read_text()
     assert subprocess.run(["sh", "-n", tmp_path / "gpu" / "setup.sh"], check=False).returncode == 0
     assert all(subprocess.run(["sh", "-n", "-c", each], check=False).returncode == 0 for each in found)

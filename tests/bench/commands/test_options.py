@@ -258,6 +258,7 @@ def test_a_campaign_from_python_does_not_pass_over_a_missing_folder(tmp_path: Pa
     ("--engine", "ray", "--workers", "2"), ("--engine", "ray", "--jobs", "2"), ("--jobs", "2"), ("--slurm", "time=1"),
     ("--address", "auto"), ("--engine", "slurm", "--slurm", "time=1", "--shard", "1/2"),
     ("--engine", "slurm", "--slurm", "time=1", "--share"), ("--engine", "slurm", "--jobs", "2"),
+    ("--engine", "slurm", "--slurm", "time=1", "--retry-before", "2026-01-01"),
 ])  # fmt: skip
 def test_an_option_that_an_engine_has_no_use_for_is_refused(
     given: tuple[str, ...], begun: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]

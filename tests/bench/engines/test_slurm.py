@@ -163,7 +163,25 @@ def test_where_there_is_no_slurm_a_line_says_so(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "given", ["partition", "=gpu", "time=", "a b=c", "time=soon", "time=0", "time=1", "mem_gb=lots", "signal_delay_s=x"]
+    "given",
+    [
+        "partition",
+        "=gpu",
+        "time=",
+        "a b=c",
+        "time=soon",
+        "time=0",
+        "time=1",
+        "mem_gb=lots",
+        "mem_gb=nan",
+        "mem_gb=-3",
+        "mem_gb=1e99",
+        "signal_delay_s=x",
+        "cpus_per_task=0",
+        "cpus_per_task=abc",
+        "nodes=9e9",
+        "cluster=moon",
+    ],
 )
 def test_an_option_that_is_none_is_refused(given: str, tmp_path: Path) -> None:
     file = tmp_path / "tiny.toml"
@@ -177,7 +195,6 @@ def test_an_option_that_is_none_is_refused(given: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "refused"),
     [
-        ({"cluster": "elsewhere"}, "--slurm: cluster=elsewhere is none; accepted: slurm, local"),
         ({"cluster": "local", "colour": "red"}, "--slurm: Unknown argument 'colour'"),
     ],
 )
@@ -187,6 +204,18 @@ def test_an_option_that_submitit_does_not_know_is_refused(
     cluster = options.pop("cluster")
     with pytest.raises(OptionError, match=rf"\A{re.escape(refused)}[^\n]*\Z"):
         run_on_slurm([], tmp_path / "sweep", 1, options, lambda: (0, 0), cluster)
+
+
+def test_a_retry_of_what_ended_before_a_time_to_come_runs_it_once(tmp_path: Path) -> None:
+    """As where the clock of who asks is ahead: what this run has stored is not before its begin."""
+    file, plugin = tmp_path / "tiny.toml", tmp_path / "spoilt.py"
+    file.write_text(TINY.replace("torch_bsr", "spoilt"))
+    plugin.write_text(SPOILT.format(file=str(plugin)))
+    line = [sys.executable, "-m", "bench", "run", str(file), "--results", str(tmp_path / "results"), "--plugin"]
+    line += [str(plugin), "--share"]
+    for more in ([], ["--retry-before", "2999-01-01"]):
+        done = subprocess.run([*line, *more], env=environment(), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1 and done.stdout.count("] failed in ") == 1, done.stdout + done.stderr
 
 
 def test_a_folder_that_slurm_would_read_as_a_pattern_is_refused(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_a_job_has_the_processors_that_slurm_gave_it(monkeypatch: pytest.MonkeyP
     assert machine.processors() == 6, "no job"
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert machine.processors() == 4
-    for given, found in (("2", 2), ("16", 6), ("0", 1), ("many", 4)):
+    for given, found in (("2", 2), ("16", 6), ("0", 1), ("many", 4), ("9" * 5000, 4), ("٣", 4)):
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", given)
         assert machine.processors() == found
 

@@ -214,11 +214,13 @@ def test_a_kernel_asks_for_all_shared_memory_and_how_many_ctas_fit(monkeypatch: 
     monkeypatch.setattr(cuda_kernel, "error_name", lambda status: f"error {status}")
     for name in ("_cuda_getCurrentRawStream", "_cuda_getDevice"):
         monkeypatch.setattr(torch._C, name, None, raising=False)
-    assert cuda_kernel.LoadedKernel(variant, 0).resident == 3 and asked == [(4711, 96, 50000)]
+    kernel = cuda_kernel.LoadedKernel(variant, 0)
+    assert not asked, "only where a launch is to hold all CTAs together"
+    assert kernel.resident == kernel.resident == 3 and asked == [(4711, 96, 50000)]
     assert function.preferred_shared_memory_carveout == 100
     assert function.max_dynamic_shared_size_bytes == 50000
     with pytest.raises(RuntimeError, match=r"how many CTAs of lstm\.cu:lstm_forward .*: error 1"):
-        cuda_kernel.LoadedKernel(variant, 0)
+        _ = cuda_kernel.LoadedKernel(variant, 0).resident
 
 
 @pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
