@@ -19,6 +19,8 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from bench.cells import number
 from bench.engines.slurm_options import OptionError, parsed
 from kernels.system.resources import ResourceError
@@ -197,7 +199,7 @@ class Array:
     def at_work(self) -> list[Any]:
         """Those that have not ended."""
         if self.is_local:
-            return [job for job in self.jobs if not job.done()]
+            return [job for job in self.jobs if not job.done() or _runs_here(job.job_id)]
         left = [job for job in self.jobs if not job.paths.result_pickle.exists() and job.job_id not in self.gone]
         if left and (states := queued(left[0].job_id.partition("_")[0])) is not None:
             self.states = states
@@ -223,6 +225,15 @@ class Array:
             return "" if job.job_id in self.spared else unseen
         why = job.exception()
         return "" if why is None else " ".join(str(why).split())[-300:]
+
+
+def _runs_here(job: str) -> bool:
+    """Whether a process of a local job lives: submitit counts one that was told to end as done."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("SUBMITIT_LOCAL_JOB_ID") == job and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def _last_error(log: Path) -> str:

@@ -50,7 +50,8 @@ def test_jobs_share_a_sweep_and_the_run_tells_how_it_ended(tmp_path: Path) -> No
     assert again.returncode == 0 and "submitted" not in again.stdout
 
 
-def test_ctrl_c_ends_the_jobs_and_what_trains_is_put_aside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_jobs_and_what_trains_is_put_aside(told: signal.Signals, tmp_path: Path) -> None:
     file, results = tmp_path / "trains.toml", tmp_path / "results"
     file.write_text(TRAINS.format(epochs=2000))
     with subprocess.Popen(
@@ -62,13 +63,11 @@ def test_ctrl_c_ends_the_jobs_and_what_trains_is_put_aside(tmp_path: Path) -> No
         while len(list(checkpoints.glob("*.pt"))) < 2:
             assert time.monotonic() < deadline and run.poll() is None
             time.sleep(0.2)
-        run.send_signal(signal.SIGINT)
+        run.send_signal(told)
         out, _ = run.communicate(timeout=120)
     assert run.returncode == 130 and "interrupted: 0 of 2 cells are stored" in out, out
-    deadline = time.monotonic() + 60
-    while any("trains.toml" in " ".join(_line(process)) for process in psutil.process_iter()):
-        assert time.monotonic() < deadline, "a job outlived the run"
-        time.sleep(0.2)
+    left = [process.info for process in psutil.process_iter(["cmdline"]) if "trains.toml" in " ".join(_line(process))]
+    assert not left, "a job outlived the run"
     assert len(list(checkpoints.glob("*.pt"))) == 2
 
 
