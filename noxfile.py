@@ -178,7 +178,7 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session
 def cuda(session: nox.Session) -> None:
-    """Compile every CUDA kernel, no GPU needed (about 45 minutes): nox -s cuda [-- PYTEST ARGS].
+    """Compile every CUDA kernel, no GPU needed (about an hour): nox -s cuda [-- PYTEST ARGS].
 
     For sm_80, 86, 89, 90a, 100a and 120a.
     """
@@ -197,7 +197,7 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session
 def emulate(session: nox.Session) -> None:
-    """Run the CUDA kernels' whole test grid, no GPU needed (about 45 minutes): nox -s emulate [-- PYTEST ARGS].
+    """Run the CUDA kernels' whole test grid, no GPU needed (two hours of a core): nox -s emulate [-- PYTEST ARGS].
 
     On all cores; 45 minutes are those of one.
     """
