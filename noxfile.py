@@ -199,7 +199,7 @@ def gpu(session: nox.Session) -> None:
 def emulate(session: nox.Session) -> None:
     """Run the CUDA kernels' whole test grid, no GPU needed (two hours of a core): nox -s emulate [-- PYTEST ARGS].
 
-    On all cores; 45 minutes are those of one.
+    On all cores, so about an hour on two.
     """
     run(session, "-m", "pytest", "tests/kernels/cuda", "-m", "emulate or not nvrtc", "-n", "logical", *session.posargs)
 
