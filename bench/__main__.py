@@ -273,32 +273,23 @@ def run(
             except OptionError as error:
                 raise ending(str(error), BAD_INPUT) from None
         else:
+            again = retry_before or retry
             status = run_sweep(
-                sweep,
-                results,
-                workers,
-                retry_before or retry,
-                checkpoint_seconds,
-                terms,
-                mix_machines,
-                part,
-                share,
-                mirror,
+                sweep, results, workers, again, checkpoint_seconds, terms, mix_machines, part, share, mirror
             )
     raise typer.Exit(status)
 
 
 def _of_slurm(given: list[str]) -> dict[str, str]:
     """The options of SLURM by their names; OptionError, one line, where one is none."""
-    from bench.engines.slurm_options import CLUSTERS, OptionError, parsed
+    from bench.engines.slurm_options import OptionError, parsed, require_cluster
 
     pairs = [text.partition("=") for text in given]
     for name, equals, value in pairs:
         if not (name.isidentifier() and equals and value):
             raise OptionError(f"--slurm: {name}{equals}{value} is no option; accepted: KEY=VALUE")
     found = {name: value for name, _, value in pairs}
-    if (cluster := found.get("cluster", CLUSTERS[0])) not in CLUSTERS:
-        raise OptionError(f"--slurm: cluster={cluster} is none; accepted: {', '.join(CLUSTERS)}")
+    require_cluster(cluster := found.get("cluster", "slurm"))
     if not {"time", "timeout_min"} & found.keys() and cluster != "local":
         raise OptionError("--slurm: no time limit is said; accepted: time=MINUTES, after which a job goes on anew")
     parsed(found)

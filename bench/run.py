@@ -20,7 +20,7 @@ from bench.data.datasets import load_data
 from bench.engines.driver import Ended, Job, LeftError, Terms, run_jobs, say
 from bench.engines.estimate import Pace, roof_lines, spoken
 from bench.engines.families import terminable
-from bench.engines.local import run_cells
+from bench.engines.local import moment, run_cells
 from bench.engines.origin import claim, require_own
 from bench.engines.progress import labels
 from bench.engines.slurm import run_on_slurm
@@ -182,11 +182,6 @@ def make_plan(
     return Plan(sweep, shard, cells, ours, todo, other, halfway, folder if alone else None)
 
 
-def _now() -> str:
-    """The moment, as rows tell theirs."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
 def _is_again(stored: Stored, retry: bool | str) -> bool:
     """Whether a stored cell is to be run again."""
     return stored.status != "ok" and (retry if isinstance(retry, bool) else stored.started_at < retry)
@@ -225,7 +220,7 @@ def run_sweep(
     """
     store = Store(Path(results) / sweep.name)
     if isinstance(retry, str):  # what this run stores it runs no more, whatever the clocks of others say
-        retry = min(retry, _now())
+        retry = min(retry, moment(datetime.now(UTC)))
     again = partial(make_plan, sweep, results, store=store, shard=shard)
     if any(map(_reads_own_text, sweep.cells)):  # before anything is made
         before = again(retry)
@@ -312,7 +307,7 @@ def run_jobs_of(
     """
     folder = Path(results).absolute() / sweep.name
     store = Store(folder)
-    before = _now() if retry else ""
+    before = moment(datetime.now(UTC)) if retry else ""
     again = partial(make_plan, sweep, results, before, store)
     plan = again()
     for line in plan.lines():

@@ -109,13 +109,17 @@ def shard(given: Any) -> tuple[int, int]:
     return int(place), int(of)
 
 
-def moment(given: Any) -> str:
+def time_of_day(given: Any) -> str:
     """As rows tell theirs; '' of ''."""
+    if not (told := str(given)):
+        return ""
     try:
-        told = str(given) and datetime.fromisoformat(str(given)).astimezone(UTC).isoformat(timespec="milliseconds")
+        at = datetime.fromisoformat(told).astimezone(UTC)  # which can overflow
     except (ValueError, OverflowError):
         raise refusal("--retry-before", given, "is no time", "one as 2026-12-31T23:59:59+00:00") from None
-    return told
+    from bench.engines.local import moment
+
+    return moment(at)
 
 
 def one_of(option: str, told: str, *names: str) -> Any:
@@ -181,7 +185,7 @@ Workers = Annotated[int | None, count("--workers", "training cells side by side;
 Timeout = Annotated[float, seconds("--timeout", "seconds a cell may take, 1 or more", least=1)]
 Retry = Annotated[bool, typer.Option("--retry", help="also run again every stored cell that did not end ok")]
 BEFORE = "as --retry, but only what ended before that moment (ISO 8601, UTC): what each job of SLURM is told"
-RetryBefore = Annotated[Any, typer.Option("--retry-before", parser=moment, metavar="TIME", help=BEFORE, hidden=True)]
+RetryBefore = Annotated[Any, typer.Option(parser=time_of_day, metavar="TIME", help=BEFORE, hidden=True)]
 PART = "run a part of the cells, as 2/4: every fourth from the second on; the others elsewhere, or beside it in RESULTS"
 ShardOf = Annotated[Any, typer.Option(parser=shard, metavar="I/N", help=PART)]
 AGAIN = "show it again and again while a run is at work, with the time left, until all is stored"

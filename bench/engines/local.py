@@ -44,6 +44,11 @@ TELL_SECONDS = 0.2  # how often at most a worker writes it
 TERMINATION_SECONDS = 60.0  # a worker that trains may take to finish its batch and put the run aside
 
 
+def moment(at: datetime) -> str:
+    """As rows have it: ISO 8601, UTC, in milliseconds, so that the earlier of two is the smaller."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
 @dataclass(frozen=True)
 class Ending:
     """How one cell ended. threads_used is None where torch was not reached; peaks: `bench.measuring.peaks`.
@@ -246,7 +251,7 @@ def failure(cell: Cell, status: str, reason: str, seconds: float) -> Ending:
     """The ending of a cell that gave no rows: one row that says why."""
     started = datetime.now(UTC).timestamp() - seconds
     row = {"status": status, "reason": one_line(reason)}
-    return Ending(cell, [row], datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"), seconds)
+    return Ending(cell, [row], moment(datetime.fromtimestamp(started, UTC)), seconds)
 
 
 def _ending(future: Future[Ending], cell: Cell, seconds: float) -> Ending:
@@ -320,7 +325,7 @@ def _work_on(work: Work, cell: Cell, progress: Path) -> Ending:
                 temporary.replace(progress)
             last = time.monotonic()
 
-    started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    started_at = moment(datetime.now(UTC))
     ours, forgotten = children(), forget()
     try:
         rows = [_in_one_line(row) for row in work(cell, tell)]

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from bench.cells import number
-from bench.engines.slurm_options import OptionError, parsed
+from bench.engines.slurm_options import OptionError, parsed, require_cluster
 from kernels.system.resources import ResourceError
 
 FOLDER = ".slurm"  # in the folder of a sweep: what was submitted, and what each job said
@@ -88,6 +88,7 @@ def run_on_slurm(
     said = folder.absolute() / FOLDER
     if "%" in str(said):
         raise OptionError(f"--results: {said.parent}: SLURM takes % for a pattern; accepted: a folder without %")
+    require_cluster(cluster)
     asked = parsed(options)
     try:
         executor = submitit.AutoExecutor(folder=str(said / "%j"), cluster=cluster, slurm_max_num_timeout=MOST_LIMITS)

@@ -37,6 +37,12 @@ def parsed(options: Mapping[str, str]) -> dict[str, Value]:
     return {name if name in OF_ALL else f"slurm_{name}": value for name, value in found.items()}
 
 
+def require_cluster(cluster: str) -> None:
+    """OptionError where there is none of that name."""
+    if cluster not in CLUSTERS:
+        raise OptionError(f"--slurm: cluster={cluster} is none; accepted: {', '.join(CLUSTERS)}")
+
+
 def minutes(text: str) -> int:
     """A time limit as sbatch takes it, in whole minutes, rounded up: '90', '90:00', '1:30:00', '1-0', '1-6:30'.
 
@@ -68,15 +74,13 @@ def _value(name: str, text: str) -> Value:
 
 
 def _memory(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= MOST_GB:
+    if not 0 < (value := float(text)) <= MOST_GB:
         raise ValueError
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= MOST:
+    if not 1 <= (value := int(text)) <= MOST:
         raise ValueError
     return value
 

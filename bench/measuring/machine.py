@@ -174,6 +174,7 @@ def processors() -> int:
     return max(1, min([here, *of_job, *_quota()]))
 
 
+@cache
 def _quota(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
     """The processors' worth of time that a container may have, rounded up, as `docker run --cpus`; none without one.
 

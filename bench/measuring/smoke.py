@@ -103,7 +103,7 @@ def _all_right(problem: Any, cluster: int) -> Answer:
         tile = json.loads(name)
         if tile.get("cluster") != cluster or tile.get("band"):
             continue
-        print(json.dumps({"status": "crashed", "reason": f"at {name}"}), flush=True)
+        print(f"at {name}", flush=True)
         launch = prepare()
         ratio, wrong = check(launch, problem)
         if wrong:
@@ -135,7 +135,8 @@ def ask(look: Look, limit: float) -> Answer:
         return found if isinstance(found, dict) else {"status": "failed", "reason": said[:200]}
     except ValueError:
         last = ((done.stderr or done.stdout).strip().splitlines() or ["no word"])[-1]
-        return {"status": "crashed", "reason": f"exit status {done.returncode}: {last[:200]}"}
+        place = f" {said[:300]}" if said not in ("", last) else ""
+        return {"status": "crashed", "reason": f"exit status {done.returncode}{place}: {last[:200]}"}
 
 
 def spoken(look: Look, found: Answer, dense_ms: float | None) -> str:
@@ -152,6 +153,10 @@ def spoken(look: Look, found: Answer, dense_ms: float | None) -> str:
     return f"{line}, {found['error_ratio']:.2f} of the error bound, {found['kernel']}"
 
 
+def _is_ill(found: Answer) -> bool:
+    return found["status"] not in ("ok", "unsupported")
+
+
 def smoke(device: str, quick: bool = False, limit: float = LIMIT_SECONDS, say: Callable[[str], None] = print) -> int:
     """Look at everything and say it; the exit status: 1 where a kernel is wrong, hangs or fails."""
     dense_ms, ill = None, 0
@@ -159,7 +164,7 @@ def smoke(device: str, quick: bool = False, limit: float = LIMIT_SECONDS, say: C
         found = ask(look, limit)
         if look == Look("dense", 0, SIDE[device], device):
             dense_ms = found.get("ms")
-        ill += found["status"] not in ("ok", "unsupported")
+        ill += _is_ill(found)
         say(spoken(look, found, dense_ms))
     return int(ill > 0)
 
@@ -170,7 +175,7 @@ def clusters(device: str, cluster: int, say: Callable[[str], None] = print) -> i
     ill = 0
     with ThreadPoolExecutor(len(wanted)) as asking:
         for look, found in zip(wanted, asking.map(lambda each: ask(each, TOGETHER_SECONDS), wanted), strict=True):
-            ill += found["status"] not in ("ok", "unsupported")
+            ill += _is_ill(found)
             say(spoken(look, found, None))
     return int(ill > 0)
 

@@ -233,7 +233,7 @@ def test_kernels_by_tma_that_hang_are_told_by_name(monkeypatch: pytest.MonkeyPat
         asked = Look(*json.loads(command[-1]))
         assert asked.cluster == 2
         if asked.block_size == 32:
-            raise subprocess.TimeoutExpired(command, seconds, output=b'{"status": "crashed", "reason": "at tile 7"}\n')
+            raise subprocess.TimeoutExpired(command, seconds, output=b"at tile 7\n")
         said = '{"status": "ok", "count": 4, "error_ratio": 0.25}'
         return subprocess.CompletedProcess(command, 0, said, "")
 
@@ -242,6 +242,10 @@ def test_kernels_by_tma_that_hang_are_told_by_name(monkeypatch: pytest.MonkeyPat
     assert smoke.clusters("cuda", 2, said.append) == 1
     assert len(said) == 4 and "block 128: 4 kernels right, at most 0.25 of the error bound" in said[0]
     assert "block 32: timeout: stopped after 60 s" in said[2] and "at tile 7" in said[2]
+    monkeypatch.setattr(
+        smoke, "run", lambda one, _: subprocess.CompletedProcess(one, 1, "at tile 7\n", "E\nno launch\n")
+    )
+    assert ask(Look("dsd", 32, 4096, "cuda", 2), 1.0)["reason"] == "exit status 1 at tile 7: no launch"
 
 
 @pytest.mark.slow

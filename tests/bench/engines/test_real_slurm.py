@@ -61,6 +61,13 @@ def until(is_so: Callable[[], object], run: subprocess.Popen[str], seconds: floa
         time.sleep(0.3)
 
 
+def comes(is_so: Callable[[], object], seconds: float, otherwise: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.3)
+
+
 def queue(slurm: Environment) -> list[list[str]]:
     """[job of an array, its state, its node] of those that have not ended."""
     return [line.split("|") for line in told(slurm, "squeue", "-h", "-r", "-o", "%i|%T|%N").splitlines()]
@@ -233,19 +240,13 @@ def test_jobs_of_a_run_that_was_killed_go_on_and_another_run_shares_with_them(
         out, _ = run.communicate(timeout=300)
     assert run.returncode == 0 and "4 of 4 cells ok" in out and "ended ill" not in out, out
     once(folder, 4)
-    deadline = time.monotonic() + 60
-    while queue(slurm):
-        assert time.monotonic() < deadline, "jobs of the run that was killed stay when all is stored"
-        time.sleep(0.3)
+    comes(lambda: not queue(slurm), 60, "jobs of the run that was killed stay when all is stored")
 
 
 def test_jobs_of_a_run_that_was_killed_do_all_of_it(slurm: Environment, tmp_path: Path) -> None:
     file, folder = sweep(tmp_path, SHORT.replace("seed = [0, 1]", "seed = [0, 1, 2]"))
     killed(slurm, file)
-    deadline = time.monotonic() + 240
-    while queue(slurm):
-        assert time.monotonic() < deadline, queue(slurm)
-        time.sleep(0.3)
+    comes(lambda: not queue(slurm), 240, "its jobs do not end")
     with begun(slurm, file, "--slurm", "time=10") as run:
         out, _ = run.communicate(timeout=60)
     assert run.returncode == 0 and "3 of 3 cells ok" in out and "submitted" not in out, out
@@ -286,10 +287,7 @@ def test_what_ran_on_a_node_that_was_lost_goes_on(slurm: Environment, tmp_path: 
             subprocess.run(["slurmd", "-N", "two"], env=slurm, check=True)
     assert run.returncode == 0 and "2 of 2 cells ok" in out, out
     assert Store(folder).read("train").num_rows > 2
-    deadline = time.monotonic() + 60
-    while told(slurm, "sinfo", "-h", "-o", "%t %D") != "idle 2":
-        assert time.monotonic() < deadline, told(slurm, "sinfo")
-        time.sleep(0.3)
+    comes(lambda: told(slurm, "sinfo", "-h", "-o", "%t %D") == "idle 2", 60, "the node does not come back")
 
 
 def on_two(process: psutil.Process) -> bool:
