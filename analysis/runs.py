@@ -23,7 +23,7 @@ MODEL_SETTINGS = (
     "threads", "dataset", "tokens", "min_count", "valid_share", "test_share",
     "train_tokens", "eval_tokens", "model", "embedding_size", "hidden_size", "num_layers",
     "dropout", "batch_norm", "decoder_bias", "decoder", "cutoff", "second_cutoff", "embedding_gradient", "precision",
-    "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip",
+    "compile", "optimizer", "learning_rate", "lr_schedule", "momentum", "weight_decay", "clip",
     "epochs", "batch_size", "bptt", "input_dropout", "hidden_dropout", "output_dropout", "embedding_dropout",
     "weight_drop", "activation_penalty", "temporal_penalty", "nonmonotone", "beta1", "beta1_dip", "beta2",
     "rate_by_length", "bptt_jitter", "bptt_halved", "selection", "test_batch_size",
@@ -261,9 +261,11 @@ def dense_partners(final: pd.DataFrame, values: Sequence[str]) -> pd.DataFrame:
 
 
 def counted_once(final: pd.DataFrame) -> pd.DataFrame:
-    """The runs, without those that were made again on another path: these are replicates of nothing."""
-    same = [name for name in (*MODEL_SETTINGS, *PRUNING_SETTINGS, "seed") if name != "path" and name in final]
-    ordered = final.sort_values("path", key=lambda path: path != "dense", kind="stable")
+    """The runs, without those that were made again on another path or compiled: these are replicates of nothing."""
+    first = {name: usual for name, usual in (("path", "dense"), ("compile", "none")) if name in final}
+    same = [name for name in (*MODEL_SETTINGS, *PRUNING_SETTINGS, "seed") if name not in first and name in final]
+    unusual = sum(((final[name] != usual).astype(int) for name, usual in first.items()), pd.Series(0, final.index))
+    ordered = final.loc[unusual.sort_values(kind="stable").index]
     return ordered[~ordered.duplicated(same)]
 
 

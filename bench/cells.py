@@ -477,7 +477,9 @@ class TrainCell(
     kind: ClassVar[str] = "train"
     work: ClassVar[str] = "bench.train:train_cell"
     trains: ClassVar[bool] = True
-    figures: ClassVar[str] = "val_ppl {val_ppl}, test_ppl {test_ppl}{right}, sparsity {sparsity}, epoch {epoch}"
+    figures: ClassVar[str] = (
+        "val_ppl {val_ppl}, test_ppl {test_ppl}{right}, sparsity {sparsity}, epoch {epoch}{compiled}"
+    )
 
     device: Literal["cpu", "cuda"] = Field(
         "cpu",
@@ -492,6 +494,15 @@ class TrainCell(
             raise ValueError(
                 "embedding_gradient: sparse is for adam and sgd without weight_decay and momentum; "
                 "accepted: dense, or these"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _windows_can_be_recorded(self) -> Self:
+        if self.compile == "reduce-overhead" and self.is_recurrent and (self.bptt_jitter or self.bptt_halved):
+            raise ValueError(
+                "compile: reduce-overhead records a CUDA graph for each length of a window, which bptt_jitter and "
+                "bptt_halved draw at random; accepted: none or default, or both of them 0"
             )
         return self
 

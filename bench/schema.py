@@ -204,6 +204,11 @@ TRAIN = (
            "LSTM layers forward + backward on the batch of a step, interleaved pairs: all on the dense path "
            "(dense_ms) against the path in use (lstm_ms); on a GPU between CUDA events; outside train_seconds; path "
            "other than dense only"),
+    Column("loss_eager_ms", pa.list_(pa.float64()), "measured", "ms",
+           "forward + backward of one step's loss, as it is written, every sample; outside train_seconds; this and "
+           "what follows: setting compile only, once a run, null in older tables"),
+    Column("loss_compiled_ms", pa.list_(pa.float64()), "measured", "ms",
+           "the same by torch.compile, paired by position"),
     Column("reported_epoch", pa.int64(), "result", "",
            "the epoch that setting selection reports, at final sparsity; this and what follows of it: last epoch only"),
     Column("reported_val_ppl", pa.float64(), "result", "", "validation perplexity of that epoch"),

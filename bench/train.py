@@ -32,6 +32,7 @@ from bench.pruning.pruner import Pruner
 from bench.pruning.scales import Scales
 from bench.schema import TRAIN
 from bench.training.checkpoint import Attributes, Checkpoints, GlobalRandom, Keeper, Part
+from bench.training.compiling import Loss, missing_compiler
 from bench.training.examiner import Examiner
 from bench.training.meter import Meter, norm_maps, norms_of, probe_layers, smooth, zero_share
 from bench.training.needs import require_data, require_writable
@@ -77,6 +78,8 @@ def train_cell(
         require_writable(export)
     if cell.canonical().path == "sparse" and (missing := missing_kernel_of(cell)):
         return [{"status": "unsupported", "reason": f"path = sparse: {missing}"}]
+    if cell.compile != "none" and (missing := missing_compiler(cell.device)):
+        return [{"status": "unsupported", "reason": f"compile = {cell.compile}: {missing}"}]
     gpus = [0] if cell.device == "cuda" else []
     with torch.random.fork_rng(devices=gpus), multiplying(cell.device, cell.precision):
         torch.manual_seed(cell.seed)
@@ -112,6 +115,7 @@ class Run:
     pruner: Pruner
     scales: Scales
     paths: Paths
+    loss: Loss
     examiner: Examiner
     listener: Tell
     keeper: Keeper
@@ -152,6 +156,7 @@ class Run:
             pruner=pruner,
             scales=Scales(model, cell, steps),
             paths=paths,
+            loss=Loss(model, cell, paths),
             examiner=Examiner(cell, task, model, optimizer, pruner, paths),
             listener=tell,
             keeper=keeper,
@@ -220,8 +225,11 @@ class Run:
             if self.probe_is_due(epoch):
                 with meter.stopped():
                     meter.probes.append(self.probe(inputs, self.states))
+            if self.loss.is_new(inputs, self.states):
+                with meter.stopped():
+                    self.loss.prepare(inputs, targets, self.states)
             with autocast(cell.device, cell.precision):
-                loss, self.states = model.loss(inputs, targets, self.states)  # type: ignore[operator]
+                loss, self.states = self.loss(inputs, targets, self.states)
             meter.step(self.pruner.sparsity, self.nats(loss, epoch), targets.numel())
             if self.lasso.in_loss:
                 loss = loss + self.lasso.penalty(weights.values())
@@ -230,7 +238,7 @@ class Run:
             if isinstance(model.penalty, Tensor):
                 loss = loss + model.penalty
 
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.pruner.look(self.step + 1)
             if self.pruner.wants_curvature(self.step + 1):
                 with smooth(model, self.paths):
@@ -254,7 +262,7 @@ class Run:
             if not self.deferred or self.step % STEPS_BETWEEN_LOOKS == 0:
                 self.look(epoch)
         self.keeper.windows = 0
-        return {"train_ppl": self.train_ppl(epoch), **meter.columns()}
+        return {"train_ppl": self.train_ppl(epoch), **meter.columns(), **self.loss.columns()}
 
     @property
     def deferred(self) -> bool:

@@ -30,8 +30,11 @@ NEEDED = {
 }
 ALWAYS = ("cell_id", "kind", "status", "schema_version", "device_name")  # a value in every row
 SAMPLES = (("samples_ms", "baseline_samples_ms"),)
-INFERENCE = tuple((f"inference_{name}ms", f"inference_{name}dense_ms") for name in ("", "lstm_", "narrowed_", "equal_"))
-PAIRS = {"gemm": SAMPLES, "lstm": SAMPLES, "train": INFERENCE, "storage": SAMPLES}  # lists of samples side by side
+IN_PAIRS = (
+    ("loss_compiled_ms", "loss_eager_ms"),
+    *((f"inference_{name}ms", f"inference_{name}dense_ms") for name in ("", "lstm_", "narrowed_", "equal_")),
+)
+PAIRS = {"gemm": SAMPLES, "lstm": SAMPLES, "train": IN_PAIRS, "storage": SAMPLES}  # lists of samples side by side
 EVERYWHERE = ("cell_seconds",)  # a number that counts in rows that are not ok too
 
 # What is beyond was not measured, and a ratio of two, or the square of one, would be no number any more.

@@ -8,6 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 from rich.console import Console, Group
@@ -141,6 +142,9 @@ def key_figures(cell: Cell, stored: Stored) -> str:
     right = row.get("test_accuracy")
     words["right"] = "" if right is None else f", {right:.1%} of the test right".replace("%", " %")
     words["faster"] = f", {row['baseline_ms'] / row['time_ms']:.3g}x {row.get('baseline', 'dense')}" if timed else ""
+    eager, compiled = (row.get(f"loss_{name}_ms") or [] for name in ("eager", "compiled"))
+    ratios = [before / after for before, after in zip(eager, compiled, strict=True)]
+    words["compiled"] = f", its loss compiled {median(ratios):.3g}x as fast" if ratios else ""
     words["noisy"] = ", noisy" if row.get("noisy") else ""
     words["kernel"] = row.get("kernel") or "watched"
     return cell.figures.format_map(words)

@@ -171,6 +171,26 @@ def smooth(model: nn.Module, paths: Paths) -> Iterator[None]:
             layer.seconds = before
 
 
+@contextmanager
+def untouched(model: nn.Module, paths: Paths) -> Iterator[None]:
+    """Inside, steps leave no trace but gradients, which are cleared: no random number is drawn, no time is a layer's.
+
+    What batch normalisation has measured is as it was.
+    """
+    seconds = [layer.seconds for layer in paths.layers]
+    measured = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        with torch.random.fork_rng(devices=[0] if paths.device == "cuda" else []):  # of what is dropped
+            yield
+    finally:
+        model.zero_grad()
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(measured[name])
+        for layer, before in zip(paths.layers, seconds, strict=True):
+            layer.seconds = before
+
+
 def probe_layers(model: nn.Module, paths: Paths, inputs: Tensor, states: list[State] | None) -> dict[str, Any]:
     """Forward + backward of the layers on one batch: all on the dense path against the paths in use.
 
@@ -180,7 +200,6 @@ def probe_layers(model: nn.Module, paths: Paths, inputs: Tensor, states: list[St
     entered = model.enter(inputs)  # type: ignore[operator]
     x = entered.detach().requires_grad_(entered.requires_grad)
     grad = torch.randn(*x.shape[:-1], paths.width, generator=torch.Generator().manual_seed(0)).to(x.device)
-    seconds = [layer.seconds for layer in paths.layers]
 
     def train() -> None:
         model.zero_grad()
@@ -192,14 +211,8 @@ def probe_layers(model: nn.Module, paths: Paths, inputs: Tensor, states: list[St
         with all_dense(paths):
             train()
 
-    measured = {name: buffer.clone() for name, buffer in model.named_buffers()}  # by batch normalisation
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):  # of the recurrent weights' dropout
+    with untouched(model, paths):
         dense_ms, lstm_ms = interleaved(train_dense, train, TRAINING_PAIRS, paths.device)
-    model.zero_grad()
-    for name, buffer in model.named_buffers():
-        buffer.copy_(measured[name])
-    for layer, before in zip(paths.layers, seconds, strict=True):
-        layer.seconds = before
     return {"sparse_layers": paths.sparse_layers, "dense_ms": dense_ms, "lstm_ms": lstm_ms}
 
 

@@ -69,11 +69,18 @@ class ArithmeticSettings(Settings):
         "bfloat16 in the forward pass and the gradients of its products, while parameters, optimizer, averages and the "
         "loss's log-softmax stay float32",
     )
+    compile: Literal["none", "default", "reduce-overhead"] = Field(
+        "none",
+        description="mode of torch.compile for all of a training step's loss but the layers: embedding, dropouts, "
+        "decoder; the same random numbers, another rounding. reduce-overhead replays CUDA graphs, too",
+    )
 
     @model_validator(mode="after")
     def _device_can_multiply_so(self) -> Self:
         if self.precision == "tf32" and self.device == "cpu":
             raise ValueError("precision: tf32 is arithmetic of GPUs; accepted: ieee or bfloat16, or device = cuda")
+        if self.compile == "reduce-overhead" and self.device == "cpu":
+            raise ValueError("compile: reduce-overhead is of CUDA graphs; accepted: none or default, or device = cuda")
         return self
 
 

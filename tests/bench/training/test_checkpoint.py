@@ -50,6 +50,13 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
         "embedding_dropout": 0.1, "activation_penalty": 2.0, "temporal_penalty": 1.0, "rate_by_length": True,
         "lr_schedule": "four_phases",
     },
+    "compiled": {
+        "model": "awd_lstm", "learning_rate": 0.01, "weight_drop": 0.3, "hidden_dropout": 0.2,
+        "activation_penalty": 2.0, "compile": "default",
+    },
+    "compiled windows": {
+        "learning_rate": 0.01, "decoder": "adaptive", "cutoff": 50, "second_cutoff": 200, "compile": "default",
+    },
     "mlp": {**DIGITS, "batch_size": 120, "learning_rate": 0.01, "weight_decay": 1e-2, "lr_schedule": "one_cycle"},
     "mlp batch_norm": {
         **DIGITS, "batch_size": 120, "learning_rate": 0.02, "batch_norm": True, "selection": "best", "prune_end": 0.3,
