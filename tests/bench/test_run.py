@@ -351,14 +351,6 @@ def test_estimates_scale_with_work() -> None:
     assert [spoken(seconds) for seconds in (5, 300, 7800)] == ["5 s", "5 min", "2 h 10 min"]
 
 
-def test_what_is_shown_of_a_compiled_run_is_the_median_of_its_pairs() -> None:
-    samples = {"loss_eager_ms": [3.0, 4.0, 9.0], "loss_compiled_ms": [2.0, 2.0, 3.0]}
-    for more, words in ((samples, ", epoch 4, its loss compiled 2x as fast"), ({}, ", epoch 4")):
-        row = {**trained(4, **more)[-1]}
-        shown = key_figures(TrainCell(compile="default"), Stored("", Path(), "ok", "", 1.0, "", "", None, row))
-        assert shown.endswith(words)
-
-
 def test_what_is_shown_of_a_classifier_is_how_many_it_gets_right() -> None:
     settings = TrainCell(model="mlp", dataset="digits")
     for accuracy, words in (

@@ -17,6 +17,7 @@ from rows import timed, trained
 
 from bench.cells import Cell, GemmCell, TrainCell
 from bench.schema import arrow_schema, columns
+from bench.commands.show import key_figures
 from bench.store import LockedError, Store, _read_table, locked
 from bench.storing import parquet as module
 from bench.storing.parquet import DamagedError, checksum_of
@@ -175,6 +176,16 @@ def test_finished_tells_how_a_cell_ended(store: Store) -> None:
     store.put(TrainCell(), TRAIN_ROWS, PROVENANCE)
     assert store.finished()[TrainCell().cell_id].status == "ok"
     assert len(list(store.cells.iterdir())) == 2, "a retried cell replaces its earlier rows"
+
+
+def test_what_is_shown_of_a_stored_compiled_run_is_the_median_of_its_pairs(store: Store) -> None:
+    samples = {"loss_eager_ms": [3.0, 4.0, 9.0], "loss_compiled_ms": [2.0, 2.0, 3.0]}
+    for cell, rows, words in (
+        (TrainCell(compile="default"), trained(**samples), ", epoch 4, its loss compiled 2x as fast"),
+        (TrainCell(), trained(), ", epoch 4"),
+    ):
+        store.put(cell, rows, PROVENANCE)
+        assert key_figures(cell, store.finished()[cell.cell_id]).endswith(words)
 
 
 def test_of_two_shards_of_a_cell_the_later_one_counts(store: Store) -> None:
