@@ -16,8 +16,8 @@ import pytest
 from rows import timed, trained
 
 from bench.cells import Cell, GemmCell, TrainCell
-from bench.schema import arrow_schema, columns
 from bench.commands.show import key_figures
+from bench.schema import arrow_schema, columns
 from bench.store import LockedError, Store, _read_table, locked
 from bench.storing import parquet as module
 from bench.storing.parquet import DamagedError, checksum_of
