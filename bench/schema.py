@@ -206,7 +206,7 @@ TRAIN = (
            "other than dense only"),
     Column("loss_eager_ms", pa.list_(pa.float64()), "measured", "ms",
            "forward + backward of one step's loss, as it is written, every sample; outside train_seconds; this and "
-           "what follows: setting compile only, once a run, null in older tables"),
+           "what follows: setting compile only, timed once a run, null in older tables"),
     Column("loss_compiled_ms", pa.list_(pa.float64()), "measured", "ms",
            "the same by torch.compile, paired by position"),
     Column("reported_epoch", pa.int64(), "result", "",

@@ -86,13 +86,14 @@ def train_cell(
         run = Run.of(cell.canonical(), tell, checkpoints)
         rows = run.rows = run.rows or [run.row(epoch=0)]
         try:
-            for epoch in range(len(rows), cell.epochs + 1):
-                trained = run.train_epoch(epoch)
-                measured = {**trained, **run.examiner.after(epoch, run.step)}
-                rows.append(run.row(epoch=epoch, **measured))
-                if epoch == cell.epochs:
-                    rows[-1] |= run.examiner.at_the_end(measured, export)
-                run.tell(epoch, train_ppl=trained["train_ppl"], val_ppl=measured["val_ppl"])
+            with run.loss:
+                for epoch in range(len(rows), cell.epochs + 1):
+                    trained = run.train_epoch(epoch)
+                    measured = {**trained, **run.examiner.after(epoch, run.step)}
+                    rows.append(run.row(epoch=epoch, **measured))
+                    if epoch == cell.epochs:
+                        rows[-1] |= run.examiner.at_the_end(measured, export)
+                    run.tell(epoch, train_ppl=trained["train_ppl"], val_ppl=measured["val_ppl"])
         except DivergedError as problem:
             return diverged(rows, run.step, str(problem))
         except BaseException as problem:
@@ -201,7 +202,8 @@ class Run:
         cell = self.cell
         dual: dict[str, Part] = {"lasso": Attributes(self.lasso, "multiplier")} if cell.lasso == "dual" else {}
         scales: dict[str, Part] = {"scales": self.scales} if cell.prunes_neurons else {}
-        return parts | dual | scales | ({"rates": self.rates} if self.rates else {})
+        timed: dict[str, Part] = {"loss": Attributes(self.loss, "pairs")} if cell.compile != "none" else {}
+        return parts | dual | scales | timed | ({"rates": self.rates} if self.rates else {})
 
     def choose_paths(self) -> None:
         """Put every layer on the path that its masks ask for; the pruner then knows which gradients need no mask."""

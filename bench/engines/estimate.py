@@ -18,6 +18,7 @@ GPU_TRAINING = {"ieee": 30e12, "tf32": 150e12, "bfloat16": 300e12}  # operations
 GPU_TIME_STEP = 15e-6  # seconds that a time step of one layer takes at least; the backward pass has two of them
 ROOF = {"ieee": 50e12, "tf32": 400e12, "bfloat16": 720e12}  # operations a second that dense products reach on an H100
 ROOF_BYTES = 3e12  # a second that a copy in its memory reaches
+COMPILE_SECONDS = {"none": 0.0, "default": 20.0, "reduce-overhead": 40.0}  # by torch.compile, at a first time
 STEP_SECONDS = 1e-3  # that a step of a small classifier takes at least
 UNTOLD = Sizes(train=90_000, valid=11_000, test=11_000, vocabulary=5_000)  # where a data set does not tell its own
 
@@ -53,7 +54,7 @@ class Pace:
 
 def _likeness(cell: Cell) -> tuple[str, str]:
     """Cells of one likeness are estimated from each other."""
-    return cell.kind, cell.device
+    return cell.kind + (" compiled" if is_training(cell) and cell.compile != "none" else ""), cell.device
 
 
 def rough_seconds(cell: Cell) -> float:
@@ -81,7 +82,7 @@ def _operations(cell: TrainCell, sizes: Sizes | ImageSizes) -> int:
 def _training_seconds(cell: TrainCell, rate: float) -> float:
     sizes = known_sizes(cell.dataset) or UNTOLD
     train, evaluated = _targets(cell, sizes)
-    seconds = CHECK_SECONDS + cell.epochs * _operations(cell, sizes) / rate
+    seconds = CHECK_SECONDS + COMPILE_SECONDS[cell.compile] + cell.epochs * _operations(cell, sizes) / rate
     if isinstance(sizes, ImageSizes):
         seconds += cell.epochs * train / cell.batch_size * STEP_SECONDS
     elif cell.device == "cuda":

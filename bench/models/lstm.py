@@ -14,6 +14,10 @@ from bench.models.decoders import AdaptiveSoftmax, Decoder, frequencies
 from bench.models.layers import LSTMLayer, State
 
 
+class Embedding(nn.Embedding):
+    """torch's, as a class of its own, that `bench.training.compiling` can keep torch.compile out of."""
+
+
 class LSTM(nn.Module):
     """A language model of LSTM layers, with a decoder tied to its embedding or an adaptive softmax.
 
@@ -28,7 +32,7 @@ class LSTM(nn.Module):
     def __init__(self, cell: TrainCell, vocabulary: int) -> None:
         super().__init__()
         tied, sparse = cell.decoder == "tied", cell.embedding_gradient == "sparse"
-        self.embedding = nn.Embedding(vocabulary, cell.embedding_size, sparse=sparse)
+        self.embedding = Embedding(vocabulary, cell.embedding_size, sparse=sparse)
         self.layers = nn.ModuleList(LSTMLayer(into, out) for into, out in pairwise(cell.layer_widths))
         self.decoder_bias = nn.Parameter(torch.zeros(vocabulary)) if tied else None
         self.head = None if tied else AdaptiveSoftmax(cell.layer_widths[-1], vocabulary, cell.cutoffs)

@@ -71,8 +71,9 @@ class ArithmeticSettings(Settings):
     )
     compile: Literal["none", "default", "reduce-overhead"] = Field(
         "none",
-        description="mode of torch.compile for all of a training step's loss but the layers: embedding, dropouts, "
-        "decoder; the same random numbers, another rounding. reduce-overhead replays CUDA graphs, too",
+        description="mode of torch.compile for what lies before and behind a language model's layers in training: "
+        "dropouts, a tied decoder with its loss, activation penalties; the same random numbers, another rounding. "
+        "reduce-overhead replays CUDA graphs, too",
     )
 
     @model_validator(mode="after")

@@ -54,7 +54,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
         "model": "awd_lstm", "learning_rate": 0.01, "weight_drop": 0.3, "hidden_dropout": 0.2,
         "activation_penalty": 2.0, "compile": "default",
     },
-    "compiled windows": {
+    "compiled adaptive": {
         "learning_rate": 0.01, "decoder": "adaptive", "cutoff": 50, "second_cutoff": 200, "compile": "default",
     },
     "mlp": {**DIGITS, "batch_size": 120, "learning_rate": 0.01, "weight_decay": 1e-2, "lr_schedule": "one_cycle"},
