@@ -223,6 +223,9 @@ WORDS = {  # a row of the table of wikitext2_words -> variant and units
     "block lasso + gradual (linear) to 80 %, block 16, on the sparse path": (
         "block lasso + gradual (linear), sparse path", 256,
     ),
+    "block lasso + random pre-pruning of 80 %, block 16, on the sparse path": (
+        "block lasso + random pre-pruning, sparse path", 256,
+    ),
     "dense with as many stored LSTM weights (104 units)": ("dense, hidden_size 104", 104),
 }  # fmt: skip
 
@@ -447,6 +450,14 @@ def words_by(variant: str) -> list[Quoted]:
     return [Quoted(row["test_ppl"].value), *(Quoted(100.0 * (part - 1.0)) for part in row["ppl_ratio"][:3])]
 
 
+def words_lasso(schedule: str) -> list[Quoted]:
+    """Test perplexity by seed of the lasso's runs of one schedule, and what they cost, in per cent."""
+    runs = words().runs
+    runs = runs[(runs["lasso"] != "none") & (runs["schedule"] == schedule)].sort_values("seed")
+    [variant] = set(runs["variant"])
+    return [*map(Quoted, runs["test_ppl"]), *words_by(variant)[1:]]
+
+
 def narrower(sweep: str) -> dict[int, Estimate]:
     """Inference of narrower dense classifiers over that of the large one, by their units."""
     return {int(row["hidden_size"]): row["speedup"] for row in records(sweep_of(sweep).main("train").smaller)}
@@ -535,6 +546,12 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
         *words_against(104),
     ],
     "Block lasso alone, three seeds: {}, {} % [{}, {}], undecided": lambda: words_by("block lasso"),
+    "With the lasso and linear gradual pruning to 80 % three seeds end at {}, {} and {}, +{} % [+{}, +{}]": lambda: (
+        words_lasso("linear")
+    ),
+    "with the lasso and a random cut of 80 % before training one seed at {}, +{} % [+{}, +{}]": lambda: (
+        words_lasso("pre")
+    ),
     "cost more: the pruned ones have {} % [{}, {}] less": lambda: words_against(104),
     "a Kneser–Ney 6-gram of it stands at {}": lambda: [Quoted(words().ladder[-1].test_ppl)],
     "These are {} of the 33 cells of the sweep `wikitext2_words`": lambda: [Quoted(len(words().runs))],
