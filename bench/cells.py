@@ -499,7 +499,7 @@ class TrainCell(
 
     @model_validator(mode="after")
     def _windows_can_be_recorded(self) -> Self:
-        if self.compile == "reduce-overhead" and (self.bptt_jitter or self.bptt_halved):
+        if self.compile == "reduce-overhead" and self.is_recurrent and (self.bptt_jitter or self.bptt_halved):
             raise ValueError(
                 "compile: reduce-overhead records a CUDA graph for each length of a window, which bptt_jitter and "
                 "bptt_halved draw at random; accepted: none or default, or both of them 0"
@@ -527,8 +527,6 @@ class TrainCell(
         """What is of LSTM layers alone, and what blocks of linear ones need."""
         if self.is_recurrent:
             return self
-        if self.compile != "none":
-            raise ValueError("compile: an mlp has little but its layers, which are not compiled; accepted: none")
         if self.batch_norm and self.optimizer in ("asgd", "nt_asgd"):
             raise ValueError(
                 f"optimizer: {self.optimizer} averages weights, not what batch_norm measures; accepted: sgd, adam"
@@ -549,7 +547,7 @@ class TrainCell(
         yield from super().idle()
         if not self.is_recurrent:
             yield from (*WindowSettings.__annotations__, "train_tokens", "eval_tokens", "rate_by_length")
-            yield "test_batch_size"
+            yield from ("test_batch_size", "compile")
 
     @property
     def gates(self) -> int:

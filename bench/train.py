@@ -78,7 +78,7 @@ def train_cell(
         require_writable(export)
     if cell.canonical().path == "sparse" and (missing := missing_kernel_of(cell)):
         return [{"status": "unsupported", "reason": f"path = sparse: {missing}"}]
-    if cell.compile != "none" and (missing := missing_compiler(cell.device)):
+    if cell.canonical().compile != "none" and (missing := missing_compiler(cell.device)):
         return [{"status": "unsupported", "reason": f"compile = {cell.compile}: {missing}"}]
     gpus = [0] if cell.device == "cuda" else []
     with torch.random.fork_rng(devices=gpus), multiplying(cell.device, cell.precision):

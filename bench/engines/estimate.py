@@ -54,7 +54,7 @@ class Pace:
 
 def _likeness(cell: Cell) -> tuple[str, str]:
     """Cells of one likeness are estimated from each other."""
-    return cell.kind + (" compiled" if is_training(cell) and cell.compile != "none" else ""), cell.device
+    return cell.kind + (" compiled" if is_training(cell) and cell.canonical().compile != "none" else ""), cell.device
 
 
 def rough_seconds(cell: Cell) -> float:
@@ -82,7 +82,7 @@ def _operations(cell: TrainCell, sizes: Sizes | ImageSizes) -> int:
 def _training_seconds(cell: TrainCell, rate: float) -> float:
     sizes = known_sizes(cell.dataset) or UNTOLD
     train, evaluated = _targets(cell, sizes)
-    seconds = CHECK_SECONDS + COMPILE_SECONDS[cell.compile] + cell.epochs * _operations(cell, sizes) / rate
+    seconds = CHECK_SECONDS + COMPILE_SECONDS[cell.canonical().compile] + cell.epochs * _operations(cell, sizes) / rate
     if isinstance(sizes, ImageSizes):
         seconds += cell.epochs * train / cell.batch_size * STEP_SECONDS
     elif cell.device == "cuda":

@@ -258,13 +258,19 @@ def test_what_the_machine_lacks_today_is_no_answer(number: int, monkeypatch: pyt
             {"device": "cuda", "bptt_jitter": 5.0},
             "compile: reduce-overhead records a CUDA graph for each length of a window, .* both of them 0",
         ),
-        ({"model": "mlp", "dataset": "digits", "compile": "default"}, "compile: an mlp has little but its layers"),
         ({"device": "cuda", "bptt_halved": 0.05}, "compile: reduce-overhead records a CUDA graph for each length"),
     ],
 )
 def test_cuda_graphs_where_there_can_be_none_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        cell(**{"compile": "reduce-overhead", **settings})
+        cell(compile="reduce-overhead", **settings)
+
+
+def test_a_classifier_is_the_same_cell_for_it_has_little_but_its_layers() -> None:
+    settings = {"model": "mlp", "dataset": "digits", "hidden_size": 32, "block_size": 8}
+    ids = {TrainCell(**settings, compile=mode).cell_id for mode in ("none", "default")}
+    assert ids == {TrainCell(**settings).cell_id}
+    assert train_cell(TrainCell(**settings, compile="default", epochs=1), silent)[-1]["loss_eager_ms"] is None
 
 
 def test_no_old_id_changes() -> None:
