@@ -549,7 +549,7 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
     "With the lasso and linear gradual pruning to 80 % three seeds end at {}, {} and {}, +{} % [+{}, +{}]": lambda: (
         words_lasso("linear")
     ),
-    "with the lasso and a random cut of 80 % before training one seed at {}, +{} % [+{}, +{}]": lambda: (
+    "with the lasso and a random cut of 80 % before training two seeds at {} and {}, +{} % [+{}, +{}]": lambda: (
         words_lasso("pre")
     ),
     "cost more: the pruned ones have {} % [{}, {}] less": lambda: words_against(104),
