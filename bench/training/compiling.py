@@ -1,9 +1,9 @@
 """The training loss by torch.compile (the setting `compile`): what lies before and behind a language model's layers.
 
-Compiled are dropouts, a tied decoder with its loss, and activation penalties. The layers stay as they are: they are a
-library's (cuDNN's or oneDNN's LSTM) or our own kernels already, and they time themselves. So does the embedding, whose
-gradient torch.compile adds up in any order, and most of an adaptive softmax, which has another shape at each step.
-Random numbers are drawn as without it, so a run differs by rounding alone.
+Compiled are dropouts, a tied decoder with its loss, and activation penalties. Left as they are: layers, which are a
+library's (cuDNN's or oneDNN's LSTM) or our own kernels already and time themselves; the embedding, whose gradient
+torch.compile would add up in any order; and most of an adaptive softmax, whose shapes differ at each step. Random
+numbers are drawn as without it, so a run differs by rounding alone.
 
 Which code is made depends on the cell alone, so that a run that was put aside goes on bit-equal: one code a length of
 window, or, where lengths are drawn at random, one for all, made for a window of `bptt` steps.
