@@ -13,7 +13,7 @@ from analysis import findings
 from analysis import runs as variants
 from analysis.awd import published
 from analysis.figures.training import curves_figure, integral_figure
-from analysis.runs import runs, without_path
+from analysis.runs import counted_once, runs, without_path
 from analysis.tables import main_table
 from bench.cells import TrainCell
 
@@ -313,3 +313,16 @@ def test_a_pruning_that_stopped_early_is_not_said_to_have_reached_its_target() -
     rounds = {"schedule": "iterative", "target_sparsity": 0.8, "stop_rise": 0.05}
     part = made.part(frame(run(100.0), run(110.0, rhos=(0.2, 0.5), **rounds)))
     assert "iterative, stopping at +5 % at block 16 (which stopped at 50 %)" in str(findings.findings(part))
+
+
+def test_a_run_made_again_on_another_path_or_compiled_is_counted_once_as_it_is_written() -> None:
+    made_again = pd.DataFrame(
+        {
+            "path": ["sparse", "dense", "dense", "sparse"],
+            "compile": ["none", "default", "none", "none"],
+            "seed": [0, 0, 0, 1],
+        },
+        index=[7, 3, 9, 4],
+    )
+    assert counted_once(made_again).index.tolist() == [9, 4]
+    assert counted_once(made_again.drop(columns="compile")).index.tolist() == [3, 4], "of an older table"
