@@ -1,7 +1,11 @@
 """block_sparse_lstm against torch.nn.LSTM with the masked dense weights: outputs and every gradient."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -122,6 +126,49 @@ def test_repeats_and_threads_change_no_bit(pinned_threads: Threads) -> None:
     assert_equal_within_rounding(results[0], case.expected())
     for other in results[1:]:
         assert all(torch.equal(got, wanted) for got, wanted in zip(other, results[0], strict=True))
+
+
+FEWER = """
+import torch
+from layer import Case
+from kernels.native import library
+torch.set_num_threads(4)
+library.WORK_OF_A_THREAD = 1
+torch.save(Case(8, 6, 3, 4, 30, dtype=torch.float32).computed("native"), {path!r})
+"""
+
+
+@needs_native
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_pool_may_send_fewer_threads_than_were_asked_for(pinned_threads: Threads, tmp_path: Path, limit: int) -> None:
+    """As inside of another parallel region: whoever came computes what the others would have."""
+    path = str(tmp_path / "results")
+    environment = {**os.environ, "OMP_THREAD_LIMIT": str(limit), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, "-c", FEWER.format(path=path)], env=environment, check=True, timeout=120)
+    with pinned_threads(1):
+        expected = Case(8, 6, 3, 4, 30, dtype=torch.float32).computed("native")
+    assert all(torch.equal(got, wanted) for got, wanted in zip(torch.load(path), expected, strict=True))
+
+
+@needs_native
+@settings(max_examples=12, deadline=None)
+@given(
+    size=st.sampled_from([4, 8, 16]),
+    units=st.integers(1, 5),
+    steps=st.sampled_from([1, 7, 60]),
+    batch=st.sampled_from([1, 5, 33, 100]),
+    threads=st.sampled_from([2, 3, 7]),
+)
+def test_threads_that_wait_for_each_other_at_each_step(
+    pinned_threads: Threads, size: int, units: int, steps: int, batch: int, threads: int
+) -> None:
+    """More of them than there are processors, and than there are items: some come late, or find nothing to do."""
+    case = Case(size, units, 2, steps, batch, dtype=torch.float32)
+    with pinned_threads(1):
+        expected = case.computed("native")
+    with pinned_threads(threads):
+        found = case.computed("native")
+    assert all(torch.equal(got, wanted) for got, wanted in zip(found, expected, strict=True))
 
 
 @needs_native

@@ -52,14 +52,13 @@ template <class Layer> Scalar *scratch_of(const Layer &layer, int64_t thread) {
     return layer.scratch + thread * 4 * layer.chunk * span;
 }
 
-// The inputs of the steps from `first` on as columns.
-void place_inputs(const Forward &layer, int64_t first, int64_t steps) {
-    constexpr int64_t strip = 64;
+constexpr int64_t strip = 64;  // inputs that an item places
+
+// The inputs of the steps from `first` on as columns, `strip` of them.
+void place_inputs(const Forward &layer, int64_t item, int64_t first, int64_t steps) {
     const Room room(layer.input, layer.inputs, layer.input_stride);
-    share(layer.pool, divide_up(layer.into, strip), [&](int64_t item, int64_t) {
-        const int64_t left = item * strip;
-        room.fill(layer.x + first * layer.batch * layer.into + left, layer.into, steps * layer.batch, smaller(strip, layer.into - left), left, 0);
-    });
+    const int64_t left = item * strip;
+    room.fill(layer.x + first * layer.batch * layer.into + left, layer.into, steps * layer.batch, smaller(strip, layer.into - left), left, 0);
 }
 
 // The weighted inputs of the steps from `first` on, where the gates of those steps will be.
@@ -227,38 +226,44 @@ EXPORT void lstm_forward(const Forward *given) {
     const Forward &layer = *given;
     const int64_t grid = layer.hidden / layer.recurrent.block_size;
     const Split split(layer.recurrent, grid, layer.batch, layer.chunk);
-    Ranges steps = split.ranges(layer.pool, layer.recurrent.indptr, 4);
-    Ranges inputs = split.ranges(layer.pool, layer.projected ? layer.recurrent.indptr : layer.input.indptr, 4);
+    const Ranges steps = split.ranges(layer.pool, layer.recurrent.indptr, 4);
+    const Ranges inputs = split.ranges(layer.pool, layer.projected ? layer.recurrent.indptr : layer.input.indptr, 4);
+    const Ranges strips(layer.pool.threads, divide_up(layer.into, strip));
     state_of(layer, 0).fill(layer.h0, layer.hidden, layer.batch, layer.hidden, 0, 0);
-    for (int64_t step = 0; step < layer.steps; ++step) {
-        if (!layer.projected && step % layer.together == 0) {
-            const int64_t count = smaller(layer.together, layer.steps - step);
-            if (layer.inputs) place_inputs(layer, step, count);
-            share(layer.pool, inputs, [&](int64_t item, int64_t) { weight_inputs(layer, split.part(item), grid, step, count); });
+    team(layer.pool, [&](Worker worker) {
+        for (int64_t step = 0; step < layer.steps; ++step) {
+            if (!layer.projected && step % layer.together == 0) {
+                const int64_t count = smaller(layer.together, layer.steps - step);
+                if (layer.inputs) worker.share(strips, [&](int64_t item, int64_t) { place_inputs(layer, item, step, count); });
+                worker.share(inputs, [&](int64_t item, int64_t) { weight_inputs(layer, split.part(item), grid, step, count); });
+            }
+            worker.share(steps, [&](int64_t item, int64_t thread) {
+                forward_item(layer, split.part(item), step, grid, scratch_of(layer, thread));
+            });
         }
-        share(layer.pool, steps, [&](int64_t item, int64_t thread) {
-            forward_item(layer, split.part(item), step, grid, scratch_of(layer, thread));
-        });
-    }
+    });
 }
 
 EXPORT void lstm_backward(const Backward *given) {
     const Backward &layer = *given;
     const Split split(layer.recurrent, layer.hidden / layer.recurrent.block_size, layer.batch, layer.chunk);
-    Ranges steps = split.ranges(layer.pool, layer.recurrent.indptr, 1);
-    for (int64_t step = layer.steps - 1; step >= 0; --step) {
-        share(layer.pool, steps, [&](int64_t item, int64_t thread) {
-            backward_item(layer, split, split.part(item), step, scratch_of(layer, thread));
+    const Matrix &into = layer.grad_x ? layer.input : layer.recurrent;
+    const Split across(into, (layer.grad_x ? layer.into : layer.hidden) / into.block_size, layer.batch, layer.chunk);
+    const Ranges steps = split.ranges(layer.pool, layer.recurrent.indptr, 1);
+    const Ranges inputs = across.ranges(layer.pool, into.indptr, 1);
+    team(layer.pool, [&](Worker worker) {
+        for (int64_t step = layer.steps - 1; step >= 0; --step) {
+            worker.share(steps, [&](int64_t item, int64_t thread) {
+                backward_item(layer, split, split.part(item), step, scratch_of(layer, thread));
+            });
+            if (!layer.grad_x || step % layer.together) continue;
+            const int64_t count = smaller(layer.together, layer.steps - step);
+            worker.share(inputs, [&](int64_t item, int64_t) { weight_gradients(layer, across.part(item), step, count); });
+        }
+        worker.share(steps, [&](int64_t item, int64_t) {
+            const Part part = split.part(item);
+            Scalar *to = layer.grad_h0 + part.column * layer.hidden + part.row;
+            multiply_part(layer.recurrent, 0, part, columns_of(layer, 0).columns(part.column, part.columns), to, layer.hidden);
         });
-        if (!layer.grad_x || step % layer.together) continue;
-        const Split across(layer.input, layer.into / layer.input.block_size, layer.batch, layer.chunk);
-        Ranges inputs = across.ranges(layer.pool, layer.input.indptr, 1);
-        const int64_t count = smaller(layer.together, layer.steps - step);
-        share(layer.pool, inputs, [&](int64_t item, int64_t) { weight_gradients(layer, across.part(item), step, count); });
-    }
-    share(layer.pool, steps, [&](int64_t item, int64_t) {
-        const Part part = split.part(item);
-        Scalar *to = layer.grad_h0 + part.column * layer.hidden + part.row;
-        multiply_part(layer.recurrent, 0, part, columns_of(layer, 0).columns(part.column, part.columns), to, layer.hidden);
     });
 }

@@ -1,8 +1,12 @@
 // Work items shared among the threads of torch's own OpenMP pool, whose entry points the caller hands over.
 //
 // Each thread owns a contiguous range of items of about equal cost and then helps with the others'. What an item writes
-// does not depend on the thread that runs it, so results do not either.
+// does not depend on the thread that runs it, so results do not either. Threads that meet again and again, as at each
+// time step of a layer, are a team: called once, they wait for the items and not for each other, so that one that the
+// pool did not send, or that the system has stopped, holds nobody up longer than its own item does.
 #pragma once
+#include <sched.h>
+
 #include "vectors.h"
 
 struct Pool {  // mirrored in Python, field by field
@@ -17,7 +21,6 @@ constexpr int most_threads = 128;
 
 struct Ranges {
     int64_t starts[most_threads + 1];  // thread t owns the items starts[t] .. starts[t + 1]
-    int64_t next[most_threads * 8];    // the next item of each range, a cache line apart
 
     Ranges(int64_t threads, int64_t items) {
         for (int64_t t = 0; t <= threads; ++t) starts[t] = items * t / threads;
@@ -37,38 +40,92 @@ struct Ranges {
     }
 };
 
-template <class Body> struct Job {
-    const Pool &pool;
-    Ranges &ranges;
-    const Body &body;
+constexpr int64_t patience = 4096;  // pauses, some 50 us: longer than an item, shorter than what the system takes to come back
 
-    static void work(void *argument) {
-        const Job &job = *static_cast<const Job *>(argument);
-        const int64_t threads = job.pool.threads, self = threads > 1 ? job.pool.thread_number() : 0;
-        for (int64_t step = 0; step < threads; ++step) {
-            const int64_t owner = (self + step) % threads;
-            for (;;) {
-                const int64_t item = __atomic_fetch_add(job.ranges.next + owner * 8, 1, __ATOMIC_RELAXED);
-                if (item >= job.ranges.starts[owner + 1]) break;
-                job.body(item, self);
-            }
+inline void wait_a_little(int64_t waited) {
+    if (waited >= patience) sched_yield();
+#if defined(__x86_64__) || defined(__i386__)
+    else __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    else __asm__ volatile("yield");
+#endif
+}
+
+// What the threads of a team have in common: which items are taken, and how many have ended.
+struct Board {
+    struct alignas(64) Counter { uint64_t value; };  // the phase in its upper half, the next item of a range in its lower one
+
+    const int64_t threads;
+    alignas(64) int64_t ended = 0;  // items of all phases
+    Counter next[most_threads];
+
+    explicit Board(int64_t count) : threads(count) {
+        for (int64_t t = 0; t < threads; ++t) next[t].value = 0;
+    }
+};
+
+// One thread of a team. All go through the same phases, one after the other, and share the items of each.
+struct Worker {
+    Board &board;
+    const int64_t self;
+    uint64_t phase = 0;
+    int64_t due = 0;  // items of all phases so far
+
+    // Run body(item, thread) for the items of the next phase that nobody else takes, and return when all of it has ended.
+    template <class Body> void share(const Ranges &ranges, const Body &body) {
+        ++phase;
+        int64_t done = 0;
+        for (int64_t step = 0; step < board.threads; ++step) {
+            const int64_t owner = (self + step) % board.threads;
+            for (int64_t item; (item = take(ranges, owner)) >= 0; ++done) body(item, self);
+        }
+        due += ranges.starts[board.threads];
+        if (done) __atomic_fetch_add(&board.ended, done, __ATOMIC_RELEASE);
+        for (int64_t waited = 0; __atomic_load_n(&board.ended, __ATOMIC_ACQUIRE) < due; ++waited) wait_a_little(waited);
+    }
+
+private:
+    // An item of `owner` that nobody has taken, -1 where there is none: then all are, or the phase is over.
+    int64_t take(const Ranges &ranges, int64_t owner) {
+        uint64_t &next = board.next[owner].value, seen = __atomic_load_n(&next, __ATOMIC_RELAXED);
+        for (;;) {
+            const uint64_t at = seen >> 32;
+            const int64_t item = at == phase ? static_cast<int64_t>(seen & UINT32_MAX) : ranges.starts[owner];
+            if (at > phase || item >= ranges.starts[owner + 1]) return -1;
+            const uint64_t taken = phase << 32 | static_cast<uint64_t>(item + 1);
+            if (__atomic_compare_exchange_n(&next, &seen, taken, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return item;
         }
     }
 };
 
-// Run body(item, thread) for every item, and return when all have ended.
-template <class Body> void share(const Pool &pool, Ranges &ranges, const Body &body) {
-    for (int64_t t = 0; t < pool.threads; ++t) ranges.next[t * 8] = ranges.starts[t];
-    Job<Body> job{pool, ranges, body};
+template <class Body> struct Job {
+    const Pool &pool;
+    Board &board;
+    const Body &body;
+
+    static void work(void *argument) {
+        const Job &job = *static_cast<const Job *>(argument);
+        job.body(Worker{job.board, job.pool.threads > 1 ? job.pool.thread_number() : 0});
+    }
+};
+
+// Run body(worker) in a team of as many threads as the pool sends, and return when all have ended.
+template <class Body> void team(const Pool &pool, const Body &body) {
+    Board board(pool.threads);
+    Job<Body> job{pool, board, body};
     if (pool.threads > 1)
         pool.parallel(Job<Body>::work, &job, static_cast<unsigned>(pool.threads), 0);
     else
         Job<Body>::work(&job);
 }
 
+// Run body(item, thread) for every item, and return when all have ended.
+template <class Body> void share(const Pool &pool, const Ranges &ranges, const Body &body) {
+    team(pool, [&](Worker worker) { worker.share(ranges, body); });
+}
+
 template <class Body> void share(const Pool &pool, int64_t items, const Body &body) {
-    Ranges ranges(pool.threads, items);
-    share(pool, ranges, body);
+    share(pool, Ranges(pool.threads, items), body);
 }
 
 }  // namespace

@@ -71,6 +71,32 @@ def test_narrower_vectors(build: str) -> None:
     assert_edges_pass(build, "not fuzz and not such_a_cpu")
 
 
+def run_teams(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """teams.cpp with ThreadSanitizer and those flags; skips where none builds or runs it."""
+    for command in candidates():
+        options = ("-std=c++17", "-O1", "-g", "-pthread", "-fsanitize=thread", "-DELEMENT=float", f"-I{FOLDER}", *flags)
+        build = [*command, *options, str(HERE / "teams.cpp"), "-o", str(folder / "teams")]
+        if subprocess.run(build, capture_output=True, check=False).returncode == 0:
+            done = subprocess.run([str(folder / "teams")], capture_output=True, text=True, check=False)
+            if "unexpected memory mapping" in done.stderr:
+                pytest.skip("ThreadSanitizer does not start here: its memory is taken")
+            return done
+    pytest.skip("no C++ compiler with ThreadSanitizer found; install g++ or clang++")
+
+
+def test_a_team_races_for_nothing(tmp_path: Path) -> None:
+    done = run_teams(tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    sums = done.stdout.split()
+    assert len(sums) == 20 and len(set(sums)) == 1
+
+
+def test_a_race_of_a_team_would_be_seen(tmp_path: Path) -> None:
+    """What ends an item is planted without its order."""
+    done = run_teams(tmp_path, "-U__ATOMIC_RELEASE", "-D__ATOMIC_RELEASE=__ATOMIC_RELAXED")
+    assert done.returncode != 0 and "data race" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="the ziglang wheel is not installed")
 @pytest.mark.parametrize("source", sorted(path.name for path in FOLDER.glob("*.cpp")))
