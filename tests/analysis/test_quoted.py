@@ -216,18 +216,14 @@ def test_the_table_of_perplexities() -> None:
     assert wrong == [], "\n".join(wrong)
 
 
-WORDS = {  # a row of the table of wikitext2_words -> variant and units
-    "dense": ("dense, hidden_size 256", 256),
-    "block lasso, nothing pruned": ("block lasso", 256),
-    "gradual (cubic) to 80 %, block 16, on the sparse path": ("gradual (cubic), sparse path", 256),
-    "block lasso + gradual (linear) to 80 %, block 16, on the sparse path": (
-        "block lasso + gradual (linear), sparse path", 256,
-    ),
-    "block lasso + random pre-pruning of 80 %, block 16, on the sparse path": (
-        "block lasso + random pre-pruning, sparse path", 256,
-    ),
-    "dense with as many stored LSTM weights (104 units)": ("dense, hidden_size 104", 104),
-}  # fmt: skip
+WORDS: dict[str, dict[str, Any]] = {  # a row of the table of wikitext2_words -> settings of its runs
+    "dense": {},
+    "block lasso, nothing pruned": {"lasso": True},
+    "gradual (cubic) to 80 %, block 16, on the sparse path": {"schedule": "cubic"},
+    "block lasso + gradual (linear) to 80 %, block 16, on the sparse path": {"schedule": "linear", "lasso": True},
+    "block lasso + random pre-pruning of 80 %, block 16, on the sparse path": {"schedule": "pre", "lasso": True},
+    "dense with as many stored LSTM weights (104 units)": {"units": 104},
+}
 
 
 @cache
@@ -235,49 +231,58 @@ def words() -> study.Part:
     return sweep_of("wikitext2_words").main("train")
 
 
-def words_of(units: int, target: float) -> pd.DataFrame:
-    """The runs of one setting by seed, in blocks of 16 where it is pruned."""
+def words_runs(
+    schedule: str = "none", lasso: bool = False, units: int = 256, sparsity: float = 0.8, block: int = 16
+) -> pd.DataFrame:
+    """The runs of one setting of the sweep of words that trained, by seed. sparsity, block: where it is pruned."""
     runs = words().runs
-    runs = runs[(runs["hidden_size"] == units) & (runs["target_sparsity"] == target) & runs["trained"]]
-    runs = runs[runs["block_size"].isna() | (runs["block_size"] == 16) | (target == 0.0)]
-    return runs[(runs["lasso"] == "none") & runs["schedule"].isin(("none", "cubic"))].sort_values("seed")
+    runs = runs[(runs["schedule"] == schedule) & ((runs["lasso"] != "none") == lasso) & runs["trained"]]
+    runs = runs[runs["target_sparsity"] == (0.0 if schedule == "none" else sparsity)]
+    return runs[(runs["hidden_size"] == units) & (runs["block_size"].fillna(block) == block)].sort_values("seed")
 
 
-def words_cost(units: int, target: float) -> list[Quoted]:
-    """Per cent above the dense networks of the same seeds; with its interval where it has one."""
-    one, dense = (words_of(*setting).set_index("seed")["test_ppl"] for setting in ((units, target), (256, 0.0)))
-    if units != 256:  # another network: by its geometric mean
-        return [Quoted(100.0 * float(np.exp(np.log((one / dense).dropna()).mean()) - 1.0))]
+def words_row(**setting: Any) -> dict[str, Any]:
+    """What the table of the sweep says of that setting; the settings are those of `words_runs`."""
+    names = ["variant", "block_size", "target_sparsity"]
+    [own] = words_runs(**setting)[names].drop_duplicates().to_dict("records")
     found = words().replicates
-    found = found[~found["variant"].str.contains("lasso")]
-    [ratio] = found.loc[(found["hidden_size"] == units) & (found["target_sparsity"] == target), "ppl_ratio"]
+    for name, value in own.items():
+        found = found[found[name].isna() | (found[name] == value)]  # no block size where there are no blocks
+    [row] = found.to_dict("records")
+    return row  # type: ignore[no-any-return]
+
+
+def per_cent(ratio: Sequence[float]) -> list[Quoted]:
+    """Above dense, with its interval."""
     return [Quoted(100.0 * (part - 1.0)) for part in ratio[:3]]
+
+
+def over_smaller(units: int, **setting: Any) -> pd.Series:
+    """Perplexity of a setting over that of a dense network of so many units, by seed."""
+    own, other = (runs.set_index("seed")["test_ppl"] for runs in (words_runs(**setting), words_runs(units=units)))
+    return (own / other).dropna()
 
 
 def words_saved(units: int) -> list[float]:
     """By how many per cent the pruned network of each seed has less perplexity than the smaller dense one."""
-    pruned, smaller = (words_of(*setting).set_index("seed")["test_ppl"] for setting in ((256, 0.8), (units, 0.0)))
-    return [100.0 * float(share) for share in (1.0 - pruned / smaller).dropna()]
+    return [100.0 * float(1.0 - share) for share in over_smaller(units, schedule="cubic")]
 
 
 def words_against(units: int) -> list[Quoted]:
     """The same of all seeds together, in per cent, with the interval of the pooled residual."""
-    pruned, smaller = (words_of(*setting).set_index("seed")["test_ppl"] for setting in ((256, 0.8), (units, 0.0)))
-    [found] = pooled(words().runs).compared([(pruned / smaller).dropna().tolist()], [True])
+    [found] = pooled(words().runs).compared([over_smaller(units, schedule="cubic").tolist()], [True])
     assert found.side < 0, "decided: lower"
     return [Quoted(100.0 * (1.0 - part)) for part in (found.value, found.high, found.low)]
 
 
 def test_the_table_of_networks_that_have_learned() -> None:
     _, *rows = rows_of("LSTM of 256 units, words of WikiText-2")
-    found = words().replicates.set_index("variant")
     wrong = []
     for label, ppl, seeds, cost in rows:
-        variant, units = WORDS[label]
-        held, ratio = found.loc[variant, ["test_ppl", "ppl_ratio"]]
-        against = [Quoted(100.0 * (part - 1.0)) for part in ratio[:3]] if ratio.n else []
-        if units != 256:
-            against = words_cost(units, 0.0)
+        row, units = words_row(**WORDS[label]), WORDS[label].get("units", 256)
+        held, against = row["test_ppl"], per_cent(row["ppl_ratio"]) if row["ppl_ratio"].n else []
+        if units != 256:  # another network: by its geometric mean
+            against = [Quoted(100.0 * (float(np.exp(-np.log(over_smaller(units)).mean())) - 1.0))]
         wrong += faults(f"{label}, perplexity", ppl, [Quoted(held.value), Quoted((held.high - held.low) / 2.0)])
         wrong += faults(f"{label}, seeds", seeds, [Quoted(held.n)])
         wrong += faults(f"{label}, cost", cost, against)
@@ -431,35 +436,26 @@ def layers_called(*where: str) -> list[Quoted]:
 
 def words_so_far() -> list[Quoted]:
     """Cells that are finished; test and validation perplexity of the dense ones by seed, of the best n-gram in test."""
-    dense = words_of(256, 0.0)
     return [
         Quoted(len(words().runs)),
-        *(Quoted(value) for name in ("test_ppl", "val_ppl") for value in dense[name]),
+        *(Quoted(value) for name in ("test_ppl", "val_ppl") for value in words_runs()[name]),
         Quoted(words().ladder[-1].test_ppl),
     ]
 
 
-def words_pruned_so_far() -> list[Quoted]:
-    """Test perplexity by seed of the gradual ones, and what they cost."""
-    return [*(Quoted(value) for value in words_of(256, 0.8)["test_ppl"]), *words_cost(256, 0.8)]
-
-
-def words_by(variant: str, side: int = 1) -> list[Quoted]:
-    """Test perplexity of a variant of the sweep of words, and what it costs against dense, in per cent.
+def words_by_seed(side: int = 1, **setting: Any) -> list[Quoted]:
+    """Test perplexity of a setting's runs by seed, and what they cost against dense, in per cent.
 
     side: -1 where it is decided that it is lower, 1 higher.
     """
-    [row] = words().replicates.set_index("variant").loc[[variant]].to_dict("records")
-    assert row["ppl_ratio"].side == side, "decided, as is said"
-    return [Quoted(row["test_ppl"].value), *(Quoted(100.0 * (part - 1.0)) for part in row["ppl_ratio"][:3])]
+    ratio = words_row(**setting)["ppl_ratio"]
+    assert ratio.side == side, "decided, as is said"
+    return [*map(Quoted, words_runs(**setting)["test_ppl"]), *per_cent(ratio)]
 
 
-def words_lasso(schedule: str) -> list[Quoted]:
-    """Test perplexity by seed of the lasso's runs of one schedule, and what they cost, in per cent."""
-    runs = words().runs
-    runs = runs[(runs["lasso"] != "none") & (runs["schedule"] == schedule)].sort_values("seed")
-    [variant] = set(runs["variant"])
-    return [*map(Quoted, runs["test_ppl"]), *words_by(variant)[1:]]
+def words_lasso_alone() -> list[Quoted]:
+    """Its mean test perplexity, and what it saves."""
+    return [Quoted(words_row(lasso=True)["test_ppl"].value), *words_by_seed(lasso=True, side=-1)[-3:]]
 
 
 def narrower(sweep: str) -> dict[int, Estimate]:
@@ -542,19 +538,21 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
     "with 256 units {}×": lambda: of(seeds_of(CHARS, "inference", hidden_size=256))[:1],
     "Of `wikitext2_words`, {} of its 33 cells: the dense networks of three seeds end at {}, {} and {} in test ({}, {} "
     "and {} in validation), where a Kneser–Ney 6-gram of the same text has {}": words_so_far,
-    "Pruned gradually to 80 % in blocks of 16, three seeds end at {}, {} and {}: +{} % [+{}, +{}]": words_pruned_so_far,
+    "Pruned gradually to 80 % in blocks of 16, three seeds end at {}, {} and {}: +{} % [+{}, +{}]": lambda: (
+        words_by_seed(schedule="cubic")
+    ),
     "(104 units) end at {}, {} and {}, and at 90 % (69 units) at {}, {} and {}: the pruned networks have {} %, {} % "
     "and {} % less perplexity than those of 104 units of the same seeds, together {} % [{}, {}]": lambda: [
-        *(Quoted(value) for units in (104, 69) for value in words_of(units, 0.0)["test_ppl"]),
+        *(Quoted(value) for units in (104, 69) for value in words_runs(units=units)["test_ppl"]),
         *(Quoted(value) for value in words_saved(104)),
         *words_against(104),
     ],
-    "Block lasso alone, three seeds: {}, {} % [{}, {}], only just decided": lambda: words_by("block lasso", side=-1),
+    "Block lasso alone, three seeds: {}, {} % [{}, {}], only just decided": words_lasso_alone,
     "With the lasso and linear gradual pruning to 80 % three seeds end at {}, {} and {}, +{} % [+{}, +{}]": lambda: (
-        words_lasso("linear")
+        words_by_seed(schedule="linear", lasso=True)
     ),
     "with the lasso and a random cut of 80 % before training two seeds at {} and {}, +{} % [+{}, +{}]": lambda: (
-        words_lasso("pre")
+        words_by_seed(schedule="pre", lasso=True)
     ),
     "cost more: the pruned ones have {} % [{}, {}] less": lambda: words_against(104),
     "a Kneser–Ney 6-gram of it stands at {}": lambda: [Quoted(words().ladder[-1].test_ppl)],
