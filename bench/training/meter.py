@@ -140,16 +140,23 @@ Evaluate = Callable[[Exported], Scores]  # of the test
 
 
 @contextmanager
-def all_dense(paths: Paths) -> Iterator[None]:
-    """Every layer on the dense path, with the same masked weights."""
-    before = [layer.patterns for layer in paths.layers]
-    for layer in paths.layers:
-        layer.patterns = {}
+def restored(paths: Paths, name: str) -> Iterator[None]:
+    """What every layer has by that name afterwards is what it had before."""
+    before = [getattr(layer, name) for layer in paths.layers]
     try:
         yield
     finally:
-        for layer, patterns in zip(paths.layers, before, strict=True):
-            layer.patterns = patterns
+        for layer, value in zip(paths.layers, before, strict=True):
+            setattr(layer, name, value)
+
+
+@contextmanager
+def all_dense(paths: Paths) -> Iterator[None]:
+    """Every layer on the dense path, with the same masked weights."""
+    with restored(paths, "patterns"):
+        for layer in paths.layers:
+            layer.patterns = {}
+        yield
 
 
 @contextmanager
@@ -158,17 +165,15 @@ def smooth(model: nn.Module, paths: Paths) -> Iterator[None]:
 
     It multiplies float32, whatever the run does. The layers do not count its time as theirs; the epoch does.
     """
-    seconds, cudnn = [layer.seconds for layer in paths.layers], torch.backends.cudnn.enabled
+    cudnn = torch.backends.cudnn.enabled
     model.eval()
     torch.backends.cudnn.enabled = False
     try:
-        with all_dense(paths):
+        with restored(paths, "seconds"), all_dense(paths):
             yield
     finally:
         torch.backends.cudnn.enabled = cudnn
         model.train()
-        for layer, before in zip(paths.layers, seconds, strict=True):
-            layer.seconds = before
 
 
 @contextmanager
@@ -177,18 +182,16 @@ def untouched(model: nn.Module, paths: Paths) -> Iterator[None]:
 
     What batch normalisation has measured is as it was.
     """
-    seconds = [layer.seconds for layer in paths.layers]
     measured = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    forked = torch.random.fork_rng(devices=[0] if paths.device == "cuda" else [])  # of what is dropped
     try:
-        with torch.random.fork_rng(devices=[0] if paths.device == "cuda" else []):  # of what is dropped
+        with restored(paths, "seconds"), forked:
             yield
     finally:
         model.zero_grad()
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(measured[name])
-        for layer, before in zip(paths.layers, seconds, strict=True):
-            layer.seconds = before
 
 
 def probe_layers(model: nn.Module, paths: Paths, inputs: Tensor, states: list[State] | None) -> dict[str, Any]:
