@@ -159,6 +159,7 @@ LAYER_ELEMENTS = (torch.float32, torch.float64)
 NO_PAIRS = "this CPU has no bfloat16 instructions (AVX512_BF16)"  # unless BENCH_KERNEL_FLAGS has -DEMULATE_BF16
 MOST_THREADS = 128  # of pool.h
 WORK_OF_A_THREAD = 1 << 16  # multiplications, about what waking it costs
+PATIENCE = 2048  # some 20 to 100 us by processor: longer than most items of a time step
 
 empty: Callable[..., Tensor] = POOL.empty  # every buffer that a kernel writes comes from here; tests put guards around
 
@@ -178,7 +179,11 @@ def structure(name: str, pointers: str, sizes: str = "", **parts: type[ctypes.St
 class Pool(ctypes.Structure):
     """Torch's threads; mirrors `struct Pool` in pool.h."""
 
-    _fields_ = (("threads", ctypes.c_int64), ("parallel", ctypes.c_void_p), ("thread_number", ctypes.c_void_p))
+    _fields_ = (
+        ("threads", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("parallel", "thread_number")),
+        ("patience", ctypes.c_int64),
+    )
 
 
 class Matrix(ctypes.Structure):
@@ -195,12 +200,21 @@ def threads_worth(work: int) -> int:
     return 1 if torch_pool() is None else min(MOST_THREADS, 1 + work // WORK_OF_A_THREAD)
 
 
+@functools.cache  # OpenMP reads it once, too
+def patience() -> int:
+    """Pauses for which a thread waits for others before it leaves its processor to them.
+
+    None where OpenMP's own threads leave theirs at once, as they do by OMP_WAIT_POLICY=passive.
+    """
+    return 0 if os.environ.get("OMP_WAIT_POLICY", "").strip().lower() == "passive" else PATIENCE
+
+
 def pool_for(work: int) -> Pool:
     """Torch's pool, with as many of its threads as `work` multiplications are worth; one where it was not found."""
     pool = torch_pool()
     if pool is None:
-        return Pool(1, None, None)
-    return Pool(min(in_force(), threads_worth(work)), pool.parallel, pool.thread_number)
+        return Pool(1, None, None, 0)
+    return Pool(min(in_force(), threads_worth(work)), pool.parallel, pool.thread_number, patience())
 
 
 def library(source: str, dtype: torch.dtype) -> Library:

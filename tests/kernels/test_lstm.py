@@ -133,7 +133,9 @@ import torch
 from layer import Case
 from kernels.native import library
 torch.set_num_threads(4)
+library.in_force = lambda: 4  # which would know of the limit
 library.WORK_OF_A_THREAD = 1
+assert library.pool_for(1000).threads == 4
 torch.save(Case(8, 6, 3, 4, 30, dtype=torch.float32).computed("native"), {path!r})
 """
 
@@ -163,12 +165,11 @@ def test_threads_that_wait_for_each_other_at_each_step(
     pinned_threads: Threads, size: int, units: int, steps: int, batch: int, threads: int
 ) -> None:
     """More of them than there are processors, and than there are items: some come late, or find nothing to do."""
-    case = Case(size, units, 2, steps, batch, dtype=torch.float32)
-    with pinned_threads(1):
-        expected = case.computed("native")
-    with pinned_threads(threads):
-        found = case.computed("native")
-    assert all(torch.equal(got, wanted) for got, wanted in zip(found, expected, strict=True))
+    case, results = Case(size, units, 2, steps, batch, dtype=torch.float32), []
+    for each in (1, threads):
+        with pinned_threads(each):
+            results.append([*case.computed("native"), *case.inferred(), *case.inferred(dense_input=True)])
+    assert all(torch.equal(got, wanted) for got, wanted in zip(*results, strict=True))
 
 
 @needs_native

@@ -237,9 +237,9 @@ EXPORT void lstm_forward(const Forward *given) {
                 if (layer.inputs) worker.share(strips, [&](int64_t item, int64_t) { place_inputs(layer, item, step, count); });
                 worker.share(inputs, [&](int64_t item, int64_t) { weight_inputs(layer, split.part(item), grid, step, count); });
             }
-            worker.share(steps, [&](int64_t item, int64_t thread) {
-                forward_item(layer, split.part(item), step, grid, scratch_of(layer, thread));
-            });
+            const auto one = [&](int64_t item, int64_t thread) { forward_item(layer, split.part(item), step, grid, scratch_of(layer, thread)); };
+            if (step + 1 < layer.steps) worker.share(steps, one);
+            else worker.end(steps, one);
         }
     });
 }
@@ -260,7 +260,7 @@ EXPORT void lstm_backward(const Backward *given) {
             const int64_t count = smaller(layer.together, layer.steps - step);
             worker.share(inputs, [&](int64_t item, int64_t) { weight_gradients(layer, across.part(item), step, count); });
         }
-        worker.share(steps, [&](int64_t item, int64_t) {
+        worker.end(steps, [&](int64_t item, int64_t) {
             const Part part = split.part(item);
             Scalar *to = layer.grad_h0 + part.column * layer.hidden + part.row;
             multiply_part(layer.recurrent, 0, part, columns_of(layer, 0).columns(part.column, part.columns), to, layer.hidden);

@@ -5,7 +5,12 @@
 // time step of a layer, are a team: called once, they wait for the items and not for each other, so that one that the
 // pool did not send, or that the system has stopped, holds nobody up longer than its own item does.
 #pragma once
+#if defined(_WIN32)
+extern "C" __declspec(dllimport) void __stdcall Sleep(unsigned long);
+#else
 #include <sched.h>
+#include <time.h>
+#endif
 
 #include "vectors.h"
 
@@ -13,6 +18,7 @@ struct Pool {  // mirrored in Python, field by field
     int64_t threads;  // at most most_threads
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
     int (*thread_number)();
+    int64_t patience;  // pauses of the processor for which a thread waits before it lets others have it
 };
 
 namespace {
@@ -40,26 +46,36 @@ struct Ranges {
     }
 };
 
-constexpr int64_t patience = 4096;  // pauses, some 50 us: longer than an item, shorter than what the system takes to come back
+constexpr int64_t turns = 4096;  // that a thread which waits leaves to others, some milliseconds, before it sleeps
 
-inline void wait_a_little(int64_t waited) {
-    if (waited >= patience) sched_yield();
+inline void pause() {
 #if defined(__x86_64__) || defined(__i386__)
-    else __builtin_ia32_pause();
+    __builtin_ia32_pause();
 #elif defined(__aarch64__)
-    else __asm__ volatile("yield");
+    __asm__ volatile("isb");  // `yield` takes no time on most of them
+#endif
+}
+
+inline void leave_to_others(bool for_long) {
+#if defined(_WIN32)
+    Sleep(for_long ? 1 : 0);
+#else
+    const timespec while_away{0, 100000};
+    if (for_long) nanosleep(&while_away, nullptr);
+    else sched_yield();
 #endif
 }
 
 // What the threads of a team have in common: which items are taken, and how many have ended.
 struct Board {
-    struct alignas(64) Counter { uint64_t value; };  // the phase in its upper half, the next item of a range in its lower one
+    struct alignas(64) Counter { uint64_t value; };  // the phase in its upper half, the next item of a range in its lower one:
+                                                     // of neither are there ever 2^32
 
-    const int64_t threads;
+    const int64_t threads, patience;
     alignas(64) int64_t ended = 0;  // items of all phases
     Counter next[most_threads];
 
-    explicit Board(int64_t count) : threads(count) {
+    explicit Board(const Pool &pool) : threads(pool.threads), patience(pool.patience) {
         for (int64_t t = 0; t < threads; ++t) next[t].value = 0;
     }
 };
@@ -73,18 +89,33 @@ struct Worker {
 
     // Run body(item, thread) for the items of the next phase that nobody else takes, and return when all of it has ended.
     template <class Body> void share(const Ranges &ranges, const Body &body) {
+        due += ranges.starts[board.threads];
         ++phase;
+        if (all_ended()) return;  // who comes late
+        if (const int64_t done = run(ranges, body)) __atomic_fetch_add(&board.ended, done, __ATOMIC_RELEASE);
+        for (int64_t waited = 0; !all_ended(); ++waited)
+            if (waited < board.patience) pause();
+            else leave_to_others(waited - board.patience >= turns);
+    }
+
+    // The same of the last phase: whoever called the team waits for its items.
+    template <class Body> void end(const Ranges &ranges, const Body &body) {
+        ++phase;
+        run(ranges, body);
+    }
+
+private:
+    bool all_ended() const { return __atomic_load_n(&board.ended, __ATOMIC_ACQUIRE) >= due; }
+
+    template <class Body> int64_t run(const Ranges &ranges, const Body &body) {
         int64_t done = 0;
         for (int64_t step = 0; step < board.threads; ++step) {
             const int64_t owner = (self + step) % board.threads;
             for (int64_t item; (item = take(ranges, owner)) >= 0; ++done) body(item, self);
         }
-        due += ranges.starts[board.threads];
-        if (done) __atomic_fetch_add(&board.ended, done, __ATOMIC_RELEASE);
-        for (int64_t waited = 0; __atomic_load_n(&board.ended, __ATOMIC_ACQUIRE) < due; ++waited) wait_a_little(waited);
+        return done;
     }
 
-private:
     // An item of `owner` that nobody has taken, -1 where there is none: then all are, or the phase is over.
     int64_t take(const Ranges &ranges, int64_t owner) {
         uint64_t &next = board.next[owner].value, seen = __atomic_load_n(&next, __ATOMIC_RELAXED);
@@ -111,7 +142,7 @@ template <class Body> struct Job {
 
 // Run body(worker) in a team of as many threads as the pool sends, and return when all have ended.
 template <class Body> void team(const Pool &pool, const Body &body) {
-    Board board(pool.threads);
+    Board board(pool);
     Job<Body> job{pool, board, body};
     if (pool.threads > 1)
         pool.parallel(Job<Body>::work, &job, static_cast<unsigned>(pool.threads), 0);
@@ -121,7 +152,7 @@ template <class Body> void team(const Pool &pool, const Body &body) {
 
 // Run body(item, thread) for every item, and return when all have ended.
 template <class Body> void share(const Pool &pool, const Ranges &ranges, const Body &body) {
-    team(pool, [&](Worker worker) { worker.share(ranges, body); });
+    team(pool, [&](Worker worker) { worker.end(ranges, body); });
 }
 
 template <class Body> void share(const Pool &pool, int64_t items, const Body &body) {
