@@ -26,7 +26,7 @@ from analysis.awd.lines import FOUR
 from analysis.goals import cpu, judge
 from analysis.load import REFERENCE, records
 from analysis.runs import pooled
-from analysis.stats import Estimate, change
+from analysis.stats import Comparison, Estimate, change
 from analysis.study import Part, Study
 from analysis.studying import methods, realised
 
@@ -222,6 +222,7 @@ WORDS: dict[str, dict[str, Any]] = {  # a row of the table of wikitext2_words ->
     "gradual (cubic) to 80 %, block 16, on the sparse path": {"schedule": "cubic"},
     "block lasso + gradual (linear) to 80 %, block 16, on the sparse path": {"schedule": "linear", "lasso": True},
     "block lasso + random pre-pruning of 80 %, block 16, on the sparse path": {"schedule": "pre", "lasso": True},
+    "random pre-pruning of 80 %, block 16, on the sparse path": {"schedule": "pre"},
     "dense with as many stored LSTM weights (104 units)": {"units": 104},
 }
 
@@ -257,22 +258,45 @@ def per_cent(ratio: Sequence[float]) -> list[Quoted]:
     return [Quoted(100.0 * (part - 1.0)) for part in ratio[:3]]
 
 
-def over_smaller(units: int, **setting: Any) -> pd.Series:
-    """Perplexity of a setting over that of a dense network of so many units, by seed."""
-    own, other = (runs.set_index("seed")["test_ppl"] for runs in (words_runs(**setting), words_runs(units=units)))
-    return (own / other).dropna()
+def words_ratios(one: Settings, other: Settings) -> list[float]:
+    """Perplexity of a setting over that of another, by seed."""
+    own, against = (words_runs(**each).set_index("seed")["test_ppl"] for each in (one, other))
+    return (own / against).dropna().tolist()  # type: ignore[no-any-return]
 
 
-def words_saved(units: int) -> list[float]:
-    """By how many per cent the pruned network of each seed has less perplexity than the smaller dense one."""
-    return [100.0 * float(1.0 - share) for share in over_smaller(units, schedule="cubic")]
+def words_compared(*pairs: tuple[Settings, Settings]) -> list[Comparison]:
+    """A setting over another, of all seeds together, decided for all pairs together."""
+    return pooled(words().runs).compared([words_ratios(*pair) for pair in pairs], [True] * len(pairs))
 
 
-def words_against(units: int) -> list[Quoted]:
-    """The same of all seeds together, in per cent, with the interval of the pooled residual."""
-    [found] = pooled(words().runs).compared([over_smaller(units, schedule="cubic").tolist()], [True])
+def above(one: Settings, other: Settings) -> list[Quoted]:
+    """By how many per cent a setting is decided to have more perplexity than another."""
+    [found] = words_compared((one, other))
+    assert found.side > 0, "decided: higher"
+    return per_cent((found.value, found.low, found.high))
+
+
+def below(one: Settings, other: Settings) -> list[Quoted]:
+    """By how many per cent it is decided to have less."""
+    [found] = words_compared((one, other))
     assert found.side < 0, "decided: lower"
     return [Quoted(100.0 * (1.0 - part)) for part in (found.value, found.high, found.low)]
+
+
+GRADUAL_WORDS, RANDOM_WORDS, SMALLER_WORDS = {"schedule": "cubic"}, {"schedule": "pre"}, {"units": 104}
+SLIDES: list[Settings] = [{}, *({"schedule": schedule, "lasso": True} for schedule in ("none", "linear", "pre"))]
+
+
+def words_order() -> list[Quoted]:
+    """What the slides' rows have more than the row before each, of the pairs that are decided: all but the first."""
+    first, *others = words_compared(*zip(SLIDES[1:], SLIDES, strict=False))
+    assert first.side == 0 and all(pair.side > 0 for pair in others)
+    return [quoted for pair in others for quoted in per_cent((pair.value, pair.low, pair.high))]
+
+
+def words_saved() -> list[float]:
+    """By how many per cent the pruned network of each seed has less perplexity than the smaller dense one."""
+    return [100.0 * (1.0 - share) for share in words_ratios(GRADUAL_WORDS, SMALLER_WORDS)]
 
 
 def test_the_table_of_networks_that_have_learned() -> None:
@@ -282,7 +306,7 @@ def test_the_table_of_networks_that_have_learned() -> None:
         row, units = words_row(**WORDS[label]), WORDS[label].get("units", 256)
         held, against = row["test_ppl"], per_cent(row["ppl_ratio"]) if row["ppl_ratio"].n else []
         if units != 256:  # another network: by its geometric mean
-            against = [Quoted(100.0 * (float(np.exp(-np.log(over_smaller(units)).mean())) - 1.0))]
+            against = [Quoted(100.0 * (float(np.exp(np.log(words_ratios(WORDS[label], {})).mean())) - 1.0))]
         wrong += faults(f"{label}, perplexity", ppl, [Quoted(held.value), Quoted((held.high - held.low) / 2.0)])
         wrong += faults(f"{label}, seeds", seeds, [Quoted(held.n)])
         wrong += faults(f"{label}, cost", cost, against)
@@ -446,16 +470,16 @@ def words_so_far() -> list[Quoted]:
 def words_by_seed(side: int = 1, **setting: Any) -> list[Quoted]:
     """Test perplexity of a setting's runs by seed, and what they cost against dense, in per cent.
 
-    side: -1 where it is decided that it is lower, 1 higher.
+    side: -1 where it is decided that it is lower, 1 higher, 0 where it is not decided.
     """
     ratio = words_row(**setting)["ppl_ratio"]
-    assert ratio.side == side, "decided, as is said"
+    assert ratio.side == side, "decided or not, as is said"
     return [*map(Quoted, words_runs(**setting)["test_ppl"]), *per_cent(ratio)]
 
 
 def words_lasso_alone() -> list[Quoted]:
-    """Its mean test perplexity, and what it saves."""
-    return [Quoted(words_row(lasso=True)["test_ppl"].value), *words_by_seed(lasso=True, side=-1)[-3:]]
+    """Its mean test perplexity, and what it costs."""
+    return [Quoted(words_row(lasso=True)["test_ppl"].value), *words_by_seed(lasso=True, side=0)[-3:]]
 
 
 def narrower(sweep: str) -> dict[int, Estimate]:
@@ -544,17 +568,27 @@ SAID: dict[str, Callable[[], list[Quoted]]] = {  # a sentence, with {} for each 
     "(104 units) end at {}, {} and {}, and at 90 % (69 units) at {}, {} and {}: the pruned networks have {} %, {} % "
     "and {} % less perplexity than those of 104 units of the same seeds, together {} % [{}, {}]": lambda: [
         *(Quoted(value) for units in (104, 69) for value in words_runs(units=units)["test_ppl"]),
-        *(Quoted(value) for value in words_saved(104)),
-        *words_against(104),
+        *map(Quoted, words_saved()),
+        *below(GRADUAL_WORDS, SMALLER_WORDS),
     ],
-    "Block lasso alone, three seeds: {}, {} % [{}, {}], only just decided": words_lasso_alone,
+    "Block lasso alone, three seeds: {}, {} % [{}, +{}], undecided": words_lasso_alone,
     "With the lasso and linear gradual pruning to 80 % three seeds end at {}, {} and {}, +{} % [+{}, +{}]": lambda: (
         words_by_seed(schedule="linear", lasso=True)
     ),
-    "with the lasso and a random cut of 80 % before training two seeds at {} and {}, +{} % [+{}, +{}]": lambda: (
+    "with the lasso and a random cut of 80 % before training three seeds end at {}, {} and {}, +{} % "
+    "[+{}, +{}]": lambda: (
         words_by_seed(schedule="pre", lasso=True)
     ),
-    "cost more: the pruned ones have {} % [{}, {}] less": lambda: words_against(104),
+    "and without the lasso three seeds end at {}, {} and {}, +{} % [+{}, +{}]": lambda: words_by_seed(schedule="pre"),
+    "cost {} % [{}, {}] more than blocks that go while the network trains, and have {} % [{}, {}] less perplexity "
+    "than a dense": lambda: [
+        *above(RANDOM_WORDS, GRADUAL_WORDS), *below(RANDOM_WORDS, SMALLER_WORDS),
+    ],
+    "gradual pruning over block lasso (+{} % [+{}, +{}]) and the random cut over gradual pruning (+{} % [+{}, +{}])": (
+        words_order
+    ),
+    "Random blocks cost {} % [{}, {}] more than gradually pruned ones": lambda: above(RANDOM_WORDS, GRADUAL_WORDS),
+    "cost more: the pruned ones have {} % [{}, {}] less": lambda: below(GRADUAL_WORDS, SMALLER_WORDS),
     "a Kneser–Ney 6-gram of it stands at {}": lambda: [Quoted(words().ladder[-1].test_ppl)],
     "These are {} of the 33 cells of the sweep `wikitext2_words`": lambda: [Quoted(len(words().runs))],
     "At n = 80 the same kernel reaches {}× to {}× at 80 %, and {}× to {}× at 90 %": lambda: [
